@@ -1,0 +1,57 @@
+"""Every error that the framework raises on purpose.
+
+Each says what is wrong, and its hint the one thing to do about it:
+
+>>> print(SampleError("audio[0] holds NaN", hint="drop or repair the recording"))
+audio[0] holds NaN
+hint: drop or repair the recording
+"""
+
+
+class SafeError(Exception):
+    """Base class of the framework's errors.
+
+    Args:
+        message: what is wrong, with names in backticks and no final period.
+        hint: the one thing to do, shown on a line of its own.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        self.message, self.hint = message, hint
+        super().__init__(f"{message}\nhint: {hint}" if hint else message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with the hint, so that the error survives a worker process."""
+        return _rebuild, (type(self), self.message, self.hint)
+
+
+def _rebuild(kind: type[SafeError], message: str, hint: str) -> SafeError:
+    return kind(message, hint=hint)
+
+
+class PluginError(SafeError, LookupError):
+    """A plugin that is unknown, ambiguous, broken, or breaks its interface."""
+
+
+class UnsupportedBaseError(SafeError):
+    """A base model that cannot honour the laws; the message says what was seen."""
+
+
+class InjectionError(SafeError, RuntimeError):
+    """A fused layer was never reached, so the modality would have been ignored silently."""
+
+
+class SampleError(SafeError, ValueError):
+    """A sample that an encoder cannot take: wrong rate, NaN, wrong shape."""
+
+
+class DataError(SafeError, ValueError):
+    """A data file or row that cannot be used; the message names the file and the row."""
+
+
+class AdapterError(SafeError, ValueError):
+    """An adapter folder that is incomplete, or was made for another base or encoder."""
+
+
+class CheckpointError(SafeError, LookupError):
+    """Pretrained weights that cannot be found or read."""
