@@ -17,6 +17,8 @@ class FusionAdapter(nn.Module, ABC):
 
     Attributes:
         layers: decoder layers whose input it changes, counted from 0, ascending.
+        rebuilt: names of parameters that the constructor derives from the base again, so that
+            an adapter on disk need not hold them.
 
     Laws:
         fresh_is_silent: a new adapter's delta is exactly zero.
@@ -27,6 +29,7 @@ class FusionAdapter(nn.Module, ABC):
     """
 
     layers: tuple[int, ...]
+    rebuilt: frozenset[str] = frozenset()
 
     @abstractmethod
     def remember(self, tokens: Tokens) -> Memory:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,6 @@ class RetentionRegularizer(ABC):
     """
 
     counterfactual: tuple[str, ...] = ()
-    name: ClassVar[str] = ""
 
     def begin(self, model: nn.Module) -> None:
         """Called once before the first step, with the SafeModel about to be trained."""

@@ -14,7 +14,7 @@ length    text positions
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
 import attrs
@@ -75,6 +75,11 @@ class Memory:
     tensors: Mapping[str, Tensor]
     mask: Annotated[Tensor, "batch tokens"]
 
+    def to(self, device: torch.device) -> Memory:
+        """The same memory on ``device``."""
+        moved = {name: t.to(device) for name, t in self.tensors.items()}
+        return Memory(moved, self.mask.to(device))
+
     def rows(self, index: Tensor) -> Memory:
         """The samples at ``index``, in its order; repeated indices repeat a sample."""
         return Memory({name: t[index] for name, t in self.tensors.items()}, self.mask[index])
@@ -88,14 +93,14 @@ class BaseFacts:
         hidden_size: width of its hidden states.
         num_layers: how many decoder layers it has.
         num_heads: attention heads of a layer.
-        attention: for each layer whose attention has four plain projections, copies of their
-            weights; empty where the base's layers are of another kind.
+        attention: gives copies of a layer's attention projections, or None where that layer's
+            attention is not made of four plain ones.
     """
 
     hidden_size: int
     num_layers: int
     num_heads: int
-    attention: Mapping[int, AttentionWeights] = attrs.field(factory=dict)
+    attention: Callable[[int], AttentionWeights | None] = lambda layer: None
 
 
 @attrs.frozen(eq=False)

@@ -1,0 +1,47 @@
+"""Counterfactual distillation: with an irrelevant sample, say what the base says without one.
+
+``T^2 * mean_positions KL(softmax(base / T) || softmax(safe / T))``, Hinton et al. 2015
+(arXiv:1503.02531), on retention text that carries a sample which has nothing to do with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from safe_framework import RetentionRegularizer
+
+
+class DistillationRegularizer(RetentionRegularizer):
+    """Distil the open-gate model towards the base.
+
+    Args:
+        temperature: softens both distributions; 1 leaves them as they are.
+        counterfactual: kinds of irrelevant sample that retention batches carry in turn.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 3.0,
+        counterfactual: Sequence[Literal["silent", "noise", "shuffled"]] = (
+            "silent",
+            "noise",
+            "shuffled",
+        ),
+    ) -> None:
+        if not temperature > 0:
+            raise ValueError(f"`temperature` must be above 0, not {temperature}")
+        if not counterfactual:
+            raise ValueError("`counterfactual` must name at least one kind of sample")
+        self.temperature = temperature
+        self.counterfactual = tuple(counterfactual)
+
+    def penalty(self, logits: Tensor, base_logits: Tensor, mask: Tensor) -> Tensor:
+        """Mean divergence over the positions that count, times the squared temperature."""
+        ours = (logits[mask].float() / self.temperature).log_softmax(-1)
+        base = (base_logits[mask].float() / self.temperature).log_softmax(-1)
+        divergence = (base.exp() * (base - ours)).sum(-1)  # (positions,)
+        return divergence.mean() * self.temperature**2

@@ -1,0 +1,240 @@
+"""The adapter on disk: a folder without pickles, written whole or not at all.
+
+``adapter_model.safetensors`` holds what training changed and what cannot be rebuilt,
+``adapter_config.json`` what it belongs to, ``recipe.toml`` how to build it again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from torch import Tensor
+
+import safe_framework
+from safe_framework.errors import AdapterError
+from safe_framework.fingerprint import fingerprint, text_fingerprint, tokenizer_fingerprint
+from safe_framework.modality import Modality
+
+if TYPE_CHECKING:
+    from safe_framework.model import SafeModel
+
+FORMAT = 1
+WEIGHTS, CONFIG, RECIPE, CARD = (
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "recipe.toml",
+    "README.md",
+)
+
+
+@attrs.frozen
+class AdapterConfig:
+    """What an adapter belongs to.
+
+    Attributes:
+        format: version of the folder's layout.
+        framework: version of safe-framework that wrote it.
+        base: class and fingerprints of the base model.
+        modalities: gate and encoder fingerprint by modality.
+        parameters: how many trainable parameters it holds.
+    """
+
+    format: int
+    framework: str
+    base: Mapping[str, str]
+    modalities: Mapping[str, Mapping[str, Any]]
+    parameters: int
+
+
+def adapter_tensors(model: SafeModel) -> dict[str, Tensor]:
+    """What an adapter must hold: all but the base, frozen encoders and what can be rebuilt."""
+    found: dict[str, Tensor] = {}
+    for name in model.modalities:
+        for key, tensor in modality_tensors(model.modality(name)).items():
+            found[f"{name}.{key}"] = tensor
+    return found
+
+
+def modality_tensors(modality: Modality) -> dict[str, Tensor]:
+    """One modality's part of ``adapter_tensors``."""
+    rebuilt = {f"fusion.{name}" for name in modality.fusion.rebuilt}
+    return {
+        key: tensor.detach()
+        for key, tensor in modality.state_dict().items()
+        if key not in rebuilt and (modality.encoder_trains or not key.startswith("encoder."))
+    }
+
+
+def save_adapter(model: SafeModel, folder: Path) -> Path:
+    """Write ``model``'s adapter to ``folder``, replacing an adapter that is there.
+
+    Raises:
+        AdapterError: ``folder`` holds something that is not an adapter.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
+        raise AdapterError(
+            f"`{folder}` is not empty and holds no adapter", hint="choose another folder"
+        )
+    write_folder(folder, lambda temporary: _write(model, temporary))
+    return folder
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Fill a temporary folder beside ``folder``, then put it in its place."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        write(temporary)
+        temporary.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _write(model: SafeModel, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {key: value.cpu().contiguous().clone() for key, value in adapter_tensors(model).items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    config = attrs.asdict(_config_of(model))
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    if model.recipe is not None:
+        (folder / RECIPE).write_text(model.recipe.text, "utf-8")
+    (folder / CARD).write_text(_card(model, config), "utf-8")
+
+
+def _config_of(model: SafeModel) -> AdapterConfig:
+    return AdapterConfig(
+        format=FORMAT,
+        framework=safe_framework.__version__,
+        base=base_identity(model),
+        modalities={name: _modality_identity(model.modality(name)) for name in model.modalities},
+        parameters=sum(p.numel() for p in model.trainable_parameters().values()),
+    )
+
+
+def _modality_identity(modality: Modality) -> dict[str, Any]:
+    return {
+        "gate": modality.gate,
+        "encoder": fingerprint(modality.encoder),
+        "layers": list(modality.fusion.layers),
+    }
+
+
+def base_identity(model: SafeModel) -> dict[str, str]:
+    """What tells one base from another: class, weights, config and tokenizer."""
+    config = model.base.config.to_dict()  # type: ignore[operator, union-attr]
+    plain = {key: value for key, value in config.items() if key in _DESCRIBES_WEIGHTS}
+    return {
+        "class": type(model.base).__name__,
+        "model": model.recipe.base.model if model.recipe else "",
+        "weights": fingerprint(model.base),
+        "config": text_fingerprint(plain),
+        "tokenizer": tokenizer_fingerprint(model.tokenizer),
+    }
+
+
+_DESCRIBES_WEIGHTS = frozenset(
+    {"model_type", "hidden_size", "num_hidden_layers", "vocab_size", "text_config", "rope_theta"}
+)
+
+
+def read_config(folder: Path) -> AdapterConfig:
+    """The adapter's config.
+
+    Raises:
+        AdapterError: the folder is not a whole adapter, or of a newer format.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise AdapterError(
+                f"`{folder}` is not an adapter: it has no `{name}`",
+                hint="give the folder that `save_pretrained` wrote",
+            )
+    raw = json.loads((folder / CONFIG).read_text("utf-8"))
+    if raw.get("format") != FORMAT:
+        raise AdapterError(
+            f"`{folder}` has adapter format {raw.get('format')}, this version reads {FORMAT}",
+            hint="update safe-framework",
+        )
+    return AdapterConfig(**raw)
+
+
+def load_tensors(model: SafeModel, folder: Path) -> None:
+    """Put the adapter's tensors into a model built from its recipe.
+
+    Raises:
+        AdapterError: the base or an encoder is another one, or tensors are missing, unknown
+            or of another shape; the message says what differs.
+    """
+    from safetensors.torch import load_file
+
+    config = read_config(folder)
+    _check_identity(model, config, folder)
+    copy_tensors(adapter_tensors(model), load_file(folder / WEIGHTS), folder)
+    for name, identity in config.modalities.items():
+        model.set_gate(identity["gate"], name)
+
+
+def copy_tensors(target: Mapping[str, Tensor], source: Mapping[str, Tensor], place: Path) -> None:
+    """Copy every tensor of ``source`` into its namesake in ``target``, in place.
+
+    Raises:
+        AdapterError: the two do not hold the same names and shapes.
+    """
+    expected = {key: tuple(tensor.shape) for key, tensor in target.items()}
+    found = {key: tuple(tensor.shape) for key, tensor in source.items()}
+    if expected != found:
+        differing = sorted(
+            key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)
+        )
+        raise AdapterError(
+            f"`{place}` does not fit the model: {', '.join(differing[:5])} differ",
+            hint="load it with the recipe that it was trained with",
+        )
+    for key, tensor in target.items():
+        tensor.copy_(source[key])
+
+
+def _check_identity(model: SafeModel, config: AdapterConfig, folder: Path) -> None:
+    now = base_identity(model)
+    differing = [
+        part
+        for part in ("class", "weights", "config", "tokenizer")
+        if now[part] != config.base[part] and now[part]
+    ]
+    if differing:
+        raise AdapterError(
+            f"`{folder}` was made for another base "
+            f"(`{config.base['model'] or config.base['class']}`): {' and '.join(differing)} differ",
+            hint="load it on the base that it was trained on",
+        )
+    for name, identity in config.modalities.items():
+        if fingerprint(model.modality(name).encoder) != identity["encoder"]:
+            raise AdapterError(
+                f"the encoder of modality `{name}` is not the one that `{folder}` was trained with",
+                hint="use the same checkpoint and options of the encoder",
+            )
+
+
+def _card(model: SafeModel, config: Mapping[str, Any]) -> str:
+    senses = ", ".join(config["modalities"])
+    base = config["base"]["model"] or config["base"]["class"]
+    return (
+        f"---\nlibrary_name: safe-framework\ntags: [safe-framework, {senses}]\n---\n"
+        f"# {senses} for {base}\n\n"
+        f"An adapter of {config['parameters']:,} trainable parameters that gives `{base}` the "
+        f"sense {senses}. With the sense absent or its gate at 0, outputs are bit for bit the "
+        "base model's.\n\n"
+        "```python\nimport safe_framework\n\nmodel = safe_framework.load(\"this/folder\")\n```\n"
+    )

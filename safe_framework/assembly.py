@@ -1,0 +1,147 @@
+"""From a recipe to a model: the parts come from the registries, the core wires them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from safe_framework import _registry
+from safe_framework._recipe import ModalitySpec, PluginSpec, Recipe, parse_recipe, read_recipe
+from safe_framework._recipe import positioned
+from safe_framework.adapter import RECIPE, load_tensors, read_config
+from safe_framework.base import load_base
+from safe_framework.errors import AdapterError
+from safe_framework.model import SafeModel
+
+if TYPE_CHECKING:
+    from safe_framework.retention import RetentionRegularizer
+
+
+def build(
+    recipe: str | Path | Recipe,
+    *,
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> SafeModel:
+    """Build the model that a recipe describes, its modalities fresh and silent.
+
+    Args:
+        recipe: path of a TOML file, the name of a catalogue recipe, or a recipe already read.
+        device: where to put the model; by default where it loads.
+        trust_remote_code: let the base's checkpoint run code of its own.
+
+    Raises:
+        RecipeError: the recipe is wrong; the message shows every mistake.
+        CheckpointError: pretrained weights cannot be found.
+        UnsupportedBaseError: the base cannot be served.
+    """
+    checked = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    base, tokenizer = load_base(checked.base, trust_remote_code=trust_remote_code)
+    if device is not None:
+        base = base.to(device)
+    return attach(base, tokenizer, recipe=checked)
+
+
+def attach(
+    base: nn.Module,
+    tokenizer: Any = None,
+    *,
+    recipe: str | Path | Recipe | None = None,
+    layers_path: str | None = None,
+) -> SafeModel:
+    """Wrap a base that is already in memory, and give it a recipe's modalities if there is one.
+
+    Args:
+        base: any transformers model with decoder layers; frozen, otherwise left as it is.
+        tokenizer: its tokenizer or processor.
+        recipe: whose ``[modalities]`` to add; its ``[base]`` is not loaded.
+        layers_path: dotted path of the decoder layers, where the rule is wrong for this model.
+    """
+    if recipe is None:
+        return SafeModel(base, tokenizer, layers_path=layers_path)
+    checked = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    model = SafeModel(base, tokenizer, layers_path=layers_path or checked.base.layers_path)
+    model.recipe = checked
+    with torch.random.fork_rng(devices=[]):  # building must not move the caller's seed
+        torch.manual_seed(checked.training.seed)
+        for name, spec in checked.modalities.items():
+            _add(model, checked, name, spec)
+    return model
+
+
+def load(
+    folder: str | Path,
+    *,
+    base: nn.Module | None = None,
+    tokenizer: Any = None,
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> SafeModel:
+    """Load an adapter that ``save_pretrained`` wrote, on the base that it was made for.
+
+    Args:
+        folder: the adapter.
+        base: a base already in memory; loaded as the adapter's recipe says if not given.
+        tokenizer: of that base.
+        device: where to put the model.
+        trust_remote_code: let the base's checkpoint run code of its own.
+
+    Raises:
+        AdapterError: the folder is not a whole adapter, or was made for another base.
+    """
+    place = Path(folder)
+    read_config(place)
+    if not (place / RECIPE).is_file():
+        raise AdapterError(
+            f"`{place}` has no `{RECIPE}`: its model was put together by hand",
+            hint="add the same modalities to the base, then call adapter.load_tensors",
+        )
+    recipe = parse_recipe((place / RECIPE).read_text("utf-8"), str(place / RECIPE), data=False)
+    if base is None:
+        base, tokenizer = load_base(recipe.base, trust_remote_code=trust_remote_code)
+    if device is not None:
+        base = base.to(device)
+    model = attach(base, tokenizer, recipe=recipe)
+    load_tensors(model, place)
+    return model
+
+
+def regularizers(recipe: Recipe) -> list[tuple[float, RetentionRegularizer]]:
+    """The recipe's retention methods with their weights."""
+    return [
+        (
+            spec.weight,
+            _make(recipe, ("retention", index), "retention_regularizers", spec.use, spec.options),
+        )
+        for index, spec in enumerate(recipe.retention)
+    ]
+
+
+def _add(model: SafeModel, recipe: Recipe, name: str, spec: ModalitySpec) -> None:
+    def part(kind: str, table: str, plugin: PluginSpec, *wired: Any) -> Any:
+        path = ("modalities", name, table)
+        return _make(recipe, path, kind, plugin.use, plugin.options, *wired)
+
+    facts = model.facts()
+    encoder = part("encoders", "encoder", spec.encoder)
+    if not any(p.requires_grad for p in encoder.parameters()):
+        encoder.eval()
+    projector = part("projectors", "projector", spec.projector, encoder.dim, facts.hidden_size)
+    fusion = part("fusion_adapters", "fusion", spec.fusion, facts)
+    model.add_modality(
+        name, encoder=encoder, projector=projector, fusion=fusion, gate=spec.gate.value
+    )
+
+
+def _make(
+    recipe: Recipe, path: tuple[str | int, ...], kind: str, use: str, options: Any, *wired: Any
+) -> Any:
+    """Call a plugin's constructor; a complaint about an option is shown where it is written."""
+    plugin = getattr(_registry, kind).load(use)
+    try:
+        return plugin(*wired, **options)
+    except (ValueError, TypeError) as error:
+        raise positioned(recipe, path, error, owner=f"`{use}`") from error

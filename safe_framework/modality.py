@@ -1,0 +1,169 @@
+"""One modality: encoder, projector, fusion adapter and gate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from safe_framework.encoder import Encoder
+from safe_framework.errors import PluginError, SafeError, SampleError
+from safe_framework.fusion import FusionAdapter
+from safe_framework.injection import ActiveSense
+from safe_framework.projector import Projector
+from safe_framework.shapes import Frames, Tokens
+
+PRESENT = "present"
+FRAMES, FRAMES_MASK = "frames", "frames_mask"
+
+
+class Modality(nn.Module):
+    """The plugins that give a base one new sense.
+
+    A batch carries a modality in keys ``NAME__KEY``: ``present`` (True on the rows that have a
+    sample), and either what the encoder's ``prepare`` gave or finished ``frames`` with their
+    ``frames_mask``. Every tensor has one row for each row of the call.
+
+    Args:
+        name: of the modality, such as ``"audio"``.
+        encoder: turns samples into frames.
+        projector: maps frames into the base's hidden size.
+        fusion: lets decoder layers attend to the tokens.
+        gate: strength from 0 (off) to 1.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        encoder: Encoder,
+        projector: Projector,
+        fusion: FusionAdapter,
+        gate: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.encoder, self.projector, self.fusion = encoder, projector, fusion
+        self.gate = checked_gate(gate)
+
+    def train(self, mode: bool = True) -> Modality:
+        """Switch the projector and the adapter; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        self.encoder.train(mode and self.encoder_trains)
+        return self
+
+    @property
+    def encoder_trains(self) -> bool:
+        """Whether any parameter of the encoder is trainable."""
+        return any(p.requires_grad for p in self.encoder.parameters())
+
+    def encode(self, inputs: Mapping[str, Tensor]) -> Frames:
+        """Frames of prepared inputs, without gradient if the encoder is frozen."""
+        if FRAMES in inputs:
+            return Frames(inputs[FRAMES], inputs[FRAMES_MASK])
+        with nullcontext() if self.encoder_trains else torch.no_grad():
+            frames = self.encoder(**inputs)
+        if not isinstance(frames, Frames):
+            raise PluginError(
+                f"encoder of modality `{self.name}` gave {type(frames).__name__}, not Frames"
+            )
+        return frames
+
+    def sense(self, inputs: Mapping[str, Tensor], gates: Tensor) -> ActiveSense | None:
+        """What this modality does in one call, or None where it is off on every row.
+
+        Args:
+            inputs: the modality's part of the batch, without the ``NAME__`` prefix.
+            gates: strength on each row, (batch,).
+        """
+        inputs = dict(inputs)
+        present = inputs.pop(PRESENT).bool()
+        rows = (present & (gates.to(present.device) != 0)).nonzero().flatten()
+        if not len(rows):
+            return None
+        frames = self.encode({key: value[rows] for key, value in inputs.items()})
+        tokens = self.projector(frames)
+        heard = tokens.mask.any(dim=1).nonzero().flatten()  # all masked is absent
+        if not len(heard):
+            return None
+        if len(heard) < len(rows):
+            tokens, rows = tokens.rows(heard), rows[heard]
+        memory = self.fusion.remember(tokens)
+        return ActiveSense(
+            self.name, self.fusion, memory, rows, gates.to(rows.device)[rows], len(present)
+        )
+
+    def tokens(self, inputs: Mapping[str, Tensor]) -> Tokens:
+        """The tokens of prepared inputs, every row present."""
+        tokens: Tokens = self.projector(self.encode(inputs))
+        return tokens
+
+
+def checked_gate(value: float) -> float:
+    """A gate's strength as a float.
+
+    Raises:
+        SafeError: it is not a number from 0 to 1.
+    """
+    number = float(value)
+    if not math.isfinite(number) or not 0 <= number <= 1:
+        raise SafeError(f"a gate must be between 0 and 1, not {value}")
+    return number
+
+
+def row_gates(gate: float | Tensor, rows: int) -> Tensor:
+    """Strength on each row of a call, from one number or one for each row.
+
+    Raises:
+        SafeError: a strength is not from 0 to 1, or there are not as many as rows.
+    """
+    if not isinstance(gate, Tensor):
+        return torch.full((rows,), checked_gate(gate))
+    gates = gate.detach().float().expand(rows) if gate.ndim == 0 else gate.detach().float()
+    if gates.shape != (rows,) or not bool(((gates >= 0) & (gates <= 1)).all()):
+        raise SafeError(f"`gate` must hold {rows} numbers between 0 and 1, one for each row")
+    return gates
+
+
+def split_by_modality(
+    inputs: Mapping[str, object], names: Iterable[str]
+) -> tuple[dict[str, object], dict[str, dict[str, Tensor]]]:
+    """Part a call's keyword arguments into the base's own and each modality's.
+
+    Raises:
+        SampleError: a key belongs to a modality that is not attached, or a modality's tensors
+            do not have the same number of rows.
+    """
+    own: dict[str, object] = {}
+    given: dict[str, dict[str, Tensor]] = {}
+    known = set(names)
+    for key, value in inputs.items():
+        name, separator, rest = key.partition("__")
+        if not separator or not isinstance(value, Tensor):
+            own[key] = value
+        elif name in known:
+            given.setdefault(name, {})[rest] = value
+        else:
+            raise SampleError(
+                f"`{key}` belongs to modality `{name}`, which is not attached",
+                hint=f"attached modalities: {', '.join(sorted(known)) or 'none'}",
+            )
+    for name, tensors in given.items():
+        _check_rows(name, tensors)
+    return own, given
+
+
+def _check_rows(name: str, tensors: Mapping[str, Tensor]) -> None:
+    if PRESENT not in tensors:
+        raise SampleError(
+            f"modality `{name}` came without `{name}__{PRESENT}`",
+            hint="make the batch with `model.processor`",
+        )
+    counts = {key: len(value) for key, value in tensors.items()}
+    if len(set(counts.values())) > 1:
+        raise SampleError(
+            f"the tensors of modality `{name}` have different numbers of rows: {counts}",
+            hint="slice every tensor of a batch alike",
+        )

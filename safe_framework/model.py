@@ -1,0 +1,270 @@
+"""SafeModel: an untouched base, and the modalities that listen in on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from safe_framework.attachment import active, decoder_layers, install
+from safe_framework.base import facts_of, freeze, probe
+from safe_framework.encoder import Encoder
+from safe_framework.errors import SafeError
+from safe_framework.fusion import FusionAdapter
+from safe_framework.injection import CallInjection
+from safe_framework.modality import Modality, checked_gate, row_gates, split_by_modality
+from safe_framework.processor import SafeProcessor
+from safe_framework.projector import Projector
+from safe_framework.shapes import BaseFacts, Frames, Sample
+
+if TYPE_CHECKING:
+    from safe_framework._recipe import Recipe
+
+Gate = float | Tensor | Mapping[str, float | Tensor]
+
+_OFF: ContextVar[frozenset[tuple[str, str]]] = ContextVar("safe_framework_off", default=frozenset())
+
+
+class SafeModel(nn.Module):
+    """A frozen transformers model that can be given new senses.
+
+    With every modality absent or every gate at 0, ``forward`` and ``generate`` return bit for
+    bit what ``base`` returns for the same call.
+
+    Args:
+        base: any transformers model with decoder layers; frozen and put in evaluation mode,
+            otherwise left as it is.
+        tokenizer: its tokenizer or processor, for ``processor``; optional.
+        layers_path: dotted path of the decoder layers, where the rule is wrong for this model.
+
+    Attributes:
+        base: the model that was given.
+        modalities: the senses by name.
+        recipe: what the model was built from, if it was built from a recipe.
+
+    Raises:
+        UnsupportedBaseError: the base cannot be served; the message says what was seen.
+    """
+
+    def __init__(
+        self, base: nn.Module, tokenizer: Any = None, *, layers_path: str | None = None
+    ) -> None:
+        super().__init__()
+        layers = decoder_layers(base, layers_path)
+        self.base = freeze(base)
+        probe(base, layers)
+        self.modalities = nn.ModuleDict()
+        self.recipe: Recipe | None = None
+        self.tokenizer = tokenizer
+        self._owner = uuid4().hex
+        self._layers_path = layers_path
+        self._handles: dict[str, list[RemovableHandle]] = {}
+
+    # Modalities
+
+    def add_modality(
+        self,
+        name: str,
+        *,
+        encoder: Encoder,
+        projector: Projector,
+        fusion: FusionAdapter,
+        gate: float = 1.0,
+    ) -> None:
+        """Attach a sense; untrained, it leaves the outputs exactly the base's.
+
+        Raises:
+            SafeError: the name is taken or cannot be a keyword, or a fused layer does not exist.
+        """
+        self._check_name(name)
+        modality = Modality(name, encoder, projector, fusion, gate)
+        modality.encoder.eval()
+        layers = decoder_layers(self.base, self._layers_path)
+        if wrong := [layer for layer in fusion.layers if not 0 <= layer < len(layers)]:
+            raise SafeError(
+                f"`layers` of the fusion adapter of `{name}` names {wrong}, but the base has "
+                f"decoder layers 0 to {len(layers) - 1}"
+            )
+        self.modalities[name] = modality.to(self.device).train(self.training)
+        self._handles[name] = install(self._owner, layers, fusion.layers)
+
+    def remove_modality(self, name: str) -> None:
+        """Detach one sense; its hooks leave the base."""
+        del self.modalities[self._known(name)]
+        for handle in self._handles.pop(name):
+            handle.remove()
+
+    def detach(self) -> nn.Module:
+        """Remove every sense and give the base back, without a hook on it."""
+        for name in list(self.modalities):
+            self.remove_modality(name)
+        return self.base
+
+    def facts(self) -> BaseFacts:
+        """What a fusion adapter's constructor is told of the base."""
+        return facts_of(self.base, decoder_layers(self.base, self._layers_path))
+
+    def modality(self, name: str) -> Modality:
+        """The modality called ``name``.
+
+        Raises:
+            SafeError: there is none.
+        """
+        found = self.modalities[self._known(name)]
+        assert isinstance(found, Modality)
+        return found
+
+    # Calls
+
+    def forward(self, *args: Any, gate: Gate | None = None, **inputs: Any) -> Any:
+        """Call the base, with whatever modalities ``inputs`` carries.
+
+        Args:
+            *args: passed to the base.
+            gate: strength for this call instead of the modalities' own: one number, one for
+                each row, or either by modality.
+            **inputs: the base's own arguments, and ``NAME__KEY`` tensors of modalities.
+
+        Returns:
+            What the base returns.
+
+        Raises:
+            InjectionError: a fused layer was bypassed, so the modality was not heard.
+        """
+        own, given = split_by_modality(inputs, self.modalities)
+        with self._listening(given, gate):
+            return self.base(*args, **own)
+
+    def generate(self, *args: Any, gate: Gate | None = None, **inputs: Any) -> Any:
+        """The base's own ``generate``, with whatever modalities ``inputs`` carries.
+
+        Keys and values of a modality are computed once and shared by beams and steps.
+        """
+        own, given = split_by_modality(inputs, self.modalities)
+        with torch.no_grad(), self._listening(given, gate):
+            return self.base.generate(*args, **own)  # type: ignore[operator]
+
+    @contextmanager
+    def off(self, *names: str) -> Iterator[None]:
+        """Within the block, these modalities (all, if none is named) are absent.
+
+        Holds for this thread or task only; others that share the model are not affected.
+        """
+        chosen = [self._known(name) for name in names] or list(self.modalities)
+        token = _OFF.set(_OFF.get() | {(self._owner, name) for name in chosen})
+        try:
+            yield
+        finally:
+            _OFF.reset(token)
+
+    @contextmanager
+    def _listening(
+        self, given: Mapping[str, Mapping[str, Tensor]], gate: Gate | None
+    ) -> Iterator[None]:
+        off = _OFF.get()
+        senses = [
+            sense
+            for name in self.modalities
+            if name in given and (self._owner, name) not in off
+            if (sense := self._sense(name, given[name], gate)) is not None
+        ]
+        injection = CallInjection(self._owner, senses) if senses else None
+        with active(injection):
+            yield
+        if injection is not None:
+            injection.check_fired()
+
+    def _sense(self, name: str, inputs: Mapping[str, Tensor], gate: Gate | None) -> Any:
+        modality = self.modality(name)
+        chosen = gate.get(name) if isinstance(gate, Mapping) else gate
+        strength = modality.gate if chosen is None else chosen
+        if not isinstance(strength, Tensor) and checked_gate(strength) == 0:
+            return None
+        inputs = {key: value.to(self.device) for key, value in inputs.items()}
+        return modality.sense(inputs, row_gates(strength, len(inputs["present"])))
+
+    # Gates
+
+    @property
+    def gates(self) -> dict[str, float]:
+        """The strength of each modality, from 0 (off, bit for bit the base) to 1."""
+        return {name: self.modality(name).gate for name in self.modalities}
+
+    def set_gate(self, value: float, modality: str | None = None) -> None:
+        """Set the strength of one modality, or of all.
+
+        Raises:
+            SafeError: the value is not from 0 to 1, or there is no such modality.
+        """
+        for name in [modality] if modality is not None else list(self.modalities):
+            self.modality(name).gate = checked_gate(value)
+
+    # Samples
+
+    @property
+    def processor(self) -> SafeProcessor:
+        """Turns texts and samples into batches for this model."""
+        encoders = {name: self.modality(name).encoder for name in self.modalities}
+        prompt = self.recipe.data.prompt if self.recipe and self.recipe.data else "{question}"
+        return SafeProcessor(self.tokenizer, encoders, prompt=prompt)
+
+    def encode(self, name: str, samples: Sequence[Sample]) -> Frames:
+        """The encoder's frames of raw samples, without gradient."""
+        modality = self.modality(name)
+        inputs = modality.encoder.prepare(samples)
+        with torch.no_grad():
+            return modality.encode({key: value.to(self.device) for key, value in inputs.items()})
+
+    # Parameters
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base's first parameter is."""
+        return next(self.base.parameters()).device
+
+    def train(self, mode: bool = True) -> SafeModel:
+        """Switch the trainable parts; the base stays in evaluation mode."""
+        super().train(mode)
+        self.base.eval()
+        return self
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by name."""
+        return {
+            name: parameter
+            for name, parameter in self.modalities.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many parameters are trainable, in PEFT's form."""
+        trainable = sum(p.numel() for p in self.trainable_parameters().values())
+        total = sum(p.numel() for p in self.parameters())
+        share = 100 * trainable / total
+        print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share:.4f}")
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the adapter, without the base, to ``folder`` in one step."""
+        from safe_framework.adapter import save_adapter
+
+        return save_adapter(self, Path(folder))
+
+    def _known(self, name: str) -> str:
+        if name not in self.modalities:
+            known = ", ".join(self.modalities) or "none"
+            raise SafeError(f"there is no modality `{name}`", hint=f"attached modalities: {known}")
+        return name
+
+    def _check_name(self, name: str) -> None:
+        if not name.isidentifier() or "__" in name or hasattr(self.modalities, name):
+            raise SafeError(
+                f"a modality cannot be called `{name}`",
+                hint="use a short word such as `audio`, without double underscores",
+            )

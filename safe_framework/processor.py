@@ -1,0 +1,136 @@
+"""Turns texts, images and samples of new modalities into one batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from safe_framework.encoder import Encoder
+from safe_framework.errors import SafeError, SampleError
+from safe_framework.modality import PRESENT
+from safe_framework.shapes import Sample
+
+
+class SafeProcessor:
+    """A tokenizer or processor that also takes samples of the attached modalities.
+
+    Args:
+        tokenizer: the base's tokenizer or processor; copied, never changed.
+        encoders: the attached encoders by modality.
+        prompt: template with ``{question}``, as the recipe's data was prompted.
+    """
+
+    def __init__(
+        self, tokenizer: Any, encoders: Mapping[str, Encoder], *, prompt: str = "{question}"
+    ) -> None:
+        self.tokenizer = _with_padding(copy.deepcopy(tokenizer))
+        self.encoders = dict(encoders)
+        self.template = prompt
+
+    def __call__(
+        self,
+        text: str | Sequence[str] | None = None,
+        *,
+        question: str | Sequence[str] | None = None,
+        sampling_rate: int | Mapping[str, int] | None = None,
+        return_tensors: str = "pt",
+        padding: bool | str = True,
+        **inputs: Any,
+    ) -> Any:
+        """A batch for ``model(**batch)`` and ``model.generate(**batch)``.
+
+        Args:
+            text: one text or several, as they are.
+            question: instead of ``text``: questions, put into the recipe's prompt.
+            sampling_rate: of plain arrays given as samples, in hertz; by modality if they
+                differ.
+            return_tensors: ``"pt"``, the only form there is.
+            padding: passed to the tokenizer.
+            **inputs: for each attached modality a sample or one (or None) for each text; all
+                else, such as ``images``, goes to the base's own processor.
+
+        Raises:
+            SampleError: a sample cannot be used, or there are not as many as texts.
+        """
+        if return_tensors != "pt":
+            raise SafeError(f'`return_tensors` must be "pt", not {return_tensors!r}')
+        texts = self._texts(text, question)
+        given = {name: inputs.pop(name) for name in list(inputs) if name in self.encoders}
+        if self.tokenizer is None:
+            raise SafeError(
+                "the model has no tokenizer", hint="pass one: attach(base, tokenizer=...)"
+            )
+        inputs.setdefault("padding_side", "left")
+        batch = self.tokenizer(text=texts, return_tensors="pt", padding=padding, **inputs)
+        for name, samples in given.items():
+            rate = sampling_rate.get(name) if isinstance(sampling_rate, Mapping) else sampling_rate
+            batch.update(self.modality(name, self._per_text(name, samples, len(texts)), rate))
+        return batch
+
+    def modality(
+        self, name: str, samples: Sequence[Sample | None], sampling_rate: int | None = None
+    ) -> dict[str, Tensor]:
+        """One modality's part of a batch, a row for each sample; None is absent.
+
+        Raises:
+            SampleError: a sample cannot be used.
+        """
+        present = torch.tensor([sample is not None for sample in samples])
+        batch = {f"{name}__{PRESENT}": present}
+        if not present.any():
+            return batch
+        encoder = self.encoders[name]
+        real = [_wrap(name, encoder, s, sampling_rate) for s in samples if s is not None]
+        for key, values in encoder.prepare(real).items():
+            rows = values.new_zeros(len(samples), *values.shape[1:])
+            rows[present] = values
+            batch[f"{name}__{key}"] = rows
+        return batch
+
+    def _texts(self, text: Any, question: Any) -> list[str]:
+        if (text is None) == (question is None):
+            raise SafeError("give either `text` or `question`")
+        if text is not None:
+            return [text] if isinstance(text, str) else list(text)
+        questions = [question] if isinstance(question, str) else question
+        return [self.prompt(q) for q in questions]
+
+    def prompt(self, question: str) -> str:
+        """A question in the recipe's prompt."""
+        return self.template.replace("{question}", question)
+
+    def _per_text(self, name: str, samples: Any, count: int) -> list[Sample | None]:
+        listed = list(samples) if isinstance(samples, (list, tuple)) else [samples]
+        if len(listed) != count:
+            raise SampleError(
+                f"`{name}` has {len(listed)} samples for {count} texts",
+                hint="give one for each text, None where there is none",
+            )
+        return listed
+
+
+def _wrap(name: str, encoder: Encoder, sample: Sample, rate: int | None) -> Sample:
+    """A plain array as a Waveform, if the encoder takes sampled signals."""
+    if encoder.sampling_rate is None or not isinstance(sample, (np.ndarray, Tensor, list)):
+        return sample
+    from safe_framework.data.audio import Waveform
+
+    if rate is None:
+        raise SampleError(
+            f"`{name}` is a plain array, which does not say how fast it was sampled",
+            hint=f"pass sampling_rate=..., in hertz; the encoder takes {encoder.sampling_rate}",
+        )
+    return Waveform(np.asarray(sample, dtype=np.float32), rate)
+
+
+def _with_padding(tokenizer: Any) -> Any:
+    """Give our copy a pad token where the base's tokenizer has none."""
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    if inner is not None and getattr(inner, "pad_token", None) is None:
+        inner.pad_token = inner.eos_token
+    return tokenizer
