@@ -1,0 +1,149 @@
+"""Greedy answers to examples, with the new sense, without it, and with another one's sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+import torch
+from torch import Tensor
+
+from safe_framework.evaluation.metrics import normalise
+from safe_framework.shapes import Sample
+
+if TYPE_CHECKING:
+    from safe_framework.data.examples import Example
+    from safe_framework.model import SafeModel
+
+Progress = Callable[[str, int, int], None]
+"""Called with a label, how many are done, and of how many."""
+
+_Item = TypeVar("_Item")
+
+
+def silent(label: str, done: int, total: int) -> None:
+    """The progress callback that shows nothing."""
+
+
+def inputs(
+    model: SafeModel, texts: Sequence[str], samples: Sequence[Mapping[str, Sample]] = ()
+) -> Mapping[str, Any]:
+    """Processed texts, each with its samples by modality, on the base's device."""
+    names = sorted({name for row in samples for name in row})
+    columns: dict[str, Any] = {name: [row.get(name) for row in samples] for name in names}
+    batch = model.processor(text=list(texts), return_tensors="pt", padding_side="left", **columns)
+    moved: Mapping[str, Any] = batch.to(model.device)
+    return moved
+
+
+def answer(
+    model: SafeModel,
+    examples: Sequence[Example],
+    *,
+    max_new_tokens: int = 8,
+    batch_size: int = 32,
+    gate: Mapping[str, float] | None = None,
+    label: str = "answers",
+    progress: Progress = silent,
+) -> list[str]:
+    """The greedy answer to each example, with the samples that it carries.
+
+    Args:
+        model: in eval mode.
+        examples: questions and their samples; the expected answers are not looked at.
+        max_new_tokens: limit of an answer's length.
+        batch_size: examples at a time.
+        gate: strengths by modality for these answers, instead of the model's own.
+        label: what ``progress`` is told that is being done.
+        progress: called after every batch.
+    """
+    answers: list[str] = []
+    for rows in batches(examples, batch_size):
+        batch = inputs(model, [row.prompt for row in rows], [row.samples for row in rows])
+        tokens = model.generate(
+            **batch, gate=dict(gate or {}), max_new_tokens=max_new_tokens, do_sample=False
+        )
+        new = _new_tokens(model, tokens, batch)
+        answers += [
+            text.strip() for text in model.tokenizer.batch_decode(new, skip_special_tokens=True)
+        ]
+        progress(label, len(answers), len(examples))
+    return answers
+
+
+def answer_without(
+    ask: Callable[..., list[str]], examples: Sequence[Example], modality: str, *, label: str
+) -> list[str]:
+    """The answer to each example without ``modality``; each distinct question is asked once.
+
+    Args:
+        ask: ``answer`` with its model and options bound.
+        examples: questions and their samples.
+        modality: what is left out.
+        label: what the progress callback is told.
+    """
+    alone = without(examples, modality)
+    distinct = {_question(example): example for example in reversed(alone)}
+    given = ask(list(distinct.values()), label=label)
+    by_question = dict(zip(distinct, given, strict=True))
+    return [by_question[_question(example)] for example in alone]
+
+
+def _question(example: Example) -> tuple[str, str]:
+    return example.prompt, example.place if example.samples else ""
+
+
+def without(examples: Sequence[Example], modality: str) -> list[Example]:
+    """The examples without their samples of ``modality``."""
+    return [
+        attrs.evolve(example, samples=_dropped(example.samples, modality)) for example in examples
+    ]
+
+
+def _dropped(samples: Mapping[str, Sample], modality: str) -> Mapping[str, Sample]:
+    return {name: sample for name, sample in samples.items() if name != modality}
+
+
+def shuffled(examples: Sequence[Example], modality: str, *, seed: int = 0) -> list[Example]:
+    """The examples, each with another one's sample, of another answer wherever that is possible."""
+    order = derangement([normalise(example.answer) for example in examples], seed=seed)
+    return [
+        attrs.evolve(
+            example, samples={**example.samples, modality: examples[other].samples[modality]}
+        )
+        for example, other in zip(examples, order, strict=True)
+    ]
+
+
+def derangement(labels: Sequence[str], *, seed: int = 0) -> list[int]:
+    """A seeded permutation that moves every row, to another label as often as is possible.
+
+    Rows are put in order of their labels and rotated by the size of the largest group: a group
+    can then meet itself only if it holds more than half of the rows.
+
+    >>> sorted(derangement(["a", "a", "b", "b"])[:2])
+    [2, 3]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator).tolist()
+    order.sort(key=lambda row: labels[row])
+    largest = max((labels.count(label) for label in set(labels)), default=0)
+    step = largest if largest < len(labels) else 1
+    found = [0] * len(labels)
+    for place, row in enumerate(order):
+        found[row] = order[(place + step) % len(labels)]
+    return found
+
+
+def _new_tokens(model: SafeModel, tokens: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """What ``generate`` added: all that an encoder-decoder gave, else what follows the prompt."""
+    config: Any = model.base.config
+    if config.is_encoder_decoder:
+        return tokens
+    return tokens[:, batch["input_ids"].shape[1] :]
+
+
+def batches(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
+    """The items in order, ``size`` at a time."""
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,0 +1,86 @@
+"""Put every test question in every way: with the sense, without, shuffled, and to the probe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from safe_framework.evaluation.answers import (
+    Progress,
+    answer,
+    answer_without,
+    batches,
+    shuffled,
+    silent,
+)
+from safe_framework.evaluation.metrics import normalise
+from safe_framework.evaluation.probe import Features, pool, probe
+from safe_framework.evaluation.results import Answered
+
+if TYPE_CHECKING:
+    from safe_framework.data.examples import Example
+    from safe_framework.model import SafeModel
+
+
+def collect(
+    model: SafeModel,
+    modality: str,
+    train: Sequence[Example],
+    test: Sequence[Example],
+    *,
+    max_new_tokens: int = 8,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> tuple[Answered, ...]:
+    """Every test example with all the answers to it, the modality's gate taken as 1."""
+    ask = partial(
+        answer,
+        model,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        gate={modality: 1.0},
+        progress=progress,
+    )
+    columns = (
+        ask(test, label="answers with the sense"),
+        ask(shuffled(test, modality, seed=seed), label="answers with shuffled samples"),
+        answer_without(ask, test, modality, label="answers of the base"),
+        _probed(model, modality, train, test, batch_size, seed, progress),
+    )
+    return tuple(
+        Answered(
+            place=example.place,
+            prompt=example.prompt,
+            expected=example.answer,
+            answer=heard,
+            shuffled=misled,
+            base=base,
+            probe=probed,
+            sample=example.samples[modality],
+            file=example.files.get(modality),
+        )
+        for example, heard, misled, base, probed in zip(test, *columns, strict=True)
+    )
+
+
+def _probed(
+    model: SafeModel,
+    modality: str,
+    train: Sequence[Example],
+    test: Sequence[Example],
+    batch_size: int,
+    seed: int,
+    progress: Progress,
+) -> tuple[str, ...]:
+    rows: list[Features] = []
+    for examples in batches([*train, *test], batch_size):
+        samples = [example.samples[modality] for example in examples]
+        rows += pool(model.encode(modality, samples))
+        progress("linear probe", len(rows), len(train) + len(test))
+    features = torch.stack(rows)
+    labels = [normalise(example.answer) for example in train]
+    return probe(features[: len(train)], labels, features[len(train) :], seed=seed)

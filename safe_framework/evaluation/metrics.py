@@ -1,0 +1,115 @@
+"""The arithmetic of an evaluation: answers, estimates with intervals, distance of logits."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from typing import Annotated
+
+import attrs
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+_PART_OF_NAMES = "#%&@*/\\"
+_TAIL = 2.5  # percent outside a 95 % interval on either side
+
+
+def normalise(answer: str) -> str:
+    """An answer without case, outer punctuation and spare blanks.
+
+    What can be part of a name or number stays:
+
+    >>> normalise("  The  Piano. ")
+    'the piano'
+    >>> normalise("C#, -3.5")
+    'c# -3.5'
+    """
+    words = unicodedata.normalize("NFKC", answer).casefold().split()
+    bare = (word.strip("".join(filter(_is_outer, word))) for word in words)
+    return " ".join(filter(None, bare))
+
+
+def _is_outer(character: str) -> bool:
+    """Whether it is punctuation that surrounds words: marks, quotes and brackets."""
+    kind = unicodedata.category(character)
+    return kind in {"Po", "Ps", "Pe", "Pi", "Pf"} and character not in _PART_OF_NAMES
+
+
+def exact_match(answers: Sequence[str], expected: Sequence[str]) -> NDArray[np.float64]:
+    """1.0 where the normalised answer is the expected one, else 0.0; one for each example."""
+    pairs = zip(answers, expected, strict=True)
+    return np.array([normalise(given) == normalise(right) for given, right in pairs], float)
+
+
+@attrs.frozen
+class Estimate:
+    """A mean and its 95 % interval.
+
+    A percentile interval is as wide as the data differ: with no mistake seen it has no width,
+    however few the examples, so read it together with ``n``.
+
+    Attributes:
+        value: the mean.
+        low: 2.5 % of the resampled means lie below.
+        high: 2.5 % of the resampled means lie above.
+        n: how many independent units were resampled (examples or texts).
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def bootstrap(
+    values: ArrayLike, *, weights: ArrayLike | None = None, resamples: int = 1000, seed: int = 0
+) -> Estimate:
+    """Mean of ``values`` with a seeded 95 % percentile bootstrap interval.
+
+    Differences between two systems are estimated from the differences of each example
+    (``bootstrap(first - second)``), which keeps the pairing.
+
+    Args:
+        values: one value for each independent unit, (n,).
+        weights: what each counts, such as a text's number of positions, (n,); equal by default.
+        resamples: how many times n units are drawn with replacement.
+        seed: of the drawing; equal seeds draw equal units.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.size == 0:
+        raise ValueError("values: at least one is needed")
+    weights = np.ones_like(values) if weights is None else np.asarray(weights, dtype=np.float64)
+    mean = float(np.average(values, weights=weights))
+    low, high = np.percentile(_resampled(values, weights, resamples, seed), [_TAIL, 100 - _TAIL])
+    return Estimate(mean, float(low), float(high), values.size)
+
+
+def _resampled(
+    values: NDArray[np.float64], weights: NDArray[np.float64], resamples: int, seed: int
+) -> NDArray[np.float64]:
+    random = np.random.default_rng(seed)
+    totals = values * weights
+    draws = (random.integers(values.size, size=values.size) for _ in range(resamples))
+    return np.fromiter((totals[draw].sum() / weights[draw].sum() for draw in draws), np.float64)
+
+
+def kl_per_position(
+    base_logits: Annotated[Tensor, "... vocabulary"], logits: Annotated[Tensor, "... vocabulary"]
+) -> Annotated[Tensor, "..."]:
+    """KL(base || safe) in nats at each position, in fp32; what the base rules out adds nothing."""
+    base = torch.log_softmax(base_logits.float(), dim=-1)
+    safe = torch.log_softmax(logits.float(), dim=-1)
+    chance = base.exp()
+    return torch.where(chance > 0, chance * (base - safe), 0.0).sum(dim=-1).clamp_min(0.0)
+
+
+def agrees(
+    base_logits: Annotated[Tensor, "... vocabulary"], logits: Annotated[Tensor, "... vocabulary"]
+) -> Annotated[Tensor, "..."]:
+    """True where both rank the same next token first."""
+    return base_logits.argmax(dim=-1) == logits.argmax(dim=-1)

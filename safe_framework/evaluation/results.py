@@ -1,0 +1,184 @@
+"""What an evaluation found, and its form on disk (``metrics.json``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
+from cattrs.preconf.json import make_converter
+
+from safe_framework.evaluation.metrics import Estimate, normalise
+from safe_framework.shapes import Sample
+
+OTHER = "(other)"
+"""The column of answers that name no class; a normalised answer cannot be spelled so."""
+
+
+@attrs.frozen
+class Agreement:
+    """How near the model stays to its base at the valid positions of some texts.
+
+    Attributes:
+        agreement: share of positions where both rank the same next token first.
+        kl: mean KL(base || safe) of a position, in nats.
+        positions: how many positions were compared.
+    """
+
+    agreement: Estimate
+    kl: Estimate
+    positions: int
+
+
+@attrs.frozen
+class Absent:
+    """The model called without the new sense, against the bare base.
+
+    Attributes:
+        identical: whether all logits were equal bit for bit.
+        agreement: share of positions with the same next token.
+        texts: how many texts were compared.
+    """
+
+    identical: bool
+    agreement: float
+    texts: int
+
+
+@attrs.frozen
+class Retention:
+    """The three forms of retention, on texts that were never trained on.
+
+    Attributes:
+        absent: the sense is absent: must be the base bit for bit.
+        counterfactual: the gate is 1 and the sample irrelevant; by kind of sample.
+        overall: all kinds of irrelevant samples together.
+        relevant: test prompts with their own sample: the sense is meant to change them.
+    """
+
+    absent: Absent
+    counterfactual: Mapping[str, Agreement]
+    overall: Agreement
+    relevant: Agreement
+
+
+@attrs.frozen
+class GateZero:
+    """The sample is given, but the gate is 0: must be the base bit for bit.
+
+    Attributes:
+        logits_identical: whether all logits were equal bit for bit.
+        tokens_identical: whether the greedy tokens were equal.
+        examples: how many examples were compared.
+    """
+
+    logits_identical: bool
+    tokens_identical: bool
+    examples: int
+
+    @property
+    def identical(self) -> bool:
+        """Whether neither a logit nor a token differed."""
+        return self.logits_identical and self.tokens_identical
+
+
+@attrs.frozen
+class Gain:
+    """Exact matches on the test examples, and against what.
+
+    Attributes:
+        accuracy: with the sense.
+        probe: of a linear probe on the encoder's frozen frames.
+        base: of the base, which gets the prompt alone.
+        shuffled: with another example's sample.
+        chance: of always giving the commonest training answer.
+        over_base: paired difference of ``accuracy`` and ``base``.
+        over_shuffled: paired difference of ``accuracy`` and ``shuffled``.
+        per_class: accuracy on each expected answer, in alphabetical order.
+        confusion: for each expected answer, how often each answer was given; one that names no
+            class counts as ``OTHER``.
+    """
+
+    accuracy: Estimate
+    probe: Estimate
+    base: Estimate
+    shuffled: Estimate
+    chance: Estimate
+    over_base: Estimate
+    over_shuffled: Estimate
+    per_class: Mapping[str, Estimate]
+    confusion: Mapping[str, Mapping[str, int]]
+
+
+@attrs.frozen
+class Answered:
+    """One test example and all the answers to it; the sample itself is not written to disk."""
+
+    place: str
+    prompt: str
+    expected: str
+    answer: str
+    shuffled: str
+    base: str
+    probe: str
+    sample: Sample = attrs.field(default=None, eq=False, repr=False)
+    file: Path | None = attrs.field(default=None, eq=False, repr=False)
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer with the sense is the expected one."""
+        return normalise(self.answer) == normalise(self.expected)
+
+
+@attrs.frozen
+class Evaluation:
+    """Everything that the table, ``metrics.json`` and the report show.
+
+    Attributes:
+        modality: the new sense.
+        gain: what it lets the model answer.
+        retention: in its three forms.
+        gate_zero: whether a closed gate is the base.
+        trainable_parameters: how many numbers were trained.
+        base_parameters: how many the frozen base has.
+        train_examples: how many examples the probe was fitted on.
+        max_new_tokens: limit of an answer's length.
+        resamples: of every interval.
+        seed: of the intervals, the probe's folds and the irrelevant samples.
+        answers: every test example with its answers.
+        costs: what the caller measured, such as ``train_seconds`` and ``adapter_bytes``.
+    """
+
+    modality: str
+    gain: Gain
+    retention: Retention
+    gate_zero: GateZero
+    trainable_parameters: int
+    base_parameters: int
+    train_examples: int
+    max_new_tokens: int
+    resamples: int
+    seed: int
+    answers: tuple[Answered, ...]
+    costs: Mapping[str, float] = attrs.field(factory=dict)
+
+    def to_json(self) -> str:
+        """The content of ``metrics.json``."""
+        return _CONVERTER.dumps(self, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Evaluation:
+        """Read what ``to_json`` wrote; the samples themselves are not in it."""
+        return _CONVERTER.loads(text, cls)
+
+
+_CONVERTER = make_converter()
+_NOT_WRITTEN: Any = {"sample": override(omit=True), "file": override(omit=True)}
+_CONVERTER.register_unstructure_hook(
+    Answered, make_dict_unstructure_fn(Answered, _CONVERTER, **_NOT_WRITTEN)
+)
+_CONVERTER.register_structure_hook(
+    Answered, make_dict_structure_fn(Answered, _CONVERTER, **_NOT_WRITTEN)
+)

@@ -1,0 +1,181 @@
+"""Retention in its three forms, and the check that a closed gate is the base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from safe_framework.bits import same_bits
+from safe_framework.data.distractors import KINDS, distractor
+from safe_framework.errors import SafeError
+from safe_framework.evaluation.answers import Progress, batches, inputs, silent, without
+from safe_framework.evaluation.metrics import agrees, bootstrap, kl_per_position
+from safe_framework.evaluation.results import Absent, Agreement, GateZero, Retention
+from safe_framework.shapes import Sample
+
+if TYPE_CHECKING:
+    from safe_framework.data.examples import Example
+    from safe_framework.model import SafeModel
+
+_LOGIT_ROWS = 8  # texts at a time: logits of a large vocabulary are what fills the memory
+
+
+@attrs.frozen
+class _Text:
+    """Sums over the valid positions of one text."""
+
+    agreed: int
+    divergence: float
+    positions: int
+
+
+def retention(
+    model: SafeModel,
+    modality: str,
+    texts: Sequence[str],
+    examples: Sequence[Example],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Retention:
+    """Compare the model with its base on texts never trained on, and on the test prompts.
+
+    Args:
+        model: in eval mode.
+        modality: whose gate is opened and whose samples are put beside the texts.
+        texts: of the base's own domain, never trained on.
+        examples: of the test data; irrelevant samples are made from theirs.
+        resamples: of the intervals, which draw whole texts.
+        seed: of the irrelevant samples and the intervals.
+        progress: called after every few texts.
+    """
+    pool = [example.samples[modality] for example in examples]
+    absent, found = _beside_texts(model, modality, texts, pool, seed, progress)
+    relevant = _with_own_samples(model, modality, examples, progress)
+    kinds = {kind: _agreement(rows, resamples, seed) for kind, rows in found.items()}
+    merged = [_merge(rows) for rows in zip(*found.values(), strict=True)]
+    return Retention(
+        absent,
+        kinds,
+        _agreement(merged, resamples, seed),
+        _agreement(relevant, resamples, seed),
+    )
+
+
+def _beside_texts(
+    model: SafeModel,
+    modality: str,
+    texts: Sequence[str],
+    pool: Sequence[Sample],
+    seed: int,
+    progress: Progress,
+) -> tuple[Absent, Mapping[str, list[_Text]]]:
+    generator = torch.Generator().manual_seed(seed)
+    identical, unaided = True, list[_Text]()
+    found: dict[str, list[_Text]] = {kind: [] for kind in KINDS}
+    for rows in batches(texts, _LOGIT_ROWS):
+        plain = inputs(model, rows)
+        base = model.base(**plain).logits
+        safe = model(**plain).logits
+        identical &= same_bits(base, safe)
+        unaided += _compare(base, safe, plain["attention_mask"])
+        for kind in KINDS:
+            samples = [{modality: distractor(kind, pool, generator)} for _ in rows]
+            found[kind] += _open(model, modality, rows, samples, plain, base)
+        progress("retention", len(unaided), len(texts))
+    whole = _merge(unaided)
+    return Absent(identical, whole.agreed / whole.positions, len(texts)), found
+
+
+def _with_own_samples(
+    model: SafeModel, modality: str, examples: Sequence[Example], progress: Progress
+) -> list[_Text]:
+    found: list[_Text] = []
+    for rows in batches(examples, _LOGIT_ROWS):
+        base, plain = _reference(model, modality, rows)
+        prompts, samples = [row.prompt for row in rows], [row.samples for row in rows]
+        found += _open(model, modality, prompts, samples, plain, base(**plain).logits)
+        progress("relevant samples", len(found), len(examples))
+    return found
+
+
+def _open(
+    model: SafeModel,
+    modality: str,
+    texts: Sequence[str],
+    samples: Sequence[Mapping[str, Sample]],
+    plain: Mapping[str, Any],
+    base: Tensor,
+) -> list[_Text]:
+    """Compare with the gate at 1; what the sense puts before a text is left out."""
+    logits = model(**inputs(model, texts, samples), gate={modality: 1.0}).logits
+    return _compare(base, logits[:, -base.shape[1] :], plain["attention_mask"])
+
+
+def _compare(base: Tensor, safe: Tensor, mask: Tensor) -> list[_Text]:
+    rows = zip(base, safe, mask.bool(), strict=True)
+    return [_text(one[valid], other[valid]) for one, other, valid in rows]
+
+
+def _text(base: Tensor, safe: Tensor) -> _Text:
+    divergence = kl_per_position(base, safe).sum()
+    if not divergence.isfinite():
+        raise SafeError(
+            "the model's logits hold NaN or infinity where the base's do not",
+            hint="its training diverged: train again with a lower learning rate",
+        )
+    return _Text(int(agrees(base, safe).sum()), divergence.item(), len(base))
+
+
+def _merge(texts: Iterable[_Text]) -> _Text:
+    parts = [(text.agreed, text.divergence, text.positions) for text in texts]
+    agreed, divergence, positions = (sum(column) for column in zip(*parts, strict=True))
+    return _Text(int(agreed), divergence, int(positions))
+
+
+def _agreement(texts: Sequence[_Text], resamples: int, seed: int) -> Agreement:
+    weights = [text.positions for text in texts]
+    agreed = [text.agreed / text.positions for text in texts]
+    divergence = [text.divergence / text.positions for text in texts]
+    return Agreement(
+        bootstrap(agreed, weights=weights, resamples=resamples, seed=seed),
+        bootstrap(divergence, weights=weights, resamples=resamples, seed=seed),
+        sum(weights),
+    )
+
+
+def gate_zero(
+    model: SafeModel,
+    modality: str,
+    examples: Sequence[Example],
+    *,
+    max_new_tokens: int = 8,
+    progress: Progress = silent,
+) -> GateZero:
+    """Whether the model with the samples given but the gate at 0 is its base bit for bit."""
+    logits, tokens = True, True
+    shut = {modality: 0.0}
+    options = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    for number, rows in enumerate(batches(examples, _LOGIT_ROWS)):
+        given = inputs(model, [row.prompt for row in rows], [row.samples for row in rows])
+        base, plain = _reference(model, modality, rows)
+        logits &= same_bits(model(**given, gate=shut).logits, base(**plain).logits)
+        tokens &= same_bits(
+            model.generate(**given, gate=shut, **options), base.generate(**plain, **options)
+        )
+        progress("gate at 0", number * _LOGIT_ROWS + len(rows), len(examples))
+    return GateZero(logits, tokens, len(examples))
+
+
+def _reference(
+    model: SafeModel, modality: str, examples: Sequence[Example]
+) -> tuple[Any, Mapping[str, Any]]:
+    """What the examples are without ``modality``, and who answers them: the base, if it can."""
+    alone = without(examples, modality)
+    plain = inputs(model, [row.prompt for row in alone], [row.samples for row in alone])
+    return (model if any(row.samples for row in alone) else model.base), plain

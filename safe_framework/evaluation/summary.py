@@ -1,0 +1,218 @@
+"""What an evaluation says in three numbers, and the details behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import attrs
+
+from safe_framework.errors import DataError
+from safe_framework.evaluation.metrics import Estimate
+from safe_framework.evaluation.results import Agreement, Evaluation
+from safe_framework.evaluation.wording import (
+    count,
+    duration,
+    interval,
+    interval_points,
+    percent,
+    points,
+    size,
+)
+
+
+@attrs.frozen
+class Headline:
+    """One of the three numbers that a reader takes away.
+
+    Attributes:
+        name: what the number is about.
+        number: large.
+        meaning: what it counts, in one line.
+        context: what to compare it with.
+    """
+
+    name: str
+    number: str
+    meaning: str
+    context: str
+
+
+@attrs.frozen
+class Row:
+    """One line of the details.
+
+    Attributes:
+        name: what was measured.
+        value: the number.
+        interval: its 95 % interval, or empty.
+        note: how many and of what, or what it means.
+        met: whether it is what it must be; None where nothing was asked of it.
+    """
+
+    name: str
+    value: str
+    interval: str = ""
+    note: str = ""
+    met: bool | None = None
+
+
+@attrs.frozen
+class Section:
+    """Rows that belong together."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+
+TARGETS = ("accuracy", "over_base", "over_shuffled", "agreement")
+"""What a target can be set for; each is met where the measured value is not below it."""
+
+
+def checked_targets(targets: Mapping[str, float] | None) -> Mapping[str, float]:
+    """The targets, if they are known ones.
+
+    Raises:
+        DataError: a name is none of ``TARGETS``.
+    """
+    targets = targets or {}
+    if unknown := [name for name in targets if name not in TARGETS]:
+        raise DataError(
+            f"`{unknown[0]}` is no target", hint=f"targets can be set for: {', '.join(TARGETS)}"
+        )
+    return targets
+
+
+def headlines(evaluation: Evaluation) -> tuple[Headline, Headline, Headline]:
+    """Hears, keeps, costs."""
+    return _hears(evaluation), _keeps(evaluation), _costs(evaluation)
+
+
+def _hears(evaluation: Evaluation) -> Headline:
+    gain = evaluation.gain
+    return Headline(
+        "Hears",
+        percent(gain.accuracy.value),
+        f"of {gain.accuracy.n} unseen {evaluation.modality} examples answered right",
+        f"linear probe {percent(gain.probe.value)} · without {evaluation.modality} "
+        f"{percent(gain.base.value)} · chance {percent(gain.chance.value)}",
+    )
+
+
+def _keeps(evaluation: Evaluation) -> Headline:
+    kept = evaluation.retention
+    same = kept.absent.identical and evaluation.gate_zero.identical
+    return Headline(
+        "Keeps",
+        percent(kept.overall.agreement.value),
+        f"of next tokens unchanged at gate 1 beside irrelevant {evaluation.modality}",
+        "off: bit for bit the base" if same else "off: NOT the base, a law is broken",
+    )
+
+
+def _costs(evaluation: Evaluation) -> Headline:
+    share = evaluation.trainable_parameters / evaluation.base_parameters
+    return Headline(
+        "Costs",
+        count(evaluation.trainable_parameters),
+        f"trainable parameters, {percent(share)} of the base's",
+        " · ".join(f"{row.value} {row.name}" for row in _measured(evaluation)),
+    )
+
+
+def sections(
+    evaluation: Evaluation, targets: Mapping[str, float] | None = None
+) -> tuple[Section, ...]:
+    """All results with their intervals.
+
+    Args:
+        evaluation: what was measured.
+        targets: least values of any of ``TARGETS``, to be marked met or not.
+
+    Raises:
+        DataError: a target is unknown.
+    """
+    asked = checked_targets(targets)
+    return (
+        Section("Gain", tuple(_gain(evaluation, asked))),
+        Section("Kept when off", tuple(_off(evaluation))),
+        Section("Tokens kept, gate at 1", tuple(_agreements(evaluation, asked))),
+        Section("KL in nats, gate at 1", tuple(_divergences(evaluation))),
+        Section("Costs", tuple(_all_costs(evaluation))),
+    )
+
+
+def _gain(evaluation: Evaluation, asked: Mapping[str, float]) -> Iterator[Row]:
+    gain, name = evaluation.gain, evaluation.modality
+    examples = f"{gain.accuracy.n} examples"
+    yield _share(f"accuracy with {name}", gain.accuracy, examples, asked.get("accuracy"))
+    yield _share("linear probe", gain.probe, f"{evaluation.train_examples} to fit")
+    yield _share(f"base without {name}", gain.base, "the prompt alone")
+    yield _share(f"shuffled {name}", gain.shuffled, "another's sample")
+    yield _share("chance", gain.chance, "commonest")
+    yield _difference("gain over the base", gain.over_base, asked.get("over_base"))
+    yield _difference("gain over shuffled", gain.over_shuffled, asked.get("over_shuffled"))
+
+
+def _off(evaluation: Evaluation) -> Iterator[Row]:
+    absent, shut = evaluation.retention.absent, evaluation.gate_zero
+    agreed = percent(absent.agreement)
+    yield Row("agreement, absent", agreed, "", f"{absent.texts} texts", absent.agreement == 1)
+    yield _identical("logits, absent", absent.identical, f"{absent.texts} texts")
+    yield _identical("logits, gate at 0", shut.logits_identical, f"{shut.examples} examples")
+    yield _identical("tokens, gate at 0", shut.tokens_identical, f"{shut.examples} examples")
+
+
+def _agreements(evaluation: Evaluation, asked: Mapping[str, float]) -> Iterator[Row]:
+    for name, found in _opened(evaluation).items():
+        note = "meant to differ" if name == "relevant" else f"{found.agreement.n} texts"
+        target = asked.get("agreement") if name == "irrelevant" else None
+        yield _share(name, found.agreement, note, target)
+
+
+def _divergences(evaluation: Evaluation) -> Iterator[Row]:
+    for name, found in _opened(evaluation).items():
+        interval = f"{found.kl.low:.2g} to {found.kl.high:.2g}"
+        yield Row(name, f"{found.kl.value:.2g}", interval, f"{found.positions:,} positions")
+
+
+def _opened(evaluation: Evaluation) -> Mapping[str, Agreement]:
+    kept = evaluation.retention
+    kinds = {f"irrelevant: {kind}": found for kind, found in kept.counterfactual.items()}
+    return {"irrelevant": kept.overall, **kinds, "relevant": kept.relevant}
+
+
+def _all_costs(evaluation: Evaluation) -> Iterator[Row]:
+    base = f"{count(evaluation.base_parameters)} frozen"
+    yield Row("trainable parameters", f"{evaluation.trainable_parameters:,}", "", base)
+    yield from _measured(evaluation)
+
+
+def _measured(evaluation: Evaluation) -> Iterator[Row]:
+    """The caller's costs: sizes and durations by the end of their names, plain numbers else."""
+    for name, value in evaluation.costs.items():
+        thing, _, unit = name.rpartition("_")
+        if unit == "bytes":
+            yield Row(thing.replace("_", " ") or "bytes", size(value))
+        elif unit == "seconds":
+            yield Row(thing.replace("_", " ") or "seconds", duration(value))
+        else:
+            yield Row(name.replace("_", " "), f"{value:g}")
+
+
+def _share(name: str, estimate: Estimate, note: str, target: float | None = None) -> Row:
+    value, met = percent(estimate.value), None
+    if target is not None:
+        met = estimate.value >= target
+        note = f"{note}; target {percent(target)}"
+    return Row(name, value, interval(estimate), note, met)
+
+
+def _difference(name: str, estimate: Estimate, target: float | None) -> Row:
+    met, note = None, "paired"
+    if target is not None:
+        met, note = estimate.value >= target, f"paired; target {points(target)}"
+    return Row(name, points(estimate.value), interval_points(estimate), note, met)
+
+
+def _identical(name: str, identical: bool, note: str) -> Row:
+    return Row(name, "identical" if identical else "DIFFER", "", note, identical)

@@ -1,0 +1,81 @@
+"""How numbers are written for people, alike in the terminal and in the report."""
+
+from __future__ import annotations
+
+from safe_framework.evaluation.metrics import Estimate
+
+_MINUTE, _HOUR = 60, 3600
+
+
+def percent(share: float) -> str:
+    """A share as a percentage, with more digits near 1, where they matter.
+
+    >>> percent(0.5), percent(0.9981), percent(1.0)
+    ('50.0 %', '99.81 %', '100 %')
+    """
+    if share in (0.0, 1.0):
+        return f"{share:.0%}".replace("%", " %")
+    return f"{100 * share:.{2 if 0.99 < share < 1 else 1}f} %"
+
+
+def points(difference: float) -> str:
+    """A difference of two shares, in percentage points.
+
+    >>> points(0.25), points(-0.031)
+    ('+25.0 points', '-3.1 points')
+    """
+    return f"{100 * difference:+.1f} points"
+
+
+def interval(estimate: Estimate) -> str:
+    """The 95 % interval of a share, in percent.
+
+    >>> interval(Estimate(0.5, 0.4, 0.6, 20))
+    '40.0 to 60.0'
+    """
+    return f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f}"
+
+
+def interval_points(estimate: Estimate) -> str:
+    """The 95 % interval of a difference of two shares, in percentage points.
+
+    >>> interval_points(Estimate(0.1, -0.01, 0.2, 20))
+    '-1.0 to +20.0'
+    """
+    return f"{100 * estimate.low:+.1f} to {100 * estimate.high:+.1f}"
+
+
+def count(number: float) -> str:
+    """A number of things, short.
+
+    >>> count(950), count(1_234_567), count(135_000_000)
+    ('950', '1.23 M', '135 M')
+    """
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"
+
+
+def size(number: float) -> str:
+    """A number of bytes.
+
+    >>> size(512), size(4_700_000)
+    ('512 B', '4.7 MB')
+    """
+    return count(number).replace(" k", " kB").replace(" M", " MB").replace(" G", " GB") + (
+        " B" if number < 1e3 else ""
+    )
+
+
+def duration(seconds: float) -> str:
+    """A duration, in two units at most.
+
+    >>> duration(4.21), duration(130), duration(7500)
+    ('4.2 s', '2 min 10 s', '2 h 5 min')
+    """
+    if seconds < _MINUTE:
+        return f"{seconds:.1f} s"
+    if seconds < _HOUR:
+        return f"{seconds // _MINUTE:.0f} min {seconds % _MINUTE:.0f} s"
+    return f"{seconds // _HOUR:.0f} h {seconds % _HOUR // _MINUTE:.0f} min"
