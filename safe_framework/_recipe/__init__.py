@@ -1,0 +1,32 @@
+"""From the text of a recipe to a checked :class:`Recipe`, or to every mistake in it at once."""
+
+from safe_framework._recipe.problems import Problem, RecipeError, positioned
+from safe_framework._recipe.read import parse_recipe, read_recipe
+from safe_framework._recipe.schema import (
+    BaseSpec,
+    DataSpec,
+    EvaluationSpec,
+    GateSpec,
+    ModalitySpec,
+    PluginSpec,
+    Recipe,
+    RetentionSpec,
+    TrainingSpec,
+)
+
+__all__ = [
+    "BaseSpec",
+    "DataSpec",
+    "EvaluationSpec",
+    "GateSpec",
+    "ModalitySpec",
+    "PluginSpec",
+    "Problem",
+    "Recipe",
+    "RecipeError",
+    "RetentionSpec",
+    "TrainingSpec",
+    "parse_recipe",
+    "positioned",
+    "read_recipe",
+]

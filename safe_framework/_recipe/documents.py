@@ -1,0 +1,37 @@
+"""Checks of a recipe that its types cannot state."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from safe_framework._recipe.problems import Finding
+from safe_framework._recipe.schema import DATA_FILES
+from safe_framework._suggest import nearest
+
+
+def check_modality_names(document: dict[str, Any], findings: list[Finding]) -> None:
+    """Names become attributes and prefixes of parameter names, so they must be identifiers."""
+    for name in _table(document, "modalities"):
+        if not name.isidentifier() or "__" in name:
+            message = f"modality `{name}` must be named by an identifier without `__`"
+            better = re.sub(r"\W+|_{2,}", "_", name).strip("_")
+            hint = f"call it `{better}`" if better.isidentifier() else ""
+            findings.append(Finding(("modalities", name), message, hint, at="key"))
+
+
+def check_data_files(document: dict[str, Any], folder: Path, findings: list[Finding]) -> None:
+    """Every file that ``[data]`` names must be there."""
+    data = _table(document, "data")
+    for key in DATA_FILES:
+        name = data.get(key)
+        if isinstance(name, str) and name and not (folder / name).is_file():
+            there = [path.name for path in (folder / name).parent.glob("*.*")]
+            hint = f"{nearest(Path(name).name, there)} paths are relative to `{folder}`".strip()
+            findings.append(Finding(("data", key), f"there is no file `{name}`", hint))
+
+
+def _table(document: dict[str, Any], key: str) -> dict[str, Any]:
+    found = document.get(key)
+    return found if isinstance(found, dict) else {}

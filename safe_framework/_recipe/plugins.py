@@ -1,0 +1,23 @@
+"""Which plugin a table of a recipe names, and which options that one takes."""
+
+from __future__ import annotations
+
+from safe_framework._recipe.options import Option
+from safe_framework._recipe.positions import Path
+from safe_framework._recipe.signature import read_options
+from safe_framework._registry import REGISTRIES
+
+
+def plugin_options(path: Path, use: str) -> tuple[str, list[Option]]:
+    """The plugin's name for messages, and its options.
+
+    Args:
+        path: where its table is; the last word in it, as in ``("retention", 0)``, says which
+            kind of plugin it names.
+        use: the plugin's name.
+
+    Raises:
+        PluginError: no plugin has the name, several have it, or its options cannot be read.
+    """
+    registry = REGISTRIES[next(step for step in reversed(path) if isinstance(step, str))]
+    return f"{registry.kind} `{use}`", read_options(registry, use)

@@ -1,0 +1,41 @@
+"""Range checks of recipe fields; each message begins with the field's name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sized
+from typing import Any
+
+import attrs
+
+Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+
+
+def at_least(low: float) -> Validator:
+    """Refuse numbers below ``low``, and what is not finite."""
+    return _check(lambda value: low <= value < math.inf, f"must be at least {low}")
+
+
+def above(low: float) -> Validator:
+    """Refuse numbers of ``low`` and below, and what is not finite."""
+    return _check(lambda value: low < value < math.inf, f"must be above {low}")
+
+
+def not_empty(instance: Any, field: attrs.Attribute[Any], value: Sized) -> None:
+    """Refuse an empty table or string."""
+    if not value:
+        raise ValueError(f"`{field.name}` must not be empty")
+
+
+def holds(part: str) -> Validator:
+    """Refuse strings without ``part``."""
+    return _check(lambda value: part in value, f'must contain "{part}"')
+
+
+def _check(accepts: Callable[[Any], bool], law: str) -> Validator:
+    def validate(instance: Any, field: attrs.Attribute[Any], value: Any) -> None:
+        if not accepts(value):
+            shown = f'"{value}"' if isinstance(value, str) else value
+            raise ValueError(f"`{field.name}` {law}, not {shown}")
+
+    return validate

@@ -1,0 +1,187 @@
+"""What a recipe may hold: one class for each table, one field for each key.
+
+Ranges are checked by the fields' validators, so that a spec made in Python is as sound as one
+that was read. A field whose metadata is :data:`UNWRITTEN` is no key of the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+
+from safe_framework._recipe.ranges import above, at_least, holds, not_empty
+
+UNWRITTEN = {"written": False}
+
+
+@attrs.frozen
+class BaseSpec:
+    """``[base]``: the frozen model.
+
+    Attributes:
+        model: hub id, folder, or the name of a card in the catalogue.
+        revision: branch, tag or commit on the hub.
+        gguf_file: file to read inside ``model``, for weights in GGUF.
+        attn_implementation: as transformers names them; its own choice if None.
+        layers_path: dotted path of the decoder layers, where they are not found by themselves.
+        dtype: of the weights; ``"auto"`` keeps the checkpoint's own.
+    """
+
+    model: str = attrs.field(validator=not_empty)
+    revision: str | None = None
+    gguf_file: str | None = None
+    attn_implementation: str | None = None
+    layers_path: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+
+@attrs.frozen
+class PluginSpec:
+    """``{ use = "NAME", ... }``: a plugin and its options.
+
+    Attributes:
+        use: name of an installed plugin.
+        options: every other key of the table: keyword arguments of the plugin's constructor.
+    """
+
+    use: str
+    options: Mapping[str, Any] = attrs.field(factory=dict, metadata=UNWRITTEN)
+
+
+@attrs.frozen
+class GateSpec:
+    """``gate`` of a modality: how much of its delta is applied.
+
+    Attributes:
+        value: the gate once training is over; 0 is off.
+        warmup_steps: training steps over which it rises from 0.
+        schedule: the shape of that rise; ``"constant"`` does not rise.
+    """
+
+    value: float = attrs.field(default=1.0, validator=at_least(0))
+    warmup_steps: int = attrs.field(default=0, validator=at_least(0))
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+
+
+@attrs.frozen
+class ModalitySpec:
+    """``[modalities.NAME]``: what one new sense is made of."""
+
+    encoder: PluginSpec
+    projector: PluginSpec
+    fusion: PluginSpec
+    gate: GateSpec = attrs.field(factory=GateSpec)
+
+
+@attrs.frozen
+class RetentionSpec:
+    """``[[retention]]``: one regularizer, its weight in the loss, and its options."""
+
+    use: str
+    weight: float = attrs.field(default=1.0, validator=at_least(0))
+    options: Mapping[str, Any] = attrs.field(factory=dict, metadata=UNWRITTEN)
+
+
+@attrs.frozen
+class DataSpec:
+    """``[data]``: files of one JSON object a line, relative to the recipe's folder.
+
+    Attributes:
+        train: samples of the task.
+        test: held-out samples of the task.
+        retention: text of the base's own domain, which must keep its answers.
+        retention_test: the same, held out.
+        prompt: what the base is asked, around each row's question.
+    """
+
+    train: str = attrs.field(validator=not_empty)
+    test: str | None = None
+    retention: str | None = None
+    retention_test: str | None = None
+    prompt: str = attrs.field(default="{question}", validator=holds("{question}"))
+
+
+DATA_FILES = ("train", "test", "retention", "retention_test")
+
+
+@attrs.frozen
+class TrainingSpec:
+    """``[training]``: how long, how fast, and from which seed.
+
+    Attributes:
+        max_steps: optimizer steps.
+        batch_size: task samples a step.
+        retention_batch_size: retention rows a step.
+        projector_learning_rate: peak rate of projectors.
+        fusion_learning_rate: peak rate of fusion adapters.
+        weight_decay: decoupled decay of matrices.
+        warmup_steps: steps over which the rates rise from 0.
+        schedule: how the rates fall afterwards.
+        max_grad_norm: gradients are scaled down to this norm.
+        align_steps: steps of the alignment stage before fusion is trained; 0 for none.
+        align_learning_rate: rate of that stage.
+        augment: altered copies made of each training sample; 0 for none.
+        save_steps: steps between two saves that a run can resume from.
+        seed: of everything random.
+    """
+
+    max_steps: int = attrs.field(default=1000, validator=at_least(1))
+    batch_size: int = attrs.field(default=16, validator=at_least(1))
+    retention_batch_size: int = attrs.field(default=8, validator=at_least(1))
+    projector_learning_rate: float = attrs.field(default=1e-4, validator=at_least(0))
+    fusion_learning_rate: float = attrs.field(default=5e-5, validator=at_least(0))
+    weight_decay: float = attrs.field(default=0.01, validator=at_least(0))
+    warmup_steps: int = attrs.field(default=100, validator=at_least(0))
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    max_grad_norm: float = attrs.field(default=1.0, validator=above(0))
+    align_steps: int = attrs.field(default=0, validator=at_least(0))
+    align_learning_rate: float = attrs.field(default=1e-3, validator=above(0))
+    augment: int = attrs.field(default=0, validator=at_least(0))
+    save_steps: int = attrs.field(default=100, validator=at_least(1))
+    seed: int = attrs.field(default=0, validator=at_least(0))
+
+
+@attrs.frozen
+class EvaluationSpec:
+    """``[evaluation]``: how answers are made and scored.
+
+    Attributes:
+        max_new_tokens: longest answer.
+        batch_size: samples answered at once.
+        bootstrap: resamples behind each confidence interval.
+    """
+
+    max_new_tokens: int = attrs.field(default=8, validator=at_least(1))
+    batch_size: int = attrs.field(default=32, validator=at_least(1))
+    bootstrap: int = attrs.field(default=1000, validator=at_least(1))
+
+
+@attrs.frozen
+class Recipe:
+    """Everything that makes a run, and the text that said so.
+
+    Attributes:
+        text: the recipe as its author wrote it.
+        source: what to call it in messages.
+        folder: what its file names are relative to.
+    """
+
+    base: BaseSpec
+    modalities: Mapping[str, ModalitySpec] = attrs.field(validator=not_empty)
+    retention: tuple[RetentionSpec, ...] = ()
+    data: DataSpec | None = None
+    training: TrainingSpec = attrs.field(factory=TrainingSpec)
+    evaluation: EvaluationSpec = attrs.field(factory=EvaluationSpec)
+    text: str = attrs.field(default="", repr=False, metadata=UNWRITTEN)
+    source: str = attrs.field(default="recipe.toml", metadata=UNWRITTEN)
+    folder: Path = attrs.field(factory=Path.cwd, metadata=UNWRITTEN)
+
+    def data_files(self) -> dict[str, Path]:
+        """The absolute path of each file that ``[data]`` names, by its key."""
+        named = {key: getattr(self.data, key, None) for key in DATA_FILES}
+        return {
+            key: (self.folder / name).absolute() for key, name in named.items() if name is not None
+        }

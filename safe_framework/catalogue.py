@@ -1,0 +1,55 @@
+"""The recipes and checkpoint cards that ship with the framework, by name: plain files, no code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safe_framework_registry
+from safe_framework._suggest import suggest
+from safe_framework.errors import SafeError
+
+FOLDER = Path(safe_framework_registry.__file__).parent
+KNOWN_PLUGINS = FOLDER / "known_plugins.toml"
+
+
+class CatalogueError(SafeError, LookupError):
+    """A name that the catalogue does not hold."""
+
+
+def recipes() -> dict[str, Path]:
+    """Every recipe of the catalogue, by name."""
+    return _files("recipes")
+
+
+def cards() -> dict[str, Path]:
+    """Every card, one for each checkpoint that can be fetched, by name."""
+    return _files("cards")
+
+
+def recipe_path(name: str) -> Path:
+    """The file of the recipe called ``name``.
+
+    Raises:
+        CatalogueError: the catalogue holds no such recipe.
+    """
+    return _named(name, recipes(), "recipe")
+
+
+def card_path(name: str) -> Path:
+    """The file of the card called ``name``.
+
+    Raises:
+        CatalogueError: the catalogue holds no such card.
+    """
+    return _named(name, cards(), "card")
+
+
+def _files(kind: str) -> dict[str, Path]:
+    return {path.stem: path for path in sorted((FOLDER / kind).glob("*.toml"))}
+
+
+def _named(name: str, files: dict[str, Path], kind: str) -> Path:
+    if name not in files:
+        hint = suggest(name, files, f"{kind}s")
+        raise CatalogueError(f"the catalogue holds no {kind} `{name}`", hint=hint)
+    return files[name]
