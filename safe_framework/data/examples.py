@@ -1,0 +1,125 @@
+"""Examples of a task: a prompt, the answer, and samples of new modalities; read from JSONL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+
+from safe_framework.encoder import Encoder
+from safe_framework.errors import DataError, SafeError
+from safe_framework.shapes import Sample
+
+
+@attrs.frozen(eq=False)
+class Example:
+    """One question about samples, with its answer.
+
+    Attributes:
+        prompt: the text that the model is given.
+        answer: the text that it should continue with.
+        samples: by modality; a modality that the row lacks has no key.
+        place: where it was read, as ``train.jsonl:12``.
+        files: where each sample was read from.
+    """
+
+    prompt: str
+    answer: str
+    samples: Mapping[str, Sample] = attrs.field(factory=dict)
+    place: str = ""
+    files: Mapping[str, Path] = attrs.field(factory=dict)
+
+
+def read_examples(
+    path: Path, encoders: Mapping[str, Encoder], template: str = "{question}"
+) -> list[Example]:
+    """Examples of a JSONL file with ``question``, ``answer`` and a file name by modality.
+
+    File names are relative to the JSONL file. Sound is resampled to the encoder's rate; any
+    other modality is read from ``.npy``.
+
+    Raises:
+        DataError: a row lacks a field or names a file that cannot be read; the message gives
+            the row's line.
+    """
+    return [
+        Example(
+            prompt=template.replace("{question}", _text(row, "question", place)),
+            answer=_text(row, "answer", place),
+            samples={
+                name: _read_sample(path.parent / row[name], encoder, place)
+                for name, encoder in encoders.items()
+                if row.get(name) is not None
+            },
+            place=place,
+            files={name: path.parent / row[name] for name in encoders if row.get(name) is not None},
+        )
+        for place, row in read_rows(path)
+    ]
+
+
+def read_texts(path: Path) -> list[str]:
+    """The ``text`` of every row of a JSONL file.
+
+    Raises:
+        DataError: a row has none; the message gives its line.
+    """
+    return [_text(row, "text", place) for place, row in read_rows(path)]
+
+
+def read_rows(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    """The rows of a JSONL file with the place of each, as ``train.jsonl:12``.
+
+    Raises:
+        DataError: the file is missing, empty, or a line is not a JSON object.
+    """
+    if not path.is_file():
+        raise DataError(f"the data file `{path}` does not exist")
+    rows = list(_rows(path))
+    if not rows:
+        raise DataError(f"the data file `{path}` has no rows")
+    return rows
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        place = f"{path.name}:{number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{place}:{error.colno}: not JSON: {error.msg}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{place}: a row must be a JSON object, not {type(row).__name__}")
+        yield place, row
+
+
+def _text(row: Mapping[str, Any], field: str, place: str) -> str:
+    value = row.get(field)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(
+            f"{place}: `{field}` must be a text that is not empty, not {value!r}",
+            hint=f"its fields are: {', '.join(row)}",
+        )
+    return value
+
+
+def _read_sample(path: Path, encoder: Encoder, place: str) -> Sample:
+    from safe_framework.data.audio import read_audio
+
+    try:
+        if encoder.sampling_rate is not None:
+            return read_audio(path, encoder.sampling_rate)
+        return np.load(path, allow_pickle=False)
+    except (SafeError, OSError, ValueError) as error:
+        raise DataError(f"{place}: {error}") from error
+
+
+def distinct(values: Sequence[str]) -> list[str]:
+    """The values without repeats, in the order in which they first appear."""
+    return list(dict.fromkeys(values))

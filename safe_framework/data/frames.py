@@ -1,0 +1,117 @@
+"""Encoder outputs on disk: each sample is encoded once, whatever run asks for it.
+
+A file is keyed by the sample's content, the encoder's weights and its options; none is ever
+stale. Files are written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from safe_framework.errors import SampleError
+from safe_framework.fingerprint import fingerprint, text_fingerprint
+from safe_framework.modality import Modality
+from safe_framework.shapes import Frames, Sample
+
+_Item = TypeVar("_Item")
+Progress = Callable[[str, int, int], None]
+
+
+class FrameStore:
+    """Frames of one modality's samples, computed on demand and kept.
+
+    Args:
+        modality: whose frozen encoder computes them.
+        folder: where they are kept; shared by all runs.
+        options: the encoder's options in the recipe, which belong to the key.
+    """
+
+    def __init__(self, modality: Modality, folder: Path, options: object = None) -> None:
+        encoder = modality.encoder
+        kind = f"{type(encoder).__module__}.{type(encoder).__qualname__}"
+        key = text_fingerprint(kind, fingerprint(encoder), options)
+        self.modality = modality
+        self.folder = folder / key[:32]
+
+    def frames(self, samples: Sequence[Sample], progress: Progress | None = None) -> list[Frames]:
+        """One row of frames for each sample, without padding.
+
+        Raises:
+            SampleError: a sample cannot be encoded, or its frames are not finite.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        paths = [self.folder / f"{sample_key(sample)}.safetensors" for sample in samples]
+        missing = {path: s for path, s in zip(paths, samples, strict=True) if not path.exists()}
+        for done, group in enumerate(_groups(list(missing.items()), 16)):
+            if progress:
+                progress("encoding samples", done * 16, len(missing))
+            self._encode(group)
+        return [_read(path) for path in paths]
+
+    def _encode(self, group: Sequence[tuple[Path, Sample]]) -> None:
+        modality = self.modality
+        prepared = modality.encoder.prepare([sample for _, sample in group])
+        device = next(iter(modality.projector.parameters())).device
+        with torch.no_grad():
+            frames = modality.encode({key: value.to(device) for key, value in prepared.items()})
+        for row, (path, _) in enumerate(group):
+            _write(path, frames.values[row][frames.mask[row]].cpu())
+
+
+def sample_key(sample: Sample) -> str:
+    """SHA-256 of a sample's content: its array, and its rate if it has one.
+
+    Raises:
+        SampleError: it holds no array.
+    """
+    values = getattr(sample, "values", sample)
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    if not isinstance(values, np.ndarray):
+        raise SampleError(f"a sample of type {type(sample).__name__} holds no array to hash")
+    about = f"{values.dtype}|{values.shape}|{getattr(sample, 'sampling_rate', '')}|"
+    content = np.ascontiguousarray(values).tobytes()
+    return hashlib.sha256(about.encode() + content).hexdigest()
+
+
+def stack(frames: Sequence[Frames | None], dim: int) -> Frames:
+    """Rows of frames as one batch, padded to the longest; None is a row without frames."""
+    width = max((f.values.shape[1] for f in frames if f is not None), default=1)
+    values = torch.zeros(len(frames), width, dim)
+    mask = torch.zeros(len(frames), width, dtype=torch.bool)
+    for row, one in enumerate(frames):
+        if one is not None:
+            values[row, : one.values.shape[1]] = one.values[0]
+            mask[row, : one.values.shape[1]] = one.mask[0]
+    return Frames(values, mask)
+
+
+def _read(path: Path) -> Frames:
+    from safetensors.torch import load_file
+
+    values = load_file(path)["frames"].unsqueeze(0)  # (1, frames, dim)
+    return Frames(values, torch.ones(values.shape[:2], dtype=torch.bool))
+
+
+def _write(path: Path, values: Tensor) -> None:
+    from safetensors.torch import save
+
+    if not torch.isfinite(values).all():
+        raise SampleError("the encoder gave NaN or infinite frames", hint="check the recording")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    with os.fdopen(handle, "wb") as file:
+        file.write(save({"frames": values.float().contiguous()}))
+    os.replace(temporary, path)
+
+
+def _groups(items: Sequence[_Item], size: int) -> list[Sequence[_Item]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

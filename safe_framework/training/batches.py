@@ -1,0 +1,100 @@
+"""From examples to padded batches, with labels on the answer alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from safe_framework.data.examples import Example
+from safe_framework.data.frames import stack
+from safe_framework.errors import DataError
+from safe_framework.shapes import Frames
+
+IGNORED = -100
+
+
+@attrs.frozen(eq=False)
+class TokenizedExample:
+    """An example ready to be batched.
+
+    Attributes:
+        prompt: token ids of the prompt.
+        answer: token ids of the answer and the end-of-text token.
+        frames: one row of frames for each variant of the sample, by modality.
+    """
+
+    prompt: Sequence[int]
+    answer: Sequence[int]
+    frames: Mapping[str, Sequence[Frames]]
+
+
+def tokenize(
+    tokenizer: Any, example: Example, frames: Mapping[str, Sequence[Frames]]
+) -> TokenizedExample:
+    """Token ids of an example's prompt and answer.
+
+    Raises:
+        DataError: the answer has no tokens.
+    """
+    prompt = tokenizer(example.prompt)["input_ids"]
+    answer = tokenizer(example.answer, add_special_tokens=False)["input_ids"]
+    if not answer:
+        raise DataError(f"{example.place}: the answer {example.answer!r} has no tokens")
+    return TokenizedExample(prompt, [*answer, tokenizer.eos_token_id], frames)
+
+
+def pad_right(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Rows of ids as one tensor (batch, length), filled up with ``value``."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+
+
+def attention_mask(rows: Sequence[Sequence[int]]) -> Tensor:
+    """1 where ``pad_right`` of the same rows holds a real id, (batch, length)."""
+    return pad_right([[1] * len(row) for row in rows], 0)
+
+
+def carry(name: str, frames: Sequence[Frames | None], dim: int) -> dict[str, Tensor]:
+    """The part of a batch that carries finished frames of modality ``name``."""
+    stacked = stack(frames, dim)
+    return {
+        f"{name}__present": torch.tensor([one is not None for one in frames]),
+        f"{name}__frames": stacked.values,
+        f"{name}__frames_mask": stacked.mask,
+    }
+
+
+class AnswerCollator:
+    """Pads tokenized examples and picks one variant of each sample.
+
+    Args:
+        dims: width of the frames by modality.
+        pad: id that fills rows up; it is masked, so any id will do.
+    """
+
+    def __init__(self, dims: Mapping[str, int], pad: int) -> None:
+        self.dims, self.pad = dict(dims), pad
+
+    def __call__(self, examples: Sequence[TokenizedExample]) -> dict[str, Tensor]:
+        """A batch with ``input_ids``, ``attention_mask``, ``labels`` and the modalities."""
+        rows = [[*e.prompt, *e.answer] for e in examples]
+        labels = [[*[IGNORED] * len(e.prompt), *e.answer] for e in examples]
+        batch = {
+            "input_ids": pad_right(rows, self.pad),
+            "attention_mask": attention_mask(rows),
+            "labels": pad_right(labels, IGNORED),
+        }
+        for name, dim in self.dims.items():
+            batch.update(carry(name, [_variant(e.frames.get(name)) for e in examples], dim))
+        return batch
+
+
+def _variant(variants: Sequence[Frames] | None) -> Frames | None:
+    if not variants:
+        return None
+    chosen = int(torch.randint(len(variants), ())) if len(variants) > 1 else 0
+    return variants[chosen]

@@ -1,0 +1,24 @@
+"""Checkpoints that a kill at any moment cannot spoil: a marker is written last."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+_COMPLETE = "complete"
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Say that everything in the folder has been written."""
+    (checkpoint / _COMPLETE).touch()
+
+
+def latest_complete(folder: Path) -> Path | None:
+    """The newest checkpoint that was written whole; broken ones are removed."""
+    whole = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        if (checkpoint / _COMPLETE).exists():
+            whole.append(checkpoint)
+        else:
+            shutil.rmtree(checkpoint)
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)

@@ -1,0 +1,111 @@
+"""Counterfactual retention: the base's own text beside a sample that has nothing to do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from safe_framework.data.distractors import distractor
+from safe_framework.data.frames import FrameStore
+from safe_framework.model import SafeModel
+from safe_framework.retention import RetentionRegularizer
+from safe_framework.shapes import Frames, Sample
+from safe_framework.training.batches import attention_mask, carry, pad_right
+from safe_framework.training.order import generator, shuffled_slice
+from safe_framework.training.teacher import Teacher
+
+_NOISES = 24
+Pools = Mapping[str, Mapping[str, Sequence[Frames]]]
+
+
+@attrs.frozen(eq=False)
+class Weighted:
+    """A retention method and its weight in the loss."""
+
+    weight: float
+    method: RetentionRegularizer
+
+
+def distractor_pools(
+    kinds: Sequence[str],
+    samples: Mapping[str, Sequence[Sample]],
+    stores: Mapping[str, FrameStore],
+    seed: int,
+) -> dict[str, dict[str, list[Frames]]]:
+    """Frames of irrelevant samples, by modality and kind.
+
+    Args:
+        kinds: of irrelevant sample, as in ``RetentionRegularizer.counterfactual``.
+        samples: training samples by modality, from which they are made.
+        stores: encode and keep them.
+        seed: decides noise.
+    """
+    return {
+        name: {kind: store.frames(_made(kind, samples[name], seed)) for kind in kinds}
+        for name, store in stores.items()
+    }
+
+
+def _made(kind: str, samples: Sequence[Sample], seed: int) -> Sequence[Sample]:
+    if kind == "shuffled":
+        return samples
+    count = 1 if kind == "silent" else _NOISES
+    return [distractor(kind, samples, generator(seed, number)) for number in range(count)]
+
+
+class CounterfactualRetention:
+    """The retention part of the loss at a step.
+
+    Args:
+        model: being trained.
+        methods: with their weights.
+        rows: token ids of the retention texts.
+        pools: frames of irrelevant samples by modality and kind.
+        batch_size: texts in a step.
+        seed: with the step, decides texts and samples.
+        pad: id that fills rows up.
+    """
+
+    def __init__(
+        self,
+        model: SafeModel,
+        methods: Sequence[Weighted],
+        rows: Sequence[Sequence[int]],
+        pools: Pools,
+        *,
+        batch_size: int,
+        seed: int,
+        pad: int,
+    ) -> None:
+        self.methods, self.rows, self.pools = methods, rows, pools
+        self.batch_size, self.seed, self.pad = batch_size, seed, pad
+        self.teacher = Teacher(model, rows, pad)
+        self.dims = {name: model.modality(name).encoder.dim for name in pools}
+
+    def loss(self, model: nn.Module, step: int, device: torch.device) -> Tensor:
+        """The weighted sum of the methods' penalties on this step's texts."""
+        chosen = shuffled_slice(self.seed, step * self.batch_size, self.batch_size, len(self.rows))
+        rows = [self.rows[i] for i in chosen]
+        mask = attention_mask(rows).to(device)
+        batch = {"input_ids": pad_right(rows, self.pad), "attention_mask": mask}
+        for name, pool in self.pools.items():
+            batch.update(carry(name, self._irrelevant(pool, step), self.dims[name]))
+        logits = model(**{key: value.to(device) for key, value in batch.items()}).logits
+        base_logits = self.teacher.logits(chosen)
+        total = logits.new_zeros((), dtype=torch.float32)
+        for entry in self.methods:
+            penalty = entry.method.penalty(logits, base_logits, mask.bool())
+            total = total if penalty is None else total + entry.weight * penalty
+        return total
+
+    def _irrelevant(self, pool: Mapping[str, Sequence[Frames]], step: int) -> list[Frames]:
+        """One irrelevant sample for each text, the kinds in turn."""
+        kinds, choose = list(pool), generator(self.seed, step, 1)
+        chosen = []
+        for row in range(self.batch_size):
+            frames = pool[kinds[(step * self.batch_size + row) % len(kinds)]]
+            chosen.append(frames[int(torch.randint(len(frames), (), generator=choose))])
+        return chosen
