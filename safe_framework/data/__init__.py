@@ -1,0 +1,1 @@
+"""Data: samples and their files, manifests, collation."""

@@ -1,0 +1,101 @@
+"""Waveforms, and reading them from files."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from safe_framework.data.audio import Waveform, read_audio, resample
+from safe_framework.errors import DataError, SampleError
+
+
+def tone(rate: int, hertz: float = 440.0, seconds: float = 0.5) -> np.ndarray:
+    return np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate) / 2
+
+
+@pytest.fixture
+def stereo(tmp_path: Path) -> Path:
+    path = tmp_path / "stereo.wav"
+    channels = np.stack([tone(8000), np.zeros(4000)], axis=1)
+    soundfile.write(path, channels, 8000, subtype="FLOAT")
+    return path
+
+
+def test_floats_of_any_width_become_float32() -> None:
+    """Law: a waveform holds float32, whatever floats it was given."""
+    for kind in (np.float16, np.float32, np.float64):
+        assert Waveform(np.ones(3, kind), 16000).values.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.zeros((2, 5)), "average the channels"),
+        (np.zeros(0), "at least one"),
+        (np.zeros(5, np.int16), "divide 16-bit samples by 32768"),
+        ([0.0, 0.1], "not list"),
+    ],
+)
+def test_what_is_no_mono_sound_is_refused(values: object, words: str) -> None:
+    """Law: a waveform is one non-empty channel of floats, and the error says what to do."""
+    with pytest.raises(SampleError, match=words):
+        Waveform(values, 16000)  # type: ignore[arg-type]  # the wrong types are the point
+
+
+@pytest.mark.parametrize("rate", [0, -1, 16000.0, True])
+def test_a_rate_is_a_positive_integer(rate: object) -> None:
+    """Law: a sampling rate that is not a positive integer is refused."""
+    with pytest.raises(SampleError, match="`sampling_rate` must be a positive integer"):
+        Waveform(np.zeros(5), rate)  # type: ignore[arg-type]  # the wrong types are the point
+
+
+def test_channels_are_averaged(stereo: Path) -> None:
+    """Law: a file of several channels gives their mean, at the file's own rate."""
+    waveform = read_audio(stereo)
+    assert waveform.sampling_rate == 8000
+    np.testing.assert_allclose(waveform.values, tone(8000) / 2, atol=1e-6)
+
+
+def test_reading_resamples_when_asked(stereo: Path) -> None:
+    """Law: the sound at another rate is the same sound: same duration, same tone."""
+    waveform = read_audio(stereo, 16000)
+    assert (waveform.sampling_rate, waveform.seconds) == (16000, 0.5)
+    middle = slice(2000, 6000)  # away from the ends, where the filter has no neighbours
+    np.testing.assert_allclose(waveform.values[middle], tone(16000)[middle] / 2, atol=1e-3)
+
+
+def test_resampling_to_its_own_rate_changes_nothing() -> None:
+    """Law: a waveform that already has the rate is given back as it is."""
+    waveform = Waveform(tone(8000), 8000)
+    assert resample(waveform, 8000) is waveform
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """Law: the error for a missing file names its path."""
+    with pytest.raises(DataError, match=r"gone\.wav` does not exist"):
+        read_audio(tmp_path / "gone.wav")
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    """Law: the error for a file that is no sound names its path."""
+    (tmp_path / "text.wav").write_text("not a sound")
+    with pytest.raises(DataError, match=r"text\.wav` cannot be read"):
+        read_audio(tmp_path / "text.wav")
+
+
+def test_a_file_without_samples_is_named(tmp_path: Path) -> None:
+    """Law: a sound file that lasts 0 s is an error that names its path."""
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 8000)
+    with pytest.raises(DataError, match=r"empty\.wav` holds no samples"):
+        read_audio(tmp_path / "empty.wav")
+
+
+def test_a_missing_extra_says_how_to_install_it(
+    stereo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: without soundfile the error is the command that installs it."""
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(DataError, match=r"pip install 'safe-framework\[audio\]'"):
+        read_audio(stereo)
