@@ -44,6 +44,9 @@ class Registry(Generic[_Plugin]):
     def __iter__(self) -> Iterator[str]:
         return iter(sorted({point.name for point in self.points()}))
 
+    def __len__(self) -> int:
+        return len({point.name for point in self.points()})
+
     def __contains__(self, name: object) -> bool:
         return any(point.name == name for point in self.points())
 

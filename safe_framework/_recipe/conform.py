@@ -139,9 +139,8 @@ class Checker:
         if any(type(value) is type(choice) and value == choice for choice in choices):
             return value
         words = [choice for choice in choices if isinstance(choice, str)]
-        return self.wrong(
-            value, kind, path, nearest(value, words) if isinstance(value, str) else ""
-        )
+        hint = nearest(value, words) if isinstance(value, str) else ""
+        return self.wrong(value, kind, path, hint)
 
     def array(self, value: Any, kind: Any, path: Path) -> Any:
         """An array as a tuple, each item checked."""

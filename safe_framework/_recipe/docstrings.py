@@ -20,7 +20,7 @@ def docstring(point: EntryPoint) -> str:
 
 
 def summary(text: str) -> str:
-    """What comes before the first section, as one paragraph a line.
+    r"""What comes before the first section, as one paragraph a line.
 
     >>> summary('''Pools frames.
     ...
@@ -29,7 +29,7 @@ def summary(text: str) -> str:
     ...
     ... Args:
     ...     tokens: how many.''')
-    'Pools frames.\\nEach token is a weighted mean.'
+    'Pools frames.\nEach token is a weighted mean.'
     """
     before = re.split(r"^[A-Z]\w+:$", text, maxsplit=1, flags=re.MULTILINE)[0]
     paragraphs = re.split(r"\n\s*\n", before.strip())
@@ -37,9 +37,9 @@ def summary(text: str) -> str:
 
 
 def arguments(text: str) -> dict[str, str]:
-    """What the ``Args`` section says of each argument, on one line.
+    r"""What the ``Args`` section says of each argument, on one line.
 
-    >>> arguments("Args:\\n    rank: of every\\n        pair.\\n    alpha: scale.")
+    >>> arguments("Args:\n    rank: of every\n        pair.\n    alpha: scale.")
     {'rank': 'of every pair.', 'alpha': 'scale.'}
     """
     found: dict[str, str] = {}

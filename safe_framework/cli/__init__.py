@@ -1,0 +1,59 @@
+"""The command ``safe``: one file for each of its commands.
+
+Whatever a command needs beyond names is imported inside it, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from safe_framework.cli import check, doctor, fetch, list_, run, show
+from safe_framework.errors import SafeError
+
+_COMMANDS = (list_, show, check, run, fetch, doctor)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and give its exit code: 0, 1 for an error, 130 for an interrupt."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if "run" not in arguments:
+        parser.print_help()
+        return 0
+    try:
+        code: int = arguments.run(arguments)
+    except SafeError as error:
+        if os.environ.get("SAFE_DEBUG") == "1":
+            raise
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\n{arguments.interrupted}", file=sys.stderr)
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="safe",
+        description="Add a modality to a frozen model, and keep bit for bit what it was.",
+        epilog="SAFE_DEBUG=1 shows the traceback of an error.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.set_defaults(interrupted="interrupted")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Like argparse's own, but looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        parser.exit(message=f"safe-framework {version('safe-framework')}\n")

@@ -1,0 +1,88 @@
+"""``safe doctor``: what is installed, what is missing or broken, and how to repair it."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, requires, version
+from typing import Any, NamedTuple
+
+from safe_framework.cli.table import table
+
+_REQUIREMENT = re.compile(r"([\w.-]+)[^;]*(?:;.*extra == ['\"]([\w-]+)['\"])?")
+_NOT_FOR_USERS = ("dev", "test")
+
+
+class _Requirement(NamedTuple):
+    distribution: str
+    extra: str  # empty where the framework cannot do without
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    text = "say what is installed, what is missing or broken, and how to repair it"
+    commands.add_parser("doctor", help=text, description=text).set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from safe_framework.checkpoints.location import cache_folder
+
+    print(table([("python", platform.python_version()), ("cache", str(cache_folder()))], indent=""))
+    requirements = _requirements()
+    print("\nneeded")
+    print(table([_row(needed) for needed in requirements if not needed.extra]))
+    print("\noptional")
+    print(table([_row(needed) for needed in requirements if needed.extra]))
+    print(f"\ntorchaudio\n  {torchaudio_state()}")
+    missing = [needed for needed in requirements if not needed.extra and not _version(needed)]
+    return 1 if missing else 0
+
+
+def torchaudio_state() -> str:
+    """Whether torchaudio is missing, broken or works, and what follows from that."""
+    try:
+        version("torchaudio")
+    except PackageNotFoundError:
+        return "not installed: sounds are resampled by soxr, which serves as well"
+    try:
+        import torchaudio  # type: ignore[import-not-found,unused-ignore]  # an extra
+
+        return f"{torchaudio.__version__} works"
+    except (ImportError, OSError, RuntimeError) as error:
+        return (
+            f"installed but broken: {error}\n"
+            "  It was built for another torch, and transformers imports it whenever it is\n"
+            "  installed, so its models fail too.\n"
+            "hint: `pip uninstall torchaudio`, or install the build that matches torch"
+        )
+
+
+def _requirements() -> list[_Requirement]:
+    """What the framework's own metadata asks for, each extra's parts once."""
+    found: dict[_Requirement, None] = {}
+    for line in requires("safe-framework") or []:
+        match = _REQUIREMENT.match(line)
+        assert match, line
+        needed = _Requirement(match[1], match[2] or "")
+        hidden = needed.extra in _NOT_FOR_USERS or needed.distribution in _OWN
+        if not hidden:
+            found[needed] = None
+    return list(found)
+
+
+_OWN = ("safe-framework", "torchaudio")  # torchaudio has a section of its own
+
+
+def _row(needed: _Requirement) -> tuple[str, str]:
+    if found := _version(needed):
+        return needed.distribution, found
+    target = f"safe-framework[{needed.extra}]" if needed.extra else needed.distribution
+    return needed.distribution, f'missing: pip install "{target}"'
+
+
+def _version(needed: _Requirement) -> str:
+    try:
+        return version(needed.distribution)
+    except PackageNotFoundError:
+        return ""

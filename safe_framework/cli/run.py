@@ -1,0 +1,35 @@
+"""``safe run RECIPE``: train, evaluate and report what a recipe describes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+_INTERRUPTED = "interrupted: the same command, without --no-resume, goes on from the last save"
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    text = "train, evaluate and report what a recipe describes"
+    parser = commands.add_parser("run", help=text, description=text)
+    parser.add_argument("recipe", metavar="RECIPE", help="a file, or a name in the catalogue")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the run")
+    parser.add_argument(
+        "--no-resume",
+        dest="resume",
+        action="store_false",
+        help="start anew even where an interrupted run could go on",
+    )
+    parser.add_argument("--quiet", action="store_true", help="print the folder alone")
+    parser.set_defaults(run=_run, interrupted=_INTERRUPTED)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from safe_framework.run import run_recipe
+
+    folder = run_recipe(
+        arguments.recipe, output=arguments.output, resume=arguments.resume, quiet=arguments.quiet
+    )
+    print(folder)
+    return 0

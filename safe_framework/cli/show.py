@@ -1,0 +1,72 @@
+"""``safe show KIND NAME``: what a plugin does and takes, or what a recipe or card says."""
+
+from __future__ import annotations
+
+import argparse
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+from safe_framework.cli.table import table
+
+if TYPE_CHECKING:
+    from safe_framework._recipe.options import Option
+
+_KINDS = ("encoder", "projector", "fusion", "retention", "recipe", "card")
+_INDENT = " " * 6
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    text = "show a plugin's options, or the text of a recipe or card"
+    parser = commands.add_parser("show", help=text, description=text)
+    parser.add_argument("kind", choices=_KINDS, metavar="KIND", help=", ".join(_KINDS))
+    parser.add_argument("name", metavar="NAME", help="as `safe list` shows it")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from safe_framework import catalogue
+
+    if arguments.kind == "recipe":
+        print(catalogue.recipe_path(arguments.name).read_text("utf-8"), end="")
+    elif arguments.kind == "card":
+        print(catalogue.card_path(arguments.name).read_text("utf-8"), end="")
+    else:
+        _show_plugin(arguments.kind, arguments.name)
+    return 0
+
+
+def _show_plugin(kind: str, name: str) -> None:
+    from safe_framework._recipe.docstrings import arguments, docstring, summary
+    from safe_framework._recipe.signature import read_options
+    from safe_framework._registry import REGISTRIES
+
+    registry = REGISTRIES[kind]
+    text = docstring(registry.point(name))
+    print(f"{registry.kind} {name}, of {registry.origin(name)}\n")
+    if text:
+        print(f"{summary(text)}\n")
+    options, said = read_options(registry, name), arguments(text)
+    if not options:
+        print("it takes no options")
+        return
+    header, *lines = table([("option", "type", "default"), *map(_row, options)]).splitlines()
+    print(header)
+    for option, line in zip(options, lines, strict=True):
+        print(line)
+        print(
+            fill(said.get(option.name, ""), 96, initial_indent=_INDENT, subsequent_indent=_INDENT)
+        )
+
+
+def _row(option: Option) -> tuple[str, str, str]:
+    from safe_framework._recipe.options import REQUIRED
+    from safe_framework._recipe.words import phrase, quote
+
+    if option.default is REQUIRED:
+        default = "required"
+    elif isinstance(option.default, (tuple, list)):
+        default = f"[{', '.join(quote(item) for item in option.default)}]"
+    else:
+        default = "" if option.default is None else quote(option.default)
+    return option.name, phrase(option.kind), default
