@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 import re
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from safe_framework.cli.table import table
 
 _REQUIREMENT = re.compile(r"([\w.-]+)[^;]*(?:;.*extra == ['\"]([\w-]+)['\"])?")
 _NOT_FOR_USERS = ("dev", "test")
+_ELSEWHERE = ("safe-framework", "torchaudio")  # the latter has a section of its own
 
 
 class _Requirement(NamedTuple):
@@ -59,19 +61,15 @@ def torchaudio_state() -> str:
 
 
 def _requirements() -> list[_Requirement]:
-    """What the framework's own metadata asks for, each extra's parts once."""
-    found: dict[_Requirement, None] = {}
-    for line in requires("safe-framework") or []:
-        match = _REQUIREMENT.match(line)
-        assert match, line
-        needed = _Requirement(match[1], match[2] or "")
-        hidden = needed.extra in _NOT_FOR_USERS or needed.distribution in _OWN
-        if not hidden:
-            found[needed] = None
-    return list(found)
-
-
-_OWN = ("safe-framework", "torchaudio")  # torchaudio has a section of its own
+    """What the framework's own metadata asks for; of several extras the smallest is named."""
+    lines = [_REQUIREMENT.match(line) for line in requires("safe-framework") or []]
+    found = [_Requirement(match[1], match[2] or "") for match in lines if match]
+    sizes = Counter(needed.extra for needed in found)
+    chosen: dict[str, _Requirement] = {}
+    for needed in sorted(found, key=lambda needed: (sizes[needed.extra], needed.extra)):
+        if needed.extra not in _NOT_FOR_USERS and needed.distribution not in _ELSEWHERE:
+            chosen.setdefault(needed.distribution, needed)
+    return sorted(chosen.values())
 
 
 def _row(needed: _Requirement) -> tuple[str, str]:

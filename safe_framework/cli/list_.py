@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from safe_framework.cli.table import table
@@ -27,8 +28,8 @@ def _run(arguments: argparse.Namespace) -> int:
             for p in points
         ]
         _section(f"{registry.kind}s", rows)
-    for title, files in (("recipes", catalogue.recipes()), ("checkpoints", catalogue.cards())):
-        _section(title, [(name, _comment(path.read_text("utf-8"))) for name, path in files.items()])
+    _section("recipes", [(name, _comment(path)) for name, path in catalogue.recipes().items()])
+    _section("checkpoints", [(name, _summary(path)) for name, path in catalogue.cards().items()])
     return 0
 
 
@@ -37,7 +38,13 @@ def _section(title: str, rows: Sequence[Sequence[str]]) -> None:
     print(table(rows) if rows else "  none")
 
 
-def _comment(text: str) -> str:
-    """The first line of a file, if it is a comment."""
-    first = text.partition("\n")[0]
+def _comment(recipe: Path) -> str:
+    """The first line of a recipe, if it is a comment."""
+    first = recipe.read_text("utf-8").partition("\n")[0]
     return first.lstrip("# ") if first.startswith("#") else ""
+
+
+def _summary(card: Path) -> str:
+    import tomli
+
+    return str(tomli.loads(card.read_text("utf-8")).get("summary", ""))

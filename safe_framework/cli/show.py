@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from textwrap import fill
+from textwrap import fill, indent
 from typing import TYPE_CHECKING, Any
 
 from safe_framework.cli.table import table
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from safe_framework._recipe.options import Option
 
 _KINDS = ("encoder", "projector", "fusion", "retention", "recipe", "card")
-_INDENT = " " * 6
 
 
 def add(commands: Any) -> None:
@@ -54,9 +53,8 @@ def _show_plugin(kind: str, name: str) -> None:
     print(header)
     for option, line in zip(options, lines, strict=True):
         print(line)
-        print(
-            fill(said.get(option.name, ""), 96, initial_indent=_INDENT, subsequent_indent=_INDENT)
-        )
+        if option.name in said:
+            print(indent(fill(said[option.name], 90), " " * 6))
 
 
 def _row(option: Option) -> tuple[str, str, str]:
