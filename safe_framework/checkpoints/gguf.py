@@ -44,7 +44,7 @@ def _read(source: Path) -> tuple[PreTrainedModel, Any]:
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype="float32")
         return model, AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+    except Exception as error:  # a reader may trip over anything in a broken file
         raise CheckpointError(f"`{source}` cannot be read as GGUF: {error}") from error
 
 

@@ -42,7 +42,7 @@ def locate(name: str, *, quiet: bool = False) -> str:
         CheckpointError: it is none of the three, or the card's weights cannot be had.
     """
     folder, cards = Path(name).expanduser(), catalogue.cards()
-    if folder.is_dir():
+    if name and folder.is_dir():
         return str(folder)
     if name in cards:
         return str(_cached(read_card(cards[name]), quiet))

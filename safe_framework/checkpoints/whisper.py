@@ -17,7 +17,7 @@ from safe_framework.checkpoints.quiet import quietly
 from safe_framework.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from transformers import WhisperConfig, WhisperForConditionalGeneration
+    from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
 Variables = Mapping[str, npt.NDArray[Any]]
 Arrays = Iterator[tuple[str, npt.NDArray[np.float32]]]
@@ -58,7 +58,7 @@ def write_whisper(source: Path, target: Path) -> None:
     except (KeyError, ValueError, RuntimeError) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise CheckpointError(f"`{source}` is not a Whisper that can be read: {why}") from error
-    _set_generation(model, source.with_name("config.json"))
+    model.generation_config = _generation(model.config, source.with_name("config.json"))
     with quietly():
         model.save_pretrained(target)
     _write_extractor(model.config.num_mel_bins, target)
@@ -138,18 +138,23 @@ def _split(variables: Variables, source: str, targets: Sequence[str]) -> Arrays:
                 raise ValueError(f"`{source}` has a bias on its keys")
 
 
-def _set_generation(model: WhisperForConditionalGeneration, facts: Path) -> None:
+def _generation(config: Any, facts: Path) -> GenerationConfig:
     """What Whisper's ``generate`` needs to know beyond the weights."""
-    config: Any = model.config
-    generation: Any = model.generation_config
-    generation.is_multilingual = config.vocab_size != _ENGLISH_VOCABULARY
-    generation.no_timestamps_token_id = config.eos_token_id + _NO_TIMESTAMPS
-    generation.max_length = config.max_target_positions
-    if facts.is_file():
-        known = json.loads(facts.read_text(encoding="utf-8"))
-        generation.suppress_tokens = known.get("suppress_ids")
-        generation.begin_suppress_tokens = known.get("suppress_ids_begin")
-        generation.alignment_heads = known.get("alignment_heads")
+    from transformers import GenerationConfig
+
+    known = json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {}
+    return GenerationConfig(  # type: ignore[no-untyped-call]  # it declares no types
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+        decoder_start_token_id=config.decoder_start_token_id,
+        max_length=config.max_target_positions,
+        is_multilingual=config.vocab_size != _ENGLISH_VOCABULARY,
+        no_timestamps_token_id=config.eos_token_id + _NO_TIMESTAMPS,
+        suppress_tokens=known.get("suppress_ids"),
+        begin_suppress_tokens=known.get("suppress_ids_begin"),
+        alignment_heads=known.get("alignment_heads"),
+    )
 
 
 def _write_extractor(bands: int, target: Path) -> None:

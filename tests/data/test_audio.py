@@ -12,11 +12,13 @@ from safe_framework.errors import DataError, SampleError
 
 
 def tone(rate: int, hertz: float = 440.0, seconds: float = 0.5) -> np.ndarray:
+    """A sine of half the full amplitude."""
     return np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate) / 2
 
 
 @pytest.fixture
 def stereo(tmp_path: Path) -> Path:
+    """A file with a tone in one channel and silence in the other."""
     path = tmp_path / "stereo.wav"
     channels = np.stack([tone(8000), np.zeros(4000)], axis=1)
     soundfile.write(path, channels, 8000, subtype="FLOAT")

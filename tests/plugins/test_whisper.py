@@ -6,18 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safe_framework_plugins.encoders.whisper import WhisperEncoder
 from transformers import LlamaConfig, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from safe_framework.checkpoints import quietly
 from safe_framework.data.audio import Waveform
 from safe_framework.errors import CheckpointError, SampleError
+from safe_framework_plugins.encoders.whisper import WhisperEncoder
 
 RATE, LAYERS, WIDTH, FRAMES = 16000, 4, 16, 100
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The checkpoint; it has a rate of dropout, which must never act."""
     path = tmp_path_factory.mktemp("whisper")
     torch.manual_seed(0)
     config = WhisperConfig(
@@ -44,10 +45,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def encoder(folder: str) -> WhisperEncoder:
+    """The encoder as it is by default."""
     return WhisperEncoder(model=folder)
 
 
 def noise(seconds: float = 1.0, seed: int = 0) -> Waveform:
+    """A recording that is like no other seed's."""
     values = np.random.default_rng(seed).normal(0, 0.1, int(seconds * RATE))
     return Waveform(values, RATE)
 
@@ -109,9 +112,7 @@ def test_the_same_sample_gives_the_same_frames(encoder: WhisperEncoder) -> None:
 
 
 def test_rows_do_not_depend_on_each_other(encoder: WhisperEncoder) -> None:
-    """Law: a sample's inputs are the same bits in every batch, and so are its frames, but for
-    the rounding of a batched product.
-    """
+    """Law: in any batch a sample's inputs are the same bits, and its frames but for rounding."""
     alone, together = encoder.prepare([noise(0.7)]), encoder.prepare([noise(2.0, 1), noise(0.7)])
     assert torch.equal(together["input_features"][1:], alone["input_features"])
     torch.testing.assert_close(encoder(**together).values[1:], encoder(**alone).values)

@@ -1,0 +1,47 @@
+"""The checkpoints that the shipped cards describe."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, WhisperFeatureExtractor, WhisperModel
+
+from safe_framework import catalogue
+from safe_framework.checkpoints import locate, quietly, read_card
+
+pytestmark = pytest.mark.real
+
+
+def test_smollm2_answers() -> None:
+    """Law: the expanded language model still knows what it knew, and its card its size."""
+    card = read_card(catalogue.card_path("smollm2-135m-instruct-q4"))
+    place = locate(card.name, quiet=True)
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    with quietly():
+        model = AutoModelForCausalLM.from_pretrained(place)
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    inputs = tokenizer.apply_chat_template(
+        question, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    answer = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0]
+    assert "Paris" in tokenizer.decode(answer)
+    assert sum(parameter.numel() for parameter in model.parameters()) == card.facts["parameters"]
+    assert len(model.model.layers) == card.facts["layers"]
+
+
+def test_whisper_tells_sounds_apart() -> None:
+    """Law: two seeds of noise sound alike to Whisper's encoder, and a tone unlike either."""
+    card = read_card(catalogue.card_path("whisper-tiny.en"))
+    place = locate(card.name, quiet=True)
+    extractor = WhisperFeatureExtractor.from_pretrained(place)
+    with quietly():
+        model = WhisperModel.from_pretrained(place)
+    seconds = np.arange(16000) / 16000
+    sounds = [np.random.default_rng(seed).normal(0, 0.1, 16000) for seed in (0, 1)]
+    sounds += [np.sin(2 * np.pi * 440 * seconds)]
+    inputs = extractor(sounds, sampling_rate=16000, return_tensors="pt")
+    with torch.no_grad():
+        states = model.encoder(inputs["input_features"]).last_hidden_state[:, :50].mean(dim=1)
+    alike, unlike = torch.cosine_similarity(states[:1], states[1:])
+    assert alike > unlike
+    assert states.shape[1] == card.facts["hidden_size"]
+    assert sum(parameter.numel() for parameter in model.parameters()) == card.facts["parameters"]
