@@ -33,8 +33,8 @@ class WhisperEncoder(Encoder):
     Args:
         model: a Whisper checkpoint: a card such as ``"whisper-tiny.en"``, a folder or a hub id.
         layer: which hidden states to give, as an index into transformers' ``hidden_states``: 0
-            before the first layer, n after the n-th, None or -1 after the last one and its
-            final norm. The layers above are dropped.
+            before the first layer, n after the n-th; the last one, also -1 or None, includes
+            the final norm. The layers above are dropped.
         seconds: the window; None for the model's own, which is 30 s.
 
     Raises:
