@@ -27,7 +27,7 @@ from safe_framework._recipe.words import (
     phrase,
     quote,
 )
-from safe_framework._suggest import nearest, suggest
+from safe_framework._suggest import nearest
 from safe_framework.errors import PluginError
 
 WRONG: Any = object()
@@ -65,26 +65,20 @@ class Checker:
             return self.mapping(value, kind, path)
         return self.scalar(value, kind, path)
 
-    def record(self, given: Any, options: Sequence[Option], path: Path, noun: str = "key") -> Any:
+    def record(self, given: Mapping[str, Any], options: Sequence[Option], path: Path) -> Any:
         """The values of the options that are given, by name, or :data:`WRONG`."""
         known = {option.name: option for option in options}
-        values = {
-            name: self.option(value, known.get(name), (*path, name), noun, known)
-            for name, value in given.items()
-        }
+        values = {name: self.option(item, known, (*path, name)) for name, item in given.items()}
         missing = [o for o in options if o.default is REQUIRED and o.name not in given]
         for option in missing:
             self.missing(option, (*path, option.name))
         return WRONG if missing or _any_wrong(values.values()) else values
 
-    def option(
-        self, value: Any, option: Option | None, path: Path, noun: str, known: Mapping[str, Option]
-    ) -> Any:
+    def option(self, value: Any, known: Mapping[str, Option], path: Path) -> Any:
         """The value of one key of a table."""
+        option = known.get(str(path[-1]))
         if option is None:
-            noun = "table" if noun == "key" and isinstance(value, dict) else noun
-            hint = suggest(str(path[-1]), known, f"{noun}s" if self.owner else "keys")
-            return self.report(path, f"unknown {noun} {self.name(path)}", hint, at="key")
+            return self.unknown(value, known, path)
         checked = self.value(value, option.kind, path)
         if checked is not WRONG and option.check is not None:
             try:
@@ -94,33 +88,41 @@ class Checker:
         return checked
 
     def table(self, value: Any, schema: type, path: Path) -> Any:
-        """A table of the schema; what it does not name are options of a plugin."""
-        options = schema_options(schema)
+        """A table of the schema."""
         is_plugin = "options" in attrs.fields_dict(schema)
         if not isinstance(value, dict):
-            hint = f"write `{{ use = {quote(value)} }}`" if is_plugin else ""
-            return self.wrong(value, schema, path, hint if isinstance(value, str) else "")
-        if not is_plugin:
-            values = self.record(value, options, path)
-        else:
-            names = {option.name for option in options}
-            own = {key: value[key] for key in value if key in names}
-            rest = {key: value[key] for key in value if key not in names}
-            values = self.record(own, options, path)
-            plugin = self.plugin(value.get("use"), rest, path)
-            values = WRONG if _any_wrong((values, plugin)) else {**values, "options": plugin}
+            named = is_plugin and isinstance(value, str)
+            return self.wrong(value, schema, path, f"write `{{ use = {quote(value)} }}`" * named)
+        if is_plugin:
+            return self.plugin(value, schema, path)
+        values = self.record(value, schema_options(schema), path)
         return WRONG if values is WRONG else schema(**values)
 
-    def plugin(self, use: Any, given: dict[str, Any], path: Path) -> Any:
-        """Check the options of the plugin called ``use``, if that is a name at all."""
-        if not isinstance(use, str):
+    def plugin(self, value: dict[str, Any], schema: type, path: Path) -> Any:
+        """A table whose ``use`` names a plugin, and whose other keys are mostly its options."""
+        own = schema_options(schema)
+        names = {option.name for option in own}
+        found = self.find_plugin(value.get("use"), path)
+        if found is None:
+            self.record({name: value[name] for name in value if name in names}, own, path)
             return WRONG
-        try:
-            owner, options = plugin_options(path, use)
-        except PluginError as error:
-            return self.report((*path, "use"), error.message, error.hint)
+        owner, options = found
         checker = attrs.evolve(self, prefix=path, owner=owner)
-        return checker.record(given, options, path, noun="option")
+        values = checker.record(value, [*own, *options], path)
+        if values is WRONG:
+            return WRONG
+        rest = {name: values.pop(name) for name in list(values) if name not in names}
+        return schema(**values, options=rest)
+
+    def find_plugin(self, use: Any, path: Path) -> tuple[str, list[Option]] | None:
+        """The owner and options of the plugin called ``use``; None if there is no such one."""
+        if not isinstance(use, str):
+            return None
+        try:
+            return plugin_options(path, use)
+        except PluginError as error:
+            self.report((*path, "use"), error.message, error.hint)
+            return None
 
     def union(self, value: Any, kind: Any, path: Path) -> Any:
         """The first member that takes the value, and never None, which TOML cannot write."""
@@ -188,6 +190,13 @@ class Checker:
             shown = '{ use = "..." }' if attrs.has(option.kind) else example(option.kind)
             hint = f"add `{option.name} = {shown}`"
         self.report(path, f"{self.name(path)} is missing", hint, at="key")
+
+    def unknown(self, value: Any, known: Mapping[str, Option], path: Path) -> Any:
+        """Report a key that the table does not have."""
+        noun = "option" if self.owner else "table" if isinstance(value, dict) else "key"
+        listed = f"{'options' if self.owner else 'keys'}: {', '.join(known)}"
+        hint = nearest(str(path[-1]), known) or listed
+        return self.report(path, f"unknown {noun} {self.name(path)}", hint, at="key")
 
     def report(
         self, path: Path, message: str, hint: str = "", at: Literal["key", "value"] = "value"

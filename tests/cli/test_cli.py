@@ -1,0 +1,249 @@
+"""The command ``safe`` answers at once, plainly, and with an exit code that scripts can use."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from safe_framework import catalogue
+from safe_framework._registry import REGISTRIES
+from safe_framework.cli import main
+from safe_framework.errors import CheckpointError
+
+COMMANDS = ("list", "show", "check", "run", "fetch", "doctor")
+RECIPE = """\
+[base]
+model = "some/model"
+
+[modalities.audio]
+encoder = { use = "chime", model = "bell" }
+projector = { use = "squeeze" }
+fusion = { use = "echo" }
+"""
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Put a module in the place of one that loads models."""
+
+    def put(name, **functions):
+        module = ModuleType(name)
+        module.__dict__.update(functions)
+        monkeypatch.setitem(sys.modules, name, module)
+
+    return put
+
+
+def exit_code(*arguments):
+    """The code that argparse itself leaves with."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    return caught.value.code
+
+
+@pytest.mark.parametrize(
+    "line", ["--help", "--version", "list", "check quickstart", "show fusion lora"]
+)
+def test_nothing_heavy_is_imported(line):
+    """What only names things imports neither torch nor anything that takes as long."""
+    code = (
+        "import sys\n"
+        "from safe_framework.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'rich', 'safe_framework_plugins.fusion.lora'}\n"
+        "sys.exit(sorted(heavy & set(sys.modules)) or None)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, *line.split()], check=True, capture_output=True)
+
+
+def test_help_imports_no_metadata_reader():
+    """Help needs no look at what is installed, nor any library of ours."""
+    code = (
+        "import sys\n"
+        "from safe_framework.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(sorted({'attrs', 'tomli', 'pluggy'} & set(sys.modules)) or None)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_help_names_every_command(capsys):
+    """Without a command, and with ``--help``, every command is shown."""
+    assert main([]) == 0
+    bare = capsys.readouterr().out
+    assert exit_code("--help") == 0
+    assert capsys.readouterr().out == bare
+    assert all(f"    {command} " in bare for command in COMMANDS)
+
+
+def test_the_version_is_the_distributions(capsys):
+    """``--version`` says what is installed."""
+    from importlib.metadata import version
+
+    assert exit_code("--version") == 0
+    assert capsys.readouterr().out == f"safe-framework {version('safe-framework')}\n"
+
+
+def test_an_unknown_command_is_a_usage_error(capsys):
+    """A command that does not exist leaves with 2, like any misuse."""
+    assert exit_code("lisst") == 2
+    assert "lisst" in capsys.readouterr().err
+
+
+def test_list_shows_everything_there_is(installed, capsys):
+    """Plugins of each kind with their origin, recipes, and checkpoints."""
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    lines = [line.split() for line in out.splitlines()]
+    assert ["chime", "acme-safe", "0.1", "Hears", "chimes."] in lines
+    assert [line[:2] for line in lines if line[0] == "twin"] == [
+        ["twin", "acme-safe"],
+        ["twin", "rival-safe"],
+    ]
+    shown = {line[0] for line in lines}
+    names = [name for registry in REGISTRIES.values() for name in registry]
+    assert shown >= {*names, *catalogue.recipes(), *catalogue.cards()}
+
+
+def test_list_shows_a_broken_plugin_without_loading_it(installed, capsys):
+    """A plugin that cannot be imported is listed by what its metadata says."""
+    assert main(["list"]) == 0
+    assert ["broken", "acme-safe", "0.1"] in [
+        line.split() for line in capsys.readouterr().out.splitlines()
+    ]
+
+
+def test_show_tells_a_plugins_options(installed, capsys):
+    """A plugin's description, and each option with type, default and meaning."""
+    assert main(["show", "encoder", "chime"]) == 0
+    assert capsys.readouterr().out == (
+        "encoder chime, of acme-safe 0.1 (acme_safe:ChimeEncoder)\n"
+        "\n"
+        "Hears chimes.\n"
+        "A second paragraph.\n"
+        "\n"
+        "  option  type            default\n"
+        "  model   a string        required\n"
+        "      the bell that was rung.\n"
+        "  rate    a whole number  16000\n"
+        "      of the recording.\n"
+        "  loud    true or false   false\n"
+    )
+
+
+def test_show_tells_that_there_are_no_options(installed, capsys):
+    """A plugin without options says so."""
+    assert main(["show", "retention", "anchor"]) == 0
+    assert capsys.readouterr().out.endswith("it takes no options\n")
+
+
+def test_show_spells_defaults_as_a_recipe_would(installed, capsys):
+    """Arrays in brackets, strings in quotes, and nothing for None."""
+    assert main(["show", "fusion", "echo"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "  layers  an array of whole numbers           [0]" in lines
+    assert '  where   an array of whole numbers or "all"  "all"' in lines
+    assert "  scale   a number" in lines
+
+
+@pytest.mark.parametrize("kind", ["recipe", "card"])
+def test_show_prints_what_the_catalogue_holds(kind, capsys):
+    """A recipe or card is shown as it is, ready to be copied."""
+    files = catalogue.recipes() if kind == "recipe" else catalogue.cards()
+    name, path = next(iter(files.items()))
+    assert main(["show", kind, name]) == 0
+    assert capsys.readouterr().out == path.read_text("utf-8")
+
+
+def test_an_error_is_a_message_and_no_traceback(installed, capsys):
+    """What is wrong and what to do go to standard error, and the code is 1."""
+    assert main(["show", "encoder", "chim"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("unknown encoder `chim`\nhint: did you mean `chime`?")
+
+
+def test_an_error_can_be_traced(installed, monkeypatch):
+    """``SAFE_DEBUG=1`` lets it through."""
+    monkeypatch.setenv("SAFE_DEBUG", "1")
+    with pytest.raises(LookupError):
+        main(["show", "encoder", "chim"])
+
+
+def test_check_says_that_a_recipe_is_valid(installed, tmp_path, capsys):
+    """A valid recipe leaves with 0."""
+    path = tmp_path / "a.toml"
+    path.write_text(RECIPE)
+    assert main(["check", str(path)]) == 0
+    assert capsys.readouterr().out == f"{path} is a valid recipe\n"
+
+
+def test_check_shows_every_problem(installed, tmp_path, capsys):
+    """An invalid recipe leaves with 1, and the problems are on standard error."""
+    path = tmp_path / "a.toml"
+    path.write_text(RECIPE.replace("chime", "chim").replace("squeeze", "squeze"))
+    assert main(["check", str(path)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"{path}:5:19: unknown encoder `chim`\n")
+    assert err.endswith(f"{path} has 2 problems\n")
+
+
+def test_run_hands_its_options_over(stand_in, capsys):
+    """``safe run`` is ``run_recipe``, and prints the folder of the run."""
+    calls = []
+
+    def run_recipe(source, **keywords):
+        calls.append((source, keywords))
+        return Path("runs/1")
+
+    stand_in("safe_framework.run", run_recipe=run_recipe)
+    assert main(["run", "quickstart"]) == 0
+    assert main(["run", "a.toml", "--output", "there", "--no-resume", "--quiet"]) == 0
+    assert calls == [
+        ("quickstart", {"output": None, "resume": True, "quiet": False}),
+        ("a.toml", {"output": Path("there"), "resume": False, "quiet": True}),
+    ]
+    assert capsys.readouterr().out == "runs/1\nruns/1\n"
+
+
+def test_an_interrupted_run_says_how_to_go_on(stand_in, capsys):
+    """Control-C leaves with 130 and without a traceback."""
+
+    def run_recipe(source, **keywords):
+        raise KeyboardInterrupt
+
+    stand_in("safe_framework.run", run_recipe=run_recipe)
+    assert main(["run", "quickstart"]) == 130
+    assert capsys.readouterr().err == (
+        "\ninterrupted: the same command, without --no-resume, goes on from the last save\n"
+    )
+
+
+def test_fetch_says_where_each_checkpoint_is(stand_in, capsys):
+    """Each name is located in turn."""
+    stand_in("safe_framework.checkpoints", locate=lambda name: f"/cache/{name}")
+    assert main(["fetch", "a", "b"]) == 0
+    assert capsys.readouterr().out == "a: /cache/a\nb: /cache/b\n"
+
+
+def test_fetch_shows_what_cannot_be_had(stand_in, capsys):
+    """A checkpoint that cannot be had is an error like any other."""
+
+    def locate(name):
+        raise CheckpointError(f"no `{name}`", hint="connect")
+
+    stand_in("safe_framework.checkpoints", locate=locate)
+    assert main(["fetch", "a"]) == 1
+    assert capsys.readouterr().err == "no `a`\nhint: connect\n"
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    """``safe list | head -1`` ends without a traceback."""
+    command = f"{sys.executable} -c 'from safe_framework.cli import main; main()' | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("u", "")

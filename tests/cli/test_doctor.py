@@ -1,0 +1,103 @@
+"""``safe doctor`` says what is installed, what is not, and what to do about it."""
+
+import sys
+from importlib.metadata import version
+
+import pytest
+
+from safe_framework.cli import doctor, main
+
+
+@pytest.fixture
+def torchaudio(tmp_path, monkeypatch):
+    """Install a torchaudio whose source is given."""
+
+    before = sys.modules.pop("torchaudio", None)
+
+    def install(source):
+        (tmp_path / "torchaudio.py").write_text(source)
+        metadata = tmp_path / "torchaudio-9.9.dist-info" / "METADATA"
+        metadata.parent.mkdir()
+        metadata.write_text("Metadata-Version: 2.1\nName: torchaudio\nVersion: 9.9\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+
+    yield install
+    sys.modules.pop("torchaudio", None)
+    if before is not None:
+        sys.modules["torchaudio"] = before
+
+
+def without(monkeypatch, *names):
+    """Hide distributions from the doctor."""
+
+    def hidden(name):
+        if name in names:
+            raise doctor.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(doctor, "version", hidden)
+
+
+def lines(capsys):
+    """What was printed, words by line."""
+    return [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_versions_and_the_cache_are_shown(monkeypatch, tmp_path, capsys):
+    """Python, the libraries that matter, and the folder of converted checkpoints."""
+    monkeypatch.setenv("SAFE_CACHE", str(tmp_path))
+    assert main(["doctor"]) == 0
+    shown = lines(capsys)
+    assert ["cache", str(tmp_path)] in shown
+    for name in ("torch", "transformers", "peft"):
+        assert [name, version(name)] in shown
+
+
+def test_a_missing_extra_says_how_to_install_it(monkeypatch, capsys):
+    """An optional part is named by the smallest extra that holds it, and is no failure."""
+    without(monkeypatch, "soxr", "matplotlib", "gguf")
+    assert main(["doctor"]) == 0
+    shown = [" ".join(words) for words in lines(capsys)]
+    assert 'soxr missing: pip install "safe-framework[audio]"' in shown
+    assert 'matplotlib missing: pip install "safe-framework[report]"' in shown
+    assert 'gguf missing: pip install "safe-framework[gguf]"' in shown
+
+
+def test_a_missing_need_is_a_failure(monkeypatch, capsys):
+    """Without a part that is always needed the code is 1."""
+    without(monkeypatch, "peft")
+    assert main(["doctor"]) == 1
+    assert ["peft", "missing:", "pip", "install", '"peft"'] in lines(capsys)
+
+
+def test_no_distribution_is_listed_twice(capsys):
+    """Extras that share a part do not repeat it."""
+    main(["doctor"])
+    names = [words[0] for words in lines(capsys) if words]
+    assert len(names) == len(set(names))
+
+
+def test_a_missing_torchaudio_is_no_trouble(monkeypatch):
+    """Without it sounds are resampled by soxr."""
+    without(monkeypatch, "torchaudio")
+    assert doctor.torchaudio_state() == (
+        "not installed: sounds are resampled by soxr, which serves as well"
+    )
+
+
+def test_a_working_torchaudio_is_shown(torchaudio):
+    """One that can be imported says which it is."""
+    torchaudio("__version__ = '9.9'\n")
+    assert doctor.torchaudio_state() == "9.9 works"
+
+
+@pytest.mark.parametrize("error", ["OSError", "RuntimeError", "ImportError"])
+def test_a_broken_torchaudio_is_explained(torchaudio, error):
+    """One that cannot be imported breaks transformers too, and the remedy is named."""
+    torchaudio(f"raise {error}('libcudart.so.13: cannot open shared object file')\n")
+    assert doctor.torchaudio_state() == (
+        "installed but broken: libcudart.so.13: cannot open shared object file\n"
+        "  It was built for another torch, and transformers imports it whenever it is\n"
+        "  installed, so its models fail too.\n"
+        "hint: `pip uninstall torchaudio`, or install the build that matches torch"
+    )

@@ -1,0 +1,31 @@
+"""The catalogue is plain files, found by name."""
+
+import pytest
+
+from safe_framework import catalogue
+from safe_framework._recipe import read_recipe
+from safe_framework.checkpoints import read_card
+
+
+def test_every_recipe_is_valid():
+    """A recipe of the catalogue can be used as it is, data files included."""
+    recipes = catalogue.recipes()
+    assert "quickstart" in recipes
+    for name in recipes:
+        assert read_recipe(name).source == str(catalogue.recipe_path(name))
+
+
+def test_every_card_can_be_read():
+    """A card of the catalogue says which checkpoint it is, under its own name."""
+    cards = catalogue.cards()
+    assert cards
+    for name in cards:
+        assert read_card(catalogue.card_path(name)).name == name
+
+
+def test_a_misspelt_name_is_guessed():
+    """An unknown name offers the nearest one."""
+    with pytest.raises(catalogue.CatalogueError) as caught:
+        catalogue.recipe_path("quikstart")
+    assert caught.value.message == "the catalogue holds no recipe `quikstart`"
+    assert caught.value.hint.startswith("did you mean `quickstart`? recipes: ")
