@@ -1,8 +1,8 @@
-"""Divide the quickstart's retention sentences into those that training sees and those it never sees.
+r"""Divide the quickstart's retention sentences into those that training sees and the others.
 
 Run once by hand; its output is committed.
 
-    python registry/tools/split_sentences.py registry/tools/retention_sentences.txt \\
+    python registry/tools/split_sentences.py registry/tools/retention_sentences.txt \
         registry/safe_framework_registry/data/text
 """
 
@@ -23,8 +23,12 @@ def split(sentences: list[str]) -> tuple[list[str], list[str]]:
         >>> len(train), len(test)
         (60, 140)
     """
-    ordered = sorted(set(sentences), key=lambda sentence: hashlib.sha256(f"{SALT}:{sentence}".encode()).hexdigest())
+    ordered = sorted(set(sentences), key=_hash)
     return ordered[:-TEST_SENTENCES], ordered[-TEST_SENTENCES:]
+
+
+def _hash(sentence: str) -> str:
+    return hashlib.sha256(f"{SALT}:{sentence}".encode()).hexdigest()
 
 
 def write(sentences: list[str], manifest: Path) -> None:
