@@ -161,7 +161,7 @@ def _hold(sample: Sample, decays: bool) -> Wave:
 
 
 def notes(path: Path) -> Iterator[Note]:
-    """Yield every usable note once: not silent, not too short, no two with the same audio or file."""
+    """Yield every note once that is not silent, not too short and not a copy of another."""
     seen: set[str] = set()
     for sample in samples(path):
         found = source_of(sample)
@@ -234,7 +234,7 @@ def fix_serial(path: Path) -> None:
     path.write_bytes(data)
 
 
-def _checksum(page: bytes) -> int:
+def _checksum(page: bytes | bytearray) -> int:
     total = 0
     for byte in page:
         total = (total << 8 & 0xFFFFFFFF) ^ _CHECKSUMS[total >> 24 ^ byte]
