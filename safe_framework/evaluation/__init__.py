@@ -2,7 +2,8 @@
 
 from safe_framework.evaluation.evaluate import evaluate
 from safe_framework.evaluation.metrics import Estimate
+from safe_framework.evaluation.report import write_report
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.table import table
 
-__all__ = ["Estimate", "Evaluation", "evaluate", "table"]
+__all__ = ["Estimate", "Evaluation", "evaluate", "table", "write_report"]

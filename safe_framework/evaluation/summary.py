@@ -146,8 +146,8 @@ def _gain(evaluation: Evaluation, asked: Mapping[str, float]) -> Iterator[Row]:
     examples = f"{gain.accuracy.n} examples"
     yield _share(f"accuracy with {name}", gain.accuracy, examples, asked.get("accuracy"))
     yield _share("linear probe", gain.probe, f"{evaluation.train_examples} to fit")
-    yield _share(f"base without {name}", gain.base, "the prompt alone")
-    yield _share(f"shuffled {name}", gain.shuffled, "another's sample")
+    yield _share(f"base without {name}", gain.base, "prompt alone")
+    yield _share(f"shuffled {name}", gain.shuffled, "wrong sample")
     yield _share("chance", gain.chance, "commonest")
     yield _difference("gain over the base", gain.over_base, asked.get("over_base"))
     yield _difference("gain over shuffled", gain.over_shuffled, asked.get("over_shuffled"))

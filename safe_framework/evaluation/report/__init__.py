@@ -1,0 +1,96 @@
+"""An evaluation as one HTML file that needs nothing else: no network, no script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from safe_framework.evaluation.report.clips import clips
+from safe_framework.evaluation.report.curves import curves as drawn
+from safe_framework.evaluation.report.markup import Markup, element, join
+from safe_framework.evaluation.report.matrix import matrix
+from safe_framework.evaluation.report.results import cards, per_class, table, tables
+from safe_framework.evaluation.results import Evaluation
+from safe_framework.evaluation.summary import headlines, sections
+from safe_framework.evaluation.wording import count
+
+
+def write_report(
+    path: Path,
+    evaluation: Evaluation,
+    *,
+    curves: Sequence[Mapping[str, Any]],
+    recipe_text: str,
+    versions: Mapping[str, str],
+    title: str,
+    targets: Mapping[str, float] | None = None,
+) -> None:
+    """Write the report; equal input gives equal bytes.
+
+    Args:
+        path: of the HTML file.
+        evaluation: what was measured; clips are shown if it still holds its samples.
+        curves: rows of training, each with ``step`` and any of ``loss``, ``task_loss``,
+            ``retention_loss`` and ``gate``; empty where nothing was trained.
+        recipe_text: the recipe as it was written.
+        versions: of what the result depends on, by name.
+        title: of the page.
+        targets: least values of some results, to be marked met or not.
+
+    Raises:
+        DataError: Matplotlib is not installed, or a target is unknown.
+    """
+    page = render(evaluation, curves, recipe_text, versions, title, targets)
+    path.write_text(page, encoding="utf-8", newline="\n")
+
+
+def render(
+    evaluation: Evaluation,
+    rows: Sequence[Mapping[str, Any]],
+    recipe_text: str,
+    versions: Mapping[str, str],
+    title: str,
+    targets: Mapping[str, float] | None = None,
+) -> str:
+    """The page that ``write_report`` writes."""
+    unlogged = element("p", "No training was logged.", class_="soft")
+    parts: dict[str, Sequence[str]] = {
+        "title": [title],
+        "lede": [_lede(evaluation)],
+        "style": [Markup(_packaged("page.css"))],
+        "headlines": cards(headlines(evaluation)),
+        "clips": clips(evaluation.answers, evaluation.modality),
+        "tables": tables(sections(evaluation, targets)),
+        "per_class": [per_class(evaluation.gain.per_class)],
+        "curves": drawn(rows) or [unlogged],
+        "matrix": [matrix(evaluation.gain.confusion)],
+        "method": [_method(evaluation)],
+        "recipe": [recipe_text],
+        "versions": [table("Versions", ("", "version"), list(versions.items()))],
+    }
+    filled = {name: join(list(children)) for name, children in parts.items()}
+    return Template(_packaged("page.html")).substitute(filled)
+
+
+def _lede(evaluation: Evaluation) -> str:
+    size, name = count(evaluation.base_parameters), evaluation.modality
+    return (
+        f"A frozen language model of {size} parameters was given a new sense: {name}. "
+        "With the sense absent or switched off, it is meant to be the same model bit for bit."
+    )
+
+
+def _method(evaluation: Evaluation) -> str:
+    return (
+        f"Answers are greedy, of at most {evaluation.max_new_tokens} tokens, and right if they "
+        "equal the expected one but for case, outer punctuation and blanks. Intervals hold 95 % "
+        f"of {evaluation.resamples} bootstrap resamples of whole examples or texts; gains are "
+        f"paired. The seed is {evaluation.seed}."
+    )
+
+
+def _packaged(name: str) -> str:
+    return files(__package__).joinpath(name).read_text("utf-8")

@@ -1,0 +1,81 @@
+"""What `same_bits` promises."""
+
+import pytest
+import torch
+
+from safe_framework.bits import integers, same_bits
+
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn]
+DTYPES = [
+    *FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.complex64, torch.complex128,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3)])
+def test_equal_tensors_have_the_same_bits(dtype, shape):
+    """A copy of a tensor of any dtype and shape equals it."""
+    tensor = torch.ones(shape).to(dtype)
+    assert same_bits(tensor, tensor.clone())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_differing_element_counts(dtype):
+    """One element that differs is seen in every dtype."""
+    first = torch.ones(4).to(dtype)
+    second = first.clone()
+    second[2] = 0
+    assert not same_bits(first, second)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_signs_of_zero_differ(dtype):
+    """0.0 and -0.0 are not the same bits."""
+    zero = torch.zeros(2)
+    assert not same_bits(zero.to(dtype), (-zero).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_nan_equals_its_own_bits(dtype):
+    """NaN is equal to the same NaN."""
+    nan = torch.tensor([float("nan")]).to(dtype)
+    assert same_bits(nan, nan.clone())
+
+
+def test_nan_of_another_payload_differs():
+    """Two NaN with different bits are not the same."""
+    nans = torch.tensor([0x7FC00000, 0x7FC00001], dtype=torch.int32).view(torch.float32)
+    assert not same_bits(nans[:1], nans[1:])
+
+
+def test_dtype_and_shape_count():
+    """Equal bytes of another dtype or shape are not the same tensor."""
+    tensor = torch.arange(4)
+    assert not same_bits(tensor, tensor.view(2, 2))
+    assert not same_bits(tensor.to(torch.int32), tensor.to(torch.int32).view(torch.float32))
+
+
+def test_layout_does_not_count():
+    """A transposed view equals a contiguous tensor of the same elements."""
+    tensor = torch.randn(3, 4)
+    assert same_bits(tensor.T, tensor.T.contiguous())
+
+
+def test_lazy_conjugate_and_negative_are_resolved():
+    """Views that PyTorch has not computed yet are compared by what they hold."""
+    tensor = torch.randn(3, dtype=torch.complex64)
+    assert same_bits(tensor.conj(), tensor.conj().clone())
+    assert not same_bits(tensor.conj(), tensor)
+    assert same_bits(tensor.conj().imag, -tensor.imag)
+
+
+def test_gradients_do_not_count():
+    """A parameter is compared by its bits alone."""
+    tensor = torch.randn(3)
+    assert same_bits(torch.nn.Parameter(tensor), tensor)
+
+
+def test_integers_are_the_bytes():
+    """1.0 in fp32 is the bytes 00 00 80 3f."""
+    assert integers(torch.tensor(1.0)).tolist() == [0x00, 0x00, 0x80, 0x3F]

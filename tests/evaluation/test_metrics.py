@@ -1,0 +1,134 @@
+"""The laws of the arithmetic."""
+
+import doctest
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from safe_framework import bits
+from safe_framework.evaluation import answers, metrics, wording
+from safe_framework.evaluation.metrics import (
+    agrees,
+    bootstrap,
+    exact_match,
+    kl_per_position,
+    normalise,
+)
+from safe_framework.evaluation.report import markup
+
+
+@pytest.mark.parametrize("module", [answers, bits, markup, metrics, wording])
+def test_examples_in_docstrings_hold(module):
+    """Every example in the documentation gives what it shows."""
+    failed, tried = doctest.testmod(module)
+    assert tried > 0
+    assert failed == 0
+
+
+@given(st.text())
+def test_normalising_twice_changes_nothing(text):
+    """A normalised answer is its own normal form."""
+    assert normalise(normalise(text)) == normalise(text)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Piano", " piano."),
+        ('"the  flute"', "The flute!"),
+        ("\uff2f\uff22\uff2f\uff25\u3002", "oboe"),
+        ("(red)", "red"),
+    ],
+)
+def test_case_blanks_and_outer_punctuation_do_not_count(one, other):
+    """Two spellings of an answer are equal."""
+    assert normalise(one) == normalise(other)
+
+
+@pytest.mark.parametrize(("one", "other"), [("C#", "C"), ("3.5", "35"), ("-3", "3"), ("a b", "ab")])
+def test_what_makes_another_answer_counts(one, other):
+    """Signs that are part of a name or number are kept."""
+    assert normalise(one) != normalise(other)
+
+
+def test_exact_match_is_by_example():
+    """One number for each pair, and as many answers as expected ones."""
+    assert exact_match(["Red.", "green"], ["red", "blue"]).tolist() == [1.0, 0.0]
+    with pytest.raises(ValueError, match="zip"):
+        exact_match(["red"], ["red", "blue"])
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=20), st.integers(0, 100))
+def test_an_interval_lies_within_the_data(values, seed):
+    """The value is the mean, and no resampled mean lies outside the data."""
+    found = bootstrap(values, resamples=20, seed=seed)
+    slack = 1e-9 * (1 + max(map(abs, values)))
+    assert found.value == pytest.approx(np.mean(values), abs=slack)
+    assert min(values) - slack <= found.low <= found.high <= max(values) + slack
+    assert found.n == len(values)
+
+
+def test_equal_seeds_give_equal_intervals():
+    """The seed decides the interval, and another one another interval."""
+    values = np.random.default_rng(0).normal(size=50)
+    assert bootstrap(values, seed=1) == bootstrap(values, seed=1)
+    assert bootstrap(values, seed=1) != bootstrap(values, seed=2)
+
+
+def test_an_interval_covers_what_theory_says():
+    """For many values it is close to the normal interval of the mean."""
+    values = np.random.default_rng(0).normal(size=400)
+    found = bootstrap(values, resamples=4000)
+    half = 1.96 * values.std() / math.sqrt(len(values))
+    assert found.high - found.value == pytest.approx(half, rel=0.1)
+    assert found.value - found.low == pytest.approx(half, rel=0.1)
+
+
+def test_pairing_narrows_a_difference():
+    """Differences of each example vary less than two systems that vary together."""
+    first = np.random.default_rng(0).normal(size=100)
+    paired = bootstrap(first + 1 - first)
+    assert paired.low == pytest.approx(1)
+    assert paired.high == pytest.approx(1)
+
+
+def test_weights_count_positions():
+    """A text of three positions counts three times one of a single position."""
+    assert bootstrap([1.0, 0.0], weights=[3, 1]).value == 0.75
+
+
+def test_nothing_to_estimate_is_refused():
+    """An interval needs data."""
+    with pytest.raises(ValueError, match="at least one"):
+        bootstrap([])
+
+
+def test_divergence_of_a_model_from_itself_is_zero():
+    """KL(p || p) is 0, and logits may be shifted by any constant."""
+    logits = torch.randn(2, 3, 7)
+    assert kl_per_position(logits, logits).tolist() == torch.zeros(2, 3).tolist()
+    assert kl_per_position(logits, logits + 5).max() < 1e-6
+
+
+def test_divergence_is_the_formula():
+    """The sum of p log(p / q), in nats, at each position."""
+    base, safe = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.25, 0.5])
+    expected = 0.5 * math.log(2) + 0.25 * math.log(0.5)
+    assert kl_per_position(base.log(), safe.log()).item() == pytest.approx(expected)
+
+
+def test_what_the_base_rules_out_adds_nothing():
+    """A token of probability 0 in the base neither counts nor makes NaN."""
+    base = torch.tensor([0.0, 0.0, -math.inf])
+    assert kl_per_position(base, base).item() == 0
+    assert kl_per_position(base, torch.zeros(3)).item() == pytest.approx(math.log(1.5))
+
+
+def test_agreement_is_of_the_first_token():
+    """Only which token is ranked first counts, at each position."""
+    base = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    assert agrees(base, torch.tensor([[0.0, 9.0], [0.0, 0.5]])).tolist() == [True, False]
