@@ -17,6 +17,7 @@ from safe_framework._recipe.positions import Path
 from safe_framework._recipe.problems import Finding, rename
 from safe_framework._recipe.words import (
     ARRAYS,
+    SCALARS,
     TABLES,
     UNIONS,
     describe,
@@ -92,7 +93,8 @@ class Checker:
         is_plugin = "options" in attrs.fields_dict(schema)
         if not isinstance(value, dict):
             named = is_plugin and isinstance(value, str)
-            return self.wrong(value, schema, path, f"write `{{ use = {quote(value)} }}`" * named)
+            hint = f"write `{{ use = {quote(value)} }}`" if named else ""
+            return self.wrong(value, schema, path, hint)
         if is_plugin:
             return self.plugin(value, schema, path)
         values = self.record(value, schema_options(schema), path)
@@ -108,7 +110,7 @@ class Checker:
             return WRONG
         owner, options = found
         checker = attrs.evolve(self, prefix=path, owner=owner)
-        values = checker.record(value, [*own, *options], path)
+        values = checker.record(value, [*options, *own], path)
         if values is WRONG:
             return WRONG
         rest = {name: values.pop(name) for name in list(values) if name not in names}
@@ -173,6 +175,10 @@ class Checker:
             return value
         if kind is float and type(value) is int:
             return float(value)
+        if kind not in SCALARS:
+            kind_name = getattr(kind, "__name__", kind)
+            message = f"{self.name(path)} cannot be written in a recipe: it is a `{kind_name}`"
+            return self.report(path, message, "leave it out")
         return self.wrong(value, kind, path, _rewrite(value, kind))
 
     def wrong(self, value: Any, kind: Any, path: Path, hint: str = "") -> Any:

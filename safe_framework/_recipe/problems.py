@@ -135,8 +135,8 @@ def rename(message: str, name: str) -> str:
 
 def _span(places: dict[Path, Place], found: Finding) -> Span:
     """Where a path is written, or the closest table around it if it is not."""
-    if found.path in places:
-        return getattr(places[found.path], found.at)  # type: ignore[no-any-return]  # at names a field
+    if place := places.get(found.path):
+        return place.key if found.at == "key" else place.value
     path = found.path
     while path and path not in places:
         path = path[:-1]

@@ -11,6 +11,7 @@ import attrs
 UNIONS = (Union, types.UnionType)
 ARRAYS = (tuple, list, Sequence)
 TABLES = (dict, Mapping)
+SCALARS = (bool, int, float, str)
 
 _SINGULAR = {
     bool: "true or false",

@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from safe_framework.checkpoints.location import cache_folder
+    from safe_framework.checkpoints import cache_folder
 
     print(table([("python", platform.python_version()), ("cache", str(cache_folder()))], indent=""))
     requirements = _requirements()

@@ -11,7 +11,6 @@ from safe_framework.cli import doctor, main
 @pytest.fixture
 def torchaudio(tmp_path, monkeypatch):
     """Install a torchaudio whose source is given."""
-
     before = sys.modules.pop("torchaudio", None)
 
     def install(source):

@@ -29,6 +29,7 @@ TAKEN = [
 ]
 
 REFUSED = [
+    ("a", bytes, "`x` cannot be written in a recipe: it is a `bytes`", "leave it out"),
     ("8", int, '`x` must be a whole number, not the string "8"', "write `8` without quotes"),
     ("-8.5", float, '`x` must be a number, not the string "-8.5"', "write `-8.5` without quotes"),
     ("wide", int, '`x` must be a whole number, not the string "wide"', ""),

@@ -97,12 +97,14 @@ def documents(draw):
     return text
 
 
+@settings(deadline=None)
 @given(documents())
 def test_every_path_has_a_place_and_no_other(text):
     """The scanner finds exactly the keys and items that tomli reads."""
     assert set(key_positions(text)) == {path for path, _ in paths(tomli.loads(text))}
 
 
+@settings(deadline=None)
 @given(documents())
 def test_a_key_is_written_where_it_was_found(text):
     """What a key's span covers reads as that key."""
@@ -111,6 +113,7 @@ def test_a_key_is_written_where_it_was_found(text):
             assert list(tomli.loads(f"{written(text, place.key)} = 0")) == [path[-1]]
 
 
+@settings(deadline=None)
 @given(documents())
 def test_a_scalar_is_written_where_it_was_found(text):
     """What a scalar's span covers reads as that scalar, if it ends on its line."""
