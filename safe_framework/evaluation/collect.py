@@ -51,10 +51,11 @@ def collect(
         answer_without(ask, test, modality, label="answers of the base"),
         _probed(model, modality, train, test, batch_size, seed, progress),
     )
+    template = model.processor.template
     return tuple(
         Answered(
             place=example.place,
-            prompt=example.prompt,
+            question=bare_question(example.prompt, template),
             expected=example.answer,
             answer=heard,
             shuffled=misled,
@@ -65,6 +66,18 @@ def collect(
         )
         for example, heard, misled, base, probed in zip(test, *columns, strict=True)
     )
+
+
+def bare_question(prompt: str, template: str) -> str:
+    """What was put in the place of ``{question}``; the whole prompt if it was made otherwise.
+
+    >>> bare_question("Q: what is it? A:", "Q: {question} A:")
+    'what is it?'
+    """
+    before, _, after = template.partition("{question}")
+    if len(prompt) > len(before + after) and prompt.startswith(before) and prompt.endswith(after):
+        return prompt.removeprefix(before).removesuffix(after)
+    return prompt
 
 
 def _probed(

@@ -18,6 +18,7 @@ from safe_framework.shapes import Frames
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _FOLDS = 5
 _ITERATIONS = 100
+_HISTORY = 10
 
 Features = Annotated[Tensor, "examples features"]
 
@@ -82,7 +83,11 @@ def _fit(rows: Features, targets: Tensor, classes: int, penalty: float) -> Tenso
     """Weights of the logistic regression, (features + 1, classes); the last row is the bias."""
     weights = rows.new_zeros(rows.shape[1] + 1, classes, requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [weights], max_iter=_ITERATIONS, line_search_fn="strong_wolfe", tolerance_grad=1e-6
+        [weights],
+        max_iter=_ITERATIONS,
+        history_size=_HISTORY,
+        tolerance_grad=1e-6,
+        line_search_fn="strong_wolfe",
     )
 
     def loss() -> Tensor:

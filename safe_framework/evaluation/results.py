@@ -114,10 +114,22 @@ class Gain:
 
 @attrs.frozen
 class Answered:
-    """One test example and all the answers to it; the sample itself is not written to disk."""
+    """One test example and all the answers to it; the sample itself is not written to disk.
+
+    Attributes:
+        place: where the example was read.
+        question: what was asked, without the prompt around it.
+        expected: the right answer.
+        answer: with the sense.
+        shuffled: with another example's sample.
+        base: without the sense.
+        probe: of the linear probe.
+        sample: of the sense.
+        file: where the sample was read.
+    """
 
     place: str
-    prompt: str
+    question: str
     expected: str
     answer: str
     shuffled: str

@@ -141,7 +141,7 @@ def answered(number: int, expected: str, answer: str) -> Answered:
     tone = np.sin(2 * np.pi * (200 + 50 * number) * seconds).astype(np.float32)
     return Answered(
         place=f"test.jsonl:{number + 1}",
-        prompt="Which instrument plays?",
+        question="Which instrument plays?",
         expected=expected,
         answer=answer,
         shuffled="piano",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from safe_framework.data.examples import Example
 from safe_framework.evaluation.answers import answer, answer_without, derangement, shuffled, without
+from safe_framework.evaluation.collect import bare_question
 
 LABELS = st.lists(st.sampled_from("abcd"), min_size=2, max_size=30)
 
@@ -115,3 +116,16 @@ def test_the_batch_size_changes_no_order(model, examples, size):
     answers = answer(model, strong, max_new_tokens=1, batch_size=size)
     assert answers == answer(model, strong, max_new_tokens=1, batch_size=3)
     assert len(set(answers)) > 1
+
+
+@given(st.text(min_size=1), st.text(), st.text())
+def test_a_question_is_found_in_its_prompt(question, before, after):
+    """What a template put around a question is taken off again, whatever either holds."""
+    template = before.replace("{question}", "") + "{question}" + after.replace("{question}", "")
+    prompt = template.replace("{question}", question)
+    assert bare_question(prompt, template) == question
+
+
+def test_a_prompt_of_another_template_is_left_whole():
+    """A prompt that the template cannot have made is shown as it is."""
+    assert bare_question("Tell me: what?", "Q: {question}") == "Tell me: what?"

@@ -1,12 +1,17 @@
 """What `evaluate` promises, on a tiny base with a new sense."""
 
+import copy
+
 import attrs
+import numpy as np
 import pytest
 import torch
 
 from safe_framework.bits import same_bits
 from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation import Evaluation, evaluate
+from safe_framework.evaluation.answers import answer, without
+from safe_framework.model import SafeModel
 
 
 @pytest.fixture
@@ -142,3 +147,41 @@ def test_a_diverged_adapter_is_named(model, examples, texts):
         evaluate(
             model, modality="touch", train=examples, test=examples, texts=texts, max_new_tokens=1
         )
+
+
+def test_a_leak_of_one_bit_is_reported(model, examples, texts, monkeypatch):
+    """A model that is not its base when off is found out, however small the difference."""
+    whole = SafeModel.forward
+
+    def leaking(self, *args, **inputs):
+        outputs = whole(self, *args, **inputs)
+        outputs.logits = torch.nextafter(outputs.logits, torch.tensor(torch.inf))
+        return outputs
+
+    monkeypatch.setattr(SafeModel, "forward", leaking)
+    found = evaluate(
+        model, modality="touch", train=examples, test=examples, texts=texts, max_new_tokens=1
+    )
+    assert not found.retention.absent.identical
+    assert not found.gate_zero.logits_identical
+    assert found.gate_zero.tokens_identical
+    assert not found.gate_zero.identical
+
+
+def test_other_senses_stay_on(model, examples, texts):
+    """With two senses, one is measured against the model that has only the other."""
+    parts = model.modality("touch")
+    model.add_modality(
+        "smell",
+        encoder=copy.deepcopy(parts.encoder),
+        projector=copy.deepcopy(parts.projector),
+        fusion=copy.deepcopy(parts.fusion),
+    )
+    both = [
+        attrs.evolve(row, samples={**row.samples, "smell": np.float32([9, 9])}) for row in examples
+    ]
+    found = evaluate(model, modality="touch", train=both, test=both, texts=texts, max_new_tokens=2)
+    assert found.gate_zero.identical
+    assert found.retention.absent.identical
+    smelt = answer(model, without(both, "touch"), max_new_tokens=2)
+    assert [row.base for row in found.answers] == smelt

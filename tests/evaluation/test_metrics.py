@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safe_framework import bits
-from safe_framework.evaluation import answers, metrics, wording
+from safe_framework.evaluation import answers, collect, metrics, wording
 from safe_framework.evaluation.metrics import (
     agrees,
     bootstrap,
@@ -21,7 +21,7 @@ from safe_framework.evaluation.metrics import (
 from safe_framework.evaluation.report import markup
 
 
-@pytest.mark.parametrize("module", [answers, bits, markup, metrics, wording])
+@pytest.mark.parametrize("module", [answers, bits, collect, markup, metrics, wording])
 def test_examples_in_docstrings_hold(module):
     """Every example in the documentation gives what it shows."""
     failed, tried = doctest.testmod(module)

@@ -117,7 +117,7 @@ def test_hostile_text_stays_text(tmp_path, evaluation, curves):
     """Whatever an answer, recipe, version, title or modality holds, it adds no element."""
     curves = [{**row, HOSTILE: 1.0} for row in curves]
     calm = Page(written(tmp_path, evaluation, curves))
-    rows = [attrs.evolve(r, answer=HOSTILE, base=HOSTILE, prompt=HOSTILE, place=HOSTILE)
+    rows = [attrs.evolve(r, answer=HOSTILE, base=HOSTILE, question=HOSTILE, place=HOSTILE)
             for r in evaluation.answers]  # fmt: skip
     hostile = attrs.evolve(evaluation, answers=tuple(rows), modality=HOSTILE)
     text = written(

@@ -62,7 +62,7 @@ def _card(row: Answered, modality: str, number: int) -> Markup:
     return element(
         "article",
         *(player if source else []),
-        element("p", row.prompt, class_="prompt"),
+        element("p", row.question, class_="question"),
         element(
             "dl",
             element("dt", "expected"),
