@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from safe_framework.data.examples import Example
     from safe_framework.model import SafeModel
 
-_GATE_ZERO_EXAMPLES = 64
+_GATE_ZERO_EXAMPLES = 32
 
 
 @torch.no_grad()

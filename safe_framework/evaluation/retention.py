@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from safe_framework.data.examples import Example
     from safe_framework.model import SafeModel
 
-_LOGIT_ROWS = 8  # texts at a time: logits of a large vocabulary are what fills the memory
+_LOGIT_ROWS = 16  # texts at a time: logits of a large vocabulary are what fills the memory
 
 
 @attrs.frozen
