@@ -62,6 +62,11 @@ def adapter_tensors(model: SafeModel) -> dict[str, Tensor]:
     return found
 
 
+def own_copy(tensor: Tensor) -> Tensor:
+    """A copy on the CPU that shares no memory, as safetensors wants it."""
+    return tensor.detach().cpu().contiguous().clone()
+
+
 def modality_tensors(modality: Modality) -> dict[str, Tensor]:
     """One modality's part of ``adapter_tensors``."""
     rebuilt = {f"fusion.{name}" for name in modality.fusion.rebuilt}
@@ -104,7 +109,7 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
 def _write(model: SafeModel, folder: Path) -> None:
     from safetensors.torch import save_file
 
-    tensors = {key: value.cpu().contiguous().clone() for key, value in adapter_tensors(model).items()}
+    tensors = {key: own_copy(value) for key, value in adapter_tensors(model).items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config = attrs.asdict(_config_of(model))
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
@@ -236,5 +241,5 @@ def _card(model: SafeModel, config: Mapping[str, Any]) -> str:
         f"An adapter of {config['parameters']:,} trainable parameters that gives `{base}` the "
         f"sense {senses}. With the sense absent or its gate at 0, outputs are bit for bit the "
         "base model's.\n\n"
-        "```python\nimport safe_framework\n\nmodel = safe_framework.load(\"this/folder\")\n```\n"
+        '```python\nimport safe_framework\n\nmodel = safe_framework.load("this/folder")\n```\n'
     )

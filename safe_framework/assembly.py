@@ -9,8 +9,14 @@ import torch
 from torch import nn
 
 from safe_framework import _registry
-from safe_framework._recipe import ModalitySpec, PluginSpec, Recipe, parse_recipe, read_recipe
-from safe_framework._recipe import positioned
+from safe_framework._recipe import (
+    ModalitySpec,
+    PluginSpec,
+    Recipe,
+    parse_recipe,
+    positioned,
+    read_recipe,
+)
 from safe_framework.adapter import RECIPE, load_tensors, read_config
 from safe_framework.base import load_base
 from safe_framework.errors import AdapterError
@@ -99,7 +105,7 @@ def load(
             f"`{place}` has no `{RECIPE}`: its model was put together by hand",
             hint="add the same modalities to the base, then call adapter.load_tensors",
         )
-    recipe = parse_recipe((place / RECIPE).read_text("utf-8"), str(place / RECIPE), data=False)
+    recipe = parse_recipe((place / RECIPE).read_text("utf-8"), str(place / RECIPE), place)
     if base is None:
         base, tokenizer = load_base(recipe.base, trust_remote_code=trust_remote_code)
     if device is not None:

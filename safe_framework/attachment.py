@@ -159,7 +159,7 @@ def _innermost_decoder(model: nn.Module) -> nn.Module:
     seen: set[int] = set()
     while hasattr(model, "get_decoder") and id(model) not in seen:
         seen.add(id(model))
-        inner = model.get_decoder()
+        inner: nn.Module | None = model.get_decoder()  # type: ignore[operator]  # a method
         if inner is None or not any(isinstance(m, nn.ModuleList) for m in inner.modules()):
             break
         model = inner

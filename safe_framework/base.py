@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from safe_framework.attachment import LayerHook, decoder_layers, hidden_of, text_config
+from safe_framework.attachment import LayerHook, hidden_of, text_config
 from safe_framework.errors import UnsupportedBaseError
 from safe_framework.shapes import AttentionWeights, BaseFacts
 
@@ -79,13 +79,19 @@ def _attention(layer: nn.Module, heads: int) -> AttentionWeights | None:
     width = query.shape[0]
     if width % heads or width % key.shape[0] or output.shape[1] != width:
         return None
-    grown = (_repeat_heads(weight, width, width // heads) for weight in (key, value))
-    return AttentionWeights(query.clone(), *grown, output.clone(), heads)
+    head = width // heads
+    return AttentionWeights(
+        query=query.clone(),
+        key=_repeat_heads(key, width, head),
+        value=_repeat_heads(value, width, head),
+        output=output.clone(),
+        num_heads=heads,
+    )
 
 
 def _repeat_heads(weight: Tensor, width: int, head: int) -> Tensor:
     """Grouped key or value heads, each repeated for the query heads that share it."""
-    grouped = weight.unflatten(0, (-1, head))  # (groups, head, hidden)
+    grouped = weight.reshape(-1, head, weight.shape[1])  # (groups, head, hidden)
     return grouped.repeat_interleave(width // weight.shape[0], dim=0).flatten(0, 1)
 
 

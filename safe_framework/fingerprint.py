@@ -46,5 +46,5 @@ def _digest(name: str, tensor: Tensor) -> bytes:
     digest = hashlib.sha256(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
     if not tensor.is_meta and tensor.numel():
         flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.digest()

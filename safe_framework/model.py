@@ -248,7 +248,9 @@ class SafeModel(nn.Module):
         trainable = sum(p.numel() for p in self.trainable_parameters().values())
         total = sum(p.numel() for p in self.parameters())
         share = 100 * trainable / total
-        print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share:.4f}")
+        print(
+            f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share:.4f}"
+        )
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the adapter, without the base, to ``folder`` in one step."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class RetentionRegularizer(ABC):
+class RetentionRegularizer(ABC):  # noqa: B024  # each method has a default: override any
     """A penalty, a constraint on updates, or both; override only what is needed.
 
     A retention batch is text (and images) of the base's own domain that carries an irrelevant

@@ -95,7 +95,7 @@ class CounterfactualRetention:
             batch.update(carry(name, self._irrelevant(pool, step), self.dims[name]))
         logits = model(**{key: value.to(device) for key, value in batch.items()}).logits
         base_logits = self.teacher.logits(chosen)
-        total = logits.new_zeros((), dtype=torch.float32)
+        total = torch.zeros((), device=device)
         for entry in self.methods:
             penalty = entry.method.penalty(logits, base_logits, mask.bool())
             total = total if penalty is None else total + entry.weight * penalty

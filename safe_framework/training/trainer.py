@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from safe_framework._recipe import TrainingSpec
-from safe_framework.adapter import adapter_tensors, copy_tensors
+from safe_framework.adapter import adapter_tensors, copy_tensors, own_copy
 from safe_framework.model import SafeModel
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
 from safe_framework.training.checkpoints import mark_complete
@@ -73,8 +73,8 @@ class SafeTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=list(examples),  # type: ignore[arg-type]  # any sized sequence serves
-            data_collator=AnswerCollator(dims, pad),  # type: ignore[arg-type]
+            train_dataset=list(examples),
+            data_collator=AnswerCollator(dims, pad),
         )
         self.model_accepts_loss_kwargs = False  # our losses are means already
         self._parts: list[tuple[float, float]] = []
@@ -121,11 +121,13 @@ class SafeTrainer(Trainer):
             self.optimizer = optimizer
         return self.optimizer
 
-    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Any] | None = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: Mapping[str, Any] | None = None
+    ) -> None:
         folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
         tensors = adapter_tensors(self.safe_model)
-        save_file({key: t.cpu().contiguous().clone() for key, t in tensors.items()}, folder / WEIGHTS)
+        save_file({key: own_copy(tensor) for key, tensor in tensors.items()}, folder / WEIGHTS)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None

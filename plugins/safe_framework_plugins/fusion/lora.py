@@ -9,7 +9,7 @@ at zero, so a fresh adapter changes nothing and a trained one stays small.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -81,15 +81,19 @@ class LoraFusion(FusionAdapter):
     def remember(self, tokens: Tokens) -> Memory:
         """Keys and values of every fused layer, each (batch, heads, tokens, dim)."""
         kept: dict[str, Tensor] = {}
-        for layer, block in self.blocks.items():
-            kept[f"key.{layer}"], kept[f"value.{layer}"] = block.keys_and_values(tokens.values)
+        for layer in self.layers:
+            key, value = self._block(layer).keys_and_values(tokens.values)
+            kept |= {f"key.{layer}": key, f"value.{layer}": value}
         return Memory(kept, tokens.mask)
 
     def forward(self, hidden: Tensor, memory: Memory, layer: int) -> Tensor:
         """The attention's output for each position, (batch, length, hidden)."""
         key, value = memory.tensors[f"key.{layer}"], memory.tensors[f"value.{layer}"]
-        delta: Tensor = self.blocks[str(layer)](hidden, key, value, memory.mask)
+        delta: Tensor = self._block(layer)(hidden, key, value, memory.mask)
         return delta
+
+    def _block(self, layer: int) -> _CrossAttention:
+        return cast(_CrossAttention, self.blocks[str(layer)])
 
 
 class _CrossAttention(nn.Module):
@@ -122,7 +126,9 @@ class _CrossAttention(nn.Module):
         return out
 
     def _split(self, values: Tensor) -> Tensor:
-        return values.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, length, dim)
+        batch, length, width = values.shape
+        heads = values.reshape(batch, length, self.heads, width // self.heads)
+        return heads.transpose(1, 2)  # (batch, heads, length, dim)
 
 
 def _norm(values: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -43,7 +45,7 @@ class StandardProjector(Projector):
         self.register_buffer("scale", torch.ones(2 * frame_dim))
         widths = [2 * frame_dim, *[hidden_dim] * (depth - 1), tokens * hidden_size]
         self.mlp = nn.Sequential()
-        for number, (wide, narrow) in enumerate(zip(widths, widths[1:], strict=False)):
+        for number, (wide, narrow) in enumerate(pairwise(widths)):
             if number:
                 self.mlp.extend([nn.GELU(), nn.Dropout(dropout)])
             self.mlp.append(nn.Linear(wide, narrow))

@@ -1,0 +1,60 @@
+"""How far long work has come: bars where somebody watches, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_TENTHS = 10
+
+
+class WorkProgress:
+    """One bar for each label; calling it with a label says how far that work is.
+
+    Args:
+        console: where to show it; a quiet console shows nothing.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bars = Progress(
+            SpinnerColumn(finished_text="[green]✓[/]"),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[note]}[/]"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._tenths: dict[str, int] = {}
+
+    def __call__(self, label: str, done: int, total: int, note: str = "") -> None:
+        """Say that ``done`` of ``total`` are done, with a short note beside the bar."""
+        if self.console.is_terminal:
+            if label not in self._tasks:
+                self._tasks[label] = self._bars.add_task(label, total=total, note=note)
+            self._bars.update(self._tasks[label], completed=done, total=total, note=note)
+        elif (tenth := done * _TENTHS // max(total, 1)) > self._tenths.get(label, 0):
+            self._tenths[label] = tenth
+            self.console.print(f"{label}: {done} of {total}  {note}", highlight=False)
+
+    @contextmanager
+    def showing(self) -> Iterator[WorkProgress]:
+        """Show the bars within the block."""
+        with self._bars:
+            yield self

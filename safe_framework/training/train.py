@@ -1,0 +1,159 @@
+"""Stage A: a recipe's data through the encoder once, then the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback
+
+from safe_framework._recipe import Recipe
+from safe_framework.assembly import regularizers
+from safe_framework.checkpoints.location import cache_folder
+from safe_framework.data.examples import Example, read_texts
+from safe_framework.data.frames import FrameStore, stack
+from safe_framework.errors import DataError
+from safe_framework.model import SafeModel
+from safe_framework.progress import WorkProgress
+from safe_framework.shapes import Frames
+from safe_framework.training.align import align
+from safe_framework.training.augment import variants
+from safe_framework.training.batches import TokenizedExample, tokenize
+from safe_framework.training.checkpoints import latest_complete
+from safe_framework.training.report import ProgressReport
+from safe_framework.training.retention import (
+    CounterfactualRetention,
+    Weighted,
+    distractor_pools,
+)
+from safe_framework.training.schedule import GateSchedule
+from safe_framework.training.trainer import SafeTrainer, arguments
+
+Log = list[dict[str, Any]]
+
+
+def train(
+    model: SafeModel,
+    recipe: Recipe,
+    examples: Sequence[Example],
+    folder: Path,
+    *,
+    progress: WorkProgress,
+    resume: bool = True,
+) -> Log:
+    """Train a model's modalities as its recipe says.
+
+    Args:
+        model: built from the recipe.
+        recipe: its ``[training]``, ``[[retention]]`` and ``[data]`` are used.
+        examples: of the task.
+        folder: where checkpoints go.
+        progress: the bars.
+        resume: go on from the newest whole checkpoint in ``folder``.
+
+    Returns:
+        What was logged: one row for each logging step, from the run's first step on.
+    """
+    stores = frame_stores(model, recipe)
+    tokenized = encode_examples(model, recipe, examples, stores, progress)
+    pad = model.tokenizer.eos_token_id
+    trainer = SafeTrainer(
+        model,
+        arguments(recipe.training, folder),
+        tokenized,
+        recipe.training,
+        retention=_retention(model, recipe, examples, stores, pad),
+        pad=pad,
+    )
+    trainer.remove_callback(PrinterCallback)
+    gates = {name: spec.gate for name, spec in recipe.modalities.items()}
+    trainer.add_callback(GateSchedule(model, gates))
+    trainer.add_callback(ProgressReport(progress))
+    checkpoint = latest_complete(folder) if resume else None
+    if checkpoint is None:
+        prepare_projectors(model, recipe, examples, tokenized, progress)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    model.eval()
+    return [row for row in trainer.state.log_history if "loss" in row]
+
+
+def frame_stores(model: SafeModel, recipe: Recipe) -> dict[str, FrameStore]:
+    """Where each modality's frames are kept."""
+    return {
+        name: FrameStore(model.modality(name), cache_folder() / "frames", spec.encoder.options)
+        for name, spec in recipe.modalities.items()
+    }
+
+
+def encode_examples(
+    model: SafeModel,
+    recipe: Recipe,
+    examples: Sequence[Example],
+    stores: Mapping[str, FrameStore],
+    progress: WorkProgress,
+) -> list[TokenizedExample]:
+    """Token ids and frames of every example, each sample with its augmented variants."""
+    spec = recipe.training
+    frames: list[dict[str, list[Frames]]] = [{} for _ in examples]
+    for name, store in stores.items():
+        having = [i for i, example in enumerate(examples) if name in example.samples]
+        samples = [variants(examples[i].samples[name], spec.augment, spec.seed) for i in having]
+        flat = iter(store.frames([one for group in samples for one in group], progress))
+        for i, group in zip(having, samples, strict=True):
+            frames[i][name] = [next(flat) for _ in group]
+    return [tokenize(model.tokenizer, e, f) for e, f in zip(examples, frames, strict=True)]
+
+
+def prepare_projectors(
+    model: SafeModel,
+    recipe: Recipe,
+    examples: Sequence[Example],
+    tokenized: Sequence[TokenizedExample],
+    progress: WorkProgress,
+) -> None:
+    """Show each projector its training frames, and align it with the answers if asked to."""
+    for name in model.modalities:
+        modality = model.modality(name)
+        pairs = [
+            (frames, example.answer)
+            for example, item in zip(examples, tokenized, strict=True)
+            for frames in item.frames.get(name, ())
+        ]
+        frames = stack([frames for frames, _ in pairs], modality.encoder.dim)
+        modality.projector.fit(frames)
+        align(model, name, frames, [answer for _, answer in pairs], recipe.training, progress)
+
+
+def _retention(
+    model: SafeModel,
+    recipe: Recipe,
+    examples: Sequence[Example],
+    stores: Mapping[str, FrameStore],
+    pad: int,
+) -> CounterfactualRetention | None:
+    methods = [Weighted(weight, method) for weight, method in regularizers(recipe)]
+    for entry in methods:
+        entry.method.begin(model)
+    kinds = list(dict.fromkeys(kind for m in methods for kind in m.method.counterfactual))
+    if not kinds:
+        return None
+    path = recipe.data_files().get("retention")
+    if path is None:
+        raise DataError(
+            "[[retention]] needs text of the base's own domain",
+            hint='add `retention = "texts.jsonl"` to [data]',
+        )
+    samples = {
+        name: [e.samples[name] for e in examples if name in e.samples] for name in model.modalities
+    }
+    spec = recipe.training
+    return CounterfactualRetention(
+        model,
+        methods,
+        [model.tokenizer(text)["input_ids"] for text in read_texts(path)],
+        distractor_pools(kinds, samples, stores, spec.seed),
+        batch_size=spec.retention_batch_size,
+        seed=spec.seed,
+        pad=pad,
+    )
