@@ -76,17 +76,25 @@ def _attention(layer: nn.Module, heads: int) -> AttentionWeights | None:
     if len(linears) < len(_PROJECTIONS) or any(linear.weight.is_meta for linear in linears):
         return None
     query, key, value, output = (linear.weight.detach() for linear in linears)
+    scale = _norm_scale(layer, query.shape[1])
+    query, key, value = query * scale, key * scale, value * scale
     width = query.shape[0]
     if width % heads or width % key.shape[0] or output.shape[1] != width:
         return None
     head = width // heads
     return AttentionWeights(
-        query=query.clone(),
+        query=query,
         key=_repeat_heads(key, width, head),
         value=_repeat_heads(value, width, head),
         output=output.clone(),
         num_heads=heads,
     )
+
+
+def _norm_scale(layer: nn.Module, hidden: int) -> Tensor | float:
+    """What the layer's own normalisation multiplies its attention's input with."""
+    weight = getattr(getattr(layer, "input_layernorm", None), "weight", None)
+    return weight.detach() if isinstance(weight, Tensor) and weight.shape == (hidden,) else 1.0
 
 
 def _repeat_heads(weight: Tensor, width: int, head: int) -> Tensor:

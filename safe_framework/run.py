@@ -89,7 +89,7 @@ def measure(
         DataError: the recipe names no test data or no retention texts to test on.
     """
     texts = recipe.data_files().get("retention_test")
-    if "test" not in examples or texts is None:
+    if recipe.data is None or "test" not in examples or texts is None:
         raise DataError(
             "an evaluation needs `test` and `retention_test` in [data]",
             hint="add both files to the recipe",
@@ -99,7 +99,7 @@ def measure(
         modality=next(iter(model.modalities)),
         train=examples["train"],
         test=examples["test"],
-        texts=read_texts(texts),
+        texts=read_texts(texts, recipe.data.prompt),
         seed=recipe.training.seed,
         progress=progress,
         **attrs.asdict(recipe.evaluation),

@@ -107,6 +107,9 @@ class BaseFacts:
 class AttentionWeights:
     """Copies of one base layer's attention projections, grouped key and value heads repeated.
 
+    The first three expect an input of unit root mean square: the scale of the layer's own
+    normalisation is multiplied in.
+
     Attributes:
         query: (heads * head_dim, hidden).
         key: (heads * head_dim, hidden).

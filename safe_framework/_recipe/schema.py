@@ -123,7 +123,8 @@ class TrainingSpec:
         max_grad_norm: gradients are scaled down to this norm.
         align_steps: steps of the alignment stage before fusion is trained; 0 for none.
         align_learning_rate: rate of that stage.
-        augment: altered copies made of each training sample; 0 for none.
+        align_weight: of the alignment loss while fusion is trained; 0 for none.
+        balance: draw every distinct answer equally often.
         save_steps: steps between two saves that a run can resume from.
         seed: of everything random.
     """
@@ -139,7 +140,8 @@ class TrainingSpec:
     max_grad_norm: float = attrs.field(default=1.0, validator=above(0))
     align_steps: int = attrs.field(default=0, validator=at_least(0))
     align_learning_rate: float = attrs.field(default=1e-3, validator=above(0))
-    augment: int = attrs.field(default=0, validator=at_least(0))
+    align_weight: float = attrs.field(default=0.0, validator=at_least(0))
+    balance: bool = False
     save_steps: int = attrs.field(default=100, validator=at_least(1))
     seed: int = attrs.field(default=0, validator=at_least(0))
 

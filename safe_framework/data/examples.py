@@ -62,13 +62,18 @@ def read_examples(
     ]
 
 
-def read_texts(path: Path) -> list[str]:
-    """The ``text`` of every row of a JSONL file.
+def read_texts(path: Path, template: str = "{question}") -> list[str]:
+    """The ``text`` of every row of a JSONL file, or its ``question`` in the template.
 
     Raises:
         DataError: a row has none; the message gives its line.
     """
-    return [_text(row, "text", place) for place, row in read_rows(path)]
+    return [
+        template.replace("{question}", _text(row, "question", place))
+        if "question" in row
+        else _text(row, "text", place)
+        for place, row in read_rows(path)
+    ]
 
 
 def read_rows(path: Path) -> list[tuple[str, Mapping[str, Any]]]:

@@ -1,15 +1,15 @@
-"""Alignment: before the base is in the loop, tokens learn to point where their answers lie.
+"""Alignment: tokens learn to point where the words of their answer lie.
 
-The projector alone is trained so that the mean of a sample's tokens is nearer, by cosine, to the
-base's embedding of its own answer than to those of all other training answers. This is the
-contrastive objective of CLIP (Radford et al. 2021, arXiv:2103.00020) towards frozen text
-embeddings. It costs seconds, since the base does not run.
+Each token of a sample is drawn, by cosine, to the base's embedding of the sample's answer and
+away from those of all other training answers: the contrastive objective of CLIP (Radford et al.
+2021, arXiv:2103.00020) towards frozen text embeddings. As a stage of its own, before fusion, it
+costs seconds, since the base does not run; while fusion is trained it can stay in the loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,59 +18,74 @@ from safe_framework._recipe import TrainingSpec
 from safe_framework.data.examples import distinct
 from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
-from safe_framework.shapes import Frames
-from safe_framework.training.order import shuffled_slice
+from safe_framework.shapes import Frames, Tokens
 
 LABEL = "aligning the projector"
-_TEMPERATURE = 0.1
-_BATCH = 64
+_TEMPERATURE = 0.07
+_SMOOTHING = 0.1
+_PULL = 2.0
+_WEIGHT_DECAY = 0.05
+_BATCH = 256
 
 
-def align(
-    model: SafeModel,
-    name: str,
-    frames: Frames,
-    answers: Sequence[str],
-    spec: TrainingSpec,
-    progress: WorkProgress,
-) -> None:
-    """Train modality ``name``'s projector for ``spec.align_steps`` steps.
+class Alignment:
+    """The alignment loss towards a task's answers.
 
     Args:
-        model: whose base gives the answers' embeddings.
-        name: of the modality.
-        frames: a row for each sample.
-        answers: the answer of each row.
-        spec: steps, rate, decay and seed.
-        progress: the bar.
+        model: whose base embeds the answers.
+        answers: of all training examples; repeats are counted.
     """
-    if not spec.align_steps:
-        return
-    projector = model.modality(name).projector
-    candidates = distinct(answers)
-    targets = answer_embeddings(model, candidates)  # (candidates, hidden)
-    wanted = torch.tensor([candidates.index(answer) for answer in answers])
-    optimizer = torch.optim.AdamW(
-        [p for p in projector.parameters() if p.requires_grad],
-        lr=spec.align_learning_rate,
-        weight_decay=spec.weight_decay,
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, spec.align_steps)
-    projector.train()
-    for step in range(spec.align_steps):
-        rows = torch.tensor(shuffled_slice(spec.seed, step * _BATCH, _BATCH, len(answers)))
-        loss = _contrast(projector(_to(frames.rows(rows), model)), targets, wanted[rows])
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
-        optimizer.step()
-        schedule.step()
-        progress(LABEL, step + 1, spec.align_steps, f"loss {float(loss):.3f}")
+
+    def __init__(self, model: SafeModel, answers: Sequence[str]) -> None:
+        self.candidates = distinct(answers)
+        self.position = {answer: i for i, answer in enumerate(self.candidates)}
+        self.targets = answer_embeddings(model, self.candidates)  # (candidates, hidden)
+        counts = Counter(answers)
+        rarity = torch.tensor([1 / counts[answer] for answer in self.candidates])
+        self.weights = (rarity * len(answers) / len(self.candidates)).to(self.targets.device)
+
+    def indices(self, answers: Sequence[str]) -> Tensor:
+        """The place of each answer among the candidates, (answers,)."""
+        return torch.tensor([self.position[a] for a in answers], device=self.targets.device)
+
+    def loss(self, tokens: Tokens, wanted: Tensor) -> Tensor:
+        """Contrast and pull of every token, each distinct answer counting the same.
+
+        Args:
+            tokens: (batch, tokens, hidden).
+            wanted: the place of each sample's answer among the candidates, (batch,).
+        """
+        heard = nn.functional.normalize(tokens.values.float(), dim=-1)
+        count = heard.shape[1]
+        contrast = nn.functional.cross_entropy(
+            (heard @ self.targets.T / _TEMPERATURE).flatten(0, 1),
+            wanted.repeat_interleave(count),
+            label_smoothing=_SMOOTHING,
+            reduction="none",
+        )
+        pull = 1 - (heard * self.targets[wanted].unsqueeze(1)).sum(-1)  # (batch, tokens)
+        per_sample = (contrast.reshape(-1, count) + _PULL * pull).mean(1)
+        return (per_sample * self.weights[wanted]).mean()
+
+    def batch_loss(
+        self, model: SafeModel, batch: Mapping[str, Tensor], answers: Sequence[str]
+    ) -> Tensor:
+        """The loss of every modality in a batch of finished frames, on the rows that have it."""
+        wanted = self.indices(answers)
+        total = self.targets.new_zeros(())
+        for name in model.modalities:
+            rows = batch[f"{name}__present"].nonzero().flatten()
+            if len(rows):
+                frames = Frames(batch[f"{name}__frames"], batch[f"{name}__frames_mask"]).rows(rows)
+                tokens = model.modality(name).projector(frames)
+                total = total + self.loss(tokens, wanted[rows])
+        return total
 
 
 @torch.no_grad()
 def answer_embeddings(model: SafeModel, answers: Sequence[str]) -> Tensor:
     """Unit vectors towards each answer's mean input embedding, less their common mean."""
-    embed: nn.Module = model.base.get_input_embeddings()  # type: ignore[operator]
+    embed: nn.Module = model.base.get_input_embeddings()  # type: ignore[operator]  # a method
     means = []
     for answer in answers:
         ids = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
@@ -80,10 +95,39 @@ def answer_embeddings(model: SafeModel, answers: Sequence[str]) -> Tensor:
     return nn.functional.normalize(centred, dim=-1)
 
 
-def _contrast(tokens: Any, targets: Tensor, wanted: Tensor) -> Tensor:
-    heard = nn.functional.normalize(tokens.values.float().mean(1), dim=-1)  # (batch, hidden)
-    return nn.functional.cross_entropy(heard @ targets.T / _TEMPERATURE, wanted.to(targets.device))
+def align(
+    projector: nn.Module,
+    alignment: Alignment,
+    frames: Frames,
+    answers: Sequence[str],
+    spec: TrainingSpec,
+    progress: WorkProgress,
+) -> None:
+    """Train a projector alone for ``spec.align_steps`` steps.
 
-
-def _to(frames: Frames, model: SafeModel) -> Frames:
-    return Frames(frames.values.to(model.device), frames.mask.to(model.device))
+    Args:
+        projector: to train.
+        alignment: the loss.
+        frames: a row for each sample, on the projector's device.
+        answers: the answer of each row.
+        spec: steps, rate and seed.
+        progress: the bar.
+    """
+    if not spec.align_steps:
+        return
+    wanted = alignment.indices(answers)
+    parameters = [p for p in projector.parameters() if p.requires_grad]
+    rate = spec.align_learning_rate
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=_WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rate, total_steps=spec.align_steps, pct_start=0.1
+    )
+    projector.train()
+    for step in range(spec.align_steps):
+        rows = torch.randperm(len(answers), device=wanted.device)[:_BATCH]
+        loss = alignment.loss(projector(frames.rows(rows)), wanted[rows])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
+        optimizer.step()
+        schedule.step()
+        progress(LABEL, step + 1, spec.align_steps, f"loss {loss.item():.3f}")

@@ -24,17 +24,17 @@ class TokenizedExample:
     Attributes:
         prompt: token ids of the prompt.
         answer: token ids of the answer and the end-of-text token.
-        frames: one row of frames for each variant of the sample, by modality.
+        text: the answer as it was written.
+        frames: one row of frames by modality.
     """
 
     prompt: Sequence[int]
     answer: Sequence[int]
-    frames: Mapping[str, Sequence[Frames]]
+    text: str
+    frames: Mapping[str, Frames]
 
 
-def tokenize(
-    tokenizer: Any, example: Example, frames: Mapping[str, Sequence[Frames]]
-) -> TokenizedExample:
+def tokenize(tokenizer: Any, example: Example, frames: Mapping[str, Frames]) -> TokenizedExample:
     """Token ids of an example's prompt and answer.
 
     Raises:
@@ -44,7 +44,7 @@ def tokenize(
     answer = tokenizer(example.answer, add_special_tokens=False)["input_ids"]
     if not answer:
         raise DataError(f"{example.place}: the answer {example.answer!r} has no tokens")
-    return TokenizedExample(prompt, [*answer, tokenizer.eos_token_id], frames)
+    return TokenizedExample(prompt, [*answer, tokenizer.eos_token_id], example.answer, frames)
 
 
 def pad_right(rows: Sequence[Sequence[int]], value: int) -> Tensor:
@@ -69,7 +69,7 @@ def carry(name: str, frames: Sequence[Frames | None], dim: int) -> dict[str, Ten
 
 
 class AnswerCollator:
-    """Pads tokenized examples and picks one variant of each sample.
+    """Pads tokenized examples.
 
     Args:
         dims: width of the frames by modality.
@@ -79,22 +79,16 @@ class AnswerCollator:
     def __init__(self, dims: Mapping[str, int], pad: int) -> None:
         self.dims, self.pad = dict(dims), pad
 
-    def __call__(self, examples: Sequence[TokenizedExample]) -> dict[str, Tensor]:
-        """A batch with ``input_ids``, ``attention_mask``, ``labels`` and the modalities."""
+    def __call__(self, examples: Sequence[TokenizedExample]) -> dict[str, Any]:
+        """``input_ids``, ``attention_mask``, ``labels``, the modalities, and ``answers``."""
         rows = [[*e.prompt, *e.answer] for e in examples]
         labels = [[*[IGNORED] * len(e.prompt), *e.answer] for e in examples]
-        batch = {
+        batch: dict[str, Any] = {
             "input_ids": pad_right(rows, self.pad),
             "attention_mask": attention_mask(rows),
             "labels": pad_right(labels, IGNORED),
+            "answers": [e.text for e in examples],
         }
         for name, dim in self.dims.items():
-            batch.update(carry(name, [_variant(e.frames.get(name)) for e in examples], dim))
+            batch.update(carry(name, [e.frames.get(name) for e in examples], dim))
         return batch
-
-
-def _variant(variants: Sequence[Frames] | None) -> Frames | None:
-    if not variants:
-        return None
-    chosen = int(torch.randint(len(variants), ())) if len(variants) > 1 else 0
-    return variants[chosen]

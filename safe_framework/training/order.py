@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -11,6 +13,24 @@ def generator(*numbers: int) -> torch.Generator:
     for number in numbers:
         seed = (seed * 1_000_003 + number + 1) % (2**63)
     return torch.Generator().manual_seed(seed)
+
+
+def balanced_order(seed: int, labels: Sequence[str], count: int) -> list[int]:
+    """``count`` positions in ``labels`` such that every distinct label comes equally often.
+
+    Labels are dealt in shuffled passes, and each label's positions are read in shuffled passes.
+    """
+    places: dict[str, list[int]] = {}
+    for position, label in enumerate(labels):
+        places.setdefault(label, []).append(position)
+    groups = list(places.values())
+    dealt = [0] * len(groups)
+    order = []
+    for group in shuffled_slice(seed, 0, count, len(groups)):
+        members = groups[group]
+        order.append(members[shuffled_slice(seed + group + 1, dealt[group], 1, len(members))[0]])
+        dealt[group] += 1
+    return order
 
 
 def shuffled_slice(seed: int, start: int, count: int, size: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import attrs
 import torch
@@ -30,7 +30,7 @@ class Weighted:
 
 
 def distractor_pools(
-    kinds: Sequence[str],
+    kinds: Collection[str],
     samples: Mapping[str, Sequence[Sample]],
     stores: Mapping[str, FrameStore],
     seed: int,
@@ -64,6 +64,7 @@ class CounterfactualRetention:
         methods: with their weights.
         rows: token ids of the retention texts.
         pools: frames of irrelevant samples by modality and kind.
+        kinds: of irrelevant sample that a batch's texts carry in turn.
         batch_size: texts in a step.
         seed: with the step, decides texts and samples.
         pad: id that fills rows up.
@@ -76,11 +77,12 @@ class CounterfactualRetention:
         rows: Sequence[Sequence[int]],
         pools: Pools,
         *,
+        kinds: Sequence[str],
         batch_size: int,
         seed: int,
         pad: int,
     ) -> None:
-        self.methods, self.rows, self.pools = methods, rows, pools
+        self.methods, self.rows, self.pools, self.kinds = methods, rows, pools, kinds
         self.batch_size, self.seed, self.pad = batch_size, seed, pad
         self.teacher = Teacher(model, rows, pad)
         self.dims = {name: model.modality(name).encoder.dim for name in pools}
@@ -103,9 +105,9 @@ class CounterfactualRetention:
 
     def _irrelevant(self, pool: Mapping[str, Sequence[Frames]], step: int) -> list[Frames]:
         """One irrelevant sample for each text, the kinds in turn."""
-        kinds, choose = list(pool), generator(self.seed, step, 1)
+        choose = generator(self.seed, step, 1)
         chosen = []
         for row in range(self.batch_size):
-            frames = pool[kinds[(step * self.batch_size + row) % len(kinds)]]
+            frames = pool[self.kinds[(step * self.batch_size + row) % len(self.kinds)]]
             chosen.append(frames[int(torch.randint(len(frames), (), generator=choose))])
         return chosen

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PrinterCallback
 
 from safe_framework._recipe import Recipe
@@ -17,8 +18,7 @@ from safe_framework.errors import DataError
 from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
 from safe_framework.shapes import Frames
-from safe_framework.training.align import align
-from safe_framework.training.augment import variants
+from safe_framework.training.align import Alignment, align
 from safe_framework.training.batches import TokenizedExample, tokenize
 from safe_framework.training.checkpoints import latest_complete
 from safe_framework.training.report import ProgressReport
@@ -56,7 +56,8 @@ def train(
         What was logged: one row for each logging step, from the run's first step on.
     """
     stores = frame_stores(model, recipe)
-    tokenized = encode_examples(model, recipe, examples, stores, progress)
+    tokenized = encode_examples(model, examples, stores, progress)
+    alignment = Alignment(model, [example.answer for example in examples])
     pad = model.tokenizer.eos_token_id
     trainer = SafeTrainer(
         model,
@@ -64,6 +65,7 @@ def train(
         tokenized,
         recipe.training,
         retention=_retention(model, recipe, examples, stores, pad),
+        alignment=alignment,
         pad=pad,
     )
     trainer.remove_callback(PrinterCallback)
@@ -72,7 +74,7 @@ def train(
     trainer.add_callback(ProgressReport(progress))
     checkpoint = latest_complete(folder) if resume else None
     if checkpoint is None:
-        prepare_projectors(model, recipe, examples, tokenized, progress)
+        prepare_projectors(model, recipe, tokenized, alignment, progress)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     model.eval()
     return [row for row in trainer.state.log_history if "loss" in row]
@@ -88,41 +90,37 @@ def frame_stores(model: SafeModel, recipe: Recipe) -> dict[str, FrameStore]:
 
 def encode_examples(
     model: SafeModel,
-    recipe: Recipe,
     examples: Sequence[Example],
     stores: Mapping[str, FrameStore],
     progress: WorkProgress,
 ) -> list[TokenizedExample]:
-    """Token ids and frames of every example, each sample with its augmented variants."""
-    spec = recipe.training
-    frames: list[dict[str, list[Frames]]] = [{} for _ in examples]
+    """Token ids and frames of every example."""
+    frames: list[dict[str, Frames]] = [{} for _ in examples]
     for name, store in stores.items():
         having = [i for i, example in enumerate(examples) if name in example.samples]
-        samples = [variants(examples[i].samples[name], spec.augment, spec.seed) for i in having]
-        flat = iter(store.frames([one for group in samples for one in group], progress))
-        for i, group in zip(having, samples, strict=True):
-            frames[i][name] = [next(flat) for _ in group]
+        encoded = store.frames([examples[i].samples[name] for i in having], progress)
+        for i, one in zip(having, encoded, strict=True):
+            frames[i][name] = one
     return [tokenize(model.tokenizer, e, f) for e, f in zip(examples, frames, strict=True)]
 
 
 def prepare_projectors(
     model: SafeModel,
     recipe: Recipe,
-    examples: Sequence[Example],
-    tokenized: Sequence[TokenizedExample],
+    examples: Sequence[TokenizedExample],
+    alignment: Alignment,
     progress: WorkProgress,
 ) -> None:
     """Show each projector its training frames, and align it with the answers if asked to."""
+    torch.manual_seed(recipe.training.seed)
     for name in model.modalities:
         modality = model.modality(name)
-        pairs = [
-            (frames, example.answer)
-            for example, item in zip(examples, tokenized, strict=True)
-            for frames in item.frames.get(name, ())
-        ]
-        frames = stack([frames for frames, _ in pairs], modality.encoder.dim)
+        having = [example for example in examples if name in example.frames]
+        stacked = stack([example.frames[name] for example in having], modality.encoder.dim)
+        frames = Frames(stacked.values.to(model.device), stacked.mask.to(model.device))
         modality.projector.fit(frames)
-        align(model, name, frames, [answer for _, answer in pairs], recipe.training, progress)
+        answers = [example.text for example in having]
+        align(modality.projector, alignment, frames, answers, recipe.training, progress)
 
 
 def _retention(
@@ -135,10 +133,11 @@ def _retention(
     methods = [Weighted(weight, method) for weight, method in regularizers(recipe)]
     for entry in methods:
         entry.method.begin(model)
-    kinds = list(dict.fromkeys(kind for m in methods for kind in m.method.counterfactual))
+    kinds = [kind for entry in methods for kind in entry.method.counterfactual]
     if not kinds:
         return None
     path = recipe.data_files().get("retention")
+    template = recipe.data.prompt if recipe.data else "{question}"
     if path is None:
         raise DataError(
             "[[retention]] needs text of the base's own domain",
@@ -151,8 +150,9 @@ def _retention(
     return CounterfactualRetention(
         model,
         methods,
-        [model.tokenizer(text)["input_ids"] for text in read_texts(path)],
-        distractor_pools(kinds, samples, stores, spec.seed),
+        [model.tokenizer(text)["input_ids"] for text in read_texts(path, template)],
+        distractor_pools(set(kinds), samples, stores, spec.seed),
+        kinds=kinds,
         batch_size=spec.retention_batch_size,
         seed=spec.seed,
         pad=pad,

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 
 from safe_framework._recipe import TrainingSpec
 from safe_framework.adapter import adapter_tensors, copy_tensors, own_copy
 from safe_framework.model import SafeModel
+from safe_framework.training.align import Alignment
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
 from safe_framework.training.checkpoints import mark_complete
 from safe_framework.training.losses import answer_loss, check_finite, trainable_groups
+from safe_framework.training.order import balanced_order, shuffled_slice
 from safe_framework.training.retention import CounterfactualRetention
 
 WEIGHTS = "adapter.safetensors"
@@ -55,6 +58,7 @@ class SafeTrainer(Trainer):
         examples: of the task.
         spec: the recipe's ``[training]``.
         retention: the second loss; None trains without.
+        alignment: the loss that draws tokens to their answers; None trains without.
         pad: id that fills rows up.
     """
 
@@ -66,14 +70,17 @@ class SafeTrainer(Trainer):
         spec: TrainingSpec,
         *,
         retention: CounterfactualRetention | None = None,
+        alignment: Alignment | None = None,
         pad: int = 0,
     ) -> None:
-        self.safe_model, self.spec, self.retention = model, spec, retention
+        self.safe_model, self.spec = model, spec
+        self.retention, self.alignment = retention, alignment
+        self._examples = list(examples)
         dims = {name: model.modality(name).encoder.dim for name in model.modalities}
         super().__init__(
             model=model,
             args=args,
-            train_dataset=list(examples),
+            train_dataset=self._examples,
             data_collator=AnswerCollator(dims, pad),
         )
         self.model_accepts_loss_kwargs = False  # our losses are means already
@@ -86,15 +93,27 @@ class SafeTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The task's loss plus retention's."""
+        """The task's loss plus retention's, plus alignment's if it is on."""
         step = self.state.global_step
+        answers: Sequence[str] = inputs.pop("answers")  # type: ignore[assignment]  # the one list
         task = check_finite(answer_loss(model, self.safe_model.base, inputs), "task loss", step)
         kept = torch.zeros((), device=task.device)
         if self.retention is not None:
             kept = self.retention.loss(model, step, task.device)
             check_finite(kept, "retention loss", step)
         self._parts.append((float(task.detach()), float(kept.detach())))
-        return task + kept
+        if self.alignment is None or not self.spec.align_weight:
+            return task + kept
+        pulled = self.alignment.batch_loss(self.safe_model, inputs, answers)
+        return task + kept + self.spec.align_weight * pulled
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> _FixedOrder:
+        """The order of the whole run, so that a resumed run sees what an unbroken one does."""
+        count = self.spec.max_steps * self.args.train_batch_size * self.args.world_size
+        texts = [example.text for example in self._examples]
+        if self.spec.balance:
+            return _FixedOrder(balanced_order(self.spec.seed, texts, count))
+        return _FixedOrder(shuffled_slice(self.spec.seed, 0, count, len(texts)))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add both losses and the gates to what the Trainer logs."""
@@ -139,6 +158,17 @@ class SafeTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         mark_complete(folder)
+
+
+class _FixedOrder(Sampler[int]):
+    def __init__(self, order: Sequence[int]) -> None:
+        self.order = order
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order)
+
+    def __len__(self) -> int:
+        return len(self.order)
 
 
 def _constrain_after_steps(

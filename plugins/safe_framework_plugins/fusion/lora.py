@@ -3,7 +3,9 @@
 ``delta = W_o softmax(clamp(Q K^T / sqrt(d))) V`` with ``Q = W_q norm(hidden)``, ``K = W_k
 norm(tokens)``, ``V = W_v norm(tokens)``. The four projections are frozen; PEFT adds trainable
 low-rank pairs (Hu et al. 2022, arXiv:2106.09685). ``W_o`` is frozen at zero and its pair starts
-at zero, so a fresh adapter changes nothing and a trained one stays small.
+at zero, so a fresh adapter changes nothing and a trained one stays small. Each head can also
+attend to nothing: a learned score beside the tokens' whose value is zero, so that a position
+which the modality does not concern can leave it alone.
 """
 
 from __future__ import annotations
@@ -64,7 +66,11 @@ class LoraFusion(FusionAdapter):
             frozen = {"output"} if weights is None else {"query", "key", "value", "output"}
             rebuilt |= {f"blocks.{layer}.{name}" for name in frozen}
         self._add_pairs(rank, alpha, dropout, targets)
-        names = {_stem(name): name for name, _ in self.named_parameters() if "lora_" not in name}
+        names = {
+            _stem(name): name
+            for name, _ in self.named_parameters()
+            if name.endswith("weight") and "lora_" not in name
+        }
         self.rebuilt = frozenset(names[stem] for stem in rebuilt)
 
     def _add_pairs(self, rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> None:
@@ -77,6 +83,8 @@ class LoraFusion(FusionAdapter):
             target_modules=[*targets, "output"],
         )
         inject_adapter_in_model(config, self.blocks)
+        for layer in self.layers:  # PEFT freezes all that is not its own
+            self._block(layer).nothing.requires_grad_(True)
 
     def remember(self, tokens: Tokens) -> Memory:
         """Keys and values of every fused layer, each (batch, heads, tokens, dim)."""
@@ -107,6 +115,7 @@ class _CrossAttention(nn.Module):
         self.key = nn.Linear(hidden, width, bias=False)
         self.value = nn.Linear(hidden, width, bias=False)
         self.output = nn.Linear(width, hidden, bias=False)
+        self.nothing = nn.Parameter(torch.zeros(self.heads))
         nn.init.zeros_(self.output.weight)
         if weights is not None:
             with torch.no_grad():
@@ -121,7 +130,9 @@ class _CrossAttention(nn.Module):
         query = self._split(self.query(_norm(hidden)))  # (batch, heads, length, dim)
         scores = query.float() @ key.float().mT / query.shape[-1] ** 0.5
         scores = scores.clamp(-_CLAMP, _CLAMP).masked_fill(~mask[:, None, None], _MASKED)
-        context = (scores.softmax(-1) @ value.float()).to(hidden.dtype)
+        nothing = self.nothing.float()[:, None, None].expand(*scores.shape[:-1], 1)
+        shares = torch.cat([scores, nothing], dim=-1).softmax(-1)[..., :-1]
+        context = (shares @ value.float()).to(hidden.dtype)  # (batch, heads, length, dim)
         out: Tensor = self.output(context.transpose(1, 2).flatten(2))  # (batch, length, hidden)
         return out
 
