@@ -1,6 +1,6 @@
 PYTHON ?= python3
 VENV := .venv
-PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+PIP := $(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check
 EDITABLE := $(PIP) --constraint .ci/constraints.txt --editable
 
 .PHONY: help demo test lint check-real clean

@@ -1,0 +1,100 @@
+"""Who may import whom.
+
+The registry holds data and imports nothing. The core reaches plugins through entry points alone.
+A plugin imports what a third party may: the names in ``safe_framework.__all__``, and public names
+of public modules. A name is public if no part of its dotted path starts with an underscore.
+"""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import safe_framework
+
+ROOT = Path(__file__).parents[2]
+CORE, PLUGINS, REGISTRY = "safe_framework", "safe_framework_plugins", "safe_framework_registry"
+
+
+def modules(*parts):
+    """The modules below a folder; there is always one."""
+    found = sorted(ROOT.joinpath(*parts).rglob("*.py"))
+    assert found
+    return found
+
+
+def imported(path):
+    """The full dotted name of everything that a module imports, wherever in it."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def from_package(path, package):
+    """What a module imports of one package."""
+    return [name for name in imported(path) if name.partition(".")[0] == package]
+
+
+def is_public(name):
+    """Whether a plugin may import it."""
+    parts = name.split(".")
+    if any(part.startswith("_") for part in parts):
+        return False
+    home = ROOT.joinpath(*parts[:2])
+    is_module = home.is_dir() or home.with_suffix(".py").is_file()
+    return len(parts) == 1 or parts[1] in safe_framework.__all__ or is_module
+
+
+@pytest.mark.parametrize("path", modules(CORE), ids=lambda path: str(path.relative_to(ROOT)))
+def test_core_knows_no_plugin(path):
+    """The core never imports a shipped plugin, nor names their package."""
+    assert not from_package(path, PLUGINS)
+    assert PLUGINS not in path.read_text("utf-8")
+
+
+@pytest.mark.parametrize("path", modules("plugins"), ids=lambda path: path.stem)
+def test_plugins_use_public_names(path):
+    """A shipped plugin imports nothing of the core that a third party may not."""
+    assert not [name for name in from_package(path, CORE) if not is_public(name)]
+    assert not from_package(path, REGISTRY)
+
+
+def test_the_rule_tells_public_from_private():
+    """The rule of this file allows the interfaces, and forbids private modules and names."""
+    assert all(map(is_public, ["safe_framework.Encoder", "safe_framework.data.audio.Waveform"]))
+    private = ["safe_framework._registry.encoders", "safe_framework.bits._view", "safe_framework.x"]
+    assert not any(map(is_public, private))
+
+
+def test_registry_imports_nothing():
+    """The registry is data: its one module imports nothing at all."""
+    (module,) = modules("registry", REGISTRY)
+    assert imported(module) == []
+
+
+def test_tests_reach_installed_plugins_only():
+    """Nothing imports the folders ``plugins`` and ``registry`` as if they were packages."""
+    everything = [*modules(CORE), *modules("plugins"), *modules("tests")]
+    assert not [path for path in everything for name in imported(path)
+                if name.partition(".")[0] in ("plugins", "registry")]  # fmt: skip
+
+
+def test_importing_it_is_light():
+    """``import safe_framework`` loads none of the libraries that take seconds."""
+    heavy = ("torch", "transformers", "peft", "numpy", "matplotlib", "rich")
+    code = f"import sys, safe_framework; sys.exit(sorted({set(heavy)!r} & set(sys.modules)) or 0)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("name", safe_framework.__all__)
+def test_public_names_exist(name):
+    """Every name in ``__all__`` can be had, and ``dir`` shows it."""
+    assert getattr(safe_framework, name) is not None
+    assert name in dir(safe_framework)

@@ -1,0 +1,76 @@
+"""The project agrees with itself, and stays small."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import safe_framework
+
+MEGABYTE = 1_000_000
+SOURCES = ("safe_framework", "plugins", "registry", "tests")
+
+
+def files(root):
+    """Every file of the project but for what .gitignore names and version control keeps."""
+    ignored = (root / ".gitignore").read_text("utf-8").split()
+    patterns = [pattern.rstrip("/") for pattern in ignored] + [".git"]
+
+    def walk(folder):
+        for path in folder.iterdir():
+            if any(path.match(pattern) for pattern in patterns):
+                continue
+            if path.is_dir():
+                yield from walk(path)
+            else:
+                yield path
+
+    return list(walk(root))
+
+
+def test_one_version(metadata):
+    """The distribution and the package name the same version."""
+    assert metadata["version"] == safe_framework.__version__
+
+
+def test_changelog_names_the_version(root, metadata):
+    """The changelog has a section for the version."""
+    changelog = (root / "CHANGELOG.md").read_text("utf-8")
+    assert f"## {metadata['version']}" in changelog
+
+
+def test_no_large_file(root):
+    """No file is larger than a megabyte."""
+    found = files(root)
+    assert len(found) > 300
+    assert {path.name for path in found if path.stat().st_size > MEGABYTE} == set()
+
+
+def test_small_modules(root):
+    """No module is longer than 400 lines, and half of them are no longer than 120."""
+    found = [path for part in SOURCES for path in (root / part).rglob("*.py")]
+    lengths = sorted(len(path.read_text("utf-8").splitlines()) for path in found)
+    assert len(lengths) > 80
+    assert lengths[-1] <= 400
+    assert lengths[len(lengths) // 2] <= 120
+
+
+def test_constraints_pin_exactly(root, metadata):
+    """Every line of the constraints is one exact version, and every dependency has one."""
+    lines = (root / ".ci" / "constraints.txt").read_text("utf-8").splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[a-zA-Z0-9.]+", pin) for pin in pins)
+    pinned = {pin.partition("==")[0] for pin in pins}
+    extras = metadata["optional-dependencies"]
+    asked = metadata["dependencies"] + [need for name in extras for need in extras[name]]
+    names = {re.match(r"[A-Za-z0-9-]+", need)[0] for need in asked}
+    assert names - pinned == {"safe-framework", "torchaudio"}  # the latter must match torch's build
+
+
+@pytest.mark.parametrize("script", [".ci/run"])
+def test_scripts_parse(root, script):
+    """A shell script can be executed and has no syntax error."""
+    path = Path(root, script)
+    assert path.stat().st_mode & 0o111
+    subprocess.run(["bash", "-n", path], check=True, capture_output=True)
