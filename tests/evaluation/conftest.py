@@ -46,8 +46,6 @@ WORDS = [
 ]
 HIDDEN = 16
 
-torch.set_num_threads(1)  # the tensors are so small that threads would only wait for each other
-
 
 class PairEncoder(Encoder):
     """One frame of two numbers."""

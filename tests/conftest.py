@@ -1,0 +1,27 @@
+"""One thread, fixed seeds, and the same Hypothesis examples on every run."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(1)  # the tensors are so small that threads would only wait for each other
+
+settings.register_profile(
+    "ci",
+    deadline=None,
+    derandomize=True,
+    max_examples=20,
+    suppress_health_check=[HealthCheck.too_slow],  # the first example imports a model class
+)
+settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    """Start every test from the same state of every generator."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
