@@ -21,7 +21,7 @@ from transformers import (
 
 from safe_framework.checkpoints import quietly
 
-WORDS = ["pad", "end", "unknown", "what", "is", "this", "high", "low", "the", "cat", "sat", "on", "a", "mat", "dog", "ran"]
+WORDS = "pad end unknown what is this high low the cat sat on a mat dog ran".split()  # noqa: SIM905  # reads better
 RATE = 16000
 
 torch.set_num_threads(1)  # the tensors are so small that threads would only wait for each other
@@ -32,7 +32,7 @@ model = "{folder}/base"
 
 [modalities.audio]
 encoder = {{ use = "whisper", model = "{folder}/whisper" }}
-projector = {{ use = "standard", tokens = 2, hidden_dim = 8, dropout = 0.2 }}
+projector = {{ use = "standard", tokens = 2, hidden_dim = 8, dropout = 0.2, noise = 0.1 }}
 fusion = {{ use = "lora", rank = 2, layers = [0, 1], dropout = 0.1 }}
 gate = {{ warmup_steps = 4 }}
 
@@ -54,7 +54,8 @@ projector_learning_rate = 1e-2
 fusion_learning_rate = 1e-2
 warmup_steps = 2
 align_steps = 4
-augment = 0
+align_weight = 0.5
+balance = true
 save_steps = 2
 
 [evaluation]
