@@ -1,0 +1,60 @@
+"""docs/recipe.md lists exactly the keys of a recipe, with their true defaults."""
+
+import re
+from pathlib import Path
+
+import attrs
+import pytest
+import tomli
+
+from safe_framework._recipe import schema
+
+PAGE = (Path(__file__).parents[2] / "docs" / "recipe.md").read_text("utf-8")
+TABLES = {
+    "`[base]`": schema.BaseSpec,
+    "`[modalities.NAME]`": schema.ModalitySpec,
+    "`gate`": schema.GateSpec,
+    "`[[retention]]`": schema.RetentionSpec,
+    "`[data]`": schema.DataSpec,
+    "`[training]`": schema.TrainingSpec,
+    "`[evaluation]`": schema.EvaluationSpec,
+}
+
+
+def rows(heading):
+    """The keys and defaults of the first table below a heading."""
+    section = PAGE.split(f"# {heading}\n")[1]
+    table = re.search(r"(?:^\|.*\n)+", section, re.MULTILINE)[0].splitlines()[2:]
+    cells = [re.split(r"(?<!\\)\|", line)[1:3] for line in table]
+    return {key.strip().strip("`"): default.strip() for key, default in cells}
+
+
+def shown(field):
+    """A default as the page writes it."""
+    if field.default is attrs.NOTHING:
+        return "*required*"
+    if field.default is None:
+        return ""
+    if isinstance(field.default, attrs.Factory):
+        return "see below"
+    return field.default
+
+
+def read(text):
+    """What the page's text of a default means."""
+    return tomli.loads(f"value = {text.strip('`')}")["value"] if text.startswith("`") else text
+
+
+@pytest.mark.parametrize(("heading", "table"), TABLES.items())
+def test_keys_and_defaults(heading, table):
+    """A table of the page has the keys of its class, in order, with their defaults."""
+    fields = [field for field in attrs.fields(table) if field.metadata.get("written", True)]
+    assert list(rows(heading)) == [field.name for field in fields]
+    defaults = {key: read(text) for key, text in rows(heading).items()}
+    assert defaults == {field.name: shown(field) for field in fields}
+
+
+def test_every_class_has_a_table():
+    """No class of the schema is left out."""
+    classes = {kind for kind in vars(schema).values() if attrs.has(kind)}
+    assert classes - set(TABLES.values()) == {schema.Recipe, schema.PluginSpec}
