@@ -27,8 +27,10 @@ class Injection(Protocol):
 
     owner: str
 
-    def enter(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LayerCall:
-        """The arguments with which decoder layer ``layer`` is called instead."""
+    def enter(
+        self, modality: str, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> LayerCall:
+        """The arguments with which ``modality`` lets decoder layer ``layer`` be called."""
         ...
 
 
@@ -51,11 +53,12 @@ class LayerHook:
     Args:
         owner: key of the SafeModel that installed it; a string, so that copies and pickles of
             a base hold no reference to the model.
+        modality: name of the modality that it serves.
         layer: position of the hooked decoder layer.
     """
 
-    def __init__(self, owner: str, layer: int) -> None:
-        self.owner, self.layer = owner, layer
+    def __init__(self, owner: str, modality: str, layer: int) -> None:
+        self.owner, self.modality, self.layer = owner, modality, layer
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -64,13 +67,15 @@ class LayerHook:
         injection = _ACTIVE.get()
         if injection is None or injection.owner != self.owner:
             return None
-        return injection.enter(self.layer, args, kwargs)
+        return injection.enter(self.modality, self.layer, args, kwargs)
 
 
-def install(owner: str, layers: nn.ModuleList, wanted: tuple[int, ...]) -> list[RemovableHandle]:
-    """Hook the decoder layers ``wanted``."""
+def install(
+    owner: str, modality: str, layers: nn.ModuleList, wanted: tuple[int, ...]
+) -> list[RemovableHandle]:
+    """Hook the decoder layers ``wanted`` for one modality."""
     return [
-        layers[layer].register_forward_pre_hook(LayerHook(owner, layer), with_kwargs=True)
+        layers[layer].register_forward_pre_hook(LayerHook(owner, modality, layer), with_kwargs=True)
         for layer in wanted
     ]
 

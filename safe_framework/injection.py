@@ -115,18 +115,23 @@ def _dtype_of(fusion: FusionAdapter, default: torch.dtype) -> torch.dtype:
 
 @attrs.define(eq=False)
 class CallInjection:
-    """The modalities of one forward or generate call, applied in the order they were added."""
+    """The modalities of one forward or generate call.
+
+    Each has hooks of its own, which torch runs in the order in which the modalities were added.
+    """
 
     owner: str
     senses: Sequence[ActiveSense]
-    fired: set[int] = attrs.field(factory=set, init=False)
+    fired: set[tuple[str, int]] = attrs.field(factory=set, init=False)
 
-    def enter(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LayerCall:
-        """Apply every modality that is fused at ``layer``."""
+    def enter(
+        self, modality: str, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> LayerCall:
+        """Apply what ``modality`` does at ``layer``."""
         hidden = hidden_of(args, kwargs)
-        self.fired.add(layer)
+        self.fired.add((modality, layer))
         for sense in self.senses:
-            if layer in sense.fusion.layers:
+            if sense.name == modality:
                 hidden = sense.apply(hidden, layer)
         return with_hidden(args, kwargs, hidden)
 
@@ -137,7 +142,8 @@ class CallInjection:
             InjectionError: a layer's hook never ran, so its modality had no effect there.
         """
         for sense in self.senses:
-            if missed := [layer for layer in sense.fusion.layers if layer not in self.fired]:
+            fired = {layer for name, layer in self.fired if name == sense.name}
+            if missed := [layer for layer in sense.fusion.layers if layer not in fired]:
                 raise InjectionError(
                     f"modality `{sense.name}` never reached decoder layers {missed}: their hooks "
                     "did not run",

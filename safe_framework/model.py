@@ -93,7 +93,7 @@ class SafeModel(nn.Module):
                 f"decoder layers 0 to {len(layers) - 1}"
             )
         self.modalities[name] = modality.to(self.device).train(self.training)
-        self._handles[name] = install(self._owner, layers, fusion.layers)
+        self._handles[name] = install(self._owner, name, layers, fusion.layers)
 
     def remove_modality(self, name: str) -> None:
         """Detach one sense; its hooks leave the base."""
