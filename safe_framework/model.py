@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 Gate = float | Tensor | Mapping[str, float | Tensor]
 
-_OFF: ContextVar[frozenset[tuple[str, str]]] = ContextVar("safe_framework_off", default=frozenset())
+_OFF: ContextVar[frozenset[tuple[int, str]]] = ContextVar("safe_framework_off", default=frozenset())
+"""Ids of models (copies of one share its owner key) and names of their modalities."""
 
 
 class SafeModel(nn.Module):
@@ -158,7 +159,7 @@ class SafeModel(nn.Module):
         Holds for this thread or task only; others that share the model are not affected.
         """
         chosen = [self._known(name) for name in names] or list(self.modalities)
-        token = _OFF.set(_OFF.get() | {(self._owner, name) for name in chosen})
+        token = _OFF.set(_OFF.get() | {(id(self), name) for name in chosen})
         try:
             yield
         finally:
@@ -172,7 +173,7 @@ class SafeModel(nn.Module):
         senses = [
             sense
             for name in self.modalities
-            if name in given and (self._owner, name) not in off
+            if name in given and (id(self), name) not in off
             if (sense := self._sense(name, given[name], gate)) is not None
         ]
         injection = CallInjection(self._owner, senses) if senses else None
