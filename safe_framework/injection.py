@@ -97,6 +97,8 @@ class ActiveSense:
         if not isinstance(delta, Tensor) or delta.shape != hidden.shape:
             seen = tuple(delta.shape) if isinstance(delta, Tensor) else type(delta).__name__
             raise self._blame(f"gave {seen} for hidden states of {tuple(hidden.shape)}")
+        if not delta.is_floating_point():  # an open gate below 1 would be cut to 0
+            raise self._blame(f"gave {delta.dtype} for hidden states of {hidden.dtype}")
         return delta.to(hidden.device)
 
     def _blame(self, what: str) -> PluginError:

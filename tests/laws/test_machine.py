@@ -1,0 +1,127 @@
+"""L1 and L2 after any sequence of what a user can do."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from safe_framework.adapter import adapter_tensors, copy_tensors, load_tensors, own_copy
+from safe_framework.base import hooks_of
+from safe_framework.fingerprint import fingerprint
+from safe_framework.model import SafeModel
+from tests.laws.calls import all_same, copy_of, forward_tensors, generate_tensors
+from tests.toys import ToyEncoder, ToyProjector, felt, llama, lora, texts
+
+NAMES = st.sampled_from(["touch", "smell"])
+
+
+class Life(RuleBasedStateMachine):
+    """A base, a copy of it, and the senses that come and go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        base = llama(num_hidden_layers=3)
+        self.untouched = copy_of(base)
+        self.before = fingerprint(base)
+        self.model = SafeModel(base)
+        self.folder = tempfile.TemporaryDirectory()
+        self.saved: tuple[str, ...] | None = None
+        self.batch = texts(base, 2, 4)
+        with torch.no_grad():
+            self.forward = forward_tensors(self.untouched, self.batch)
+        self.generated = generate_tensors(self.untouched.generate, self.batch, {"do_sample": True})
+
+    def teardown(self) -> None:
+        base = self.model.detach()
+        assert hooks_of(base) == []
+        assert fingerprint(base) == self.before
+        self.folder.cleanup()
+
+    def samples(self) -> dict[str, torch.Tensor]:
+        """A sample of every attached sense for each row."""
+        return {k: v for name in self.model.modalities for k, v in felt(2, name).items()}
+
+    @precondition(lambda self: len(self.model.modalities) < 2)
+    @rule(name=NAMES, layers=st.sampled_from([[0], [1], [0, -1]]))
+    def add(self, name: str, layers: list[int]) -> None:
+        if name not in self.model.modalities:
+            torch.manual_seed(1)
+            self.model.add_modality(
+                name,
+                encoder=ToyEncoder(),
+                projector=ToyProjector(),
+                fusion=lora(self.model, layers=layers),
+            )
+
+    @rule(name=NAMES)
+    def remove(self, name: str) -> None:
+        if name in self.model.modalities:
+            self.model.remove_modality(name)
+
+    @precondition(lambda self: any(self.model.gates.values()))
+    @rule(rate=st.sampled_from([0.1, 10.0, float("inf")]))
+    def train(self, rate: float) -> None:
+        out = self.model.train()(**self.batch, **self.samples(), labels=self.batch["input_ids"])
+        out.loss.backward()
+        for parameter in self.model.trainable_parameters().values():
+            if parameter.grad is not None:
+                parameter.data -= rate * parameter.grad
+                parameter.grad = None
+        self.model.eval()
+
+    @rule(gate=st.sampled_from([0.0, 0.5, 1.0]))
+    def set_gate(self, gate: float) -> None:
+        self.model.set_gate(gate)
+
+    @precondition(lambda self: self.model.modalities)
+    @rule()
+    def generate(self) -> None:
+        self.model.generate(**self.batch, **self.samples(), max_new_tokens=2)
+
+    @precondition(lambda self: self.model.modalities)
+    @rule()
+    def save(self) -> None:
+        self.model.save_pretrained(Path(self.folder.name) / "adapter")
+        self.saved = tuple(sorted(adapter_tensors(self.model)))
+
+    @precondition(lambda self: self.saved == tuple(sorted(adapter_tensors(self.model))))
+    @rule()
+    def load(self) -> None:
+        load_tensors(self.model, Path(self.folder.name) / "adapter")
+
+    @precondition(lambda self: self.model.modalities)
+    @rule()
+    def reset_in_memory(self) -> None:
+        target = adapter_tensors(self.model)
+        kept = {key: own_copy(tensor) for key, tensor in target.items()}
+        for tensor in target.values():
+            tensor.zero_()
+        copy_tensors(target, kept, Path("memory"))
+        assert all_same(list(target.values()), list(kept.values()))
+
+    @invariant()
+    def the_base_is_untouched(self) -> None:
+        assert fingerprint(self.model.base) == self.before
+        expected = [layer for n in self.model.modalities for layer in self._layers(n)]
+        assert sorted(hook.layer for hook in hooks_of(self.model.base)) == sorted(expected)
+
+    @invariant()
+    def off_is_the_base(self) -> None:
+        with torch.no_grad(), self.model.off():
+            seen = forward_tensors(self.model, self.batch | self.samples())
+            assert all_same(seen, self.forward)
+            options = {"do_sample": True}
+            seen = generate_tensors(self.model.generate, self.batch | self.samples(), options)
+            assert all_same(seen, self.generated)
+
+    def _layers(self, name: str) -> tuple[int, ...]:
+        return self.model.modality(name).fusion.layers
+
+
+TestLife = Life.TestCase
+TestLife.settings = settings(max_examples=12, stateful_step_count=12)
