@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
+import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from rich.console import Console
 
 from safe_framework._recipe import Recipe, read_recipe
 from safe_framework.assembly import build
+from safe_framework.checkpoints import quietly
 from safe_framework.data.examples import Example, read_examples, read_texts
 from safe_framework.errors import DataError
 from safe_framework.evaluation import Evaluation, evaluate, table
@@ -51,15 +54,16 @@ def run_recipe(
 
     Raises:
         RecipeError: the recipe has mistakes.
-        DataError: data are missing, or the folder holds a run of another recipe.
+        DataError: data are missing, or the folder holds a run of another recipe or other data.
     """
     recipe = read_recipe(source)
+    _check_data(recipe)
     folder = output or Path("runs") / Path(recipe.source).stem
     _claim(folder, recipe, resume)
     console = Console(quiet=quiet, stderr=False)
     clock = Clock()
     with WorkProgress(console).showing() as progress:
-        with clock.timing("build"):
+        with clock.timing("build"), quietly() if quiet else nullcontext():
             model = build(recipe)
         examples = _examples(model, recipe)
         with clock.timing("train"):
@@ -83,23 +87,14 @@ def measure(
     examples: Mapping[str, list[Example]],
     progress: WorkProgress,
 ) -> Evaluation:
-    """Evaluate the recipe's first modality on its test data.
-
-    Raises:
-        DataError: the recipe names no test data or no retention texts to test on.
-    """
-    texts = recipe.data_files().get("retention_test")
-    if recipe.data is None or "test" not in examples or texts is None:
-        raise DataError(
-            "an evaluation needs `test` and `retention_test` in [data]",
-            hint="add both files to the recipe",
-        )
+    """Evaluate the recipe's first modality on its test data."""
+    assert recipe.data is not None
     return evaluate(
         model,
         modality=next(iter(model.modalities)),
         train=examples["train"],
         test=examples["test"],
-        texts=read_texts(texts, recipe.data.prompt),
+        texts=read_texts(recipe.data_files()["retention_test"], recipe.data.prompt),
         seed=recipe.training.seed,
         progress=progress,
         **attrs.asdict(recipe.evaluation),
@@ -126,29 +121,53 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
+def _check_data(recipe: Recipe) -> None:
+    """Refuse a recipe whose run would find out only after training that it cannot be evaluated."""
+    files = recipe.data_files()
+    if missing := [key for key in ("train", "test", "retention_test") if key not in files]:
+        raise DataError(
+            f"a run needs {' and '.join(f'`{key}`' for key in missing)} in [data]",
+            hint="name a JSONL file for each in the recipe",
+        )
+
+
 def _examples(model: SafeModel, recipe: Recipe) -> dict[str, list[Example]]:
-    if recipe.data is None:
-        raise DataError("the recipe has no [data]", hint="name `train` and `test` in [data]")
+    assert recipe.data is not None
     encoders = {name: model.modality(name).encoder for name in model.modalities}
     files = recipe.data_files()
     return {
         split: read_examples(files[split], encoders, recipe.data.prompt)
         for split in ("train", "test")
-        if split in files
     }
 
 
 def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
-    """Make the folder this recipe's own, or refuse to mix two recipes in it."""
+    """Make the folder this recipe's own, or refuse to mix two runs in it."""
     state = folder / STATE
-    mine = {"recipe": text_fingerprint(recipe.text)}
-    if state.exists() and resume and json.loads(state.read_text("utf-8")) != mine:
+    mine = _identity(recipe)
+    if not resume:
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    elif state.exists() and (held := json.loads(state.read_text("utf-8"))) != mine:
+        what = "another recipe" if held.get("recipe") != mine["recipe"] else "other training data"
         raise DataError(
-            f"`{folder}` holds a run of another recipe",
+            f"`{folder}` holds a run of {what}",
             hint="start anew there with --no-resume, or choose another folder with --output",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    state.write_text(json.dumps(mine) + "\n", "utf-8")
+    whole = folder / f".{STATE}"  # renamed once it is written, so that a kill leaves no half file
+    whole.write_text(json.dumps(mine) + "\n", "utf-8")
+    whole.replace(state)
+
+
+def _identity(recipe: Recipe) -> dict[str, Any]:
+    """What a run's weights depend on, as far as the recipe and the files that it names go."""
+    files = recipe.data_files()
+    trained_on = {
+        key: hashlib.sha256(files[key].read_bytes()).hexdigest()
+        for key in ("train", "retention")
+        if key in files
+    }
+    return {"recipe": text_fingerprint(recipe.text), "data": trained_on}
 
 
 def _with_costs(evaluation: Evaluation, folder: Path, clock: Clock) -> Evaluation:

@@ -19,6 +19,7 @@ import peft  # noqa: F401  # imported once for all runs
 import torch
 from safetensors.torch import save
 
+from safe_framework import adapter
 from safe_framework.progress import WorkProgress
 from safe_framework.run import run_recipe
 from safe_framework.training import trainer
@@ -86,7 +87,7 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "writing_optimizer": lambda: at_call(torch, "save", 4, half_pickle),
     "before_the_marker": lambda: at_call(trainer, "mark_complete", 3, nothing),
     "removing_an_old_one": lambda: at_call(shutil, "rmtree", 1, half_folder),
-    "writing_the_adapter": lambda: at_call(os, "replace", 1, nothing),
+    "writing_the_adapter": lambda: at_call(adapter, "_card", 1, nothing),
 }
 
 
