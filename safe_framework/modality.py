@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -128,13 +128,18 @@ def row_gates(gate: float | Tensor, rows: int) -> Tensor:
 
 
 def split_by_modality(
-    inputs: Mapping[str, object], names: Iterable[str]
+    args: Sequence[object], inputs: Mapping[str, object], names: Iterable[str]
 ) -> tuple[dict[str, object], dict[str, dict[str, Tensor]]]:
     """Part a call's keyword arguments into the base's own and each modality's.
 
+    Args:
+        args: the call's positional arguments, the first of which is its texts.
+        inputs: its keyword arguments.
+        names: of the attached modalities.
+
     Raises:
         SampleError: a key belongs to a modality that is not attached, or a modality's tensors
-            do not have the same number of rows.
+            do not have as many rows as the call has texts.
     """
     own: dict[str, object] = {}
     given: dict[str, dict[str, Tensor]] = {}
@@ -151,11 +156,16 @@ def split_by_modality(
                 hint=f"attached modalities: {', '.join(sorted(known)) or 'none'}",
             )
     for name, tensors in given.items():
-        _check_rows(name, tensors)
+        _check_rows(name, tensors, _texts(args, own))
     return own, given
 
 
-def _check_rows(name: str, tensors: Mapping[str, Tensor]) -> None:
+def _texts(args: Sequence[object], own: Mapping[str, object]) -> Tensor | None:
+    named = (own.get(key) for key in ("input_ids", "inputs", "inputs_embeds"))
+    return next((value for value in (*args[:1], *named) if isinstance(value, Tensor)), None)
+
+
+def _check_rows(name: str, tensors: Mapping[str, Tensor], texts: Tensor | None) -> None:
     if PRESENT not in tensors:
         raise SampleError(
             f"modality `{name}` came without `{name}__{PRESENT}`",
@@ -166,4 +176,9 @@ def _check_rows(name: str, tensors: Mapping[str, Tensor]) -> None:
         raise SampleError(
             f"the tensors of modality `{name}` have different numbers of rows: {counts}",
             hint="slice every tensor of a batch alike",
+        )
+    if texts is not None and len(texts) != counts[PRESENT]:
+        raise SampleError(
+            f"modality `{name}` came with {counts[PRESENT]} rows for {len(texts)} texts",
+            hint="give one sample for each text, None where there is none",
         )

@@ -139,7 +139,7 @@ class SafeModel(nn.Module):
         Raises:
             InjectionError: a fused layer was bypassed, so the modality was not heard.
         """
-        own, given = split_by_modality(inputs, self.modalities)
+        own, given = split_by_modality(args, inputs, self.modalities)
         with self._listening(given, gate):
             return self.base(*args, **own)
 
@@ -148,7 +148,7 @@ class SafeModel(nn.Module):
 
         Keys and values of a modality are computed once and shared by beams and steps.
         """
-        own, given = split_by_modality(inputs, self.modalities)
+        own, given = split_by_modality(args, inputs, self.modalities)
         with torch.no_grad(), self._listening(given, gate):
             return self.base.generate(*args, **own)  # type: ignore[operator]
 
