@@ -46,20 +46,28 @@ def read_examples(
         DataError: a row lacks a field or names a file that cannot be read; the message gives
             the row's line.
     """
-    return [
-        Example(
-            prompt=template.replace("{question}", _text(row, "question", place)),
-            answer=_text(row, "answer", place),
-            samples={
-                name: _read_sample(path.parent / row[name], encoder, place)
-                for name, encoder in encoders.items()
-                if row.get(name) is not None
-            },
-            place=place,
-            files={name: path.parent / row[name] for name in encoders if row.get(name) is not None},
-        )
-        for place, row in read_rows(path)
-    ]
+    return [_example(path.parent, place, row, encoders, template) for place, row in read_rows(path)]
+
+
+def _example(
+    folder: Path,
+    place: str,
+    row: Mapping[str, Any],
+    encoders: Mapping[str, Encoder],
+    template: str,
+) -> Example:
+    files = {
+        name: folder / _file_name(row[name], name, place)
+        for name in encoders
+        if row.get(name) is not None
+    }
+    return Example(
+        prompt=template.replace("{question}", _text(row, "question", place)),
+        answer=_text(row, "answer", place),
+        samples={name: _read_sample(file, encoders[name], place) for name, file in files.items()},
+        place=place,
+        files=files,
+    )
 
 
 def read_texts(path: Path, template: str = "{question}") -> list[str]:
@@ -91,7 +99,7 @@ def read_rows(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    for number, line in enumerate(_content(path).split("\n"), start=1):
         if not line.strip():
             continue
         place = f"{path.name}:{number}"
@@ -104,6 +112,15 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield place, row
 
 
+def _content(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"the data file `{path}` is not UTF-8: {error.reason} at byte {error.start}"
+        ) from error
+
+
 def _text(row: Mapping[str, Any], field: str, place: str) -> str:
     value = row.get(field)
     if not isinstance(value, str) or not value.strip():
@@ -111,6 +128,12 @@ def _text(row: Mapping[str, Any], field: str, place: str) -> str:
             f"{place}: `{field}` must be a text that is not empty, not {value!r}",
             hint=f"its fields are: {', '.join(row)}",
         )
+    return value
+
+
+def _file_name(value: object, name: str, place: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise DataError(f"{place}: `{name}` must be the name of a file, not {value!r}")
     return value
 
 

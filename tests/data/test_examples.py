@@ -1,0 +1,165 @@
+"""Reading examples and texts from JSONL."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from torch import Tensor
+
+from safe_framework.data.examples import distinct, read_examples, read_rows, read_texts
+from safe_framework.encoder import Encoder
+from safe_framework.errors import DataError
+from safe_framework.shapes import Frames
+
+RATE = 8000
+
+
+class Reader(Encoder):
+    """An encoder of which only what it takes matters."""
+
+    dim = 1
+
+    def __init__(self, sampling_rate: int | None) -> None:
+        super().__init__()
+        self.sampling_rate = sampling_rate
+
+    def prepare(self, samples: Sequence[Any]) -> Mapping[str, Tensor]:
+        raise NotImplementedError
+
+    def forward(self, **inputs: Tensor) -> Frames:
+        raise NotImplementedError
+
+
+ENCODERS = {"audio": Reader(RATE), "touch": Reader(None)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a sound at twice the encoder's rate and an array."""
+    (tmp_path / "sounds").mkdir()
+    tone = np.sin(np.arange(2 * RATE) / 50)
+    soundfile.write(tmp_path / "sounds/tone.wav", tone, 2 * RATE)
+    np.save(tmp_path / "touch.npy", np.arange(3.0))
+    return tmp_path
+
+
+def write(folder: Path, *rows: object) -> Path:
+    """A JSONL file; a text is written as it is."""
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path = folder / "train.jsonl"
+    path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    return path
+
+
+GOOD = {"question": "What is it?", "answer": "a tone", "audio": "sounds/tone.wav"}
+
+
+def test_a_row_becomes_an_example(folder: Path) -> None:
+    """Law: the question is put into the template, and the place and the file are kept."""
+    path = write(folder, GOOD)
+    (example,) = read_examples(path, ENCODERS, "Q: {question} A:")
+    assert (example.prompt, example.answer) == ("Q: What is it? A:", "a tone")
+    assert example.place == "train.jsonl:1"
+    assert example.files == {"audio": folder / "sounds/tone.wav"}
+
+
+def test_sound_comes_at_the_encoders_rate(folder: Path) -> None:
+    """Law: a sampled signal is resampled to what the encoder takes."""
+    (example,) = read_examples(write(folder, GOOD), ENCODERS)
+    sample = example.samples["audio"]
+    assert (sample.sampling_rate, len(sample.values)) == (RATE, RATE)
+
+
+def test_other_samples_are_arrays(folder: Path) -> None:
+    """Law: for an encoder without a rate, the file is an array."""
+    (example,) = read_examples(
+        write(folder, {**GOOD, "audio": None, "touch": "touch.npy"}), ENCODERS
+    )
+    assert example.samples["touch"].tolist() == [0, 1, 2]
+
+
+def test_an_absent_modality_has_no_key(folder: Path) -> None:
+    """Law: a modality that a row lacks, or gives as null, is absent from the example."""
+    rows = [{"question": "q", "answer": "a"}, {"question": "q", "answer": "a", "audio": None}]
+    examples = read_examples(write(folder, *rows), ENCODERS)
+    assert [(e.samples, e.files) for e in examples] == [({}, {}), ({}, {})]
+
+
+def test_empty_lines_are_skipped_and_counted(folder: Path) -> None:
+    """Law: an empty line is no row, and later rows keep their line numbers."""
+    path = write(folder, "", {"text": "one"}, "  ", {"text": "two"})
+    assert [place for place, _ in read_rows(path)] == ["train.jsonl:2", "train.jsonl:4"]
+
+
+def test_a_line_ends_only_where_a_newline_is(folder: Path) -> None:
+    """Law: a line separator inside a text is part of the text."""
+    path = folder / "texts.jsonl"
+    path.write_text('{"text": "one\u2028two\x85three"}\n{"text": "four"}\n', "utf-8")
+    assert read_texts(path) == ["one\u2028two\x85three", "four"]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("{", r":2:2: not JSON: "),
+        ("[1]", r":2: a row must be a JSON object, not list$"),
+        ({"answer": "a"}, r":2: `question` must be a text .*\nhint: its fields are: answer$"),
+        ({"question": "q"}, r":2: `answer` must be a text that is not empty, not None"),
+        ({"question": "q", "answer": " "}, r":2: `answer` must be a text that is not empty"),
+        ({"question": "q", "answer": 3}, r":2: `answer` must be a text .* not 3"),
+        ({**GOOD, "audio": "gone.wav"}, r":2: the sound file `.*gone\.wav` does not exist"),
+        ({**GOOD, "audio": "train.jsonl"}, r":2: the sound file .* cannot be read"),
+        ({**GOOD, "touch": "gone.npy"}, r":2: .*gone\.npy"),
+        ({**GOOD, "touch": "train.jsonl"}, r":2: .*"),
+        ({**GOOD, "audio": 3}, r":2: `audio` must be the name of a file, not 3"),
+        ({**GOOD, "audio": ""}, r":2: `audio` must be the name of a file, not ''"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named(folder: Path, row: object, words: str) -> None:
+    """Law: the error starts with the file and line of the row, and says what is wrong."""
+    path = write(folder, GOOD, row)
+    with pytest.raises(DataError, match=r"^train\.jsonl" + words):
+        read_examples(path, ENCODERS)
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_a_file_without_rows_is_refused(folder: Path, content: str) -> None:
+    """Law: an empty file is an error that names it, not an empty data set."""
+    (folder / "none.jsonl").write_text(content)
+    with pytest.raises(DataError, match=r"none\.jsonl` has no rows"):
+        read_rows(folder / "none.jsonl")
+
+
+def test_a_missing_file_is_named(folder: Path) -> None:
+    """Law: a file that does not exist is an error that names it."""
+    with pytest.raises(DataError, match=r"gone\.jsonl` does not exist"):
+        read_rows(folder / "gone.jsonl")
+
+
+def test_a_file_that_is_no_text_is_named(folder: Path) -> None:
+    """Law: a file in another encoding is an error that names it."""
+    (folder / "latin.jsonl").write_bytes(b'{"text": "caf\xe9"}\n')
+    with pytest.raises(DataError, match=r"latin\.jsonl` is not UTF-8"):
+        read_rows(folder / "latin.jsonl")
+
+
+def test_texts_are_read_as_they_are(folder: Path) -> None:
+    """Law: `text` is not put into the template; `question` is."""
+    path = write(folder, {"text": "as it {question} is"}, {"question": "why?"})
+    assert read_texts(path, "Q: {question}") == ["as it {question} is", "Q: why?"]
+
+
+def test_a_row_without_text_is_named(folder: Path) -> None:
+    """Law: a retention row with neither text nor question is an error that gives its line."""
+    path = write(folder, {"text": "one"}, {"title": "two"})
+    with pytest.raises(DataError, match=r"^train\.jsonl:2: `text` must be .*\nhint: .*: title$"):
+        read_texts(path)
+
+
+def test_distinct_keeps_the_first_of_each() -> None:
+    """Law: repeats go, the order of first appearance stays."""
+    assert distinct(["b", "a", "b", "c", "a"]) == ["b", "a", "c"]
