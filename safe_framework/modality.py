@@ -138,18 +138,18 @@ def split_by_modality(
         names: of the attached modalities.
 
     Raises:
-        SampleError: a key belongs to a modality that is not attached, or a modality's tensors
-            do not have as many rows as the call has texts.
+        SampleError: a key belongs to a modality that is not attached, its value is no tensor,
+            or a modality's tensors do not have as many rows as the call has texts.
     """
     own: dict[str, object] = {}
     given: dict[str, dict[str, Tensor]] = {}
     known = set(names)
     for key, value in inputs.items():
         name, separator, rest = key.partition("__")
-        if not separator or not isinstance(value, Tensor):
+        if name in known:
+            given.setdefault(name, {})[rest] = _checked_tensor(key, value)
+        elif not separator or not isinstance(value, Tensor):
             own[key] = value
-        elif name in known:
-            given.setdefault(name, {})[rest] = value
         else:
             raise SampleError(
                 f"`{key}` belongs to modality `{name}`, which is not attached",
@@ -158,6 +158,15 @@ def split_by_modality(
     for name, tensors in given.items():
         _check_rows(name, tensors, _texts(args, own))
     return own, given
+
+
+def _checked_tensor(key: str, value: object) -> Tensor:
+    if "__" not in key or not isinstance(value, Tensor):
+        raise SampleError(
+            f"`{key}` is a {type(value).__name__}, not a tensor of a batch",
+            hint="make the batch with `model.processor`",
+        )
+    return value
 
 
 def _texts(args: Sequence[object], own: Mapping[str, object]) -> Tensor | None:

@@ -88,6 +88,8 @@ class SafeModel(nn.Module):
         modality = Modality(name, encoder, projector, fusion, gate)
         modality.encoder.eval()
         layers = decoder_layers(self.base, self._layers_path)
+        if not fusion.layers:
+            raise SafeError(f"the fusion adapter of `{name}` names no decoder layer in `layers`")
         if wrong := [layer for layer in fusion.layers if not 0 <= layer < len(layers)]:
             raise SafeError(
                 f"`layers` of the fusion adapter of `{name}` names {wrong}, but the base has "
@@ -169,6 +171,8 @@ class SafeModel(nn.Module):
     def _listening(
         self, given: Mapping[str, Mapping[str, Tensor]], gate: Gate | None
     ) -> Iterator[None]:
+        for name in gate if isinstance(gate, Mapping) else ():
+            self._known(name)
         off = _OFF.get()
         senses = [
             sense
@@ -266,6 +270,10 @@ class SafeModel(nn.Module):
         return name
 
     def _check_name(self, name: str) -> None:
+        if name in self.modalities:
+            raise SafeError(
+                f"modality `{name}` is already attached", hint="call remove_modality first"
+            )
         if not name.isidentifier() or "__" in name or hasattr(self.modalities, name):
             raise SafeError(
                 f"a modality cannot be called `{name}`",
