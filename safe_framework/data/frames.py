@@ -11,7 +11,6 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from safe_framework.fingerprint import fingerprint, text_fingerprint
 from safe_framework.modality import Modality
 from safe_framework.shapes import Frames, Sample
 
-_Item = TypeVar("_Item")
+_GROUP = 16
 Progress = Callable[[str, int, int], None]
 
 
@@ -51,10 +50,10 @@ class FrameStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         paths = [self.folder / f"{sample_key(sample)}.safetensors" for sample in samples]
         missing = {path: s for path, s in zip(paths, samples, strict=True) if not path.exists()}
-        for done, group in enumerate(_groups(list(missing.items()), 16)):
+        for start in range(0, len(missing), _GROUP):
+            self._encode(list(missing.items())[start : start + _GROUP])
             if progress:
-                progress("encoding samples", done * 16, len(missing))
-            self._encode(group)
+                progress("encoding samples", min(start + _GROUP, len(missing)), len(missing))
         return [_read(path) for path in paths]
 
     def _encode(self, group: Sequence[tuple[Path, Sample]]) -> None:
@@ -73,7 +72,7 @@ def sample_key(sample: Sample) -> str:
     Raises:
         SampleError: it holds no array.
     """
-    values = getattr(sample, "values", sample)
+    values = sample if isinstance(sample, Tensor) else getattr(sample, "values", sample)
     if isinstance(values, Tensor):
         values = values.detach().cpu().numpy()
     if not isinstance(values, np.ndarray):
@@ -111,7 +110,3 @@ def _write(path: Path, values: Tensor) -> None:
     with os.fdopen(handle, "wb") as file:
         file.write(save({"frames": values.float().contiguous()}))
     os.replace(temporary, path)
-
-
-def _groups(items: Sequence[_Item], size: int) -> list[Sequence[_Item]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -1,0 +1,199 @@
+"""Frames on disk: each sample encoded once, and never a stale or a half file."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from safe_framework.data.audio import Waveform
+from safe_framework.data.frames import FrameStore, sample_key, stack
+from safe_framework.errors import SampleError
+from safe_framework.modality import Modality
+from safe_framework.shapes import Frames, all_real
+from tests.toys import DIM, HIDDEN, ToyEncoder, ToyFusion, ToyProjector
+
+
+class CountingEncoder(ToyEncoder):
+    """Takes arrays, and counts the samples that it encodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoded = 0
+
+    def prepare(self, samples: Sequence[Any]) -> Mapping[str, Tensor]:
+        return super().prepare([torch.as_tensor(sample) for sample in samples])
+
+    def forward(self, **inputs: Tensor) -> Frames:
+        self.encoded += len(inputs["values"])
+        return super().forward(**inputs)
+
+
+class NanEncoder(CountingEncoder):
+    def forward(self, **inputs: Tensor) -> Frames:
+        values = inputs["values"] * float("nan")
+        return Frames(values, inputs["mask"])
+
+
+def modality(kind: type[ToyEncoder] = CountingEncoder) -> Modality:
+    """A toy sense whose weights are always the same."""
+    torch.manual_seed(0)
+    return Modality("touch", kind(), ToyProjector(DIM, HIDDEN), ToyFusion())
+
+
+@pytest.fixture
+def touch() -> Modality:
+    """A toy sense whose encoder counts."""
+    return modality()
+
+
+def samples(count: int = 3) -> list[np.ndarray]:
+    """Arrays of different lengths."""
+    random = np.random.default_rng(0)
+    return [random.normal(size=(n + 1, DIM)).astype(np.float32) for n in range(count)]
+
+
+def test_frames_are_the_encoders_own(touch: Modality, tmp_path: Path) -> None:
+    """Law: stored frames are bitwise those of encoding the sample directly, without padding."""
+    stored = FrameStore(touch, tmp_path).frames(samples())
+    direct = touch.encode(touch.encoder.prepare(samples()))
+    for row, one in enumerate(stored):
+        assert one.mask.all()
+        assert torch.equal(one.values[0], direct.values[row][direct.mask[row]])
+
+
+def test_a_sample_is_encoded_once(touch: Modality, tmp_path: Path) -> None:
+    """Law: neither a repeat in a call nor a second call, nor another store, encodes it again."""
+    encoder = touch.encoder
+    assert isinstance(encoder, CountingEncoder)
+    first = FrameStore(touch, tmp_path).frames([*samples(), *samples()])
+    second = FrameStore(touch, tmp_path).frames(samples())
+    assert encoder.encoded == 3
+    assert all(torch.equal(a.values, b.values) for a, b in zip(first[:3], second, strict=True))
+
+
+def test_more_samples_than_a_group_come_in_order(touch: Modality, tmp_path: Path) -> None:
+    """Law: each of any number of samples gets its own frames."""
+    given = samples(37)
+    stored = FrameStore(touch, tmp_path).frames(given)
+    assert [one.values.shape[1] for one in stored] == [len(one) for one in given]
+
+
+def test_no_sample_gives_no_frames(touch: Modality, tmp_path: Path) -> None:
+    """Law: nothing in, nothing out."""
+    assert FrameStore(touch, tmp_path).frames([]) == []
+
+
+def test_progress_reaches_the_end(touch: Modality, tmp_path: Path) -> None:
+    """Law: progress says how many of the missing samples are encoded, up to all of them."""
+    told: list[tuple[str, int, int]] = []
+    FrameStore(touch, tmp_path).frames(samples(20), lambda *call: told.append(call))
+    assert [(done, total) for _, done, total in told][-1] == (20, 20)
+
+
+def test_a_trained_encoder_gets_a_folder_of_its_own(touch: Modality, tmp_path: Path) -> None:
+    """Law: other weights of the encoder never read the frames of these."""
+    before = FrameStore(touch, tmp_path).folder
+    with torch.no_grad():
+        next(touch.encoder.parameters()).add_(1e-3)
+    assert FrameStore(touch, tmp_path).folder != before
+
+
+def test_other_options_get_a_folder_of_their_own(touch: Modality, tmp_path: Path) -> None:
+    """Law: other options of the encoder never read the frames of these."""
+    folders = {FrameStore(touch, tmp_path, {"layer": layer}).folder for layer in (1, 2, None)}
+    assert len(folders) == 3
+
+
+def test_another_class_gets_a_folder_of_its_own(tmp_path: Path) -> None:
+    """Law: an encoder of another class never reads the frames of this one."""
+    kinds = (ToyEncoder, CountingEncoder)
+    assert len({FrameStore(modality(kind), tmp_path).folder for kind in kinds}) == len(kinds)
+
+
+def test_the_projector_does_not_matter(touch: Modality, tmp_path: Path) -> None:
+    """Law: training what follows the encoder leaves the frames valid."""
+    before = FrameStore(touch, tmp_path).folder
+    with torch.no_grad():
+        next(touch.projector.parameters()).add_(1)
+    assert FrameStore(touch, tmp_path).folder == before
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        np.zeros((2, 3), np.float64),
+        np.zeros((3, 2), np.float32),
+        np.full((2, 3), 1e-9, np.float32),
+        np.full((2, 3), -0.0, np.float32),
+        Waveform(np.zeros(6, np.float32), 8000),
+    ],
+)
+def test_a_key_is_the_content(other: object) -> None:
+    """Law: samples that differ in a bit, type, shape or kind have different keys."""
+    assert sample_key(other) != sample_key(np.zeros((2, 3), np.float32))
+
+
+def test_a_key_counts_the_rate() -> None:
+    """Law: the same numbers at another rate are another sample."""
+    values = np.ones(8, np.float32)
+    assert sample_key(Waveform(values, 8000)) != sample_key(Waveform(values, 16000))
+
+
+def test_a_key_is_the_same_for_the_same_content() -> None:
+    """Law: an array, its tensor, and the same array laid out otherwise have one key."""
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    same = [values, values.copy(), np.asfortranarray(values), torch.tensor(values)]
+    assert len({sample_key(one) for one in same}) == 1
+
+
+def test_a_sample_without_an_array_is_refused() -> None:
+    """Law: what cannot be hashed is an error that names its type."""
+    with pytest.raises(SampleError, match="type str holds no array"):
+        sample_key("tone.wav")
+
+
+def test_frames_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    """Law: NaN from an encoder is an error, and nothing is stored."""
+    store = FrameStore(modality(NanEncoder), tmp_path)
+    with pytest.raises(SampleError, match="NaN or infinite frames"):
+        store.frames(samples(1))
+    assert not list(store.folder.iterdir())
+
+
+def test_a_broken_write_leaves_no_readable_file(
+    touch: Modality, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: a write that is broken off leaves no frames, and the next call encodes anew."""
+    store = FrameStore(touch, tmp_path)
+
+    def broken(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", broken)
+        with pytest.raises(KeyboardInterrupt):
+            store.frames(samples(1))
+    assert not list(store.folder.glob("*.safetensors"))
+    (frames,) = store.frames(samples(1))
+    assert frames.values.shape == (1, 1, DIM)
+
+
+def test_rows_are_stacked_with_their_mask() -> None:
+    """Law: stacking pads to the longest row; an absent row is masked everywhere."""
+    rows = [Frames(torch.ones(1, n, 2), all_real(torch.ones(1, n, 2))) for n in (1, 3)]
+    stacked = stack([rows[0], None, rows[1]], 2)
+    assert stacked.values.shape == (3, 3, 2)
+    assert stacked.mask.tolist() == [[True, False, False], [False] * 3, [True] * 3]
+    assert torch.equal(stacked.values.sum((1, 2)), torch.tensor([2.0, 0.0, 6.0]))
+
+
+def test_absent_rows_alone_can_be_stacked() -> None:
+    """Law: a batch without any frames has one masked frame, so that its shape is whole."""
+    stacked = stack([None, None], 4)
+    assert stacked.values.shape == (2, 1, 4)
+    assert not stacked.mask.any()
