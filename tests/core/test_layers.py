@@ -1,0 +1,227 @@
+"""Where the decoder layers of a base are, and which bases are refused."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from safe_framework.attachment import decoder_layers
+from safe_framework.base import facts_of, hooks_of
+from safe_framework.errors import InjectionError, SafeError, UnsupportedBaseError
+from safe_framework.model import SafeModel
+from tests.toys import (
+    HIDDEN,
+    LAYERS,
+    attached,
+    bart,
+    felt,
+    gpt2,
+    llama,
+    llava,
+    lora,
+    opt,
+    t5,
+    texts,
+)
+
+PATHS = {
+    llama: "model.layers",
+    gpt2: "transformer.h",
+    opt: "model.decoder.layers",
+    bart: "model.decoder.layers",
+    t5: "decoder.block",
+    llava: "model.language_model.layers",
+}
+
+
+@pytest.mark.parametrize("base", PATHS, ids=lambda base: base.__name__)
+def test_the_layers_are_found(base: Any) -> None:
+    """The rule finds the text decoder's layers, not an encoder's or a vision tower's."""
+    model = base()
+    assert decoder_layers(model) is model.get_submodule(PATHS[base])
+
+
+def test_a_path_overrules_the_rule() -> None:
+    """``layers_path`` names another list of layers."""
+    model = bart()
+    assert decoder_layers(model, "model.encoder.layers") is model.model.encoder.layers
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("model.layer", r"no module at `layers_path` = `model\.layer`"),
+        ("model", "is a LlamaModel, not a ModuleList"),
+        ("lm_head", "is a Linear, not a ModuleList"),
+    ],
+)
+def test_a_wrong_path_says_what_is_there(path: str, message: str) -> None:
+    """A path to nothing, or to something else, is refused."""
+    with pytest.raises(UnsupportedBaseError, match=message):
+        decoder_layers(llama(), path)
+
+
+class Toy(nn.Module):
+    """A model of two layers that calls them in a way of its own."""
+
+    def __init__(self, hidden: int = HIDDEN) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(hidden_size=hidden, num_hidden_layers=2)
+        self.embed = nn.Embedding(9, HIDDEN)
+        self.layers = nn.ModuleList([nn.Linear(HIDDEN, HIDDEN) for _ in range(2)])
+        self.bypassed = False
+
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> SimpleNamespace:
+        hidden = self.embed(input_ids)
+        for layer in self.layers:
+            hidden = self.call(layer, hidden)
+        return SimpleNamespace(logits=hidden)
+
+    def call(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        return layer.forward(hidden) if self.bypassed else layer(hidden)
+
+
+class Bypasses(Toy):
+    def call(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        return layer.forward(hidden)
+
+
+class SkipsTheLast(Toy):
+    def call(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        return hidden if layer is self.layers[1] else layer(hidden)
+
+
+class LengthFirst(Toy):
+    def call(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        return layer(hidden.transpose(0, 1)).transpose(0, 1)
+
+
+class Streams(Toy):
+    def call(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        return layer(hidden[:, :, None].expand(-1, -1, 2, -1)).mean(2)
+
+
+class Fails(Toy):
+    def call(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        raise KeyError("pixel_values")
+
+
+class Keyword(Toy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([_Layer(), _Layer()])
+
+    def call(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        return layer(hidden_states=hidden)
+
+
+class _Layer(nn.Module):
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return 2 * hidden_states
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        (Bypasses(), r"`Bypasses` ran without calling its decoder layers \[0, 1\]"),
+        (SkipsTheLast(), r"`SkipsTheLast` ran without calling its decoder layers \[1\]"),
+        (LengthFirst(), r"layer 0 of `LengthFirst` takes \(2, 1, 16\) where \(1, 2, 16\)"),
+        (Streams(), r"layer 0 of `Streams` takes \(1, 2, 2, 16\)"),
+        (Toy(hidden=8), r"takes \(1, 2, 16\) where \(1, 2, 8\)"),
+        (Fails(), "`Fails` failed on two plain tokens: KeyError: 'pixel_values'"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_base_that_cannot_be_served_is_refused(base: nn.Module, message: str) -> None:
+    """The refusal says what was seen, gives a hint, and leaves no hook behind."""
+    with pytest.raises(UnsupportedBaseError, match=message) as caught:
+        SafeModel(base)
+    assert caught.value.hint
+    assert not any(module._forward_pre_hooks for module in base.modules())
+
+
+def test_a_base_without_layers_is_refused() -> None:
+    """A model without a list of modules is told how to name one."""
+    base = nn.Sequential(nn.Linear(2, 2))
+    base.config = SimpleNamespace(hidden_size=2)
+    with pytest.raises(UnsupportedBaseError, match=r"holds no list of layers\nhint: .*layers_path"):
+        SafeModel(base)
+
+
+def test_hidden_states_may_be_a_keyword() -> None:
+    """Layers that take their hidden states by keyword are served alike."""
+    model = attached(Keyword())
+    ids = torch.tensor([[1, 2]])
+    assert not torch.equal(model(input_ids=ids, **felt(1)).logits, model(input_ids=ids).logits)
+
+
+def test_a_layer_bypassed_later_is_an_error() -> None:
+    """A base that stops calling its layers after the probe cannot ignore a sample silently."""
+    model = attached(Toy())
+    ids = torch.tensor([[1, 2]])
+    model(input_ids=ids, **felt(1))
+    model.base.bypassed = True
+    with pytest.raises(InjectionError, match=r"`touch` never reached decoder layers \[0\]"):
+        model(input_ids=ids, **felt(1))
+    model(input_ids=ids, **felt(1), gate=0)
+
+
+def test_the_probe_moves_no_generator() -> None:
+    """Attaching draws no random number, with dropout in the base or without."""
+    base = gpt2()
+    before = torch.get_rng_state()
+    SafeModel(base)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_facts_are_the_text_decoders() -> None:
+    """Sizes come from the decoder's config, also where the base has a vision tower."""
+    model = llava()
+    facts = facts_of(model, decoder_layers(model))
+    assert (facts.hidden_size, facts.num_layers, facts.num_heads) == (HIDDEN, LAYERS, 4)
+
+
+def test_grouped_heads_are_repeated() -> None:
+    """Each key head stands beside every query head that shares it."""
+    model = llama()
+    weights = facts_of(model, decoder_layers(model)).attention(1)
+    keys = model.model.layers[1].self_attn.k_proj.weight.view(2, 4, HIDDEN)
+    assert weights is not None
+    assert torch.equal(weights.key.view(4, 4, HIDDEN), keys[[0, 0, 1, 1]])
+
+
+def test_other_attentions_have_no_plain_projections() -> None:
+    """A joined projection is no reason to fail: the facts say None."""
+    model = gpt2()
+    assert facts_of(model, decoder_layers(model)).attention(0) is None
+
+
+def test_negative_layers_count_from_the_last() -> None:
+    """``layers = [-1]`` of LoRA is the base's last layer."""
+    model = SafeModel(llama(num_hidden_layers=3))
+    assert lora(model, layers=[-1, 0, 2]).layers == (0, 2)
+
+
+@pytest.mark.parametrize("layers", [[3], [-4], []])
+def test_layers_out_of_range_are_refused(layers: list[int]) -> None:
+    """The message starts with the option's name, as every option's does."""
+    with pytest.raises(ValueError, match=r"^`layers` must"):
+        lora(SafeModel(llama(num_hidden_layers=3)), layers=layers)
+
+
+def test_a_modality_can_leave_and_come_back() -> None:
+    """After removal the name is free, and there is one hook again for each layer."""
+    model = attached(llama())
+    modality = model.modality("touch")
+    model.remove_modality("touch")
+    with pytest.raises(SafeError, match="attached modalities: none"):
+        model.modality("touch")
+    model.add_modality(
+        "touch", encoder=modality.encoder, projector=modality.projector, fusion=modality.fusion
+    )
+    assert len(hooks_of(model.base)) == 1
+    assert model(**texts(model.base, 1, 2), **felt(1)).logits.shape[0] == 1

@@ -1,0 +1,139 @@
+"""Texts and samples become one batch, and nothing is dropped on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from safe_framework.data.audio import Waveform
+from safe_framework.errors import SafeError, SampleError
+from safe_framework.processor import SafeProcessor
+from safe_framework.shapes import Frames
+from tests.toys import PAD, ToyEncoder, tokenizer
+
+
+class ToyHearing(ToyEncoder):
+    """The mean and three more numbers of a waveform at 100 Hz."""
+
+    sampling_rate = 100
+
+    def prepare(self, samples: Sequence[Any]) -> Mapping[str, Tensor]:
+        for place, sample in enumerate(samples):
+            if sample.sampling_rate != self.sampling_rate:
+                raise SampleError(f"samples[{place}] has {sample.sampling_rate} Hz, not 100 Hz")
+            if not np.isfinite(sample.values).all():
+                raise SampleError(f"samples[{place}] holds NaN or Inf")
+        return {"sums": torch.tensor([[float(s.values.sum())] for s in samples])}
+
+    def forward(self, **inputs: Tensor) -> Frames:
+        values = inputs["sums"][:, None].expand(-1, 1, self.dim)
+        return Frames(values, values[..., 0].isfinite())
+
+
+@pytest.fixture
+def processor() -> SafeProcessor:
+    """Words, touch and hearing."""
+    return SafeProcessor(tokenizer(), {"touch": ToyEncoder(), "audio": ToyHearing()})
+
+
+def test_a_plain_array_needs_its_rate(processor: SafeProcessor) -> None:
+    """An array does not say how fast it was sampled, and no rate is guessed."""
+    with pytest.raises(SampleError, match=r"`audio` is a plain array.*\nhint: .*takes 100"):
+        processor("w3", audio=np.ones(5))
+
+
+def test_another_rate_is_refused(processor: SafeProcessor) -> None:
+    """A rate that the encoder does not take is an error and not a resampling."""
+    with pytest.raises(SampleError, match="44100 Hz, not 100 Hz"):
+        processor("w3", audio=np.ones(5), sampling_rate=44100)
+
+
+@pytest.mark.parametrize("rate", [100, {"audio": 100, "touch": 7}])
+@pytest.mark.parametrize("make", [np.ones, torch.ones, lambda n: [1.0] * n])
+def test_the_rate_goes_with_the_array(processor: SafeProcessor, make: Any, rate: Any) -> None:
+    """Arrays, tensors and lists are taken with a rate, one for all or by modality."""
+    batch = processor(["w3"], audio=[make(5)], sampling_rate=rate)
+    assert batch["audio__sums"].tolist() == [[5.0]]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_audio_is_refused(processor: SafeProcessor, bad: float) -> None:
+    """NaN and Inf are caught at the door."""
+    with pytest.raises(SampleError, match="NaN or Inf"):
+        processor("w3", audio=Waveform(np.array([0, bad], np.float32), 100))
+
+
+def test_none_keeps_its_row(processor: SafeProcessor) -> None:
+    """Samples stay beside their texts; rows without one are zeros that are not present."""
+    batch = processor(["w3", "w4", "w5"], audio=[None, np.ones(5), np.ones(7)], sampling_rate=100)
+    assert batch["audio__present"].tolist() == [False, True, True]
+    assert batch["audio__sums"].tolist() == [[0.0], [5.0], [7.0]]
+
+
+def test_all_none_is_absent(processor: SafeProcessor) -> None:
+    """Without a single sample the encoder is not asked."""
+    batch = processor(["w3", "w4"], touch=[None, None])
+    assert batch["touch__present"].tolist() == [False, False]
+    assert set(batch) == {"input_ids", "attention_mask", "touch__present"} | set(batch) & {
+        "token_type_ids"
+    }
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_sample_for_each_text(processor: SafeProcessor, count: int) -> None:
+    """Too few or too many samples are refused, with both numbers."""
+    with pytest.raises(SampleError, match=f"`touch` has {count} samples for 2 texts"):
+        processor(["w3", "w4"], touch=[torch.ones(1, 4)] * count)
+
+
+def test_shorter_texts_are_padded_on_the_left(processor: SafeProcessor) -> None:
+    """The last word is last in every row, so that generation continues it."""
+    batch = processor(["w3 w4 w5", "w6"])
+    assert batch["input_ids"].tolist() == [[3, 4, 5], [PAD, PAD, 6]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_the_side_of_padding_can_be_chosen(processor: SafeProcessor) -> None:
+    """Training batches may pad on the right."""
+    batch = processor(["w3 w4", "w6"], padding_side="right")
+    assert batch["input_ids"].tolist() == [[3, 4], [6, PAD]]
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end() -> None:
+    """Our copy gets a pad token; the one that was given keeps having none."""
+    words = tokenizer(eos_token="end", unk_token="unknown")
+    batch = SafeProcessor(words, {})(["w3 w4", "w5"])
+    assert batch["input_ids"].tolist() == [[3, 4], [1, 5]]
+    assert words.pad_token is None
+
+
+def test_a_question_is_put_into_the_prompt() -> None:
+    """``question`` fills the template, ``text`` does not; braces in a question are text."""
+    processor = SafeProcessor(tokenizer(), {}, prompt="w3 {question} w4")
+    assert processor(question="w9")["input_ids"].tolist() == [[3, 9, 4]]
+    assert processor("w9")["input_ids"].tolist() == [[9]]
+    assert processor.prompt("{x} {question}") == "w3 {x} {question} w4"
+
+
+@pytest.mark.parametrize("given", [{}, {"text": "w3", "question": "w4"}])
+def test_either_text_or_question(processor: SafeProcessor, given: dict[str, str]) -> None:
+    """Both, or neither, is a mistake."""
+    with pytest.raises(SafeError, match="either `text` or `question`"):
+        processor(**given)
+
+
+def test_tensors_are_the_only_form(processor: SafeProcessor) -> None:
+    """Another form is refused and not ignored."""
+    with pytest.raises(SafeError, match="`return_tensors`"):
+        processor("w3", return_tensors="np")
+
+
+def test_no_tokenizer_is_said() -> None:
+    """A model without a tokenizer says how to give it one."""
+    with pytest.raises(SafeError, match=r"no tokenizer\nhint: .*attach"):
+        SafeProcessor(None, {})("w3")
