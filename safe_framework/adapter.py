@@ -92,18 +92,25 @@ def save_adapter(model: SafeModel, folder: Path) -> Path:
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Fill a temporary folder beside ``folder``, then put it in its place."""
+    """Fill a temporary folder beside ``folder``, then put it in its place.
+
+    What was there is moved aside and only deleted once the new folder is in place.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    old = temporary.with_name(f"{temporary.name}-old")
     try:
         write(temporary)
         temporary.chmod(0o755)
         if folder.exists():
-            shutil.rmtree(folder)
+            os.replace(folder, old)
         os.replace(temporary, folder)
     except BaseException:
+        if old.exists():
+            os.replace(old, folder)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(model: SafeModel, folder: Path) -> None:
@@ -158,7 +165,8 @@ def read_config(folder: Path) -> AdapterConfig:
     """The adapter's config.
 
     Raises:
-        AdapterError: the folder is not a whole adapter, or of a newer format.
+        AdapterError: the folder is not a whole adapter, cannot be read, or is of a newer
+            format.
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
@@ -166,13 +174,35 @@ def read_config(folder: Path) -> AdapterConfig:
                 f"`{folder}` is not an adapter: it has no `{name}`",
                 hint="give the folder that `save_pretrained` wrote",
             )
-    raw = json.loads((folder / CONFIG).read_text("utf-8"))
+    try:
+        raw = dict(json.loads((folder / CONFIG).read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise _unreadable(folder, CONFIG, error) from error
     if raw.get("format") != FORMAT:
         raise AdapterError(
             f"`{folder}` has adapter format {raw.get('format')}, this version reads {FORMAT}",
             hint="update safe-framework",
         )
-    return AdapterConfig(**raw)
+    try:
+        return AdapterConfig(**raw)
+    except TypeError as error:
+        raise _unreadable(folder, CONFIG, error) from error
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise _unreadable(folder, WEIGHTS, error) from error
+
+
+def _unreadable(folder: Path, name: str, error: Exception) -> AdapterError:
+    return AdapterError(
+        f"`{name}` of `{folder}` cannot be read: {error}", hint="copy or save the adapter again"
+    )
 
 
 def load_tensors(model: SafeModel, folder: Path) -> None:
@@ -182,11 +212,9 @@ def load_tensors(model: SafeModel, folder: Path) -> None:
         AdapterError: the base or an encoder is another one, or tensors are missing, unknown
             or of another shape; the message says what differs.
     """
-    from safetensors.torch import load_file
-
     config = read_config(folder)
     _check_identity(model, config, folder)
-    copy_tensors(adapter_tensors(model), load_file(folder / WEIGHTS), folder)
+    copy_tensors(adapter_tensors(model), _read_tensors(folder), folder)
     for name, identity in config.modalities.items():
         model.set_gate(identity["gate"], name)
 

@@ -1,0 +1,266 @@
+"""The adapter on disk: whole or absent, and only on the base that it was made for."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from safe_framework import adapter
+from safe_framework.adapter import CONFIG, WEIGHTS, adapter_tensors, load_tensors
+from safe_framework.errors import AdapterError, SafeError
+from safe_framework.fingerprint import tensors_fingerprint
+from safe_framework.model import SafeModel
+from tests.laws.calls import all_same, forward_tensors
+from tests.toys import (
+    ToyEncoder,
+    ToyFusion,
+    ToyProjector,
+    attached,
+    felt,
+    llama,
+    lora,
+    texts,
+    tokenizer,
+)
+
+
+def sensing(base: Any = None, *, encoder_seed: int = 0, seed: int = 0, **options: Any) -> SafeModel:
+    """A base with a LoRA sense that is as if trained from ``seed``."""
+    model = SafeModel(base if base is not None else llama(), tokenizer())
+    torch.manual_seed(encoder_seed)
+    encoder = ToyEncoder()
+    torch.manual_seed(seed)
+    model.add_modality(
+        "touch", encoder=encoder, projector=ToyProjector(), fusion=lora(model, **options)
+    )
+    for parameter in model.trainable_parameters().values():
+        torch.nn.init.normal_(parameter)
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A saved adapter."""
+    return sensing().save_pretrained(tmp_path / "adapter")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("init", ["base", "random"])
+def test_a_round_trip_keeps_every_bit(tmp_path: Path, init: str) -> None:
+    """Saved and loaded into a model of other weights, tensors and outputs are the same bits."""
+    model = sensing(init=init)
+    model.set_gate(0.25)
+    other = sensing(seed=5, init=init)
+    batch = texts(model.base, 2, 4) | felt(2)
+    assert not all_same(forward_tensors(other, batch), forward_tensors(model, batch))
+    load_tensors(other, model.save_pretrained(tmp_path / "adapter"))
+    assert all_same(forward_tensors(other, batch), forward_tensors(model, batch))
+    assert other.gates == {"touch": 0.25}
+
+
+def test_special_values_survive(tmp_path: Path) -> None:
+    """NaN, infinities and -0.0 are stored as they are."""
+    model, other = sensing(), sensing(seed=1)
+    parameter = next(iter(model.trainable_parameters().values()))
+    parameter.data.flatten()[:4] = torch.tensor([float("nan"), -0.0, float("inf"), 1e-45])
+    load_tensors(other, model.save_pretrained(tmp_path / "adapter"))
+    assert tensors_fingerprint(adapter_tensors(other)) == tensors_fingerprint(
+        adapter_tensors(model)
+    )
+
+
+def test_what_can_be_rebuilt_is_not_stored(folder: Path) -> None:
+    """The file holds what training changes: no base, no encoder, no copied projection."""
+    stored = load_file(folder / WEIGHTS)
+    prefixed = {f"{key}" for key in sensing().trainable_parameters()}
+    assert set(stored) == prefixed
+
+
+def test_random_projections_are_stored(tmp_path: Path) -> None:
+    """Frozen weights that were drawn cannot be rebuilt, so they travel along."""
+    model = sensing(init="random")
+    stored = load_file(model.save_pretrained(tmp_path / "adapter") / WEIGHTS)
+    frozen = [key for key in stored if "base_layer" in key and "query" in key]
+    assert len(frozen) == 2
+    assert all(key not in model.trainable_parameters() for key in frozen)
+
+
+def test_it_is_small_and_holds_no_pickle(folder: Path) -> None:
+    """A folder of four plain files, hardly larger than its trainable numbers."""
+    files = contents(folder)
+    assert set(files) == {WEIGHTS, CONFIG, "README.md"}
+    numbers = sum(p.numel() for p in sensing().trainable_parameters().values())
+    assert sum(map(len, files.values())) < 4 * numbers + 8_000
+    assert not any(data[:1] == b"\x80" or data[:2] == b"PK" for data in files.values())
+
+
+def test_saving_twice_writes_the_same_bytes(folder: Path) -> None:
+    """An adapter is a function of its model: no time, place or order is in it."""
+    first = contents(folder)
+    sensing().save_pretrained(folder)
+    assert contents(folder) == first
+
+
+def _weights() -> Any:
+    base = llama()
+    base.model.norm.weight.data[0] += 1e-6
+    return base
+
+
+OTHER_BASES: dict[str, tuple[Callable[[], Any], str]] = {
+    "weights": (_weights, "weights differ"),
+    "heads": (lambda: llama(num_attention_heads=2, num_key_value_heads=1), "config differ"),
+    "positions": (
+        lambda: llama(rope_parameters={"rope_type": "default", "rope_theta": 5e3}),
+        "config differ",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_BASES)
+def test_another_base_is_refused(folder: Path, kind: str) -> None:
+    """A base that differs in one weight or one fact is refused, and the error says in what."""
+    make, message = OTHER_BASES[kind]
+    model = sensing(make(), seed=3)
+    before = tensors_fingerprint(adapter_tensors(model))
+    with pytest.raises(AdapterError, match=f"made for another base .*: {message}"):
+        load_tensors(model, folder)
+    assert tensors_fingerprint(adapter_tensors(model)) == before
+
+
+def test_another_tokenizer_is_refused(folder: Path) -> None:
+    """Other words for the same ids make another model."""
+    model = sensing()
+    model.tokenizer.add_tokens(["new"])
+    with pytest.raises(AdapterError, match="tokenizer differ"):
+        load_tensors(model, folder)
+
+
+def test_another_encoder_is_refused(folder: Path) -> None:
+    """Frames of another encoder mean something else."""
+    with pytest.raises(AdapterError, match="encoder of modality `touch` is not the one"):
+        load_tensors(sensing(encoder_seed=1), folder)
+
+
+@pytest.mark.parametrize("options", [{"rank": 3}, {"layers": [0]}, {"targets": ["query"]}])
+def test_another_shape_is_refused(folder: Path, options: dict[str, Any]) -> None:
+    """An adapter of other options is refused, some differing tensors named, none copied."""
+    model = sensing(seed=3, **options)
+    before = tensors_fingerprint(adapter_tensors(model))
+    with pytest.raises(AdapterError, match=r"does not fit the model: touch\.fusion"):
+        load_tensors(model, folder)
+    assert tensors_fingerprint(adapter_tensors(model)) == before
+
+
+def test_another_sense_is_refused(folder: Path) -> None:
+    """A model without the adapter's modality says which ones it has."""
+    with pytest.raises(SafeError, match=r"no modality `touch`\nhint: .*smell"):
+        load_tensors(attached(llama(), "smell", tokenizer=tokenizer()), folder)
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+    """Half a folder is not an adapter."""
+    (folder / name).unlink()
+    with pytest.raises(AdapterError, match=f"is not an adapter: it has no `{name}`"):
+        load_tensors(sensing(), folder)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_a_truncated_file_is_named(folder: Path, name: str, share: float) -> None:
+    """A file that was cut off is refused by name, and the model keeps its tensors."""
+    whole = (folder / name).read_bytes().rstrip()
+    (folder / name).write_bytes(whole[: int(len(whole) * share)])
+    model = sensing(seed=3)
+    before = tensors_fingerprint(adapter_tensors(model))
+    with pytest.raises(AdapterError, match=f"`{name}` of `.*` cannot be read"):
+        load_tensors(model, folder)
+    assert tensors_fingerprint(adapter_tensors(model)) == before
+
+
+def test_a_config_of_other_keys_is_refused(folder: Path) -> None:
+    """A config without its keys is an adapter error and no TypeError."""
+    (folder / CONFIG).write_text(json.dumps({"format": adapter.FORMAT}))
+    with pytest.raises(AdapterError, match=f"`{CONFIG}` of `.*` cannot be read"):
+        load_tensors(sensing(), folder)
+
+
+def test_a_newer_format_is_refused(folder: Path) -> None:
+    """The error says what to update."""
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(config | {"format": 99, "more": 1}))
+    with pytest.raises(AdapterError, match=r"format 99.*\nhint: update safe-framework"):
+        load_tensors(sensing(), folder)
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
+    """Saving into a folder that holds something else is refused and touches nothing."""
+    (tmp_path / "thesis.tex").write_text("all my work")
+    with pytest.raises(AdapterError, match="is not empty and holds no adapter"):
+        sensing().save_pretrained(tmp_path)
+    assert contents(tmp_path) == {"thesis.tex": b"all my work"}
+
+
+def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
+    """An existing empty folder is as good as none."""
+    assert (sensing().save_pretrained(tmp_path) / WEIGHTS).is_file()
+
+
+@pytest.mark.parametrize("step", ["_card", "_config_of", "own_copy"])
+def test_a_crash_while_writing_keeps_the_old_adapter(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Whatever fails on the way, the old adapter is whole and nothing lies beside it."""
+    before = contents(folder)
+
+    def crash(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adapter, step, crash)
+    with pytest.raises(KeyboardInterrupt):
+        sensing(seed=9).save_pretrained(folder)
+    assert contents(folder) == before
+    assert os.listdir(folder.parent) == [folder.name]
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_a_crash_while_renaming_keeps_the_old_adapter(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    """The old adapter is not deleted before the new one is in its place."""
+    before, rename, calls = contents(folder), os.replace, []
+
+    def crash(*paths: Any) -> None:
+        calls.append(paths)
+        if len(calls) == fails_at:
+            raise OSError("disk gone")
+        rename(*paths)
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(OSError, match="disk gone"):
+        sensing(seed=9).save_pretrained(folder)
+    assert contents(folder) == before
+    assert os.listdir(folder.parent) == [folder.name]
+
+
+def test_a_trained_encoder_travels_along(tmp_path: Path) -> None:
+    """An encoder with a trainable parameter is part of the adapter; the base never is."""
+    model = attached(llama(), fusion=ToyFusion(layers=(0,)), tokenizer=tokenizer())
+    model.modality("touch").encoder.requires_grad_(True)
+    stored = load_file(model.save_pretrained(tmp_path / "adapter") / WEIGHTS)
+    assert {key for key in stored if "encoder" in key} == {
+        "touch.encoder.mix.weight",
+        "touch.encoder.mix.bias",
+    }
