@@ -18,6 +18,7 @@ import attrs
 from torch import Tensor
 
 import safe_framework
+from safe_framework.attachment import text_config
 from safe_framework.errors import AdapterError
 from safe_framework.fingerprint import fingerprint, text_fingerprint, tokenizer_fingerprint
 from safe_framework.modality import Modality
@@ -145,19 +146,30 @@ def _modality_identity(modality: Modality) -> dict[str, Any]:
 
 def base_identity(model: SafeModel) -> dict[str, str]:
     """What tells one base from another: class, weights, config and tokenizer."""
-    config = model.base.config.to_dict()  # type: ignore[operator, union-attr]
-    plain = {key: value for key, value in config.items() if key in _DESCRIBES_WEIGHTS}
+    config = text_config(model.base)
+    facts = {name: getattr(config, name, None) for name in _READS_WEIGHTS}
     return {
         "class": type(model.base).__name__,
         "model": model.recipe.base.model if model.recipe else "",
         "weights": fingerprint(model.base),
-        "config": text_fingerprint(plain),
+        "config": text_fingerprint(facts),
         "tokenizer": tokenizer_fingerprint(model.tokenizer),
     }
 
 
-_DESCRIBES_WEIGHTS = frozenset(
-    {"model_type", "hidden_size", "num_hidden_layers", "vocab_size", "text_config", "rope_theta"}
+# What changes a base's outputs where its weights stay the same.
+_READS_WEIGHTS = (
+    "model_type",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "layer_norm_eps",
+    "rope_theta",
+    "rope_parameters",
+    "rope_scaling",
+    "sliding_window",
 )
 
 
