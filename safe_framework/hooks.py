@@ -25,7 +25,7 @@ implementation = pluggy.HookimplMarker("safe_framework")
 
 @specification
 def safe_training_step(step: int, metrics: Mapping[str, float]) -> None:
-    """Called after each optimizer step, with the numbers that the step gave."""
+    """Called at each logging step of training, with the numbers that were logged."""
 
 
 @specification

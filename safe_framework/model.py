@@ -65,6 +65,7 @@ class SafeModel(nn.Module):
         self.recipe: Recipe | None = None
         self.tokenizer = tokenizer
         self._owner = uuid4().hex
+        self._processor: SafeProcessor | None = None
         self._layers_path = layers_path
         self._handles: dict[str, list[RemovableHandle]] = {}
 
@@ -96,11 +97,13 @@ class SafeModel(nn.Module):
                 f"decoder layers 0 to {len(layers) - 1}"
             )
         self.modalities[name] = modality.to(self.device).train(self.training)
+        self._processor = None
         self._handles[name] = install(self._owner, name, layers, fusion.layers)
 
     def remove_modality(self, name: str) -> None:
         """Detach one sense; its hooks leave the base."""
         del self.modalities[self._known(name)]
+        self._processor = None
         for handle in self._handles.pop(name):
             handle.remove()
 
@@ -216,9 +219,11 @@ class SafeModel(nn.Module):
     @property
     def processor(self) -> SafeProcessor:
         """Turns texts and samples into batches for this model."""
-        encoders = {name: self.modality(name).encoder for name in self.modalities}
-        prompt = self.recipe.data.prompt if self.recipe and self.recipe.data else "{question}"
-        return SafeProcessor(self.tokenizer, encoders, prompt=prompt)
+        if self._processor is None:  # copying a tokenizer takes a while
+            encoders = {name: self.modality(name).encoder for name in self.modalities}
+            prompt = self.recipe.data.prompt if self.recipe and self.recipe.data else "{question}"
+            self._processor = SafeProcessor(self.tokenizer, encoders, prompt=prompt)
+        return self._processor
 
     def encode(self, name: str, samples: Sequence[Sample]) -> Frames:
         """The encoder's frames of raw samples, without gradient."""

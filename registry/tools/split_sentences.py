@@ -32,9 +32,10 @@ def _hash(sentence: str) -> str:
 
 
 def write(sentences: list[str], manifest: Path) -> None:
-    """Write one row a sentence."""
-    rows = (json.dumps({"text": sentence}, ensure_ascii=False) for sentence in sentences)
-    manifest.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    """Write one row a sentence; a question is one, so that it is asked in the recipe's prompt."""
+    rows = [{"question" if text.endswith("?") else "text": text} for text in sentences]
+    lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+    manifest.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def main() -> None:

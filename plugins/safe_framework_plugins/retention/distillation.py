@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from safe_framework import RetentionRegularizer
 
@@ -43,5 +43,5 @@ class DistillationRegularizer(RetentionRegularizer):
         """Mean divergence over the positions that count, times the squared temperature."""
         ours = (logits[mask].float() / self.temperature).log_softmax(-1)
         base = (base_logits[mask].float() / self.temperature).log_softmax(-1)
-        divergence = (base.exp() * (base - ours)).sum(-1)  # (positions,)
-        return divergence.mean() * self.temperature**2
+        divergence = nn.functional.kl_div(ours, base, log_target=True, reduction="batchmean")
+        return divergence * self.temperature**2
