@@ -111,7 +111,11 @@ def load(
     if device is not None:
         base = base.to(device)
     model = attach(base, tokenizer, recipe=recipe)
-    load_tensors(model, place)
+    try:
+        load_tensors(model, place)
+    except AdapterError:
+        model.detach()  # a caller's base keeps no hook of a model that was refused
+        raise
     return model
 
 
