@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -15,10 +16,13 @@ def mark_complete(checkpoint: Path) -> None:
 
 def latest_complete(folder: Path) -> Path | None:
     """The newest checkpoint that was written whole; broken ones are removed."""
-    whole = []
+    whole = {}
     for checkpoint in folder.glob("checkpoint-*"):
+        step = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+        if step is None or not checkpoint.is_dir():
+            continue
         if (checkpoint / _COMPLETE).exists():
-            whole.append(checkpoint)
+            whole[int(step[1])] = checkpoint
         else:
             shutil.rmtree(checkpoint)
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return whole[max(whole)] if whole else None
