@@ -68,6 +68,7 @@ class SafeModel(nn.Module):
         self._processor: SafeProcessor | None = None
         self._layers_path = layers_path
         self._handles: dict[str, list[RemovableHandle]] = {}
+        self.eval()  # as a loaded model is: dropout only after train()
 
     # Modalities
 

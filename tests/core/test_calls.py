@@ -153,3 +153,12 @@ def test_off_knows_its_senses(model: SafeModel) -> None:
     """A misspelt name in ``off`` is an error."""
     with pytest.raises(SafeError, match="no modality `tuoch`"), model.off("tuoch"):
         pass
+
+
+def test_a_new_model_is_in_evaluation_mode() -> None:
+    """As a loaded model is: no dropout acts before ``train()``, and none after ``eval()``."""
+    model = attached(llama())
+    modules = list(model.modules())
+    assert not any(module.training for module in modules)
+    assert model.train().modality("touch").projector.training
+    assert not any(module.training for module in model.eval().modules())
