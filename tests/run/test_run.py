@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
@@ -253,3 +255,25 @@ def test_weights_of_another_shape_are_never_resumed_from(world: Path, copied: Pa
     save_file(tensors, place)
     with pytest.raises(safe_framework.SafeError, match="does not fit the model"):
         run_recipe(str(world / "recipe.toml"), output=copied, quiet=True)
+
+
+@pytest.mark.xfail(reason="the encoder's error counts within its batch, and no row is named")
+def test_a_recording_that_cannot_be_encoded_is_named_by_its_row(
+    world: Path, tmp_path: Path
+) -> None:
+    """Law: where the encoder refuses a training recording, the error gives the row's line."""
+    soundfile.write(world / "long.wav", np.zeros(40_000), 16_000)
+    rows = (world / "train.jsonl").read_text().splitlines()
+    rows[4] = json.dumps({"question": "what", "answer": "low", "audio": "long.wav"})
+    (world / "long.jsonl").write_text("\n".join(rows))
+    recipe = recipe_with(world, "long", {'"train.jsonl"': '"long.jsonl"'})
+    with pytest.raises(safe_framework.SafeError, match=r"^long\.jsonl:5: "):
+        run_recipe(recipe, output=tmp_path / "run", quiet=True)
+
+
+def test_the_log_of_a_resumed_run_begins_at_the_first_step(world: Path, copied: Path) -> None:
+    """Law: after a second call, the report still shows the curve of the whole training."""
+    before = (copied / "report.html").read_text()
+    run_recipe(str(world / "recipe.toml"), output=copied, quiet=True)
+    after = (copied / "report.html").read_text()
+    assert before.count("<svg") == after.count("<svg") > 0
