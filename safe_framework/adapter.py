@@ -98,6 +98,8 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     What was there is moved aside and only deleted once the new folder is in place.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{folder.name}-*"):  # by a writer that was killed
+        shutil.rmtree(left, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     old = temporary.with_name(f"{temporary.name}-old")
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,29 +41,56 @@ class FrameStore:
         self.modality = modality
         self.folder = folder / key[:32]
 
-    def frames(self, samples: Sequence[Sample], progress: Progress | None = None) -> list[Frames]:
+    def frames(
+        self,
+        samples: Sequence[Sample],
+        progress: Progress | None = None,
+        places: Sequence[str] | None = None,
+    ) -> list[Frames]:
         """One row of frames for each sample, without padding.
+
+        Args:
+            samples: to encode, or to read where they have been encoded before.
+            progress: called after each group of samples.
+            places: where each sample comes from, for messages.
 
         Raises:
             SampleError: a sample cannot be encoded, or its frames are not finite.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         paths = [self.folder / f"{sample_key(sample)}.safetensors" for sample in samples]
-        missing = {path: s for path, s in zip(paths, samples, strict=True) if not path.exists()}
-        for start in range(0, len(missing), _GROUP):
-            self._encode(list(missing.items())[start : start + _GROUP])
+        named = places or [f"samples[{i}]" for i in range(len(samples))]
+        todo = {
+            path: (path, sample, place)
+            for path, sample, place in zip(paths, samples, named, strict=True)
+            if not path.exists()
+        }
+        for start in range(0, len(todo), _GROUP):
+            self._encode(list(todo.values())[start : start + _GROUP])
             if progress:
-                progress("encoding samples", min(start + _GROUP, len(missing)), len(missing))
+                progress("encoding samples", min(start + _GROUP, len(todo)), len(todo))
         return [_read(path) for path in paths]
 
-    def _encode(self, group: Sequence[tuple[Path, Sample]]) -> None:
+    def _encode(self, group: Sequence[tuple[Path, Sample, str]]) -> None:
         modality = self.modality
-        prepared = modality.encoder.prepare([sample for _, sample in group])
+        prepared = self._prepare(group)
         device = next(iter(modality.projector.parameters())).device
         with torch.no_grad():
             frames = modality.encode({key: value.to(device) for key, value in prepared.items()})
-        for row, (path, _) in enumerate(group):
-            _write(path, frames.values[row][frames.mask[row]].cpu())
+        for row, (path, _, place) in enumerate(group):
+            _write(path, frames.values[row][frames.mask[row]].cpu(), place)
+
+    def _prepare(self, group: Sequence[tuple[Path, Sample, str]]) -> Mapping[str, Tensor]:
+        encoder = self.modality.encoder
+        try:
+            return encoder.prepare([sample for _, sample, _ in group])
+        except SampleError:
+            for _, sample, place in group:  # the encoder counts within the group: name the row
+                try:
+                    encoder.prepare([sample])
+                except SampleError as error:
+                    raise SampleError(f"{place}: {error.message}", hint=error.hint) from error
+            raise
 
 
 def sample_key(sample: Sample) -> str:
@@ -101,11 +128,13 @@ def _read(path: Path) -> Frames:
     return Frames(values, torch.ones(values.shape[:2], dtype=torch.bool))
 
 
-def _write(path: Path, values: Tensor) -> None:
+def _write(path: Path, values: Tensor, place: str) -> None:
     from safetensors.torch import save
 
     if not torch.isfinite(values).all():
-        raise SampleError("the encoder gave NaN or infinite frames", hint="check the recording")
+        raise SampleError(
+            f"{place}: the encoder gave NaN or infinite frames", hint="check the recording"
+        )
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
     with os.fdopen(handle, "wb") as file:
         file.write(save({"frames": values.float().contiguous()}))

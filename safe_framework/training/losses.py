@@ -55,7 +55,7 @@ def check_finite(loss: Tensor, name: str, step: int) -> Tensor:
     """
     if not torch.isfinite(loss):
         raise FloatingPointError(
-            f"the {name} is {float(loss)} at step {step}\n"
+            f"the {name} is {loss.item()} at step {step}\n"
             "hint: lower the learning rates in [training]"
         )
     return loss

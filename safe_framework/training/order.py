@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -24,13 +25,13 @@ def balanced_order(seed: int, labels: Sequence[str], count: int) -> list[int]:
     for position, label in enumerate(labels):
         places.setdefault(label, []).append(position)
     groups = list(places.values())
-    dealt = [0] * len(groups)
-    order = []
-    for group in shuffled_slice(seed, 0, count, len(groups)):
-        members = groups[group]
-        order.append(members[shuffled_slice(seed + group + 1, dealt[group], 1, len(members))[0]])
-        dealt[group] += 1
-    return order
+    dealt = shuffled_slice(seed, 0, count, len(groups))
+    times = Counter(dealt)
+    readers = [
+        iter([members[i] for i in shuffled_slice(seed + group + 1, 0, times[group], len(members))])
+        for group, members in enumerate(groups)
+    ]
+    return [next(readers[group]) for group in dealt]
 
 
 def shuffled_slice(seed: int, start: int, count: int, size: int) -> list[int]:

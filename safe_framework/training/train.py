@@ -98,7 +98,8 @@ def encode_examples(
     frames: list[dict[str, Frames]] = [{} for _ in examples]
     for name, store in stores.items():
         having = [i for i, example in enumerate(examples) if name in example.samples]
-        encoded = store.frames([examples[i].samples[name] for i in having], progress)
+        samples = [examples[i].samples[name] for i in having]
+        encoded = store.frames(samples, progress, [examples[i].place for i in having])
         for i, one in zip(having, encoded, strict=True):
             frames[i][name] = one
     return [tokenize(model.tokenizer, e, f) for e, f in zip(examples, frames, strict=True)]
@@ -116,6 +117,11 @@ def prepare_projectors(
     for name in model.modalities:
         modality = model.modality(name)
         having = [example for example in examples if name in example.frames]
+        if not having:
+            raise DataError(
+                f"no training row has a sample of modality `{name}`",
+                hint=f"add a field `{name}` to the rows that have one",
+            )
         stacked = stack([example.frames[name] for example in having], modality.encoder.dim)
         frames = Frames(stacked.values.to(model.device), stacked.mask.to(model.device))
         modality.projector.fit(frames)

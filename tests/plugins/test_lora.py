@@ -270,16 +270,8 @@ def test_rank_is_the_width_of_every_pair() -> None:
         ({"layers": [LAYERS]}, rf"^`layers` must be between -{LAYERS} and {LAYERS - 1}"),
         ({"layers": [-LAYERS - 1]}, rf"^`layers` must be between -{LAYERS}"),
         ({"heads": 3, "init": "random"}, f"^`heads` must divide {HIDDEN}, not 3$"),
-        pytest.param(
-            {"heads": 0, "init": "random"},
-            "^`heads` must be at least 1, not 0$",
-            marks=pytest.mark.xfail(reason="`heads` below 1 is not checked"),
-        ),
-        pytest.param(
-            {"heads": -2, "init": "random"},
-            "^`heads` must be at least 1, not -2$",
-            marks=pytest.mark.xfail(reason="`heads` below 1 is not checked"),
-        ),
+        ({"heads": 0, "init": "random"}, "^`heads` must be at least 1, not 0$"),
+        ({"heads": -2, "init": "random"}, "^`heads` must be at least 1, not -2$"),
     ],
 )
 def test_an_option_out_of_range_is_named(options: dict[str, Any], words: str) -> None:

@@ -134,7 +134,6 @@ def test_another_recipes_folder_is_refused(world: Path, copied: Path) -> None:
     assert weights(copied) == before
 
 
-@pytest.mark.xfail(reason="check_finite warns of a gradient where it should name the fix")
 def test_a_loss_that_is_no_number_stops_the_run(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,7 +256,6 @@ def test_weights_of_another_shape_are_never_resumed_from(world: Path, copied: Pa
         run_recipe(str(world / "recipe.toml"), output=copied, quiet=True)
 
 
-@pytest.mark.xfail(reason="the encoder's error counts within its batch, and no row is named")
 def test_a_recording_that_cannot_be_encoded_is_named_by_its_row(
     world: Path, tmp_path: Path
 ) -> None:

@@ -54,6 +54,8 @@ class LoraFusion(FusionAdapter):
         super().__init__()
         if rank < 1:
             raise ValueError(f"`rank` must be at least 1, not {rank}")
+        if heads is not None and heads < 1:
+            raise ValueError(f"`heads` must be at least 1, not {heads}")
         if not 0 <= dropout < 1:
             raise ValueError(f"`dropout` must be from 0 up to 1, not {dropout}")
         self.layers = _absolute(layers, base.num_layers)
@@ -89,8 +91,9 @@ class LoraFusion(FusionAdapter):
     def remember(self, tokens: Tokens) -> Memory:
         """Keys and values of every fused layer, each (batch, heads, tokens, dim)."""
         kept: dict[str, Tensor] = {}
+        values = torch.where(tokens.mask.unsqueeze(-1), tokens.values, 0.0)  # 0 * NaN is NaN
         for layer in self.layers:
-            key, value = self._block(layer).keys_and_values(tokens.values)
+            key, value = self._block(layer).keys_and_values(values)
             kept |= {f"key.{layer}": key, f"value.{layer}": value}
         return Memory(kept, tokens.mask)
 
