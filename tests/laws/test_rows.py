@@ -44,6 +44,17 @@ def test_absent_rows_equal_the_bases(present: list[bool], data: st.DataObject) -
         assert all_same([mixed[row]], [expected[row]]) != on
 
 
+def test_absent_rows_keep_negative_zeros() -> None:
+    """L4: where an absent row's hidden state is -0.0, its sign stays; nothing is added to it."""
+    model, seen = attached(llama()), []
+    model.base.model.embed_tokens.weight.data[:, ::2] = -0.0
+    model.base.model.layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(**texts(model.base, 2, 4), **felt(2, present=[False, True]))
+    assert torch.signbit(seen[0][0, :, ::2]).all()
+    assert not torch.signbit(seen[0][1, :, ::2]).all()
+
+
 def test_a_none_in_the_processors_list_is_an_absent_row() -> None:
     """L4: texts with None for a sample get the base's logits."""
     base = llama()
