@@ -71,10 +71,14 @@ def attach(
     checked = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     model = SafeModel(base, tokenizer, layers_path=layers_path or checked.base.layers_path)
     model.recipe = checked
-    with torch.random.fork_rng(devices=[]):  # building must not move the caller's seed
-        torch.manual_seed(checked.training.seed)
-        for name, spec in checked.modalities.items():
-            _add(model, checked, name, spec)
+    try:
+        with torch.random.fork_rng(devices=[]):  # building must not move the caller's seed
+            torch.manual_seed(checked.training.seed)
+            for name, spec in checked.modalities.items():
+                _add(model, checked, name, spec)
+    except BaseException:
+        model.detach()  # a base that the caller owns goes back without a hook
+        raise
     return model
 
 

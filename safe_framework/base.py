@@ -27,7 +27,7 @@ def load_base(spec: BaseSpec, *, trust_remote_code: bool = False) -> tuple[nn.Mo
     """
     from transformers import AutoTokenizer
 
-    from safe_framework.checkpoints import locate
+    from safe_framework.checkpoints import locate, quietly
 
     place = locate(spec.model)
     common = {"revision": spec.revision} if spec.revision else {}
@@ -36,10 +36,12 @@ def load_base(spec: BaseSpec, *, trust_remote_code: bool = False) -> tuple[nn.Mo
     options: dict[str, Any] = {"dtype": spec.dtype, "trust_remote_code": trust_remote_code}
     if spec.attn_implementation:
         options["attn_implementation"] = spec.attn_implementation
-    model = _model_class(place, common, trust_remote_code).from_pretrained(
-        place, **common, **options
-    )
-    tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **common)
+    with quietly():
+        kind = _model_class(place, common, trust_remote_code)
+        model = kind.from_pretrained(place, **common, **options)
+        tokenizer = AutoTokenizer.from_pretrained(
+            place, trust_remote_code=trust_remote_code, **common
+        )
     return model, tokenizer
 
 

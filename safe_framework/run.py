@@ -8,7 +8,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from rich.console import Console
 
 from safe_framework._recipe import Recipe, read_recipe
 from safe_framework.assembly import build
-from safe_framework.checkpoints import quietly
 from safe_framework.data.examples import Example, read_examples, read_texts
 from safe_framework.errors import DataError
 from safe_framework.evaluation import Evaluation, evaluate, table
@@ -63,7 +62,7 @@ def run_recipe(
     console = Console(quiet=quiet, stderr=False)
     clock = Clock()
     with WorkProgress(console).showing() as progress:
-        with clock.timing("build"), quietly() if quiet else nullcontext():
+        with clock.timing("build"):
             model = build(recipe)
         examples = _examples(model, recipe)
         with clock.timing("train"):

@@ -78,7 +78,7 @@ def _beside_texts(
     generator = torch.Generator().manual_seed(seed)
     identical, unaided = True, list[_Text]()
     found: dict[str, list[_Text]] = {kind: [] for kind in KINDS}
-    for rows in batches(texts, _LOGIT_ROWS):
+    for rows in batches(sorted(texts, key=len), _LOGIT_ROWS):  # alike in length: little padding
         plain = inputs(model, rows)
         base = model.base(**plain).logits
         safe = model(**plain).logits

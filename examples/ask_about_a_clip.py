@@ -1,0 +1,38 @@
+"""Ask the quickstart's model about a clip, with its new sense shut, half open and open.
+
+After `make demo`:
+
+    .venv/bin/python examples/ask_about_a_clip.py runs/quickstart/adapter
+"""
+
+import argparse
+
+import safe_framework
+from safe_framework.catalogue import recipe_path
+from safe_framework.data.audio import read_audio
+
+CLIP = recipe_path("quickstart").parent.parent / "data" / "instruments" / "clips" / "violin-b4.ogg"
+QUESTION = "What is playing?"
+
+
+def main() -> None:
+    """Load the adapter, ask at three gates, and show that off is the base."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("adapter", help="the folder that a run wrote")
+    parser.add_argument("--clip", default=CLIP, help="a sound of at most one second")
+    chosen = parser.parse_args()
+
+    model = safe_framework.load(chosen.adapter)
+    model.print_trainable_parameters()
+    batch = model.processor(question=QUESTION, audio=read_audio(chosen.clip, 16_000))
+    length = batch["input_ids"].shape[1]
+    for gate in (0.0, 0.5, 1.0):
+        ids = model.generate(**batch, gate=gate, max_new_tokens=12, do_sample=False)
+        print(f"gate {gate}: {model.tokenizer.decode(ids[0, length:], skip_special_tokens=True)}")
+    with model.off():
+        ids = model.generate(**batch, max_new_tokens=12, do_sample=False)
+    print(f"off     : {model.tokenizer.decode(ids[0, length:], skip_special_tokens=True)}")
+
+
+if __name__ == "__main__":
+    main()
