@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,6 @@ from safe_framework.fingerprint import fingerprint, text_fingerprint
 from safe_framework.modality import Modality
 from safe_framework.shapes import Frames, Sample
 
-_GROUP = 16
 Progress = Callable[[str, int, int], None]
 
 
@@ -51,7 +50,7 @@ class FrameStore:
 
         Args:
             samples: to encode, or to read where they have been encoded before.
-            progress: called after each group of samples.
+            progress: called after each sample that had to be encoded.
             places: where each sample comes from, for messages.
 
         Raises:
@@ -60,37 +59,24 @@ class FrameStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         paths = [self.folder / f"{sample_key(sample)}.safetensors" for sample in samples]
         named = places or [f"samples[{i}]" for i in range(len(samples))]
-        todo = {
-            path: (path, sample, place)
-            for path, sample, place in zip(paths, samples, named, strict=True)
-            if not path.exists()
-        }
-        for start in range(0, len(todo), _GROUP):
-            self._encode(list(todo.values())[start : start + _GROUP])
+        todo = {path: i for i, path in enumerate(paths) if not path.exists()}
+        for done, (path, i) in enumerate(todo.items(), start=1):
+            self._encode(path, samples[i], named[i])
             if progress:
-                progress("encoding samples", min(start + _GROUP, len(todo)), len(todo))
+                progress("encoding samples", done, len(todo))
         return [_read(path) for path in paths]
 
-    def _encode(self, group: Sequence[tuple[Path, Sample, str]]) -> None:
+    def _encode(self, path: Path, sample: Sample, place: str) -> None:
+        """Encode one sample alone: beside others its last bits would depend on them."""
         modality = self.modality
-        prepared = self._prepare(group)
+        try:
+            prepared = modality.encoder.prepare([sample])
+        except SampleError as error:
+            raise SampleError(f"{place}: {error.message}", hint=error.hint) from error
         device = next(iter(modality.projector.parameters())).device
         with torch.no_grad():
             frames = modality.encode({key: value.to(device) for key, value in prepared.items()})
-        for row, (path, _, place) in enumerate(group):
-            _write(path, frames.values[row][frames.mask[row]].cpu(), place)
-
-    def _prepare(self, group: Sequence[tuple[Path, Sample, str]]) -> Mapping[str, Tensor]:
-        encoder = self.modality.encoder
-        try:
-            return encoder.prepare([sample for _, sample, _ in group])
-        except SampleError:
-            for _, sample, place in group:  # the encoder counts within the group: name the row
-                try:
-                    encoder.prepare([sample])
-                except SampleError as error:
-                    raise SampleError(f"{place}: {error.message}", hint=error.hint) from error
-            raise
+        _write(path, frames.values[0][frames.mask[0]].cpu(), place)
 
 
 def sample_key(sample: Sample) -> str:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from safe_framework.model import SafeModel
 from safe_framework.training.batches import attention_mask, pad_right
 
+_GROUP = 16
+
 
 class Teacher:
     """Gives the base's logits on rows of text.
@@ -36,13 +38,22 @@ class Teacher:
         """The base's logits on the chosen texts, (batch, length, vocabulary)."""
         if not self._caches:
             return self._run([self.rows[i] for i in chosen])[0]
-        if missing := [i for i in dict.fromkeys(chosen) if i not in self._kept]:
-            hidden = self._run([self.rows[i] for i in missing])[1]
-            for i, states in zip(missing, hidden, strict=True):
-                self._kept[i] = states[: len(self.rows[i])].clone()
+        for i in chosen:
+            if i not in self._kept:
+                self._keep(i // _GROUP)
         padded = nn.utils.rnn.pad_sequence([self._kept[i] for i in chosen], batch_first=True)
         logits: Tensor = _head(self.model.base)(padded)
         return logits
+
+    def _keep(self, group: int) -> None:
+        """Keep a fixed group of texts, whatever is asked for first.
+
+        A row's last bits depend on the rows beside it; a resumed run must find the same ones.
+        """
+        rows = self.rows[group * _GROUP : (group + 1) * _GROUP]
+        hidden = self._run(rows)[1]
+        for place, (row, states) in enumerate(zip(rows, hidden, strict=True)):
+            self._kept[group * _GROUP + place] = states[: len(row)].clone()
 
     def _run(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         return run_base(self.model, pad_right(rows, self.pad), attention_mask(rows))
