@@ -14,7 +14,7 @@ from safe_framework.errors import PluginError, SafeError, SampleError
 from safe_framework.fusion import FusionAdapter
 from safe_framework.injection import ActiveSense
 from safe_framework.projector import Projector
-from safe_framework.shapes import Frames, Tokens
+from safe_framework.shapes import Frames
 
 PRESENT = "present"
 FRAMES, FRAMES_MASK = "frames", "frames_mask"
@@ -94,11 +94,6 @@ class Modality(nn.Module):
         return ActiveSense(
             self.name, self.fusion, memory, rows, gates.to(rows.device)[rows], len(present)
         )
-
-    def tokens(self, inputs: Mapping[str, Tensor]) -> Tokens:
-        """The tokens of prepared inputs, every row present."""
-        tokens: Tokens = self.projector(self.encode(inputs))
-        return tokens
 
 
 def checked_gate(value: float) -> float:

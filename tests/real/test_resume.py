@@ -35,6 +35,8 @@ def recipe(tmp_path: Path) -> Path:
         text = text.replace(str(data / name / "test.jsonl"), str(short))
     text = text.replace("max_steps = 130", f"max_steps = {STEPS}")
     text = text.replace("save_steps = 40", f"save_steps = {SAVED}")
+    assert f"max_steps = {STEPS}" in text
+    assert f"save_steps = {SAVED}" in text
     path = tmp_path / "short.toml"
     path.write_text(text, "utf-8")
     return path

@@ -126,10 +126,12 @@ class _CrossAttention(nn.Module):
                     getattr(self, name).weight.copy_(getattr(weights, name))
 
     def keys_and_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What every position will attend to, each (batch, heads, tokens, dim)."""
         tokens = _norm(tokens)
         return self._split(self.key(tokens)), self._split(self.value(tokens))
 
     def forward(self, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        """The delta of each position, (batch, length, hidden)."""
         query = self._split(self.query(_norm(hidden)))  # (batch, heads, length, dim)
         scores = query.float() @ key.float().mT / query.shape[-1] ** 0.5
         scores = scores.clamp(-_CLAMP, _CLAMP).masked_fill(~mask[:, None, None], _MASKED)
