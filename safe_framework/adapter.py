@@ -18,9 +18,9 @@ import attrs
 from torch import Tensor
 
 import safe_framework
-from safe_framework.attachment import text_config
 from safe_framework.errors import AdapterError
 from safe_framework.fingerprint import fingerprint, text_fingerprint, tokenizer_fingerprint
+from safe_framework.layers import text_config
 from safe_framework.modality import Modality
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from safe_framework._recipe import (
 from safe_framework.adapter import RECIPE, load_tensors, read_config
 from safe_framework.base import load_base
 from safe_framework.errors import AdapterError
+from safe_framework.layers import Side
 from safe_framework.model import SafeModel
 
 if TYPE_CHECKING:
@@ -57,6 +59,9 @@ def attach(
     *,
     recipe: str | Path | Recipe | None = None,
     layers_path: str | None = None,
+    side: Side | None = None,
+    example: Mapping[str, Any] | None = None,
+    split_rows: bool | None = None,
 ) -> SafeModel:
     """Wrap a base that is already in memory, and give it a recipe's modalities if there is one.
 
@@ -64,12 +69,35 @@ def attach(
         base: any transformers model with decoder layers; frozen, otherwise left as it is.
         tokenizer: its tokenizer or processor.
         recipe: whose ``[modalities]`` to add; its ``[base]`` is not loaded.
-        layers_path: dotted path of the decoder layers, where the rule is wrong for this model.
+        layers_path: dotted path of the layers to fuse into, where the rule is wrong.
+        side: of an encoder-decoder base, which layers a modality enters.
+        example: keyword arguments on which the base runs, where it does not run on plain text.
+        split_rows: run the rows that carry no modality apart, where the base mixes rows, as
+            mixtures of experts do.
+
+    What is None is as the recipe's ``[base]`` says.
+
+    Raises:
+        UnsupportedBaseError: the base cannot be served; the message says what was seen.
     """
     if recipe is None:
-        return SafeModel(base, tokenizer, layers_path=layers_path)
+        return SafeModel(
+            base,
+            tokenizer,
+            layers_path=layers_path,
+            side=side or "decoder",
+            example=example,
+            split_rows=bool(split_rows),
+        )
     checked = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    model = SafeModel(base, tokenizer, layers_path=layers_path or checked.base.layers_path)
+    model = SafeModel(
+        base,
+        tokenizer,
+        layers_path=layers_path or checked.base.layers_path,
+        side=side or checked.base.side,
+        example=example,
+        split_rows=checked.base.split_rows if split_rows is None else split_rows,
+    )
     model.recipe = checked
     try:
         with torch.random.fork_rng(devices=[]):  # building must not move the caller's seed

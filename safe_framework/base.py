@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from safe_framework.attachment import LayerHook, hidden_of, text_config
-from safe_framework.errors import UnsupportedBaseError
+from safe_framework.attachment import LayerHook
+from safe_framework.layers import text_config
+from safe_framework.probe import LayerStack
 from safe_framework.shapes import AttentionWeights, BaseFacts
 
 if TYPE_CHECKING:
@@ -46,13 +47,22 @@ def load_base(spec: BaseSpec, *, trust_remote_code: bool = False) -> tuple[nn.Mo
 
 
 def _model_class(place: str, common: dict[str, str], trust_remote_code: bool) -> Any:
-    """The auto class that maps this checkpoint's type: image-text first, then causal."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    """The auto class that maps this checkpoint's type: image-text first, causal last."""
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForSeq2SeqLM,
+    )
+    from transformers.models.auto import modeling_auto as auto
 
     config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **common)
-    if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+    kind = config.model_type
+    if kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return AutoModelForImageTextToText
+    causal = kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.is_encoder_decoder
+    if not causal and kind in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return AutoModelForSeq2SeqLM
     return AutoModelForCausalLM
 
 
@@ -61,13 +71,28 @@ def freeze(base: nn.Module) -> nn.Module:
     return base.eval().requires_grad_(False)
 
 
-def facts_of(base: nn.Module, layers: nn.ModuleList) -> BaseFacts:
+def facts_of(base: nn.Module, stack: LayerStack) -> BaseFacts:
     """Sizes of the base, and copies of its attention projections where they are plain."""
-    config = text_config(base)
-    heads = int(getattr(config, "num_attention_heads", 1))
+    layers, heads = stack.of(base), _heads(base, stack.hidden_size)
     return BaseFacts(
-        int(config.hidden_size), len(layers), heads, lambda layer: _attention(layers[layer], heads)
+        stack.hidden_size, stack.count, heads, lambda layer: _attention(layers[layer], heads)
     )
+
+
+def device_of(base: nn.Module) -> torch.device:
+    """Where a call's inputs go: the base's first weight that is not offloaded."""
+    hook = getattr(base, "_hf_hook", None)  # accelerate's
+    if (place := getattr(hook, "execution_device", None)) is not None:
+        return torch.device(place)
+    places = (parameter.device for parameter in base.parameters())
+    return next((place for place in places if place.type != "meta"), torch.device("cpu"))
+
+
+def _heads(base: nn.Module, hidden: int) -> int:
+    """The config's attention heads, or what comes nearest and divides the hidden size."""
+    named = getattr(text_config(base), "num_attention_heads", 1)
+    wanted = named if isinstance(named, int) and named > 0 else 1
+    return next(heads for heads in range(min(wanted, hidden), 0, -1) if hidden % heads == 0)
 
 
 def _attention(layer: nn.Module, heads: int) -> AttentionWeights | None:
@@ -75,7 +100,7 @@ def _attention(layer: nn.Module, heads: int) -> AttentionWeights | None:
     attention = getattr(layer, "self_attn", None)
     found = [getattr(attention, name, None) for name in _PROJECTIONS]
     linears = [module for module in found if isinstance(module, nn.Linear)]
-    if len(linears) < len(_PROJECTIONS) or any(linear.weight.is_meta for linear in linears):
+    if len(linears) < len(_PROJECTIONS) or not all(map(_readable, linears)):
         return None
     query, key, value, output = (linear.weight.detach() for linear in linears)
     scale = _norm_scale(layer, query.shape[1])
@@ -93,6 +118,11 @@ def _attention(layer: nn.Module, heads: int) -> AttentionWeights | None:
     )
 
 
+def _readable(linear: nn.Linear) -> bool:
+    """Whether the weight is here (not offloaded) and in numbers (not quantised)."""
+    return not linear.weight.is_meta and linear.weight.is_floating_point()
+
+
 def _norm_scale(layer: nn.Module, hidden: int) -> Tensor | float:
     """What the layer's own normalisation multiplies its attention's input with."""
     weight = getattr(getattr(layer, "input_layernorm", None), "weight", None)
@@ -103,66 +133,6 @@ def _repeat_heads(weight: Tensor, width: int, head: int) -> Tensor:
     """Grouped key or value heads, each repeated for the query heads that share it."""
     grouped = weight.reshape(-1, head, weight.shape[1])  # (groups, head, hidden)
     return grouped.repeat_interleave(width // weight.shape[0], dim=0).flatten(0, 1)
-
-
-def probe(base: nn.Module, layers: nn.ModuleList) -> None:
-    """Run the base once on two tokens and see that its layers can be served.
-
-    Raises:
-        UnsupportedBaseError: a layer never ran, or its hidden states are of another kind than
-            (batch, length, hidden); the message says what was seen.
-    """
-    seen: dict[int, Any] = {}
-    handles = [
-        layer.register_forward_pre_hook(_Look(number, seen), with_kwargs=True)
-        for number, layer in enumerate(layers)
-    ]
-    try:
-        with torch.no_grad():
-            base(**_two_tokens(base))
-    except Exception as error:
-        raise UnsupportedBaseError(
-            f"`{type(base).__name__}` failed on two plain tokens: {type(error).__name__}: {error}",
-            hint="a base must run on `input_ids` alone",
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    _judge(base, seen, len(layers))
-
-
-class _Look:
-    def __init__(self, layer: int, seen: dict[int, Any]) -> None:
-        self.layer, self.seen = layer, seen
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.seen.setdefault(self.layer, hidden_of(args, kwargs))
-
-
-def _two_tokens(base: nn.Module) -> dict[str, Tensor]:
-    device = next(base.parameters()).device
-    tokens = torch.ones(1, 2, dtype=torch.long, device=device)
-    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    if getattr(base.config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = tokens
-    return inputs
-
-
-def _judge(base: nn.Module, seen: dict[int, Any], count: int) -> None:
-    name, hidden = type(base).__name__, int(text_config(base).hidden_size)
-    if missed := [layer for layer in range(count) if layer not in seen]:
-        raise UnsupportedBaseError(
-            f"`{name}` ran without calling its decoder layers {missed}",
-            hint="name the list of layers that really run by `layers_path` in [base]",
-        )
-    for layer, states in seen.items():
-        shape = tuple(states.shape) if isinstance(states, Tensor) else type(states).__name__
-        if shape != (1, 2, hidden) or not states.is_floating_point():
-            raise UnsupportedBaseError(
-                f"decoder layer {layer} of `{name}` takes {shape} where (1, 2, {hidden}) was "
-                "expected: (batch, length, hidden)",
-                hint="this shape of hidden states is not supported",
-            )
 
 
 def hooks_of(base: nn.Module) -> list[LayerHook]:

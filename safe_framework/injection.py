@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from safe_framework.attachment import LayerCall, hidden_of, with_hidden
 from safe_framework.errors import InjectionError, PluginError
 from safe_framework.fusion import FusionAdapter
+from safe_framework.layout import PLAIN, Layout
 from safe_framework.shapes import Memory
 
 
@@ -29,6 +31,7 @@ class ActiveSense:
         rows: batch rows of those samples, ascending, (present,).
         gates: the strength on each of those rows, (present,).
         batch: how many rows the call has.
+        layout: axes of the base's hidden states.
     """
 
     name: str
@@ -37,6 +40,7 @@ class ActiveSense:
     rows: Tensor
     gates: Tensor
     batch: int
+    layout: Layout = PLAIN
     _expanded: dict[tuple[int, torch.device], tuple[Memory, Tensor, Tensor]] = attrs.field(
         factory=dict, init=False
     )
@@ -45,27 +49,27 @@ class ActiveSense:
         """Hidden states in which the present rows carry the gated delta of ``layer``.
 
         Args:
-            hidden: (batch * copies, length, hidden), where beams and returned sequences are
-                the copies of a row, side by side.
-            layer: decoder layer that is about to be called.
+            hidden: of ``batch * copies`` samples, where beams and returned sequences are the
+                copies of a row, side by side; its axes are those of ``layout``.
+            layer: that is about to be called.
         """
         memory, rows, gates = self._for(hidden)
-        everyone = len(rows) == hidden.shape[0]
-        mine = hidden if everyone else hidden[rows]
-        delta = self._propose(mine, memory, layer)
-        scaled = (gates.to(delta.dtype) * delta).to(hidden.dtype)
+        everyone = len(rows) == hidden.shape[self.layout.batch]
+        mine = hidden if everyone else hidden.index_select(self.layout.batch, rows)
+        delta = self._propose(self.layout.shown(mine), memory, layer)
+        scaled = self.layout.spread(gates.to(delta.dtype) * delta).to(hidden.dtype)
         fused = mine + scaled
         if not torch.is_grad_enabled():  # adding 0.0 to -0.0 flips its sign bit
             fused = torch.where(scaled == 0, mine, fused)
-        return fused if everyone else hidden.index_copy(0, rows, fused)
+        return fused if everyone else hidden.index_copy(self.layout.batch, rows, fused)
 
     def _for(self, hidden: Tensor) -> tuple[Memory, Tensor, Tensor]:
         """Memory, rows and gates for the copies in this layer call, computed once for each."""
-        copies, rest = divmod(hidden.shape[0], self.batch)
+        samples = hidden.shape[self.layout.batch]
+        copies, rest = divmod(samples, self.batch)
         if rest:
             raise InjectionError(
-                f"modality `{self.name}` came with {self.batch} rows, the base with "
-                f"{hidden.shape[0]}",
+                f"modality `{self.name}` came with {self.batch} rows, the base with {samples}",
                 hint="give as many samples (None where absent) as texts",
             )
         key = (copies, hidden.device)
@@ -120,18 +124,28 @@ class CallInjection:
     """The modalities of one forward or generate call.
 
     Each has hooks of its own, which torch runs in the order in which the modalities were added.
+
+    Attributes:
+        owner: key of the SafeModel whose call it is.
+        senses: the modalities that are on.
+        passes: how often one forward call runs each layer; a modality enters on the first.
+        fired: how often each layer was called for each modality.
     """
 
     owner: str
     senses: Sequence[ActiveSense]
-    fired: set[tuple[str, int]] = attrs.field(factory=set, init=False)
+    passes: int = 1
+    fired: Counter[tuple[str, int]] = attrs.field(factory=Counter, init=False)
 
     def enter(
         self, modality: str, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> LayerCall:
         """Apply what ``modality`` does at ``layer``."""
+        again = self.fired[modality, layer] % self.passes
+        self.fired[modality, layer] += 1
+        if again:
+            return args, kwargs
         hidden = hidden_of(args, kwargs)
-        self.fired.add((modality, layer))
         for sense in self.senses:
             if sense.name == modality:
                 hidden = sense.apply(hidden, layer)
@@ -144,10 +158,10 @@ class CallInjection:
             InjectionError: a layer's hook never ran, so its modality had no effect there.
         """
         for sense in self.senses:
-            fired = {layer for name, layer in self.fired if name == sense.name}
-            if missed := [layer for layer in sense.fusion.layers if layer not in fired]:
+            layers = sense.fusion.layers
+            if missed := [layer for layer in layers if not self.fired[sense.name, layer]]:
                 raise InjectionError(
-                    f"modality `{sense.name}` never reached decoder layers {missed}: their hooks "
+                    f"modality `{sense.name}` never reached layers {missed}: their hooks "
                     "did not run",
                     hint="if the base is compiled, compile it after attaching; if it runs in "
                     "threads of its own (DataParallel), use one process a device",

@@ -13,6 +13,7 @@ from safe_framework.encoder import Encoder
 from safe_framework.errors import PluginError, SafeError, SampleError
 from safe_framework.fusion import FusionAdapter
 from safe_framework.injection import ActiveSense
+from safe_framework.layout import PLAIN, Layout
 from safe_framework.projector import Projector
 from safe_framework.shapes import Frames
 
@@ -71,12 +72,15 @@ class Modality(nn.Module):
             )
         return frames
 
-    def sense(self, inputs: Mapping[str, Tensor], gates: Tensor) -> ActiveSense | None:
+    def sense(
+        self, inputs: Mapping[str, Tensor], gates: Tensor, layout: Layout = PLAIN
+    ) -> ActiveSense | None:
         """What this modality does in one call, or None where it is off on every row.
 
         Args:
             inputs: the modality's part of the batch, without the ``NAME__`` prefix.
             gates: strength on each row, (batch,).
+            layout: axes of the base's hidden states.
         """
         inputs = dict(inputs)
         present = inputs.pop(PRESENT).bool()
@@ -91,9 +95,8 @@ class Modality(nn.Module):
         if len(heard) < len(rows):
             tokens, rows = tokens.rows(heard), rows[heard]
         memory = self.fusion.remember(tokens)
-        return ActiveSense(
-            self.name, self.fusion, memory, rows, gates.to(rows.device)[rows], len(present)
-        )
+        strengths = gates.to(rows.device)[rows]
+        return ActiveSense(self.name, self.fusion, memory, rows, strengths, len(present), layout)
 
 
 def checked_gate(value: float) -> float:

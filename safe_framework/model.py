@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -13,15 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from safe_framework.attachment import active, decoder_layers, install
-from safe_framework.base import facts_of, freeze, probe
+from safe_framework.attachment import active, install
+from safe_framework.base import device_of, facts_of, freeze
 from safe_framework.encoder import Encoder
 from safe_framework.errors import SafeError
 from safe_framework.fusion import FusionAdapter
-from safe_framework.injection import CallInjection
+from safe_framework.injection import ActiveSense, CallInjection
+from safe_framework.layers import Side, find_layers
 from safe_framework.modality import Modality, checked_gate, row_gates, split_by_modality
+from safe_framework.probe import check_arrival, example_inputs, probe
 from safe_framework.processor import SafeProcessor
 from safe_framework.projector import Projector
+from safe_framework.rows import call_apart, refuse_shared
 from safe_framework.shapes import BaseFacts, Frames, Sample
 
 if TYPE_CHECKING:
@@ -43,10 +46,15 @@ class SafeModel(nn.Module):
         base: any transformers model with decoder layers; frozen and put in evaluation mode,
             otherwise left as it is.
         tokenizer: its tokenizer or processor, for ``processor``; optional.
-        layers_path: dotted path of the decoder layers, where the rule is wrong for this model.
+        layers_path: dotted path of the layers to fuse into, where the rule is wrong.
+        side: of an encoder-decoder base, which layers a modality enters.
+        example: keyword arguments on which the base runs, where it does not run on plain text.
+        split_rows: run the rows that carry no modality apart, where the base mixes rows.
 
     Attributes:
         base: the model that was given.
+        stack: its layers, as one tiny call has shown them.
+        split_rows: as given; may be changed between calls.
         modalities: the senses by name.
         recipe: what the model was built from, if it was built from a recipe.
 
@@ -55,18 +63,26 @@ class SafeModel(nn.Module):
     """
 
     def __init__(
-        self, base: nn.Module, tokenizer: Any = None, *, layers_path: str | None = None
+        self,
+        base: nn.Module,
+        tokenizer: Any = None,
+        *,
+        layers_path: str | None = None,
+        side: Side = "decoder",
+        example: Mapping[str, Any] | None = None,
+        split_rows: bool = False,
     ) -> None:
         super().__init__()
-        layers = decoder_layers(base, layers_path)
+        path = find_layers(base, layers_path, side)
         self.base = freeze(base)
-        probe(base, layers)
+        self._example = example
+        self.stack = probe(base, path, self._example_inputs())
+        self.split_rows = split_rows
         self.modalities = nn.ModuleDict()
         self.recipe: Recipe | None = None
         self.tokenizer = tokenizer
         self._owner = uuid4().hex
         self._processor: SafeProcessor | None = None
-        self._layers_path = layers_path
         self._handles: dict[str, list[RemovableHandle]] = {}
         self.eval()  # as a loaded model is: dropout only after train()
 
@@ -85,21 +101,16 @@ class SafeModel(nn.Module):
 
         Raises:
             SafeError: the name is taken or cannot be a keyword, or a fused layer does not exist.
+            UnsupportedBaseError: what is added at a fused layer does not reach the outputs.
         """
         self._check_name(name)
         modality = Modality(name, encoder, projector, fusion, gate)
         modality.encoder.eval()
-        layers = decoder_layers(self.base, self._layers_path)
-        if not fusion.layers:
-            raise SafeError(f"the fusion adapter of `{name}` names no decoder layer in `layers`")
-        if wrong := [layer for layer in fusion.layers if not 0 <= layer < len(layers)]:
-            raise SafeError(
-                f"`layers` of the fusion adapter of `{name}` names {wrong}, but the base has "
-                f"decoder layers 0 to {len(layers) - 1}"
-            )
+        self._check_layers(name, fusion.layers)
+        check_arrival(self.base, self.stack, fusion.layers, self._example_inputs())
         self.modalities[name] = modality.to(self.device).train(self.training)
         self._processor = None
-        self._handles[name] = install(self._owner, name, layers, fusion.layers)
+        self._handles[name] = install(self._owner, name, self.stack.of(self.base), fusion.layers)
 
     def remove_modality(self, name: str) -> None:
         """Detach one sense; its hooks leave the base."""
@@ -116,7 +127,7 @@ class SafeModel(nn.Module):
 
     def facts(self) -> BaseFacts:
         """What a fusion adapter's constructor is told of the base."""
-        return facts_of(self.base, decoder_layers(self.base, self._layers_path))
+        return facts_of(self.base, self.stack)
 
     def modality(self, name: str) -> Modality:
         """The modality called ``name``.
@@ -145,18 +156,16 @@ class SafeModel(nn.Module):
         Raises:
             InjectionError: a fused layer was bypassed, so the modality was not heard.
         """
-        own, given = split_by_modality(args, inputs, self.modalities)
-        with self._listening(given, gate):
-            return self.base(*args, **own)
+        return self._call(self.base, args, inputs, gate)
 
     def generate(self, *args: Any, gate: Gate | None = None, **inputs: Any) -> Any:
         """The base's own ``generate``, with whatever modalities ``inputs`` carries.
 
         Keys and values of a modality are computed once and shared by beams and steps.
         """
-        own, given = split_by_modality(args, inputs, self.modalities)
-        with torch.no_grad(), self._listening(given, gate):
-            return self.base.generate(*args, **own)  # type: ignore[operator]
+        with torch.no_grad():
+            generate: Any = self.base.generate
+            return self._call(generate, args, inputs, gate)
 
     @contextmanager
     def off(self, *names: str) -> Iterator[None]:
@@ -171,33 +180,67 @@ class SafeModel(nn.Module):
         finally:
             _OFF.reset(token)
 
-    @contextmanager
-    def _listening(
+    def _call(
+        self,
+        method: Callable[..., Any],
+        args: Sequence[Any],
+        inputs: Mapping[str, Any],
+        gate: Gate | None,
+    ) -> Any:
+        own, given = split_by_modality(args, inputs, self.modalities)
+        senses = self._senses(given, gate)
+
+        def silent() -> Any:
+            with active(None):
+                return method(*args, **own)
+
+        def heard() -> Any:
+            injection = CallInjection(self._owner, senses, self.stack.passes)
+            with active(injection):
+                out = method(*args, **own)
+            injection.check_fired()
+            return out
+
+        if not senses:
+            return silent()
+        rows, batch = _union([sense.rows for sense in senses]), senses[0].batch
+        if not self.split_rows or len(rows) == batch:
+            return heard()
+        refuse_shared(own)
+        return call_apart(silent, heard, rows, batch, self._fill())
+
+    def _senses(
         self, given: Mapping[str, Mapping[str, Tensor]], gate: Gate | None
-    ) -> Iterator[None]:
+    ) -> list[ActiveSense]:
         for name in gate if isinstance(gate, Mapping) else ():
             self._known(name)
         off = _OFF.get()
-        senses = [
+        return [
             sense
             for name in self.modalities
             if name in given and (id(self), name) not in off
             if (sense := self._sense(name, given[name], gate)) is not None
         ]
-        injection = CallInjection(self._owner, senses) if senses else None
-        with active(injection):
-            yield
-        if injection is not None:
-            injection.check_fired()
 
-    def _sense(self, name: str, inputs: Mapping[str, Tensor], gate: Gate | None) -> Any:
+    def _fill(self) -> int:
+        """The id with which ``generate`` fills up texts that have ended."""
+        config: Any = getattr(self.base, "generation_config", self.base.config)
+        return next((i for i in (config.pad_token_id, config.eos_token_id) if type(i) is int), 0)
+
+    def _example_inputs(self) -> Mapping[str, Any]:
+        return self._example or example_inputs(self.base, self.device)
+
+    def _sense(
+        self, name: str, inputs: Mapping[str, Tensor], gate: Gate | None
+    ) -> ActiveSense | None:
         modality = self.modality(name)
         chosen = gate.get(name) if isinstance(gate, Mapping) else gate
         strength = modality.gate if chosen is None else chosen
         if not isinstance(strength, Tensor) and checked_gate(strength) == 0:
             return None
         inputs = {key: value.to(self.device) for key, value in inputs.items()}
-        return modality.sense(inputs, row_gates(strength, len(inputs["present"])))
+        gates = row_gates(strength, len(inputs["present"]))
+        return modality.sense(inputs, gates, self.stack.layout)
 
     # Gates
 
@@ -237,8 +280,8 @@ class SafeModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the base's first parameter is."""
-        return next(self.base.parameters()).device
+        """Where the inputs of a call go."""
+        return device_of(self.base)
 
     def train(self, mode: bool = True) -> SafeModel:
         """Switch the trainable parts; the base stays in evaluation mode."""
@@ -275,6 +318,15 @@ class SafeModel(nn.Module):
             raise SafeError(f"there is no modality `{name}`", hint=f"attached modalities: {known}")
         return name
 
+    def _check_layers(self, name: str, layers: Sequence[int]) -> None:
+        if not layers:
+            raise SafeError(f"the fusion adapter of `{name}` names no layer in `layers`")
+        if wrong := [layer for layer in layers if not 0 <= layer < self.stack.count]:
+            raise SafeError(
+                f"`layers` of the fusion adapter of `{name}` names {wrong}, but the base has "
+                f"layers 0 to {self.stack.count - 1}"
+            )
+
     def _check_name(self, name: str) -> None:
         if name in self.modalities:
             raise SafeError(
@@ -285,3 +337,8 @@ class SafeModel(nn.Module):
                 f"a modality cannot be called `{name}`",
                 hint="use a short word such as `audio`, without double underscores",
             )
+
+
+def _union(rows: Sequence[Tensor]) -> Tensor:
+    found: Tensor = torch.unique(torch.cat(list(rows)))
+    return found

@@ -26,7 +26,9 @@ class BaseSpec:
         revision: branch, tag or commit on the hub.
         gguf_file: file to read inside ``model``, for weights in GGUF.
         attn_implementation: as transformers names them; its own choice if None.
-        layers_path: dotted path of the decoder layers, where they are not found by themselves.
+        layers_path: dotted path of the layers, where they are not found by themselves.
+        side: which layers of an encoder-decoder model a modality enters.
+        split_rows: run rows without a modality apart, for a model that mixes rows (experts).
         dtype: of the weights; ``"auto"`` keeps the checkpoint's own.
     """
 
@@ -35,6 +37,8 @@ class BaseSpec:
     gguf_file: str | None = None
     attn_implementation: str | None = None
     layers_path: str | None = None
+    side: Literal["decoder", "encoder"] = "decoder"
+    split_rows: bool = False
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 

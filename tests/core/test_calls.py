@@ -129,7 +129,7 @@ def test_a_name_is_given_once() -> None:
 def test_a_fused_layer_exists(layers: tuple[int, ...]) -> None:
     """The error says which layers there are, and nothing was attached."""
     model = SafeModel(llama())
-    with pytest.raises(SafeError, match="decoder layers 0 to 1"):
+    with pytest.raises(SafeError, match="layers 0 to 1"):
         model.add_modality(
             "touch", encoder=ToyEncoder(), projector=ToyProjector(), fusion=ToyFusion(layers=layers)
         )
@@ -138,7 +138,7 @@ def test_a_fused_layer_exists(layers: tuple[int, ...]) -> None:
 
 def test_a_sense_is_fused_somewhere() -> None:
     """An adapter without layers would ignore every sample."""
-    with pytest.raises(SafeError, match="names no decoder layer"):
+    with pytest.raises(SafeError, match="names no layer"):
         attached(llama(), fusion=ToyFusion(layers=()))
 
 

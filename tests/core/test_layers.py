@@ -9,13 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safe_framework.attachment import decoder_layers
-from safe_framework.base import facts_of, hooks_of
+from safe_framework.base import hooks_of
 from safe_framework.errors import InjectionError, SafeError, UnsupportedBaseError
+from safe_framework.layers import find_layers
 from safe_framework.model import SafeModel
 from tests.toys import (
     HIDDEN,
     LAYERS,
+    ToyEncoder,
+    ToyFusion,
+    ToyProjector,
     attached,
     bart,
     felt,
@@ -42,13 +45,13 @@ PATHS = {
 def test_the_layers_are_found(base: Any) -> None:
     """The rule finds the text decoder's layers, not an encoder's or a vision tower's."""
     model = base()
-    assert decoder_layers(model) is model.get_submodule(PATHS[base])
+    assert find_layers(model) == PATHS[base]
 
 
 def test_a_path_overrules_the_rule() -> None:
     """``layers_path`` names another list of layers."""
     model = bart()
-    assert decoder_layers(model, "model.encoder.layers") is model.model.encoder.layers
+    assert find_layers(model, "model.encoder.layers") == "model.encoder.layers"
 
 
 @pytest.mark.parametrize(
@@ -62,15 +65,15 @@ def test_a_path_overrules_the_rule() -> None:
 def test_a_wrong_path_says_what_is_there(path: str, message: str) -> None:
     """A path to nothing, or to something else, is refused."""
     with pytest.raises(UnsupportedBaseError, match=message):
-        decoder_layers(llama(), path)
+        find_layers(llama(), path)
 
 
 class Toy(nn.Module):
     """A model of two layers that calls them in a way of its own."""
 
-    def __init__(self, hidden: int = HIDDEN) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.config = SimpleNamespace(hidden_size=hidden, num_hidden_layers=2)
+        self.config = SimpleNamespace(vocab_size=9, num_hidden_layers=2)
         self.embed = nn.Embedding(9, HIDDEN)
         self.layers = nn.ModuleList([nn.Linear(HIDDEN, HIDDEN) for _ in range(2)])
         self.bypassed = False
@@ -100,9 +103,29 @@ class LengthFirst(Toy):
         return layer(hidden.transpose(0, 1)).transpose(0, 1)
 
 
-class Streams(Toy):
+class StreamsInside(Toy):
     def call(self, layer: nn.Module, hidden: Tensor) -> Tensor:
         return layer(hidden[:, :, None].expand(-1, -1, 2, -1)).mean(2)
+
+
+class StreamsOutside(Toy):
+    def call(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        return layer(hidden.expand(4, -1, -1, -1)).mean(0)
+
+
+class Flat(Toy):
+    def call(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        return layer(hidden.flatten(0, 1)).view_as(hidden)
+
+
+class Lost(Toy):
+    def call(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        return hidden + 0 * layer(hidden).mean()
+
+
+class Twice(Toy):
+    def call(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        return layer(layer(hidden))
 
 
 class Fails(Toy):
@@ -127,12 +150,9 @@ class _Layer(nn.Module):
 @pytest.mark.parametrize(
     ("base", "message"),
     [
-        (Bypasses(), r"`Bypasses` ran without calling its decoder layers \[0, 1\]"),
-        (SkipsTheLast(), r"`SkipsTheLast` ran without calling its decoder layers \[1\]"),
-        (LengthFirst(), r"layer 0 of `LengthFirst` takes \(2, 1, 16\) where \(1, 2, 16\)"),
-        (Streams(), r"layer 0 of `Streams` takes \(1, 2, 2, 16\)"),
-        (Toy(hidden=8), r"takes \(1, 2, 16\) where \(1, 2, 8\)"),
-        (Fails(), "`Fails` failed on two plain tokens: KeyError: 'pixel_values'"),
+        (Bypasses(), "`Bypasses` ran without calling any layer of `layers`"),
+        (Flat(), r"`layers` take hidden states of \(15, 16\) in a call of 3 rows"),
+        (Fails(), "`Fails` failed on `input_ids`, `attention_mask`: KeyError: 'pixel_values'"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -142,6 +162,69 @@ def test_a_base_that_cannot_be_served_is_refused(base: nn.Module, message: str) 
         SafeModel(base)
     assert caught.value.hint
     assert not any(module._forward_pre_hooks for module in base.modules())
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        (SkipsTheLast(), "layer 1 of `SkipsTheLast` cannot be fused: it did not run"),
+        (Lost(), "the input of layer 1 of `Lost` does not reach its outputs"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_layer_that_cannot_be_served_is_refused(base: nn.Module, message: str) -> None:
+    """Other layers may be used; this one is refused with the reason, and no hook is left."""
+    model = SafeModel(base)
+    with pytest.raises(UnsupportedBaseError, match=message) as caught:
+        model.add_modality(
+            "touch",
+            encoder=ToyEncoder(),
+            projector=ToyProjector(),
+            fusion=ToyFusion(layers=[1]),
+        )
+    assert caught.value.hint
+    assert not any(module._forward_pre_hooks for module in base.modules())
+
+
+@pytest.mark.parametrize("kind", [LengthFirst, StreamsInside, StreamsOutside])
+def test_other_layouts_are_served_alike(kind: type[Toy]) -> None:
+    """Where streams are copies of one state, each row hears what it would hear on a plain base."""
+    plain, other = Toy(), kind()
+    other.load_state_dict(plain.state_dict())
+    ids, samples = torch.tensor([[1, 2, 3], [4, 5, 6]]), felt(2, present=[False, True])
+    expected = attached(plain)(input_ids=ids, **samples).logits
+    torch.testing.assert_close(attached(other)(input_ids=ids, **samples).logits, expected)
+
+
+def test_a_repeated_stack_hears_once_a_pass() -> None:
+    """Of two runs of a layer in one call only the first is given the delta."""
+    base = Twice()
+    model, ids, samples = attached(base), torch.tensor([[1, 2]]), felt(1)
+    seen: list[Tensor] = []
+    handle = base.layers[0].register_forward_hook(lambda m, args, out: seen.append(args[0]))
+    with model.off():
+        model(input_ids=ids, **samples)
+    model(input_ids=ids, **samples)
+    handle.remove()
+    alone, heard = seen[:2], seen[2:]
+    assert not torch.equal(heard[0], alone[0])
+    assert torch.equal(heard[1], base.layers[0](heard[0]))
+
+
+def test_an_encoder_can_be_fused() -> None:
+    """``side="encoder"`` enters the layers beside the decoder, in training and generation."""
+    base = bart()
+    model = SafeModel(base, side="encoder")
+    assert model.stack.path == "model.encoder.layers"
+    model.add_modality(
+        "touch", encoder=ToyEncoder(), projector=ToyProjector(), fusion=ToyFusion(layers=[0])
+    )
+    batch, samples = texts(base, 2, 4), felt(2)
+    assert not torch.equal(model(**batch, **samples).logits, model(**batch).logits)
+    prompt = {key: value for key, value in batch.items() if key != "decoder_input_ids"}
+    model.generate(**prompt, **samples, num_beams=2, max_new_tokens=3)
+    with pytest.raises(UnsupportedBaseError, match="has no encoder beside its decoder"):
+        SafeModel(llama(), side="encoder")
 
 
 def test_a_base_without_layers_is_refused() -> None:
@@ -165,7 +248,7 @@ def test_a_layer_bypassed_later_is_an_error() -> None:
     ids = torch.tensor([[1, 2]])
     model(input_ids=ids, **felt(1))
     model.base.bypassed = True
-    with pytest.raises(InjectionError, match=r"`touch` never reached decoder layers \[0\]"):
+    with pytest.raises(InjectionError, match=r"`touch` never reached layers \[0\]"):
         model(input_ids=ids, **felt(1))
     model(input_ids=ids, **felt(1), gate=0)
 
@@ -181,14 +264,14 @@ def test_the_probe_moves_no_generator() -> None:
 def test_the_facts_are_the_text_decoders() -> None:
     """Sizes come from the decoder's config, also where the base has a vision tower."""
     model = llava()
-    facts = facts_of(model, decoder_layers(model))
+    facts = SafeModel(model).facts()
     assert (facts.hidden_size, facts.num_layers, facts.num_heads) == (HIDDEN, LAYERS, 4)
 
 
 def test_grouped_heads_are_repeated() -> None:
     """Each key head stands beside every query head that shares it."""
     model = llama()
-    weights = facts_of(model, decoder_layers(model)).attention(1)
+    weights = SafeModel(model).facts().attention(1)
     keys = model.model.layers[1].self_attn.k_proj.weight.view(2, 4, HIDDEN)
     assert weights is not None
     assert torch.equal(weights.key.view(4, 4, HIDDEN), keys[[0, 0, 1, 1]])
@@ -197,7 +280,7 @@ def test_grouped_heads_are_repeated() -> None:
 def test_other_attentions_have_no_plain_projections() -> None:
     """A joined projection is no reason to fail: the facts say None."""
     model = gpt2()
-    assert facts_of(model, decoder_layers(model)).attention(0) is None
+    assert SafeModel(model).facts().attention(0) is None
 
 
 def test_negative_layers_count_from_the_last() -> None:

@@ -1,0 +1,227 @@
+"""What one tiny call of a base shows of its layers, before anything is attached to them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from safe_framework.attachment import LayerCall, hidden_of, with_hidden
+from safe_framework.errors import UnsupportedBaseError
+from safe_framework.layout import PLAIN, Layout, layout_of
+from safe_framework.vocabulary import ordinary_ids
+
+_ROWS, _LENGTH, _WORDS = 3, 5, 4
+_STILL = 1e-5
+"""Relative change of the outputs below which a push of a layer's input did not arrive."""
+
+
+@attrs.frozen
+class LayerStack:
+    """The layers of a base into which a modality can be fused.
+
+    Attributes:
+        path: where their list is in the base.
+        count: how many there are.
+        hidden_size: width of their hidden states.
+        layout: axes of their hidden states.
+        passes: how often one forward call runs each of them; a modality enters on the first.
+        unserved: why a layer cannot be used, for those that cannot.
+    """
+
+    path: str
+    count: int
+    hidden_size: int
+    layout: Layout = PLAIN
+    passes: int = 1
+    unserved: Mapping[int, str] = attrs.field(factory=dict)
+
+    def of(self, base: nn.Module) -> nn.ModuleList:
+        """The list of layers in ``base``."""
+        found = base.get_submodule(self.path)
+        assert isinstance(found, nn.ModuleList)
+        return found
+
+
+def example_inputs(base: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """A few ordinary words, as a call of ``base`` wants them."""
+    words = ordinary_ids(base, _WORDS) * _ROWS * _LENGTH
+    ids = torch.tensor(words[: _ROWS * _LENGTH], device=device).reshape(_ROWS, _LENGTH)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if decodes_apart(base):
+        inputs["decoder_input_ids"] = ids
+    return inputs
+
+
+def decodes_apart(base: nn.Module) -> bool:
+    """Whether the text to be continued goes to a decoder of its own, beside an encoder's text."""
+    config = base.config
+    configs = (config, getattr(config, "text_config", None))
+    return any(getattr(found, "is_encoder_decoder", False) for found in configs)
+
+
+def probe(base: nn.Module, path: str, example: Mapping[str, Any]) -> LayerStack:
+    """Run ``base`` once and see which of the layers at ``path`` can be served.
+
+    Raises:
+        UnsupportedBaseError: the base did not run, no layer was called, or their hidden states
+            are of an unknown kind; the message says what was seen.
+    """
+    layers: Any = base.get_submodule(path)
+    looks = [_Look() for _ in layers]
+    with _watching(layers, looks):
+        _run(base, example)
+    stack = LayerStack(path, len(layers), 0)
+    seen = {layer: look.kinds for layer, look in enumerate(looks) if look.kinds}
+    if not seen:
+        raise UnsupportedBaseError(
+            f"`{type(base).__name__}` ran without calling any layer of `{path}`",
+            hint="name the list of layers that really run by `layers_path`",
+        )
+    rows = len(example["input_ids"]) if "input_ids" in example else _ROWS
+    return _judge(base, stack, seen, rows)
+
+
+def check_arrival(
+    base: nn.Module, stack: LayerStack, wanted: Sequence[int], example: Mapping[str, Any]
+) -> None:
+    """Push the input of each layer in ``wanted`` and see that the base's outputs move.
+
+    Raises:
+        UnsupportedBaseError: a layer cannot be served, or what is added to its input is lost.
+    """
+    for layer in wanted:
+        if layer in stack.unserved:
+            raise UnsupportedBaseError(
+                f"layer {layer} of `{type(base).__name__}` cannot be fused: "
+                f"{stack.unserved[layer]}",
+                hint=f"choose other `layers`; {_served(stack)} can be used",
+            )
+    reference = _run(base, example)
+    for layer in wanted:
+        with _watching([stack.of(base)[layer]], [_Push()]):
+            moved = _run(base, example)
+        if _same(reference, moved):
+            raise UnsupportedBaseError(
+                f"what is added to the input of layer {layer} of `{type(base).__name__}` does "
+                "not reach its outputs",
+                hint="name the list of layers that really run by `layers_path`",
+            )
+
+
+def _served(stack: LayerStack) -> str:
+    return ", ".join(str(layer) for layer in range(stack.count) if layer not in stack.unserved)
+
+
+class _Look:
+    """Remembers the shape of every hidden state that a layer was called with."""
+
+    def __init__(self) -> None:
+        self.kinds: list[tuple[int, ...] | str] = []
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = hidden_of(args, kwargs)
+        plain = isinstance(hidden, Tensor) and hidden.is_floating_point()
+        self.kinds.append(tuple(hidden.shape) if plain else _name(hidden))
+
+
+def _name(hidden: Any) -> str:
+    return f"{hidden.dtype}" if isinstance(hidden, Tensor) else type(hidden).__name__
+
+
+class _Push:
+    """Adds noise as large as the hidden states to them."""
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> LayerCall:
+        hidden = hidden_of(args, kwargs)
+        noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
+        scale = hidden.float().abs().mean() + 1e-3
+        pushed = hidden.float() + scale * noise.to(hidden.device)
+        return with_hidden(args, kwargs, pushed.to(hidden.dtype))
+
+
+@contextmanager
+def _watching(layers: Sequence[nn.Module], hooks: Sequence[Any]) -> Iterator[None]:
+    handles = [
+        layer.register_forward_pre_hook(hook, with_kwargs=True)
+        for layer, hook in zip(layers, hooks, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _run(base: nn.Module, example: Mapping[str, Any]) -> Tensor:
+    """The logits of a call, which neither depends on the caller's seed nor moves it."""
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            out = base(**example)
+    except Exception as error:
+        raise UnsupportedBaseError(
+            f"`{type(base).__name__}` failed on {_described(example)}: "
+            f"{type(error).__name__}: {error}",
+            hint="give inputs on which it runs: attach(base, example={...})",
+        ) from error
+    return _outputs(base, out)
+
+
+def _described(example: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}`" for name in example)
+
+
+def _outputs(base: nn.Module, out: Any) -> Tensor:
+    values = list(out.values()) if isinstance(out, Mapping) else [getattr(out, "logits", out)]
+    found = [out["logits"]] if isinstance(out, Mapping) and "logits" in out else values
+    logits = next((value for value in found if isinstance(value, Tensor)), None)
+    if logits is None:
+        raise UnsupportedBaseError(
+            f"`{type(base).__name__}` gave {type(out).__name__} without logits",
+            hint="a base must be a model with a language modelling head",
+        )
+    return logits
+
+
+def _same(reference: Tensor, moved: Tensor) -> bool:
+    first, second = reference.float(), moved.float()
+    return bool((first - second).abs().max() <= _STILL * first.abs().max())
+
+
+def _judge(
+    base: nn.Module, stack: LayerStack, seen: Mapping[int, Sequence[Any]], rows: int
+) -> LayerStack:
+    """The stack as the most common kind of call showed it."""
+    counts = Counter((kinds[0], len(kinds)) for kinds in seen.values())
+    (shape, passes), _ = counts.most_common(1)[0]
+    layout = layout_of(shape, rows) if isinstance(shape, tuple) else None
+    if layout is None:
+        raise UnsupportedBaseError(
+            f"the layers of `{type(base).__name__}` at `{stack.path}` take hidden states of "
+            f"{shape} in a call of {rows} rows",
+            hint="no known layout, such as (batch, length, hidden), has this shape",
+        )
+    unserved = {
+        layer: _difference(seen.get(layer, ()), shape, passes)
+        for layer in range(stack.count)
+        if layer not in seen or (seen[layer][0], len(seen[layer])) != (shape, passes)
+    }
+    return attrs.evolve(
+        stack, hidden_size=shape[-1], layout=layout, passes=passes, unserved=unserved
+    )
+
+
+def _difference(kinds: Sequence[Any], shape: Any, passes: int) -> str:
+    if not kinds:
+        return "it did not run"
+    if kinds[0] != shape:
+        return f"its hidden states are {kinds[0]}, those of most layers {shape}"
+    return f"it ran {len(kinds)} times in a call, most layers {passes}"
