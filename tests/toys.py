@@ -46,6 +46,14 @@ _LLAMA: dict[str, Any] = {
 }
 
 
+def mixtral() -> nn.Module:
+    """A Mixtral: each token goes to two of four experts, which take the tokens of all rows."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    return _random(MixtralForCausalLM(MixtralConfig(**_LLAMA | experts)))
+
+
 def gpt2() -> nn.Module:
     """A GPT-2, whose attention is one joined projection and whose positions are learned."""
     from transformers import GPT2Config, GPT2LMHeadModel
