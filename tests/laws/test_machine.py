@@ -1,23 +1,47 @@
-"""L1 and L2 after any sequence of what a user can do."""
+"""L1 and L2 after any sequence of what a user can do, with any plugins on any base."""
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from torch import Tensor
 
 from safe_framework.adapter import adapter_tensors, copy_tensors, load_tensors, own_copy
 from safe_framework.base import hooks_of
 from safe_framework.fingerprint import fingerprint
 from safe_framework.model import SafeModel
-from tests.laws.calls import all_same, copy_of, forward_tensors, generate_tensors
-from tests.toys import ToyEncoder, ToyProjector, felt, llama, lora, texts
+from safe_framework_plugins.projectors.standard import StandardProjector
+from tests.laws.calls import DECODING, MODES, all_same, copy_of, forward_tensors, generate_tensors
+from tests.toys import (
+    BASES,
+    DIM,
+    HIDDEN,
+    ToyEncoder,
+    ToyFusion,
+    ToyProjector,
+    felt,
+    lora,
+    mixtral,
+    texts,
+)
 
 NAMES = st.sampled_from(["touch", "smell"])
+KINDS = {**BASES, "mixtral": mixtral}
+FUSIONS: dict[str, Any] = {
+    "lora": lambda model, layers: lora(model, layers=layers),
+    "toy": lambda model, layers: ToyFusion(layers=sorted(layer % 2 for layer in layers)),
+}
+PROJECTORS: dict[str, Any] = {
+    "toy": ToyProjector,
+    "standard": lambda: StandardProjector(DIM, HIDDEN, tokens=2, hidden_dim=8),
+}
 
 
 class Life(RuleBasedStateMachine):
@@ -25,16 +49,19 @@ class Life(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        base = llama(num_hidden_layers=3)
+        self.folder = tempfile.TemporaryDirectory()
+        self.saved: tuple[str, ...] | None = None
+
+    @initialize(kind=st.sampled_from(sorted(KINDS)))
+    def choose(self, kind: str) -> None:
+        base = KINDS[kind]()
         self.untouched = copy_of(base)
         self.before = fingerprint(base)
         self.model = SafeModel(base)
-        self.folder = tempfile.TemporaryDirectory()
-        self.saved: tuple[str, ...] | None = None
         self.batch = texts(base, 2, 4)
         with torch.no_grad():
             self.forward = forward_tensors(self.untouched, self.batch)
-        self.generated = generate_tensors(self.untouched.generate, self.batch, {"do_sample": True})
+        self.generated: dict[str, list[Tensor]] = {}
 
     def teardown(self) -> None:
         base = self.model.detach()
@@ -42,20 +69,25 @@ class Life(RuleBasedStateMachine):
         assert fingerprint(base) == self.before
         self.folder.cleanup()
 
-    def samples(self) -> dict[str, torch.Tensor]:
+    def samples(self) -> dict[str, Tensor]:
         """A sample of every attached sense for each row."""
         return {k: v for name in self.model.modalities for k, v in felt(2, name).items()}
 
     @precondition(lambda self: len(self.model.modalities) < 2)
-    @rule(name=NAMES, layers=st.sampled_from([[0], [1], [0, -1]]))
-    def add(self, name: str, layers: list[int]) -> None:
+    @rule(
+        name=NAMES,
+        layers=st.sampled_from([[0], [1], [0, -1]]),
+        fusion=st.sampled_from(sorted(FUSIONS)),
+        projector=st.sampled_from(sorted(PROJECTORS)),
+    )
+    def add(self, name: str, layers: list[int], fusion: str, projector: str) -> None:
         if name not in self.model.modalities:
             torch.manual_seed(1)
             self.model.add_modality(
                 name,
                 encoder=ToyEncoder(),
-                projector=ToyProjector(),
-                fusion=lora(self.model, layers=layers),
+                projector=PROJECTORS[projector](),
+                fusion=FUSIONS[fusion](self.model, layers),
             )
 
     @rule(name=NAMES)
@@ -66,7 +98,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: any(self.model.gates.values()))
     @rule(rate=st.sampled_from([0.1, 10.0, float("inf")]))
     def train(self, rate: float) -> None:
-        out = self.model.train()(**self.batch, **self.samples(), labels=self.batch["input_ids"])
+        out = self.model.train()(**self.batch, **self.samples(), labels=self.labels())
         out.loss.backward()
         for parameter in self.model.trainable_parameters().values():
             if parameter.grad is not None:
@@ -74,14 +106,19 @@ class Life(RuleBasedStateMachine):
                 parameter.grad = None
         self.model.eval()
 
+    def labels(self) -> Tensor:
+        """Targets in the shape of what the base predicts."""
+        return self.batch.get("decoder_input_ids", self.batch["input_ids"])
+
     @rule(gate=st.sampled_from([0.0, 0.5, 1.0]))
     def set_gate(self, gate: float) -> None:
         self.model.set_gate(gate)
 
     @precondition(lambda self: self.model.modalities)
-    @rule()
-    def generate(self) -> None:
-        self.model.generate(**self.batch, **self.samples(), max_new_tokens=2)
+    @rule(decoding=st.sampled_from(["greedy", "uncached", "beams"]))
+    def generate(self, decoding: str) -> None:
+        prompt = {k: v for k, v in self.batch.items() if k != "decoder_input_ids"}
+        self.model.generate(**prompt, **self.samples(), **DECODING[decoding], max_new_tokens=2)
 
     @precondition(lambda self: self.model.modalities)
     @rule()
@@ -104,6 +141,34 @@ class Life(RuleBasedStateMachine):
         copy_tensors(target, kept, Path("memory"))
         assert all_same(list(target.values()), list(kept.values()))
 
+    @rule()
+    def go_on_with_a_copy(self) -> None:
+        self.model = copy.deepcopy(self.model)
+
+    @rule()
+    def detach_and_attach(self) -> None:
+        base = self.model.detach()
+        assert hooks_of(base) == []
+        self.model = SafeModel(base)
+
+    @rule(decoding=st.sampled_from(sorted(DECODING)))
+    def generate_off(self, decoding: str) -> None:
+        options = DECODING[decoding]
+        if decoding not in self.generated:
+            self.generated[decoding] = generate_tensors(
+                self.untouched.generate, self.batch, options
+            )
+        with self.model.off():
+            seen = generate_tensors(self.model.generate, self.batch | self.samples(), options)
+        assert all_same(seen, self.generated[decoding])
+
+    @rule(mode=st.sampled_from(sorted(MODES)), gate=st.sampled_from([0.0, -0.0]))
+    def forward_off(self, mode: str, gate: float) -> None:
+        batch = self.batch | self.samples()
+        with MODES[mode]():
+            seen = forward_tensors(lambda **given: self.model(**given, gate=gate), batch)
+        assert all_same(seen, self.forward)
+
     @invariant()
     def the_base_is_untouched(self) -> None:
         assert fingerprint(self.model.base) == self.before
@@ -114,14 +179,11 @@ class Life(RuleBasedStateMachine):
     def off_is_the_base(self) -> None:
         with torch.no_grad(), self.model.off():
             seen = forward_tensors(self.model, self.batch | self.samples())
-            assert all_same(seen, self.forward)
-            options = {"do_sample": True}
-            seen = generate_tensors(self.model.generate, self.batch | self.samples(), options)
-            assert all_same(seen, self.generated)
+        assert all_same(seen, self.forward)
 
     def _layers(self, name: str) -> tuple[int, ...]:
         return self.model.modality(name).fusion.layers
 
 
 TestLife = Life.TestCase
-TestLife.settings = settings(max_examples=12, stateful_step_count=12)
+TestLife.settings = settings(max_examples=25, stateful_step_count=15)
