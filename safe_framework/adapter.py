@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +123,7 @@ def _write(model: SafeModel, folder: Path) -> None:
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config = attrs.asdict(_config_of(model))
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    if model.recipe is not None:
+    if model.recipe is not None and set(model.recipe.modalities) == set(model.modalities):
         (folder / RECIPE).write_text(model.recipe.text, "utf-8")
     (folder / CARD).write_text(_card(model, config), "utf-8")
 
@@ -219,8 +219,13 @@ def _unreadable(folder: Path, name: str, error: Exception) -> AdapterError:
     )
 
 
-def load_tensors(model: SafeModel, folder: Path) -> None:
+def load_tensors(model: SafeModel, folder: Path, names: Collection[str] | None = None) -> None:
     """Put the adapter's tensors into a model built from its recipe.
+
+    Args:
+        model: on the adapter's base.
+        folder: the adapter.
+        names: of the modalities that it holds, if the model has others beside them.
 
     Raises:
         AdapterError: the base or an encoder is another one, or tensors are missing, unknown
@@ -228,7 +233,12 @@ def load_tensors(model: SafeModel, folder: Path) -> None:
     """
     config = read_config(folder)
     _check_identity(model, config, folder)
-    copy_tensors(adapter_tensors(model), _read_tensors(folder), folder)
+    target = {
+        key: tensor
+        for key, tensor in adapter_tensors(model).items()
+        if names is None or key.partition(".")[0] in names
+    }
+    copy_tensors(target, _read_tensors(folder), folder)
     for name, identity in config.modalities.items():
         model.set_gate(identity["gate"], name)
 

@@ -100,10 +100,7 @@ def attach(
     )
     model.recipe = checked
     try:
-        with torch.random.fork_rng(devices=[]):  # building must not move the caller's seed
-            torch.manual_seed(checked.training.seed)
-            for name, spec in checked.modalities.items():
-                _add(model, checked, name, spec)
+        _add_all(model, checked)
     except BaseException:
         model.detach()  # a base that the caller owns goes back without a hook
         raise
@@ -112,7 +109,7 @@ def attach(
 
 def load(
     folder: str | Path,
-    *,
+    *more: str | Path,
     base: nn.Module | None = None,
     tokenizer: Any = None,
     device: str | torch.device | None = None,
@@ -122,33 +119,51 @@ def load(
 
     Args:
         folder: the adapter.
+        *more: adapters of other modalities for the same base, trained apart.
         base: a base already in memory; loaded as the adapter's recipe says if not given.
         tokenizer: of that base.
         device: where to put the model.
         trust_remote_code: let the base's checkpoint run code of its own.
 
     Raises:
-        AdapterError: the folder is not a whole adapter, or was made for another base.
+        AdapterError: a folder is not a whole adapter, was made for another base, or holds a
+            modality that another one holds too.
     """
-    place = Path(folder)
-    read_config(place)
-    if not (place / RECIPE).is_file():
-        raise AdapterError(
-            f"`{place}` has no `{RECIPE}`: its model was put together by hand",
-            hint="add the same modalities to the base, then call adapter.load_tensors",
-        )
-    recipe = parse_recipe((place / RECIPE).read_text("utf-8"), str(place / RECIPE), place)
+    recipe = _recipe_in(Path(folder))
     if base is None:
         base, tokenizer = load_base(recipe.base, trust_remote_code=trust_remote_code)
     if device is not None:
         base = base.to(device)
     model = attach(base, tokenizer, recipe=recipe)
     try:
-        load_tensors(model, place)
-    except AdapterError:
+        load_tensors(model, Path(folder), recipe.modalities)
+        for place in map(Path, more):
+            _load_beside(model, place)
+    except BaseException:
         model.detach()  # a caller's base keeps no hook of a model that was refused
         raise
     return model
+
+
+def _recipe_in(place: Path) -> Recipe:
+    read_config(place)
+    if not (place / RECIPE).is_file():
+        raise AdapterError(
+            f"`{place}` has no `{RECIPE}`: its model was put together by hand",
+            hint="add the same modalities to the base, then call adapter.load_tensors",
+        )
+    return parse_recipe((place / RECIPE).read_text("utf-8"), str(place / RECIPE), place)
+
+
+def _load_beside(model: SafeModel, place: Path) -> None:
+    recipe = _recipe_in(place)
+    if taken := [name for name in recipe.modalities if name in model.modalities]:
+        raise AdapterError(
+            f"`{place}` holds modality `{taken[0]}`, which another adapter holds too",
+            hint="train one of them under another name",
+        )
+    _add_all(model, recipe)
+    load_tensors(model, place, recipe.modalities)
 
 
 def regularizers(recipe: Recipe) -> list[tuple[float, RetentionRegularizer]]:
@@ -160,6 +175,13 @@ def regularizers(recipe: Recipe) -> list[tuple[float, RetentionRegularizer]]:
         )
         for index, spec in enumerate(recipe.retention)
     ]
+
+
+def _add_all(model: SafeModel, recipe: Recipe) -> None:
+    with torch.random.fork_rng(devices=[]):  # building must not move the caller's seed
+        torch.manual_seed(recipe.training.seed)
+        for name, spec in recipe.modalities.items():
+            _add(model, recipe, name, spec)
 
 
 def _add(model: SafeModel, recipe: Recipe, name: str, spec: ModalitySpec) -> None:

@@ -116,6 +116,46 @@ def test_load_gives_back_the_model(recipe: Write, tmp_path: Path) -> None:
     assert (tmp_path / "adapter" / RECIPE).read_text() == recipe().read_text()
 
 
+def apart(recipe: Write, tmp_path: Path) -> tuple[Path, Path]:
+    """Two adapters for one base, each trained without the other: ``audio`` and ``speech``."""
+    path = recipe()
+    first = trained(path).save_pretrained(tmp_path / "first")
+    path.write_text(path.read_text().replace("modalities.audio", "modalities.speech"))
+    return first, trained(path).save_pretrained(tmp_path / "second")
+
+
+def test_adapters_trained_apart_load_together(recipe: Write, tmp_path: Path) -> None:
+    """L6: with one of the two off, the model is bit for bit the one that has only the other."""
+    first, second = apart(recipe, tmp_path)
+    both = safe_framework.load(first, second)
+    assert list(both.modalities) == ["audio", "speech"]
+    for folder, name, other in [(first, "audio", "speech"), (second, "speech", "audio")]:
+        alone = safe_framework.load(folder)
+        batch = dict(alone.processor(["w3 w4", "w5 w6"], **{name: [sound(), sound(0.9)]}))
+        quiet = dict(both.processor.modality(other, [sound(), sound()]))
+        with both.off(other):
+            assert all_same(forward_tensors(both, batch | quiet), forward_tensors(alone, batch))
+        heard = forward_tensors(both, batch | quiet)
+        assert not all_same(heard, forward_tensors(alone, batch))
+
+
+def test_two_adapters_of_one_name_are_refused(recipe: Write, tmp_path: Path) -> None:
+    """The second is named, and a base in memory goes back without a hook."""
+    first, _ = apart(recipe, tmp_path)
+    base = llama()
+    with pytest.raises(AdapterError, match="holds modality `audio`, which another adapter"):
+        safe_framework.load(first, first, base=base, tokenizer=tokenizer())
+    assert hooks_of(base) == []
+
+
+def test_a_recipe_of_other_modalities_is_not_saved(recipe: Write, tmp_path: Path) -> None:
+    """A folder says how to build what it holds, or says that it was put together by hand."""
+    both = safe_framework.load(*apart(recipe, tmp_path))
+    folder = both.save_pretrained(tmp_path / "both")
+    with pytest.raises(AdapterError, match="was put together by hand"):
+        safe_framework.load(folder)
+
+
 def test_load_takes_a_base_in_memory(recipe: Write, tmp_path: Path) -> None:
     """The base that it was trained on may be given."""
     folder = trained(recipe()).save_pretrained(tmp_path / "adapter")
