@@ -1,0 +1,89 @@
+"""Build a tiny random model of any type."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from safe_framework.errors import SafeError
+from safe_framework.testing.zoo.exceptions import CHANGES, STARTS
+from safe_framework.testing.zoo.inputs import text_inputs
+from safe_framework.testing.zoo.shrink import shrink
+from safe_framework.testing.zoo.types import class_names
+from safe_framework.testing.zoo.weights import randomise
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_LARGEST = 5_000_000
+"""Parameters that a tiny model may have."""
+
+
+class CannotBuild(SafeError):  # noqa: N818  # reads as what happened
+    """A type that has no tiny model here; the message names the original error."""
+
+
+@attrs.frozen(eq=False)
+class TinyBase:
+    """A tiny model and the inputs of one call.
+
+    Attributes:
+        task: "causal", "image_text" or "seq2seq".
+        model_type: its name in transformers.
+        model: random weights, float32, in evaluation mode.
+        inputs: keyword arguments of one forward with two rows.
+    """
+
+    task: str
+    model_type: str
+    model: nn.Module
+    inputs: dict[str, Tensor]
+
+
+def tiny(task: str, model_type: str, *, seed: int = 0) -> TinyBase:
+    """A tiny random model of one type, and inputs for it.
+
+    Raises:
+        CannotBuild: transformers cannot make one here; the message says why.
+    """
+    try:
+        model = _model(task, model_type, seed)
+        return TinyBase(task, model_type, model, text_inputs(model, 2, 6, seed=seed))
+    except Exception as error:
+        raise CannotBuild(
+            f"no tiny `{model_type}` for {task}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _model(task: str, model_type: str, seed: int) -> nn.Module:
+    import torch
+    import transformers
+
+    kind = getattr(transformers, class_names(task)[model_type])
+    config = tiny_config(model_type, kind)
+    with torch.device("meta"):
+        count = sum(p.numel() for p in kind(config).parameters())
+    if count > _LARGEST:
+        raise ValueError(f"its tiny config still has {count:,} parameters")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: nn.Module = kind(tiny_config(model_type, kind))
+    randomise(model, seed)
+    return model.float().eval().requires_grad_(True)
+
+
+def tiny_config(model_type: str, kind: Any) -> Any:
+    """The tiny config that a model class takes."""
+    from transformers import CONFIG_MAPPING
+
+    whole = CONFIG_MAPPING[model_type](**STARTS.get(model_type, {}))
+    if kind.config_class is not None and not isinstance(whole, kind.config_class):
+        whole = whole.get_text_config()
+    fields = _changed(shrink(whole.to_dict()))
+    return type(whole).from_dict(fields)
+
+
+def _changed(fields: dict[str, Any]) -> dict[str, Any]:
+    nested = {k: _changed(v) if isinstance(v, dict) else v for k, v in fields.items()}
+    return nested | CHANGES.get(str(fields.get("model_type")), {})

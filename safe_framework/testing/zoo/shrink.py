@@ -1,0 +1,73 @@
+"""A config of any type, made tiny by rules that read nothing but names and values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from safe_framework.testing.zoo.ids import move_ids, small_ids
+from safe_framework.testing.zoo.layers import keep_some_layers
+from safe_framework.testing.zoo.sizes import HEAD, HEADS, POSITIONS, tiny_size, tiny_sizes
+
+_LEFT_OUT = {
+    "transformers_version",
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "id2label",
+    "label2id",
+}
+
+
+def shrink(config: dict[str, Any]) -> dict[str, Any]:
+    """The same kind of model with few layers, narrow and with few words.
+
+    Args:
+        config: what ``to_dict`` of a transformers config gives.
+    """
+    return _shrink(move_ids(config, small_ids(config)))
+
+
+def _shrink(config: dict[str, Any]) -> dict[str, Any]:
+    fields = {name: value for name, value in config.items() if name not in _LEFT_OUT}
+    small = {name: _field(name, value) for name, value in keep_some_layers(fields).items()}
+    return small | _equal_heads(fields)
+
+
+def _equal_heads(fields: dict[str, Any]) -> dict[str, int]:
+    """Key heads stay as many as the query heads where they are."""
+    pairs = ((name, name.replace("key_value", "attention")) for name in fields)
+    return {
+        name: HEADS
+        for name, queries in pairs
+        if name != queries and fields[name] == fields.get(queries) and fields[name]
+    }
+
+
+def _field(name: str, value: Any) -> Any:
+    if name.startswith("rope_") and isinstance(value, dict):
+        return _rope(value)
+    if isinstance(value, dict):
+        return _shrink(value)
+    if isinstance(value, list) and value and all(type(item) is int for item in value):
+        return tiny_sizes(name, value)
+    return tiny_size(name, value) if type(value) is int else value
+
+
+def _rope(rope: dict[str, Any]) -> dict[str, Any]:
+    """Rotary parameters for the tiny head and the few positions."""
+    nested = {name: _rope(value) for name, value in rope.items() if isinstance(value, dict)}
+    small = {**rope, **nested}
+    if "original_max_position_embeddings" in rope:
+        small["original_max_position_embeddings"] = POSITIONS // 2
+    if "max_position_embeddings" in rope:
+        small["max_position_embeddings"] = POSITIONS
+    if rope.get("mrope_section"):
+        small["mrope_section"] = _sections(rope)
+    return small
+
+
+def _sections(rope: dict[str, Any]) -> list[int]:
+    """Rotary frequencies for time, height and width: they share half of a head's rotated part."""
+    frequencies = int(HEAD * rope.get("partial_rotary_factor", 1.0)) // 2
+    count = len(rope["mrope_section"])
+    return [(frequencies + count - 1 - axis) // count for axis in range(count)]
