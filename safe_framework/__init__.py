@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from safe_framework.assembly import attach, build, load
+    from safe_framework.certificate.verification import verify
     from safe_framework.encoder import Encoder
     from safe_framework.errors import SafeError
     from safe_framework.fusion import FusionAdapter
@@ -24,6 +25,7 @@ _HOMES = {
     "attach": "assembly",
     "build": "assembly",
     "load": "assembly",
+    "verify": "certificate.verification",
     "Encoder": "encoder",
     "SafeError": "errors",
     "FusionAdapter": "fusion",
@@ -52,6 +54,7 @@ __all__ = [
     "attach",
     "build",
     "load",
+    "verify",
 ]
 
 

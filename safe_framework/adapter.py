@@ -239,6 +239,7 @@ def load_tensors(model: SafeModel, folder: Path, names: Collection[str] | None =
         if names is None or key.partition(".")[0] in names
     }
     copy_tensors(target, _read_tensors(folder), folder)
+    model.seal.identity = config.base
     for name, identity in config.modalities.items():
         model.set_gate(identity["gate"], name)
 

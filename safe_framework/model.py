@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from safe_framework.attachment import active, install
 from safe_framework.base import device_of, facts_of, freeze
+from safe_framework.certificate.seal import Seal
 from safe_framework.encoder import Encoder
 from safe_framework.errors import SafeError
 from safe_framework.fusion import FusionAdapter
@@ -57,6 +58,7 @@ class SafeModel(nn.Module):
         split_rows: as given; may be changed between calls.
         modalities: the senses by name.
         recipe: what the model was built from, if it was built from a recipe.
+        seal: what the base was when it was wrapped.
 
     Raises:
         UnsupportedBaseError: the base cannot be served; the message says what was seen.
@@ -84,6 +86,7 @@ class SafeModel(nn.Module):
         self._owner = uuid4().hex
         self._processor: SafeProcessor | None = None
         self._handles: dict[str, list[RemovableHandle]] = {}
+        self.seal = Seal.of(base, tokenizer)
         self.eval()  # as a loaded model is: dropout only after train()
 
     # Modalities

@@ -1,0 +1,1 @@
+"""The certificate: the laws of docs/laws.md, checked on one model and written down."""

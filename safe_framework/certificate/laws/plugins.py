@@ -1,0 +1,30 @@
+"""L3: no plugin runs while its modality is off, and none misbehaves while it is on."""
+
+from __future__ import annotations
+
+from safe_framework.certificate.bench import Bench
+from safe_framework.certificate.calls import FORWARD, GREEDY, WAYS
+from safe_framework.certificate.probes import counted
+from safe_framework.certificate.result import Law, judged
+
+_NAME = "Plugins propose"
+_HEARD_FIRST = ("every token masked",)  # which only the projector can tell
+
+
+def plugins_propose(bench: Bench) -> Law:
+    """The verdict on L3."""
+    findings = []
+    for call in (FORWARD, GREEDY):
+        for way in WAYS:
+            with counted(bench.model) as calls:
+                bench.off(call, way)
+            ran = [path for path in calls if way not in _HEARD_FIRST or ".fusion" in path]
+            if ran:
+                findings.append(f"{call.name}, {way}: module `{ran[0]}` ran")
+        with counted(bench.model) as calls:
+            on = bench.on(call)
+        if on.error:
+            findings.append(f"{call.name} with the senses on raises {on.error}")
+        if silent := [name for name in bench.model.modalities if f"{name}.fusion" not in calls]:
+            findings.append(f"{call.name} with the senses on never called `{silent[0]}`")
+    return judged("L3", _NAME, f"no module of a sense ran in {2 * len(WAYS)} calls", findings)
