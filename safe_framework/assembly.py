@@ -32,6 +32,7 @@ def build(
     recipe: str | Path | Recipe,
     *,
     device: str | torch.device | None = None,
+    example: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> SafeModel:
     """Build the model that a recipe describes, its modalities fresh and silent.
@@ -39,6 +40,7 @@ def build(
     Args:
         recipe: path of a TOML file, the name of a catalogue recipe, or a recipe already read.
         device: where to put the model; by default where it loads.
+        example: keyword arguments on which the base runs, where it does not run on plain text.
         trust_remote_code: let the base's checkpoint run code of its own.
 
     Raises:
@@ -50,7 +52,7 @@ def build(
     base, tokenizer = load_base(checked.base, trust_remote_code=trust_remote_code)
     if device is not None:
         base = base.to(device)
-    return attach(base, tokenizer, recipe=checked)
+    return attach(base, tokenizer, recipe=checked, example=example)
 
 
 def attach(
@@ -113,6 +115,7 @@ def load(
     base: nn.Module | None = None,
     tokenizer: Any = None,
     device: str | torch.device | None = None,
+    example: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> SafeModel:
     """Load an adapter that ``save_pretrained`` wrote, on the base that it was made for.
@@ -123,6 +126,7 @@ def load(
         base: a base already in memory; loaded as the adapter's recipe says if not given.
         tokenizer: of that base.
         device: where to put the model.
+        example: keyword arguments on which the base runs, where it does not run on plain text.
         trust_remote_code: let the base's checkpoint run code of its own.
 
     Raises:
@@ -134,7 +138,7 @@ def load(
         base, tokenizer = load_base(recipe.base, trust_remote_code=trust_remote_code)
     if device is not None:
         base = base.to(device)
-    model = attach(base, tokenizer, recipe=recipe)
+    model = attach(base, tokenizer, recipe=recipe, example=example)
     try:
         load_tensors(model, Path(folder), recipe.modalities)
         for place in map(Path, more):

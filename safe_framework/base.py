@@ -106,9 +106,9 @@ def _attention(layer: nn.Module, heads: int) -> AttentionWeights | None:
     scale = _norm_scale(layer, query.shape[1])
     query, key, value = query * scale, key * scale, value * scale
     width = query.shape[0]
-    if width % heads or width % key.shape[0] or output.shape[1] != width:
-        return None
     head = width // heads
+    if width % heads or width % key.shape[0] or key.shape[0] % head or output.shape[1] != width:
+        return None
     return AttentionWeights(
         query=query,
         key=_repeat_heads(key, width, head),

@@ -16,6 +16,7 @@ _COUNTS = {
     "encoder": ("encoder_layers", "num_hidden_layers", "num_layers"),
 }
 _NAMES = ("layers", "h", "blocks", "block", "layer")
+_FOREIGN = ("vision", "visual", "image", "audio", "speech", "video", "protein")
 
 
 def text_config(model: nn.Module) -> Any:
@@ -25,11 +26,14 @@ def text_config(model: nn.Module) -> Any:
     return get(decoder=True) if get is not None else config
 
 
-def find_layers(model: nn.Module, layers_path: str | None = None, side: Side = "decoder") -> str:
-    """The dotted path of the list of layers of any transformers model.
+def find_layers(
+    model: nn.Module, layers_path: str | None = None, side: Side = "decoder"
+) -> tuple[str, ...]:
+    """The dotted paths of what may be the list of layers of any transformers model, best first.
 
-    Of the outermost lists of modules in the innermost decoder, the one as long as the config's
-    layer count, then by usual name, then the longest.
+    They are the outermost lists of modules in the innermost decoder: those as long as the
+    config's layer count before others, a vision tower's last, then by usual name, then the
+    longest. Which of them a call really runs is for a probe to see.
 
     Args:
         model: a transformers model.
@@ -40,21 +44,25 @@ def find_layers(model: nn.Module, layers_path: str | None = None, side: Side = "
         UnsupportedBaseError: the model holds no list of layers, or not at ``layers_path``.
     """
     if layers_path is not None:
-        return _checked(model, layers_path)
+        return (_checked(model, layers_path),)
     stack = _innermost_decoder(model) if side == "decoder" else _text_encoder(model)
-    lists = _outermost_lists(stack)
     config = text_config(model)
-    found = (getattr(config, name, None) for name in _COUNTS[side])
-    count = next((number for number in found if isinstance(number, int)), None)
-    candidates = [(name, m) for name, m in lists if len(m) == count] or lists
-    if not candidates:
+    counts = (getattr(config, name, None) for name in _COUNTS[side])
+    count = next((number for number in counts if isinstance(number, int)), None)
+
+    def rank(found: tuple[str, nn.ModuleList]) -> tuple[bool, bool, bool, int]:
+        path, layers = found
+        foreign = any(word in path for word in _FOREIGN)
+        return len(layers) != count, foreign, path.split(".")[-1] not in _NAMES, -len(layers)
+
+    paths = {id(module): path for path, module in reversed(list(model.named_modules()))}
+    ranked = sorted(_outermost_lists(stack), key=rank)
+    if not ranked:
         raise UnsupportedBaseError(
             f"`{type(model).__name__}` holds no list of layers",
             hint="name the list by `layers_path` in [base]",
         )
-    chosen = min(candidates, key=lambda pair: (pair[0].split(".")[-1] not in _NAMES, -len(pair[1])))
-    paths = (name for name, module in model.named_modules() if module is chosen[1])
-    return str(next(paths))
+    return tuple(paths[id(layers)] for _, layers in ranked)
 
 
 def _checked(model: nn.Module, path: str) -> str:

@@ -75,10 +75,10 @@ class SafeModel(nn.Module):
         split_rows: bool = False,
     ) -> None:
         super().__init__()
-        path = find_layers(base, layers_path, side)
+        paths = find_layers(base, layers_path, side)
         self.base = freeze(base)
         self._example = example
-        self.stack = probe(base, path, self._example_inputs())
+        self.stack = probe(base, paths, self._example_inputs())
         self.split_rows = split_rows
         self.modalities = nn.ModuleDict()
         self.recipe: Recipe | None = None

@@ -65,26 +65,36 @@ def decodes_apart(base: nn.Module) -> bool:
     return any(getattr(found, "is_encoder_decoder", False) for found in configs)
 
 
-def probe(base: nn.Module, path: str, example: Mapping[str, Any]) -> LayerStack:
-    """Run ``base`` once and see which of the layers at ``path`` can be served.
+def probe(base: nn.Module, paths: Sequence[str], example: Mapping[str, Any]) -> LayerStack:
+    """Run ``base`` once and see which layers can be served.
+
+    Args:
+        base: a transformers model.
+        paths: of lists of layers; the first of them that runs is taken.
+        example: keyword arguments of the call.
 
     Raises:
         UnsupportedBaseError: the base did not run, no layer was called, or their hidden states
             are of an unknown kind; the message says what was seen.
     """
-    layers: Any = base.get_submodule(path)
-    looks = [_Look() for _ in layers]
-    with _watching(layers, looks):
+    looks = {path: [_Look() for _ in _layers(base, path)] for path in paths}
+    layers = [layer for path in paths for layer in _layers(base, path)]
+    with _watching(layers, [look for found in looks.values() for look in found]):
         _run(base, example)
-    stack = LayerStack(path, len(layers), 0)
-    seen = {layer: look.kinds for layer, look in enumerate(looks) if look.kinds}
-    if not seen:
-        raise UnsupportedBaseError(
-            f"`{type(base).__name__}` ran without calling any layer of `{path}`",
-            hint="name the list of layers that really run by `layers_path`",
-        )
-    rows = len(example["input_ids"]) if "input_ids" in example else _ROWS
-    return _judge(base, stack, seen, rows)
+    for path in paths:
+        seen = {layer: look.kinds for layer, look in enumerate(looks[path]) if look.kinds}
+        if seen:
+            rows = len(example["input_ids"]) if "input_ids" in example else _ROWS
+            return _judge(base, LayerStack(path, len(looks[path]), 0), seen, rows)
+    raise UnsupportedBaseError(
+        f"`{type(base).__name__}` ran without calling any layer of `{paths[0]}`",
+        hint="name the list of layers that really run by `layers_path`",
+    )
+
+
+def _layers(base: nn.Module, path: str) -> list[nn.Module]:
+    layers: Any = base.get_submodule(path)
+    return list(layers)
 
 
 def check_arrival(

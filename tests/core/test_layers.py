@@ -45,13 +45,37 @@ PATHS = {
 def test_the_layers_are_found(base: Any) -> None:
     """The rule finds the text decoder's layers, not an encoder's or a vision tower's."""
     model = base()
-    assert find_layers(model) == PATHS[base]
+    assert find_layers(model)[0] == PATHS[base]
+    assert SafeModel(model).stack.path == PATHS[base]
 
 
 def test_a_path_overrules_the_rule() -> None:
     """``layers_path`` names another list of layers."""
     model = bart()
-    assert find_layers(model, "model.encoder.layers") == "model.encoder.layers"
+    assert find_layers(model, "model.encoder.layers") == ("model.encoder.layers",)
+
+
+class TwoLists(nn.Module):
+    """A list of the usual name that never runs, and a longer one that does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(vocab_size=9)
+        self.embed = nn.Embedding(9, HIDDEN)
+        self.layers = nn.ModuleList([nn.Linear(HIDDEN, HIDDEN)])
+        self.steps = nn.ModuleList([nn.Linear(HIDDEN, HIDDEN) for _ in range(2)])
+
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> SimpleNamespace:
+        hidden = self.embed(input_ids)
+        for step in self.steps:
+            hidden = step(hidden)
+        return SimpleNamespace(logits=hidden)
+
+
+def test_of_two_lists_the_one_that_runs_is_taken() -> None:
+    """What a call shows overrules the names."""
+    assert find_layers(TwoLists()) == ("layers", "steps")
+    assert SafeModel(TwoLists()).stack.path == "steps"
 
 
 @pytest.mark.parametrize(
