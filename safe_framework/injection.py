@@ -128,22 +128,24 @@ class CallInjection:
     Attributes:
         owner: key of the SafeModel whose call it is.
         senses: the modalities that are on.
-        passes: how often one forward call runs each layer; a modality enters on the first.
+        passes: how often one forward call runs each layer.
+        entry: on which of these passes a modality enters, from 0.
         fired: how often each layer was called for each modality.
     """
 
     owner: str
     senses: Sequence[ActiveSense]
     passes: int = 1
+    entry: int = 0
     fired: Counter[tuple[str, int]] = attrs.field(factory=Counter, init=False)
 
     def enter(
         self, modality: str, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> LayerCall:
         """Apply what ``modality`` does at ``layer``."""
-        again = self.fired[modality, layer] % self.passes
+        turn = self.fired[modality, layer] % self.passes
         self.fired[modality, layer] += 1
-        if again:
+        if turn != self.entry:
             return args, kwargs
         hidden = hidden_of(args, kwargs)
         for sense in self.senses:

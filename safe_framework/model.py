@@ -198,7 +198,7 @@ class SafeModel(nn.Module):
                 return method(*args, **own)
 
         def heard() -> Any:
-            injection = CallInjection(self._owner, senses, self.stack.passes)
+            injection = CallInjection(self._owner, senses, self.stack.passes, self.stack.entry)
             with active(injection):
                 out = method(*args, **own)
             injection.check_fired()

@@ -30,7 +30,8 @@ class LayerStack:
         count: how many there are.
         hidden_size: width of their hidden states.
         layout: axes of their hidden states.
-        passes: how often one forward call runs each of them; a modality enters on the first.
+        passes: how often one forward call runs each of them.
+        entry: the pass on which a modality enters: the first that lets gradients through.
         unserved: why a layer cannot be used, for those that cannot.
     """
 
@@ -39,6 +40,7 @@ class LayerStack:
     hidden_size: int
     layout: Layout = PLAIN
     passes: int = 1
+    entry: int = 0
     unserved: Mapping[int, str] = attrs.field(factory=dict)
 
     def of(self, base: nn.Module) -> nn.ModuleList:
@@ -82,7 +84,7 @@ def probe(base: nn.Module, paths: Sequence[str], example: Mapping[str, Any]) -> 
     with _watching(layers, [look for found in looks.values() for look in found]):
         _run(base, example)
     for path in paths:
-        seen = {layer: look.kinds for layer, look in enumerate(looks[path]) if look.kinds}
+        seen = {layer: look.visits for layer, look in enumerate(looks[path]) if look.visits}
         if seen:
             rows = len(example["input_ids"]) if "input_ids" in example else _ROWS
             return _judge(base, LayerStack(path, len(looks[path]), 0), seen, rows)
@@ -114,7 +116,7 @@ def check_arrival(
             )
     reference = _run(base, example)
     for layer in wanted:
-        with _watching([stack.of(base)[layer]], [_Push()]):
+        with _watching([stack.of(base)[layer]], [_Push(stack)]):
             moved = _run(base, example)
         if _same(reference, moved):
             raise UnsupportedBaseError(
@@ -128,16 +130,25 @@ def _served(stack: LayerStack) -> str:
     return ", ".join(str(layer) for layer in range(stack.count) if layer not in stack.unserved)
 
 
+@attrs.frozen
+class _Visit:
+    """What a layer was called with."""
+
+    hidden: tuple[int, ...] | str
+    gradients: bool
+
+
 class _Look:
-    """Remembers the shape of every hidden state that a layer was called with."""
+    """Remembers every call of a layer."""
 
     def __init__(self) -> None:
-        self.kinds: list[tuple[int, ...] | str] = []
+        self.visits: list[_Visit] = []
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = hidden_of(args, kwargs)
         plain = isinstance(hidden, Tensor) and hidden.is_floating_point()
-        self.kinds.append(tuple(hidden.shape) if plain else _name(hidden))
+        shape = tuple(hidden.shape) if plain else _name(hidden)
+        self.visits.append(_Visit(shape, torch.is_grad_enabled()))
 
 
 def _name(hidden: Any) -> str:
@@ -145,11 +156,18 @@ def _name(hidden: Any) -> str:
 
 
 class _Push:
-    """Adds noise as large as the hidden states to them."""
+    """Adds noise as large as the hidden states to them, where a modality would enter."""
+
+    def __init__(self, stack: LayerStack) -> None:
+        self.stack, self.calls = stack, 0
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> LayerCall:
+    ) -> LayerCall | None:
+        turn = self.calls % self.stack.passes
+        self.calls += 1
+        if turn != self.stack.entry:
+            return None
         hidden = hidden_of(args, kwargs)
         noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
         scale = hidden.float().abs().mean() + 1e-3
@@ -173,7 +191,7 @@ def _watching(layers: Sequence[nn.Module], hooks: Sequence[Any]) -> Iterator[Non
 def _run(base: nn.Module, example: Mapping[str, Any]) -> Tensor:
     """The logits of a call, which neither depends on the caller's seed nor moves it."""
     try:
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.enable_grad(), torch.random.fork_rng():  # a frozen base keeps no graph
             torch.manual_seed(0)
             out = base(**example)
     except Exception as error:
@@ -207,31 +225,37 @@ def _same(reference: Tensor, moved: Tensor) -> bool:
 
 
 def _judge(
-    base: nn.Module, stack: LayerStack, seen: Mapping[int, Sequence[Any]], rows: int
+    base: nn.Module, stack: LayerStack, seen: Mapping[int, Sequence[_Visit]], rows: int
 ) -> LayerStack:
     """The stack as the most common kind of call showed it."""
-    counts = Counter((kinds[0], len(kinds)) for kinds in seen.values())
-    (shape, passes), _ = counts.most_common(1)[0]
-    layout = layout_of(shape, rows) if isinstance(shape, tuple) else None
-    if layout is None:
+    usual, _ = Counter(tuple(visits) for visits in seen.values()).most_common(1)[0]
+    shape = usual[0].hidden
+    layout = None if isinstance(shape, str) else layout_of(shape, rows)
+    if layout is None or isinstance(shape, str):
         raise UnsupportedBaseError(
             f"the layers of `{type(base).__name__}` at `{stack.path}` take hidden states of "
             f"{shape} in a call of {rows} rows",
             hint="no known layout, such as (batch, length, hidden), has this shape",
         )
     unserved = {
-        layer: _difference(seen.get(layer, ()), shape, passes)
+        layer: _difference(seen.get(layer, ()), usual)
         for layer in range(stack.count)
-        if layer not in seen or (seen[layer][0], len(seen[layer])) != (shape, passes)
+        if tuple(seen.get(layer, ())) != usual
     }
+    entry = next((turn for turn, visit in enumerate(usual) if visit.gradients), 0)
     return attrs.evolve(
-        stack, hidden_size=shape[-1], layout=layout, passes=passes, unserved=unserved
+        stack,
+        hidden_size=shape[-1],
+        layout=layout,
+        passes=len(usual),
+        entry=entry,
+        unserved=unserved,
     )
 
 
-def _difference(kinds: Sequence[Any], shape: Any, passes: int) -> str:
-    if not kinds:
+def _difference(visits: Sequence[_Visit], usual: Sequence[_Visit]) -> str:
+    if not visits:
         return "it did not run"
-    if kinds[0] != shape:
-        return f"its hidden states are {kinds[0]}, those of most layers {shape}"
-    return f"it ran {len(kinds)} times in a call, most layers {passes}"
+    if len(visits) != len(usual):
+        return f"it ran {len(visits)} times in a call, most layers {len(usual)}"
+    return f"its hidden states are {visits[0].hidden}, those of most layers {usual[0].hidden}"

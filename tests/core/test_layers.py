@@ -152,6 +152,16 @@ class Twice(Toy):
         return layer(layer(hidden))
 
 
+class LearnsLast(Toy):
+    """Runs its layers twice, first without gradients."""
+
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> SimpleNamespace:
+        hidden = self.embed(input_ids)
+        with torch.no_grad():
+            first = self.layers[1](self.layers[0](hidden))
+        return SimpleNamespace(logits=self.layers[1](self.layers[0](hidden + first)))
+
+
 class Fails(Toy):
     def call(self, layer: nn.Module, hidden: Tensor) -> Tensor:
         raise KeyError("pixel_values")
@@ -233,6 +243,14 @@ def test_a_repeated_stack_hears_once_a_pass() -> None:
     alone, heard = seen[:2], seen[2:]
     assert not torch.equal(heard[0], alone[0])
     assert torch.equal(heard[1], base.layers[0](heard[0]))
+
+
+def test_a_modality_enters_where_it_can_learn() -> None:
+    """Of two passes, the first that lets gradients through."""
+    model, ids = attached(LearnsLast()), torch.tensor([[1, 2]])
+    assert (model.stack.passes, model.stack.entry) == (2, 1)
+    model(input_ids=ids, **felt(1)).logits.sum().backward()
+    assert all(p.grad is not None for p in model.trainable_parameters().values())
 
 
 def test_an_encoder_can_be_fused() -> None:
