@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from safe_framework.errors import SafeError
-from safe_framework.testing.zoo.exceptions import CHANGES, STARTS
+from safe_framework.testing.zoo.exceptions import CHANGES, REPLACED, STARTS
+from safe_framework.testing.zoo.images import with_image
 from safe_framework.testing.zoo.inputs import text_inputs
 from safe_framework.testing.zoo.shrink import shrink
 from safe_framework.testing.zoo.types import class_names
@@ -49,11 +50,34 @@ def tiny(task: str, model_type: str, *, seed: int = 0) -> TinyBase:
     """
     try:
         model = _model(task, model_type, seed)
-        return TinyBase(task, model_type, model, text_inputs(model, 2, 6, seed=seed))
+        return TinyBase(task, model_type, model, _inputs(model, seed))
     except Exception as error:
         raise CannotBuild(
             f"no tiny `{model_type}` for {task}: {type(error).__name__}: {error}"
         ) from error
+
+
+def _inputs(model: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Inputs with an image where that runs, else with text alone."""
+    text = text_inputs(model, 2, 6, seed=seed)
+    for inputs in with_image(model, text):
+        if _runs(model, inputs) is None:
+            return inputs
+    if (error := _runs(model, text)) is not None:
+        raise error
+    return text
+
+
+def _runs(model: nn.Module, inputs: dict[str, Tensor]) -> Exception | None:
+    """The error of one forward, if any."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    except Exception as error:
+        return error
+    return None
 
 
 def _model(task: str, model_type: str, seed: int) -> nn.Module:
@@ -79,11 +103,13 @@ def tiny_config(model_type: str, kind: Any) -> Any:
 
     whole = CONFIG_MAPPING[model_type](**STARTS.get(model_type, {}))
     if kind.config_class is not None and not isinstance(whole, kind.config_class):
-        whole = whole.get_text_config()
+        whole = whole.get_text_config(decoder=True)
     fields = _changed(shrink(whole.to_dict()))
     return type(whole).from_dict(fields)
 
 
 def _changed(fields: dict[str, Any]) -> dict[str, Any]:
+    if fields.get("model_type") in REPLACED:
+        return REPLACED[fields["model_type"]]
     nested = {k: _changed(v) if isinstance(v, dict) else v for k, v in fields.items()}
     return nested | CHANGES.get(str(fields.get("model_type")), {})

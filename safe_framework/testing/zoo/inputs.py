@@ -51,13 +51,18 @@ def ordinary_ids(config: Any) -> list[int]:
 
 def vocabulary_size(config: Any) -> int:
     """The text vocabulary's size."""
-    sizes = (getattr(part, "vocab_size", None) for part in (config.get_text_config(), config))
+    sizes = (getattr(part, "vocab_size", None) for part in (text_part(config), config))
     return next(size for size in sizes if isinstance(size, int))
+
+
+def text_part(config: Any) -> Any:
+    """The config of the part that writes."""
+    return config.get_text_config(decoder=True)
 
 
 def padding_id(config: Any) -> int:
     """The id of padding: the config's, or 0."""
-    found = (getattr(part, "pad_token_id", None) for part in (config, config.get_text_config()))
+    found = (getattr(part, "pad_token_id", None) for part in (config, text_part(config)))
     return next((number for number in found if isinstance(number, int) and number >= 0), 0)
 
 

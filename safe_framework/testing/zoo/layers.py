@@ -11,6 +11,8 @@ _COUNT = re.compile(
     r"(.*_)?(num_)?(hidden_layers|n_layers?|num_layers|layers|(encoder|decoder)_layers|depth"
     r"|num_blocks)"
 )
+_NO_COUNT = {"max_window_layers", "num_kv_shared_layers", "num_dense_layers"}
+_MAIN = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _INDICES = re.compile(r".*(_layers|_indexes|_indices|_idxs|_layer_ids|_layer)")
 
 
@@ -23,7 +25,7 @@ def keep_some_layers(config: dict[str, Any]) -> dict[str, Any]:
     counts = {name: value for name, value in config.items() if _is_count(name, value)}
     if not counts:
         return config
-    total = max(counts.values())
+    total = next((counts[name] for name in _MAIN if name in counts), max(counts.values()))
     kept = _chosen(_kinds(config, total))
     cut = {name: _cut(name, value, total, kept) for name, value in config.items()}
     for name, value in counts.items():
@@ -32,7 +34,8 @@ def keep_some_layers(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_count(name: str, value: Any) -> bool:
-    return bool(_COUNT.fullmatch(name)) and type(value) is int and value > 0
+    is_named = bool(_COUNT.fullmatch(name)) and name not in _NO_COUNT
+    return is_named and type(value) is int and value > 0
 
 
 def _is_per_layer(value: Any, total: int) -> bool:
@@ -52,7 +55,8 @@ def _is_per_layer_flag(value: list[int], total: int) -> bool:
 
 def _kinds(config: dict[str, Any], total: int) -> list[tuple[str, ...]]:
     lists = [value for value in config.values() if _is_per_layer(value, total)]
-    members = [set(v) for name, v in config.items() if _is_indices(name, v, total)]
+    shared = set(range(total - (config.get("num_kv_shared_layers") or 0), total))
+    members = [shared] + [set(v) for name, v in config.items() if _is_indices(name, v, total)]
     lists = [value for value in lists if sorted(set(map(str, value))) != sorted(map(str, value))]
     return [
         tuple([*(str(value[n]) for value in lists), *(str(n in group) for group in members)])
@@ -69,6 +73,8 @@ def _chosen(kinds: list[tuple[str, ...]]) -> list[int]:
 
 
 def _cut(name: str, value: Any, total: int, kept: list[int]) -> Any:
+    if name == "num_kv_shared_layers" and value:
+        return sum(number >= total - value for number in kept)
     if name == "per_layer_config" and isinstance(value, dict):
         return {str(new): value[key] for new, old in enumerate(kept)
                 for key in value if int(key) == old}  # fmt: skip

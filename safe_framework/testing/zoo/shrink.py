@@ -6,7 +6,16 @@ from typing import Any
 
 from safe_framework.testing.zoo.ids import move_ids, small_ids
 from safe_framework.testing.zoo.layers import keep_some_layers
-from safe_framework.testing.zoo.sizes import HEAD, HEADS, POSITIONS, tiny_size, tiny_sizes
+from safe_framework.testing.zoo.sizes import (
+    HEAD,
+    HEADS,
+    IMAGE,
+    POSITIONS,
+    VOCABULARY,
+    WIDTH,
+    tiny_size,
+    tiny_sizes,
+)
 
 _LEFT_OUT = {
     "transformers_version",
@@ -15,6 +24,15 @@ _LEFT_OUT = {
     "dtype",
     "id2label",
     "label2id",
+}
+_UNSET = {
+    "head_dim": HEAD,
+    "num_key_value_heads": HEADS,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "image_token_id": VOCABULARY // 2,
+    "image_token_index": VOCABULARY // 2,
 }
 
 
@@ -30,7 +48,19 @@ def shrink(config: dict[str, Any]) -> dict[str, Any]:
 def _shrink(config: dict[str, Any]) -> dict[str, Any]:
     fields = {name: value for name, value in config.items() if name not in _LEFT_OUT}
     small = {name: _field(name, value) for name, value in keep_some_layers(fields).items()}
-    return small | _equal_heads(fields)
+    return small | _related(fields)
+
+
+def _related(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields that follow from others, or that most checkpoints set and the default leaves out."""
+    made: dict[str, Any] = _equal_heads(fields)
+    made |= {name: size for name, size in _UNSET.items() if fields.get(name, 0) is None}
+    if "qk_nope_head_dim" in fields and "qk_rope_head_dim" in fields:
+        parts = ("qk_nope_head_dim", "qk_rope_head_dim")
+        made["qk_head_dim"] = sum(tiny_size(part, fields[part]) for part in parts)
+    if "expand" in fields and "head_dim" in fields:
+        made["num_heads"] = fields["expand"] * WIDTH // HEAD
+    return made
 
 
 def _equal_heads(fields: dict[str, Any]) -> dict[str, int]:
@@ -45,9 +75,11 @@ def _equal_heads(fields: dict[str, Any]) -> dict[str, int]:
 
 def _field(name: str, value: Any) -> Any:
     if name.startswith("rope_") and isinstance(value, dict):
-        return _rope(value)
+        return _rope(value) or None
     if isinstance(value, dict):
         return _shrink(value)
+    if name == "image_grid_pinpoints":
+        return [[IMAGE, IMAGE]]
     if isinstance(value, list) and value and all(type(item) is int for item in value):
         return tiny_sizes(name, value)
     return tiny_size(name, value) if type(value) is int else value

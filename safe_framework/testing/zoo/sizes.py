@@ -15,11 +15,12 @@ PATCH, IMAGE = 4, 16
 _PATTERNS: list[tuple[str, int]] = [
     # Heads of a width, before the widths whose names they hold.
     (r"(.*_)?(num_)?(key_value_heads|kv_heads|kv_n_heads|n_kv_heads)|num_query_groups", 2),
-    (r"linear_num_key_heads", 2),
-    (r"mamba_(n_heads|num_heads)", 8),
+    (r"linear_num_key_heads|num_hash(es)?", 2),
+    (r"mamba_(n_heads|num_heads)|n_mamba_heads", 8),
+    (r"mamba_d_ssm", 2 * WIDTH),
     (r"(.*_)?(num_|n_)?(attention_heads|heads)|n_head|linear_num_value_heads|num_heads", HEADS),
     (r"attention_head_dim|kv_channels|d_kv|d_head|dim_head", HEAD),
-    (r"(.*_)?head_dim|(.*_)?head_size|mamba_d_head|mamba_headdim|linear_head_dim", HEAD),
+    (r"(.*_)?head_dim|(.*_)?head_size|mamba_d_head|mamba_headdim|linear_head_dim|rotary_dim", HEAD),
     (r"(.*_)?(intermediate_size|ffn_dim|ffn_hidden_size|ffn_size|inner_dim)(_mlp)?", FEEDFORWARD),
     (r"d_ff|dff|dim_ff|mlp_dim|d_inner|n_inner|(.*_)?feed_forward_size", FEEDFORWARD),
     (r"share_expert_dim|intermediate_multiple_size", FEEDFORWARD),
@@ -41,11 +42,12 @@ _PATTERNS: list[tuple[str, int]] = [
     (r"topk_group|group_limited_topk", 1),
     (r"(num_|n_|moe_num_)shared_experts", 1),
     (r"(first_k_dense_replace|num_dense_layers|num_nextn_predict_layers)", 1),
-    (r"(.*_)?vocab_size(_.*)?", VOCABULARY),
+    (r"(.*_)?vocab(_size)?(_.*)?", VOCABULARY),
     (r"(.*_)?(position_embeddings|positions|n_ctx|seq_len|max_seq_len|max_length)", POSITIONS),
     (r"model_max_length|position_embedding_size|context_length|max_source_positions", POSITIONS),
     # Windows, so short that a few tokens exceed them.
-    (r"(sliding_window|sliding_window_size|attention_window_size|local_attention)", 4),
+    (r"max_window_layers", 1),
+    (r"index_block_size|(sliding_window|sliding_window_size|attention_window_size|local_attention)", 4),
     (r"attention_chunk_size|index_topk|local_radius", 4),
     # Images.
     (r"(.*_)?patch_size", PATCH),
@@ -62,7 +64,7 @@ def tiny_size(name: str, value: int) -> int:
         return value
     for pattern, size in _COMPILED:
         if pattern.fullmatch(name):
-            return size if size in (WIDTH,) else min(value, size)
+            return size if size in (WIDTH, HEAD) else min(value, size)
     return value
 
 
