@@ -6,12 +6,12 @@ it returns None, and the base computes what it always did.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 LayerCall = tuple[tuple[Any, ...], dict[str, Any]]
@@ -26,6 +26,10 @@ class Injection(Protocol):
         self, modality: str, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> LayerCall:
         """The arguments with which ``modality`` lets layer ``layer`` be called."""
+        ...
+
+    def embed(self, modality: str, ids: object, embedded: Tensor) -> Tensor | None:
+        """What a look-up of ``ids`` gives with ``modality``'s markers, or None if it has none."""
         ...
 
 
@@ -73,6 +77,35 @@ def install(
         layers[layer].register_forward_pre_hook(LayerHook(owner, modality, layer), with_kwargs=True)
         for layer in wanted
     ]
+
+
+class EmbeddingHook:
+    """A forward hook on an embedding, as inert as a ``LayerHook``.
+
+    Args:
+        owner: key of the SafeModel that installed it.
+        modality: name of the modality whose markers it puts in.
+    """
+
+    def __init__(self, owner: str, modality: str) -> None:
+        self.owner, self.modality = owner, modality
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
+        """Change what was looked up, or return None to leave it alone."""
+        injection = _ACTIVE.get()
+        if injection is None or injection.owner != self.owner:
+            return None
+        return injection.embed(self.modality, args[0] if args else kwargs.get("input"), output)
+
+
+def install_embeddings(
+    owner: str, modality: str, embeddings: Sequence[nn.Module]
+) -> list[RemovableHandle]:
+    """Hook every embedding for the markers of one modality."""
+    hook = EmbeddingHook(owner, modality)
+    return [module.register_forward_hook(hook, with_kwargs=True) for module in embeddings]
 
 
 def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

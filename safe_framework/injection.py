@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -17,7 +17,8 @@ from safe_framework.attachment import LayerCall, hidden_of, with_hidden
 from safe_framework.errors import InjectionError, PluginError
 from safe_framework.fusion import FusionAdapter
 from safe_framework.layout import PLAIN, Layout
-from safe_framework.shapes import Memory
+from safe_framework.marker_prompt import MarkedPrompt
+from safe_framework.shapes import Memory, Tokens
 
 
 @attrs.define(eq=False)
@@ -32,6 +33,7 @@ class ActiveSense:
         gates: the strength on each of those rows, (present,).
         batch: how many rows the call has.
         layout: axes of the base's hidden states.
+        tokens: what the projector gave, a row for each sample, where they stand in the text.
     """
 
     name: str
@@ -41,6 +43,7 @@ class ActiveSense:
     gates: Tensor
     batch: int
     layout: Layout = PLAIN
+    tokens: Tokens | None = None
     _expanded: dict[tuple[int, torch.device], tuple[Memory, Tensor, Tensor]] = attrs.field(
         factory=dict, init=False
     )
@@ -130,6 +133,7 @@ class CallInjection:
         senses: the modalities that are on.
         passes: how often one forward call runs each layer.
         entry: on which of these passes a modality enters, from 0.
+        prompts: by modality, where the vectors of its markers stand.
         fired: how often each layer was called for each modality.
     """
 
@@ -137,6 +141,7 @@ class CallInjection:
     senses: Sequence[ActiveSense]
     passes: int = 1
     entry: int = 0
+    prompts: Mapping[str, MarkedPrompt] = attrs.field(factory=dict)
     fired: Counter[tuple[str, int]] = attrs.field(factory=Counter, init=False)
 
     def enter(
@@ -153,12 +158,25 @@ class CallInjection:
                 hidden = sense.apply(hidden, layer)
         return with_hidden(args, kwargs, hidden)
 
+    def embed(self, modality: str, ids: object, embedded: Tensor) -> Tensor | None:
+        """What the base's look-up of ``ids`` gives with ``modality``'s markers."""
+        prompt = self.prompts.get(modality)
+        return None if prompt is None else prompt.embed(ids, embedded)
+
     def check_fired(self) -> None:
-        """Refuse a call in which a fused layer was bypassed.
+        """Refuse a call in which a fused layer or a marker was bypassed.
 
         Raises:
-            InjectionError: a layer's hook never ran, so its modality had no effect there.
+            InjectionError: a layer's hook never ran, so its modality had no effect there, or
+                the base never looked up the words among which the markers stand.
         """
+        if lost := [name for name, prompt in self.prompts.items() if not prompt.complete]:
+            raise InjectionError(
+                f"the markers of {', '.join(f'`{name}`' for name in lost)} never reached the "
+                "base: it did not look its text up in its input embeddings",
+                hint="if the base is compiled, compile it after attaching; else leave `markers` "
+                "out",
+            )
         for sense in self.senses:
             layers = sense.fusion.layers
             if missed := [layer for layer in layers if not self.fired[sense.name, layer]]:

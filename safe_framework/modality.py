@@ -14,6 +14,7 @@ from safe_framework.errors import PluginError, SafeError, SampleError
 from safe_framework.fusion import FusionAdapter
 from safe_framework.injection import ActiveSense
 from safe_framework.layout import PLAIN, Layout
+from safe_framework.markers import Markers
 from safe_framework.projector import Projector
 from safe_framework.shapes import Frames
 
@@ -34,6 +35,7 @@ class Modality(nn.Module):
         projector: maps frames into the base's hidden size.
         fusion: lets decoder layers attend to the tokens.
         gate: strength from 0 (off) to 1.
+        markers: words around its place in the text; None for none.
     """
 
     def __init__(
@@ -43,10 +45,12 @@ class Modality(nn.Module):
         projector: Projector,
         fusion: FusionAdapter,
         gate: float = 1.0,
+        markers: Markers | None = None,
     ) -> None:
         super().__init__()
         self.name = name
         self.encoder, self.projector, self.fusion = encoder, projector, fusion
+        self.markers = markers
         self.gate = checked_gate(gate)
 
     def train(self, mode: bool = True) -> Modality:
@@ -96,7 +100,10 @@ class Modality(nn.Module):
             tokens, rows = tokens.rows(heard), rows[heard]
         memory = self.fusion.remember(tokens)
         strengths = gates.to(rows.device)[rows]
-        return ActiveSense(self.name, self.fusion, memory, rows, strengths, len(present), layout)
+        inline = tokens if self.markers is not None and self.markers.tokens is not None else None
+        return ActiveSense(
+            self.name, self.fusion, memory, rows, strengths, len(present), layout, inline
+        )
 
 
 def checked_gate(value: float) -> float:

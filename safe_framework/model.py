@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from safe_framework.attachment import active, install
+from safe_framework.attachment import active, install, install_embeddings
 from safe_framework.base import device_of, facts_of, freeze
 from safe_framework.certificate.seal import Seal
 from safe_framework.encoder import Encoder
@@ -21,9 +21,11 @@ from safe_framework.errors import SafeError
 from safe_framework.fusion import FusionAdapter
 from safe_framework.injection import ActiveSense, CallInjection
 from safe_framework.layers import Side, find_layers
+from safe_framework.marker_call import prepare_call
+from safe_framework.markers import Markers, embeddings_of, inline_tokens, make_markers
 from safe_framework.modality import Modality, checked_gate, row_gates, split_by_modality
 from safe_framework.probe import check_arrival, example_inputs, probe
-from safe_framework.processor import SafeProcessor
+from safe_framework.processor import SafeProcessor, padding_id
 from safe_framework.projector import Projector
 from safe_framework.rows import call_apart, refuse_shared
 from safe_framework.shapes import BaseFacts, Frames, Sample
@@ -99,21 +101,36 @@ class SafeModel(nn.Module):
         projector: Projector,
         fusion: FusionAdapter,
         gate: float = 1.0,
+        markers: bool = False,
+        inline: bool = False,
     ) -> None:
-        """Attach a sense; untrained, it leaves the outputs exactly the base's.
+        """Attach a sense; untrained and without markers, it leaves the outputs exactly the base's.
+
+        Args:
+            name: of the sense.
+            encoder: turns samples into frames.
+            projector: maps frames into the base's hidden size.
+            fusion: lets decoder layers attend to the tokens.
+            gate: strength from 0 (off) to 1.
+            markers: mark where a sample is in the text, by two words with vectors of their own.
+            inline: put the projected tokens between them too.
 
         Raises:
             SafeError: the name is taken or cannot be a keyword, or a fused layer does not exist.
             UnsupportedBaseError: what is added at a fused layer does not reach the outputs.
         """
         self._check_name(name)
-        modality = Modality(name, encoder, projector, fusion, gate)
+        taken, tokens = self._markers().values(), inline_tokens(projector) if inline else None
+        marks = make_markers(self, taken, tokens) if markers or inline else None
+        modality = Modality(name, encoder, projector, fusion, gate, marks)
         modality.encoder.eval()
         self._check_layers(name, fusion.layers)
         check_arrival(self.base, self.stack, fusion.layers, self._example_inputs())
         self.modalities[name] = modality.to(self.device).train(self.training)
         self._processor = None
         self._handles[name] = install(self._owner, name, self.stack.of(self.base), fusion.layers)
+        if marks is not None:
+            self._handles[name] += install_embeddings(self._owner, name, embeddings_of(self.base))
 
     def remove_modality(self, name: str) -> None:
         """Detach one sense; its hooks leave the base."""
@@ -164,7 +181,8 @@ class SafeModel(nn.Module):
     def generate(self, *args: Any, gate: Gate | None = None, **inputs: Any) -> Any:
         """The base's own ``generate``, with whatever modalities ``inputs`` carries.
 
-        Keys and values of a modality are computed once and shared by beams and steps.
+        Keys and values of a modality are computed once and shared by beams and steps. Returned
+        texts begin with what the base was given: markers of a modality that is off are not in it.
         """
         with torch.no_grad():
             generate: Any = self.base.generate
@@ -192,15 +210,18 @@ class SafeModel(nn.Module):
     ) -> Any:
         own, given = split_by_modality(args, inputs, self.modalities)
         senses = self._senses(given, gate)
+        pad = padding_id(self.tokenizer, self._fill())
+        call = prepare_call(method, args, own, self._markers(), senses, pad)
 
         def silent() -> Any:
             with active(None):
-                return method(*args, **own)
+                return method(*call.args, **call.inputs)
 
         def heard() -> Any:
-            injection = CallInjection(self._owner, senses, self.stack.passes, self.stack.entry)
+            stack = self.stack
+            injection = CallInjection(self._owner, senses, stack.passes, stack.entry, call.prompts)
             with active(injection):
-                out = method(*args, **own)
+                out = method(*call.args, **call.inputs)
             injection.check_fired()
             return out
 
@@ -208,9 +229,9 @@ class SafeModel(nn.Module):
             return silent()
         rows, batch = _union([sense.rows for sense in senses]), senses[0].batch
         if not self.split_rows or len(rows) == batch:
-            return heard()
+            return call.restored(heard())
         refuse_shared(own)
-        return call_apart(silent, heard, rows, batch, self._fill())
+        return call.restored(call_apart(silent, heard, rows, batch, self._fill()))
 
     def _senses(
         self, given: Mapping[str, Mapping[str, Tensor]], gate: Gate | None
@@ -224,6 +245,10 @@ class SafeModel(nn.Module):
             if name in given and (id(self), name) not in off
             if (sense := self._sense(name, given[name], gate)) is not None
         ]
+
+    def _markers(self) -> dict[str, Markers]:
+        found = {name: self.modality(name).markers for name in self.modalities}
+        return {name: markers for name, markers in found.items() if markers is not None}
 
     def _fill(self) -> int:
         """The id with which ``generate`` fills up texts that have ended."""
@@ -269,7 +294,8 @@ class SafeModel(nn.Module):
         if self._processor is None:  # copying a tokenizer takes a while
             encoders = {name: self.modality(name).encoder for name in self.modalities}
             prompt = self.recipe.data.prompt if self.recipe and self.recipe.data else "{question}"
-            self._processor = SafeProcessor(self.tokenizer, encoders, prompt=prompt)
+            spans = {name: markers.span for name, markers in self._markers().items()}
+            self._processor = SafeProcessor(self.tokenizer, encoders, prompt=prompt, spans=spans)
         return self._processor
 
     def encode(self, name: str, samples: Sequence[Sample]) -> Frames:

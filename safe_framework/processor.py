@@ -12,6 +12,7 @@ from torch import Tensor
 
 from safe_framework.encoder import Encoder
 from safe_framework.errors import SafeError, SampleError
+from safe_framework.marker_text import MarkerText
 from safe_framework.modality import PRESENT
 from safe_framework.shapes import Sample
 
@@ -23,14 +24,24 @@ class SafeProcessor:
         tokenizer: the base's tokenizer or processor; copied, never changed.
         encoders: the attached encoders by modality.
         prompt: template with ``{question}``, as the recipe's data was prompted.
+        spans: by modality with markers, the ids that stand where its sample is.
+
+    Attributes:
+        markers: puts these ids into texts.
     """
 
     def __init__(
-        self, tokenizer: Any, encoders: Mapping[str, Encoder], *, prompt: str = "{question}"
+        self,
+        tokenizer: Any,
+        encoders: Mapping[str, Encoder],
+        *,
+        prompt: str = "{question}",
+        spans: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.tokenizer = _with_padding(copy.deepcopy(tokenizer))
         self.encoders = dict(encoders)
         self.template = prompt
+        self.markers = MarkerText(self.tokenizer, spans or {})
 
     def __call__(
         self,
@@ -43,6 +54,9 @@ class SafeProcessor:
         **inputs: Any,
     ) -> Any:
         """A batch for ``model(**batch)`` and ``model.generate(**batch)``.
+
+        The markers of a modality that has some stand where a text with a sample says ``<NAME>``,
+        or before it. They come on top of a ``max_length``.
 
         Args:
             text: one text or several, as they are.
@@ -60,17 +74,31 @@ class SafeProcessor:
         if return_tensors != "pt":
             raise SafeError(f'`return_tensors` must be "pt", not {return_tensors!r}')
         texts = self._texts(text, question)
-        given = {name: inputs.pop(name) for name in list(inputs) if name in self.encoders}
+        given = {
+            name: self._per_text(name, inputs.pop(name), len(texts))
+            for name in list(inputs)
+            if name in self.encoders
+        }
         if self.tokenizer is None:
             raise SafeError(
                 "the model has no tokenizer", hint="pass one: attach(base, tokenizer=...)"
             )
         inputs.setdefault("padding_side", "left")
-        batch = self.tokenizer(text=texts, return_tensors="pt", padding=padding, **inputs)
+        plain = [self.markers.plain(text) for text in texts]
+        batch = self.tokenizer(text=plain, return_tensors="pt", padding=padding, **inputs)
+        batch.update(self.markers.inserted(batch, texts, given))
         for name, samples in given.items():
             rate = sampling_rate.get(name) if isinstance(sampling_rate, Mapping) else sampling_rate
-            batch.update(self.modality(name, self._per_text(name, samples, len(texts)), rate))
+            batch.update(self.modality(name, samples, rate))
         return batch
+
+    def decode(self, ids: Tensor | Sequence[int], **options: Any) -> str:
+        """The text of ids, markers among them, as the tokenizer's own ``decode``."""
+        return self.markers.decode(ids, **options)
+
+    def batch_decode(self, sequences: Tensor | Sequence[Any], **options: Any) -> list[str]:
+        """The text of each row of ids."""
+        return [self.decode(ids, **options) for ids in sequences]
 
     def modality(
         self, name: str, samples: Sequence[Sample | None], sampling_rate: int | None = None
@@ -126,6 +154,13 @@ def _wrap(name: str, encoder: Encoder, sample: Sample, rate: int | None) -> Samp
             hint=f"pass sampling_rate=..., in hertz; the encoder takes {encoder.sampling_rate}",
         )
     return Waveform(np.asarray(sample, dtype=np.float32), rate)
+
+
+def padding_id(tokenizer: Any, default: int) -> int:
+    """The id with which a processor of ``tokenizer`` pads; ``default`` where it has none."""
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    named = (getattr(inner, "pad_token_id", None), getattr(inner, "eos_token_id", None))
+    return next((found for found in named if type(found) is int), default)
 
 
 def _with_padding(tokenizer: Any) -> Any:

@@ -14,11 +14,17 @@ class Projector(nn.Module, ABC):
 
     The constructor takes ``(frame_dim, hidden_size, *, options...)``.
 
+    Attributes:
+        tokens: how many tokens it gives for every sample; None where that is not fixed. Tokens
+            can stand in the text (``inline``) only if it is.
+
     Laws:
         tokens_shape: gives (batch, tokens, hidden) with a mask (batch, tokens).
         mask_respected: frames whose mask is False have no effect.
         differentiable: every trainable parameter gets a gradient.
     """
+
+    tokens: int | None = None
 
     @abstractmethod
     def forward(self, frames: Frames) -> Tokens:

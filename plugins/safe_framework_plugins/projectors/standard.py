@@ -29,6 +29,7 @@ class StandardProjector(Projector):
         noise: deviation of Gaussian noise on the standardised channels, in training.
     """
 
+    tokens: int
     center: Tensor
     scale: Tensor
 
@@ -51,7 +52,7 @@ class StandardProjector(Projector):
             raise ValueError(f"`dropout` must be from 0 up to 1, not {dropout}")
         if noise < 0:
             raise ValueError(f"`noise` must be at least 0, not {noise}")
-        self.count, self.noise = tokens, noise
+        self.tokens, self.noise = tokens, noise
         self.register_buffer("center", torch.zeros(3 * frame_dim))
         self.register_buffer("scale", torch.ones(3 * frame_dim))
         self.mlp = _mlp([3 * frame_dim, *[hidden_dim] * (depth - 1), tokens * hidden_size], dropout)
@@ -69,8 +70,8 @@ class StandardProjector(Projector):
         if self.training and self.noise:
             pooled = pooled + self.noise * torch.randn_like(pooled)
         flat = self.mlp(pooled)
-        values = self.norm(flat.reshape(len(flat), self.count, -1))  # (batch, tokens, hidden)
-        mask = frames.mask.any(dim=1, keepdim=True).expand(-1, self.count)
+        values = self.norm(flat.unflatten(1, (self.tokens, -1)))  # (batch, tokens, hidden)
+        mask = frames.mask.any(dim=1, keepdim=True).expand(-1, self.tokens)
         return Tokens(values, mask)
 
 

@@ -1,0 +1,100 @@
+"""The text columns of a padded batch put in another order, as spans come in or go out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+NEW_PADDING = -1
+_ENDINGS = ("mask", "ids", "labels")
+_OTHERS = ("decoder_", "pixel_")
+
+
+@attrs.frozen
+class Rows:
+    """Where the rows of a batch have text between their padding.
+
+    Attributes:
+        left: whether they are padded on the left.
+        bounds: the columns from a row's first to its last real one.
+        length: how many columns there are.
+    """
+
+    left: bool
+    bounds: Sequence[range]
+    length: int
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Rows:
+        """The rows of a batch with this attention mask, (batch, length)."""
+        rows = mask.bool().tolist()
+        left = not all(row[0] for row in rows) or all(row[-1] for row in rows)
+        return cls(left, [_bounds(row, left) for row in rows], mask.shape[1])
+
+    def width(self, contents: Sequence[Sequence[int]]) -> int:
+        """Columns for other contents: as few as fit, unless there were more than that before."""
+        longest = max(map(len, contents))
+        tight = any(len(bounds) == self.length for bounds in self.bounds)
+        return longest if tight else max(longest, self.length)
+
+    def index(self, contents: Sequence[Sequence[int]], width: int) -> Tensor:
+        """Which old column each new one holds, (batch, width).
+
+        Args:
+            contents: the columns of each row, without its padding; a row's own padding follows
+                as far as it is needed, then comes ``NEW_PADDING``.
+            width: of every row.
+        """
+        rows = zip(contents, self.bounds, strict=True)
+        return torch.tensor([self._row(list(row), bounds, width) for row, bounds in rows])
+
+    def _row(self, content: list[int], bounds: range, width: int) -> list[int]:
+        missing = width - len(content)
+        if self.left:
+            own = list(range(bounds.start))[max(bounds.start - missing, 0) :]
+            return [*[NEW_PADDING] * (missing - len(own)), *own, *content]
+        own = list(range(bounds.stop, self.length))[:missing]
+        return [*content, *own, *[NEW_PADDING] * (missing - len(own))]
+
+
+def _bounds(row: list[bool], left: bool) -> range:
+    if True not in row:
+        return range(len(row), len(row)) if left else range(0)
+    return range(row.index(True), len(row)) if left else range(len(row) - row[::-1].index(True))
+
+
+def by_position(
+    inputs: Mapping[str, Any], shape: torch.Size, *, apart: bool = False
+) -> dict[str, Tensor]:
+    """Those inputs of a call that have a value for each text position.
+
+    Args:
+        inputs: of the call.
+        shape: of its text, (batch, length).
+        apart: whether ``labels`` belong to a decoder's text instead.
+    """
+    return {
+        name: value
+        for name, value in inputs.items()
+        if isinstance(value, Tensor)
+        and value.shape[:2] == shape
+        and (name == "inputs" or name.endswith(_ENDINGS))
+        and not name.startswith(_OTHERS)
+        and not (apart and name == "labels")
+    }
+
+
+def rearranged(inputs: Mapping[str, Tensor], index: Tensor, pad: int) -> dict[str, Tensor]:
+    """Every tensor with its columns as ``index`` says; ``pad`` is the id of new padding."""
+    fills = {"input_ids": pad, "inputs": pad, "labels": -100}
+    return {name: _taken(value, index, fills.get(name, 0)) for name, value in inputs.items()}
+
+
+def _taken(values: Tensor, index: Tensor, fill: int) -> Tensor:
+    index = index.to(values.device).reshape(*index.shape, *[1] * (values.ndim - 2))
+    wanted = index.clamp_min(0).expand(*index.shape[:2], *values.shape[2:])
+    return values.gather(1, wanted).masked_fill(index == NEW_PADDING, fill)
