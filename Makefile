@@ -3,7 +3,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check
 EDITABLE := $(PIP) --constraint .ci/constraints.txt --editable
 
-.PHONY: help demo test lint check-real clean
+.PHONY: help demo test lint check-real check-zoo check-gpu clean
 .DELETE_ON_ERROR:
 
 help:
@@ -11,6 +11,8 @@ help:
 	@echo "make test        install, run the test suite"
 	@echo "make lint        style and types"
 	@echo "make check-real  tests on the packaged pretrained models (minutes)"
+	@echo "make check-zoo   the laws on every architecture of transformers (minutes)"
+	@echo "make check-gpu   the certificate on a CUDA device"
 	@echo "make clean       remove what these commands made, but for runs/"
 
 demo: $(VENV)/.demo
@@ -26,6 +28,12 @@ lint: $(VENV)/.dev
 
 check-real: $(VENV)/.demo $(VENV)/.test
 	@$(VENV)/bin/pytest -m real
+
+check-zoo: $(VENV)/.test
+	@$(VENV)/bin/python -m tests.zoo
+
+check-gpu: demo $(VENV)/.test
+	@$(VENV)/bin/python -m tests.zoo.gpu
 
 clean:
 	@rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

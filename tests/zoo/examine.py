@@ -1,0 +1,179 @@
+"""One type of model: build a tiny one, give it a sense, ask it every law."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from safe_framework.certificate.bench import Bench, steady
+from safe_framework.certificate.calls import CALLS, FORWARD, GREEDY, Level
+from safe_framework.certificate.laws.fresh import fresh_is_silent
+from safe_framework.certificate.result import Certificate, Law, Verdict
+from safe_framework.certificate.target import with_made_up_sense
+from safe_framework.certificate.verification import verify
+from safe_framework.errors import UnsupportedBaseError
+from safe_framework.model import SafeModel
+from safe_framework.testing.zoo import CannotBuild, TinyBase, tiny
+
+BEAMS = next(call for call in CALLS if call.options.get("num_beams") == 2)
+LIMIT = 240
+"""Seconds after which a type has failed."""
+
+
+@attrs.frozen
+class Entry:
+    """What was found of one type.
+
+    Attributes:
+        task: ``"causal"``, ``"image_text"`` or ``"seq2seq"``.
+        model_type: its name in transformers.
+        model_class: that was built.
+        status: ``"holds"``, ``"refused"``, ``"unbuilt"`` or ``"fails"``.
+        laws: verdict by law.
+        generates: which decodings work with the sense on: ``"greedy"``, ``"beams"``.
+        limits: what a user of this type should know.
+        reason: why it was refused or not built, or what failed.
+        seconds: that it took.
+    """
+
+    task: str
+    model_type: str
+    model_class: str = ""
+    status: str = "holds"
+    laws: Mapping[str, str] = attrs.field(factory=dict)
+    generates: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+    reason: str = ""
+    seconds: float = 0.0
+
+
+def examine(task: str, model_type: str, calls: Level = "full") -> Entry:
+    """Build a tiny model of the type and say which laws it holds; raises nothing."""
+    start, entry = time.perf_counter(), Entry(task, model_type)
+    try:
+        with _limited(LIMIT):
+            entry = _examined(tiny(task, model_type), calls)
+    except CannotBuild as error:
+        entry = attrs.evolve(entry, status="unbuilt", reason=error.message)
+    except UnsupportedBaseError as error:
+        entry = attrs.evolve(entry, status="refused", reason=error.message)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        entry = attrs.evolve(entry, status="fails", reason=reason)
+    return attrs.evolve(entry, seconds=round(time.perf_counter() - start, 2))
+
+
+def _examined(base: TinyBase, calls: Level) -> Entry:
+    torch.manual_seed(0)
+    model, limits = _attached(base)
+    with steady(model):
+        fresh = fresh_is_silent(Bench.of(model, base.inputs))
+    train(model)
+    certificate = verify(model, inputs=base.inputs, calls=calls)
+    laws = [fresh if law.key == "L5" else law for law in certificate.laws]
+    works, broken, unable = _decodings(model, base)
+    failed = [f"{law.key} {law.name}: {law.findings[0]}" for law in laws if law.findings] + broken
+    return Entry(
+        base.task,
+        base.model_type,
+        model_class=type(base.model).__name__,
+        status="fails" if failed else "holds",
+        laws=_verdicts(laws),
+        generates=works,
+        limits=(*limits, *unable, *_limits(model, certificate), *_learning(model, base)),
+        reason="; ".join(failed),
+    )
+
+
+def _attached(base: TinyBase) -> tuple[SafeModel, list[str]]:
+    """The base with a made-up sense, on plain text if it runs on that."""
+    try:
+        return with_made_up_sense(base.model), []
+    except UnsupportedBaseError:
+        model = with_made_up_sense(base.model, example=base.inputs)
+    return model, [f"wants an `example` of {', '.join(f'`{name}`' for name in base.inputs)}"]
+
+
+def train(model: SafeModel) -> None:
+    """Make the sense as loud as if it had been trained."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.trainable_parameters().values():
+        nn.init.normal_(parameter.data, std=0.3, generator=generator)
+
+
+def _verdicts(laws: list[Law]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for law in laws:
+        key = law.key or law.name
+        worse = found.get(key) == Verdict.FAILS.value
+        found[key] = found[key] if worse else law.verdict.value
+    return found
+
+
+def _decodings(model: SafeModel, base: TinyBase) -> tuple[tuple[str, ...], list[str], list[str]]:
+    """Which decodings work with the sense on, which break, and which the base cannot do."""
+    works, broken, unable = [], [], []
+    with steady(model):
+        bench = Bench.of(model, base.inputs)
+        for name, call in (("greedy", GREEDY), ("beams", BEAMS)):
+            alone, heard = bench.bare(call), bench.on(call)
+            if alone.error:
+                unable.append(f"the base has no {name}: {alone.error.splitlines()[0]}")
+            elif heard.error:
+                broken.append(f"{name} with the sense on: {heard.error.splitlines()[0]}")
+            else:
+                works.append(name)
+    return tuple(works), broken, unable
+
+
+def _limits(model: SafeModel, certificate: Certificate) -> Iterator[str]:
+    if any(law.key == "L4" and law.verdict is Verdict.NOT_APPLICABLE for law in certificate.laws):
+        yield "mixes rows: L4 with `split_rows`"
+    stack = model.stack
+    if stack.layout.axes != "(batch, length, hidden)":
+        yield f"hidden states are {stack.layout.axes}"
+    if stack.passes > 1:
+        yield f"runs its layers {stack.passes} times; the sense enters in pass {stack.entry + 1}"
+    for layer, reason in stack.unserved.items():
+        yield f"layer {layer}: {reason}"
+
+
+def _learning(model: SafeModel, base: TinyBase) -> Iterator[str]:
+    """What is wrong with gradients, if anything is."""
+    with steady(model), torch.enable_grad():
+        bench = Bench.of(model, base.inputs)
+        call = attrs.evolve(FORWARD, mode="grad")
+        try:
+            _logits(model(**call.inputs(bench.batches), **bench.samples)).float().sum().backward()
+        except RuntimeError as error:
+            yield f"cannot be trained: {str(error).splitlines()[0]}"
+            return
+    deaf = [name for name, p in model.trainable_parameters().items() if p.grad is None]
+    if deaf:
+        yield f"no gradient reaches {len(deaf)} tensors of the sense"
+
+
+def _logits(out: Any) -> torch.Tensor:
+    found: torch.Tensor = out.logits if hasattr(out, "logits") else out[0]
+    return found
+
+
+@contextmanager
+def _limited(seconds: int) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"it took more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
