@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -59,7 +60,9 @@ def tiny(task: str, model_type: str, *, seed: int = 0) -> TinyBase:
 
 def _inputs(model: nn.Module, seed: int) -> dict[str, Tensor]:
     """Inputs with an image where that runs, else with text alone."""
+    taken = set(inspect.signature(model.forward).parameters)
     text = text_inputs(model, 2, 6, seed=seed)
+    text = {name: value for name, value in text.items() if name in taken or "kwargs" in taken}
     for inputs in with_image(model, text):
         if _runs(model, inputs) is None:
             return inputs
@@ -102,14 +105,23 @@ def tiny_config(model_type: str, kind: Any) -> Any:
     from transformers import CONFIG_MAPPING
 
     whole = CONFIG_MAPPING[model_type](**STARTS.get(model_type, {}))
-    if kind.config_class is not None and not isinstance(whole, kind.config_class):
-        whole = whole.get_text_config(decoder=True)
+    if not isinstance(whole, kind.config_class):
+        part = whole.get_text_config(decoder=True)
+        whole = part if isinstance(part, kind.config_class) else whole
     fields = _changed(shrink(whole.to_dict()))
-    return type(whole).from_dict(fields)
+    return _replaced(type(whole).from_dict(fields))
+
+
+def _replaced(config: Any) -> Any:
+    """The config with a tower of transformers' own where it has one of another library."""
+    from transformers import CONFIG_MAPPING
+
+    for name, part in vars(config).items():
+        if tower := REPLACED.get(getattr(part, "model_type", "")):
+            setattr(config, name, CONFIG_MAPPING[tower["model_type"]](**tower))
+    return config
 
 
 def _changed(fields: dict[str, Any]) -> dict[str, Any]:
-    if fields.get("model_type") in REPLACED:
-        return REPLACED[fields["model_type"]]
     nested = {k: _changed(v) if isinstance(v, dict) else v for k, v in fields.items()}
     return nested | CHANGES.get(str(fields.get("model_type")), {})

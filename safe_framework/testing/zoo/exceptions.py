@@ -49,25 +49,109 @@ CHANGES: dict[str, dict[str, Any]] = {
     "xlstm": {"qk_dim_factor": 1.0},
     # An adapter of a language must be chosen.
     "xmod": {"default_language": "en_XX"},
+    "aria": {"projector_patch_to_query_dict": {16: 4}},
+    "glm5_next_text": {"index_kpool": 2},
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"]},
+    "diffusion_gemma_text": {
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 96,
+    },
+    "granite4_vision": {
+        "downsample_rate": "2/4",
+        "deepstack_layer_map": [[-1, 0]],
+        "spatial_target_layers": [1],
+    },
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 20},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 20},
+    "chameleon": {
+        "vocabulary_map": {
+            "<image>": 96,
+            **{f"IMGIMG{c}Z": 100 + n for n, c in enumerate("ABCDEFGH")},
+        }
+    },
+    "emu3": {
+        "vocabulary_map": {
+            "<image>": 96,
+            "<|extra_200|>": 97,
+            **{f"<|visual token {n:06}|>": 100 + n for n in range(8)},
+        }
+    },
+    # Layers of the tower by number, and there are fewer.
+    "molmo2_adapter": {"vision_feature_layer": [1, 0]},
+    # One patch size, width and depth for each of four stages.
+    "muse_spark_audio": {
+        "num_hidden_layers": 4,
+        "depths": [1, 1, 1, 1],
+        "patch_sizes": [16, 6, 5, 4],
+        "hidden_sizes": [16, 16, 32, 64],
+    },
+    # Convolutions: sizes that no other type names.
+    "chameleon_vqgan": {
+        "base_channels": 32,
+        "latent_channels": 32,
+        "num_embeddings": 8,
+        "embed_dim": 32,
+        "channel_multiplier": [1, 1],
+        "num_res_blocks": 1,
+    },
+    "emu3_vqgan": {
+        "base_channels": 32,
+        "codebook_size": 8,
+        "channel_multiplier": [1, 1],
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+    },
+    "janus_vqgan": {
+        "base_channels": 32,
+        "latent_channels": 32,
+        "num_embeddings": 64,
+        "channel_multiplier": [1, 1],
+        "num_res_blocks": 1,
+    },
+    # Four patches in one, each as wide as the tower.
+    "llama4_vision_model": {"intermediate_size": 256},
+    # A patch's pixels, and the pixels of a clip's.
+    "radio": {"patch_dim": 48, "video_patch_dim": 96, "max_img_size": 32},
     # Left unset by default, and read by the model.
     "cohere_compass_text": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
     },
-    "qwen4_exp_text": {"indexer_budget": 4, "indexer_compress_ratio": 2},
+    "qwen4_exp_text": {
+        "indexer_budget": 4,
+        "indexer_compress_ratio": 2,
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+    },
     # The cache asks the outer config for the layers of the inner ones.
     "blt": {"num_hidden_layers": 2},
 }
 """Fields of a tiny config by its ``model_type``, nested configs included; merged last."""
 
-REPLACED: dict[str, dict[str, Any]] = {
-    "timm_wrapper": {
-        "model_type": "siglip_vision_model",
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "image_size": 16,
-        "patch_size": 4,
-    },
+_TOWER: dict[str, Any] = {
+    "model_args": {"embed_dim": 64},
+    "vocab_size": 8,
+    "vocab_offset": 184,
+    "model_type": "siglip_vision_model",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 16,
+    "patch_size": 4,
 }
+
+REPLACED: dict[str, dict[str, Any]] = {"timm_wrapper": _TOWER, "gemma3n_vision": _TOWER}
 """Whole nested configs that need a library which is no part of transformers."""
+
+THREE_AXES = frozenset(
+    f"{family}_text"
+    for family in (
+        "cosmos3_edge", "ernie4_5_vl_moe", "glm4v", "glm4v_moe", "glm_ocr", "hunyuan_vl",
+        "paddleocr_vl", "qwen2_5_omni", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe",
+        "qwen3_omni_moe", "qwen3_vl", "qwen3_vl_moe", "qwen4_exp",
+    )
+)  # fmt: skip
+"""Types whose rotary frequencies are dealt to time, height and width, in numbers that their code
+has for the real head unless the config says otherwise."""

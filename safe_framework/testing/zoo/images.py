@@ -21,12 +21,18 @@ _TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids")
 
 def with_image(model: nn.Module, text: Inputs) -> Iterator[Inputs]:
     """The text's inputs with an image in each row, one guess after another at its layout."""
-    for layout in _layouts(model, len(text["input_ids"])):
+    for layout in _layouts(model, len(next(iter(text.values())))):
         if set(layout) <= _parameters(model.forward):
             try:
-                yield _placed(model, text, layout)
+                yield _placed(model, text, layout | _second_text(model, text))
             except Exception:  # noqa: S112  # a wrong guess fails in a way of its own
                 continue
+
+
+def _second_text(model: nn.Module, text: Inputs) -> Inputs:
+    """The question once more, for a model whose image reader reads it too."""
+    wanted = "qformer_input_ids" in _parameters(model.forward)
+    return {"qformer_input_ids": text["input_ids"]} if wanted else {}
 
 
 def _parameters(function: Any) -> set[str]:
@@ -63,6 +69,8 @@ def _layouts(model: nn.Module, rows: int) -> Iterator[Inputs]:
     yield {"pixel_values": pixels, "high_res_pixel_values": pixels}
     yield {"pixel_values": pixels}
     yield {"pixel_values": tiles[:, :1]}
+    yield {"pixel_values": tiles[:, :1], "image_attention_mask": torch.ones(rows, 6, 1)}
+    yield {"pixel_values": pixels, "image_embeds_position_mask": _block(rows, 12, 1, 5)}
     yield {"flattened_patches": _noise(rows, 16, 2 + channels * patch * patch)}
 
 
@@ -73,6 +81,14 @@ def _noise(*shape: int) -> Tensor:
     import torch
 
     return torch.randn(shape, generator=torch.Generator().manual_seed(7))
+
+
+def _block(rows: int, length: int, start: int, end: int) -> Tensor:
+    import torch
+
+    mask = torch.zeros(rows, length, dtype=torch.bool)
+    mask[:, start:end] = True
+    return mask
 
 
 def _vision(config: Any) -> Any:
@@ -96,6 +112,8 @@ def _placed(model: nn.Module, text: Inputs, layout: Inputs) -> Inputs:
     """The text with as many image tokens as the image has features, behind its first token."""
     import torch
 
+    if "input_ids" not in text:
+        return text | layout
     config = model.config
     image = _first(config, _IMAGE_IDS, -1)
     count = _features(model, layout, len(text["input_ids"])) if image >= 0 else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from safe_framework.testing.zoo.ids import SMALL, special_ids
+from safe_framework.testing.zoo.sizes import VOCABULARY
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -52,7 +53,7 @@ def ordinary_ids(config: Any) -> list[int]:
 def vocabulary_size(config: Any) -> int:
     """The text vocabulary's size."""
     sizes = (getattr(part, "vocab_size", None) for part in (text_part(config), config))
-    return next(size for size in sizes if isinstance(size, int))
+    return next((size for size in sizes if isinstance(size, int)), VOCABULARY)
 
 
 def text_part(config: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from safe_framework.testing.zoo.exceptions import THREE_AXES
 from safe_framework.testing.zoo.ids import move_ids, small_ids
 from safe_framework.testing.zoo.layers import keep_some_layers
 from safe_framework.testing.zoo.sizes import (
@@ -47,6 +48,8 @@ def shrink(config: dict[str, Any]) -> dict[str, Any]:
 
 def _shrink(config: dict[str, Any]) -> dict[str, Any]:
     fields = {name: value for name, value in config.items() if name not in _LEFT_OUT}
+    if fields.get("model_type") in THREE_AXES:
+        fields["rope_parameters"] = {"mrope_section": [0, 0, 0], **fields["rope_parameters"]}
     small = {name: _field(name, value) for name, value in keep_some_layers(fields).items()}
     return small | _related(fields)
 
@@ -58,6 +61,8 @@ def _related(fields: dict[str, Any]) -> dict[str, Any]:
     if "qk_nope_head_dim" in fields and "qk_rope_head_dim" in fields:
         parts = ("qk_nope_head_dim", "qk_rope_head_dim")
         made["qk_head_dim"] = sum(tiny_size(part, fields[part]) for part in parts)
+        if fields.get("head_dim") == sum(fields[part] for part in parts):
+            made["head_dim"] = made["qk_head_dim"]
     if "expand" in fields and "head_dim" in fields:
         made["num_heads"] = fields["expand"] * WIDTH // HEAD
     return made
@@ -76,7 +81,7 @@ def _equal_heads(fields: dict[str, Any]) -> dict[str, int]:
 def _field(name: str, value: Any) -> Any:
     if name.startswith("rope_") and isinstance(value, dict):
         return _rope(value) or None
-    if isinstance(value, dict):
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return _shrink(value)
     if name == "image_grid_pinpoints":
         return [[IMAGE, IMAGE]]

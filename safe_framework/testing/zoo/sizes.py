@@ -53,6 +53,8 @@ _PATTERNS: list[tuple[str, int]] = [
     (r"(.*_)?patch_size", PATCH),
     (r"(.*_)?image_size|crop_size|img_size|resolution", IMAGE),
     (r"(num_query_tokens|num_latents|resampler_num_latents|resampler_n_latents|latent_query_num)", 4),
+    (r"mm_tokens_per_image", 4),
+    (r"post_conv_(in|out|mid)_channels", WIDTH),
     (r"resampler_depth|perceiver_depth", 1),
 ]  # fmt: skip
 _COMPILED = [(re.compile(pattern), size) for pattern, size in _PATTERNS]
