@@ -20,8 +20,9 @@ from safe_framework._recipe import (
 )
 from safe_framework.adapter import RECIPE, load_tensors, read_config
 from safe_framework.base import load_base
-from safe_framework.errors import AdapterError
+from safe_framework.errors import AdapterError, SafeError
 from safe_framework.layers import Side
+from safe_framework.markers import inline_tokens
 from safe_framework.model import SafeModel
 
 if TYPE_CHECKING:
@@ -199,8 +200,19 @@ def _add(model: SafeModel, recipe: Recipe, name: str, spec: ModalitySpec) -> Non
         encoder.eval()
     projector = part("projectors", "projector", spec.projector, encoder.dim, facts.hidden_size)
     fusion = part("fusion_adapters", "fusion", spec.fusion, facts)
+    if spec.inline:
+        try:
+            inline_tokens(projector)
+        except SafeError as error:
+            raise positioned(recipe, ("modalities", name), error, f"`{name}`") from error
     model.add_modality(
-        name, encoder=encoder, projector=projector, fusion=fusion, gate=spec.gate.value
+        name,
+        encoder=encoder,
+        projector=projector,
+        fusion=fusion,
+        gate=spec.gate.value,
+        markers=spec.markers,
+        inline=spec.inline,
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from safe_framework.attachment import LayerHook
+from safe_framework.attachment import EmbeddingHook, LayerHook
 from safe_framework.layers import text_config
 from safe_framework.probe import LayerStack
 from safe_framework.shapes import AttentionWeights, BaseFacts
@@ -135,11 +135,11 @@ def _repeat_heads(weight: Tensor, width: int, head: int) -> Tensor:
     return grouped.repeat_interleave(width // weight.shape[0], dim=0).flatten(0, 1)
 
 
-def hooks_of(base: nn.Module) -> list[LayerHook]:
+def hooks_of(base: nn.Module) -> list[LayerHook | EmbeddingHook]:
     """Every hook that a SafeModel has left on ``base``."""
     return [
         hook
         for module in base.modules()
-        for hook in module._forward_pre_hooks.values()
-        if isinstance(hook, LayerHook)
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+        if isinstance(hook, (LayerHook, EmbeddingHook))
     ]

@@ -61,7 +61,7 @@ def prepare_call(
     inputs: Mapping[str, Any],
     markers: Mapping[str, Markers],
     senses: Sequence[ActiveSense],
-    pad: int,
+    pad: Callable[[], int],
 ) -> PreparedCall:
     """Take markers out of a call's text: out of it where their modality is off, else out of band.
 
@@ -71,7 +71,7 @@ def prepare_call(
         inputs: its keyword arguments.
         markers: of every attached modality that has some.
         senses: the modalities that are on.
-        pad: id that fills rows up.
+        pad: gives the id that fills rows up.
 
     Raises:
         SampleError: an id is no modality's, or a text has room for another number of tokens.
@@ -86,8 +86,9 @@ def prepare_call(
     named = _by_keyword(method, args) | dict(inputs)
     heard = _heard(ids, markers, senses, size)
     generating = not isinstance(method, nn.Module)  # but the base's ``generate``
-    call = _Call(named, markers, generating=generating, pad=pad)
-    call.drop((ids >= size) & ~heard, shrink=not heard.any())
+    call = _Call(named, markers, generating=generating)
+    if bool((unheard := (ids >= size) & ~heard).any()):
+        call.drop(unheard, pad(), shrink=not heard.any())
     if not heard.any():
         return PreparedCall((), call.inputs)
     return call.fed(senses)
@@ -127,9 +128,9 @@ class _Call:
     """The keyword arguments of one call while markers are taken out of them."""
 
     def __init__(
-        self, inputs: dict[str, Any], markers: Mapping[str, Markers], *, generating: bool, pad: int
+        self, inputs: dict[str, Any], markers: Mapping[str, Markers], *, generating: bool
     ) -> None:
-        self.inputs, self.markers, self.pad = inputs, markers, pad
+        self.inputs, self.markers = inputs, markers
         self.vocabulary = next(iter(markers.values())).vocabulary
         self.key = "input_ids" if "input_ids" in inputs else "inputs"
         self.generating = generating
@@ -152,10 +153,8 @@ class _Call:
             )
         return found[:, -self.ids.shape[1] :]
 
-    def drop(self, unheard: Tensor, *, shrink: bool) -> None:
+    def drop(self, unheard: Tensor, pad: int, *, shrink: bool) -> None:
         """Take out the columns ``unheard``, and with ``shrink`` what is then only padding."""
-        if not unheard.any():
-            return
         self._check_movable()
         ids, mask = self.ids, self.mask()
         rows = Rows.of(mask)
@@ -168,7 +167,7 @@ class _Call:
         moving = by_position(self.inputs, ids.shape, apart=self.vocabulary.apart)
         if bool((index < 0).any()):
             moving["attention_mask"] = mask
-        self.inputs |= rearranged(moving, index, self.pad)
+        self.inputs |= rearranged(moving, index, pad)
 
     def fed(self, senses: Sequence[ActiveSense]) -> PreparedCall:
         """The call with an ordinary word in place of every marker."""
@@ -205,7 +204,7 @@ class _Call:
         """The tokens that stand at ``places``, which the mask hides where they are masked."""
         assert sense.tokens is not None
         room = sense.tokens.values.shape[1]
-        rows, counts = places[:, 0].unique(return_counts=True)
+        rows, counts = torch.unique(places[:, 0], return_counts=True)
         if bool((counts != room).any()):
             raise SampleError(
                 f"the text has room for {counts.max()} tokens of `{sense.name}`, its projector "

@@ -210,8 +210,7 @@ class SafeModel(nn.Module):
     ) -> Any:
         own, given = split_by_modality(args, inputs, self.modalities)
         senses = self._senses(given, gate)
-        pad = padding_id(self.tokenizer, self._fill())
-        call = prepare_call(method, args, own, self._markers(), senses, pad)
+        call = prepare_call(method, args, own, self._markers(), senses, self._pad)
 
         def silent() -> Any:
             with active(None):
@@ -245,6 +244,10 @@ class SafeModel(nn.Module):
             if name in given and (id(self), name) not in off
             if (sense := self._sense(name, given[name], gate)) is not None
         ]
+
+    def _pad(self) -> int:
+        """The id with which texts are padded."""
+        return padding_id(self.tokenizer, self._fill())
 
     def _markers(self) -> dict[str, Markers]:
         found = {name: self.modality(name).markers for name in self.modalities}

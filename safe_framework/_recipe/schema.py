@@ -72,12 +72,19 @@ class GateSpec:
 
 @attrs.frozen
 class ModalitySpec:
-    """``[modalities.NAME]``: what one new sense is made of."""
+    """``[modalities.NAME]``: what one new sense is made of.
+
+    Attributes:
+        markers: mark where a sample is in the text, by two words with vectors of their own.
+        inline: put the projected tokens between them too; implies ``markers``.
+    """
 
     encoder: PluginSpec
     projector: PluginSpec
     fusion: PluginSpec
     gate: GateSpec = attrs.field(factory=GateSpec)
+    markers: bool = False
+    inline: bool = False
 
 
 @attrs.frozen

@@ -131,7 +131,7 @@ def test_depth_counts_linear_layers(depth: int) -> None:
     projector = StandardProjector(DIM, HIDDEN, hidden_dim=16, depth=depth)
     linears = [m for m in projector.modules() if isinstance(m, torch.nn.Linear)]
     assert len(linears) == depth
-    assert linears[-1].out_features == projector.count * HIDDEN
+    assert linears[-1].out_features == projector.tokens * HIDDEN
 
 
 @pytest.mark.parametrize("name", ["tokens", "hidden_dim", "depth", "dropout", "noise"])
