@@ -116,9 +116,9 @@ def _replaced(config: Any) -> Any:
     """The config with a tower of transformers' own where it has one of another library."""
     from transformers import CONFIG_MAPPING
 
-    for name, part in vars(config).items():
+    for name, part in list(vars(config).items()):
         if tower := REPLACED.get(getattr(part, "model_type", "")):
-            setattr(config, name, CONFIG_MAPPING[tower["model_type"]](**tower))
+            vars(config)[name] = CONFIG_MAPPING[tower["model_type"]](**tower)
     return config
 
 

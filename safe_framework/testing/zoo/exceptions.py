@@ -96,7 +96,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "num_res_blocks": 1,
     },
     "emu3_vqgan": {
-        "base_channels": 32,
+        "base_channels": 64,
         "codebook_size": 8,
         "channel_multiplier": [1, 1],
         "num_res_blocks": 1,
@@ -113,6 +113,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "llama4_vision_model": {"intermediate_size": 256},
     # A patch's pixels, and the pixels of a clip's.
     "radio": {"patch_dim": 48, "video_patch_dim": 96, "max_img_size": 32},
+    "step3p7_text": {"sliding_window": 4},
     # Left unset by default, and read by the model.
     "cohere_compass_text": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
@@ -132,6 +133,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 _TOWER: dict[str, Any] = {
     "model_args": {"embed_dim": 64},
     "vocab_size": 8,
+    "rms_norm_eps": 1e-6,
     "vocab_offset": 184,
     "model_type": "siglip_vision_model",
     "hidden_size": 64,
@@ -155,3 +157,6 @@ THREE_AXES = frozenset(
 )  # fmt: skip
 """Types whose rotary frequencies are dealt to time, height and width, in numbers that their code
 has for the real head unless the config says otherwise."""
+
+STREAMS = {"musicgen_decoder": 4, "musicgen_melody_decoder": 4}
+"""Rows of ids that make up one row of a text, where a row is several streams of codes."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Inputs = dict[str, "Tensor"]
 
-_IMAGE_IDS = ("image_token_id", "image_token_index", "image_patch_id")
+_IMAGE_IDS = ("image_token_id", "image_token_index", "image_patch_id", "video_token_index")
 _STARTS = ("vision_start_token_id", "image_start_token_id", "boi_token_id", "boi_token_index")
 _ENDS = ("vision_end_token_id", "image_end_token_id", "eoi_token_id", "eoi_token_index")
 _TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids")
@@ -30,9 +30,12 @@ def with_image(model: nn.Module, text: Inputs) -> Iterator[Inputs]:
 
 
 def _second_text(model: nn.Module, text: Inputs) -> Inputs:
-    """The question once more, for a model whose image reader reads it too."""
-    wanted = "qformer_input_ids" in _parameters(model.forward)
-    return {"qformer_input_ids": text["input_ids"]} if wanted else {}
+    """The question once more for an image reader that reads it too, and where its words stand."""
+    import torch
+
+    wanted, ids = _parameters(model.forward), text.get("input_ids")
+    found = {"qformer_input_ids": ids, "bbox": torch.zeros(2, 6, 4, dtype=torch.long)}
+    return {name: value for name, value in found.items() if name in wanted and value is not None}
 
 
 def _parameters(function: Any) -> set[str]:
@@ -63,15 +66,24 @@ def _layouts(model: nn.Module, rows: int) -> Iterator[Inputs]:
     yield {"pixel_values": _noise(16 * rows, channels, patch, patch), "image_grid_thw": grid}
     yield {"pixel_values": tiles[:, None], "aspect_ratio_ids": ones,
            "aspect_ratio_mask": torch.ones(rows, 1, 2, dtype=torch.long)}  # fmt: skip
-    yield {"pixel_values": tiles[:, :1], "pixel_attention_mask": torch.ones(rows, 1, size, size)}
+    yield {
+        "pixel_values": tiles[:, :1],
+        "pixel_attention_mask": torch.ones(rows, 1, size, size).bool(),
+    }
     yield {"pixel_values": tiles, "image_sizes": sizes}
     yield {"pixel_values": pixels, "image_sizes": sizes}
     yield {"pixel_values": pixels, "high_res_pixel_values": pixels}
     yield {"pixel_values": pixels}
     yield {"pixel_values": tiles[:, :1]}
+    yield {"pixel_values": _noise(rows, 16, channels * patch * patch),
+           "spatial_shapes": sizes // sizes * 4,
+           "pixel_attention_mask": torch.ones(rows, 16, dtype=torch.long)}  # fmt: skip
+    yield {"pixel_values": tiles}
     yield {"pixel_values": tiles[:, :1], "image_attention_mask": torch.ones(rows, 6, 1)}
-    yield {"pixel_values": pixels, "image_embeds_position_mask": _block(rows, 12, 1, 5)}
-    yield {"flattened_patches": _noise(rows, 16, 2 + channels * patch * patch)}
+    yield {"pixel_values": pixels, "image_embeds_position_mask": _block(rows, 6, 1, 5)}
+    placed = _noise(rows, 16, 2 + channels * patch * patch)
+    placed[:, :, :2] = 1
+    yield {"flattened_patches": placed}
 
 
 _CHANNELS = ("num_channels", "in_channels", "in_chans")
@@ -131,13 +143,17 @@ def _features(model: Any, layout: Inputs, rows: int) -> int:
     """How many features the model makes of one row's image."""
     import torch
 
-    if not hasattr(model, "get_image_features"):
+    homes = (model, getattr(model, "model", None))
+    names = ("get_image_features", "get_video_features")
+    makers = [getattr(home, name) for name in names for home in homes if hasattr(home, name)]
+    if not makers:
         return 0
-    taken = _parameters(model.get_image_features)
+    taken = _parameters(makers[0])
     every = any(name == "kwargs" for name in taken)
     given = {name: value for name, value in layout.items() if name in taken or every}
     with torch.no_grad():
-        found = model.get_image_features(**given)
-    found = getattr(found, "pooler_output", found)
+        found = makers[0](**given)
+    for name in ("pooler_output", "last_hidden_state"):
+        found = found if getattr(found, name, None) is None else getattr(found, name)
     parts = found if isinstance(found, list | tuple) else [found]
     return sum(part.numel() // part.shape[-1] for part in parts) // rows

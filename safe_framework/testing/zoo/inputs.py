@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from safe_framework.testing.zoo.exceptions import STREAMS
 from safe_framework.testing.zoo.ids import SMALL, special_ids
 from safe_framework.testing.zoo.sizes import VOCABULARY
 
@@ -35,11 +36,15 @@ def text_inputs(
     generator = torch.Generator().manual_seed(seed)
     choices = torch.tensor(ordinary_ids(config))
 
+    streams = STREAMS.get(config.model_type, 1)
+
     def draw() -> Tensor:
-        return choices[torch.randint(len(choices), (rows, length), generator=generator)]
+        drawn = torch.randint(len(choices), (rows * streams, length), generator=generator)
+        return choices[drawn]
 
     mask = _mask(rows, length, padding)
-    ids = draw().masked_fill(mask == 0, padding_id(config))
+    padded = mask.repeat_interleave(streams, dim=0) == 0
+    ids = draw().masked_fill(padded, padding_id(config))
     inputs = {"input_ids": ids, "attention_mask": mask}
     return inputs | {"decoder_input_ids": draw()} if is_encoder_decoder(config) else inputs
 

@@ -34,6 +34,7 @@ _UNSET = {
     "num_experts_per_tok": 2,
     "image_token_id": VOCABULARY // 2,
     "image_token_index": VOCABULARY // 2,
+    "video_token_index": VOCABULARY // 2 + 1,
 }
 
 

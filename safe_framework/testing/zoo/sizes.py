@@ -29,11 +29,13 @@ _PATTERNS: list[tuple[str, int]] = [
     (r"(mamba_)?n_?groups", 2),
     (r"(mamba_)?chunk_size", 8),
     (r"laurel_rank|d_rel|adapter_rank|time_step_rank|mamba_dt_rank|hc_lowrank|gated_norm_rank", 8),
+    (r"patch_embed_hidden_size", 3 * PATCH * PATCH),
+    (r"attention_window", 4),
     # Widths.
     (r"(.*_)?(hidden_size|hidden_dim|embed_dim|embedding_size|d_model|embedding_dim|emb_dim)", WIDTH),
     (r"n_embd|(text_|vision_|.*_)?(projection_dim|proj_dim|output_dim)|hidden_size_(global|.*)", WIDTH),
-    (r"output_channels|lru_width|image_token_embed_dim|hidden_width|ple_embed_dim", WIDTH),
-    (r"(projector|adapter)_(input|output)_dim|adapter_(in|out)_dim|patch_embed_hidden_size", WIDTH),
+    (r"output_channels|downsample_channels|lru_width|image_token_embed_dim|hidden_width|ple_embed_dim", WIDTH),
+    (r"(projector|adapter)_(input|output)_dim|adapter_(in|out)_dim", WIDTH),
     (r"(.*_)?pooler_output_size|adapter_input_size|entity_emb_size", WIDTH),
     # Counts.
     (r"(.*_)?(num_experts|num_local_experts|n_routed_experts|moe_num_experts|zero_expert_num)", 4),
