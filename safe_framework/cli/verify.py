@@ -1,0 +1,49 @@
+"""``safe verify TARGET``: ask every law of a model, and write a certificate."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    text = "run a model beside its bare base, and certify that off is the base bit for bit"
+    parser = commands.add_parser("verify", help=text, description=text)
+    parser.add_argument(
+        "target",
+        metavar="TARGET",
+        help="folder of an adapter; a recipe's file or name; or a base, which is given a "
+        "made-up sense: a folder, a card or a hub id",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="PATH",
+        help="where to write the certificate; an adapter's goes into its folder",
+    )
+    parser.add_argument("--device", metavar="DEVICE", help="such as cuda; default: where it loads")
+    parser.add_argument("--quick", action="store_true", help="compare fewer calls")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from safe_framework.certificate.result import FILE
+    from safe_framework.certificate.summary import summary
+    from safe_framework.certificate.target import open_target
+    from safe_framework.certificate.verification import verify
+    from safe_framework.progress import WorkProgress
+
+    console = Console()
+    model, folder = open_target(arguments.target, arguments.device)
+    with WorkProgress(console).showing() as progress:
+        level: Any = "quick" if arguments.quick else "full"
+        certificate = verify(model, calls=level, progress=progress)
+    console.print(summary(certificate))
+    path = arguments.json or (folder / FILE if folder else None)
+    if path is not None:
+        console.print(f"certificate  {certificate.write(path)}", highlight=False, soft_wrap=True)
+    return 0 if certificate.holds else 1
