@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -12,6 +12,7 @@ from torch import Tensor
 from safe_framework.data.examples import Example
 from safe_framework.data.frames import stack
 from safe_framework.errors import DataError
+from safe_framework.marker_text import MarkerText
 from safe_framework.shapes import Frames
 
 IGNORED = -100
@@ -34,17 +35,32 @@ class TokenizedExample:
     frames: Mapping[str, Frames]
 
 
-def tokenize(tokenizer: Any, example: Example, frames: Mapping[str, Frames]) -> TokenizedExample:
-    """Token ids of an example's prompt and answer.
+def tokenize(
+    tokenizer: Any,
+    example: Example,
+    frames: Mapping[str, Frames],
+    markers: MarkerText | None = None,
+) -> TokenizedExample:
+    """Token ids of an example's prompt, with the markers of its samples, and answer.
 
     Raises:
         DataError: the answer has no tokens.
     """
-    prompt = tokenizer(example.prompt)["input_ids"]
+    prompt = marked_ids(tokenizer, example.prompt, frames, markers)
     answer = tokenizer(example.answer, add_special_tokens=False)["input_ids"]
     if not answer:
         raise DataError(f"{example.place}: the answer {example.answer!r} has no tokens")
     return TokenizedExample(prompt, [*answer, tokenizer.eos_token_id], example.answer, frames)
+
+
+def marked_ids(
+    tokenizer: Any, text: str, present: Collection[str], markers: MarkerText | None
+) -> list[int]:
+    """Token ids of a text, with the markers of the modalities that it has a sample of."""
+    if markers is None:
+        ids: list[int] = tokenizer(text)["input_ids"]
+        return ids
+    return markers.marked(text, tokenizer(markers.plain(text))["input_ids"], present)
 
 
 def pad_right(rows: Sequence[Sequence[int]], value: int) -> Tensor:

@@ -68,6 +68,7 @@ class CounterfactualRetention:
         batch_size: texts in a step.
         seed: with the step, decides texts and samples.
         pad: id that fills rows up.
+        marked: the same texts with the markers of every modality; None where none has any.
     """
 
     def __init__(
@@ -81,8 +82,10 @@ class CounterfactualRetention:
         batch_size: int,
         seed: int,
         pad: int,
+        marked: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.methods, self.rows, self.pools, self.kinds = methods, rows, pools, kinds
+        self.marked = rows if marked is None else marked
         self.batch_size, self.seed, self.pad = batch_size, seed, pad
         self.teacher = Teacher(model, rows, pad)
         self.dims = {name: model.modality(name).encoder.dim for name in pools}
@@ -90,12 +93,13 @@ class CounterfactualRetention:
     def loss(self, model: nn.Module, step: int, device: torch.device) -> Tensor:
         """The weighted sum of the methods' penalties on this step's texts."""
         chosen = shuffled_slice(self.seed, step * self.batch_size, self.batch_size, len(self.rows))
-        rows = [self.rows[i] for i in chosen]
+        rows, marked = [self.rows[i] for i in chosen], [self.marked[i] for i in chosen]
         mask = attention_mask(rows).to(device)
-        batch = {"input_ids": pad_right(rows, self.pad), "attention_mask": mask}
+        batch = {"input_ids": pad_right(marked, self.pad), "attention_mask": attention_mask(marked)}
         for name, pool in self.pools.items():
             batch.update(carry(name, self._irrelevant(pool, step), self.dims[name]))
         logits = model(**{key: value.to(device) for key, value in batch.items()}).logits
+        logits = _at_words(logits, rows, marked)
         base_logits = self.teacher.logits(chosen)
         total = torch.zeros((), device=device)
         for entry in self.methods:
@@ -111,3 +115,18 @@ class CounterfactualRetention:
             frames = pool[self.kinds[(step * self.batch_size + row) % len(self.kinds)]]
             chosen.append(frames[int(torch.randint(len(frames), (), generator=choose))])
         return chosen
+
+
+def _at_words(
+    logits: Tensor, rows: Sequence[Sequence[int]], marked: Sequence[Sequence[int]]
+) -> Tensor:
+    """The logits at each text's own words, without those at its markers."""
+    if logits.shape[1] == max(map(len, rows)):  # no markers, or none of a modality that is on
+        return logits
+    words = [set(row) for row in rows]
+    places = [
+        [place for place, word in enumerate(row) if word in own]
+        for row, own in zip(marked, words, strict=True)
+    ]
+    index = pad_right(places, 0).to(logits.device).unsqueeze(-1)  # (batch, length, 1)
+    return logits.gather(1, index.expand(-1, -1, logits.shape[2]))

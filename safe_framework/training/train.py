@@ -19,7 +19,7 @@ from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
 from safe_framework.shapes import Frames
 from safe_framework.training.align import Alignment, align
-from safe_framework.training.batches import TokenizedExample, tokenize
+from safe_framework.training.batches import TokenizedExample, marked_ids, tokenize
 from safe_framework.training.checkpoints import latest_complete
 from safe_framework.training.report import ProgressReport
 from safe_framework.training.retention import (
@@ -102,7 +102,8 @@ def encode_examples(
         encoded = store.frames(samples, progress, [examples[i].place for i in having])
         for i, one in zip(having, encoded, strict=True):
             frames[i][name] = one
-    return [tokenize(model.tokenizer, e, f) for e, f in zip(examples, frames, strict=True)]
+    markers = model.processor.markers
+    return [tokenize(model.tokenizer, e, f, markers) for e, f in zip(examples, frames, strict=True)]
 
 
 def prepare_projectors(
@@ -152,14 +153,16 @@ def _retention(
     samples = {
         name: [e.samples[name] for e in examples if name in e.samples] for name in model.modalities
     }
-    spec = recipe.training
+    spec, markers, names = recipe.training, model.processor.markers, list(model.modalities)
+    texts = read_texts(path, template)
     return CounterfactualRetention(
         model,
         methods,
-        [model.tokenizer(text)["input_ids"] for text in read_texts(path, template)],
+        [marked_ids(model.tokenizer, text, (), markers) for text in texts],
         distractor_pools(set(kinds), samples, stores, spec.seed),
         kinds=kinds,
         batch_size=spec.retention_batch_size,
         seed=spec.seed,
         pad=pad,
+        marked=[marked_ids(model.tokenizer, text, names, markers) for text in texts],
     )
