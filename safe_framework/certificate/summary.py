@@ -20,7 +20,8 @@ _SHOWN = 5
 def summary(certificate: Certificate) -> Group:
     """What to print."""
     senses = ", ".join(certificate.modalities)
-    parts: list[Text | Table] = [Text(f"{_base(certificate)} with {senses}", "bold"), _laws(certificate)]
+    title = Text(f"{_base(certificate)} with {senses}", "bold")
+    parts: list[Text | Table] = [title, _laws(certificate)]
     for law in certificate.failures:
         parts += [Text(f"{law.key} {law.name} fails".strip(), "bold red"), *_findings(law)]
     return Group(*parts, Text(_counts(certificate)), Text(_place(certificate), "dim"))
