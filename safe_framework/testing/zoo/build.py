@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from safe_framework.errors import SafeError
-from safe_framework.testing.zoo.exceptions import CHANGES, REPLACED, STARTS
+from safe_framework.testing.zoo.exceptions import CHANGES, REPLACED
 from safe_framework.testing.zoo.images import with_image
 from safe_framework.testing.zoo.inputs import text_inputs
 from safe_framework.testing.zoo.shrink import shrink
@@ -96,15 +96,16 @@ def _model(task: str, model_type: str, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: nn.Module = kind(tiny_config(model_type, kind))
+    model = model.float()
     randomise(model, seed)
-    return model.float().eval().requires_grad_(True)
+    return model.eval()
 
 
 def tiny_config(model_type: str, kind: Any) -> Any:
     """The tiny config that a model class takes."""
     from transformers import CONFIG_MAPPING
 
-    whole = CONFIG_MAPPING[model_type](**STARTS.get(model_type, {}))
+    whole = CONFIG_MAPPING[model_type]()
     if not isinstance(whole, kind.config_class):
         part = whole.get_text_config(decoder=True)
         whole = part if isinstance(part, kind.config_class) else whole

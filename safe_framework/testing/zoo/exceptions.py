@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-STARTS: dict[str, dict[str, Any]] = {}
-"""Arguments of the default config, where it needs any."""
-
 CHANGES: dict[str, dict[str, Any]] = {
-    # Attention and experts every so many layers, more than there are.
-    "bamba": {"attn_layer_indices": [1]},
+    # Attention comes every so many layers, more than there are.
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     # Which layers attend is left unset.
+    "bamba": {"attn_layer_indices": [1]},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     # The stack is run several times: the layer count is one per run.
@@ -35,6 +32,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "attention_hidden_size": 128,
         "attention_head_dim": 32,
     },
+    # Two recurrent layers go before the first that attends.
     "recurrent_gemma": {"num_hidden_layers": 3},
     # Positions are a product of two axes whose widths make up the model's.
     "reformer": {
@@ -49,35 +47,14 @@ CHANGES: dict[str, dict[str, Any]] = {
     "xlstm": {"qk_dim_factor": 1.0},
     # An adapter of a language must be chosen.
     "xmod": {"default_language": "en_XX"},
+    # Patches of an image, and the queries that read them.
     "aria": {"projector_patch_to_query_dict": {16: 4}},
+    # Must divide the few tokens that the index keeps.
     "glm5_next_text": {"index_kpool": 2},
-    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"]},
-    "diffusion_gemma_text": {
-        "num_experts": 4,
-        "top_k_experts": 2,
-        "moe_intermediate_size": 96,
-    },
-    "granite4_vision": {
-        "downsample_rate": "2/4",
-        "deepstack_layer_map": [[-1, 0]],
-        "spatial_target_layers": [1],
-    },
-    "qwen2_5_omni_thinker": {"vision_start_token_id": 20},
-    "qwen3_omni_moe_thinker": {"vision_start_token_id": 20},
-    "chameleon": {
-        "vocabulary_map": {
-            "<image>": 96,
-            **{f"IMGIMG{c}Z": 100 + n for n, c in enumerate("ABCDEFGH")},
-        }
-    },
-    "emu3": {
-        "vocabulary_map": {
-            "<image>": 96,
-            "<|extra_200|>": 97,
-            **{f"<|visual token {n:06}|>": 100 + n for n in range(8)},
-        }
-    },
+    # As wide as the tower's last layer and each of the others that are read, side by side.
+    "mllama_vision_model": {"intermediate_layers_indices": [0], "vision_output_dim": 128},
     # Layers of the tower by number, and there are fewer.
+    "vipllava": {"vision_feature_layers": [-1, -2]},
     "molmo2_adapter": {"vision_feature_layer": [1, 0]},
     # One patch size, width and depth for each of four stages.
     "muse_spark_audio": {
@@ -113,8 +90,34 @@ CHANGES: dict[str, dict[str, Any]] = {
     "llama4_vision_model": {"intermediate_size": 256},
     # A patch's pixels, and the pixels of a clip's.
     "radio": {"patch_dim": 48, "video_patch_dim": 96, "max_img_size": 32},
-    "step3p7_text": {"sliding_window": 4},
     # Left unset by default, and read by the model.
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"]},
+    "diffusion_gemma_text": {
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 96,
+    },
+    "granite4_vision": {
+        "downsample_rate": "2/4",
+        "deepstack_layer_map": [[-1, 0]],
+        "spatial_target_layers": [1],
+    },
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 20},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 20},
+    "chameleon": {
+        "vocabulary_map": {
+            "<image>": 96,
+            **{f"IMGIMG{c}Z": 100 + n for n, c in enumerate("ABCDEFGH")},
+        }
+    },
+    "emu3": {
+        "vocabulary_map": {
+            "<image>": 96,
+            "<|extra_200|>": 97,
+            **{f"<|visual token {n:06}|>": 100 + n for n in range(8)},
+        }
+    },
+    "step3p5": {"sliding_window": 4},
     "cohere_compass_text": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
     },

@@ -25,7 +25,7 @@ def with_image(model: nn.Module, text: Inputs) -> Iterator[Inputs]:
         if set(layout) <= _parameters(model.forward):
             try:
                 yield _placed(model, text, layout | _second_text(model, text))
-            except Exception:  # noqa: S112  # a wrong guess fails in a way of its own
+            except Exception:  # a wrong guess fails in a way of its own
                 continue
 
 
@@ -64,8 +64,8 @@ def _layouts(model: nn.Module, rows: int) -> Iterator[Inputs]:
         yield {"pixel_values": flat, "image_grid_thw": grid}
         yield {"pixel_values": flat, "image_grid_hw": grid[:, 1:]}
     yield {"pixel_values": _noise(16 * rows, channels, patch, patch), "image_grid_thw": grid}
-    yield {"pixel_values": tiles[:, None], "aspect_ratio_ids": ones,
-           "aspect_ratio_mask": torch.ones(rows, 1, 2, dtype=torch.long)}  # fmt: skip
+    yield {"pixel_values": _noise(rows, 1, 4, channels, size, size), "aspect_ratio_ids": ones,
+           "aspect_ratio_mask": ones[:, :, None].expand(rows, 1, 4)}  # fmt: skip
     yield {
         "pixel_values": tiles[:, :1],
         "pixel_attention_mask": torch.ones(rows, 1, size, size).bool(),
@@ -156,4 +156,4 @@ def _features(model: Any, layout: Inputs, rows: int) -> int:
     for name in ("pooler_output", "last_hidden_state"):
         found = found if getattr(found, name, None) is None else getattr(found, name)
     parts = found if isinstance(found, list | tuple) else [found]
-    return sum(part.numel() // part.shape[-1] for part in parts) // rows
+    return int(sum(part.numel() // part.shape[-1] for part in parts)) // rows

@@ -30,12 +30,11 @@ _PATTERNS: list[tuple[str, int]] = [
     (r"(mamba_)?chunk_size", 8),
     (r"laurel_rank|d_rel|adapter_rank|time_step_rank|mamba_dt_rank|hc_lowrank|gated_norm_rank", 8),
     (r"patch_embed_hidden_size", 3 * PATCH * PATCH),
-    (r"attention_window", 4),
     # Widths.
-    (r"(.*_)?(hidden_size|hidden_dim|embed_dim|embedding_size|d_model|embedding_dim|emb_dim)", WIDTH),
-    (r"n_embd|(text_|vision_|.*_)?(projection_dim|proj_dim|output_dim)|hidden_size_(global|.*)", WIDTH),
-    (r"output_channels|downsample_channels|lru_width|image_token_embed_dim|hidden_width|ple_embed_dim", WIDTH),
-    (r"(projector|adapter)_(input|output)_dim|adapter_(in|out)_dim", WIDTH),
+    (r"(.*_)?(hidden_size|hidden_dim|embed_dim|embedding_(size|dim)|d_model|emb_dim)", WIDTH),
+    (r"hidden_size_.*|n_embd|(.*_)?(projection_dim|proj_dim|output_dim)|hidden_width", WIDTH),
+    (r"(output|downsample|post_conv_(in|out|mid))_channels|lru_width|ple_embed_dim", WIDTH),
+    (r"image_token_embed_dim|(projector|adapter)_(input|output)_dim|adapter_(in|out)_dim", WIDTH),
     (r"(.*_)?pooler_output_size|adapter_input_size|entity_emb_size", WIDTH),
     # Counts.
     (r"(.*_)?(num_experts|num_local_experts|n_routed_experts|moe_num_experts|zero_expert_num)", 4),
@@ -49,16 +48,16 @@ _PATTERNS: list[tuple[str, int]] = [
     (r"model_max_length|position_embedding_size|context_length|max_source_positions", POSITIONS),
     # Windows, so short that a few tokens exceed them.
     (r"max_window_layers", 1),
-    (r"index_block_size|(sliding_window|sliding_window_size|attention_window_size|local_attention)", 4),
-    (r"attention_chunk_size|index_topk|local_radius", 4),
+    (r"sliding_window(_size)?|attention_window(_size)?|local_attention|local_radius", 4),
+    (r"attention_chunk_size|index_topk|index_block_size", 4),
     # Images.
     (r"(.*_)?patch_size", PATCH),
     (r"(.*_)?image_size|crop_size|img_size|resolution", IMAGE),
-    (r"(num_query_tokens|num_latents|resampler_num_latents|resampler_n_latents|latent_query_num)", 4),
-    (r"mm_tokens_per_image", 4),
-    (r"post_conv_(in|out|mid)_channels", WIDTH),
+    (r"num_query_tokens|(resampler_)?(num|n)_latents|latent_query_num|mm_tokens_per_image", 4),
     (r"resampler_depth|perceiver_depth", 1),
-]  # fmt: skip
+]
+_ALWAYS = {WIDTH, HEAD}
+"""Sizes that a smaller field is raised to, so that the parts fit together."""
 _COMPILED = [(re.compile(pattern), size) for pattern, size in _PATTERNS]
 
 
@@ -68,7 +67,7 @@ def tiny_size(name: str, value: int) -> int:
         return value
     for pattern, size in _COMPILED:
         if pattern.fullmatch(name):
-            return size if size in (WIDTH, HEAD) else min(value, size)
+            return size if size in _ALWAYS else min(value, size)
     return value
 
 
