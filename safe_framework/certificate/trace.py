@@ -24,7 +24,7 @@ class Operation:
     Attributes:
         name: such as ``"aten.mul.Tensor"``.
         arguments: types and shapes of tensors, and plain values as they are.
-        module: the module that was entered last before it.
+        module: the base's module that was entered last before it; empty before any was.
     """
 
     name: str
@@ -72,13 +72,22 @@ def _entering(base: nn.Module, recorder: _Recorder) -> Iterator[None]:
     names = {id(module): path or type(base).__name__ for path, module in base.named_modules()}
 
     def enter(module: nn.Module, args: Any) -> None:
-        recorder.module = names.get(id(module), type(module).__name__)
+        recorder.module = names.get(id(module), recorder.module)
 
     handle = register_module_forward_pre_hook(enter)
     try:
         yield
     finally:
         handle.remove()
+
+
+def from_the_base_on(seen: Sequence[Operation], expected: Sequence[Operation]) -> list[Operation]:
+    """What was seen without what a model did more than the base before it called the base."""
+    return list(seen)[max(_before(seen) - _before(expected), 0) :]
+
+
+def _before(operations: Sequence[Operation]) -> int:
+    return next((n for n, operation in enumerate(operations) if operation.module), 0)
 
 
 def trace_difference(seen: Sequence[Operation], expected: Sequence[Operation]) -> str:

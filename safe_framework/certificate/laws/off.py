@@ -19,7 +19,13 @@ from safe_framework.certificate.calls import (
 from safe_framework.certificate.compare import difference
 from safe_framework.certificate.outcome import Outcome
 from safe_framework.certificate.result import Comparison, Law, judged
-from safe_framework.certificate.trace import Operation, digest, trace_difference, traced
+from safe_framework.certificate.trace import (
+    Operation,
+    digest,
+    from_the_base_on,
+    trace_difference,
+    traced,
+)
 
 _NAME = "Off is the base"
 
@@ -67,7 +73,7 @@ def same_operations(bench: Bench, made: list[Comparison]) -> Law:
             with bench.switched_off(call, way) as inputs:
                 _, seen = traced(bench.method(call), inputs, bench.model.base)
             if way in LOOKS_AT_ROWS:  # before the base is called
-                seen = seen[max(len(seen) - len(expected), 0) :]
+                seen = from_the_base_on(seen, expected)
             if found := trace_difference(seen, expected):
                 findings.append(f"{call.name}, {way}: {found}")
             else:
