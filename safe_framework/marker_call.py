@@ -88,7 +88,7 @@ def prepare_call(
     generating = not isinstance(method, nn.Module)  # but the base's ``generate``
     call = _Call(named, markers, generating=generating)
     if bool((unheard := (ids >= size) & ~heard).any()):
-        call.drop(unheard, pad(), shrink=not heard.any())
+        call.drop(unheard, pad())
     if not heard.any():
         return PreparedCall((), call.inputs)
     return call.fed(senses)
@@ -153,8 +153,8 @@ class _Call:
             )
         return found[:, -self.ids.shape[1] :]
 
-    def drop(self, unheard: Tensor, pad: int, *, shrink: bool) -> None:
-        """Take out the columns ``unheard``, and with ``shrink`` what is then only padding."""
+    def drop(self, unheard: Tensor, pad: int) -> None:
+        """Take out the columns ``unheard``, and those that are then only padding."""
         self._check_movable()
         ids, mask = self.ids, self.mask()
         rows = Rows.of(mask)
@@ -163,7 +163,7 @@ class _Call:
             [column for column in bounds if not row[column]]
             for row, bounds in zip(marked, rows.bounds, strict=True)
         ]
-        index = rows.index(contents, rows.width(contents) if shrink else rows.length)
+        index = rows.index(contents, rows.width(contents))
         moving = by_position(self.inputs, ids.shape, apart=self.vocabulary.apart)
         if bool((index < 0).any()):
             moving["attention_mask"] = mask

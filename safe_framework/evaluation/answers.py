@@ -59,8 +59,10 @@ def answer(
         progress: called after every batch.
     """
     answers: list[str] = []
+    strengths = {**model.gates, **(gate or {})}
     for rows in batches(examples, batch_size):
-        batch = inputs(model, [row.prompt for row in rows], [row.samples for row in rows])
+        heard = [_opened(row.samples, strengths) for row in rows]
+        batch = inputs(model, [row.prompt for row in rows], heard)
         tokens = model.generate(
             **batch, gate=dict(gate or {}), max_new_tokens=max_new_tokens, do_sample=False
         )
@@ -134,6 +136,11 @@ def derangement(labels: Sequence[str], *, seed: int = 0) -> list[int]:
     for place, row in enumerate(order):
         found[row] = order[(place + step) % len(labels)]
     return found
+
+
+def _opened(samples: Mapping[str, Sample], gates: Mapping[str, float]) -> Mapping[str, Sample]:
+    """The samples that are heard; the others would be taken out of the text, markers and all."""
+    return {name: sample for name, sample in samples.items() if gates.get(name, 1.0) != 0}
 
 
 def _new_tokens(model: SafeModel, tokens: Tensor, batch: Mapping[str, Any]) -> Tensor:
