@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from safe_framework.assembly import attach, build, load
     from safe_framework.certificate.verification import verify
+    from safe_framework.compilation import compile
     from safe_framework.encoder import Encoder
     from safe_framework.errors import SafeError
     from safe_framework.fusion import FusionAdapter
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "attach": "assembly",
     "build": "assembly",
+    "compile": "compilation",
     "load": "assembly",
     "verify": "certificate.verification",
     "Encoder": "encoder",
@@ -53,6 +55,7 @@ __all__ = [
     "Tokens",
     "attach",
     "build",
+    "compile",
     "load",
     "verify",
 ]

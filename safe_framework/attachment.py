@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -46,6 +47,11 @@ def active(injection: Injection | None) -> Iterator[None]:
         _ACTIVE.reset(token)
 
 
+def hearing() -> bool:
+    """Whether a call that carries a modality is running in this context."""
+    return _ACTIVE.get() is not None
+
+
 class LayerHook:
     """A forward pre-hook that does nothing unless its owner's call is running.
 
@@ -63,6 +69,8 @@ class LayerHook:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> LayerCall | None:
         """Change the layer's arguments, or return None to leave the call alone."""
+        if torch.compiler.is_dynamo_compiling():
+            return None  # a compiled graph is always the base's own, whoever's hooks were traced
         injection = _ACTIVE.get()
         if injection is None or injection.owner != self.owner:
             return None
@@ -94,6 +102,8 @@ class EmbeddingHook:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor | None:
         """Change what was looked up, or return None to leave it alone."""
+        if torch.compiler.is_dynamo_compiling():
+            return None
         injection = _ACTIVE.get()
         if injection is None or injection.owner != self.owner:
             return None

@@ -183,6 +183,6 @@ class CallInjection:
                 raise InjectionError(
                     f"modality `{sense.name}` never reached layers {missed}: their hooks "
                     "did not run",
-                    hint="if the base is compiled, compile it after attaching; if it runs in "
-                    "threads of its own (DataParallel), use one process a device",
+                    hint="if the base is compiled, let safe_framework.compile(model) do it; if it "
+                    "runs in threads of its own (DataParallel), use one process a device",
                 )

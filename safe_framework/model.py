@@ -16,6 +16,8 @@ from torch.utils.hooks import RemovableHandle
 from safe_framework.attachment import active, install, install_embeddings
 from safe_framework.base import device_of, facts_of, freeze
 from safe_framework.certificate.seal import Seal
+from safe_framework.checkpointing import Options, disable, enable, recomputing, uncached
+from safe_framework.compilation import refuse_compiled, uncompile, uncompiled
 from safe_framework.encoder import Encoder
 from safe_framework.errors import SafeError
 from safe_framework.fusion import FusionAdapter
@@ -78,6 +80,7 @@ class SafeModel(nn.Module):
     ) -> None:
         super().__init__()
         paths = find_layers(base, layers_path, side)
+        refuse_compiled(base, paths)
         self.base = freeze(base)
         self._example = example
         self.stack = probe(base, paths, self._example_inputs())
@@ -89,6 +92,7 @@ class SafeModel(nn.Module):
         self._processor: SafeProcessor | None = None
         self._handles: dict[str, list[RemovableHandle]] = {}
         self.seal = Seal.of(base, tokenizer)
+        self._recompute: Options = None
         self.eval()  # as a loaded model is: dropout only after train()
 
     # Modalities
@@ -143,6 +147,8 @@ class SafeModel(nn.Module):
         """Remove every sense and give the base back, without a hook on it."""
         for name in list(self.modalities):
             self.remove_modality(name)
+        self.gradient_checkpointing_disable()
+        uncompile(self.base, self.stack.of(self.base))
         return self.base
 
     def facts(self) -> BaseFacts:
@@ -176,7 +182,8 @@ class SafeModel(nn.Module):
         Raises:
             InjectionError: a fused layer was bypassed, so the modality was not heard.
         """
-        return self._call(self.base, args, inputs, gate)
+        with recomputing(self._recompute if self.training else None):
+            return self._call(self.base, args, uncached(inputs), gate)
 
     def generate(self, *args: Any, gate: Gate | None = None, **inputs: Any) -> Any:
         """The base's own ``generate``, with whatever modalities ``inputs`` carries.
@@ -186,7 +193,7 @@ class SafeModel(nn.Module):
         """
         with torch.no_grad():
             generate: Any = self.base.generate
-            return self._call(generate, args, inputs, gate)
+            return self._call(generate, args, inputs, gate, uncompiled(self.base))
 
     @contextmanager
     def off(self, *names: str) -> Iterator[None]:
@@ -207,6 +214,7 @@ class SafeModel(nn.Module):
         args: Sequence[Any],
         inputs: Mapping[str, Any],
         gate: Gate | None,
+        when_heard: Mapping[str, Any] | None = None,
     ) -> Any:
         own, given = split_by_modality(args, inputs, self.modalities)
         senses = self._senses(given, gate)
@@ -220,7 +228,7 @@ class SafeModel(nn.Module):
             stack = self.stack
             injection = CallInjection(self._owner, senses, stack.passes, stack.entry, call.prompts)
             with active(injection):
-                out = method(*call.args, **call.inputs)
+                out = method(*call.args, **{**call.inputs, **(when_heard or {})})
             injection.check_fired()
             return out
 
@@ -320,6 +328,21 @@ class SafeModel(nn.Module):
         super().train(mode)
         self.base.eval()
         return self
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Options = None) -> None:
+        """In training, recompute the layers in the backward pass, with these options of torch."""
+        self._recompute = enable(self.stack.of(self.base), gradient_checkpointing_kwargs)
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: Options = None, **others: Any
+    ) -> None:
+        """The same under the name that newer Trainers call."""
+        self._recompute = enable(self.stack.of(self.base), activation_checkpointing_kwargs, others)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep in training what the layers did, as before."""
+        disable(self.stack.of(self.base))
+        self._recompute = None
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
