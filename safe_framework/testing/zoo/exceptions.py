@@ -86,6 +86,14 @@ CHANGES: dict[str, dict[str, Any]] = {
         "channel_multiplier": [1, 1],
         "num_res_blocks": 1,
     },
+    # Widths double at each of seven stages.
+    "vibevoice_acoustic_tokenizer_encoder": {
+        "num_filters": 4,
+        "downsampling_ratios": [2, 2],
+        "depths": [1, 1, 1],
+    },
+    # Its protein encoder's layers have the same name: only their number tells which is which.
+    "evolla": {"num_hidden_layers": 3},
     # Four patches in one, each as wide as the tower.
     "llama4_vision_model": {"intermediate_size": 256},
     # A patch's pixels, and the pixels of a clip's.

@@ -81,6 +81,7 @@ def _layouts(model: nn.Module, rows: int) -> Iterator[Inputs]:
     yield {"pixel_values": tiles}
     yield {"pixel_values": tiles[:, :1], "image_attention_mask": torch.ones(rows, 6, 1)}
     yield {"pixel_values": pixels, "image_embeds_position_mask": _block(rows, 6, 1, 5)}
+    yield {"input_features": _noise(rows, 128, 8 * 6)}
     placed = _noise(rows, 16, 2 + channels * patch * patch)
     placed[:, :, :2] = 1
     yield {"flattened_patches": placed}
