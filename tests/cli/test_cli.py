@@ -12,7 +12,7 @@ from safe_framework._registry import REGISTRIES
 from safe_framework.cli import main
 from safe_framework.errors import CheckpointError
 
-COMMANDS = ("list", "show", "check", "run", "fetch", "doctor")
+COMMANDS = ("list", "show", "check", "run", "verify", "fetch", "doctor")
 RECIPE = """\
 [base]
 model = "some/model"

@@ -15,7 +15,14 @@ from safe_framework._registry import REGISTRIES
 from safe_framework.cli import main
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "CHANGELOG.md", "docs/laws.md", "docs/recipe.md", "tests/README.md")
+DOCUMENTS = (
+    "README.md",
+    "CHANGELOG.md",
+    "docs/certificate.md",
+    "docs/laws.md",
+    "docs/recipe.md",
+    "tests/README.md",
+)
 
 
 def test_python_compiles_and_names_exist(blocks):
@@ -83,7 +90,7 @@ def test_make_targets_exist(readme):
 def test_commands_exist(readme, capsys):
     """Every command of ``safe`` that the README names answers ``--help``."""
     named = set(re.findall(r"(?:^|`)safe ([a-z]+)", readme, re.MULTILINE))
-    assert len(named) == 6
+    assert len(named) == 7
     for command in named:
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
