@@ -6,6 +6,7 @@ them, and what is left when they are taken out again is the text's own tokens.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
@@ -143,24 +144,19 @@ class MarkerText:
     def _place(self, word: str, ids: Sequence[int], before: str, after: str) -> int:
         """How many ids come before a cut of the text, whose halves are tokenised to find it.
 
-        A base's processor may put many ids for an image, so the nearer end decides.
+        A base's processor may put many ids for an image; the half without images decides.
         """
         first = len(self._edges[0]) if _begins(ids, self._edges[0]) else 0
         last = len(self._edges[1]) if _begins(ids[::-1], self._edges[1][::-1]) else 0
         if not before:
             return first
-        body = ids[first : len(ids) - last]
-        head, tail = self._bare(before), self._bare(after)[::-1]
-        same_head, same_tail = _common(body, head), _common(body[::-1], tail)
-        missing = len(head) - same_head, len(tail) - same_tail
-        if min(missing) > _MERGED:
+        place = _cut(ids[first : len(ids) - last], self._bare(before), self._bare(after))
+        if place is None:
             raise SampleError(
                 f"the place of `{word}` is not to be found between what else is in the text",
                 hint=f"put `{word}` before or behind all images",
             )
-        if missing[0] <= missing[1]:
-            return first + same_head
-        return len(ids) - last - same_tail
+        return first + place
 
     def _bare(self, text: str) -> list[int]:
         """Ids of a piece of text, without what the tokenizer puts around a whole one."""
@@ -199,6 +195,22 @@ def _column(columns: Mapping[str, Tensor], name: str, value: Tensor, width: int)
     if name in columns:
         return columns[name].to(value)
     return value.new_zeros(value.shape[0], width, *value.shape[2:])
+
+
+def _cut(body: Sequence[int], head: Sequence[int], tail: Sequence[int]) -> int | None:
+    """Where a text's ids are cut, of whose halves one may have grown; None if it is not to be seen.
+
+    >>> _cut([7, 7, 7, 7, 3, 4], [7, 3], [4])
+    5
+    """
+    grown = Counter(body) - Counter([*head, *tail])
+    same_head, same_tail = _common(body, head), _common(body[::-1], tail[::-1])
+    places = same_head, len(body) - same_tail
+    if not grown.keys() & set(head) and len(head) - same_head <= _MERGED:
+        return places[0]
+    if not grown.keys() & set(tail) and len(tail) - same_tail <= _MERGED:
+        return places[1]
+    return places[0] if places[0] == places[1] else None
 
 
 def _begins(ids: Sequence[int], with_these: Sequence[int]) -> bool:

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from safe_framework.data.audio import Waveform
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.processor import SafeProcessor
 from safe_framework.shapes import Frames
-from tests.toys import PAD, ToyEncoder, tokenizer
+from tests.toys import PAD, VOCABULARY, ToyEncoder, tokenizer
 
 
 class ToyHearing(ToyEncoder):
@@ -131,6 +132,132 @@ def test_tensors_are_the_only_form(processor: SafeProcessor) -> None:
     """Another form is refused and not ignored."""
     with pytest.raises(SafeError, match="`return_tensors`"):
         processor("w3", return_tensors="np")
+
+
+SPANS = {"touch": (40, 42, 42, 41), "audio": (43, 44)}
+TOUCH = torch.ones(1, 4)
+
+
+def marking(words: Any = None) -> SafeProcessor:
+    """Words, touch and hearing, both with markers."""
+    senses = {"touch": ToyEncoder(), "audio": ToyHearing()}
+    return SafeProcessor(words or tokenizer(), senses, spans=SPANS)
+
+
+def edged() -> Any:
+    """A tokenizer that puts ``w38`` before every text and ``end`` behind it."""
+    words = tokenizer()
+    words._tokenizer.post_processor = TemplateProcessing(
+        single="w38 $0 end", special_tokens=[("w38", 38), ("end", 1)]
+    )
+    return words
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("w3 w4", [40, 42, 42, 41, 3, 4]),
+        ("w3 <touch> w4", [3, 40, 42, 42, 41, 4]),
+        ("w3 w4 <touch>", [3, 4, 40, 42, 42, 41]),
+        ("<touch>w3 w4", [40, 42, 42, 41, 3, 4]),
+    ],
+)
+def test_markers_stand_where_the_text_says_so(text: str, expected: list[int]) -> None:
+    """``<touch>`` is the place of the span, the front if there is none; inside what is added."""
+    assert marking()(text, touch=TOUCH)["input_ids"].tolist() == [expected]
+    assert marking(edged())(text, touch=TOUCH)["input_ids"].tolist() == [[38, *expected, 1]]
+    assert marking()(text, touch=[None])["input_ids"].tolist() == [[3, 4]]
+
+
+def test_spans_of_two_senses_keep_the_texts_order() -> None:
+    """Each has its own place; at one place they are in the order of the senses."""
+    samples = {"touch": TOUCH, "audio": np.ones(5), "sampling_rate": 100}
+    found = marking()("w3 <audio><touch> w4", **samples)["input_ids"]
+    assert found.tolist() == [[3, 43, 44, 40, 42, 42, 41, 4]]
+    assert marking()("w3", **samples)["input_ids"].tolist() == [[40, 42, 42, 41, 43, 44, 3]]
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"),
+    [
+        ("left", [[0, 43, 44, 3], [0, 4, 5, 6], [0, 0, 0, 7]]),
+        ("right", [[43, 44, 3, 0], [4, 5, 6, 0], [7, 0, 0, 0]]),
+    ],
+)
+def test_rows_with_spans_are_padded_anew(side: str, expected: list[list[int]]) -> None:
+    """A batch is as wide as its longest row; a width that was asked for stays."""
+    samples = {"audio": [np.ones(5), None, None], "sampling_rate": 100, "padding_side": side}
+    texts = ["w3", "w4 w5 w6", "w7"]
+    batch = marking()(texts, **samples)
+    wide = marking()(texts, **samples, padding="max_length", max_length=4)
+    tight = [row[1:] if side == "left" else row[:-1] for row in expected]
+    assert batch["input_ids"].tolist() == tight
+    assert batch["attention_mask"].tolist() == [[int(i > 0) for i in row] for row in tight]
+    assert wide["input_ids"].tolist() == expected
+
+
+def test_the_tokenizer_never_hears_of_markers() -> None:
+    """Neither the one that was given nor the copy has more words or special tokens."""
+    words = tokenizer()
+    processor = marking(words)
+    processor("w3 <touch>", touch=TOUCH)
+    for one in (words, processor.tokenizer):
+        assert (len(one), one.all_special_tokens) == (VOCABULARY, tokenizer().all_special_tokens)
+
+
+def test_markers_are_shown_in_decoded_text() -> None:
+    """Ids of markers decode to their names, or to nothing as special tokens do."""
+    processor = marking()
+    ids = processor(["w3 <touch> w4", "w5"], touch=[TOUCH, None])["input_ids"]
+    assert processor.decode(ids[0]) == "w3<touch></touch>w4"
+    skipped = processor.batch_decode(ids, skip_special_tokens=True)
+    assert skipped == ["w3w4", "w5"]
+    assert processor.decode([3, 4]) == processor.tokenizer.decode([3, 4])
+
+
+def test_a_text_has_one_place_for_a_sample() -> None:
+    """Two are an error, in a text with a sample or without."""
+    with pytest.raises(SampleError, match="`<touch>` stands 2 times in '<touch> w3 <touch>'"):
+        marking()("<touch> w3 <touch>", touch=TOUCH)
+
+
+def test_a_word_of_the_base_is_no_marker() -> None:
+    """Where the vocabulary has ``<touch>`` itself, it would not be known whose it is."""
+    words = tokenizer()
+    words.add_tokens(["<touch>"])
+    with pytest.raises(SafeError, match="`<touch>` is a word of the base"):
+        marking(words)
+
+
+class Picturing:
+    """A processor that puts ten ids for every ``w37`` in a text."""
+
+    def __init__(self) -> None:
+        self.tokenizer = tokenizer()
+
+    def __call__(self, text: list[str], **options: Any) -> Any:
+        return self.tokenizer(text=[t.replace("w37", "w37 " * 10) for t in text], **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("w37 w3 <touch> w4", 11),
+        ("w3 <touch> w4 w37", 1),
+        ("w37 w37 <touch>", 20),
+        ("<touch>w37 w3", 0),
+    ],
+)
+def test_markers_find_their_place_beside_images(text: str, place: int) -> None:
+    """The base's processor may put many ids for a word, before the place or behind it."""
+    ids = marking(Picturing())(text, touch=TOUCH)["input_ids"][0].tolist()
+    assert ids.index(40) == place
+
+
+def test_a_place_between_images_is_refused() -> None:
+    """Where neither end of the text tells the place, it is not guessed."""
+    with pytest.raises(SampleError, match=r"the place of `<touch>` is not to be found"):
+        marking(Picturing())("w37 w3 w4 w5 w6 <touch> w5 w6 w7 w8 w37", touch=TOUCH)
 
 
 def test_no_tokenizer_is_said() -> None:
