@@ -93,6 +93,11 @@ class MarkerText:
         longer = _lengthened(moving, new)
         return rearranged(longer, rows.index(contents, width), self.tokenizer.pad_token_id)
 
+    def words(self, ids: Tensor) -> Tensor:
+        """Where ids are the text's own and no markers."""
+        markers = [marker for span in self.spans.values() for marker in span]
+        return ~torch.isin(ids, torch.tensor(markers, dtype=ids.dtype, device=ids.device))
+
     def decode(self, ids: Tensor | Sequence[int], **options: Any) -> str:
         """The text of ids; markers are shown as ``<NAME>`` and ``</NAME>``, as special tokens."""
         names = {span[0]: f"<{name}>" for name, span in self.spans.items()}

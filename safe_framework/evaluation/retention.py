@@ -112,14 +112,17 @@ def _open(
     plain: Mapping[str, Any],
     base: Tensor,
 ) -> list[_Text]:
-    """Compare with the gate at 1; what the sense puts before a text is left out."""
-    logits = model(**inputs(model, texts, samples), gate={modality: 1.0}).logits
-    return _compare(base, logits[:, -base.shape[1] :], plain["attention_mask"])
+    """Compare with the gate at 1; what the sense puts into a text is left out."""
+    given = inputs(model, texts, samples)
+    logits = model(**given, gate={modality: 1.0}).logits
+    words = model.processor.markers.words(given["input_ids"]) & given["attention_mask"].bool()
+    return _compare(base, logits, plain["attention_mask"], words)
 
 
-def _compare(base: Tensor, safe: Tensor, mask: Tensor) -> list[_Text]:
-    rows = zip(base, safe, mask.bool(), strict=True)
-    return [_text(one[valid], other[valid]) for one, other, valid in rows]
+def _compare(base: Tensor, safe: Tensor, mask: Tensor, words: Tensor | None = None) -> list[_Text]:
+    """Compare the real positions of ``mask`` with those of ``words``, if they are others."""
+    rows = zip(base, safe, mask.bool(), (mask if words is None else words).bool(), strict=True)
+    return [_text(one[real], other[word]) for one, other, real, word in rows]
 
 
 def _text(base: Tensor, safe: Tensor) -> _Text:
