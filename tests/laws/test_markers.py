@@ -81,9 +81,7 @@ def test_off_is_the_base_on_the_text_without_markers(name: str, where: str, side
         assert all_same(forward(model, batch), expected)
     absent = {key: value for key, value in batch.items() if not key.startswith("touch")}
     assert all_same(forward(model, absent), expected)
-    assert all_same(
-        answer(model.generate, batch, gate=0.0), answer(untouched.generate, plain)
-    )
+    assert all_same(answer(model.generate, batch, gate=0.0), answer(untouched.generate, plain))
 
 
 @pytest.mark.parametrize("kind", DECODING)
