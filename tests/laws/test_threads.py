@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import io
+import itertools
 import pickle
 import random
 from collections.abc import Callable
@@ -21,48 +22,104 @@ from tests.laws.calls import all_same, copy_of, forward_tensors
 from tests.toys import attached, felt, llama, texts
 
 Request = tuple[str, int, int]
-KINDS = ("on", "off", "absent", "base", "gate", "generate", "mixed", "fails")
+SILENT = ("off", "absent", "closed", "base", "fails")
+HEARD = ("on", "one off", "gate", "gates", "mixed", "greedy", "beams", "gradient")
 
 
 def serve(model: SafeModel, request: Request) -> list[Tensor]:
-    """What one request of ``KINDS`` returns."""
+    """What one request of ``SILENT`` or ``HEARD`` returns."""
     kind, rows, seed = request
-    batch, samples = texts(model.base, rows, 4, seed), felt(rows, seed=seed)
+    batch = texts(model.base, rows, 4, seed)
+    on = batch | felt(rows, seed=seed) | felt(rows, "smell", seed=seed + 1)
+    if kind == "gradient":
+        parameters = list(model.trainable_parameters().values())
+        return list(torch.autograd.grad(model(**on, labels=on["input_ids"]).loss, parameters))
     with torch.no_grad():
         if kind == "base":
             return [model.base(**batch).logits]
-        if kind == "off":
-            with model.off():
-                return [model(**batch, **samples).logits]
+        if kind in ("off", "one off"):
+            with model.off(*(["smell"] if kind == "one off" else [])):
+                return [model(**on).logits]
         if kind == "fails":
             with pytest.raises(IndexError):
-                model(input_ids=batch["input_ids"] + 99, **samples)
+                model(**on | {"input_ids": batch["input_ids"] + 99})
             return [model(**batch).logits]
-        if kind == "generate":
-            return [model.generate(**batch, **samples, max_new_tokens=3, num_beams=2)]
-        if kind == "absent":
-            samples = {}
+        if kind in ("greedy", "beams"):
+            return [model.generate(**on, max_new_tokens=3, num_beams=1 + (kind == "beams"))]
         if kind == "mixed":
-            samples["touch__present"][0] = False
-        gate = 0.5 if kind == "gate" else None
-        return [model(**batch, **samples, gate=gate).logits]
+            on["touch__present"][0] = False
+        gates = {"gate": 0.5, "gates": {"touch": torch.linspace(0, 1, rows)}, "closed": 0.0}
+        return [model(**(batch if kind == "absent" else on), gate=gates.get(kind)).logits]
 
 
 def requests(count: int) -> list[Request]:
     """Random requests, every kind among them."""
     chance = random.Random(3)
-    some = [(chance.choice(KINDS), chance.randint(1, 3), number) for number in range(count)]
-    assert {kind for kind, _, _ in some} == set(KINDS)
+    kinds = SILENT + HEARD
+    some = [(chance.choice(kinds), chance.randint(1, 3), number) for number in range(count)]
+    assert {kind for kind, _, _ in some} == set(kinds)
     return some
 
 
 def test_threads_do_not_hear_each_other() -> None:
-    """80 mixed requests in 8 threads on one model equal the serial ones bit for bit."""
-    model, some = attached(llama()), requests(80)
+    """500 mixed requests in 16 threads on one model equal the serial ones bit for bit."""
+    model, some = attached(llama(), "touch", "smell"), requests(500)
     expected = [serve(model, request) for request in some]
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(16) as pool:
         seen = list(pool.map(lambda request: serve(model, request), some))
     assert all(map(all_same, seen, expected))
+
+
+def test_tasks_and_their_threads_do_not_hear_each_other() -> None:
+    """100 requests in tasks, every other one in a thread of its task, equal the serial ones."""
+    model, some = attached(llama(), "touch", "smell"), requests(100)
+    expected = [serve(model, request) for request in some]
+
+    async def ask(number: int, request: Request) -> list[Tensor]:
+        for _ in range(number % 3):
+            await asyncio.sleep(0)
+        if number % 2:
+            return await asyncio.to_thread(serve, model, request)
+        return serve(model, request)
+
+    async def everyone() -> list[list[Tensor]]:
+        return await asyncio.gather(*(ask(*numbered) for numbered in enumerate(some)))
+
+    assert all(map(all_same, asyncio.run(everyone()), expected))
+
+
+def test_requests_differ_as_they_should() -> None:
+    """The comparisons above can fail: silent requests are the base's, the others are not."""
+    model = attached(llama(), "touch", "smell")
+    expected = serve(model, ("base", 2, 7))
+    assert all(all_same(serve(model, (kind, 2, 7)), expected) for kind in SILENT)
+    heard = [serve(model, (kind, 2, 7)) for kind in HEARD if kind != "beams"]  # often as greedy
+    assert not any(all_same(*pair) for pair in itertools.combinations([expected, *heard], 2))
+
+
+def test_off_holds_in_a_thread_of_its_task() -> None:
+    """``asyncio.to_thread`` inside an ``off`` block is off, and beside it is not."""
+    model = attached(llama())
+    batch = texts(model.base, 1, 4) | felt(1)
+
+    def call() -> Tensor:
+        with torch.no_grad():
+            return model(**batch).logits
+
+    async def ask(quiet: bool) -> Tensor:
+        if not quiet:
+            return await asyncio.to_thread(call)
+        with model.off():
+            return await asyncio.to_thread(call)
+
+    async def everyone() -> list[Tensor]:
+        return await asyncio.gather(*(ask(number % 2 == 0) for number in range(8)))
+
+    on = call()
+    with model.off():
+        off = call()
+    assert not torch.equal(on, off)
+    assert all_same(asyncio.run(everyone()), [off, on] * 4)
 
 
 def test_tasks_do_not_hear_each_other() -> None:
