@@ -59,6 +59,8 @@ def _related(fields: dict[str, Any]) -> dict[str, Any]:
     """Fields that follow from others, or that most checkpoints set and the default leaves out."""
     made: dict[str, Any] = _equal_heads(fields)
     made |= {name: size for name, size in _UNSET.items() if fields.get(name, 0) is None}
+    if fields.get("is_encoder_decoder") and fields.get("decoder_start_token_id") is None:
+        made["decoder_start_token_id"] = 0
     if "qk_nope_head_dim" in fields and "qk_rope_head_dim" in fields:
         parts = ("qk_nope_head_dim", "qk_rope_head_dim")
         made["qk_head_dim"] = sum(tiny_size(part, fields[part]) for part in parts)
