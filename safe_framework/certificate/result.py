@@ -74,6 +74,8 @@ class Certificate:
         device: where the base is.
         dtype: of its weights.
         attention: its attention implementation.
+        calls: how many were asked for: ``"full"`` or ``"quick"``.
+        inputs: ``"given"`` by the caller, or ``"made up"``.
         base: class, name and fingerprints of the base and its tokenizer.
         modalities: gate, fused layers and fingerprint of each sense.
         laws: each law with its verdict.
@@ -87,6 +89,8 @@ class Certificate:
     device: str
     dtype: str
     attention: str
+    calls: str
+    inputs: str
     base: Mapping[str, str]
     modalities: Mapping[str, Mapping[str, str]]
     laws: tuple[Law, ...]

@@ -160,6 +160,21 @@ def test_traces_are_written_down() -> None:
     assert len({(c.call, c.operations, c.trace) for c in made}) == 2
 
 
+def test_a_base_that_does_not_repeat_itself_is_told() -> None:
+    """Where the base itself gives other bits each time, bits are not asked for."""
+    base, chance = llama(), torch.Generator().manual_seed(0)
+
+    def shake(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output + torch.randn(output.shape, generator=chance)
+
+    base.model.norm.register_forward_hook(shake)
+    laws = by_name(verify(attached(base, "touch", "smell"), calls="quick"))
+    assert laws["Off is the base"].verdict is Verdict.NOT_APPLICABLE
+    assert "does not repeat itself" in laws["Threads"].detail
+    assert laws["Untouched"].verdict is Verdict.HOLDS
+    assert [law for law in laws.values() if law.verdict is Verdict.FAILS] == []
+
+
 # L5
 
 

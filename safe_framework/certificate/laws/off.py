@@ -18,7 +18,7 @@ from safe_framework.certificate.calls import (
 )
 from safe_framework.certificate.compare import difference
 from safe_framework.certificate.outcome import Outcome
-from safe_framework.certificate.result import Comparison, Law, judged
+from safe_framework.certificate.result import Comparison, Law, judged, not_applicable
 from safe_framework.certificate.trace import (
     Operation,
     digest,
@@ -44,6 +44,8 @@ def compared(
         else:
             made += here
         advance(call.name)
+    if not made:
+        return not_applicable("L2", _NAME, "the base does not repeat itself in any call"), made
     findings = [f"{c.call}, {c.off}: {c.note}" for c in made if not c.same]
     return judged("L2", _NAME, _detail(made, unsteady), findings), made
 
