@@ -88,6 +88,12 @@ def device_of(base: nn.Module) -> torch.device:
     return next((place for place in places if place.type != "meta"), torch.device("cpu"))
 
 
+def filling_id(base: nn.Module) -> int:
+    """The id with which ``generate`` fills up texts that have ended."""
+    config: Any = getattr(base, "generation_config", base.config)
+    return next((i for i in (config.pad_token_id, config.eos_token_id) if type(i) is int), 0)
+
+
 def _heads(base: nn.Module, hidden: int) -> int:
     """The config's attention heads, or what comes nearest and divides the hidden size."""
     named = getattr(text_config(base), "num_attention_heads", 1)

@@ -106,6 +106,21 @@ class Modality(nn.Module):
         )
 
 
+def check_layers(name: str, layers: Sequence[int], count: int) -> None:
+    """Refuse layers that modality ``name`` cannot be fused into.
+
+    Raises:
+        SafeError: there is none, or the base has no such layer.
+    """
+    if not layers:
+        raise SafeError(f"the fusion adapter of `{name}` names no layer in `layers`")
+    if wrong := [layer for layer in layers if not 0 <= layer < count]:
+        raise SafeError(
+            f"`layers` of the fusion adapter of `{name}` names {wrong}, but the base has "
+            f"layers 0 to {count - 1}"
+        )
+
+
 def checked_gate(value: float) -> float:
     """A gate's strength as a float.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from safe_framework.attachment import active, install, install_embeddings
-from safe_framework.base import device_of, facts_of, freeze
+from safe_framework.base import device_of, facts_of, filling_id, freeze
 from safe_framework.certificate.seal import Seal
 from safe_framework.checkpointing import Options, disable, enable, recomputing, uncached
 from safe_framework.compilation import refuse_compiled, uncompile, uncompiled
@@ -25,7 +25,13 @@ from safe_framework.injection import ActiveSense, CallInjection
 from safe_framework.layers import Side, find_layers
 from safe_framework.marker_call import prepare_call
 from safe_framework.markers import Markers, embeddings_of, inline_tokens, make_markers
-from safe_framework.modality import Modality, checked_gate, row_gates, split_by_modality
+from safe_framework.modality import (
+    Modality,
+    check_layers,
+    checked_gate,
+    row_gates,
+    split_by_modality,
+)
 from safe_framework.probe import check_arrival, example_inputs, probe
 from safe_framework.processor import SafeProcessor, padding_id
 from safe_framework.projector import Projector
@@ -128,7 +134,7 @@ class SafeModel(nn.Module):
         marks = make_markers(self, taken, tokens) if markers or inline else None
         modality = Modality(name, encoder, projector, fusion, gate, marks)
         modality.encoder.eval()
-        self._check_layers(name, fusion.layers)
+        check_layers(name, fusion.layers, self.stack.count)
         check_arrival(self.base, self.stack, fusion.layers, self._example_inputs())
         self.modalities[name] = modality.to(self.device).train(self.training)
         self._processor = None
@@ -218,7 +224,7 @@ class SafeModel(nn.Module):
     ) -> Any:
         own, given = split_by_modality(args, inputs, self.modalities)
         senses = self._senses(given, gate)
-        call = prepare_call(method, args, own, self._markers(), senses, self._pad)
+        call = prepare_call(method, args, own, self._markers(), senses, self._padding)
 
         def silent() -> Any:
             with active(None):
@@ -238,7 +244,7 @@ class SafeModel(nn.Module):
         if not self.split_rows or len(rows) == batch:
             return call.restored(heard())
         refuse_shared(own)
-        return call.restored(call_apart(silent, heard, rows, batch, self._fill()))
+        return call.restored(call_apart(silent, heard, rows, batch, filling_id(self.base)))
 
     def _senses(
         self, given: Mapping[str, Mapping[str, Tensor]], gate: Gate | None
@@ -253,18 +259,12 @@ class SafeModel(nn.Module):
             if (sense := self._sense(name, given[name], gate)) is not None
         ]
 
-    def _pad(self) -> int:
-        """The id with which texts are padded."""
-        return padding_id(self.tokenizer, self._fill())
+    def _padding(self) -> int:
+        return padding_id(self.tokenizer, filling_id(self.base))
 
     def _markers(self) -> dict[str, Markers]:
         found = {name: self.modality(name).markers for name in self.modalities}
         return {name: markers for name, markers in found.items() if markers is not None}
-
-    def _fill(self) -> int:
-        """The id with which ``generate`` fills up texts that have ended."""
-        config: Any = getattr(self.base, "generation_config", self.base.config)
-        return next((i for i in (config.pad_token_id, config.eos_token_id) if type(i) is int), 0)
 
     def _example_inputs(self) -> Mapping[str, Any]:
         return self._example or example_inputs(self.base, self.device)
@@ -372,15 +372,6 @@ class SafeModel(nn.Module):
             known = ", ".join(self.modalities) or "none"
             raise SafeError(f"there is no modality `{name}`", hint=f"attached modalities: {known}")
         return name
-
-    def _check_layers(self, name: str, layers: Sequence[int]) -> None:
-        if not layers:
-            raise SafeError(f"the fusion adapter of `{name}` names no layer in `layers`")
-        if wrong := [layer for layer in layers if not 0 <= layer < self.stack.count]:
-            raise SafeError(
-                f"`layers` of the fusion adapter of `{name}` names {wrong}, but the base has "
-                f"layers 0 to {self.stack.count - 1}"
-            )
 
     def _check_name(self, name: str) -> None:
         if name in self.modalities:
