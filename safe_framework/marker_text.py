@@ -6,9 +6,7 @@ them, and what is left when they are taken out again is the text's own tokens.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -17,8 +15,7 @@ from torch import Tensor
 
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.marker_columns import Rows, by_position, rearranged
-
-_MERGED = 3  # tokens at the edge of a cut that may come out otherwise in the whole text
+from safe_framework.marker_places import Places
 
 
 class MarkerText:
@@ -34,6 +31,7 @@ class MarkerText:
 
     def __init__(self, tokenizer: Any, spans: Mapping[str, Sequence[int]]) -> None:
         self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        self.places = Places(self.tokenizer)
         self.spans = {name: tuple(span) for name, span in spans.items()}
         for name in self.spans if tokenizer is not None else ():
             if self._is_word(f"<{name}>"):
@@ -142,42 +140,9 @@ class MarkerText:
             if name in present:
                 at = text.find(word)
                 before, after = text[: max(at, 0)], text[at + len(word) :] if at >= 0 else ""
-                place = self._place(word, ids, self.plain(before), self.plain(after))
+                place = self.places.find(word, ids, self.plain(before), self.plain(after))
                 found.append((place, at, self.spans[name]))
         return [(place, span) for place, _, span in sorted(found, key=lambda one: one[:2])]
-
-    def _place(self, word: str, ids: Sequence[int], before: str, after: str) -> int:
-        """How many ids come before a cut of the text, whose halves are tokenised to find it.
-
-        A base's processor may put many ids for an image; the half without images decides.
-        """
-        first = len(self._edges[0]) if _begins(ids, self._edges[0]) else 0
-        last = len(self._edges[1]) if _begins(ids[::-1], self._edges[1][::-1]) else 0
-        if not before:
-            return first
-        place = _cut(ids[first : len(ids) - last], self._bare(before), self._bare(after))
-        if place is None:
-            raise SampleError(
-                f"the place of `{word}` is not to be found between what else is in the text",
-                hint=f"put `{word}` before or behind all images",
-            )
-        return first + place
-
-    def _bare(self, text: str) -> list[int]:
-        """Ids of a piece of text, without what the tokenizer puts around a whole one."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        first = self._edges[0]
-        return ids[len(first) :] if first and _begins(ids, first) else ids
-
-    @cached_property
-    def _edges(self) -> tuple[list[int], list[int]]:
-        """What the tokenizer puts before and behind every text."""
-        bare: list[int] = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        whole: list[int] = self.tokenizer("a")["input_ids"]
-        for start in range(len(whole) - len(bare) + 1):
-            if whole[start : start + len(bare)] == bare:
-                return whole[:start], whole[start + len(bare) :]
-        return [], []
 
     def _is_word(self, word: str) -> bool:
         found = self.tokenizer.convert_tokens_to_ids(word)
@@ -200,29 +165,3 @@ def _column(columns: Mapping[str, Tensor], name: str, value: Tensor, width: int)
     if name in columns:
         return columns[name].to(value)
     return value.new_zeros(value.shape[0], width, *value.shape[2:])
-
-
-def _cut(body: Sequence[int], head: Sequence[int], tail: Sequence[int]) -> int | None:
-    """Where a text's ids are cut, of whose halves one may have grown; None if it is not to be seen.
-
-    >>> _cut([7, 7, 7, 7, 3, 4], [7, 3], [4])
-    5
-    """
-    grown = Counter(body) - Counter([*head, *tail])
-    same_head, same_tail = _common(body, head), _common(body[::-1], tail[::-1])
-    places = same_head, len(body) - same_tail
-    if not grown.keys() & set(head) and len(head) - same_head <= _MERGED:
-        return places[0]
-    if not grown.keys() & set(tail) and len(tail) - same_tail <= _MERGED:
-        return places[1]
-    return places[0] if places[0] == places[1] else None
-
-
-def _begins(ids: Sequence[int], with_these: Sequence[int]) -> bool:
-    return list(ids[: len(with_these)]) == list(with_these)
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many ids two texts begin with together."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))

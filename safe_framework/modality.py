@@ -106,6 +106,21 @@ class Modality(nn.Module):
         )
 
 
+def check_name(name: str, modalities: nn.ModuleDict) -> None:
+    """Refuse a name for another modality.
+
+    Raises:
+        SafeError: it is taken, or cannot be a keyword.
+    """
+    if name in modalities:
+        raise SafeError(f"modality `{name}` is already attached", hint="call remove_modality first")
+    if not name.isidentifier() or "__" in name or hasattr(modalities, name):
+        raise SafeError(
+            f"a modality cannot be called `{name}`",
+            hint="use a short word such as `audio`, without double underscores",
+        )
+
+
 def check_layers(name: str, layers: Sequence[int], count: int) -> None:
     """Refuse layers that modality ``name`` cannot be fused into.
 

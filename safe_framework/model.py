@@ -28,6 +28,7 @@ from safe_framework.markers import Markers, embeddings_of, inline_tokens, make_m
 from safe_framework.modality import (
     Modality,
     check_layers,
+    check_name,
     checked_gate,
     row_gates,
     split_by_modality,
@@ -129,7 +130,7 @@ class SafeModel(nn.Module):
             SafeError: the name is taken or cannot be a keyword, or a fused layer does not exist.
             UnsupportedBaseError: what is added at a fused layer does not reach the outputs.
         """
-        self._check_name(name)
+        check_name(name, self.modalities)
         taken, tokens = self._markers().values(), inline_tokens(projector) if inline else None
         marks = make_markers(self, taken, tokens) if markers or inline else None
         modality = Modality(name, encoder, projector, fusion, gate, marks)
@@ -372,17 +373,6 @@ class SafeModel(nn.Module):
             known = ", ".join(self.modalities) or "none"
             raise SafeError(f"there is no modality `{name}`", hint=f"attached modalities: {known}")
         return name
-
-    def _check_name(self, name: str) -> None:
-        if name in self.modalities:
-            raise SafeError(
-                f"modality `{name}` is already attached", hint="call remove_modality first"
-            )
-        if not name.isidentifier() or "__" in name or hasattr(self.modalities, name):
-            raise SafeError(
-                f"a modality cannot be called `{name}`",
-                hint="use a short word such as `audio`, without double underscores",
-            )
 
 
 def _union(rows: Sequence[Tensor]) -> Tensor:

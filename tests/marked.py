@@ -13,6 +13,8 @@ from tests.toys import DIM, ToyEncoder, ToyFusion, ToyProjector, lora, tokenizer
 TOKENS = 3
 SAMPLE = torch.linspace(-1, 1, TOKENS * DIM).reshape(TOKENS, DIM)
 
+TEXTS = ["w3 <touch> w4 w5", "w6", "<touch> w7 w8"]
+
 
 class ThreeTokens(ToyProjector):
     """The toy projector, for samples of three frames."""
@@ -51,3 +53,8 @@ def marking(
         assert modality.markers is not None
         torch.nn.init.normal_(modality.markers.table)
     return model
+
+
+def batch_of(model: SafeModel, **options: Any) -> Any:
+    """Three texts of which the second has no sample."""
+    return model.processor(TEXTS, touch=[SAMPLE, None, SAMPLE], **options)
