@@ -38,6 +38,7 @@ class Bench:
     model: SafeModel
     batches: Mapping[str, Batch]
     samples: Mapping[str, Tensor]
+    _refused: dict[str, str] = attrs.field(factory=dict, init=False)
 
     @classmethod
     def of(cls, model: SafeModel, inputs: Mapping[str, Any] | None) -> Bench:
@@ -72,6 +73,13 @@ class Bench:
         """What the base gives, without a hook that was not there when it was wrapped."""
         with self.bared():
             return self.run_base(call)
+
+    def possible(self, *calls: Call) -> list[Call]:
+        """Those of ``calls`` that the base itself does not refuse."""
+        for call in calls:
+            if call.name not in self._refused:
+                self._refused[call.name] = self.bare(call).error
+        return [call for call in calls if not self._refused[call.name]]
 
     def run_base(self, call: Call) -> Outcome:
         """What the base gives as it stands."""

@@ -36,7 +36,7 @@ def padded(base: nn.Module, batch: Batch, side: str) -> dict[str, Any]:
     width = (PADDING, 0) if side == "left" else (0, PADDING)
     new = slice(None, PADDING) if side == "left" else slice(-PADDING, None)
     longer = {
-        key: pad(value, width) if _per_word(key, value, ids) else value
+        key: _lengthened(value, width) if _per_word(key, value, ids) else value
         for key, value in batch.items()
     }
     longer["input_ids"][:, new] = _draw(base, (len(ids), PADDING), seed=3).to(ids.device)
@@ -98,7 +98,12 @@ def made_up_samples(name: str, modality: Modality, rows: int, device: torch.devi
 
 def _per_word(key: str, value: Any, ids: Tensor) -> bool:
     plain = isinstance(value, Tensor) and not key.startswith("decoder_")
-    return plain and value.shape[:2] == ids.shape and value.ndim == 2
+    return plain and value.shape[:2] == ids.shape
+
+
+def _lengthened(value: Tensor, width: tuple[int, int], fill: int = 0) -> Tensor:
+    """A tensor (batch, length, ...) with more places along its length."""
+    return pad(value, (0, 0) * (value.ndim - 2) + width, value=fill)
 
 
 def _draw(base: nn.Module, shape: tuple[int, ...], seed: int) -> Tensor:

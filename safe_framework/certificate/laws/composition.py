@@ -27,7 +27,7 @@ def senses_compose(bench: Bench) -> Law:
 def _alone(bench: Bench, off: tuple[str, ...]) -> str:
     """How the model with these senses off differs from one that lacks them."""
     absent = {k: v for k, v in bench.samples.items() if k.partition("__")[0] not in off}
-    for call in (FORWARD, GREEDY):
+    for call in bench.possible(FORWARD, GREEDY):
         inputs = call.inputs(bench.batches) | {"gate": 1.0}
         with bench.without(*off):
             lacking = bench.run(call, inputs | absent)

@@ -14,7 +14,7 @@ _NAME = "On is heard"
 def on_is_heard(bench: Bench) -> Law:
     """Whether made-up deltas reach every row, and the trained ones the outputs."""
     findings = []
-    for call in (FORWARD, GREEDY):
+    for call in bench.possible(FORWARD, GREEDY):
         silent = bench.bare(call)
         with loud(bench.model):
             seen = bench.on(call)

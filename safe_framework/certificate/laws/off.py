@@ -68,7 +68,8 @@ def _detail(made: list[Comparison], unsteady: list[str]) -> str:
 def same_operations(bench: Bench, made: list[Comparison]) -> Law:
     """Whether off also runs what the base runs; enters the traces into ``made``."""
     findings, total = [], 0
-    for call in (FORWARD, GREEDY):
+    calls = bench.possible(FORWARD, GREEDY)
+    for call in calls:
         expected = _bare_trace(bench, call)
         total += len(expected)
         for way in WAYS:
@@ -80,7 +81,8 @@ def same_operations(bench: Bench, made: list[Comparison]) -> Law:
                 findings.append(f"{call.name}, {way}: {found}")
             else:
                 _enter(made, call, way, seen)
-    detail = f"{total:,} operations of 2 calls, in {len(WAYS)} ways to be off"
+    names = " and ".join(call.name for call in calls)
+    detail = f"{total:,} operations of {names}, in {len(WAYS)} ways to be off"
     return judged("L2", "Off runs the base's operations", detail, findings)
 
 

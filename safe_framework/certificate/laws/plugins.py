@@ -14,17 +14,19 @@ _HEARD_FIRST = ("every token masked",)  # which only the projector can tell
 def plugins_propose(bench: Bench) -> Law:
     """The verdict on L3."""
     findings = []
-    for call in (FORWARD, GREEDY):
+    calls = bench.possible(FORWARD, GREEDY)
+    for call in calls:
         for way in WAYS:
-            with counted(bench.model) as calls:
+            with counted(bench.model) as ran:
                 bench.off(call, way)
-            ran = [path for path in calls if way not in _HEARD_FIRST or ".fusion" in path]
-            if ran:
-                findings.append(f"{call.name}, {way}: module `{ran[0]}` ran")
-        with counted(bench.model) as calls:
+            early = [path for path in ran if way not in _HEARD_FIRST or ".fusion" in path]
+            if early:
+                findings.append(f"{call.name}, {way}: module `{early[0]}` ran")
+        with counted(bench.model) as ran:
             on = bench.on(call)
         if on.error:
             findings.append(f"{call.name} with the senses on raises {on.error}")
-        if silent := [name for name in bench.model.modalities if f"{name}.fusion" not in calls]:
+        if silent := [name for name in bench.model.modalities if f"{name}.fusion" not in ran]:
             findings.append(f"{call.name} with the senses on never called `{silent[0]}`")
-    return judged("L3", _NAME, f"no module of a sense ran in {2 * len(WAYS)} calls", findings)
+    detail = f"no module of a sense ran in {len(calls) * len(WAYS)} calls"
+    return judged("L3", _NAME, detail, findings)

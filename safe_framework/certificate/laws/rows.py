@@ -32,14 +32,15 @@ def rows_apart(bench: Bench) -> Law:
     else:
         detail = "the base computes rows apart"
     with loud(bench.model):
-        findings = [found for call in _CALLS for found in _mixed(bench, call)]
-    return judged("L4", _NAME, f"{detail}; {3 * len(_CALLS)} mixed batches", findings)
+        calls = bench.possible(*_CALLS)
+        findings = [found for call in calls for found in _mixed(bench, call)]
+    return judged("L4", _NAME, f"{detail}; {3 * len(calls)} mixed batches", findings)
 
 
 def _base_mixes(bench: Bench) -> str:
     """Where a row of the base changes with the words of another row; empty if nowhere."""
     last = bench.rows - 1
-    for call in _CALLS:
+    for call in bench.possible(*_CALLS):
         before = bench.bare(call)
         for other, kept in ((last, 0), (0, last)):
             batch = bench.batches[call.batch]
