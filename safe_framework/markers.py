@@ -46,7 +46,7 @@ class Vocabulary:
     def of(cls, base: nn.Module) -> Vocabulary:
         """The vocabulary of ``base``."""
         special = tuple(sorted(special_ids(base.config)))
-        size = max(vocabulary_size(base), *(word + 1 for word in special))  # images may lie behind
+        size = max([vocabulary_size(base), *(word + 1 for word in special)])  # images lie behind
         return cls(size, ordinary_ids(base, 1)[0], special, decodes_apart(base))
 
 

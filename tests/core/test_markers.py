@@ -210,6 +210,15 @@ def test_ids_of_modalities_are_apart() -> None:
     assert model.processor("w3", sight=SAMPLE)["input_ids"].tolist() == [[40, 41, 3]]
 
 
+def test_ids_lie_behind_all_that_a_base_names() -> None:
+    """An id that the config names behind the vocabulary, as some do for images, is not taken."""
+    bare = {"pad_token_id": None, "eos_token_id": None}
+    for named, first in (({}, VOCABULARY), ({"image_token_id": 45}, 46)):
+        model = SafeModel(llama(**bare, **named), tokenizer())
+        add(model, markers=True)
+        assert model.processor("w3", touch=SAMPLE)["input_ids"][0, 0] == first
+
+
 def test_markers_are_off_by_default() -> None:
     """A sense without them leaves the text alone, and no embedding is hooked."""
     model = SafeModel(llama(), tokenizer())
