@@ -58,7 +58,8 @@ def _forward(name: str, **given: Any) -> Call:
 
 
 def _generate(name: str, options: Mapping[str, Any] | None = None, **given: Any) -> Call:
-    fixed = {
+    fixed: dict[str, Any] = {
+        "num_beams": 1,
         "max_new_tokens": NEW_TOKENS,
         "min_new_tokens": NEW_TOKENS,
         "return_dict_in_generate": True,

@@ -150,6 +150,14 @@ def test_a_call_that_the_base_refuses_is_refused_alike() -> None:
     assert "the base itself refuses" in laws["Off is the base"].detail
     (note,) = {c.note for c in certificate.comparisons if c.call == "greedy"}
     assert note.startswith("both raise TypeError: 'NoneType'")
+    assert certificate.failures == ()
+
+
+def test_a_base_with_beams_of_its_own_is_served() -> None:
+    """What the base's generation config says does not make a greedy call another one."""
+    base = llama()
+    base.generation_config.num_beams = 3
+    assert verify(attached(base), calls="quick").failures == ()
 
 
 def test_traces_are_written_down() -> None:
