@@ -142,8 +142,17 @@ def embeddings_of(base: nn.Module) -> list[nn.Module]:
     """Every module that looks words up in the base's table of input embeddings.
 
     An encoder-decoder often has one for each side and one that is never called.
+
+    Raises:
+        UnsupportedBaseError: the base does not say where its table is.
     """
-    named: nn.Module = base.get_input_embeddings()  # type: ignore[operator]  # a method
+    try:
+        named: nn.Module = base.get_input_embeddings()  # type: ignore[operator]  # a method
+    except (AttributeError, NotImplementedError) as error:
+        raise UnsupportedBaseError(
+            f"`{type(base).__name__}` does not name its input embeddings",
+            hint="leave `markers` and `inline` out",
+        ) from error
     weight = getattr(named, "weight", None)
     sharing: list[nn.Module] = [
         module

@@ -255,6 +255,20 @@ def test_a_base_that_looks_nothing_up_is_refused() -> None:
         model(**batch_of(model))
 
 
+def test_a_base_without_a_table_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the base does not name its input embeddings, markers are refused when asked for."""
+    base = llama()
+
+    def unnamed(self: object) -> nn.Module:
+        raise NotImplementedError
+
+    monkeypatch.setattr(type(base), "get_input_embeddings", unnamed)
+    model = SafeModel(base, tokenizer())
+    with pytest.raises(UnsupportedBaseError, match=r"does not name its input embeddings.*\nhint:"):
+        add(model, markers=True)
+    add(model)
+
+
 def test_positions_that_would_move_are_refused() -> None:
     """Logits at named positions are not silently those of other words."""
     model = marking(llama())
