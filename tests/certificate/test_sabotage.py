@@ -308,6 +308,21 @@ def test_an_adapter_that_depends_on_later_positions_is_caught() -> None:
     assert "`sequences[" in found["Cached decoding agrees"]
 
 
+class Tired(ToyFusion):
+    """Raises once it is shown more positions than a prompt has."""
+
+    def forward(self, hidden: Tensor, memory: Any, layer: int) -> Tensor:
+        if hidden.shape[1] > 8:
+            raise ValueError("too long")
+        return super().forward(hidden, memory, layer)
+
+
+def test_an_adapter_that_raises_without_a_cache_is_named() -> None:
+    """A plugin's own failure is not taken for the base's."""
+    found = findings(verify(attached(llama(), fusion=Tired(layers=(0,))), calls="quick"))
+    assert "test_sabotage.Tired" in found["Cached decoding agrees"]
+
+
 class Rude(ToyFusion):
     """Writes into what it was shown."""
 

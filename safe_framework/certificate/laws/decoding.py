@@ -14,6 +14,7 @@ from safe_framework.certificate.outcome import Outcome
 from safe_framework.certificate.result import Law, judged, not_applicable
 
 _NAME = "Cached decoding agrees"
+_OURS = ("PluginError", "InjectionError", "SafeError", "SampleError")
 
 
 def cached_decoding_agrees(bench: Bench) -> Law:
@@ -23,8 +24,11 @@ def cached_decoding_agrees(bench: Bench) -> Law:
         return not_applicable("", _NAME, f"the base does not decode: {base[0].error}")
     if found := _tokens_differ(*base) or _logits_differ(*base):
         return not_applicable("", _NAME, f"the base alone does not agree: {found}")
-    cached = bench.on(GREEDY)
-    found = _tokens_differ(cached, bench.on(UNCACHED))
+    cached, uncached = bench.on(GREEDY), bench.on(UNCACHED)
+    if uncached.error and not (cached.error or uncached.error.startswith(_OURS)):
+        why = f"the base refuses to read again what it wrote: {uncached.error}"
+        return not_applicable("", _NAME, why)  # such as the token of an image
+    found = _tokens_differ(cached, uncached)
     if found and (gap := _tie(cached)):
         return not_applicable("", _NAME, f"{found}, but two tokens are nearly tied: {gap}")
     detail = "the same tokens with the senses on, with a cache and without"
