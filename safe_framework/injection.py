@@ -64,7 +64,10 @@ class ActiveSense:
         fused = mine + scaled
         if not torch.is_grad_enabled():  # adding 0.0 to -0.0 flips its sign bit
             fused = torch.where(scaled == 0, mine, fused)
-        return fused if everyone else hidden.index_copy(self.layout.batch, rows, fused)
+        # A clone keeps the strides, on which the base's own kernels, and so its bits, depend.
+        if not everyone:
+            return hidden.clone().index_copy_(self.layout.batch, rows, fused)
+        return fused if fused.stride() == hidden.stride() else hidden.clone().copy_(fused)
 
     def _for(self, hidden: Tensor) -> tuple[Memory, Tensor, Tensor]:
         """Memory, rows and gates for the copies in this layer call, computed once for each."""
