@@ -9,12 +9,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from safe_framework.checkpoints import locate, quietly
-from safe_framework.data.audio import Waveform
+from safe_framework.data.audio import Waveform, check_waveform
 from safe_framework.encoder import Encoder
 from safe_framework.errors import CheckpointError, SampleError
 from safe_framework.shapes import Frames, Sample
@@ -105,19 +104,7 @@ class WhisperEncoder(Encoder):
         return features  # (1, mel, steps)
 
     def _check(self, sample: Sample, name: str) -> None:
-        if not isinstance(sample, Waveform):
-            raise SampleError(
-                f"{name} is a {type(sample).__name__}, which does not say its rate",
-                hint="wrap it: safe_framework.data.audio.Waveform(values, sampling_rate)",
-            )
-        if sample.sampling_rate != self.sampling_rate:
-            raise SampleError(
-                f"{name} is sampled at {sample.sampling_rate} Hz,"
-                f" `whisper` takes {self.sampling_rate} Hz",
-                hint=f"safe_framework.data.audio.resample(waveform, {self.sampling_rate})",
-            )
-        if not np.isfinite(sample.values).all():
-            raise SampleError(f"{name} holds NaN or Inf", hint="drop or repair the recording")
+        check_waveform(sample, name, "whisper", self._extractor.sampling_rate)
         if len(sample.values) > self._window:
             raise SampleError(
                 f"{name} lasts {sample.seconds:.2f} s, longer than the window of {self.seconds} s",
