@@ -51,8 +51,9 @@ def torchaudio_state() -> str:
     try:
         return f"{load_torchaudio().__version__} works"
     except ImportError as error:
+        torch = _version(_Requirement("torch", ""))
         return (
-            f"{version('torchaudio')} is broken beside torch {_version(_Requirement('torch', ''))}: {error}\n"
+            f"{version('torchaudio')} is broken beside torch {torch}: {error}\n"
             "  Its native library was built for another torch. It is set aside: sounds are\n"
             "  resampled by soxr, and only the encoder `torchaudio` does not work. A program that\n"
             "  imports models of transformers without `import safe_framework` fails, since\n"

@@ -20,7 +20,9 @@ SMALL = {
 
 def shrink(bundle):
     """The bundle with narrower and fewer layers; all else is its own."""
-    layers = [(8, width, stride) for _, width, stride in bundle._params["extractor_conv_layer_config"]]
+    layers = [
+        (8, width, stride) for _, width, stride in bundle._params["extractor_conv_layer_config"]
+    ]
     params = bundle._params | SMALL | {"extractor_conv_layer_config": layers}
     return dataclasses.replace(bundle, _params=params)
 

@@ -110,7 +110,7 @@ def test_a_worker_process_can_prepare(encoder: TorchaudioEncoder) -> None:
 
 def test_the_shortest_recording_has_one_frame(encoder: TorchaudioEncoder) -> None:
     """Law: the number of samples that the error for a short recording names is enough."""
-    with pytest.raises(SampleError, match="too few for one frame\nhint: .* 400 samples"):
+    with pytest.raises(SampleError, match=r"too few for one frame\nhint: .* 400 samples"):
         encoder.prepare([Waveform(np.ones(399), RATE)])
     frames = encoder(**encoder.prepare([Waveform(np.ones(400), RATE)]))
     assert frames.values.shape == (1, 1, WIDTH)
@@ -137,13 +137,15 @@ def test_what_cannot_be_encoded_is_named(
 @pytest.mark.parametrize("layer", [0, 4, -4])
 def test_a_layer_out_of_range_is_named(weights, layer: int) -> None:
     """Law: the message starts with the option's name and says its range."""
-    with pytest.raises(ValueError, match="^`layer` must be between 1 and 3, or -3 and -1, not"):
+    with pytest.raises(ValueError, match=r"^`layer` must be between 1 and 3, or -3 and -1, not"):
         TorchaudioEncoder(bundle="HUBERT_BASE", layer=layer, folder=weights("HUBERT_BASE"))
 
 
 def test_an_unknown_bundle_is_named() -> None:
-    """Law: a name that is no speech model of torchaudio's is an error that lists those that are."""
-    with pytest.raises(CheckpointError, match="no pretrained speech model `TACO.*\nhint: .*HUBERT_BASE"):
+    """Law: a name that is no speech model is an error that lists those that are."""
+    with pytest.raises(
+        CheckpointError, match=r"no pretrained speech model `TACO.*\nhint: .*HUBERT_BASE"
+    ):
         TorchaudioEncoder(bundle="TACOTRON2_WAVERNN_CHAR_LJSPEECH")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -172,7 +172,7 @@ def _load(source: Any, name: str, folder: str | None) -> tuple[Any, bool]:
 def _merge_weight_norm(positions: Any) -> None:
     """Store the weight that is kept as length and direction as one: the former cannot pickle."""
     old = positions.conv
-    new: Any = skip_init(
+    new = cast(Any, skip_init)(
         nn.Conv1d,
         old.in_channels,
         old.out_channels,
