@@ -55,7 +55,8 @@ def attend(
             shares = torch.cat([scores, rest], dim=-1).softmax(-1)[..., :-1]
         if dropout:
             shares = nn.functional.dropout(shares, dropout)
-        return shares @ value.float()
+        context: Tensor = shares @ value.float()
+        return context
 
 
 class CrossAttention(nn.Module):

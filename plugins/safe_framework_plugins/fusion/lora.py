@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from safe_framework import BaseFacts, FusionAdapter, Memory, Tokens
 from safe_framework.attention import CrossAttention, CrossAttentions
@@ -99,7 +99,8 @@ class LoraFusion(FusionAdapter):
             use_rslora=rslora,
             use_dora=dora,
         )
-        inject_adapter_in_model(config, self.blocks)
+        # PEFT marks what it is given and warns of a second time: give it a list made for it.
+        inject_adapter_in_model(config, nn.ModuleList([self.blocks]))
 
     def _is_rebuilt(self, name: str) -> bool:
         """Whether a parameter, such as ``blocks.4.query.base_layer.weight``, follows from the base.

@@ -79,7 +79,8 @@ class MultilayerFusion(FusionAdapter):
     def forward(self, hidden: Tensor, memory: Memory, layer: int) -> Tensor:
         """The attention's scaled output for each position, (batch, length, hidden)."""
         block = self.layers[0] if self.shared else layer
-        return self.scales[str(layer)] * self.blocks.attend(hidden, memory, block)
+        delta: Tensor = self.scales[str(layer)] * self.blocks.attend(hidden, memory, block)
+        return delta
 
 
 def _chosen(layers: Sequence[int | float] | None, every: int | None, count: int) -> tuple[int, ...]:
