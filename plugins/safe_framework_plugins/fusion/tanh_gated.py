@@ -1,9 +1,9 @@
 """Flamingo's gated cross-attention with its feed-forward (Alayrac et al. 2022, arXiv:2204.14198).
 
-``delta = a + f`` with ``a = tanh(alpha) attention(norm(h))`` and ``f = tanh(beta) feed_forward(norm(h
-+ a))``, before each fused layer. Both gates start at zero, so a fresh adapter changes nothing, and
-what lies behind them learns from the second step on. The feed-forward is Flamingo's too: two linear maps
-without biases around a squared ReLU.
+``delta = a + f`` with ``a = tanh(alpha) attention(norm(h))`` and
+``f = tanh(beta) feed_forward(norm(h + a))``, before each fused layer. Both gates start at zero, so
+a fresh adapter changes nothing, and what lies behind them learns from the second step on. The
+feed-forward is Flamingo's too: two linear maps without biases around a squared ReLU.
 """
 
 from __future__ import annotations
