@@ -30,7 +30,8 @@ class CrossAttentionFusion(FusionAdapter):
         init: ``"base"`` starts each layer's projections from the base's own attention there,
             ``"random"`` draws them; ``"base"`` falls back to random where the base's attention is
             of another kind.
-        silent_start: the output projection starts at zero; if not, a fresh adapter is heard.
+        silent_start: the output projection starts at zero. If not, a fresh adapter is heard, and
+            so breaks the law that a fresh one is silent.
         residual_scale: fixed number that multiplies the attention's output.
         norm_query: normalise hidden states to a root mean square of 1.
         norm_tokens: normalise tokens to a root mean square of 1.
