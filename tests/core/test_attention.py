@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_framework.attention import CLAMP, CrossAttention, attend
+from safe_framework.attention import CLAMP, CrossAttention, attend, unit_rms
 from safe_framework.fusion import chosen_layers
 from safe_framework.model import SafeModel
 from safe_framework.shapes import BaseFacts
@@ -97,6 +97,33 @@ def test_projections_are_the_bases_where_they_are_plain() -> None:
     assert not CrossAttention(given, 1).output.weight.any()
     assert not CrossAttention(given, 1, init="random").from_base
     assert not CrossAttention(facts(gpt2()), 1).from_base
+
+
+def gemma() -> Any:
+    """A tiny Gemma 3, whose norms multiply with one more than their weight."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        vocab_size=40, hidden_size=HIDDEN, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=4, pad_token_id=0,
+    )  # fmt: skip
+    return Gemma3ForCausalLM(config)
+
+
+@pytest.mark.parametrize("base", [llama, gemma])
+@pytest.mark.parametrize("spread", [0.0, 0.3])
+def test_the_layers_own_norm_is_in_the_projections(base: Any, spread: float) -> None:
+    """Law: of a state at unit scale, they give what the layer's norm and projection give."""
+    model = base()
+    layer = model.model.layers[0]
+    with torch.no_grad():
+        layer.input_layernorm.weight.add_(spread * drawn(HIDDEN))
+    weights, hidden = facts(model).attention(0), drawn(1, 3, HIDDEN, seed=1)
+    assert weights is not None
+    expected = layer.self_attn.q_proj(layer.input_layernorm(hidden))
+    seen = unit_rms(hidden) @ weights.query.T
+    assert seen.any()
+    torch.testing.assert_close(seen, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_norms_make_the_scale_irrelevant() -> None:
