@@ -79,6 +79,9 @@ def _constructor(node: ast.ClassDef, source: ClassSource) -> ast.FunctionDef | N
 
 def _is_interface(base: str, source: ClassSource) -> bool:
     """Whether a base is one of the four interfaces, whose constructors take no options."""
+    package, _, name = base.rpartition(".")
+    if package == "safe_framework":
+        return name in _INTERFACES
     module = source.imported.get(base, "")
     return base in _INTERFACES and module.partition(".")[0] == "safe_framework"
 
