@@ -42,6 +42,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _section(title: str, points: Sequence[EntryPoint]) -> None:
     """Plugins of one kind, the options of each below it."""
     from safe_framework._recipe.docstrings import docstring, summary
+    from safe_framework._recipe.signature import told_options
     from safe_framework._registry import origin
 
     print(title if points else f"{title}\n  none")
@@ -51,7 +52,7 @@ def _section(title: str, points: Sequence[EntryPoint]) -> None:
     ]
     lines = table(rows).splitlines()
     for point, line in zip(points, lines, strict=True):
-        print(f"{line}\n      {_brief(options_told(point))}")
+        print(f"{line}\n      {_brief(told_options(point))}")
 
 
 def _brief(options: Sequence[Option] | None) -> str:
@@ -64,17 +65,6 @@ def _brief(options: Sequence[Option] | None) -> str:
     return f"options: {', '.join(names) or 'none'}"
 
 
-def options_told(point: EntryPoint) -> list[Option] | None:
-    """The options that a plugin's source states; None if it would have to be imported."""
-    from safe_framework._recipe.signature import static_options
-    from safe_framework._recipe.source import UnreadableError
-
-    try:
-        return static_options(point)
-    except UnreadableError:
-        return None
-
-
 def _print_json(recipes: Mapping[str, str], cards: Mapping[str, str]) -> None:
     import json
 
@@ -84,16 +74,17 @@ def _print_json(recipes: Mapping[str, str], cards: Mapping[str, str]) -> None:
         _record(kind, point) for kind, registry in REGISTRIES.items() for point in registry.points()
     ]
     everything = {"plugins": plugins, "recipes": recipes, "checkpoints": cards}
-    print(json.dumps(everything, indent=2, ensure_ascii=False))
+    print(json.dumps(everything, indent=2, ensure_ascii=False, default=repr))
 
 
 def _record(kind: str, point: EntryPoint) -> dict[str, Any]:
     """A plugin as JSON holds it; ``options`` is null where its source does not tell them."""
     from safe_framework._recipe.docstrings import arguments, docstring, summary
     from safe_framework._recipe.options import REQUIRED
+    from safe_framework._recipe.signature import told_options
     from safe_framework._recipe.words import phrase
 
-    text, options = docstring(point), options_told(point)
+    text, options = docstring(point), told_options(point)
     said = arguments(text)
     described = [
         {"name": o.name, "type": phrase(o.kind), "required": o.default is REQUIRED}

@@ -40,15 +40,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _show_plugin(kind: str, name: str) -> None:
     from safe_framework._recipe.docstrings import arguments, docstring, summary
+    from safe_framework._recipe.signature import told_options
     from safe_framework._registry import REGISTRIES
-    from safe_framework.cli.list_ import options_told
 
     registry = REGISTRIES[kind]
     text = docstring(registry.point(name))
     print(f"{registry.kind} {name}, of {registry.origin(name)}\n")
     if text:
         print(f"{summary(text)}\n")
-    options, said = options_told(registry.point(name)), arguments(text)
+    options, said = told_options(registry.point(name)), arguments(text)
     if not options:
         told = "it takes no options" if options is not None else _UNTOLD
         print(told)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from torch import Tensor, nn
 
 _STEPS = 4
@@ -20,6 +20,7 @@ def tried(most: int = 30) -> settings:
     return settings(
         max_examples=min(most, settings().max_examples),
         deadline=None,
+        phases=[phase for phase in settings().phases if phase is not Phase.explain],  # minutes
         suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
     )
 

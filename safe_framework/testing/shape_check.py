@@ -113,10 +113,13 @@ def _check(hint: Any, value: Any, sizes: dict[str, int], where: str) -> None:
 
 def _bind(axes: list[str], value: Any, sizes: dict[str, int], where: str) -> None:
     """Match one tensor with its axes, whose sizes accumulate in ``sizes``."""
-    assert isinstance(value, Tensor), f"{where} must be a tensor, not {type(value).__name__}"
+    if not isinstance(value, Tensor):
+        raise AssertionError(f"{where} must be a tensor, not {type(value).__name__}")
     seen, wanted = tuple(value.shape), f"({', '.join(axes)})"
-    assert len(seen) == len(axes), f"{where} must be {wanted}, not {seen}"
+    if len(seen) != len(axes):
+        raise AssertionError(f"{where} must be {wanted}, not {seen}")
     for axis, size in zip(axes, seen, strict=True):
         expected = int(axis) if axis.isdecimal() else sizes.setdefault(axis, size)
-        named = wanted if axis.isdecimal() else f"{wanted} with {axis} = {expected}"
-        assert size == expected, f"{where} must be {named}, not {seen}"
+        if size != expected:
+            named = wanted if axis.isdecimal() else f"{wanted} with {axis} = {expected}"
+            raise AssertionError(f"{where} must be {named}, not {seen}")

@@ -58,7 +58,8 @@ class ToyProjector(Projector):
 
     def forward(self, frames: Frames) -> Tokens:
         """Every frame, mapped linearly."""
-        return Tokens(self.linear(frames.values), frames.mask)
+        values = torch.where(frames.mask.unsqueeze(-1), frames.values, 0.0)
+        return Tokens(self.linear(values), frames.mask)
 
 
 class ToyFusion(FusionAdapter):
