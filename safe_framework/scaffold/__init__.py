@@ -99,6 +99,6 @@ def _check_name(name: str, kind: str) -> None:
         )
     if name in REGISTRIES[kind]:
         raise SafeError(
-            f"there is a {REGISTRIES[kind].kind} `{name}` already",
+            f"the name `{name}` is taken by another {REGISTRIES[kind].kind}",
             hint=f"put a word of your own before it: `acme-{name}`",
         )

@@ -42,7 +42,7 @@ def test_the_pytest_plugin_is_light():
     code = (
         "import sys, pytest\n"
         "pytest.main(['--collect-only', '-q', '-p', 'no:cacheprovider', '/dev/null'])\n"
-        "names = {'torch', 'hypothesis', 'numpy', 'attrs', 'safe_framework._pytest_plugin'}\n"
+        "names = {'torch', 'numpy', 'attrs', 'safe_framework._pytest_plugin'}\n"
         "print(sorted(names & set(sys.modules)))\n"
         "print([name for name in sys.modules if name.startswith('safe_framework.')])\n"
     )
