@@ -49,7 +49,9 @@ def test_the_contracts_are_those_there_are():
     """Each contract is in the table, and no other."""
     rows = re.findall(r"^\| `(\w+Contract)` \|", PAGE, re.MULTILINE)
     assert sorted(rows) == sorted(name for name in testing.__all__ if name.endswith("Contract"))
-    named = re.findall(r"`(?:safe_framework\.testing\.)?(check_shapes|strategies|bases|toys)\b", PAGE)
+    named = re.findall(
+        r"`(?:safe_framework\.testing\.)?(check_shapes|strategies|bases|toys)\b", PAGE
+    )
     assert set(named) == {"check_shapes", "strategies", "bases", "toys"} < set(testing.__all__)
 
 
