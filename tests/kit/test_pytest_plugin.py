@@ -6,6 +6,9 @@ import sys
 
 FAILING = """\
 import torch
+from hypothesis import Phase, settings
+settings.register_profile("quick", phases=[Phase.generate])
+settings.load_profile("quick")
 from safe_framework import Projector, Tokens
 from safe_framework.testing import ProjectorContract
 
