@@ -27,6 +27,10 @@ class FusionAdapter(nn.Module, ABC):
         hands_off: the hidden states it was shown are never written to.
         length_independent: a position's delta depends on no later position, so that cached
             and uncached decoding agree.
+        row_independent: a sample's memory and delta depend on nothing else in the batch.
+        mask_respected: tokens whose mask is False have no effect.
+        differentiable: every trainable parameter gets a gradient, at the latest once the
+            output has moved from its zero start.
     """
 
     layers: tuple[int, ...]

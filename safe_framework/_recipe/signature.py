@@ -49,6 +49,17 @@ def static_options(point: EntryPoint) -> list[Option]:
     return [_static_option(argument, default, source) for argument, default in pairs]
 
 
+def told_options(point: EntryPoint) -> list[Option] | None:
+    """The options that a plugin's source states; None where it says too little.
+
+    Nothing is imported, unlike in :func:`read_options`.
+    """
+    try:
+        return static_options(point)
+    except UnreadableError:
+        return None
+
+
 def imported_options(plugin: type) -> list[Option]:
     """The options of a class that is imported already.
 
@@ -79,6 +90,9 @@ def _constructor(node: ast.ClassDef, source: ClassSource) -> ast.FunctionDef | N
 
 def _is_interface(base: str, source: ClassSource) -> bool:
     """Whether a base is one of the four interfaces, whose constructors take no options."""
+    package, _, name = base.rpartition(".")
+    if package == "safe_framework":
+        return name in _INTERFACES
     module = source.imported.get(base, "")
     return base in _INTERFACES and module.partition(".")[0] == "safe_framework"
 
