@@ -105,6 +105,8 @@ def _plural(kind: Any) -> str:
         return f"values among {_either([quote(choice) for choice in get_args(kind)])}"
     if outer(kind) in ARRAYS:
         return "arrays"
+    if attrs.has(kind):
+        return "tables"
     return _PLURAL.get(kind, "values")
 
 
