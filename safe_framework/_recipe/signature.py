@@ -112,7 +112,8 @@ def _written(kind: Any) -> Any:
     made = tuple(map(_written, inner))
     if made == inner or origin is Literal:
         return kind
-    return Union[made] if origin in UNIONS else origin[made]  # type: ignore[index]  # a generic
+    generic: Any = Union if origin in UNIONS else origin
+    return generic[made]
 
 
 def _hints(plugin: type) -> dict[str, Any]:

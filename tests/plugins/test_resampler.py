@@ -29,6 +29,8 @@ def adaptive(**options: object) -> AdaptiveProjector:
     small = {"max_tokens": TOKENS, "dim": 8, "heads": 2, "dropout": 0.0, "opening": 0.0}
     made = AdaptiveProjector(DIM, HIDDEN, **small | options).eval()  # type: ignore[arg-type]  # joined
     torch.nn.init.normal_(made.score.weight)
+    for block in made.candidates.blocks:
+        torch.nn.init.normal_(block.get_submodule("output").weight)  # type: ignore[arg-type]  # a Linear
     return made
 
 
@@ -183,5 +185,5 @@ def test_an_option_of_adaptive_out_of_range_is_named(option: str, wrong: float) 
     """Law: the message starts with the option's name and ends with its value."""
     with pytest.raises(ValueError, match=rf"^`{option}` must be .*, not {wrong}$"):
         adaptive(**{option: wrong})
-    with pytest.raises(ValueError, match="^`tokens` must be at least 1, not 0$"):
+    with pytest.raises(ValueError, match=r"^`tokens` must be at least 1, not 0$"):
         resampler(tokens=0)

@@ -90,8 +90,7 @@ class VideoEncoder(Encoder):
     def forward(self, **inputs: Tensor) -> Frames:
         """Encode pictures, (batch, pictures, 3, height, width) -> (batch, frames, dim)."""
         real = inputs["real"]
-        weight = next(self.backbone.parameters())
-        seen = self._features(inputs["pixels"][real].to(weight.dtype))  # (real, places, dim)
+        seen = self._features(inputs["pixels"][real])  # (real, places, dim)
         pooled = functional.adaptive_avg_pool1d(seen.transpose(1, 2), self.per_picture)
         values = seen.new_zeros(*real.shape, self.per_picture, self.dim)
         values[real] = pooled.transpose(1, 2)
@@ -102,21 +101,24 @@ class VideoEncoder(Encoder):
 
     def _features(self, pixels: Tensor) -> Tensor:
         """What the backbone gives for each picture, (pictures, places, dim)."""
-        found: Tensor = self.backbone(pixel_values=pixels).last_hidden_state
+        weight = next(self.backbone.parameters())
+        found: Tensor = self.backbone(pixel_values=pixels.to(weight.dtype)).last_hidden_state
         return found.flatten(2).transpose(1, 2) if found.ndim == 4 else found
 
-    @torch.no_grad()
     def _measured(self, model: str) -> tuple[int, int]:
-        """Width and number of the backbone's features of one picture."""
-        blank = torch.zeros(1, 3, *self._size)
+        """Width and number of the features of one picture; what they do not need is frozen."""
         try:
-            places, dim = self._features(blank).shape[1:]
+            seen = self._features(torch.zeros(1, 3, *self._size))
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"`{model}` gives no features of a picture: {error}",
                 hint="choose a checkpoint of a vision model, such as a ViT, DINOv2 or CLIP",
             ) from error
-        return dim, places
+        if trained := [p for p in self.parameters() if p.requires_grad]:
+            needed = torch.autograd.grad(seen.sum(), trained, allow_unused=True)
+            for parameter, gradient in zip(trained, needed, strict=True):
+                parameter.requires_grad_(gradient is not None)
+        return seen.shape[2], seen.shape[1]
 
     def _film(self, sample: Sample, name: str) -> Tensor:
         """A film as the backbone takes it, (pictures, 3, height, width)."""
@@ -150,9 +152,8 @@ def _brightness(values: npt.NDArray[Any], name: str) -> npt.NDArray[np.float32]:
     if values.dtype == np.uint8:
         return np.asarray(values, dtype=np.float32) / np.float32(255)
     if values.dtype.kind != "f":
-        raise SampleError(
-            f"{name} holds {values.dtype}, not bytes or floats", hint="`film.astype(np.uint8)`"
-        )
+        what = f"{name} holds {values.dtype}, not bytes or floats"
+        raise SampleError(what, hint="`film.astype(np.uint8)`")
     if not np.isfinite(values).all():
         raise SampleError(f"{name} holds NaN or Inf", hint="drop or repair the film")
     if values.min() < 0 or values.max() > 1:
@@ -191,6 +192,9 @@ def _load(model: str) -> tuple[nn.Module, tuple[int, int], tuple[Tensor, Tensor]
     ]
     vision = getattr(config, "vision_config", config)
     backbone = getattr(whole, "vision_model", whole)
+    for name in ("pooler", "head"):  # frames are taken before it; it may be random
+        if isinstance(getattr(backbone, name, None), nn.Module):
+            setattr(backbone, name, nn.Identity())
     return backbone, _size(vision, said, model), (colours[0], colours[1])
 
 
@@ -205,6 +209,5 @@ def _size(config: Any, said: Mapping[str, Any], model: str) -> tuple[int, int]:
             return size, size
         if isinstance(size, (list, tuple)) and len(size) == 2:
             return int(size[0]), int(size[1])
-    raise CheckpointError(
-        f"`{model}` does not say the size of its pictures", hint="choose a vision model"
-    )
+    why = f"`{model}` does not say the size of its pictures"
+    raise CheckpointError(why, hint="choose a vision model")
