@@ -141,10 +141,10 @@ def test_what_cannot_be_encoded_is_named() -> None:
 
 def test_encoders_that_do_not_fit_are_refused() -> None:
     """Law: no encoder at all is an error, and so is sound beside what is not sampled."""
-    with pytest.raises(ValueError, match="^`encoders` must name at least one"):
+    with pytest.raises(ValueError, match=r"^`encoders` must name at least one"):
         MultimodalEncoder(encoders=[])
     mixed = [Blocks(RATE, 100), SensorEncoder(channels=1, rate=9.0)]
-    with pytest.raises(ValueError, match="^`encoders` must all take sampled signals"):
+    with pytest.raises(ValueError, match=r"^`encoders` must all take sampled signals"):
         MultimodalEncoder(encoders=mixed)
 
 
@@ -174,14 +174,27 @@ def test_a_recipe_names_encoders_inside() -> None:
 @pytest.mark.parametrize(
     ("inside", "line", "column", "words"),
     [
-        ('{ use = "sensr", rate = 9 }', 6, 11, "unknown encoder `sensr`\n.*\n.*\nhint: did you mean `sensor`"),
+        (
+            '{ use = "sensr", rate = 9 }', 6, 11,
+            r"unknown encoder `sensr`\n.*\n.*\nhint: did you mean `sensor`",
+        ),
         ('{ use = "torch.nn:Linear" }', 6, 11, "unknown encoder `torch.nn:Linear`"),
         ('{ use = "standard" }', 6, 11, "unknown encoder `standard`"),
-        ('{ use = "sensor", channels = "1", rate = 9 }', 6, 32, '`channels` of encoder `sensor` must be a whole number, not the string "1"'),
-        ('{ use = "sensor", channels = 1, rate = 9, ptch = 1 }', 6, 45, "unknown option `ptch` of encoder `sensor`\n.*\n.*\nhint: did you mean `patch`"),
+        (
+            '{ use = "sensor", channels = "1", rate = 9 }', 6, 32,
+            '`channels` of encoder `sensor` must be a whole number, not the string "1"',
+        ),
+        (
+            '{ use = "sensor", channels = 1, rate = 9, ptch = 1 }', 6, 45,
+            r"unknown option `ptch` of encoder `sensor`\n.*\n.*\nhint: did you mean `patch`",
+        ),
         ('{ use = "sensor", rate = 9 }', 6, 3, "`channels` of encoder `sensor` is missing"),
         ("{ channels = 1 }", 6, 3, r"`encoders\[1\]\.use` of encoder `multimodal` is missing"),
-        ('"sensor"', 6, 3, r'`encoders\[1\]` of encoder `multimodal` must be a table, not the string "sensor"\n.*\n.*\nhint: write `{ use = "sensor" }`'),
+        (
+            '"sensor"', 6, 3,
+            r'`encoders\[1\]` of encoder `multimodal` must be a table, not the string "sensor"'
+            r'\n.*\n.*\nhint: write `{ use = "sensor" }`',
+        ),
     ],
 )  # fmt: skip
 def test_a_mistake_inside_is_shown_where_it_is(

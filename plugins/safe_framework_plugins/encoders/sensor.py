@@ -120,9 +120,8 @@ class SensorEncoder(Encoder):
         weight = next(self.parameters())
         both = torch.cat([inputs["readings"], there], dim=-1).to(weight.dtype)
         values = self.embed(both.transpose(1, 2)).transpose(1, 2)  # (batch, frames, dim)
-        mask = there.reshape(len(there), -1, self.patch * self.channels).any(
-            dim=-1
-        )  # (batch, frames)
+        patches = there.reshape(*values.shape[:2], -1)  # (batch, frames, patch * channels)
+        mask = patches.any(dim=-1)
         return Frames(values + position_waves(values), mask)
 
     def _checked(self, sample: Sample, name: str) -> npt.NDArray[np.float64]:

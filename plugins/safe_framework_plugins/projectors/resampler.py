@@ -103,10 +103,8 @@ class _Block(nn.Module):
         return out
 
     def _split(self, values: Tensor) -> Tensor:
-        rows, places, _ = values.shape
-        return values.reshape(rows, places, self.heads, -1).transpose(
-            1, 2
-        )  # (batch, heads, places, dim)
+        split = values.reshape(*values.shape[:2], self.heads, -1)
+        return split.transpose(1, 2)  # (batch, heads, places, dim)
 
 
 def _check(counts: dict[str, int], dropout: float) -> None:
