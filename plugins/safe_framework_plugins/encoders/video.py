@@ -54,8 +54,7 @@ class VideoEncoder(Encoder):
         for name, value in {"pictures": pictures, "per_picture": per_picture}.items():
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, not {value}")
-        self.backbone, self._size, colours = _load(model)
-        self._mean, self._deviation = colours
+        self.backbone, self._size, (self._mean, self._deviation) = _load(model)
         self.pictures, self.per_picture, self.positions = pictures, per_picture, positions
         self._trainable = trainable
         self.requires_grad_(trainable).eval()
@@ -130,20 +129,16 @@ class VideoEncoder(Encoder):
 def _checked(sample: Sample, name: str, most: int) -> npt.NDArray[np.float32]:
     values = sample.detach().cpu().numpy() if isinstance(sample, Tensor) else sample
     if not isinstance(values, np.ndarray):
-        raise SampleError(
-            f"{name} is a {type(values).__name__}, not an array of pictures",
-            hint="give a numpy array (pictures, height, width, 3)",
-        )
+        what = f"{name} is a {type(values).__name__}, not an array of pictures"
+        raise SampleError(what, hint="give a numpy array (pictures, height, width, 3)")
     if values.ndim != 4 or values.shape[-1] != 3 or 0 in values.shape:
         raise SampleError(
             f"{name} has shape {values.shape}, `video` takes (pictures, height, width, 3)",
             hint="one picture is `film[None]`; a grey one needs its channel three times",
         )
     if len(values) > most:
-        raise SampleError(
-            f"{name} has {len(values)} pictures, more than `pictures` = {most}",
-            hint=f"`pictures = {len(values)}`, or take every n-th picture",
-        )
+        what = f"{name} has {len(values)} pictures, more than `pictures` = {most}"
+        raise SampleError(what, hint=f"`pictures = {len(values)}`, or take every n-th picture")
     return _brightness(values, name)
 
 
@@ -157,10 +152,8 @@ def _brightness(values: npt.NDArray[Any], name: str) -> npt.NDArray[np.float32]:
     if not np.isfinite(values).all():
         raise SampleError(f"{name} holds NaN or Inf", hint="drop or repair the film")
     if values.min() < 0 or values.max() > 1:
-        raise SampleError(
-            f"{name} holds colours from {values.min():g} to {values.max():g}, not 0 to 1",
-            hint="give bytes from 0 to 255, or divide by 255",
-        )
+        what = f"{name} holds colours from {values.min():g} to {values.max():g}, not 0 to 1"
+        raise SampleError(what, hint="give bytes from 0 to 255, or divide by 255")
     return np.asarray(values, dtype=np.float32)
 
 
@@ -173,13 +166,11 @@ def _load(model: str) -> tuple[nn.Module, tuple[int, int], tuple[Tensor, Tensor]
     try:
         with quietly():
             config = AutoConfig.from_pretrained(place)
-            loaded: Any = AutoModel.from_pretrained(
-                place, dtype=torch.float32, output_loading_info=True
-            )
+            found: Any = AutoModel.from_pretrained(place, dtype="float32", output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         why = str(error).strip().partition("\n")[0]
         raise CheckpointError(f"`{model}` cannot be loaded as a vision model: {why}") from error
-    whole, report = loaded
+    whole, report = found
     if missing := sorted(name for name in report["missing_keys"] if "pooler" not in name):
         raise CheckpointError(f"`{model}` lacks {len(missing)} weights, such as `{missing[0]}`")
     try:
@@ -190,12 +181,12 @@ def _load(model: str) -> tuple[nn.Module, tuple[int, int], tuple[Tensor, Tensor]
         torch.tensor(said.get(key) or [_GREY] * 3, dtype=torch.float32).reshape(1, 3, 1, 1)
         for key in ("image_mean", "image_std")
     ]
-    vision = getattr(config, "vision_config", config)
     backbone = getattr(whole, "vision_model", whole)
     for name in ("pooler", "head"):  # frames are taken before it; it may be random
         if isinstance(getattr(backbone, name, None), nn.Module):
             setattr(backbone, name, nn.Identity())
-    return backbone, _size(vision, said, model), (colours[0], colours[1])
+    size = _size(getattr(config, "vision_config", config), said, model)
+    return backbone, size, (colours[0], colours[1])
 
 
 def _size(config: Any, said: Mapping[str, Any], model: str) -> tuple[int, int]:
