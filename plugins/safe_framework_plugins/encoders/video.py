@@ -17,7 +17,7 @@ from safe_framework.errors import CheckpointError, SampleError
 from safe_framework.shapes import Frames, Sample
 from safe_framework.waves import position_waves
 
-_GREY = 0.5  # mean and deviation of a colour, for a checkpoint that does not say
+_GREY = 0.5  # mean and deviation of colours, if a checkpoint says none
 
 
 class VideoEncoder(Encoder):
@@ -29,8 +29,7 @@ class VideoEncoder(Encoder):
     proportion. Padding pictures are masked, and the backbone never sees them.
 
     Args:
-        model: a checkpoint with a vision model, as a card, a folder or a hub id; of one that
-            also reads text, the vision half is kept.
+        model: a card, a folder or a hub id; of one that also reads text, the vision half.
         pictures: the most pictures of a film.
         per_picture: frames that are given for each picture.
         positions: add the waves.
@@ -132,10 +131,9 @@ def _checked(sample: Sample, name: str, most: int) -> npt.NDArray[np.float32]:
         what = f"{name} is a {type(values).__name__}, not an array of pictures"
         raise SampleError(what, hint="give a numpy array (pictures, height, width, 3)")
     if values.ndim != 4 or values.shape[-1] != 3 or 0 in values.shape:
-        raise SampleError(
-            f"{name} has shape {values.shape}, `video` takes (pictures, height, width, 3)",
-            hint="one picture is `film[None]`; a grey one needs its channel three times",
-        )
+        what = f"{name} has shape {values.shape}, `video` takes (pictures, height, width, 3)"
+        hint = "one picture is `film[None]`; a grey one needs its channel three times"
+        raise SampleError(what, hint=hint)
     if len(values) > most:
         what = f"{name} has {len(values)} pictures, more than `pictures` = {most}"
         raise SampleError(what, hint=f"`pictures = {len(values)}`, or take every n-th picture")
@@ -194,11 +192,9 @@ def _size(config: Any, said: Mapping[str, Any], model: str) -> tuple[int, int]:
     named = [getattr(config, "image_size", None), said.get("crop_size"), said.get("size")]
     for size in named:
         if isinstance(size, Mapping):
-            sides = (size.get("height"), size.get("width"))
-            size = sides if None not in sides else size.get("shortest_edge")
+            size = size.get("shortest_edge") or (size.get("height"), size.get("width"))
         if isinstance(size, int):
             return size, size
-        if isinstance(size, (list, tuple)) and len(size) == 2:
+        if isinstance(size, (list, tuple)) and len(size) == 2 and None not in size:
             return int(size[0]), int(size[1])
-    why = f"`{model}` does not say the size of its pictures"
-    raise CheckpointError(why, hint="choose a vision model")
+    raise CheckpointError(f"`{model}` does not say the size of its pictures: is it a vision model?")
