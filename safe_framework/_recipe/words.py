@@ -109,6 +109,8 @@ def _plural(kind: Any) -> str:
         return "arrays"
     if outer(kind) in UNIONS:
         return " or ".join(_plural(member) for member in members(kind))
+    if attrs.has(kind):
+        return "tables"
     return _PLURAL.get(kind, "values")
 
 
