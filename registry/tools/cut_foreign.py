@@ -22,8 +22,8 @@ FADE_SECONDS = 0.01
 TEST_SHARE = 0.5
 SALT = "safe-framework foreign"
 
-# By family, since members sound alike: a whole family is train or test. Left out are sounds that the
-# instruments' questions could be asked about (bass, guitar, piano, choir), and those that the
+# By family, since members sound alike: a whole family is train or test. Left out are sounds that
+# the instruments' questions could be asked about (bass, guitar, piano, choir), and those that the
 # package's copyright file does not list one by one.
 FAMILIES = {
     "drone": ("ambi_dark_woosh", "ambi_drone", "ambi_haunted_hum", "ambi_lunar_land"),

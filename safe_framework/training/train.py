@@ -59,7 +59,7 @@ def train(
     tokenized = encode_examples(model, examples, stores, progress)
     alignment = Alignment(model, [example.answer for example in examples])
     pad = model.tokenizer.eos_token_id
-    retention = _retention(model, recipe, examples, stores, pad)
+    retention = retention_of(model, recipe, examples, stores, pad)
     trainer = SafeTrainer(
         model,
         arguments(recipe.training, folder),
@@ -133,13 +133,18 @@ def prepare_projectors(
         align(modality.projector, alignment, frames, answers, recipe.training, progress)
 
 
-def _retention(
+def retention_of(
     model: SafeModel,
     recipe: Recipe,
     examples: Sequence[Example],
     stores: Mapping[str, FrameStore],
     pad: int,
 ) -> CounterfactualRetention | None:
+    """The retention part of a recipe's loss; None if it has none.
+
+    Raises:
+        DataError: its methods want texts or foreign samples that the recipe does not name.
+    """
     methods = [
         Weighted(weight, method, spec.options)
         for (weight, method), spec in zip(regularizers(recipe), recipe.retention, strict=True)
