@@ -27,6 +27,11 @@ from safe_framework.run import METRICS, STATE, run_recipe, versions
 
 DISTILLATION = "the quickstart's own table"
 NULL_SPACE = '[[retention]]\nuse = "nullspace"\n'
+WIDER = """[[retention]]
+use = "nullspace"
+threshold = 1e-3
+counterfactual = ["silent", "noise"]
+"""
 FISHER = '[[retention]]\nuse = "fisher"\nweight = 1.0\n'
 FOREIGN = """[[retention]]
 use = "distillation"
@@ -41,6 +46,7 @@ ARMS: Mapping[str, Sequence[str]] = {
     "nullspace": (NULL_SPACE,),
     "together": (NULL_SPACE, FISHER, DISTILLATION),  # the null space first: it sets the start
     "foreign": (FOREIGN,),
+    "wider": (WIDER,),
 }
 USUAL = ("none", "distillation", "fisher", "nullspace", "together")
 KINDS = ("silent", "noise", "shuffled", "foreign")
@@ -89,12 +95,7 @@ def numbers(run: Path) -> dict[str, Estimate]:
 
 
 def over_seeds(estimates: Sequence[Estimate]) -> dict[str, Any]:
-    """The mean of several runs with the interval of that mean; one run keeps its own interval.
-
-    Example:
-        >>> over_seeds([Estimate(0.4, 0, 1, 9), Estimate(0.6, 0, 1, 9)])["low"] < 0
-        True
-    """
+    """The mean of several runs with that mean's interval; one run keeps its own."""
     values = [estimate.value for estimate in estimates]
     mean, count = statistics.fmean(values), len(values)
     if count == 1:
