@@ -22,8 +22,8 @@ class RetentionStore:
 
     Args:
         path: of the file.
-        made_for: what its content depends on, as fingerprints by name; a file that was made for
-            anything else is refused.
+        made_for: gives what the content depends on, as fingerprints by name; a file that was
+            made for anything else is refused. Only asked when the store is used.
         start: fingerprint of the adapter at the start of training; None where a run goes on from
             a later step: then the file must be there.
         progress: called with a label, how much is done and of how much.
@@ -32,12 +32,12 @@ class RetentionStore:
     def __init__(
         self,
         path: Path,
-        made_for: Mapping[str, str],
+        made_for: Callable[[], Mapping[str, str]],
         *,
         start: str | None,
         progress: Progress = _silent,
     ) -> None:
-        self.path, self.made_for, self.start = path, dict(made_for), start
+        self.path, self.made_for, self.start = path, made_for, start
         self.progress = progress
 
     def once(self, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -48,17 +48,18 @@ class RetentionStore:
         """
         from safetensors.torch import load_file
 
+        facts = dict(self.made_for())
         if not self.path.exists():
             if self.start is None:
                 raise DataError(
                     f"`{self.path}` is missing, without which its run cannot go on",
                     hint="start anew with --no-resume",
                 )
-            self._write(compute())
-        self._refuse_stale()
+            self._write(compute(), facts)
+        self._refuse_stale(facts)
         return load_file(self.path)
 
-    def _write(self, tensors: Mapping[str, Tensor]) -> None:
+    def _write(self, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
         """Rename a whole file into place, so that a kill leaves none that is half."""
         from safetensors.torch import save_file
 
@@ -67,15 +68,15 @@ class RetentionStore:
         copies = {
             name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
         }
-        save_file(copies, part, metadata={**self.made_for, "start": self.start or ""})
+        save_file(copies, part, metadata={**facts, "start": self.start or ""})
         os.replace(part, self.path)
 
-    def _refuse_stale(self) -> None:
+    def _refuse_stale(self, facts: Mapping[str, str]) -> None:
         from safetensors import safe_open
 
         with safe_open(self.path, framework="pt") as file:
             held = file.metadata() or {}
-        wanted = self.made_for if self.start is None else {**self.made_for, "start": self.start}
+        wanted = {**facts} if self.start is None else {**facts, "start": self.start}
         if other := [name for name, value in wanted.items() if held.get(name) != value]:
             raise DataError(
                 f"`{self.path}` is stale: it was made for another {' and another '.join(other)}",

@@ -89,6 +89,7 @@ def measure(
     """Evaluate the recipe's first modality on its test data."""
     assert recipe.data is not None
     modality = next(iter(model.modalities))
+    encoder = model.modality(modality).encoder
     foreign = recipe.data_files().get("foreign_test")
     return evaluate(
         model,
@@ -96,9 +97,7 @@ def measure(
         train=examples["train"],
         test=examples["test"],
         texts=read_texts(recipe.data_files()["retention_test"], recipe.data.prompt),
-        foreign=read_samples(foreign, modality, model.modality(modality).encoder)
-        if foreign
-        else (),
+        foreign=read_samples(foreign, modality, encoder) if foreign else (),
         seed=recipe.training.seed,
         progress=progress,
         **attrs.asdict(recipe.evaluation),

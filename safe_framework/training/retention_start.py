@@ -76,14 +76,16 @@ def store_of(
         resumed: whether training goes on from a later step, so that its start is not here.
         progress: the bar.
     """
-    model = retention.model
-    made_for = {
-        "base": fingerprint(model.base),
-        "retention data": _data(retention),
-        "version of the code": _code(entry),
-        "retention method": text_fingerprint(type(entry.method).__qualname__, entry.options),
-    }
-    start = None if resumed else tensors_fingerprint(adapter_tensors(model))
+
+    def made_for() -> dict[str, str]:
+        return {
+            "base": fingerprint(retention.model.base),
+            "retention data": _data(retention),
+            "version of the code": _code(entry),
+            "retention method": text_fingerprint(type(entry.method).__qualname__, entry.options),
+        }
+
+    start = None if resumed else tensors_fingerprint(adapter_tensors(retention.model))
     return RetentionStore(path, made_for, start=start, progress=progress)
 
 

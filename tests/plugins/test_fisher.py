@@ -43,13 +43,13 @@ def begun(
 ) -> FisherRegularizer:
     """The method after its start."""
     method = FisherRegularizer(examples=count)
-    method.begin(model, examples, RetentionStore(folder / "f.safetensors", {}, start="s"))
+    method.begin(model, examples, RetentionStore(folder / "f.safetensors", dict, start="s"))
     return method
 
 
 def kept(folder: Path) -> dict[str, Tensor]:
     """What a method has kept."""
-    return RetentionStore(folder / "f.safetensors", {}, start="s").once(dict)
+    return RetentionStore(folder / "f.safetensors", dict, start="s").once(dict)
 
 
 def test_the_penalty_is_zero_at_the_anchor(
@@ -115,7 +115,7 @@ def test_half_of_it_is_the_divergence(
     """
     repeated = [examples[i % len(examples)] for i in range(200)]
     method = FisherRegularizer(examples=200)
-    method.begin(model, repeated, RetentionStore(tmp_path / "f.safetensors", {}, start="s"))
+    method.begin(model, repeated, RetentionStore(tmp_path / "f.safetensors", dict, start="s"))
     parameter = model.trainable_parameters()["touch.projector.mlp.0.bias"]
     with torch.no_grad():
         before = [model(**example).logits[0].log_softmax(-1) for example in examples[:]]
@@ -150,7 +150,7 @@ def test_what_was_kept_makes_the_same_penalty(
     first = begun(model, examples, tmp_path)
     perturb(model)
     second = FisherRegularizer()
-    second.begin(model, [], RetentionStore(tmp_path / "f.safetensors", {}, start=None))
+    second.begin(model, [], RetentionStore(tmp_path / "f.safetensors", dict, start=None))
     assert second.parameter_penalty().item() == first.parameter_penalty().item() > 0
 
 

@@ -54,7 +54,7 @@ def begun(
 ) -> NullSpaceRegularizer:
     """The method after its start."""
     method = NullSpaceRegularizer(**options)  # type: ignore[arg-type]  # any option
-    method.begin(model, examples, RetentionStore(folder / "n.safetensors", {}, start="s"))
+    method.begin(model, examples, RetentionStore(folder / "n.safetensors", dict, start="s"))
     return method
 
 
@@ -203,7 +203,7 @@ def test_the_projection_is_exact(
     method = begun(model, examples, tmp_path)
     layer = model.modality("touch").projector.mlp[3]
     assert isinstance(layer, nn.Linear)
-    kept = RetentionStore(tmp_path / "n.safetensors", {}, start="s").once(dict)
+    kept = RetentionStore(tmp_path / "n.safetensors", dict, start="s").once(dict)
     free = kept["free.touch.projector.mlp.3"]  # (inputs and 1, free)
     assert 0 < free.shape[1] < WIDE + 1
     torch.testing.assert_close(free.T @ free, torch.eye(free.shape[1]), atol=1e-5, rtol=0)
@@ -240,7 +240,7 @@ def test_a_wider_threshold_frees_more(
     for threshold in (0.0, 1e-5, 1e-1, 0.999):
         folder = tmp_path / str(threshold)
         begun(model, examples, folder, threshold=threshold)
-        kept = RetentionStore(folder / "n.safetensors", {}, start="s").once(dict)
+        kept = RetentionStore(folder / "n.safetensors", dict, start="s").once(dict)
         counts.append(sum(v.shape[1] for name, v in kept.items() if name.startswith("free.")))
     assert counts == sorted(counts)
     assert counts[0] < counts[1] < counts[2] < counts[3]
@@ -272,7 +272,7 @@ def test_what_was_kept_makes_the_same_constraint(
     first.constrain(optimizer)
     wanted = {name: p.detach().clone() for name, p in model.trainable_parameters().items()}
     second = NullSpaceRegularizer()
-    second.begin(model, [], RetentionStore(tmp_path / "n.safetensors", {}, start=None))
+    second.begin(model, [], RetentionStore(tmp_path / "n.safetensors", dict, start=None))
     with torch.no_grad():
         for name, p in model.trainable_parameters().items():
             p.copy_(later[name])

@@ -151,7 +151,7 @@ def test_what_is_stale_is_refused(
 
 def test_a_broken_computation_leaves_no_file(tmp_path: Path) -> None:
     """Law: only what was computed whole is kept."""
-    store = RetentionStore(tmp_path / "kept.safetensors", {}, start="s")
+    store = RetentionStore(tmp_path / "kept.safetensors", dict, start="s")
 
     def broken() -> dict[str, Tensor]:
         raise ZeroDivisionError
@@ -165,6 +165,6 @@ def test_a_broken_computation_leaves_no_file(tmp_path: Path) -> None:
 
 def test_a_run_that_goes_on_without_its_file_is_refused(tmp_path: Path) -> None:
     """Law: later weights are never taken for the start."""
-    store = RetentionStore(tmp_path / "kept.safetensors", {}, start=None)
+    store = RetentionStore(tmp_path / "kept.safetensors", dict, start=None)
     with pytest.raises(DataError, match=r"is missing.*\nhint: start anew with --no-resume"):
         store.once(dict)
