@@ -32,7 +32,7 @@ use = "nullspace"
 threshold = 1e-3
 counterfactual = ["silent", "noise"]
 """
-FISHER = '[[retention]]\nuse = "fisher"\nweight = 1.0\n'
+FISHER = '[[retention]]\nuse = "fisher"\nweight = 100.0\n'  # at 1.0 it is a thousandth of the loss
 FOREIGN = """[[retention]]
 use = "distillation"
 weight = 3.0
