@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from safe_framework.model import SafeModel
     from safe_framework.projector import Projector
     from safe_framework.retention import RetentionRegularizer
+    from safe_framework.retention_store import RetentionStore
     from safe_framework.shapes import AttentionWeights, BaseFacts, Frames, Memory, Tokens
 
 _HOMES = {
@@ -36,6 +37,7 @@ _HOMES = {
     "SafeModel": "model",
     "Projector": "projector",
     "RetentionRegularizer": "retention",
+    "RetentionStore": "retention_store",
     "AttentionWeights": "shapes",
     "BaseFacts": "shapes",
     "Frames": "shapes",
@@ -52,6 +54,7 @@ __all__ = [
     "Memory",
     "Projector",
     "RetentionRegularizer",
+    "RetentionStore",
     "SafeError",
     "SafeModel",
     "Tokens",

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from safe_framework.model import SafeModel
+    from safe_framework.retention_store import RetentionStore
 
 
 class RetentionRegularizer(ABC):  # noqa: B024  # each method has a default: override any
@@ -17,20 +22,36 @@ class RetentionRegularizer(ABC):  # noqa: B024  # each method has a default: ove
     is the base's by construction, and there is nothing to learn.
 
     Attributes:
-        counterfactual: the kinds of irrelevant sample it wants in retention batches, of
-            ``"silent"``, ``"noise"`` and ``"shuffled"``; empty if it needs no such batch.
+        counterfactual: the kinds of irrelevant sample it wants beside retention texts, of
+            ``"silent"``, ``"noise"``, ``"shuffled"`` and ``"foreign"``; empty if it needs no
+            such text.
+        every_step: whether it wants a batch of them at each step, for ``penalty``; if not, they
+            are given to ``begin`` alone, and a step costs no forward pass more.
 
     Laws:
-        zero_at_base: the penalty is 0 where the outputs are the base's.
+        zero_at_base: the penalty is 0 where the outputs are the base's, and the parameter
+            penalty is 0 where training starts.
         nonnegative: a penalty is never below 0.
         mask_respected: positions whose mask is False have no effect.
         base_untouched: neither ``begin`` nor ``constrain`` changes the base.
     """
 
     counterfactual: tuple[str, ...] = ()
+    every_step: bool = True
 
-    def begin(self, model: nn.Module) -> None:
-        """Called once before the first step, with the SafeModel about to be trained."""
+    def begin(
+        self, model: SafeModel, examples: Sequence[Mapping[str, Tensor]], store: RetentionStore
+    ) -> None:
+        """Called once before the first step, and again when a killed run goes on.
+
+        Args:
+            model: about to be trained, in eval mode, its gates as they will be in the end.
+            examples: every retention text once, alone and without padding, beside an irrelevant
+                sample, the kinds of ``counterfactual`` in turn: arguments of ``model``. Each is
+                made when it is read.
+            store: what is computed here from the start of training goes through it, since a run
+                that goes on no longer has that start.
+        """
         return None
 
     def penalty(
@@ -46,6 +67,10 @@ class RetentionRegularizer(ABC):  # noqa: B024  # each method has a default: ove
             base_logits: of the base on the same text, without gradient.
             mask: True at the positions that count.
         """
+        return None
+
+    def parameter_penalty(self) -> Tensor | None:
+        """A scalar to add to the loss at each step that depends on the parameters alone."""
         return None
 
     def constrain(self, optimizer: torch.optim.Optimizer) -> None:

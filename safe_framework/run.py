@@ -18,7 +18,7 @@ from rich.console import Console
 
 from safe_framework._recipe import Recipe, read_recipe
 from safe_framework.assembly import build
-from safe_framework.data.examples import Example, read_examples, read_texts
+from safe_framework.data.examples import Example, read_examples, read_samples, read_texts
 from safe_framework.errors import DataError
 from safe_framework.evaluation import Evaluation, evaluate, table
 from safe_framework.evaluation.report import write_report
@@ -88,12 +88,16 @@ def measure(
 ) -> Evaluation:
     """Evaluate the recipe's first modality on its test data."""
     assert recipe.data is not None
+    modality = next(iter(model.modalities))
+    encoder = model.modality(modality).encoder
+    foreign = recipe.data_files().get("foreign_test")
     return evaluate(
         model,
-        modality=next(iter(model.modalities)),
+        modality=modality,
         train=examples["train"],
         test=examples["test"],
         texts=read_texts(recipe.data_files()["retention_test"], recipe.data.prompt),
+        foreign=read_samples(foreign, modality, encoder) if foreign else (),
         seed=recipe.training.seed,
         progress=progress,
         **attrs.asdict(recipe.evaluation),
@@ -163,7 +167,7 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
     files = recipe.data_files()
     trained_on = {
         key: hashlib.sha256(files[key].read_bytes()).hexdigest()
-        for key in ("train", "retention")
+        for key in ("train", "retention", "foreign")
         if key in files
     }
     return {"recipe": text_fingerprint(recipe.text), "data": trained_on}

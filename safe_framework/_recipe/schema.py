@@ -110,6 +110,8 @@ class DataSpec:
         test: held-out samples of the task.
         retention: text of the base's own domain, which must keep its answers.
         retention_test: the same, held out.
+        foreign: samples of the same kind of signal from outside the task, as irrelevant ones.
+        foreign_test: the same, held out.
         prompt: what the base is asked, around each row's question.
     """
 
@@ -117,10 +119,12 @@ class DataSpec:
     test: str | None = None
     retention: str | None = None
     retention_test: str | None = None
+    foreign: str | None = None
+    foreign_test: str | None = None
     prompt: str = attrs.field(default="{question}", validator=holds("{question}"))
 
 
-DATA_FILES = ("train", "test", "retention", "retention_test")
+DATA_FILES = ("train", "test", "retention", "retention_test", "foreign", "foreign_test")
 
 
 @attrs.frozen

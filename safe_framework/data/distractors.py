@@ -21,22 +21,23 @@ def distractor(kind: str, pool: Sequence[Sample], generator: torch.Generator) ->
 
     Args:
         kind: ``"silent"`` is zeros in the sample's shape, ``"noise"`` Gaussian noise as loud as
-            it, ``"shuffled"`` the sample itself.
+            it, ``"shuffled"`` the sample itself, and so is ``"foreign"``, whose pool is not of the
+            task.
         pool: samples of the modality: arrays, or attrs objects that hold one as ``values``.
         generator: decides which sample and which noise; a CPU generator.
 
     Raises:
         DataError: the kind is unknown, the pool is empty, or its samples hold no array.
     """
-    if kind not in KINDS:
-        known = ", ".join(f"`{name}`" for name in KINDS)
+    if kind not in _MAKERS:
+        known = ", ".join(f"`{name}`" for name in _MAKERS)
         raise DataError(f"`{kind}` is no kind of irrelevant sample", hint=f"use one of {known}")
     if not pool:
         raise DataError(
             f"there is no sample to make `{kind}` ones from", hint="give at least one sample"
         )
     like = pool[int(torch.randint(len(pool), (), generator=generator))]
-    return _with_values(like, KINDS[kind](_values(like), generator))
+    return _with_values(like, _MAKERS[kind](_values(like), generator))
 
 
 def _silent(values: _Array, generator: torch.Generator) -> _Array:
@@ -61,7 +62,10 @@ KINDS: Mapping[str, Callable[[_Array, torch.Generator], _Array]] = {
     "noise": _noise,
     "shuffled": _shuffled,
 }
-"""The kinds of irrelevant sample."""
+"""The kinds of irrelevant sample that the task's own samples give."""
+
+FOREIGN = "foreign"
+_MAKERS = {**KINDS, FOREIGN: _shuffled}
 
 
 def _values(sample: Sample) -> _Array:

@@ -84,6 +84,25 @@ def read_texts(path: Path, template: str = "{question}") -> list[str]:
     ]
 
 
+def read_samples(path: Path, modality: str, encoder: Encoder) -> list[Sample]:
+    """The sample of every row of a JSONL file that names one for ``modality``.
+
+    Raises:
+        DataError: no row names one, or one cannot be read; the message gives the row's line.
+    """
+    samples = [
+        _read_sample(path.parent / _file_name(row[modality], modality, place), encoder, place)
+        for place, row in read_rows(path)
+        if row.get(modality) is not None
+    ]
+    if not samples:
+        raise DataError(
+            f"no row of `{path}` has a `{modality}`",
+            hint=f"add a field `{modality}` that names a file",
+        )
+    return samples
+
+
 def read_rows(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
     """The rows of a JSONL file with the place of each, as ``train.jsonl:12``.
 

@@ -18,6 +18,7 @@ from safe_framework.evaluation.retention import gate_zero, retention
 if TYPE_CHECKING:
     from safe_framework.data.examples import Example
     from safe_framework.model import SafeModel
+    from safe_framework.shapes import Sample
 
 _GATE_ZERO_EXAMPLES = 32
 
@@ -30,6 +31,7 @@ def evaluate(
     train: Sequence[Example],
     test: Sequence[Example],
     texts: Sequence[str],
+    foreign: Sequence[Sample] = (),
     max_new_tokens: int = 8,
     batch_size: int = 32,
     bootstrap: int = 1000,
@@ -46,6 +48,7 @@ def evaluate(
         train: what it was trained on; the probe is fitted on it, chance is taken from it.
         test: never trained on.
         texts: of the base's own domain, never trained on, for retention.
+        foreign: samples that are not of the task, never trained on; may be none.
         max_new_tokens: limit of an answer's length.
         batch_size: examples at a time.
         bootstrap: how often every 95 % interval resamples.
@@ -64,7 +67,7 @@ def evaluate(
             model, modality, train, test, max_new_tokens=max_new_tokens,
             batch_size=batch_size, seed=seed, progress=tell,
         )  # fmt: skip
-        kept = retention(model, modality, texts, test, progress=tell, **drawing)
+        kept = retention(model, modality, texts, test, foreign, progress=tell, **drawing)
         shut = gate_zero(
             model, modality, test[:_GATE_ZERO_EXAMPLES],
             max_new_tokens=max_new_tokens, progress=tell,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from safe_framework.bits import same_bits
-from safe_framework.data.distractors import KINDS, distractor
+from safe_framework.data.distractors import FOREIGN, KINDS, distractor
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.answers import Progress, batches, inputs, silent, without
 from safe_framework.evaluation.metrics import agrees, bootstrap, kl_per_position
@@ -38,6 +38,7 @@ def retention(
     modality: str,
     texts: Sequence[str],
     examples: Sequence[Example],
+    foreign: Sequence[Sample] = (),
     *,
     resamples: int = 1000,
     seed: int = 0,
@@ -50,12 +51,14 @@ def retention(
         modality: whose gate is opened and whose samples are put beside the texts.
         texts: of the base's own domain, never trained on.
         examples: of the test data; irrelevant samples are made from theirs.
+        foreign: more irrelevant samples, which are not of the task; may be none.
         resamples: of the intervals, which draw whole texts.
         seed: of the irrelevant samples and the intervals.
         progress: called after every few texts.
     """
     pool = [example.samples[modality] for example in examples]
-    absent, found = _beside_texts(model, modality, texts, pool, seed, progress)
+    pools = dict.fromkeys(KINDS, pool) | ({FOREIGN: foreign} if foreign else {})
+    absent, found = _beside_texts(model, modality, texts, pools, seed, progress)
     relevant = _with_own_samples(model, modality, examples, progress)
     kinds = {kind: _agreement(rows, resamples, seed) for kind, rows in found.items()}
     merged = [_merge(rows) for rows in zip(*found.values(), strict=True)]
@@ -71,21 +74,22 @@ def _beside_texts(
     model: SafeModel,
     modality: str,
     texts: Sequence[str],
-    pool: Sequence[Sample],
+    pools: Mapping[str, Sequence[Sample]],
     seed: int,
     progress: Progress,
 ) -> tuple[Absent, Mapping[str, list[_Text]]]:
-    generator = torch.Generator().manual_seed(seed)
+    own, other = (torch.Generator().manual_seed(seed) for _ in range(2))
     identical, unaided = True, list[_Text]()
-    found: dict[str, list[_Text]] = {kind: [] for kind in KINDS}
+    found: dict[str, list[_Text]] = {kind: [] for kind in pools}
     for rows in batches(sorted(texts, key=len), _LOGIT_ROWS):  # alike in length: little padding
         plain = inputs(model, rows)
         base = model.base(**plain).logits
         safe = model(**plain).logits
         identical &= same_bits(base, safe)
         unaided += _compare(base, safe, plain["attention_mask"])
-        for kind in KINDS:
-            samples = [{modality: distractor(kind, pool, generator)} for _ in rows]
+        for kind, pool in pools.items():
+            draw = other if kind == FOREIGN else own  # so that foreign ones move no other kind
+            samples = [{modality: distractor(kind, pool, draw)} for _ in rows]
             found[kind] += _open(model, modality, rows, samples, plain, base)
         progress("retention", len(unaided), len(texts))
     whole = _merge(unaided)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import attrs
 import torch
@@ -10,11 +11,14 @@ from torch import Tensor, nn
 
 from safe_framework.data.distractors import distractor
 from safe_framework.data.frames import FrameStore
+from safe_framework.errors import DataError
 from safe_framework.model import SafeModel
 from safe_framework.retention import RetentionRegularizer
+from safe_framework.retention_store import Progress
 from safe_framework.shapes import Frames, Sample
 from safe_framework.training.batches import attention_mask, carry, pad_right
 from safe_framework.training.order import generator, shuffled_slice
+from safe_framework.training.retention_start import RetentionExamples, store_of
 from safe_framework.training.teacher import Teacher
 
 _NOISES = 24
@@ -23,10 +27,15 @@ Pools = Mapping[str, Mapping[str, Sequence[Frames]]]
 
 @attrs.frozen(eq=False)
 class Weighted:
-    """A retention method and its weight in the loss."""
+    """A retention method and its weight in the loss.
+
+    Attributes:
+        options: as the recipe gives them: what the method computes at the start depends on them.
+    """
 
     weight: float
     method: RetentionRegularizer
+    options: Mapping[str, object] = attrs.field(factory=dict)
 
 
 def distractor_pools(
@@ -34,6 +43,7 @@ def distractor_pools(
     samples: Mapping[str, Sequence[Sample]],
     stores: Mapping[str, FrameStore],
     seed: int,
+    foreign: Mapping[str, Sequence[Sample]] | None = None,
 ) -> dict[str, dict[str, list[Frames]]]:
     """Frames of irrelevant samples, by modality and kind.
 
@@ -42,14 +52,31 @@ def distractor_pools(
         samples: training samples by modality, from which they are made.
         stores: encode and keep them.
         seed: decides noise.
+        foreign: samples by modality that are not of the task, for kind ``"foreign"``.
+
+    Raises:
+        DataError: a method wants foreign samples, and there is none of some modality.
     """
+    others = foreign or {}
     return {
-        name: {kind: store.frames(_made(kind, samples[name], seed)) for kind in kinds}
+        name: {
+            kind: store.frames(_made(kind, samples[name], others.get(name, ()), seed))
+            for kind in kinds
+        }
         for name, store in stores.items()
     }
 
 
-def _made(kind: str, samples: Sequence[Sample], seed: int) -> Sequence[Sample]:
+def _made(
+    kind: str, samples: Sequence[Sample], foreign: Sequence[Sample], seed: int
+) -> Sequence[Sample]:
+    if kind == "foreign":
+        if not foreign:
+            raise DataError(
+                '`counterfactual` names "foreign", but there is no foreign sample',
+                hint='add `foreign = "foreign.jsonl"` to [data]: rows that name a file each',
+            )
+        return foreign
     if kind == "shuffled":
         return samples
     count = 1 if kind == "silent" else _NOISES
@@ -64,7 +91,8 @@ class CounterfactualRetention:
         methods: with their weights.
         rows: token ids of the retention texts.
         pools: frames of irrelevant samples by modality and kind.
-        kinds: of irrelevant sample that a batch's texts carry in turn.
+        kinds: of irrelevant sample that a step's texts carry in turn; a step without any runs
+            no text, and methods without texts are all that it has.
         batch_size: texts in a step.
         seed: with the step, decides texts and samples.
         pad: id that fills rows up.
@@ -87,11 +115,54 @@ class CounterfactualRetention:
         self.methods, self.rows, self.pools, self.kinds = methods, rows, pools, kinds
         self.marked = rows if marked is None else marked
         self.batch_size, self.seed, self.pad = batch_size, seed, pad
-        self.teacher = Teacher(model, rows, pad)
+        self.model = model
+        self.teacher = Teacher(model, rows, pad) if kinds else None
         self.dims = {name: model.modality(name).encoder.dim for name in pools}
 
+    def begin(self, folder: Path, *, resumed: bool, progress: Progress) -> None:
+        """Let each method see the start of training, or what was kept of it.
+
+        Args:
+            folder: of the files that methods keep.
+            resumed: whether training goes on from a later step.
+            progress: the bar of long work.
+        """
+        training = self.model.training
+        self.model.eval()
+        with torch.random.fork_rng():  # a run that finds the files draws what this one draws
+            for number, entry in enumerate(self.methods):
+                kinds = entry.method.counterfactual
+                store = store_of(
+                    folder / f"retention-{number}.safetensors",
+                    self,
+                    entry,
+                    resumed=resumed,
+                    progress=progress,
+                )
+                entry.method.begin(self.model, RetentionExamples(self, kinds), store)
+        self.model.train(training)
+
     def loss(self, model: nn.Module, step: int, device: torch.device) -> Tensor:
-        """The weighted sum of the methods' penalties on this step's texts."""
+        """The weighted sum of the methods' penalties at a step."""
+        total = torch.zeros((), device=device)
+        for weight, penalty in self._penalties(model, step, device):
+            total = total if penalty is None else total + weight * penalty
+        return total
+
+    def _penalties(
+        self, model: nn.Module, step: int, device: torch.device
+    ) -> Iterator[tuple[float, Tensor | None]]:
+        if self.teacher is not None:
+            compared = self._compared(self.teacher, model, step, device)
+            for entry in self.methods:
+                yield entry.weight, entry.method.penalty(*compared)
+        for entry in self.methods:
+            yield entry.weight, entry.method.parameter_penalty()
+
+    def _compared(
+        self, teacher: Teacher, model: nn.Module, step: int, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """This step's logits of the model, the base's, and where there are words."""
         chosen = shuffled_slice(self.seed, step * self.batch_size, self.batch_size, len(self.rows))
         rows, marked = [self.rows[i] for i in chosen], [self.marked[i] for i in chosen]
         mask = attention_mask(rows).to(device)
@@ -99,13 +170,7 @@ class CounterfactualRetention:
         for name, pool in self.pools.items():
             batch.update(carry(name, self._irrelevant(pool, step), self.dims[name]))
         logits = model(**{key: value.to(device) for key, value in batch.items()}).logits
-        logits = _at_words(logits, rows, marked)
-        base_logits = self.teacher.logits(chosen)
-        total = torch.zeros((), device=device)
-        for entry in self.methods:
-            penalty = entry.method.penalty(logits, base_logits, mask.bool())
-            total = total if penalty is None else total + entry.weight * penalty
-        return total
+        return _at_words(logits, rows, marked), teacher.logits(chosen), mask.bool()
 
     def _irrelevant(self, pool: Mapping[str, Sequence[Frames]], step: int) -> list[Frames]:
         """One irrelevant sample for each text, the kinds in turn."""

@@ -12,12 +12,12 @@ from transformers import PrinterCallback
 from safe_framework._recipe import Recipe
 from safe_framework.assembly import regularizers
 from safe_framework.checkpoints.location import cache_folder
-from safe_framework.data.examples import Example, read_texts
+from safe_framework.data.examples import Example, read_samples, read_texts
 from safe_framework.data.frames import FrameStore, stack
 from safe_framework.errors import DataError, SafeError
 from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
-from safe_framework.shapes import Frames
+from safe_framework.shapes import Frames, Sample
 from safe_framework.training.align import Alignment, align
 from safe_framework.training.batches import TokenizedExample, marked_ids, tokenize
 from safe_framework.training.checkpoints import latest_complete
@@ -63,12 +63,13 @@ def train(
     tokenized = encode_examples(model, examples, stores, progress)
     alignment = Alignment(model, [example.answer for example in examples])
     pad = model.tokenizer.eos_token_id
+    retention = retention_of(model, recipe, examples, stores, pad)
     trainer = SafeTrainer(
         model,
         arguments(recipe.training, folder),
         tokenized,
         recipe.training,
-        retention=_retention(model, recipe, examples, stores, pad),
+        retention=retention,
         alignment=alignment,
         pad=pad,
     )
@@ -79,6 +80,8 @@ def train(
     checkpoint = latest_complete(folder) if resume else None
     if checkpoint is None:
         prepare_projectors(model, recipe, tokenized, alignment, progress)
+    if retention is not None:
+        retention.begin(folder, resumed=checkpoint is not None, progress=progress)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     model.eval()
     return [row for row in trainer.state.log_history if "loss" in row]
@@ -148,22 +151,27 @@ def prepare_projectors(
         align(modality.projector, alignment, frames, answers, recipe.training, progress)
 
 
-def _retention(
+def retention_of(
     model: SafeModel,
     recipe: Recipe,
     examples: Sequence[Example],
     stores: Mapping[str, FrameStore],
     pad: int,
 ) -> CounterfactualRetention | None:
-    methods = [Weighted(weight, method) for weight, method in regularizers(recipe)]
-    for entry in methods:
-        entry.method.begin(model)
-    kinds = [kind for entry in methods for kind in entry.method.counterfactual]
-    if not kinds:
+    """The retention part of a recipe's loss; None if it has none.
+
+    Raises:
+        DataError: its methods want texts or foreign samples that the recipe does not name.
+    """
+    methods = [
+        Weighted(weight, method, spec.options)
+        for (weight, method), spec in zip(regularizers(recipe), recipe.retention, strict=True)
+    ]
+    if not methods:
         return None
+    wanted = {kind for entry in methods for kind in entry.method.counterfactual}
     path = recipe.data_files().get("retention")
-    template = recipe.data.prompt if recipe.data else "{question}"
-    if path is None:
+    if wanted and path is None:
         raise DataError(
             "[[retention]] needs text of the base's own domain",
             hint='add `retention = "texts.jsonl"` to [data]',
@@ -172,15 +180,26 @@ def _retention(
         name: [e.samples[name] for e in examples if name in e.samples] for name in model.modalities
     }
     spec, markers, names = recipe.training, model.processor.markers, list(model.modalities)
-    texts = read_texts(path, template)
+    template = recipe.data.prompt if recipe.data else "{question}"
+    texts = read_texts(path, template) if wanted and path else []
+    foreign = _foreign(model, recipe) if "foreign" in wanted else {}
     return CounterfactualRetention(
         model,
         methods,
         [marked_ids(model.tokenizer, text, (), markers) for text in texts],
-        distractor_pools(set(kinds), samples, stores, spec.seed),
-        kinds=kinds,
+        distractor_pools(sorted(wanted), samples, stores, spec.seed, foreign),
+        kinds=[k for e in methods if e.method.every_step for k in e.method.counterfactual],
         batch_size=spec.retention_batch_size,
         seed=spec.seed,
         pad=pad,
         marked=[marked_ids(model.tokenizer, text, names, markers) for text in texts],
     )
+
+
+def _foreign(model: SafeModel, recipe: Recipe) -> dict[str, list[Sample]]:
+    path = recipe.data_files().get("foreign")
+    if path is None:
+        return {}
+    return {
+        name: read_samples(path, name, model.modality(name).encoder) for name in model.modalities
+    }

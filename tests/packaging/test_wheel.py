@@ -46,8 +46,9 @@ def test_kinds_of_data(names):
     suffixes = {Path(name).suffix for name in names if ".dist-info/" not in name}
     assert {".toml", ".jsonl", ".ogg", ".html", ".css", ".typed"} <= suffixes
     licences = [name for name in names if name.endswith("/LICENSE")]
-    assert len([name for name in licences if ".dist-info/" not in name]) == 2  # clips and texts
-    assert len(licences) == 3
+    own = [name for name in licences if ".dist-info/" not in name]
+    assert len(own) == 3  # instruments, foreign sounds, texts
+    assert len(licences) == 4
 
 
 def test_entry_points_lead_somewhere(metadata, names):

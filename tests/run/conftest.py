@@ -64,6 +64,20 @@ bootstrap = 20
 """
 
 
+EVERY_METHOD = """
+[[retention]]
+use = "nullspace"
+
+[[retention]]
+use = "fisher"
+examples = 3
+
+[[retention]]
+use = "distillation"
+counterfactual = ["foreign", "shuffled"]
+"""
+
+
 def write_base(folder: Path) -> None:
     """A Llama of two layers whose tokens are ``WORDS``."""
     torch.manual_seed(0)
@@ -115,7 +129,7 @@ def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``recipe.toml`` and everything that it names."""
+    """A folder with ``recipe.toml``, ``every_method.toml`` and everything that they name."""
     folder = tmp_path_factory.mktemp("world")
     write_base(folder / "base")
     write_whisper(folder / "whisper")
@@ -124,7 +138,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = ["the cat sat on a mat", "the dog ran", "a dog sat on the cat", "on the mat"]
     write_rows(folder / "texts.jsonl", [{"text": text} for text in texts])
     write_rows(folder / "texts_test.jsonl", [{"text": text} for text in texts[:3]])
-    (folder / "recipe.toml").write_text(RECIPE.format(folder=folder), "utf-8")
+    write_tones(folder, "foreign", 2, 3000)
+    write_tones(folder, "foreign_test", 2, 2500)
+    recipe = RECIPE.format(folder=folder)
+    (folder / "recipe.toml").write_text(recipe, "utf-8")
+    one, data = recipe.index("[[retention]]"), recipe.index("[data]")
+    files = '[data]\nforeign = "foreign.jsonl"\nforeign_test = "foreign_test.jsonl"'
+    whole = recipe[:one] + EVERY_METHOD + files + recipe[data + len("[data]") :]
+    (folder / "every_method.toml").write_text(whole, "utf-8")
     return folder
 
 

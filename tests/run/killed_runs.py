@@ -21,6 +21,7 @@ from safetensors.torch import save
 
 from safe_framework import adapter
 from safe_framework.progress import WorkProgress
+from safe_framework.retention_store import RetentionStore
 from safe_framework.run import run_recipe
 from safe_framework.training import trainer
 
@@ -79,6 +80,8 @@ def nothing(*args: Any) -> None:
 MOMENTS: dict[str, Callable[[], None]] = {
     "never": lambda: None,
     "aligning": lambda: at_progress("aligning", 3),
+    "measuring_retention": lambda: at_progress("null space", 2),
+    "between_two_methods": lambda: at_call(RetentionStore, "_refuse_stale", 2, nothing),
     "before_a_save": lambda: at_progress("training", 1),
     "within_an_epoch": lambda: at_progress("training", 5),
     "at_an_epochs_end": lambda: at_progress("training", 6),

@@ -19,14 +19,15 @@ class DistillationRegularizer(RetentionRegularizer):
 
     Args:
         temperature: softens both distributions; 1 leaves them as they are.
-        counterfactual: kinds of irrelevant sample that retention batches carry in turn.
+        counterfactual: kinds of irrelevant sample that retention batches carry in turn;
+            ``"foreign"`` ones come from the file that the recipe's ``[data]`` names.
     """
 
     def __init__(
         self,
         *,
         temperature: float = 3.0,
-        counterfactual: Sequence[Literal["silent", "noise", "shuffled"]] = (
+        counterfactual: Sequence[Literal["silent", "noise", "shuffled", "foreign"]] = (
             "silent",
             "noise",
             "shuffled",
