@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from safe_framework.attachment import EmbeddingHook, LayerHook
+from safe_framework.errors import CheckpointError
 from safe_framework.layers import text_config
 from safe_framework.probe import LayerStack
 from safe_framework.shapes import AttentionWeights, BaseFacts
@@ -30,6 +32,11 @@ def load_base(spec: BaseSpec, *, trust_remote_code: bool = False) -> tuple[nn.Mo
 
     from safe_framework.checkpoints import locate, quietly, revision_of
 
+    if spec.compose is not None and not Path(spec.model).expanduser().is_dir():
+        raise CheckpointError(
+            f"`{spec.model}`, which [base.compose] describes, has not been made",
+            hint="safe compose RECIPE",
+        )
     place, revision = locate(spec.model), spec.revision or revision_of(spec.model)
     common = {"revision": revision} if revision else {}
     if spec.gguf_file:
