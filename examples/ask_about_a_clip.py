@@ -7,6 +7,8 @@ After `make demo`:
 
 import argparse
 
+from torch import Tensor
+
 import safe_framework
 from safe_framework.catalogue import recipe_path
 from safe_framework.data.audio import read_audio
@@ -25,13 +27,17 @@ def main() -> None:
     model = safe_framework.load(chosen.adapter)
     model.print_trainable_parameters()
     batch = model.processor(question=QUESTION, audio=read_audio(chosen.clip, 16_000))
-    length = batch["input_ids"].shape[1]
     for gate in (0.0, 0.5, 1.0):
         ids = model.generate(**batch, gate=gate, max_new_tokens=12, do_sample=False)
-        print(f"gate {gate}: {model.tokenizer.decode(ids[0, length:], skip_special_tokens=True)}")
+        print(f"gate {gate}: {text(model, ids)}")
     with model.off():
         ids = model.generate(**batch, max_new_tokens=12, do_sample=False)
-    print(f"off     : {model.tokenizer.decode(ids[0, length:], skip_special_tokens=True)}")
+    print(f"off     : {text(model, ids)}")
+
+
+def text(model: safe_framework.SafeModel, ids: Tensor) -> str:
+    """Question and answer in one line: where the answer begins depends on the markers."""
+    return " ".join(model.processor.decode(ids[0], skip_special_tokens=True).split())
 
 
 if __name__ == "__main__":

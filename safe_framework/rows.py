@@ -33,9 +33,8 @@ def call_apart(
     Returns:
         What the base returns, but for a cache, and for whatever has no row for each sample.
     """
-    random = torch.get_rng_state()
-    without = silent()
-    torch.set_rng_state(random)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        without = silent()
     return _merge(without, heard(), rows, batch, fill)
 
 

@@ -4,7 +4,6 @@ import io
 import json
 
 import pytest
-import torch
 from rich.console import Console
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor
 

@@ -55,6 +55,23 @@ def test_absent_rows_keep_negative_zeros() -> None:
     assert not torch.signbit(seen[0][1, :, ::2]).all()
 
 
+@pytest.mark.parametrize("present", [[True, True], [False, True]])
+def test_hidden_states_keep_their_strides(present: list[bool]) -> None:
+    """L4: a transposed hidden state stays transposed: kernels, and so bits, depend on it."""
+    base, seen = llama(), []
+    base.model.embed_tokens.register_forward_hook(lambda *call: call[2].mT.contiguous().mT)
+    model = attached(base)
+    base.model.layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    batch = texts(base, 2, 4)
+    with torch.no_grad():
+        model(**batch)
+        model(**batch, **felt(2, present=present))
+    alone, heard = seen
+    assert not alone.is_contiguous()
+    assert alone.stride() == heard.stride()
+    assert not torch.equal(alone, heard)
+
+
 def test_a_none_in_the_processors_list_is_an_absent_row() -> None:
     """L4: texts with None for a sample get the base's logits."""
     base = llama()
