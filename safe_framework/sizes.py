@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 from torch import nn
 
-from safe_framework._recipe import Recipe
+from safe_framework._recipe import BaseSpec, Recipe
 from safe_framework.assembly import parts_of
 from safe_framework.base import facts_of
 from safe_framework.checkpoints.blueprint import base_blueprint, blueprints, card_of
@@ -105,7 +105,7 @@ def sizes_of(recipe: Recipe, projector: Mapping[str, Any] | None = None) -> Size
         SafeError: a fused layer does not exist, or an option does not fit.
     """
     with blueprints():
-        base = base_blueprint(recipe.base.model)
+        base, made_of = _base(recipe.base)
         stack = _stack(base, recipe)
         facts = facts_of(base, stack, blueprint=True)
         _check_base(recipe.base.model, base, stack)
@@ -114,9 +114,21 @@ def sizes_of(recipe: Recipe, projector: Mapping[str, Any] | None = None) -> Size
             options = {**spec.projector.options, **(projector or {})}
             spec = attrs.evolve(spec, projector=attrs.evolve(spec.projector, options=options))
             parts[name] = _modality(recipe, name, spec, facts, stack)
-    made_of = f"{recipe.base.model} ({type(base).__name__})"
     note = f"{stack.count} layers, {stack.hidden_size} wide"
     return Sizes(Part("base", made_of, _count(base), 0, note), parts)
+
+
+def _base(spec: BaseSpec) -> tuple[nn.Module, str]:
+    """The base, and what it is made of."""
+    if spec.compose is None:
+        base, made_of = base_blueprint(spec.model), spec.model
+    else:
+        from safe_framework.compose.parts import compose_blueprint
+
+        parts = spec.compose
+        base = compose_blueprint(parts.vision, parts.language, layer=parts.layer)
+        made_of = f"{parts.vision} + {parts.language}"
+    return base, f"{made_of} ({type(base).__name__})"
 
 
 def _stack(base: nn.Module, recipe: Recipe) -> LayerStack:

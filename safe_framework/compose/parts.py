@@ -46,6 +46,24 @@ def compose(
     return model, _processor(reader, tokenizer, tower, extra)
 
 
+def compose_blueprint(vision: str, language: str, *, layer: int = -2) -> nn.Module:
+    """What :func:`compose` would give, within ``blueprints()``: sizes without weights.
+
+    The language model's table is counted with one word more, ``<image>``.
+    """
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    with quietly():
+        seen = AutoConfig.from_pretrained(locate(vision))
+        said = AutoConfig.from_pretrained(locate(language))
+        said.vocab_size += 1
+        tower = AutoModel.from_pretrained(
+            locate(vision), config=getattr(seen, "vision_config", seen)
+        )
+        speaker = AutoModelForCausalLM.from_pretrained(locate(language), config=said)
+    return _model(tower, speaker, said.vocab_size - 1, layer, 1, 0)
+
+
 def projector_of(model: Any) -> nn.Module:
     """The one part that is trained."""
     projector: nn.Module = model.model.multi_modal_projector

@@ -20,7 +20,7 @@ def test_a_claim_is_met_or_there_is_a_way(name):
     """Where a recipe is larger than said, the options named instead make it as small."""
     recipe, claim = read_recipe(name), CLAIMS[name]
     sizes = sizes_of(recipe)
-    assert about(sizes.total, claim.total)
+    assert sizes.total < claim.total or about(sizes.total, claim.total)
     if about(sizes.trainable, claim.trainable):
         assert not claim.instead
     else:
@@ -96,7 +96,7 @@ def test_check_prints_parts_beside_claims(capsys):
     lines = [line.split() for line in out.splitlines()]
     assert lines[0] == ["medium", "is", "a", "valid", "recipe"]
     assert [line[:2] for line in lines[2:6]] == [
-        ["base", "llama-2-7b"],
+        ["base", "clip-vit-large-patch14"],
         ["audio", "encoder"],
         ["audio", "projector"],
         ["audio", "fusion"],
