@@ -68,7 +68,9 @@ def seeing_opt() -> tuple[Any, dict[str, Tensor]]:
         num_attention_heads=2, word_embed_proj_dim=HIDDEN, max_position_embeddings=64,
         pad_token_id=0, eos_token_id=1, bos_token_id=1,
     )  # fmt: skip
-    return blip2(text)
+    base, batch = blip2(text)
+    batch.pop("decoder_input_ids")
+    return base, batch
 
 
 def seeing_own() -> tuple[Any, dict[str, Tensor]]:
@@ -95,7 +97,7 @@ def hearing(request: pytest.FixtureRequest, whisper: Path) -> tuple[SafeModel, d
     """A base that sees, with a sense of hearing that is no longer silent, and its batch."""
     base, batch = BASES[request.param]()
     recipe = parse_recipe(RECIPE.format(whisper=whisper, last=LAYERS - 1))
-    model = attach(base, recipe=recipe)
+    model = attach(base, recipe=recipe, example=batch)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.trainable_parameters().items():
         if "lora_B" in name:
