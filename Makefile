@@ -31,7 +31,7 @@ check-real: $(VENV)/.demo $(VENV)/.test
 	@$(VENV)/bin/pytest -m real
 
 check-torchaudio: $(VENV)/.test $(VENV)/torchaudio
-	@PYTHONPATH=$(VENV)/torchaudio $(VENV)/bin/pytest -m torchaudio tests/with_torchaudio
+	@PYTHONPATH=$(CURDIR)/$(VENV)/torchaudio $(VENV)/bin/pytest -m torchaudio tests/with_torchaudio
 
 check-zoo: $(VENV)/.test
 	@$(VENV)/bin/python -m tests.zoo

@@ -31,7 +31,8 @@ def load_torchaudio() -> ModuleType:
     except ImportError:
         raise
     except Exception as error:  # whatever a native library of another build runs into
-        raise ImportError(str(error)) from error
+        reasons = [str(each) for each in (error, error.__cause__) if each is not None]
+        raise ImportError(": ".join(reasons)) from error
 
 
 def guard_transformers() -> None:

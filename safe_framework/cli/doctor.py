@@ -47,7 +47,10 @@ def torchaudio_state() -> str:
     try:
         version("torchaudio")
     except PackageNotFoundError:
-        return "not installed: sounds are resampled by soxr, which serves as well"
+        return (
+            "not installed: sounds are resampled by soxr, which serves as well, and only the\n"
+            '  encoder `torchaudio` needs it: pip install "safe-framework[torchaudio]"'
+        )
     try:
         return f"{load_torchaudio().__version__} works"
     except ImportError as error:

@@ -151,7 +151,7 @@ def _by_torchaudio(torchaudio: ModuleType, waveform: Waveform, rate: int) -> Any
     import torch
 
     resampled = torchaudio.functional.resample(
-        torch.from_numpy(waveform.values),
+        torch.tensor(waveform.values),
         waveform.sampling_rate,
         rate,
         resampling_method="sinc_interp_kaiser",

@@ -80,7 +80,8 @@ def test_a_missing_torchaudio_is_no_trouble(monkeypatch):
     """Without it sounds are resampled by soxr."""
     without(monkeypatch, "torchaudio")
     assert doctor.torchaudio_state() == (
-        "not installed: sounds are resampled by soxr, which serves as well"
+        "not installed: sounds are resampled by soxr, which serves as well, and only the\n"
+        '  encoder `torchaudio` needs it: pip install "safe-framework[torchaudio]"'
     )
 
 

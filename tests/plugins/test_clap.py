@@ -258,6 +258,13 @@ def test_what_is_no_spectrogram_is_named(
         ClapEncoder(model=folders[False], input="mel").prepare([sample])
 
 
+@pytest.mark.parametrize("option", ["frames", "input"])
+def test_an_option_of_no_known_value_is_named(folders: dict[bool, str], option: str) -> None:
+    """Law: the message starts with the option's name and says its values."""
+    with pytest.raises(ValueError, match=rf"^`{option}` must be .* or .*, not 'other'$"):
+        ClapEncoder(model=folders[False], **{option: "other"})  # type: ignore[arg-type]  # the point
+
+
 def test_another_model_is_refused(tmp_path: Path) -> None:
     """Law: a checkpoint of another kind is an error, never a CLAP with random weights."""
     LlamaConfig().save_pretrained(tmp_path)

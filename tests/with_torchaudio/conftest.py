@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchaudio
+
+from safe_framework.optional_torchaudio import load_torchaudio
 
 WIDTH, LAYERS = 16, 3
 SMALL = {
@@ -28,13 +29,19 @@ def shrink(bundle):
 
 
 @pytest.fixture
-def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def pipelines():
+    """``torchaudio.pipelines``; only those who run these tests need torchaudio."""
+    return load_torchaudio().pipelines
+
+
+@pytest.fixture
+def weights(pipelines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Shrink a bundle by name, and give the folder with its random weights."""
 
     def make(name: str) -> str:
-        bundle = shrink(getattr(torchaudio.pipelines, name))
-        monkeypatch.setattr(torchaudio.pipelines, name, bundle)
-        model = torchaudio.pipelines._wav2vec2.utils._get_model(bundle._model_type, bundle._params)
+        bundle = shrink(getattr(pipelines, name))
+        monkeypatch.setattr(pipelines, name, bundle)
+        model = pipelines._wav2vec2.utils._get_model(bundle._model_type, bundle._params)
         state = model.state_dict()
         for key in ("aux.weight", "aux.bias"):  # the files hold rows that the bundle leaves out
             if key in state:

@@ -5,7 +5,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-import torchaudio
 
 from safe_framework.data.audio import Waveform
 from safe_framework.errors import CheckpointError, SampleError
@@ -32,10 +31,10 @@ def encoder(weights) -> TorchaudioEncoder:
 
 
 @pytest.mark.parametrize("name", BUNDLES)
-def test_frames_are_those_of_the_bundle(weights, name: str) -> None:
+def test_frames_are_those_of_the_bundle(pipelines, weights, name: str) -> None:
     """Law: a recording's frames are what torchaudio's own model gives for it, but for its head."""
     encoder = TorchaudioEncoder(bundle=name, folder=(folder := weights(name)))
-    bundle = getattr(torchaudio.pipelines, name)
+    bundle = getattr(pipelines, name)
     model = bundle.get_model(dl_kwargs={"model_dir": folder, "progress": False})
     getattr(model, "model", model).aux = None
     model.apply_log_softmax = model.append_star = False
@@ -60,10 +59,10 @@ def test_rows_do_not_depend_on_each_other(weights, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["HUBERT_BASE", "HUBERT_LARGE"])
 @pytest.mark.parametrize("layer", [1, 2, -2, -3])
-def test_a_layer_is_that_of_the_whole_model(weights, name: str, layer: int) -> None:
+def test_a_layer_is_that_of_the_whole_model(pipelines, weights, name: str, layer: int) -> None:
     """Law: `layer` counts transformer layers from 1, and those above are dropped."""
     encoder = TorchaudioEncoder(bundle=name, layer=layer, folder=(folder := weights(name)))
-    bundle = getattr(torchaudio.pipelines, name)
+    bundle = getattr(pipelines, name)
     whole = bundle.get_model(dl_kwargs={"model_dir": folder, "progress": False})
     states = whole.extract_features(torch.from_numpy(noise().values)[None])[0]
     place = layer - 1 if layer > 0 else LAYERS + layer

@@ -41,6 +41,7 @@ class ClapEncoder(Encoder):
 
     Raises:
         CheckpointError: the model cannot be had, or is no CLAP.
+        ValueError: an option is none of its values.
     """
 
     def __init__(
@@ -53,6 +54,10 @@ class ClapEncoder(Encoder):
     ) -> None:
         from transformers import ClapAudioModelWithProjection, ClapFeatureExtractor
 
+        if frames not in ("pooled", "sequence"):
+            raise ValueError(f'`frames` must be "pooled" or "sequence", not {frames!r}')
+        if input not in ("waveform", "mel"):
+            raise ValueError(f'`input` must be "waveform" or "mel", not {input!r}')
         super().__init__()
         audio, self._extractor = load_pretrained(
             model, ClapAudioModelWithProjection, ClapFeatureExtractor, kind="clap", title="CLAP"

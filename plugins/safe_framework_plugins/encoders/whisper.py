@@ -27,7 +27,8 @@ class WhisperEncoder(Encoder):
 
     Whisper pads every recording to one window and attends to all of it; the mask leaves out the
     frames beyond the recording's end. A window shorter than Whisper's 30 s keeps the first
-    positions only, and costs that much less.
+    positions only, and costs that much less. For the words of a recording as text, see
+    ``safe_framework_plugins.encoders.transcript``.
 
     Args:
         model: a Whisper checkpoint: a card such as ``"whisper-tiny.en"``, a folder or a hub id.
