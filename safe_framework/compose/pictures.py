@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +58,29 @@ def read_picture(file: Path) -> Any:
     Raises:
         DataError: it is missing or cannot be read.
     """
-    from PIL import Image
-
+    pillow = _pillow()
     if not file.is_file():
         raise DataError(f"the picture `{file}` does not exist")
     try:
-        with Image.open(file) as opened:
+        with pillow.open(file) as opened:
             picture = opened.convert("RGBA")
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three
         raise DataError(f"the picture `{file}` cannot be read: {error}") from error
     side = max(picture.size)
-    square = Image.new("RGB", (side, side), "white")
+    square = pillow.new("RGB", (side, side), "white")
     corner = ((side - picture.width) // 2, (side - picture.height) // 2)
     square.paste(picture, corner, picture)
     return square
+
+
+def _pillow() -> Any:
+    try:
+        return import_module("PIL.Image")
+    except ImportError as error:
+        raise DataError(
+            f"pictures need Pillow, which cannot be imported: {error}",
+            hint="pip install 'safe-framework[image]'",
+        ) from error
 
 
 def _see(model: Any, processor: Any, files: Sequence[Path]) -> Tensor:
