@@ -154,6 +154,8 @@ def _norm_scale(layer: nn.Module, hidden: int) -> Tensor | float:
     if norm is None or not isinstance(weight, Tensor) or weight.shape != (hidden,):
         return 1.0
     weight = weight.detach()
+    if weight.is_meta:  # of a blueprint, which has shapes and no values
+        return weight
     return 1 + weight if _adds_one(norm, weight) else weight
 
 
