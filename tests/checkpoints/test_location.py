@@ -86,7 +86,7 @@ def test_a_misspelt_card_is_recognised() -> None:
     assert str(caught.value) == (
         "`whisper-tiny-en` is neither a folder, a card, nor a hub id `owner/name`\n"
         "hint: did you mean `whisper-tiny.en`? "
-        "cards: smollm2-135m-instruct-q4, whisper-tiny.en"
+        "cards: dinov2-small, smollm2-135m-instruct-q4, whisper-tiny.en"
     )
 
 

@@ -197,3 +197,42 @@ def test_absent_rows_alone_can_be_stacked() -> None:
     stacked = stack([None, None], 4)
     assert stacked.values.shape == (2, 1, 4)
     assert not stacked.mask.any()
+
+
+class HoledEncoder(CountingEncoder):
+    """Whose second frame is never real, and whose last never either."""
+
+    def forward(self, **inputs: Tensor) -> Frames:
+        frames = super().forward(**inputs)
+        mask = frames.mask.clone()
+        mask[:, 1] = mask[:, -1] = False
+        return Frames(frames.values, mask)
+
+
+def test_a_frame_that_is_not_real_keeps_its_place(tmp_path: Path) -> None:
+    """Law: a masked frame between real ones stays masked; those after the last real one go."""
+    touch = modality(HoledEncoder)
+    sample = samples(6)[-1]
+    for _ in ("computed", "read"):
+        (stored,) = FrameStore(touch, tmp_path).frames([sample])
+        assert stored.mask.tolist() == [[True, False, True, True, True]]
+        direct = touch.encode(touch.encoder.prepare([sample]))
+        assert torch.equal(stored.values[stored.mask], direct.values[direct.mask])
+        assert not stored.values[~stored.mask].any()
+
+
+def test_a_sample_without_a_real_frame_has_none(tmp_path: Path) -> None:
+    """Law: a sample of which every frame is masked is kept as one without frames, and stacks."""
+    touch = modality(HoledEncoder)
+    (stored,) = FrameStore(touch, tmp_path).frames([samples(2)[-1][:1].repeat(2, 0)[: 0 + 2]])
+    stored = Frames(stored.values[:, :0], stored.mask[:, :0])
+    together = stack([stored], DIM)
+    assert together.values.shape == (1, 1, DIM)
+    assert not together.mask.any()
+
+
+def test_a_trainable_encoder_is_refused(touch: Modality, tmp_path: Path) -> None:
+    """Law: frames of an encoder that trains would be stale after a step, so none are kept."""
+    touch.encoder.requires_grad_(True)
+    with pytest.raises(SampleError, match=r"modality `touch` is trainable.*\nhint: leave"):
+        FrameStore(touch, tmp_path)
