@@ -44,10 +44,10 @@ def test_whole_packages(root, names, package):
 def test_kinds_of_data(names):
     """What is read at run time beside the code is there: recipes, cards, clips, texts, pages."""
     suffixes = {Path(name).suffix for name in names if ".dist-info/" not in name}
-    assert {".toml", ".jsonl", ".ogg", ".html", ".css", ".typed"} <= suffixes
+    assert {".toml", ".jsonl", ".ogg", ".npz", ".html", ".css", ".typed"} <= suffixes
     licences = [name for name in names if name.endswith("/LICENSE")]
-    assert len([name for name in licences if ".dist-info/" not in name]) == 2  # clips and texts
-    assert len(licences) == 3
+    assert len([name for name in licences if ".dist-info/" not in name]) == 3  # clips, maps, texts
+    assert len(licences) == 4
 
 
 def test_entry_points_lead_somewhere(metadata, names):
