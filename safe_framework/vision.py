@@ -110,12 +110,10 @@ class VisionBackbone(nn.Module):
     @torch.no_grad()
     def _probe(self, model: str, size: int | None) -> Tensor:
         """What it gives for one picture, after checking the options against it."""
-        count, self._layer, wanted = 0, None, self._layer
-        picture = torch.linspace(-1, 1, 3 * self.size**2).view(1, 3, self.size, self.size)
-        network: Any = self.network
+        wanted, network = self._layer, self.network
         try:
             out = network(
-                pixel_values=picture, output_hidden_states=True, interpolate_pos_encoding=True
+                pixel_values=self._ramp(), output_hidden_states=True, interpolate_pos_encoding=True
             )
             count = len(out.hidden_states)
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
@@ -128,12 +126,16 @@ class VisionBackbone(nn.Module):
         states: Tensor = out.last_hidden_state if wanted is None else out.hidden_states[wanted]
         return states
 
+    def _ramp(self) -> Tensor:
+        """A picture to try it on, (1, 3, size, size)."""
+        return torch.linspace(-1, 1, 3 * self.size**2).view(1, 3, self.size, self.size)
+
     @torch.no_grad()
     def _drop_layers_above(self, states: Tensor) -> None:
         if self._layer is None:
             return
         found = _layers(self.network, self._layer)
-        picture = torch.linspace(-1, 1, 3 * self.size**2).view(1, 3, self.size, self.size)
+        picture = self._ramp()
         for kept in (self._layer, self._layer + 1) if found else ():
             path, layers = found
             _put(self.network, path, layers[:kept])

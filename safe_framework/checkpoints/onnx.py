@@ -17,9 +17,8 @@ import numpy.typing as npt
 from safe_framework.errors import CheckpointError
 
 _GRAPH, _NODE, _INITIALIZER = 7, 1, 5
-_INPUT, _NAME, _OPERATION, _ATTRIBUTE = 1, 3, 4, 5
-_DIMENSIONS, _TYPE, _FLOATS, _WORDS, _TENSOR_NAME, _RAW = 1, 2, 4, 7, 8, 9
-_ATTRIBUTE_TENSOR = 5
+_INPUT, _NAME, _OPERATION = 1, 3, 4
+_DIMENSIONS, _TYPE, _TENSOR_NAME, _RAW = 1, 2, 8, 9
 _TYPES = {1: "<f4", 2: "u1", 3: "i1", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8"}
 
 
