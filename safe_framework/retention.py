@@ -23,6 +23,8 @@ class RetentionRegularizer(ABC):  # noqa: B024  # each method has a default: ove
     Laws:
         zero_at_base: the penalty is 0 where the outputs are the base's.
         nonnegative: a penalty is never below 0.
+        mask_respected: positions whose mask is False have no effect.
+        base_untouched: neither ``begin`` nor ``constrain`` changes the base.
     """
 
     counterfactual: tuple[str, ...] = ()

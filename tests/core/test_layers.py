@@ -162,6 +162,15 @@ class LearnsLast(Toy):
         return SimpleNamespace(logits=self.layers[1](self.layers[0](hidden + first)))
 
 
+class Masks(Toy):
+    """Never says its first word, as models do whose ids are of images too."""
+
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> SimpleNamespace:
+        out = super().forward(input_ids, **kwargs)
+        out.logits[..., 0] = torch.finfo(out.logits.dtype).min
+        return out
+
+
 class Fails(Toy):
     def call(self, layer: nn.Module, hidden: Tensor) -> Tensor:
         raise KeyError("pixel_values")
@@ -218,6 +227,11 @@ def test_a_layer_that_cannot_be_served_is_refused(base: nn.Module, message: str)
         )
     assert caught.value.hint
     assert not any(module._forward_pre_hooks for module in base.modules())
+
+
+def test_masked_logits_hide_no_arrival() -> None:
+    """A delta is seen to arrive beside logits that are as low as a number can be."""
+    assert attached(Masks()).modalities
 
 
 @pytest.mark.parametrize("kind", [LengthFirst, StreamsInside, StreamsOutside])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from safe_framework.data.audio import Waveform
 from safe_framework.data.frames import FrameStore, sample_key, stack
-from safe_framework.errors import SampleError
+from safe_framework.errors import SafeError, SampleError
 from safe_framework.modality import Modality
 from safe_framework.shapes import Frames, all_real
 from tests.toys import DIM, HIDDEN, ToyEncoder, ToyFusion, ToyProjector
@@ -221,18 +221,25 @@ def test_a_frame_that_is_not_real_keeps_its_place(tmp_path: Path) -> None:
         assert not stored.values[~stored.mask].any()
 
 
+class DeafEncoder(CountingEncoder):
+    """Whose frames are never real."""
+
+    def forward(self, **inputs: Tensor) -> Frames:
+        frames = super().forward(**inputs)
+        return Frames(frames.values, torch.zeros_like(frames.mask))
+
+
 def test_a_sample_without_a_real_frame_has_none(tmp_path: Path) -> None:
     """Law: a sample of which every frame is masked is kept as one without frames, and stacks."""
-    touch = modality(HoledEncoder)
-    (stored,) = FrameStore(touch, tmp_path).frames([samples(2)[-1][:1].repeat(2, 0)[: 0 + 2]])
-    stored = Frames(stored.values[:, :0], stored.mask[:, :0])
-    together = stack([stored], DIM)
-    assert together.values.shape == (1, 1, DIM)
+    stored = FrameStore(modality(DeafEncoder), tmp_path).frames(samples(2))
+    assert [one.values.shape for one in stored] == [(1, 0, DIM)] * 2
+    together = stack(stored, DIM)
+    assert together.values.shape == (2, 1, DIM)
     assert not together.mask.any()
 
 
 def test_a_trainable_encoder_is_refused(touch: Modality, tmp_path: Path) -> None:
-    """Law: frames of an encoder that trains would be stale after a step, so none are kept."""
+    """Law: no run keeps frames of an encoder that is said to train, and so never trains it."""
     touch.encoder.requires_grad_(True)
-    with pytest.raises(SampleError, match=r"modality `touch` is trainable.*\nhint: leave"):
+    with pytest.raises(SafeError, match=r"`touch` is trainable.*\nhint: leave out `trainable`"):
         FrameStore(touch, tmp_path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
 from tests.zoo.examine import Entry, examine
@@ -17,18 +16,18 @@ def sweep(
     pairs: Sequence[tuple[str, str]], processes: int, done: Callable[[Entry], None]
 ) -> list[Entry]:
     """Examine the types (task, name), and tell ``done`` of each."""
-    pool = ProcessPoolExecutor(
-        processes,
-        mp_context=get_context("spawn"),
-        initializer=_quiet,
-        max_tasks_per_child=_TYPES_A_PROCESS,
-    )
     entries = []
-    with pool:
-        for future in as_completed([pool.submit(examine, *pair) for pair in pairs]):
-            entries.append(future.result())
-            done(entries[-1])
+    # Not a ProcessPoolExecutor: renewing its processes can leave it without any (cpython#115634).
+    context = get_context("spawn")
+    with context.Pool(processes, _quiet, maxtasksperchild=_TYPES_A_PROCESS) as pool:
+        for entry in pool.imap_unordered(_examined, pairs):
+            entries.append(entry)
+            done(entry)
     return entries
+
+
+def _examined(pair: tuple[str, str]) -> Entry:
+    return examine(*pair)
 
 
 def _quiet() -> None:

@@ -39,7 +39,7 @@ SAMPLE = [
     ("seq2seq", "qwen2_audio"),
 ]
 MIXES_ROWS = {"mixtral", "deepseek_v3", "deepseek_v4", "switch_transformers"}
-WITHOUT_DECODING = {"reformer": (), "vision-encoder-decoder": ("greedy",)}
+WITHOUT_DECODING = {"reformer": ()}
 
 
 @pytest.mark.filterwarnings("ignore")  # of transformers, about configs that it made itself
