@@ -89,12 +89,8 @@ def _probed(
     seed: int,
     progress: Progress,
 ) -> tuple[str, ...]:
-    rows: list[Features] = []
-    for examples in batches([*train, *test], batch_size):
-        samples = [example.samples[modality] for example in examples]
-        rows += pool(model.encode(modality, samples))
-        progress("linear probe", len(rows), len(train) + len(test))
-    features, named = torch.stack(rows), [""] * len(test)
+    features = _features(model, modality, [*train, *test], batch_size, progress)
+    named = [""] * len(test)
     of_train, of_test = tasks([(e.prompt, normalise(e.answer)) for e in train], test)
     for task in sorted(set(of_test)):
         known = [place for place, its in enumerate(of_train) if its == task]
@@ -105,6 +101,25 @@ def _probed(
         for place, name in zip(asked, found, strict=True):
             named[place] = name
     return tuple(named)
+
+
+def _features(
+    model: SafeModel,
+    modality: str,
+    examples: Sequence[Example],
+    batch_size: int,
+    progress: Progress,
+) -> Features:
+    """Pooled frames of each example; a file of which several are asked is encoded once."""
+    keys = [example.files.get(modality) or place for place, example in enumerate(examples)]
+    first = dict(zip(reversed(keys), reversed(examples), strict=True))
+    rows: list[Features] = []
+    for distinct in batches(list(first.values()), batch_size):
+        samples = [example.samples[modality] for example in distinct]
+        rows += pool(model.encode(modality, samples))
+        progress("linear probe", len(rows), len(first))
+    by_key = dict(zip(first, rows, strict=True))
+    return torch.stack([by_key[key] for key in keys])
 
 
 def tasks(asked: Sequence[tuple[str, str]], test: Sequence[Example]) -> tuple[list[str], list[str]]:
