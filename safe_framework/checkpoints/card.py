@@ -32,7 +32,7 @@ class Package:
         file: the weights, relative to the module.
         companions: further files that the conversion reads, relative to the module.
         sha256: of the weights, in hexadecimal.
-        format: ``"gguf"`` or ``"ctranslate2"``.
+        format: ``"gguf"``, ``"ctranslate2"`` or ``"onnx"``.
     """
 
     distribution: str = _text
@@ -40,7 +40,7 @@ class Package:
     module: str = _text
     file: str = _text
     sha256: str = attrs.field(validator=[instance_of(str), matches_re("[0-9a-f]{64}")])
-    format: str = attrs.field(validator=in_(("gguf", "ctranslate2")))
+    format: str = attrs.field(validator=in_(("gguf", "ctranslate2", "onnx")))
     companions: tuple[str, ...] = attrs.field(
         default=(),
         converter=_listed,

@@ -14,6 +14,7 @@ from pathlib import Path
 from safe_framework import catalogue
 from safe_framework._suggest import suggest
 from safe_framework.checkpoints.card import Card, read_card
+from safe_framework.checkpoints.dinov2 import write_dinov2
 from safe_framework.checkpoints.gguf import write_gguf
 from safe_framework.checkpoints.package import find, package_of
 from safe_framework.checkpoints.whisper import write_whisper
@@ -22,6 +23,7 @@ from safe_framework.errors import CheckpointError
 CONVERTERS: Mapping[str, Callable[[Path, Path], None]] = {
     "gguf": write_gguf,
     "ctranslate2": write_whisper,
+    "onnx": write_dinov2,
 }
 """Format of a package's file to what writes a checkpoint folder from it."""
 

@@ -14,10 +14,13 @@ from safe_framework.testing import (
     ProjectorContract,
     RetentionRegularizerContract,
 )
+from safe_framework_plugins.encoders.depth import DepthEncoder
+from safe_framework_plugins.encoders.image import ImageEncoder
 from safe_framework_plugins.encoders.whisper import WhisperEncoder
 from safe_framework_plugins.fusion.lora import LoraFusion
 from safe_framework_plugins.projectors.standard import StandardProjector
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
+from tests.plugins.backbones import write_backbone
 from tests.plugins.checkpoints import write_whisper
 
 
@@ -42,6 +45,37 @@ class TestWhisperEncoder(EncoderContract):
 
     def sample(self, seed):
         return sound(seed, 16_000, longest=1.0)
+
+
+class TestImageEncoder(EncoderContract):
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def _folder(cls, tmp_path_factory):
+        cls.folder = write_backbone(tmp_path_factory.mktemp("vit"), "vit")
+
+    def make(self):
+        return ImageEncoder(model=self.folder, layer=2)
+
+    def sample(self, seed):
+        generator = np.random.default_rng(seed)
+        height, width = generator.integers(8, 60, 2)
+        return generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+class TestDepthEncoder(EncoderContract):
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def _folder(cls, tmp_path_factory):
+        cls.folder = write_backbone(tmp_path_factory.mktemp("dinov2"), "dinov2")
+
+    def make(self):
+        return DepthEncoder(model=self.folder, layer=2)
+
+    def sample(self, seed):
+        generator = np.random.default_rng(seed)
+        depth = generator.uniform(0.1, 12, generator.integers(8, 60, 2))
+        depth[generator.random(depth.shape) < 0.2] = np.nan  # not measured
+        return depth
 
 
 # Projectors
