@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +17,9 @@ from rich.console import Console
 
 from safe_framework._recipe import Recipe, read_recipe
 from safe_framework.assembly import build
-from safe_framework.data.examples import Example, read_examples, read_samples, read_texts
+from safe_framework.data.examples import Example
+from safe_framework.data.recipe_data import RecipeData, apart, listing
+from safe_framework.encoder import Encoder
 from safe_framework.errors import DataError
 from safe_framework.evaluation import Evaluation, evaluate, table
 from safe_framework.evaluation.report import write_report
@@ -28,13 +29,16 @@ from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
 from safe_framework.training.train import train
 
-ADAPTER, CHECKPOINTS, METRICS, REPORT, STATE = (
+ADAPTER, CHECKPOINTS, METRICS, REPORT, SKIPPED, STATE = (
     "adapter",
     "checkpoints",
     "metrics.json",
     "report.html",
+    "skipped_rows.jsonl",
     "run.json",
 )
+
+_SHOWN = 10  # rows that were left out, on the screen
 
 
 def run_recipe(
@@ -64,15 +68,17 @@ def run_recipe(
     with WorkProgress(console).showing() as progress:
         with clock.timing("build"):
             model = build(recipe)
-        examples = _examples(model, recipe)
+        data = RecipeData(recipe)
+        examples = _read_all(model, data)
+        _tell_skipped(console, data, folder)
         with clock.timing("train"):
             log = train(
                 model, recipe, examples["train"], folder / CHECKPOINTS,
-                progress=progress, resume=resume,
+                progress=progress, resume=resume, data=data,
             )  # fmt: skip
         model.save_pretrained(folder / ADAPTER)
         with clock.timing("evaluate"):
-            evaluation = measure(model, recipe, examples, progress)
+            evaluation = measure(model, recipe, data, progress)
     evaluation = _with_costs(evaluation, folder, clock)
     _write(folder, recipe, evaluation, log)
     console.print(table(evaluation))
@@ -81,23 +87,30 @@ def run_recipe(
 
 
 def measure(
-    model: SafeModel,
-    recipe: Recipe,
-    examples: Mapping[str, list[Example]],
-    progress: WorkProgress,
+    model: SafeModel, recipe: Recipe, data: RecipeData, progress: WorkProgress
 ) -> Evaluation:
-    """Evaluate the recipe's first modality on its test data."""
-    assert recipe.data is not None
+    """Evaluate the recipe's first modality on the test rows that have a sample of it.
+
+    Raises:
+        DataError: no training row has one, or no test row.
+    """
     modality = next(iter(model.modalities))
-    encoder = model.modality(modality).encoder
-    foreign = recipe.data_files().get("foreign_test")
+    encoders = _encoders(model)
+    having: dict[str, list[Example]] = {}
+    for key in ("train", "test"):
+        having[key], lacking = apart(data.examples(key, encoders), modality)
+        if lacking:
+            progress.console.print(
+                f"{len(lacking)} rows of `{key}` have no `{modality}`: not evaluated",
+                highlight=False,
+            )
     return evaluate(
         model,
         modality=modality,
-        train=examples["train"],
-        test=examples["test"],
-        texts=read_texts(recipe.data_files()["retention_test"], recipe.data.prompt),
-        foreign=read_samples(foreign, modality, encoder) if foreign else (),
+        train=having["train"],
+        test=having["test"],
+        texts=data.texts("retention_test"),
+        foreign=data.samples("foreign_test", modality, encoders[modality]),
         seed=recipe.training.seed,
         progress=progress,
         **attrs.asdict(recipe.evaluation),
@@ -130,18 +143,35 @@ def _check_data(recipe: Recipe) -> None:
     if missing := [key for key in ("train", "test", "retention_test") if key not in files]:
         raise DataError(
             f"a run needs {' and '.join(f'`{key}`' for key in missing)} in [data]",
-            hint="name a JSONL file for each in the recipe",
+            hint="name a file for each in the recipe",
         )
 
 
-def _examples(model: SafeModel, recipe: Recipe) -> dict[str, list[Example]]:
-    assert recipe.data is not None
-    encoders = {name: model.modality(name).encoder for name in model.modalities}
-    files = recipe.data_files()
-    return {
-        split: read_examples(files[split], encoders, recipe.data.prompt)
-        for split in ("train", "test")
-    }
+def _encoders(model: SafeModel) -> dict[str, Encoder]:
+    return {name: model.modality(name).encoder for name in model.modalities}
+
+
+def _read_all(model: SafeModel, data: RecipeData) -> dict[str, list[Example]]:
+    """Read everything now, so that a bad row stops the run before it has trained."""
+    encoders = _encoders(model)
+    for key in ("retention", "retention_test"):
+        data.texts(key)
+    first = next(iter(encoders))
+    data.samples("foreign_test", first, encoders[first])
+    return {key: data.examples(key, encoders) for key in ("train", "test")}
+
+
+def _tell_skipped(console: Console, data: RecipeData, folder: Path) -> None:
+    """Say which rows are left out, and list them in the run's folder."""
+    rows = listing(data.skipped)
+    (folder / SKIPPED).unlink(missing_ok=True)
+    if rows:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / SKIPPED).write_text(text, "utf-8")
+        counts = ", ".join(f"{len(errors)} of `{key}`" for key, errors in data.skipped.items())
+        console.print(f"left out {counts}: {folder / SKIPPED}", highlight=False, soft_wrap=True)
+        for row in rows[:_SHOWN]:
+            console.print(f"  {row['problem']}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
@@ -164,12 +194,9 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
     """What a run's weights depend on, as far as the recipe and the files that it names go."""
-    files = recipe.data_files()
-    trained_on = {
-        key: hashlib.sha256(files[key].read_bytes()).hexdigest()
-        for key in ("train", "retention", "foreign")
-        if key in files
-    }
+    data = RecipeData(recipe)
+    keys = ("train", "retention", "foreign")
+    trained_on = {key: data.digest(key) for key in keys if key in data.sources}
     return {"recipe": text_fingerprint(recipe.text), "data": trained_on}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safe_framework._recipe.problems import Finding
-from safe_framework._recipe.schema import COMPOSE_FILES, DATA_FILES
+from safe_framework._recipe.schema import COMPOSE_FILES, DATA_FILES, is_dataset
 from safe_framework._suggest import nearest
 
 
@@ -38,7 +38,9 @@ def _check_files(
 ) -> None:
     for key in keys:
         name = table.get(key)
-        if isinstance(name, str) and name and not (folder / name).is_file():
+        if not isinstance(name, str) or not name or is_dataset(name):
+            continue
+        if not (folder / name).exists():
             there = [path.name for path in (folder / name).parent.glob("*.*")]
             hint = f"{nearest(Path(name).name, there)} paths are relative to `{folder}`".strip()
             findings.append(Finding((*path, key), f"there is no file `{name}`", hint))

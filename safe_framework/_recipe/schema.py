@@ -142,7 +142,7 @@ class RetentionSpec:
 
 @attrs.frozen
 class DataSpec:
-    """``[data]``: files of one JSON object a line, relative to the recipe's folder.
+    """``[data]``: files or folders beside the recipe, or datasets as ``hf:owner/name:split``.
 
     Attributes:
         train: samples of the task.
@@ -152,6 +152,9 @@ class DataSpec:
         foreign: samples of the same kind of signal from outside the task, as irrelevant ones.
         foreign_test: the same, held out.
         prompt: what the base is asked, around each row's question.
+        question: what is asked where a row has none.
+        fields: what a field is called in the data, by the name that it has here.
+        on_bad_row: stop before training at a row that cannot be used, or leave it out and list it.
     """
 
     train: str = attrs.field(validator=not_empty)
@@ -161,9 +164,13 @@ class DataSpec:
     foreign: str | None = None
     foreign_test: str | None = None
     prompt: str = attrs.field(default="{question}", validator=holds("{question}"))
+    question: str | None = None
+    fields: Mapping[str, str] = attrs.field(factory=dict)
+    on_bad_row: Literal["stop", "skip"] = "stop"
 
 
 DATA_FILES = ("train", "test", "retention", "retention_test", "foreign", "foreign_test")
+DATASET = "hf:"
 COMPOSE_FILES = ("train", "test")
 
 
@@ -241,9 +248,16 @@ class Recipe:
     source: str = attrs.field(default="recipe.toml", metadata=UNWRITTEN)
     folder: Path = attrs.field(factory=Path.cwd, metadata=UNWRITTEN)
 
-    def data_files(self) -> dict[str, Path]:
-        """The absolute path of each file that ``[data]`` names, by its key."""
+    def data_files(self) -> dict[str, Path | str]:
+        """What ``[data]`` names by key: the absolute path of a file or folder, or a dataset."""
         named = {key: getattr(self.data, key, None) for key in DATA_FILES}
         return {
-            key: (self.folder / name).absolute() for key, name in named.items() if name is not None
+            key: name if is_dataset(name) else (self.folder / name).absolute()
+            for key, name in named.items()
+            if name is not None
         }
+
+
+def is_dataset(name: str) -> bool:
+    """Whether a name of ``[data]`` is that of a dataset, such as ``hf:owner/name:train``."""
+    return name.startswith(DATASET)

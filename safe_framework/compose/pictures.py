@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from safe_framework.compose.parts import patches
-from safe_framework.data.examples import read_rows
+from safe_framework.data.readers import read_rows
 from safe_framework.errors import DataError
 from safe_framework.progress import WorkProgress
 

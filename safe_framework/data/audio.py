@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -100,28 +101,31 @@ def check_waveform(sample: Sample, name: str, encoder: str, rate: int) -> Wavefo
     return sample
 
 
-def read_audio(path: str | os.PathLike[str], sampling_rate: int | None = None) -> Waveform:
+def read_audio(path: str | os.PathLike[str] | bytes, sampling_rate: int | None = None) -> Waveform:
     """Read a sound file; its channels are averaged.
 
     Args:
-        path: a file of any format that libsndfile reads, such as WAV, FLAC, OGG or MP3.
+        path: a file of any format that libsndfile reads, such as WAV, FLAC, OGG or MP3, or the
+            content of one.
         sampling_rate: what to resample to, in hertz; None keeps the file's own rate.
 
     Raises:
         DataError: the file is missing, empty or unreadable, or an extra is not installed.
     """
     soundfile = _extra("soundfile")
-    if not Path(path).is_file():
-        raise DataError(f"the sound file `{path}` does not exist")
+    called = "the sound in the row" if isinstance(path, bytes) else f"the sound file `{path}`"
+    if not isinstance(path, bytes) and not Path(path).is_file():
+        raise DataError(f"{called} does not exist")
     try:
-        channels, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        file = io.BytesIO(path) if isinstance(path, bytes) else path
+        channels, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except (RuntimeError, OSError) as error:
         raise DataError(
-            f"the sound file `{path}` cannot be read: {error}",
+            f"{called} cannot be read: {error}",
             hint="convert it to WAV or FLAC",
         ) from error
     if not len(channels):
-        raise DataError(f"the sound file `{path}` holds no samples")
+        raise DataError(f"{called} holds no samples")
     waveform = Waveform(channels.mean(axis=1), rate)  # (samples, channels) -> (samples,)
     return waveform if sampling_rate is None else resample(waveform, sampling_rate)
 

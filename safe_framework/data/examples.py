@@ -1,23 +1,24 @@
-"""Examples of a task: a prompt, the answer, and samples of new modalities; read from JSONL."""
+"""Examples of a task: a prompt, the answer, and samples of new modalities; read from rows."""
 
 from __future__ import annotations
 
-import json
-import os
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import attrs
-import numpy as np
-from numpy.typing import NDArray
 
-from safe_framework.data import images
+from safe_framework.data.readers import Row, Source, iterate_rows, no_rows
+from safe_framework.data.samples import Held, named_file, read_sample
 from safe_framework.encoder import Encoder
-from safe_framework.errors import DataError, SafeError
+from safe_framework.errors import DataError, SampleError
 from safe_framework.shapes import Sample
+
+NO_FIELDS: Mapping[str, str] = MappingProxyType({})
+"""Every field has the name that it has here."""
+
+_Read = TypeVar("_Read")
 
 
 @attrs.frozen(eq=False)
@@ -40,109 +41,188 @@ class Example:
 
 
 def read_examples(
-    path: Path, encoders: Mapping[str, Encoder], template: str = "{question}"
+    source: Source,
+    encoders: Mapping[str, Encoder],
+    template: str = "{question}",
+    *,
+    question: str | None = None,
+    fields: Mapping[str, str] = NO_FIELDS,
+    skipped: list[DataError] | None = None,
 ) -> list[Example]:
-    """Examples of a JSONL file with ``question``, ``answer`` and a file name by modality.
+    """Examples of a source with ``question``, ``answer`` and a file name by modality.
 
-    File names are relative to the JSONL file. Sound is resampled to the encoder's rate; any
-    other modality is read from ``.npy``, from ``.npz`` with one array, or from an image file.
+    File names are relative to the file that holds them. Sound is resampled to the encoder's rate;
+    any other modality is read from ``.npy``, from ``.npz`` with one array, or from an image file.
+    With one modality, ``file_name`` names its sample too.
+
+    Args:
+        source: a file, a folder or a dataset, as ``safe_framework.data.readers`` reads them.
+        encoders: by modality.
+        template: the prompt, around ``{question}``.
+        question: what is asked where a row has no question.
+        fields: what a field is called in this source, by the name that it has here.
+        skipped: where to put the error of each row that cannot be used; None stops at the first.
 
     Raises:
-        DataError: a row lacks a field or names a file that cannot be read; the message gives
-            the row's line.
+        DataError: a row lacks a field or names a file that cannot be read, and ``skipped`` is
+            None; the message gives the row's line. Or no row can be used.
     """
-    return [_example(path.parent, place, row, encoders, template) for place, row in read_rows(path)]
+
+    def example(row: Row) -> Example:
+        made = _example(row, encoders, template, question)
+        if skipped is not None:
+            _try(made, encoders)
+        return made
+
+    return _each(source, fields, example, skipped)
 
 
-def _example(
-    folder: Path,
-    place: str,
-    row: Mapping[str, Any],
-    encoders: Mapping[str, Encoder],
-    template: str,
-) -> Example:
-    files = {
-        name: folder / _file_name(row[name], name, place)
-        for name in encoders
-        if row.get(name) is not None
-    }
-    return Example(
-        prompt=template.replace("{question}", _text(row, "question", place)),
-        answer=_text(row, "answer", place),
-        samples={name: _read_sample(file, encoders[name], place) for name, file in files.items()},
-        place=place,
-        files=files,
-    )
+def read_texts(
+    source: Source,
+    template: str = "{question}",
+    *,
+    fields: Mapping[str, str] = NO_FIELDS,
+    skipped: list[DataError] | None = None,
+) -> list[str]:
+    """The ``text`` of every row of a source, or its ``question`` in the template.
 
-
-def read_texts(path: Path, template: str = "{question}") -> list[str]:
-    """The ``text`` of every row of a JSONL file, or its ``question`` in the template.
+    ``fields`` and ``skipped`` are those of :func:`read_examples`.
 
     Raises:
         DataError: a row has none; the message gives its line.
     """
-    return [
-        template.replace("{question}", _text(row, "question", place))
-        if "question" in row
-        else _text(row, "text", place)
-        for place, row in read_rows(path)
-    ]
+    return _each(source, fields, lambda row: text_of(row, template), skipped)
 
 
-def read_samples(path: Path, modality: str, encoder: Encoder) -> list[Sample]:
-    """The sample of every row of a JSONL file that names one for ``modality``.
+def read_samples(
+    source: Source,
+    modality: str,
+    encoder: Encoder,
+    *,
+    fields: Mapping[str, str] = NO_FIELDS,
+    skipped: list[DataError] | None = None,
+) -> list[Sample]:
+    """The sample of every row of a source that names one for ``modality``.
+
+    ``fields`` and ``skipped`` are those of :func:`read_examples`.
 
     Raises:
         DataError: no row names one, or one cannot be read; the message gives the row's line.
     """
-    samples = [
-        _read_sample(path.parent / _file_name(row[modality], modality, place), encoder, place)
-        for place, row in read_rows(path)
-        if row.get(modality) is not None
-    ]
+
+    def sample(row: Row) -> list[Sample]:
+        held = sources_of(row, [modality])
+        return [read_sample(one, encoder.sampling_rate, row.place) for one in held.values()]
+
+    samples = [one for found in _each(source, fields, sample, skipped) for one in found]
     if not samples:
         raise DataError(
-            f"no row of `{path}` has a `{modality}`",
+            f"no row of `{source}` has a `{modality}`",
             hint=f"add a field `{modality}` that names a file",
         )
     return samples
 
 
-def read_rows(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    """The rows of a JSONL file with the place of each, as ``train.jsonl:12``.
+def renamed(row: Row, fields: Mapping[str, str]) -> Row:
+    """The row with its fields under the names that they have here."""
+    if not fields or row.error is not None:
+        return row
+    kept = {key: value for key, value in row.values.items() if key not in fields.values()}
+    known = {name: row.values[own] for name, own in fields.items() if own in row.values}
+    return attrs.evolve(row, values={**kept, **known})
+
+
+def sources_of(row: Row, modalities: Collection[str]) -> dict[str, Path | Held]:
+    """Where the row's sample of each modality is; one that it lacks has no key.
 
     Raises:
-        DataError: the file is missing, empty, or a line is not a JSON object.
+        DataError: a field holds neither the name of a file nor a sample.
     """
-    if not path.is_file():
-        raise DataError(f"the data file `{path}` does not exist")
-    rows = list(_rows(path))
-    if not rows:
-        raise DataError(f"the data file `{path}` has no rows")
-    return rows
+    values = row.values
+    if len(modalities) == 1 and values.get("file_name") is not None:
+        values = {next(iter(modalities)): values["file_name"], **values}
+    return {
+        name: named_file(values[name], name, row.folder, row.place)
+        for name in modalities
+        if values.get(name) is not None
+    }
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in enumerate(_content(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"{path.name}:{number}"
+def text_of(row: Row, template: str = "{question}") -> str:
+    """The row's ``text``, or its ``question`` in the template.
+
+    Raises:
+        DataError: it has neither.
+    """
+    if row.values.get("question") is not None:
+        return template.replace("{question}", _text(row.values, "question", row.place))
+    return _text(row.values, "text", row.place)
+
+
+def question_of(row: Row, question: str | None = None) -> str:
+    """What the row asks, or ``question`` where it asks nothing.
+
+    Raises:
+        DataError: there is neither.
+    """
+    if question is not None and row.values.get("question") is None:
+        return question
+    return _text(row.values, "question", row.place)
+
+
+def answer_of(row: Row) -> str:
+    """The row's answer.
+
+    Raises:
+        DataError: it has none.
+    """
+    return _text(row.values, "answer", row.place)
+
+
+def _each(
+    source: Source,
+    fields: Mapping[str, str],
+    read: Callable[[Row], _Read],
+    skipped: list[DataError] | None,
+) -> list[_Read]:
+    found = []
+    for row in iterate_rows(source):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{place}:{error.colno}: not JSON: {error.msg}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{place}: a row must be a JSON object, not {type(row).__name__}")
-        yield place, row
+            if row.error is not None:
+                raise row.error
+            found.append(read(renamed(row, fields)))
+        except DataError as error:
+            if skipped is None:
+                raise
+            skipped.append(error)
+    if not found:
+        raise no_rows(source)
+    return found
 
 
-def _content(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"the data file `{path}` is not UTF-8: {error.reason} at byte {error.start}"
-        ) from error
+def _example(
+    row: Row, encoders: Mapping[str, Encoder], template: str, question: str | None
+) -> Example:
+    held = sources_of(row, encoders)
+    return Example(
+        prompt=template.replace("{question}", question_of(row, question)),
+        answer=answer_of(row),
+        samples={
+            name: read_sample(one, encoders[name].sampling_rate, row.place)
+            for name, one in held.items()
+        },
+        place=row.place,
+        files={name: one for name, one in held.items() if isinstance(one, Path)},
+    )
+
+
+def _try(example: Example, encoders: Mapping[str, Encoder]) -> None:
+    """Let each encoder look at its sample now: later nobody could leave it out."""
+    for name, sample in example.samples.items():
+        try:
+            encoders[name].prepare([sample])
+        except SampleError as error:
+            raise DataError(f"{example.place}: {error.message}", hint=error.hint) from error
 
 
 def _text(row: Mapping[str, Any], field: str, place: str) -> str:
@@ -153,56 +233,6 @@ def _text(row: Mapping[str, Any], field: str, place: str) -> str:
             hint=f"its fields are: {', '.join(row)}",
         )
     return value
-
-
-def _file_name(value: object, name: str, place: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise DataError(f"{place}: `{name}` must be the name of a file, not {value!r}")
-    return value
-
-
-def _read_sample(path: Path, encoder: Encoder, place: str) -> Sample:
-    from safe_framework.data.audio import read_audio
-
-    try:
-        if encoder.sampling_rate is not None:
-            return read_audio(path, encoder.sampling_rate)
-        return read_array(path)
-    except SafeError as error:
-        raise DataError(f"{place}: {error.message}", hint=error.hint) from error
-
-
-def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
-    """The array that a file holds: ``.npy``, ``.npz`` with one array, or an image.
-
-    Raises:
-        DataError: the file is missing, of another kind, broken, or holds several arrays.
-    """
-    suffix = Path(path).suffix.lower()
-    if suffix in images.SUFFIXES:
-        return images.read_image(path)
-    if suffix not in (".npy", ".npz"):
-        raise DataError(
-            f"`{path}` is no file that arrays are read from",
-            hint=f"save it as .npy, .npz or an image: {', '.join(sorted(images.SUFFIXES))}",
-        )
-    if not Path(path).is_file():
-        raise DataError(f"the file `{path}` does not exist")
-    try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        with found as arrays:
-            names = list(arrays)
-            if len(names) == 1:
-                return np.asarray(arrays[names[0]])
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(
-            f"`{path}` cannot be read as an array: {error}", hint="save it by numpy.save"
-        ) from error
-    raise DataError(
-        f"`{path}` holds {len(names)} arrays, a sample is one", hint="save one array in each file"
-    )
 
 
 def distinct(values: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -23,25 +24,29 @@ def read_image(source: str | os.PathLike[str] | Any) -> npt.NDArray[Any]:
     Transparency is dropped. 16-bit greys, as depth cameras write them, keep their numbers.
 
     Args:
-        source: a file, or an image that Pillow has opened.
+        source: a file, the content of one, or an image that Pillow has opened.
 
     Raises:
         DataError: the file is missing or cannot be read, or Pillow is not installed.
     """
+    if isinstance(source, bytes):
+        return _opened(io.BytesIO(source), "the image in the row")
     if not isinstance(source, (str, os.PathLike)):
         return _pixels(source)
     path = Path(source)
     if not path.is_file():
         raise DataError(f"the image `{path}` does not exist")
+    return _opened(path, f"the image `{path}`")
+
+
+def _opened(file: Path | io.BytesIO, called: str) -> npt.NDArray[Any]:
     try:
-        with _pillow().open(path) as image:
+        with _pillow().open(file) as image:
             return _pixels(image)
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three on broken files
         if isinstance(error, DataError):
             raise
-        raise DataError(
-            f"the image `{path}` cannot be read: {error}", hint="convert it to PNG"
-        ) from error
+        raise DataError(f"{called} cannot be read: {error}", hint="convert it to PNG") from error
 
 
 def _pixels(image: Any) -> npt.NDArray[Any]:

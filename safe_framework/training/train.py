@@ -12,8 +12,9 @@ from transformers import PrinterCallback
 from safe_framework._recipe import Recipe
 from safe_framework.assembly import regularizers
 from safe_framework.checkpoints.location import cache_folder
-from safe_framework.data.examples import Example, read_samples, read_texts
+from safe_framework.data.examples import Example
 from safe_framework.data.frames import FrameStore, stack
+from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import DataError, SafeError
 from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
@@ -41,6 +42,7 @@ def train(
     *,
     progress: WorkProgress,
     resume: bool = True,
+    data: RecipeData | None = None,
 ) -> Log:
     """Train a model's modalities as its recipe says.
 
@@ -51,6 +53,7 @@ def train(
         folder: where checkpoints go.
         progress: the bars.
         resume: go on from the newest whole checkpoint in ``folder``.
+        data: what the recipe names, where some of it has been read already.
 
     Returns:
         What was logged: one row for each logging step, from the run's first step on.
@@ -63,7 +66,7 @@ def train(
     tokenized = encode_examples(model, examples, stores, progress)
     alignment = Alignment(model, [example.answer for example in examples])
     pad = model.tokenizer.eos_token_id
-    retention = retention_of(model, recipe, examples, stores, pad)
+    retention = retention_of(model, recipe, examples, stores, pad, data)
     trainer = SafeTrainer(
         model,
         arguments(recipe.training, folder),
@@ -157,6 +160,7 @@ def retention_of(
     examples: Sequence[Example],
     stores: Mapping[str, FrameStore],
     pad: int,
+    data: RecipeData | None = None,
 ) -> CounterfactualRetention | None:
     """The retention part of a recipe's loss; None if it has none.
 
@@ -170,8 +174,8 @@ def retention_of(
     if not methods:
         return None
     wanted = {kind for entry in methods for kind in entry.method.counterfactual}
-    path = recipe.data_files().get("retention")
-    if wanted and path is None:
+    held = data or (RecipeData(recipe) if recipe.data else None)
+    if wanted and (held is None or "retention" not in held.sources):
         raise DataError(
             "[[retention]] needs text of the base's own domain",
             hint='add `retention = "texts.jsonl"` to [data]',
@@ -180,9 +184,8 @@ def retention_of(
         name: [e.samples[name] for e in examples if name in e.samples] for name in model.modalities
     }
     spec, markers, names = recipe.training, model.processor.markers, list(model.modalities)
-    template = recipe.data.prompt if recipe.data else "{question}"
-    texts = read_texts(path, template) if wanted and path else []
-    foreign = _foreign(model, recipe) if "foreign" in wanted else {}
+    texts = held.texts("retention") if wanted and held else []
+    foreign = _foreign(model, held) if "foreign" in wanted and held else {}
     return CounterfactualRetention(
         model,
         methods,
@@ -196,10 +199,10 @@ def retention_of(
     )
 
 
-def _foreign(model: SafeModel, recipe: Recipe) -> dict[str, list[Sample]]:
-    path = recipe.data_files().get("foreign")
-    if path is None:
+def _foreign(model: SafeModel, data: RecipeData) -> dict[str, list[Sample]]:
+    if "foreign" not in data.sources:
         return {}
     return {
-        name: read_samples(path, name, model.modality(name).encoder) for name in model.modalities
+        name: data.samples("foreign", name, model.modality(name).encoder)
+        for name in model.modalities
     }

@@ -10,7 +10,8 @@ import pytest
 import soundfile
 from torch import Tensor
 
-from safe_framework.data.examples import distinct, read_examples, read_rows, read_texts
+from safe_framework.data.examples import distinct, read_examples, read_texts
+from safe_framework.data.readers import read_rows
 from safe_framework.encoder import Encoder
 from safe_framework.errors import DataError
 from safe_framework.shapes import Frames

@@ -9,7 +9,8 @@ import pytest
 import soundfile
 
 from safe_framework.catalogue import recipe_path
-from safe_framework.data.examples import read_rows, read_samples
+from safe_framework.data.examples import read_samples
+from safe_framework.data.readers import read_rows
 from safe_framework.errors import DataError
 from tests.toys import ToyEncoder
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safe_framework.data.examples import read_array
 from safe_framework.data.images import SUFFIXES, read_image
+from safe_framework.data.samples import read_array
 from safe_framework.errors import DataError
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)

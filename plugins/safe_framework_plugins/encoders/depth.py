@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from safe_framework import Encoder, Frames
-from safe_framework.data.examples import read_array
+from safe_framework.data.samples import read_array
 from safe_framework.errors import DataError, SampleError
 from safe_framework.shapes import Sample
 from safe_framework.vision import VisionBackbone, fitted

@@ -1,0 +1,76 @@
+"""Rows of data, one module for each kind of file.
+
+A reader is a function from where the data are to an iterator of :class:`Row`: it reads as it is
+asked, and gives a row that cannot be read with the reason instead of stopping at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safe_framework.data.readers import folder, hub, jsonl, parquet, separated
+from safe_framework.data.readers.row import Row
+from safe_framework.errors import DataError
+
+__all__ = ["Row", "Source", "is_dataset", "iterate_rows", "read_rows"]
+
+Source = Path | str
+"""A file, a folder, or ``hf:owner/name:split``."""
+
+READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": jsonl.rows,
+    ".csv": separated.rows,
+    ".tsv": separated.rows,
+    ".parquet": parquet.rows,
+}
+"""The reader of a file by its ending."""
+
+
+def is_dataset(source: Source) -> bool:
+    """Whether the source names a dataset of the hub, and no file."""
+    return isinstance(source, str) and source.startswith(hub.PREFIX)
+
+
+def iterate_rows(source: Source) -> Iterator[Row]:
+    """The rows of any source, one after the other; those that cannot be read have an ``error``.
+
+    Raises:
+        DataError: the source is missing, of an unknown kind, or cannot be read at all.
+    """
+    if isinstance(source, str) and is_dataset(source):
+        return hub.rows(source)
+    path = Path(source)
+    if path.is_dir():
+        return folder.rows(path, READERS)
+    if not path.is_file():
+        raise DataError(f"the data file `{path}` does not exist")
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(
+            f"`{path}` is no kind of data file that is known",
+            hint=f"use {', '.join(READERS)}, a folder, or `hf:owner/name:split`",
+        )
+    return reader(path)
+
+
+def read_rows(source: Source) -> list[tuple[str, Mapping[str, Any]]]:
+    """All rows of a source with the place of each, as ``train.jsonl:12``.
+
+    Raises:
+        DataError: the source is missing or has no rows, or a row cannot be read.
+    """
+    found = []
+    for row in iterate_rows(source):
+        if row.error is not None:
+            raise row.error
+        found.append((row.place, row.values))
+    if not found:
+        raise no_rows(source)
+    return found
+
+
+def no_rows(source: Source) -> DataError:
+    """The error that a source has nothing in it."""
+    return DataError(f"the data file `{source}` has no rows")

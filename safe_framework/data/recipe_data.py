@@ -1,0 +1,113 @@
+"""The data that a recipe names, each read once, and the rows of them that had to be left out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safe_framework._recipe import Recipe
+from safe_framework._recipe.schema import DataSpec
+from safe_framework.data.examples import Example, read_examples, read_samples, read_texts
+from safe_framework.encoder import Encoder
+from safe_framework.errors import DataError
+from safe_framework.shapes import Sample
+
+_Read = TypeVar("_Read")
+
+
+class RecipeData:
+    """Reads what ``[data]`` names, as it says.
+
+    Args:
+        recipe: it must have ``[data]``.
+
+    Attributes:
+        skipped: the error of each row that was left out, by key of ``[data]``.
+
+    Raises:
+        DataError: the recipe has none.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        if recipe.data is None:
+            raise DataError("the recipe has no [data]", hint='add `train = "train.jsonl"` to it')
+        self.spec: DataSpec = recipe.data
+        self.sources = recipe.data_files()
+        self.skipped: dict[str, list[DataError]] = {}
+        self._read: dict[tuple[str, ...], Any] = {}
+
+    def examples(self, key: str, encoders: Mapping[str, Encoder]) -> list[Example]:
+        """The task's rows in ``train`` or ``test``."""
+
+        def read(skipped: list[DataError] | None) -> list[Example]:
+            return read_examples(
+                self.sources[key], encoders, self.spec.prompt,
+                question=self.spec.question, fields=self.spec.fields, skipped=skipped,
+            )  # fmt: skip
+
+        return self._once((key,), read)
+
+    def texts(self, key: str) -> list[str]:
+        """The texts of ``retention`` or ``retention_test``; none if the recipe names none."""
+
+        def read(skipped: list[DataError] | None) -> list[str]:
+            return read_texts(
+                self.sources[key], self.spec.prompt, fields=self.spec.fields, skipped=skipped
+            )
+
+        return self._once((key,), read) if key in self.sources else []
+
+    def samples(self, key: str, modality: str, encoder: Encoder) -> list[Sample]:
+        """A modality's samples in ``foreign`` or ``foreign_test``; none if it names none."""
+
+        def read(skipped: list[DataError] | None) -> list[Sample]:
+            return read_samples(
+                self.sources[key], modality, encoder, fields=self.spec.fields, skipped=skipped
+            )
+
+        return self._once((key, modality), read) if key in self.sources else []
+
+    def _once(self, key: tuple[str, ...], read: Callable[[list[DataError] | None], _Read]) -> _Read:
+        if key not in self._read:
+            skipped: list[DataError] | None = [] if self.spec.on_bad_row == "skip" else None
+            self._read[key] = read(skipped)
+            if skipped:
+                self.skipped.setdefault(key[0], []).extend(skipped)
+        found: _Read = self._read[key]
+        return found
+
+    def digest(self, key: str) -> str:
+        """SHA-256 of what ``key`` names: the bytes of its files, or a dataset's name.
+
+        What a dataset of the hub holds is its owner's to change: a revision in its name pins it.
+        """
+        source = self.sources[key]
+        if isinstance(source, str):
+            return hashlib.sha256(source.encode()).hexdigest()
+        if source.is_file():
+            return _file_digest(source)
+        names = sorted(path for path in source.rglob("*") if path.is_file())
+        lines = [f"{path.relative_to(source).as_posix()} {_file_digest(path)}\n" for path in names]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def apart(examples: list[Example], modality: str) -> tuple[list[Example], list[Example]]:
+    """The examples that carry a sample of ``modality``, and those that do not."""
+    having = [example for example in examples if modality in example.samples]
+    return having, [example for example in examples if modality not in example.samples]
+
+
+def listing(skipped: Mapping[str, list[DataError]]) -> list[dict[str, str]]:
+    """The rows that were left out, for a file of JSON lines."""
+    return [
+        {"data": key, "problem": error.message, "hint": error.hint}
+        for key, errors in skipped.items()
+        for error in errors
+    ]
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,115 @@
+"""Samples: a file, or what a row itself holds, as what an encoder takes."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safe_framework.data import images
+from safe_framework.data.audio import Waveform, read_audio, resample
+from safe_framework.errors import DataError, SafeError
+from safe_framework.shapes import Sample
+
+Held = Mapping[str, Any]
+"""A sample in the row itself: ``bytes`` of a file, or an ``array`` with its ``sampling_rate``."""
+
+
+def named_file(value: Any, name: str, folder: Path, place: str) -> Path | Held:
+    """The file that a row names for a modality, or what the row itself holds instead.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if isinstance(value, Mapping):
+        if value.get("bytes") is not None or value.get("array") is not None:
+            return value
+        value = value.get("path")
+    if not isinstance(value, str) or not value:
+        raise DataError(f"{place}: `{name}` must be the name of a file, not {value!r}")
+    return folder / value
+
+
+def read_sample(source: Path | Held, sampling_rate: int | None, place: str) -> Sample:
+    """A sample: sound at ``sampling_rate`` if there is one, otherwise an array.
+
+    Args:
+        source: its file, or what the row holds.
+        sampling_rate: what to resample to, in hertz; None for what is no sampled signal.
+        place: of the row, for messages.
+
+    Raises:
+        DataError: it cannot be read; the message begins with the row's place.
+    """
+    try:
+        if sampling_rate is not None:
+            return read_sound(source, sampling_rate)
+        return read_array(source) if isinstance(source, Path) else _held_array(source)
+    except SafeError as error:
+        raise DataError(f"{place}: {error.message}", hint=error.hint) from error
+
+
+def read_sound(source: Path | Held, sampling_rate: int | None = None) -> Waveform:
+    """The sound in a file or in a row, at its own rate if ``sampling_rate`` is None.
+
+    Raises:
+        DataError: it cannot be read.
+        SampleError: it is no waveform.
+    """
+    if isinstance(source, Path):
+        return read_audio(source, sampling_rate)
+    if (content := source.get("bytes")) is not None:
+        return read_audio(content, sampling_rate)
+    rate = source.get("sampling_rate")
+    if not isinstance(rate, int):
+        raise DataError(
+            "a sound that is an `array` needs its `sampling_rate`",
+            hint="add `sampling_rate` in hertz beside it",
+        )
+    waveform = Waveform(np.asarray(source["array"], dtype=np.float32), rate)
+    return waveform if sampling_rate is None else resample(waveform, sampling_rate)
+
+
+def _held_array(held: Held) -> NDArray[Any]:
+    if held.get("array") is not None:
+        return np.asarray(held["array"])
+    return images.read_image(held["bytes"])
+
+
+def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
+    """The array that a file holds: ``.npy``, ``.npz`` with one array, or an image.
+
+    Raises:
+        DataError: the file is missing, of another kind, broken, or holds several arrays.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in images.SUFFIXES:
+        return images.read_image(path)
+    if suffix not in (".npy", ".npz"):
+        raise DataError(
+            f"`{path}` is no file that arrays are read from",
+            hint=f"save it as .npy, .npz or an image: {', '.join(sorted(images.SUFFIXES))}",
+        )
+    if not Path(path).is_file():
+        raise DataError(f"the file `{path}` does not exist")
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+        with found as arrays:
+            names = list(arrays)
+            if len(names) == 1:
+                return np.asarray(arrays[names[0]])
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"`{path}` cannot be read as an array: {error}", hint="save it by numpy.save"
+        ) from error
+    raise DataError(
+        f"`{path}` holds {len(names)} arrays, a sample is one", hint="save one array in each file"
+    )
