@@ -177,6 +177,17 @@ def _load_beside(model: SafeModel, place: Path) -> None:
     load_tensors(model, place, recipe.modalities)
 
 
+def encoders_of(recipe: Recipe) -> dict[str, Encoder]:
+    """The encoder of each modality, without the base."""
+    return {
+        name: _make(
+            recipe, ("modalities", name, "encoder"), "encoders", spec.encoder.use,
+            spec.encoder.options,
+        )
+        for name, spec in recipe.modalities.items()
+    }  # fmt: skip
+
+
 def regularizers(recipe: Recipe) -> list[tuple[float, RetentionRegularizer]]:
     """The recipe's retention methods with their weights."""
     return [

@@ -1,0 +1,300 @@
+"""Rows of every kind of file: the same rows whatever holds them."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import soundfile
+from PIL import Image
+from torch import Tensor
+
+from safe_framework.data.audio import check_waveform
+from safe_framework.data.examples import read_examples, read_samples, read_texts
+from safe_framework.data.readers import READERS, iterate_rows, read_rows
+from safe_framework.errors import DataError
+from safe_framework.testing.toys import ToyEncoder
+
+ROWS: list[dict[str, Any]] = [
+    {"question": "What, here?", "answer": 'a "tone"', "audio": "a.wav"},
+    {"question": "And\nthere?", "answer": "é", "audio": None},
+]
+RATE = 8000
+
+
+class Listener(ToyEncoder):
+    """An encoder of sound."""
+
+    sampling_rate = RATE
+
+    def prepare(self, samples: Sequence[Any]) -> Mapping[str, Tensor]:
+        """Nothing that matters here, but its refusals."""
+        for place, sample in enumerate(samples):
+            check_waveform(sample, f"`samples[{place}]`", "listener", RATE)
+        return {}
+
+
+ENCODERS = {"audio": Listener()}
+
+
+def write_csv(path: Path) -> None:
+    """``ROWS``."""
+    lines = [
+        "question,answer,audio",
+        '"What, here?","a ""tone""",a.wav',
+        '"And\nthere?",é,',
+    ]
+    path.write_text("\r\n".join(lines) + "\r\n", "utf-8", newline="")
+
+
+def write_tsv(path: Path) -> None:
+    """``ROWS``."""
+    lines = ["question\tanswer\taudio", 'What, here?\t"a ""tone"""\ta.wav', '"And\nthere?"\té\t']
+    path.write_text("\n".join(lines), "utf-8", newline="")
+
+
+def write_jsonl(path: Path) -> None:
+    """``ROWS``."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), "utf-8")
+
+
+def write_parquet(path: Path) -> None:
+    """``ROWS``."""
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+
+
+WRITERS = {
+    ".jsonl": write_jsonl, ".csv": write_csv, ".tsv": write_tsv, ".parquet": write_parquet,
+}  # fmt: skip
+
+
+def tone(path: Path, rate: int = RATE, seconds: float = 0.5) -> np.ndarray[Any, Any]:
+    """A sound in a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = 0.4 * np.sin(np.arange(int(rate * seconds)) * 2 * np.pi * 440 / rate)
+    soundfile.write(path, values, rate)
+    return values
+
+
+def test_every_reader_is_tried() -> None:
+    """Law: what follows tries each ending that is known."""
+    assert WRITERS.keys() == READERS.keys()
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_the_rows_do_not_depend_on_the_file(tmp_path: Path, ending: str) -> None:
+    """Law: the same table gives the same rows from any kind of file, also within a folder."""
+    WRITERS[ending](tmp_path / f"train{ending}")
+    assert [values for _, values in read_rows(tmp_path / f"train{ending}")] == ROWS
+    WRITERS[ending](tmp_path / f"metadata{ending}")
+    assert [values for _, values in read_rows(tmp_path)] == ROWS
+
+
+@pytest.mark.parametrize(("ending", "numbers"), [(".csv", [2, 3]), (".parquet", [1, 2])])
+def test_a_place_is_where_an_editor_shows_it(
+    tmp_path: Path, ending: str, numbers: list[int]
+) -> None:
+    """Law: a row of text is named by the line on which it begins, one of Parquet by its number."""
+    WRITERS[ending](tmp_path / f"train{ending}")
+    places = [place for place, _ in read_rows(tmp_path / f"train{ending}")]
+    assert places == [f"train{ending}:{number}" for number in numbers]
+
+
+@pytest.mark.parametrize("ending", [".wav", ".flac", ".ogg", ".mp3"])
+def test_sounds_of_every_format_come_at_the_encoders_rate(tmp_path: Path, ending: str) -> None:
+    """Law: WAV, FLAC, OGG and MP3 are read, and resampled to what the encoder takes."""
+    soundfile.write(tmp_path / f"a{ending}", 0.4 * np.sin(np.arange(16000) / 20), 16000)
+    (tmp_path / "train.csv").write_text(f"question,answer,audio\nq,a,a{ending}\n")
+    (example,) = read_examples(tmp_path / "train.csv", ENCODERS)
+    sample = example.samples["audio"]
+    assert sample.sampling_rate == RATE
+    assert len(sample.values) / RATE == pytest.approx(1.0, abs=0.15)  # MP3 pads by its frames
+    assert np.abs(sample.values).max() == pytest.approx(0.4, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a,a\n1,2\n", r"^train\.csv:1: the first line must name every column once"),
+        ("a,\n1,2\n", r"^train\.csv:1: the first line must name every column once"),
+        ("a,b\n1,2\n1,2,3\n", r"^train\.csv:3: the row has 3 cells, the first line names 2\nhint"),
+        ("a,b\n1\n", r"^train\.csv:2: the row has 1 cells, the first line names 2\nhint"),
+        ('a,b\n"1"x,2\n', r"^train\.csv:2: not CSV: "),
+        ("a,b\n", r"has no rows"),
+        ("", r"has no rows"),
+    ],
+)
+def test_a_broken_table_is_named(tmp_path: Path, content: str, words: str) -> None:
+    """Law: what is wrong in a CSV file is told with its line."""
+    (tmp_path / "train.csv").write_text(content)
+    with pytest.raises(DataError, match=words):
+        read_rows(tmp_path / "train.csv")
+
+
+def test_what_is_no_parquet_is_named(tmp_path: Path) -> None:
+    """Law: a file that only ends like Parquet is an error that names it."""
+    (tmp_path / "train.parquet").write_text("no table")
+    with pytest.raises(DataError, match=r"train\.parquet` cannot be read as Parquet"):
+        read_rows(tmp_path / "train.parquet")
+
+
+def test_an_unknown_ending_is_refused(tmp_path: Path) -> None:
+    """Law: the error lists what is read."""
+    (tmp_path / "train.xlsx").touch()
+    with pytest.raises(DataError, match=r"no kind of data file .*\nhint: use \.jsonl, \.csv"):
+        read_rows(tmp_path / "train.xlsx")
+
+
+def test_a_folder_for_each_answer_is_data(tmp_path: Path) -> None:
+    """Law: the folder of a file is its answer; the recipe's question is asked of all."""
+    for name in ("piano/a.wav", "piano/b.wav", "flute/a.wav"):
+        tone(tmp_path / name)
+    (tmp_path / "piano/.hidden").touch()
+    examples = read_examples(tmp_path, ENCODERS, "Q: {question}", question="What is it?")
+    assert [example.answer for example in examples] == ["flute", "piano", "piano"]
+    assert {example.prompt for example in examples} == {"Q: What is it?"}
+    assert [e.samples.keys() for e in examples] == [{"audio"}] * 3
+    assert examples[0].place == f"{tmp_path.name}/flute/a.wav"
+
+
+def test_a_folder_with_two_lists_or_nothing_is_refused(tmp_path: Path) -> None:
+    """Law: which list holds is never guessed, and an empty folder is an error."""
+    with pytest.raises(DataError, match="has no rows"):
+        read_rows(tmp_path)
+    for ending in (".csv", ".jsonl"):
+        WRITERS[ending](tmp_path / f"metadata{ending}")
+    with pytest.raises(DataError, match=r"has two lists: metadata\.jsonl, metadata\.csv\nhint"):
+        read_rows(tmp_path)
+
+
+def test_fields_may_have_other_names(tmp_path: Path) -> None:
+    """Law: `fields` says what a field is called in the data; another's old name is gone."""
+    tone(tmp_path / "a.wav")
+    row = {"q": "what", "label": "tone", "answer": "not this", "path": "a.wav"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row))
+    names = {"question": "q", "answer": "label", "audio": "path"}
+    (example,) = read_examples(tmp_path / "train.jsonl", ENCODERS, fields=names)
+    assert (example.prompt, example.answer, list(example.samples)) == ("what", "tone", ["audio"])
+    assert read_texts(tmp_path / "train.jsonl", fields={"text": "label"}) == ["tone"]
+
+
+def as_dataset(folder: Path) -> datasets.Dataset:
+    """Sound, image and a class label as the library keeps them."""
+    tone(folder / "a.wav", rate=16000)
+    Image.fromarray(np.full((2, 3, 3), 7, np.uint8)).save(folder / "a.png")
+    held: Mapping[str, Any] = {
+        "audio": [{"bytes": (folder / "a.wav").read_bytes(), "path": None}, None],
+        "picture": [{"bytes": (folder / "a.png").read_bytes(), "path": None}] * 2,
+        "answer": [1, 0],
+        "question": ["which?", "which?"],
+    }
+    kinds = {
+        "audio": datasets.Audio(decode=False),
+        "picture": datasets.Image(decode=False),
+        "answer": datasets.ClassLabel(names=["bell", "drum"]),
+    }
+    found = datasets.Dataset.from_dict(held)
+    for column, kind in kinds.items():
+        found = found.cast_column(column, kind)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["saved", "parquet", "streamed"])
+def test_datasets_bring_their_samples_with_them(tmp_path: Path, kind: str) -> None:
+    """Law: sounds and images in the rows are read; a class has its name; null is absent."""
+    found = as_dataset(tmp_path)
+    source: Path | str = tmp_path / "held"
+    if kind == "saved":
+        found.save_to_disk(str(source))
+    else:
+        (tmp_path / "held").mkdir()
+        found.to_parquet(tmp_path / "held/train.parquet")
+        source = f"hf:{tmp_path}/held:train" if kind == "streamed" else source / "train.parquet"
+    class_names = {} if kind != "parquet" else {"answer": "question"}  # bare Parquet has numbers
+    encoders = {**ENCODERS, "picture": ToyEncoder()}
+    examples = read_examples(source, encoders, fields=class_names, question="which?")
+    assert [sorted(example.samples) for example in examples] == [["audio", "picture"], ["picture"]]
+    assert examples[0].samples["audio"].seconds == pytest.approx(0.5)
+    assert examples[0].samples["audio"].sampling_rate == RATE
+    assert examples[1].samples["picture"].tolist() == [[[7] * 3] * 3] * 2
+    assert not examples[0].files
+    if kind != "parquet":
+        assert [example.answer for example in examples] == ["drum", "bell"]
+    assert len(read_samples(source, "picture", ToyEncoder())) == 2
+
+
+def test_a_slice_of_a_stream_stops_there(tmp_path: Path) -> None:
+    """Law: rows beyond the slice are never read; numbers are those of the whole dataset."""
+    lines = [json.dumps({"text": f"row {number}"}) for number in range(5)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    rows = list(iterate_rows(f"hf:{tmp_path}:train[1:3]"))
+    assert [(row.place.rpartition(":")[2], row.values["text"]) for row in rows] == [
+        ("2", "row 1"), ("3", "row 2"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["hf:some/name", "hf::train", "hf:a/b:train[x]"])
+def test_a_dataset_must_be_named_whole(name: str) -> None:
+    """Law: a source without a split is an error that shows how to write one."""
+    with pytest.raises(DataError, match=r"does not name a dataset\nhint: write `hf:owner/name:tr"):
+        list(iterate_rows(name))
+
+
+def test_a_dataset_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """Law: what the library says is passed on, with the source."""
+    with pytest.raises(DataError, match=r"the dataset `hf:.*gone:train` cannot be read: "):
+        list(iterate_rows(f"hf:{tmp_path}/gone:train"))
+
+
+def test_plain_files_need_no_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: JSONL and CSV are read without `datasets`; the others say what to install."""
+    write_jsonl(tmp_path / "a.jsonl")
+    write_csv(tmp_path / "a.csv")
+    (tmp_path / "a.parquet").touch()
+    for name in ("datasets", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert read_rows(tmp_path / "a.jsonl")
+    assert read_rows(tmp_path / "a.csv")
+    for source in (tmp_path / "a.parquet", "hf:some/name:train"):
+        with pytest.raises(DataError, match=r"\nhint: pip install 'safe-framework\[data\]'"):
+            read_rows(source)
+
+
+def test_bad_rows_are_left_out_only_on_request(tmp_path: Path) -> None:
+    """Law: rows that cannot be used stop the reading, or are listed, each with its place."""
+    tone(tmp_path / "a.wav")
+    good = {"question": "q", "answer": "a", "audio": "a.wav"}
+    lines = [json.dumps(good), "{", json.dumps({**good, "audio": "b.wav"}), json.dumps(good)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"^train\.jsonl:2"):
+        read_examples(tmp_path / "train.jsonl", ENCODERS)
+    skipped: list[DataError] = []
+    examples = read_examples(tmp_path / "train.jsonl", ENCODERS, skipped=skipped)
+    assert [example.place for example in examples] == ["train.jsonl:1", "train.jsonl:4"]
+    assert [error.message.split(": ")[0] for error in skipped] == [
+        "train.jsonl:2:2",
+        "train.jsonl:3",
+    ]
+
+
+def test_data_of_bad_rows_alone_is_an_error(tmp_path: Path) -> None:
+    """Law: leaving rows out never leaves nothing silently."""
+    (tmp_path / "train.jsonl").write_text("{\n{\n")
+    with pytest.raises(DataError, match="has no rows"):
+        read_texts(tmp_path / "train.jsonl", skipped=[])
+
+
+def test_reading_is_lazy() -> None:
+    """Law: importing the readers imports neither `datasets` nor pyarrow."""
+    code = (
+        "import sys, safe_framework.data.readers\n"
+        "sys.exit(sorted({'datasets', 'pyarrow'} & set(sys.modules)) or None)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
