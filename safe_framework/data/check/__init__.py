@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-
 from safe_framework.data.check.findings import Counts, DataReport, Finding
 from safe_framework.data.check.samples import Expected, faults, open_sample
 from safe_framework.data.check.splits import Seen, repeats

@@ -1,0 +1,213 @@
+"""The check of data finds what is planted, names it with its row, and is content with the rest."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from torch import Tensor
+
+from safe_framework.data.audio import check_waveform
+from safe_framework.data.check import DataReport, Expected, check_data
+from safe_framework.data.check.findings import KINDS
+from safe_framework.data.check.targets import check_target
+from safe_framework.errors import SampleError
+from safe_framework.testing.toys import ToyEncoder
+
+RATE = 8000
+LONGEST = 2.0
+
+
+class Listener(ToyEncoder):
+    """An encoder of at most three seconds of sound."""
+
+    sampling_rate = RATE
+
+    def prepare(self, samples: Sequence[Any]) -> Mapping[str, Tensor]:
+        """Nothing but its refusals."""
+        for place, sample in enumerate(samples):
+            check_waveform(sample, f"`samples[{place}]`", "listener", RATE)
+            if sample.seconds > 3:
+                raise SampleError(f"`samples[{place}]` is longer than 3 s", hint="cut it")
+        return {}
+
+
+def wave(seed: int, seconds: float = 0.5, rate: int = RATE) -> np.ndarray[Any, Any]:
+    """Quiet noise, which is another for each seed."""
+    return 0.1 * np.random.default_rng(seed).standard_normal(int(seconds * rate)).clip(-4, 4)
+
+
+def row(name: str, answer: object = "tone", question: object = "What?") -> dict[str, Any]:
+    """A row of the task."""
+    return {"question": question, "answer": answer, "audio": name}
+
+
+def write(path: Path, rows: Sequence[object]) -> None:
+    """A JSONL file; a text is written as it is."""
+    lines = [one if isinstance(one, str) else json.dumps(one) for one in rows]
+    path.write_text("\n".join(lines), "utf-8")
+
+
+@pytest.fixture
+def sound(tmp_path: Path) -> Path:
+    """A folder whose data have no fault."""
+    for seed, name in enumerate(("a", "b", "c", "d", "e", "f")):
+        soundfile.write(tmp_path / f"{name}.wav", wave(seed), RATE)
+    write(tmp_path / "train.jsonl", [row("a.wav"), row("b.wav"), row("c.wav", "bell")])
+    write(tmp_path / "test.jsonl", [row("d.wav"), row("e.wav", "bell")])
+    write(tmp_path / "texts.jsonl", [{"text": "one"}, {"text": "two"}])
+    write(tmp_path / "unseen.jsonl", [{"text": "three"}])
+    return tmp_path
+
+
+def check(folder: Path) -> DataReport:
+    """The report on the folder."""
+    names = {"train": "train", "test": "test", "retention": "texts", "retention_test": "unseen"}
+    sources = {key: folder / f"{name}.jsonl" for key, name in names.items()}
+    return check_data(sources, {"audio": Expected(Listener(), True, LONGEST, RATE)})
+
+
+def test_sound_data_have_no_finding(sound: Path) -> None:
+    """Law: nothing is found where nothing is wrong, and the rows are counted by answer."""
+    report = check(sound)
+    assert report.findings == ()
+    assert report.counts["train"].answers == {"tone": 2, "bell": 1}
+    assert report.counts["test"].samples == {"audio": 2}
+    assert report.counts["train"].seconds == pytest.approx(1.5)
+    assert report.counts["retention"].rows == 2
+
+
+def plant(folder: Path) -> dict[tuple[str, str], str]:
+    """Put one fault into each row; give each row's place and kind with words of its message."""
+    loud = np.sign(wave(11))
+    broken = wave(12).astype(np.float32)
+    broken[7] = np.nan
+    for name, values, rate in (
+        ("silent", np.zeros(RATE), RATE), ("loud", loud, RATE), ("low", wave(13, rate=4000), 4000),
+        ("long", wave(14, 2.5), RATE), ("endless", wave(15, 3.5), RATE),
+    ):  # fmt: skip
+        soundfile.write(folder / f"{name}.wav", values, rate)
+    soundfile.write(folder / "nan.wav", broken, RATE, subtype="FLOAT")
+    soundfile.write(folder / "copy.flac", soundfile.read(folder / "a.wav")[0], RATE)
+    (folder / "torn.wav").write_bytes((folder / "a.wav").read_bytes()[:20])
+    write(
+        folder / "train.jsonl",
+        [
+            row("a.wav"), row("gone.wav"), row("torn.wav"), row("silent.wav"), row("nan.wav"),
+            row("loud.wav"), row("low.wav"), row("long.wav"), row("endless.wav"),
+            row("b.wav", answer=" "), row("c.wav", question=None), "{not json", row("f.wav"),
+            {"question": "What?", "answer": "tone"}, row("f.wav"), row("f.wav", "bell"),
+        ],
+    )  # fmt: skip
+    write(folder / "test.jsonl", [row("a.wav"), row("copy.flac"), row("d.wav", "gong")])
+    write(folder / "unseen.jsonl", [{"text": "two"}, {"text": ""}])
+    return {
+        ("train.jsonl:2", "missing-file"): "gone.wav",
+        ("train.jsonl:3", "unreadable-file"): "torn.wav",
+        ("train.jsonl:4", "silence"): "peak is 0",
+        ("train.jsonl:5", "not-finite"): "1 of its 4000 numbers",
+        ("train.jsonl:6", "clipped"): "100.0% of it",
+        ("train.jsonl:7", "wrong-rate"): "4000 Hz",
+        ("train.jsonl:8", "too-long"): "2.5 s, more than 2 s",
+        ("train.jsonl:9", "too-long"): "3.5 s",
+        ("train.jsonl:9", "refused"): "it is longer than 3 s",
+        ("train.jsonl:10", "empty-answer"): "`answer` must be a text that is not empty, not ' '",
+        ("train.jsonl:11", "empty-question"): "`question` must be a text",
+        ("train.jsonl:12", "bad-row"): "not JSON",
+        ("train.jsonl:14", "no-sample"): "no `audio`",
+        ("train.jsonl:15", "duplicate"): "repeats train.jsonl:13",
+        ("train.jsonl:16", "contradiction"): "`tone` in train.jsonl:13 and `bell` here",
+        ("test.jsonl:1", "leak"): "the same file as that of train.jsonl:1 in `train`",
+        ("test.jsonl:2", "leak"): "the same content as that of train.jsonl:1 in `train`",
+        ("test.jsonl:3", "untrained-answer"): "`gong` is in no row of `train`",
+        ("unseen.jsonl:1", "leak"): "same content as that of texts.jsonl:2 in `retention`",
+        ("unseen.jsonl:2", "empty-text"): "`text` must be a text",
+    }
+
+
+def test_every_planted_fault_is_found_and_named(sound: Path) -> None:
+    """Law: all faults are reported at once, each with its row, kind and fix; and no others."""
+    planted = plant(sound)
+    report = check(sound)
+    found = {(finding.place, finding.kind): finding for finding in report.findings}
+    assert found.keys() == planted.keys()
+    assert len(found) == len(report.findings) >= 12
+    assert [place for place, words in planted.items() if words not in found[place].message] == []
+    assert all(finding.hint for finding in report.findings)
+    kinds = {kind for _, kind in planted} | {"unreadable-data"}
+    assert kinds == set(KINDS)
+
+
+def test_warnings_are_no_errors(sound: Path) -> None:
+    """Law: what may be meant so is a warning; what spoils training or its measures an error."""
+    soundfile.write(sound / "a.wav", np.zeros(RATE), RATE)
+    report = check(sound)
+    assert [finding.severity for finding in report.findings] == ["warning"]
+    assert report.errors == 0
+
+
+@pytest.mark.parametrize("content", [None, "", b"\xff\xfe\x00"])
+def test_data_that_cannot_be_read_do_not_hide_the_rest(sound: Path, content: Any) -> None:
+    """Law: a source that is missing, empty or no text is one finding; the others are checked."""
+    train = sound / "train.jsonl"
+    train.unlink()
+    if content is not None:
+        train.write_bytes(content if isinstance(content, bytes) else content.encode())
+    write(sound / "test.jsonl", [row("gone.wav")])
+    kinds = [finding.kind for finding in check(sound).findings]
+    assert kinds[:2] == ["unreadable-data", "missing-file"]
+
+
+def test_the_same_array_twice_is_a_leak(tmp_path: Path) -> None:
+    """Law: samples that are no sounds are compared by content too, and emptiness is seen."""
+    np.save(tmp_path / "a.npy", np.arange(4.0))
+    np.save(tmp_path / "b.npy", np.arange(4.0))
+    np.save(tmp_path / "c.npy", np.zeros(4))
+    rows = {"train": ["a.npy", "c.npy"], "test": ["b.npy"]}
+    for key, names in rows.items():
+        write(tmp_path / f"{key}.jsonl", [{**row("", "x"), "audio": name} for name in names])
+    sources = {key: tmp_path / f"{key}.jsonl" for key in rows}
+    report = check_data(sources, {"audio": Expected(None, False, LONGEST)})
+    assert [(f.place, f.kind) for f in report.findings] == [
+        ("train.jsonl:2", "silence"), ("test.jsonl:1", "leak"),
+    ]  # fmt: skip
+
+
+def test_one_file_tells_its_own_samples(sound: Path) -> None:
+    """Law: without a recipe, the fields that name sounds or arrays are found by their endings."""
+    plant(sound)
+    np.save(sound / "touch.npy", np.arange(4.0))
+    write(sound / "one.jsonl", [{**row("low.wav"), "touch": "touch.npy"}, row("gone.wav")])
+    report = check_target(str(sound / "one.jsonl"), longest=LONGEST, rate=RATE)
+    assert [finding.kind for finding in report.findings] == ["wrong-rate", "missing-file"]
+    assert report.counts["train"].samples == {"audio": 1, "touch": 1}
+
+
+def test_texts_alone_are_texts(sound: Path) -> None:
+    """Law: a file of texts is checked as texts, and needs no answers."""
+    assert check_target(str(sound / "texts.jsonl"), longest=LONGEST).findings == ()
+
+
+def test_a_folder_of_answers_needs_no_question(sound: Path) -> None:
+    """Law: a folder is checked without a recipe's question, and counted by answer."""
+    for number, name in enumerate(("bell", "drum", "drum")):
+        (sound / "made" / name).mkdir(parents=True, exist_ok=True)
+        soundfile.write(sound / "made" / name / f"{number}.wav", wave(20 + number), RATE)
+    report = check_target(str(sound / "made"), longest=LONGEST)
+    assert report.findings == ()
+    assert report.counts["train"].answers == {"bell": 1, "drum": 2}
+
+
+def test_the_report_is_json(sound: Path) -> None:
+    """Law: programs get every finding with its severity, and the counts."""
+    plant(sound)
+    report = json.loads(check(sound).to_json())
+    assert report["ok"] is False
+    first = report["findings"][0]
+    assert (first["severity"], first["data"], first["place"], first["kind"]) == (
+        "error", "train", "train.jsonl:2", "missing-file",
+    )  # fmt: skip
+    assert report["counts"]["train"]["answers"]["tone"] == 13
