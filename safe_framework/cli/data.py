@@ -66,11 +66,12 @@ def _show(console: Console, report: DataReport) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("row", "what", "found", "do"):
+    for heading in ("data", "row", "what", "found", "do"):
         table.add_column(heading, overflow="fold")
     for found in report.findings:
         kind = Text(found.kind, style=_STYLES[found.severity])
-        table.add_row(Text(found.place), kind, Text(found.message), Text(found.hint, style="dim"))
+        said = Text(found.message), Text(found.hint, style="dim")
+        table.add_row(Text(found.data), Text(found.place), kind, *said)
     if report.findings:
         console.print(table)
         console.print()
