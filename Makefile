@@ -3,7 +3,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check
 EDITABLE := $(PIP) --constraint .ci/constraints.txt --editable
 
-.PHONY: help demo test lint check-real check-zoo check-gpu clean
+.PHONY: help demo test lint check-real check-torchaudio check-zoo check-gpu clean
 .DELETE_ON_ERROR:
 
 help:
@@ -11,6 +11,7 @@ help:
 	@echo "make test        install, run the test suite"
 	@echo "make lint        style and types"
 	@echo "make check-real  tests on the packaged pretrained models (minutes)"
+	@echo "make check-torchaudio  tests on a torchaudio that is kept apart"
 	@echo "make check-zoo   the laws on every architecture of transformers (minutes)"
 	@echo "make check-gpu   the certificate on a CUDA device"
 	@echo "make clean       remove what these commands made, but for runs/"
@@ -28,6 +29,9 @@ lint: $(VENV)/.dev
 
 check-real: $(VENV)/.demo $(VENV)/.test
 	@$(VENV)/bin/pytest -m real
+
+check-torchaudio: $(VENV)/.test $(VENV)/torchaudio
+	@PYTHONPATH=$(CURDIR)/$(VENV)/torchaudio $(VENV)/bin/pytest -m torchaudio tests/with_torchaudio
 
 check-zoo: $(VENV)/.test
 	@$(VENV)/bin/python -m tests.zoo
@@ -50,6 +54,15 @@ $(VENV)/.demo: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
 $(VENV)/.test $(VENV)/.dev: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
 	@echo "installing (once) ..."
 	@$(EDITABLE) '.[$(@:$(VENV)/.%=%)]'
+	@touch $@
+
+# In a folder of its own, since its mere presence beside another torch than it was built for breaks
+# transformers. Without its native library it runs on any torch, and lacks nothing that is used.
+$(VENV)/torchaudio: Makefile | $(VENV)/bin/python
+	@rm -rf $@ $@.part
+	@$(PIP) --no-deps --target $@.part torchaudio==2.11.0
+	@rm $@.part/torchaudio/lib/*.so
+	@mv $@.part $@
 	@touch $@
 
 $(VENV)/bin/python:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from safe_framework.optional_torchaudio import guard_transformers
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -62,6 +64,9 @@ __all__ = [
     "load",
     "verify",
 ]
+
+
+guard_transformers()  # costs nothing until transformers is imported
 
 
 def __getattr__(name: str) -> Any:

@@ -141,9 +141,14 @@ def _config_of(model: SafeModel) -> AdapterConfig:
 def _modality_identity(modality: Modality) -> dict[str, Any]:
     return {
         "gate": modality.gate,
-        "encoder": fingerprint(modality.encoder),
+        "encoder": _encoder_identity(modality),
         "layers": list(modality.fusion.layers),
     }
+
+
+def _encoder_identity(modality: Modality) -> str:
+    """What tells a frozen encoder from another; one that trains is in the adapter, whole."""
+    return "" if modality.encoder_trains else fingerprint(modality.encoder)
 
 
 def base_identity(model: SafeModel) -> dict[str, str]:
@@ -278,7 +283,7 @@ def _check_identity(model: SafeModel, config: AdapterConfig, folder: Path) -> No
             hint="load it on the base that it was trained on",
         )
     for name, identity in config.modalities.items():
-        if fingerprint(model.modality(name).encoder) != identity["encoder"]:
+        if _encoder_identity(model.modality(name)) != identity["encoder"]:
             raise AdapterError(
                 f"the encoder of modality `{name}` is not the one that `{folder}` was trained with",
                 hint="use the same checkpoint and options of the encoder",

@@ -11,6 +11,7 @@ from torch import nn
 
 from safe_framework import _registry
 from safe_framework._recipe import (
+    EncoderSpec,
     ModalitySpec,
     PluginSpec,
     Recipe,
@@ -221,7 +222,19 @@ def _make(
 ) -> Any:
     """Call a plugin's constructor; a complaint about an option is shown where it is written."""
     plugin = getattr(_registry, kind).load(use)
+    made = {name: _made(recipe, (*path, name), value) for name, value in options.items()}
     try:
-        return plugin(*wired, **options)
+        return plugin(*wired, **made)
     except (ValueError, TypeError) as error:
         raise positioned(recipe, path, error, owner=f"`{use}`") from error
+
+
+def _made(recipe: Recipe, path: tuple[str | int, ...], value: Any) -> Any:
+    """An option's value with every encoder that it names built."""
+    if isinstance(value, EncoderSpec):
+        return _make(recipe, path, "encoders", value.use, value.options)
+    if isinstance(value, tuple):
+        return tuple(_made(recipe, (*path, place), item) for place, item in enumerate(value))
+    if isinstance(value, Mapping):
+        return {key: _made(recipe, (*path, key), item) for key, item in value.items()}
+    return value

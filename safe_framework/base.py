@@ -131,8 +131,28 @@ def _readable(linear: nn.Linear) -> bool:
 
 def _norm_scale(layer: nn.Module, hidden: int) -> Tensor | float:
     """What the layer's own normalisation multiplies its attention's input with."""
-    weight = getattr(getattr(layer, "input_layernorm", None), "weight", None)
-    return weight.detach() if isinstance(weight, Tensor) and weight.shape == (hidden,) else 1.0
+    norm = getattr(layer, "input_layernorm", None)
+    weight = getattr(norm, "weight", None)
+    if norm is None or not isinstance(weight, Tensor) or weight.shape != (hidden,):
+        return 1.0
+    weight = weight.detach()
+    return 1 + weight if _adds_one(norm, weight) else weight
+
+
+def _adds_one(norm: nn.Module, weight: Tensor) -> bool:
+    """Whether a normalisation multiplies with ``1 + weight``, as Gemma's does, not with ``weight``.
+
+    Its bias, if it has one, cancels out of the difference of two opposite inputs.
+    """
+    wave = torch.ones_like(weight)
+    wave[1::2] = -1  # of mean 0, where the width is even, and of root mean square 1
+    try:
+        with torch.no_grad():
+            up, down = norm(wave[None, None]), norm(-wave[None, None])  # (1, 1, hidden)
+    except Exception:  # a norm that takes more than its input says nothing of itself
+        return False
+    scale = ((up - down) / 2 * wave).flatten()
+    return bool((scale - weight - 1).norm() < (scale - weight).norm())
 
 
 def _repeat_heads(weight: Tensor, width: int, head: int) -> Tensor:

@@ -1,252 +1,69 @@
-"""Tiny random bases of several architectures, and a sense of made-up frames for them."""
+"""Tiny bases and a toy sense for every test, and one shipped adapter for them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor, nn
-
-from safe_framework.encoder import Encoder
-from safe_framework.errors import SampleError
-from safe_framework.fusion import FusionAdapter
 from safe_framework.model import SafeModel
-from safe_framework.projector import Projector
-from safe_framework.shapes import Frames, Memory, Tokens
+from safe_framework.testing.bases import (
+    BASES,
+    END,
+    HIDDEN,
+    IMAGE,
+    LAYERS,
+    PAD,
+    VOCABULARY,
+    WORDS,
+    bart,
+    gpt2,
+    llama,
+    llava,
+    mixtral,
+    opt,
+    t5,
+    texts,
+    tokenizer,
+)
+from safe_framework.testing.toys import (
+    DIM,
+    FRAMES,
+    ToyEncoder,
+    ToyFusion,
+    ToyProjector,
+    attached,
+    felt,
+)
 from safe_framework_plugins.fusion.lora import LoraFusion
 
-VOCABULARY, HIDDEN, LAYERS, FRAMES, DIM = 40, 16, 2, 3, 4
-PAD, END, IMAGE = 0, 1, 39
-WORDS = ["pad", "end", "unknown", *(f"w{number}" for number in range(3, VOCABULARY))]
-
-
-# Bases
-
-
-def llama(**changes: Any) -> nn.Module:
-    """A Llama whose two pairs of query heads share a key head each."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return _random(LlamaForCausalLM(LlamaConfig(**_LLAMA | changes)))
-
-
-_LLAMA: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": HIDDEN,
-    "intermediate_size": 24,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": PAD,
-    "eos_token_id": END,
-    "bos_token_id": None,
-}
-
-
-def mixtral() -> nn.Module:
-    """A Mixtral: each token goes to two of four experts, which take the tokens of all rows."""
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
-    return _random(MixtralForCausalLM(MixtralConfig(**_LLAMA | experts)))
-
-
-def gpt2() -> nn.Module:
-    """A GPT-2, whose attention is one joined projection and whose positions are learned."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
-        vocab_size=VOCABULARY, n_embd=HIDDEN, n_layer=LAYERS, n_head=2, n_positions=64,
-        pad_token_id=PAD, eos_token_id=END, bos_token_id=END,
-    )  # fmt: skip
-    return _random(GPT2LMHeadModel(config))
-
-
-def bart() -> nn.Module:
-    """A Bart, whose decoder also attends to an encoder."""
-    from transformers import BartConfig, BartForConditionalGeneration
-
-    config = BartConfig(
-        vocab_size=VOCABULARY, d_model=HIDDEN, encoder_layers=1, decoder_layers=LAYERS,
-        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=24,
-        decoder_ffn_dim=24, max_position_embeddings=64, pad_token_id=PAD, eos_token_id=END,
-        bos_token_id=END, decoder_start_token_id=END, forced_eos_token_id=None,
-    )  # fmt: skip
-    return _random(BartForConditionalGeneration(config))
-
-
-def t5() -> nn.Module:
-    """A T5, whose positions are a bias that the first layer hands to the others."""
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    config = T5Config(
-        vocab_size=VOCABULARY, d_model=HIDDEN, d_kv=8, d_ff=24, num_layers=LAYERS, num_heads=2,
-        pad_token_id=PAD, eos_token_id=END, decoder_start_token_id=PAD,
-    )  # fmt: skip
-    return _random(T5ForConditionalGeneration(config))
-
-
-def opt() -> nn.Module:
-    """An OPT, whose decoder lies two levels deep."""
-    from transformers import OPTConfig, OPTForCausalLM
-
-    config = OPTConfig(
-        vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=LAYERS, ffn_dim=24,
-        num_attention_heads=2, word_embed_proj_dim=HIDDEN, max_position_embeddings=64,
-        pad_token_id=PAD, eos_token_id=END, bos_token_id=END,
-    )  # fmt: skip
-    return _random(OPTForCausalLM(config))
-
-
-def llava() -> nn.Module:
-    """A Llava: a vision tower, and a Llama that reads its patches between the words."""
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-    )
-
-    vision = CLIPVisionConfig(
-        hidden_size=8, intermediate_size=12, num_hidden_layers=3, num_attention_heads=2,
-        image_size=4, patch_size=2, projection_dim=8,
-    )  # fmt: skip
-    config = LlavaConfig(
-        vision_config=vision, text_config=LlamaConfig(**_LLAMA), image_token_index=IMAGE,
-        vision_feature_layer=-2, pad_token_id=PAD, eos_token_id=END,
-    )  # fmt: skip
-    return _random(LlavaForConditionalGeneration(config))
-
-
-BASES = {"llama": llama, "gpt2": gpt2, "bart": bart, "t5": t5, "llava": llava}
-
-
-def _random(base: nn.Module) -> nn.Module:
-    """Weights large enough that no two tokens tie and every layer matters."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in base.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.3, generator=generator)
-    return base.eval()
-
-
-def tokenizer(**special: str) -> Any:
-    """One token for each of ``WORDS``."""
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({w: n for n, w in enumerate(WORDS)}, unk_token="unknown"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokens = special or {"pad_token": "pad", "eos_token": "end", "unk_token": "unknown"}
-    return PreTrainedTokenizerFast(tokenizer_object=words, **tokens)
-
-
-def texts(base: nn.Module, rows: int, length: int, seed: int = 0) -> dict[str, Tensor]:
-    """Random ids of one length, with an image in each row where the base sees images."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, VOCABULARY - 1, (rows, length), generator=generator)
-    batch = {"attention_mask": torch.ones_like(ids)}
-    if hasattr(base.config, "vision_config"):
-        ids = torch.cat([torch.full((rows, 4), IMAGE), ids], dim=1)
-        batch["attention_mask"] = torch.ones_like(ids)
-        batch["pixel_values"] = torch.randn(rows, 3, 4, 4, generator=generator)
-    batch["input_ids"] = ids
-    if base.config.is_encoder_decoder:
-        batch["decoder_input_ids"] = ids[:, :2].flip(0).contiguous()
-    return batch
-
-
-# A sense
-
-
-class ToyEncoder(Encoder):
-    """Frames of ``DIM`` numbers, any number of them; a frame of NaN is padding."""
-
-    def __init__(self, dim: int = DIM) -> None:
-        super().__init__()
-        self.dim = dim
-        self.mix = nn.Linear(dim, dim)
-        self.requires_grad_(False)
-
-    def prepare(self, samples: Sequence[Any]) -> Mapping[str, Tensor]:
-        for place, sample in enumerate(samples):
-            if not torch.isfinite(sample).all():
-                raise SampleError(f"samples[{place}] holds NaN", hint="repair it")
-        longest = max(len(sample) for sample in samples)
-        values = torch.zeros(len(samples), longest, self.dim)
-        mask = torch.zeros(len(samples), longest, dtype=torch.bool)
-        for row, sample in enumerate(samples):
-            values[row, : len(sample)], mask[row, : len(sample)] = sample, True
-        return {"values": values, "mask": mask}
-
-    def forward(self, **inputs: Tensor) -> Frames:
-        return Frames(torch.tanh(self.mix(inputs["values"])), inputs["mask"])
-
-
-class ToyProjector(Projector):
-    """One token for each frame."""
-
-    def __init__(self, frame_dim: int = DIM, hidden_size: int = HIDDEN) -> None:
-        super().__init__()
-        self.linear = nn.Linear(frame_dim, hidden_size)
-
-    def forward(self, frames: Frames) -> Tokens:
-        return Tokens(self.linear(frames.values), frames.mask)
-
-
-class ToyFusion(FusionAdapter):
-    """Adds a mixture of the position's own state and the mean token."""
-
-    def __init__(self, base: Any = None, *, layers: Sequence[int] = (0, 1)) -> None:
-        super().__init__()
-        self.layers = tuple(layers)
-        self.query = nn.Linear(HIDDEN, HIDDEN)
-        self.scale = nn.Parameter(torch.tensor(2.0))
-
-    def remember(self, tokens: Tokens) -> Memory:
-        weight = tokens.mask.unsqueeze(-1).to(tokens.values.dtype)
-        mean = (tokens.values * weight).sum(1) / weight.sum(1)
-        return Memory({"mean": mean}, tokens.mask)
-
-    def forward(self, hidden: Tensor, memory: Memory, layer: int) -> Tensor:
-        return self.scale * torch.sin(self.query(hidden) + memory.tensors["mean"][:, None])
-
-
-def attached(
-    base: nn.Module,
-    *names: str,
-    fusion: FusionAdapter | None = None,
-    tokenizer: Any = None,
-) -> SafeModel:
-    """The base with the toy sense under each of ``names`` (``touch`` if none is given)."""
-    model = SafeModel(base, tokenizer)
-    for number, name in enumerate(names or ("touch",)):
-        torch.manual_seed(number)
-        model.add_modality(
-            name,
-            encoder=ToyEncoder(),
-            projector=ToyProjector(),
-            fusion=fusion if fusion is not None else ToyFusion(layers=(number % 2,)),
-        )
-    return model
+__all__ = [
+    "BASES",
+    "DIM",
+    "END",
+    "FRAMES",
+    "HIDDEN",
+    "IMAGE",
+    "LAYERS",
+    "PAD",
+    "VOCABULARY",
+    "WORDS",
+    "ToyEncoder",
+    "ToyFusion",
+    "ToyProjector",
+    "attached",
+    "bart",
+    "felt",
+    "gpt2",
+    "llama",
+    "llava",
+    "lora",
+    "mixtral",
+    "opt",
+    "t5",
+    "texts",
+    "tokenizer",
+]
 
 
 def lora(model: SafeModel, **options: Any) -> LoraFusion:
     """A fresh adapter for ``model``."""
     return LoraFusion(model.facts(), **{"layers": [0, -1], "rank": 2} | options)
-
-
-def felt(
-    rows: int, name: str = "touch", present: Sequence[bool] | None = None, seed: int = 0
-) -> dict[str, Tensor]:
-    """A random sample of the toy sense for each row, as ``prepare`` would give it."""
-    generator = torch.Generator().manual_seed(seed + 100)
-    here = torch.ones(rows, dtype=torch.bool) if present is None else torch.tensor(present)
-    return {
-        f"{name}__present": here,
-        f"{name}__values": torch.randn(rows, FRAMES, DIM, generator=generator),
-        f"{name}__mask": torch.ones(rows, FRAMES, dtype=torch.bool),
-    }

@@ -5,6 +5,7 @@ from safe_framework._recipe.read import parse_recipe, read_recipe
 from safe_framework._recipe.schema import (
     BaseSpec,
     DataSpec,
+    EncoderSpec,
     EvaluationSpec,
     GateSpec,
     ModalitySpec,
@@ -17,6 +18,7 @@ from safe_framework._recipe.schema import (
 __all__ = [
     "BaseSpec",
     "DataSpec",
+    "EncoderSpec",
     "EvaluationSpec",
     "GateSpec",
     "ModalitySpec",

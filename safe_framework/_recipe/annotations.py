@@ -6,10 +6,12 @@ import ast
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Optional, Union
 
+from safe_framework._recipe.schema import EncoderSpec
 from safe_framework._recipe.source import UnreadableError
 
 _TYPES: dict[str, Any] = {
     "Any": Any,
+    "Encoder": EncoderSpec,
     "Literal": Literal,
     "Mapping": Mapping,
     "Optional": Optional,

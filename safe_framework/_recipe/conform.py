@@ -104,7 +104,7 @@ class Checker:
         """A table whose ``use`` names a plugin, and whose other keys are mostly its options."""
         own = schema_options(schema)
         names = {option.name for option in own}
-        found = self.find_plugin(value.get("use"), path)
+        found = self.find_plugin(value.get("use"), path, schema)
         if found is None:
             self.record({name: value[name] for name in value if name in names}, own, path)
             return WRONG
@@ -116,12 +116,12 @@ class Checker:
         rest = {name: values.pop(name) for name in list(values) if name not in names}
         return schema(**values, options=rest)
 
-    def find_plugin(self, use: Any, path: Path) -> tuple[str, list[Option]] | None:
+    def find_plugin(self, use: Any, path: Path, schema: type) -> tuple[str, list[Option]] | None:
         """The owner and options of the plugin called ``use``; None if there is no such one."""
         if not isinstance(use, str):
             return None
         try:
-            return plugin_options(path, use)
+            return plugin_options(path, use, schema)
         except PluginError as error:
             self.report((*path, "use"), error.message, error.hint)
             return None

@@ -56,6 +56,11 @@ class PluginSpec:
 
 
 @attrs.frozen
+class EncoderSpec(PluginSpec):
+    """An encoder in an option of another plugin, which is annotated ``Encoder``."""
+
+
+@attrs.frozen
 class GateSpec:
     """``gate`` of a modality: how much of its delta is applied.
 

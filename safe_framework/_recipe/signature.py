@@ -10,11 +10,13 @@ from __future__ import annotations
 import ast
 import inspect
 from importlib.metadata import EntryPoint
-from typing import Any, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from safe_framework._recipe.annotations import read_type, read_value
 from safe_framework._recipe.options import REQUIRED, Option
+from safe_framework._recipe.schema import EncoderSpec
 from safe_framework._recipe.source import ClassSource, UnreadableError, class_source
+from safe_framework._recipe.words import UNIONS
 from safe_framework._registry import Registry
 from safe_framework.errors import PluginError
 
@@ -49,6 +51,17 @@ def static_options(point: EntryPoint) -> list[Option]:
     return [_static_option(argument, default, source) for argument, default in pairs]
 
 
+def told_options(point: EntryPoint) -> list[Option] | None:
+    """The options that a plugin's source states; None where it says too little.
+
+    Nothing is imported, unlike in :func:`read_options`.
+    """
+    try:
+        return static_options(point)
+    except UnreadableError:
+        return None
+
+
 def imported_options(plugin: type) -> list[Option]:
     """The options of a class that is imported already.
 
@@ -79,6 +92,9 @@ def _constructor(node: ast.ClassDef, source: ClassSource) -> ast.FunctionDef | N
 
 def _is_interface(base: str, source: ClassSource) -> bool:
     """Whether a base is one of the four interfaces, whose constructors take no options."""
+    package, _, name = base.rpartition(".")
+    if package == "safe_framework":
+        return name in _INTERFACES
     module = source.imported.get(base, "")
     return base in _INTERFACES and module.partition(".")[0] == "safe_framework"
 
@@ -86,6 +102,9 @@ def _is_interface(base: str, source: ClassSource) -> bool:
 def _static_option(argument: ast.arg, default: ast.expr | None, source: ClassSource) -> Option:
     if argument.annotation is None:
         raise UnreadableError(f"option `{argument.arg}` has no annotation")
+    names = {n.id for n in ast.walk(argument.annotation) if isinstance(n, ast.Name)}
+    if "Encoder" in names and not _is_interface("Encoder", source):
+        raise UnreadableError(f"option `{argument.arg}` is of another `Encoder`")
     kind = read_type(argument.annotation, source.constants)
     value = REQUIRED if default is None else read_value(default, source.constants)
     return Option(argument.arg, kind, value)
@@ -96,7 +115,19 @@ def _imported_option(plugin: type, parameter: inspect.Parameter, hints: dict[str
         message = f"option `{parameter.name}` of `{plugin.__qualname__}` has no type annotation"
         raise PluginError(message, hint="annotate it in the plugin's `__init__`")
     default = REQUIRED if parameter.default is parameter.empty else parameter.default
-    return Option(parameter.name, hints[parameter.name], default)
+    return Option(parameter.name, _written(hints[parameter.name]), default)
+
+
+def _written(kind: Any) -> Any:
+    """A type with our interface ``Encoder`` replaced by the table that names one."""
+    if getattr(kind, "__module__", "") == "safe_framework.encoder":
+        return EncoderSpec
+    inner, origin = get_args(kind), get_origin(kind)
+    made = tuple(map(_written, inner))
+    if made == inner or origin is Literal:
+        return kind
+    generic: Any = Union if origin in UNIONS else origin
+    return generic[made]
 
 
 def _hints(plugin: type) -> dict[str, Any]:

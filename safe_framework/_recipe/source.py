@@ -10,6 +10,8 @@ from pathlib import Path
 
 import attrs
 
+_HOPS = 5  # modules that may pass a class on
+
 
 class UnreadableError(Exception):
     """Source that cannot be understood without running it."""
@@ -33,16 +35,39 @@ class ClassSource:
 
 
 def class_source(point: EntryPoint) -> ClassSource:
-    """Read the class that an entry point names.
+    """Read the class that an entry point names, in the module that defines it.
 
     Raises:
-        UnreadableError: there is no such source file, or the class is not defined in it.
+        UnreadableError: there is no such source file, or neither it nor a module that it imports
+            the class from defines it.
     """
-    body = _parse(_source_file(point.module)).body
-    classes = {node.name: node for node in body if isinstance(node, ast.ClassDef)}
-    if point.attr not in classes:
-        raise UnreadableError(f"`{point.module}` does not define `{point.attr}`")
-    return ClassSource(classes[point.attr], classes, _constants(body), _imported(body))
+    module, name = point.module, point.attr
+    for _ in range(_HOPS):
+        path = _source_file(module)
+        body = _parse(path).body
+        classes = {node.name: node for node in body if isinstance(node, ast.ClassDef)}
+        if name in classes:
+            return ClassSource(classes[name], classes, _constants(body), _imported(body))
+        module, name = _origin(module, path, name, body)
+    raise UnreadableError(f"`{point.module}` does not define `{point.attr}`")
+
+
+def _origin(module: str, path: Path, name: str, body: list[ast.stmt]) -> tuple[str, str]:
+    """The module that an imported name comes from, and what it is called there."""
+    for node in body:
+        for alias in node.names if isinstance(node, ast.ImportFrom) else []:
+            if name == (alias.asname or alias.name) and isinstance(node, ast.ImportFrom):
+                return _absolute(module, path, node), alias.name
+    raise UnreadableError(f"`{module}` does not define `{name}`")
+
+
+def _absolute(module: str, path: Path, node: ast.ImportFrom) -> str:
+    """The full name of what ``from ... import`` imports from."""
+    if not node.level:
+        return node.module or ""
+    parts = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    parts = parts[: len(parts) - node.level + 1]
+    return ".".join([*parts, *([node.module] if node.module else [])])
 
 
 def _parse(path: Path) -> ast.Module:

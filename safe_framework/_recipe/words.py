@@ -44,6 +44,8 @@ def phrase(kind: Any) -> str:
 
     >>> phrase(tuple[int, ...] | Literal["all"])
     'an array of whole numbers or "all"'
+    >>> phrase(Sequence[int | float])
+    'an array of whole numbers or numbers'
     """
     origin = outer(kind)
     if origin in UNIONS:
@@ -105,6 +107,10 @@ def _plural(kind: Any) -> str:
         return f"values among {_either([quote(choice) for choice in get_args(kind)])}"
     if outer(kind) in ARRAYS:
         return "arrays"
+    if outer(kind) in UNIONS:
+        return " or ".join(_plural(member) for member in members(kind))
+    if attrs.has(kind):
+        return "tables"
     return _PLURAL.get(kind, "values")
 
 

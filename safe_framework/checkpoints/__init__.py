@@ -2,6 +2,7 @@
 
 from safe_framework.checkpoints.card import Card, read_card
 from safe_framework.checkpoints.location import cache_folder, locate
+from safe_framework.checkpoints.pretrained import load_pretrained
 from safe_framework.checkpoints.quiet import quietly
 
-__all__ = ["Card", "cache_folder", "locate", "quietly", "read_card"]
+__all__ = ["Card", "cache_folder", "load_pretrained", "locate", "quietly", "read_card"]

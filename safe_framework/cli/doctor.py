@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any, NamedTuple
 
 from safe_framework.cli.table import table
+from safe_framework.optional_torchaudio import load_torchaudio
 
 _REQUIREMENT = re.compile(r"([\w.-]+)[^;]*(?:;.*extra == ['\"]([\w-]+)['\"])?")
 _NOT_FOR_USERS = ("dev", "test")
@@ -46,16 +47,20 @@ def torchaudio_state() -> str:
     try:
         version("torchaudio")
     except PackageNotFoundError:
-        return "not installed: sounds are resampled by soxr, which serves as well"
-    try:
-        import torchaudio  # type: ignore[import-not-found,unused-ignore]  # an extra
-
-        return f"{torchaudio.__version__} works"
-    except (ImportError, OSError, RuntimeError) as error:
         return (
-            f"installed but broken: {error}\n"
-            "  It was built for another torch, and transformers imports it whenever it is\n"
-            "  installed, so its models fail too.\n"
+            "not installed: sounds are resampled by soxr, which serves as well, and only the\n"
+            '  encoder `torchaudio` needs it: pip install "safe-framework[torchaudio]"'
+        )
+    try:
+        return f"{load_torchaudio().__version__} works"
+    except ImportError as error:
+        torch = _version(_Requirement("torch", ""))
+        return (
+            f"{version('torchaudio')} is broken beside torch {torch}: {error}\n"
+            "  Its native library was built for another torch. It is set aside: sounds are\n"
+            "  resampled by soxr, and only the encoder `torchaudio` does not work. A program that\n"
+            "  imports models of transformers without `import safe_framework` fails, since\n"
+            "  transformers imports torchaudio wherever it is installed.\n"
             "hint: `pip uninstall torchaudio`, or install the build that matches torch"
         )
 

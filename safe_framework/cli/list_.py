@@ -3,39 +3,104 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safe_framework.cli.table import table
+
+if TYPE_CHECKING:
+    from safe_framework._recipe.options import Option
 
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    text = "list plugins, recipes and checkpoints"
-    commands.add_parser("list", help=text, description=text).set_defaults(run=_run)
+    text = "list plugins with their options, recipes and checkpoints"
+    parser = commands.add_parser("list", help=text, description=text)
+    parser.add_argument("--json", action="store_true", help="the same for programs")
+    parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from safe_framework import catalogue
-    from safe_framework._recipe.docstrings import docstring, summary
-    from safe_framework._registry import REGISTRIES, origin
+    from safe_framework._registry import REGISTRIES
 
+    recipes = {name: _comment(path) for name, path in catalogue.recipes().items()}
+    cards = {name: _summary(path) for name, path in catalogue.cards().items()}
+    if arguments.json:
+        _print_json(recipes, cards)
+        return 0
     for registry in REGISTRIES.values():
-        points = registry.points()
-        rows = [
-            (p.name, origin(p).partition(" (")[0], summary(docstring(p)).partition("\n")[0])
-            for p in points
-        ]
-        _section(f"{registry.kind}s", rows)
-    _section("recipes", [(name, _comment(path)) for name, path in catalogue.recipes().items()])
-    _section("checkpoints", [(name, _summary(path)) for name, path in catalogue.cards().items()])
+        _section(f"{registry.kind}s", registry.points())
+    for title, found in {"recipes": recipes, "checkpoints": cards}.items():
+        print(title)
+        print(table(found.items()) if found else "  none")
     return 0
 
 
-def _section(title: str, rows: Sequence[Sequence[str]]) -> None:
-    print(title)
-    print(table(rows) if rows else "  none")
+def _section(title: str, points: Sequence[EntryPoint]) -> None:
+    """Plugins of one kind, the options of each below it."""
+    from safe_framework._recipe.docstrings import docstring, summary
+    from safe_framework._recipe.signature import told_options
+    from safe_framework._registry import origin
+
+    print(title if points else f"{title}\n  none")
+    rows = [
+        (p.name, origin(p).partition(" (")[0], summary(docstring(p)).partition("\n")[0])
+        for p in points
+    ]
+    lines = table(rows).splitlines()
+    for point, line in zip(points, lines, strict=True):
+        print(f"{line}\n      {_brief(told_options(point))}")
+
+
+def _brief(options: Sequence[Option] | None) -> str:
+    """The names of options, those without a default marked."""
+    from safe_framework._recipe.options import REQUIRED
+
+    if options is None:
+        return "options: not told by its source"
+    names = [f"{o.name} (required)" if o.default is REQUIRED else o.name for o in options]
+    return f"options: {', '.join(names) or 'none'}"
+
+
+def _print_json(recipes: Mapping[str, str], cards: Mapping[str, str]) -> None:
+    import json
+
+    from safe_framework._registry import REGISTRIES
+
+    plugins = [
+        _record(kind, point) for kind, registry in REGISTRIES.items() for point in registry.points()
+    ]
+    everything = {"plugins": plugins, "recipes": recipes, "checkpoints": cards}
+    print(json.dumps(everything, indent=2, ensure_ascii=False, default=repr))
+
+
+def _record(kind: str, point: EntryPoint) -> dict[str, Any]:
+    """A plugin as JSON holds it; ``options`` is null where its source does not tell them."""
+    from safe_framework._recipe.docstrings import arguments, docstring, summary
+    from safe_framework._recipe.options import REQUIRED
+    from safe_framework._recipe.signature import told_options
+    from safe_framework._recipe.words import phrase
+
+    text, options = docstring(point), told_options(point)
+    said = arguments(text)
+    described = [
+        {"name": o.name, "type": phrase(o.kind), "required": o.default is REQUIRED}
+        | ({} if o.default is REQUIRED else {"default": o.default})
+        | ({"about": said[o.name]} if o.name in said else {})
+        for o in options or []
+    ]
+    return {
+        "kind": kind,
+        "name": point.name,
+        "distribution": point.dist.name if point.dist else None,
+        "version": point.dist.version if point.dist else None,
+        "target": point.value,
+        "summary": summary(text).partition("\n")[0],
+        "options": None if options is None else described,
+    }
 
 
 def _comment(recipe: Path) -> str:

@@ -11,6 +11,9 @@ from safe_framework.cli.table import table
 if TYPE_CHECKING:
     from safe_framework._recipe.options import Option
 
+_UNTOLD = """\
+its options are not told by its source, and nothing is imported to show them
+hint: give `__init__` keyword-only parameters with plain types and literal defaults"""
 _KINDS = ("encoder", "projector", "fusion", "retention", "recipe", "card")
 
 
@@ -37,7 +40,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _show_plugin(kind: str, name: str) -> None:
     from safe_framework._recipe.docstrings import arguments, docstring, summary
-    from safe_framework._recipe.signature import read_options
+    from safe_framework._recipe.signature import told_options
     from safe_framework._registry import REGISTRIES
 
     registry = REGISTRIES[kind]
@@ -45,9 +48,10 @@ def _show_plugin(kind: str, name: str) -> None:
     print(f"{registry.kind} {name}, of {registry.origin(name)}\n")
     if text:
         print(f"{summary(text)}\n")
-    options, said = read_options(registry, name), arguments(text)
+    options, said = told_options(registry.point(name)), arguments(text)
     if not options:
-        print("it takes no options")
+        told = "it takes no options" if options is not None else _UNTOLD
+        print(told)
         return
     header, *lines = table([("option", "type", "default"), *map(_row, options)]).splitlines()
     print(header)

@@ -11,9 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from safe_framework.errors import DataError, SampleError
+from safe_framework.optional_torchaudio import load_torchaudio
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+    from safe_framework.shapes import Sample
 
 
 def _float32(values: Any) -> Any:
@@ -67,6 +70,36 @@ class Waveform:
             raise SampleError(f"`sampling_rate` must be a positive integer, not {rate!r}")
 
 
+def check_waveform(sample: Sample, name: str, encoder: str, rate: int) -> Waveform:
+    """Refuse what an encoder of waveforms cannot take.
+
+    Args:
+        sample: what it was given.
+        name: of the sample in messages, such as ``"`samples[0]`"``.
+        encoder: the encoder's name in messages.
+        rate: samples a second that the encoder takes, in hertz.
+
+    Returns:
+        The sample itself.
+
+    Raises:
+        SampleError: it is no ``Waveform``, has another rate, or holds NaN or Inf.
+    """
+    if not isinstance(sample, Waveform):
+        raise SampleError(
+            f"{name} is a {type(sample).__name__}, which does not say its rate",
+            hint="wrap it: safe_framework.data.audio.Waveform(values, sampling_rate)",
+        )
+    if sample.sampling_rate != rate:
+        raise SampleError(
+            f"{name} is sampled at {sample.sampling_rate} Hz, `{encoder}` takes {rate} Hz",
+            hint=f"safe_framework.data.audio.resample(waveform, {rate})",
+        )
+    if not np.isfinite(sample.values).all():
+        raise SampleError(f"{name} holds NaN or Inf", hint="drop or repair the recording")
+    return sample
+
+
 def read_audio(path: str | os.PathLike[str], sampling_rate: int | None = None) -> Waveform:
     """Read a sound file; its channels are averaged.
 
@@ -96,13 +129,39 @@ def read_audio(path: str | os.PathLike[str], sampling_rate: int | None = None) -
 def resample(waveform: Waveform, rate: int) -> Waveform:
     """The same sound with ``rate`` samples a second.
 
+    By torchaudio where it can be imported, otherwise by soxr. Below nine tenths of the lower
+    rate's half, the two differ by less than -60 dB of the sound.
+
     Raises:
-        DataError: the extra that resamples is not installed.
+        DataError: neither can be imported.
         SampleError: the sound is too short to have one sample at that rate.
     """
     if rate == waveform.sampling_rate:
         return waveform
-    return Waveform(_extra("soxr").resample(waveform.values, waveform.sampling_rate, rate), rate)
+    try:
+        torchaudio = load_torchaudio()
+    except ImportError:
+        values = _extra("soxr").resample(waveform.values, waveform.sampling_rate, rate)
+    else:
+        values = _by_torchaudio(torchaudio, waveform, rate)
+    return Waveform(values, rate)
+
+
+def _by_torchaudio(torchaudio: ModuleType, waveform: Waveform, rate: int) -> Any:
+    import torch
+
+    resampled = torchaudio.functional.resample(
+        torch.tensor(waveform.values),
+        waveform.sampling_rate,
+        rate,
+        resampling_method="sinc_interp_kaiser",
+        lowpass_filter_width=64,  # as steep as soxr's filter: its default is 18 dB away from it
+        rolloff=0.97,
+        beta=14.77,
+    )
+    own = waveform.sampling_rate
+    length = (2 * len(waveform.values) * rate + own) // (2 * own)  # as soxr rounds it
+    return resampled[:length].numpy()
 
 
 def _extra(name: str) -> ModuleType:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from safe_framework.errors import SampleError
+from safe_framework.errors import SafeError, SampleError
 from safe_framework.fingerprint import fingerprint, text_fingerprint
 from safe_framework.modality import Modality
 from safe_framework.shapes import Frames, Sample
@@ -31,10 +31,19 @@ class FrameStore:
         modality: whose frozen encoder computes them.
         folder: where they are kept; shared by all runs.
         options: the encoder's options in the recipe, which belong to the key.
+
+    Raises:
+        SafeError: the encoder is trainable: what it gave once would not stay true.
     """
 
     def __init__(self, modality: Modality, folder: Path, options: object = None) -> None:
         encoder = modality.encoder
+        if modality.encoder_trains:
+            raise SafeError(
+                f"the encoder of modality `{modality.name}` is trainable, but a run encodes each"
+                " sample once and never trains it",
+                hint="leave out `trainable`, or train it in a loop of your own on `model(**batch)`",
+            )
         kind = f"{type(encoder).__module__}.{type(encoder).__qualname__}"
         key = text_fingerprint(kind, fingerprint(encoder), options)
         self.modality = modality

@@ -14,7 +14,7 @@ from safe_framework.assembly import regularizers
 from safe_framework.checkpoints.location import cache_folder
 from safe_framework.data.examples import Example, read_samples, read_texts
 from safe_framework.data.frames import FrameStore, stack
-from safe_framework.errors import DataError
+from safe_framework.errors import DataError, SafeError
 from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
 from safe_framework.shapes import Frames, Sample
@@ -54,7 +54,11 @@ def train(
 
     Returns:
         What was logged: one row for each logging step, from the run's first step on.
+
+    Raises:
+        SafeError: an encoder trains, but frames are computed once.
     """
+    check_encoders(model)
     stores = frame_stores(model, recipe)
     tokenized = encode_examples(model, examples, stores, progress)
     alignment = Alignment(model, [example.answer for example in examples])
@@ -81,6 +85,20 @@ def train(
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     model.eval()
     return [row for row in trainer.state.log_history if "loss" in row]
+
+
+def check_encoders(model: SafeModel) -> None:
+    """Refuse an encoder that trains: its frames would be kept from before the first step.
+
+    Raises:
+        SafeError: there is one.
+    """
+    for name in model.modalities:
+        if model.modality(name).encoder_trains:
+            raise SafeError(
+                f"the encoder of modality `{name}` trains, but a run computes its frames once",
+                hint="set `trainable = false` in its table, or train it in a loop of your own",
+            )
 
 
 def frame_stores(model: SafeModel, recipe: Recipe) -> dict[str, FrameStore]:

@@ -1,5 +1,7 @@
 """The command ``safe`` answers at once, plainly, and with an exit code that scripts can use."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ from safe_framework._registry import REGISTRIES
 from safe_framework.cli import main
 from safe_framework.errors import CheckpointError
 
-COMMANDS = ("list", "show", "check", "run", "verify", "fetch", "doctor")
+COMMANDS = ("list", "show", "check", "run", "verify", "fetch", "new", "doctor")
 RECIPE = """\
 [base]
 model = "some/model"
@@ -115,6 +117,64 @@ def test_list_shows_a_broken_plugin_without_loading_it(installed, capsys):
     assert ["broken", "acme-safe", "0.1"] in [
         line.split() for line in capsys.readouterr().out.splitlines()
     ]
+
+
+def test_list_shows_options_below_each_plugin(installed, capsys):
+    """The options of each, or that its source does not tell them."""
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert "Hears chimes.\n      options: model (required), rate, loud\n" in out
+    assert re.search(r"\n  broken +acme-safe 0\.1\n      options: not told by its source\n", out)
+    assert "Anchors; takes no options.\n      options: none\n" in out
+
+
+def test_list_gives_programs_the_same(installed, capsys):
+    """``--json`` holds each plugin with its options, and null where they are not told."""
+    assert main(["list", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    plugins = {(plugin["kind"], plugin["name"]): plugin for plugin in found["plugins"]}
+    assert plugins["encoder", "broken"]["options"] is None
+    assert plugins["encoder", "chime"] == {
+        "kind": "encoder",
+        "name": "chime",
+        "distribution": "acme-safe",
+        "version": "0.1",
+        "target": "acme_safe:ChimeEncoder",
+        "summary": "Hears chimes.",
+        "options": [
+            {
+                "name": "model",
+                "type": "a string",
+                "required": True,
+                "about": "the bell that was rung.",
+            },
+            {
+                "name": "rate",
+                "type": "a whole number",
+                "required": False,
+                "default": 16000,
+                "about": "of the recording.",
+            },
+            {"name": "loud", "type": "true or false", "required": False, "default": False},
+        ],
+    }
+    assert set(found["recipes"]) == set(catalogue.recipes())
+    assert set(found["checkpoints"]) == set(catalogue.cards())
+
+
+def test_no_plugin_is_imported(installed):
+    """Listing and showing load no plugin, not even one whose source says too little."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from safe_framework.cli import main\n"
+        "lines = 'list', 'list --json', 'show encoder chime', 'show encoder broken'\n"
+        "assert [main(line.split()) for line in lines] == [0] * 4\n"
+        "mine = {'torch', 'safe_framework_plugins', 'acme_safe', 'acme_broken'}\n"
+        "sys.exit(sorted(mine & {name.partition('.')[0] for name in sys.modules}) or None)\n"
+    )
+    command = [sys.executable, "-c", code, str(installed)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "its options are not told by its source" in done.stdout
 
 
 def test_show_tells_a_plugins_options(installed, capsys):

@@ -80,7 +80,8 @@ def test_a_missing_torchaudio_is_no_trouble(monkeypatch):
     """Without it sounds are resampled by soxr."""
     without(monkeypatch, "torchaudio")
     assert doctor.torchaudio_state() == (
-        "not installed: sounds are resampled by soxr, which serves as well"
+        "not installed: sounds are resampled by soxr, which serves as well, and only the\n"
+        '  encoder `torchaudio` needs it: pip install "safe-framework[torchaudio]"'
     )
 
 
@@ -92,11 +93,14 @@ def test_a_working_torchaudio_is_shown(torchaudio):
 
 @pytest.mark.parametrize("error", ["OSError", "RuntimeError", "ImportError"])
 def test_a_broken_torchaudio_is_explained(torchaudio, error):
-    """One that cannot be imported breaks transformers too, and the remedy is named."""
+    """One that cannot be imported: why, what still works, what does not, and the remedy."""
     torchaudio(f"raise {error}('libcudart.so.13: cannot open shared object file')\n")
     assert doctor.torchaudio_state() == (
-        "installed but broken: libcudart.so.13: cannot open shared object file\n"
-        "  It was built for another torch, and transformers imports it whenever it is\n"
-        "  installed, so its models fail too.\n"
+        f"9.9 is broken beside torch {version('torch')}: "
+        "libcudart.so.13: cannot open shared object file\n"
+        "  Its native library was built for another torch. It is set aside: sounds are\n"
+        "  resampled by soxr, and only the encoder `torchaudio` does not work. A program that\n"
+        "  imports models of transformers without `import safe_framework` fails, since\n"
+        "  transformers imports torchaudio wherever it is installed.\n"
         "hint: `pip uninstall torchaudio`, or install the build that matches torch"
     )

@@ -2,10 +2,13 @@
 
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
+import soxr
+import torch
 
 from safe_framework.data.audio import Waveform, read_audio, resample
 from safe_framework.errors import DataError, SampleError
@@ -72,6 +75,21 @@ def test_resampling_to_its_own_rate_changes_nothing() -> None:
     """Law: a waveform that already has the rate is given back as it is."""
     waveform = Waveform(tone(8000), 8000)
     assert resample(waveform, 8000) is waveform
+
+
+def test_torchaudio_resamples_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: a torchaudio that works is used; `tests/with_torchaudio` holds it to soxr."""
+    fake = ModuleType("torchaudio")
+    fake.functional = SimpleNamespace(resample=lambda wave, old, new, **kind: torch.ones(3))
+    monkeypatch.setitem(sys.modules, "torchaudio", fake)
+    assert resample(Waveform(np.zeros(2), 8000), 12000).values.tolist() == [1, 1, 1]
+
+
+def test_soxr_resamples_where_torchaudio_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: without torchaudio, soxr is used."""
+    monkeypatch.setitem(sys.modules, "torchaudio", None)
+    values = soxr.resample(tone(8000).astype(np.float32), 8000, 16000)
+    assert np.array_equal(resample(Waveform(tone(8000), 8000), 16000).values, values)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from safe_framework.data.audio import Waveform
 from safe_framework.data.frames import FrameStore, sample_key, stack
-from safe_framework.errors import SampleError
+from safe_framework.errors import SafeError, SampleError
 from safe_framework.modality import Modality
 from safe_framework.shapes import Frames, all_real
 from tests.toys import DIM, HIDDEN, ToyEncoder, ToyFusion, ToyProjector
@@ -197,3 +197,10 @@ def test_absent_rows_alone_can_be_stacked() -> None:
     stacked = stack([None, None], 4)
     assert stacked.values.shape == (2, 1, 4)
     assert not stacked.mask.any()
+
+
+def test_a_trainable_encoder_is_refused(touch: Modality, tmp_path: Path) -> None:
+    """Law: no run keeps frames of an encoder that is said to train, and so never trains it."""
+    touch.encoder.requires_grad_(True)
+    with pytest.raises(SafeError, match=r"`touch` is trainable.*\nhint: leave out `trainable`"):
+        FrameStore(touch, tmp_path)

@@ -20,6 +20,7 @@ DOCUMENTS = (
     "CHANGELOG.md",
     "docs/certificate.md",
     "docs/laws.md",
+    "docs/plugins.md",
     "docs/recipe.md",
     "tests/README.md",
 )
@@ -82,7 +83,7 @@ def test_make_targets_exist(readme):
     """Every target that the README names is in the Makefile."""
     named = set(re.findall(r"make ([a-z][a-z-]+)  |`make ([a-z-]+)`", readme))
     targets = {first or second for first, second in named}
-    assert {"demo", "test", "lint", "check-real"} == targets
+    assert {"demo", "test", "lint", "check-real", "check-zoo", "check-gpu"} == targets
     makefile = (ROOT / "Makefile").read_text("utf-8")
     assert [target for target in targets if f"\n{target}:" not in makefile] == []
 
@@ -90,7 +91,7 @@ def test_make_targets_exist(readme):
 def test_commands_exist(readme, capsys):
     """Every command of ``safe`` that the README names answers ``--help``."""
     named = set(re.findall(r"(?:^|`)safe ([a-z]+)", readme, re.MULTILINE))
-    assert len(named) == 7
+    assert len(named) == 8
     for command in named:
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])

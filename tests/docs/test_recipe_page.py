@@ -8,6 +8,8 @@ import pytest
 import tomli
 
 from safe_framework._recipe import schema
+from safe_framework._recipe.signature import read_options
+from safe_framework._registry import fusion_adapters
 
 PAGE = (Path(__file__).parents[2] / "docs" / "recipe.md").read_text("utf-8")
 TABLES = {
@@ -54,7 +56,18 @@ def test_keys_and_defaults(heading, table):
     assert defaults == {field.name: shown(field) for field in fields}
 
 
+def test_every_fusion_adapter_has_its_options():
+    """The page's table of adapters has each shipped one, with the options that the others lack."""
+    common = {"layers", "heads", "init"}
+    shipped = [p.name for p in fusion_adapters.points() if p.dist.name == "safe-framework"]
+    options = {name: {o.name for o in read_options(fusion_adapters, name)} for name in shipped}
+    assert all(common <= names for names in options.values())
+    listed = {name: set(re.findall(r"`(\w+)`", cell)) for name, cell in rows("`fusion`").items()}
+    assert listed == {name: names - common for name, names in options.items()}
+
+
 def test_every_class_has_a_table():
     """No class of the schema is left out."""
     classes = {kind for kind in vars(schema).values() if attrs.has(kind)}
-    assert classes - set(TABLES.values()) == {schema.Recipe, schema.PluginSpec}
+    plain = {schema.Recipe, schema.PluginSpec, schema.EncoderSpec}
+    assert classes - set(TABLES.values()) == plain

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from torch import Tensor
 from safe_framework.adapter import adapter_tensors, copy_tensors, load_tensors, own_copy
 from safe_framework.base import hooks_of
 from safe_framework.fingerprint import fingerprint
+from safe_framework.fusion import FusionAdapter
 from safe_framework.model import SafeModel
 from safe_framework_plugins.projectors.standard import StandardProjector
+from tests.fusions import VARIANTS, fresh
 from tests.laws.calls import DECODING, MODES, all_same, copy_of, forward_tensors, generate_tensors
 from tests.toys import (
     BASES,
@@ -27,15 +30,21 @@ from tests.toys import (
     ToyFusion,
     ToyProjector,
     felt,
-    lora,
     mixtral,
     texts,
 )
 
 NAMES = st.sampled_from(["touch", "smell"])
 KINDS = {**BASES, "mixtral": mixtral}
+
+
+def _fresh(variant: str, model: SafeModel, layers: list[int]) -> FusionAdapter:
+    """A shipped adapter."""
+    return fresh(variant, model.facts(), layers=layers)
+
+
 FUSIONS: dict[str, Any] = {
-    "lora": lambda model, layers: lora(model, layers=layers),
+    **{name: partial(_fresh, name) for name in VARIANTS},
     "toy": lambda model, layers: ToyFusion(layers=sorted(layer % 2 for layer in layers)),
 }
 PROJECTORS: dict[str, Any] = {

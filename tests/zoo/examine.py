@@ -23,7 +23,7 @@ from safe_framework.model import SafeModel
 from safe_framework.testing.zoo import CannotBuild, TinyBase, tiny
 
 BEAMS = next(call for call in CALLS if call.options.get("num_beams") == 2)
-LIMIT = 240
+LIMIT = 900
 """Seconds after which a type has failed."""
 
 

@@ -9,14 +9,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from safe_framework.checkpoints import locate, quietly
-from safe_framework.data.audio import Waveform
+from safe_framework.checkpoints import load_pretrained
+from safe_framework.data.audio import Waveform, check_waveform
 from safe_framework.encoder import Encoder
-from safe_framework.errors import CheckpointError, SampleError
+from safe_framework.errors import SampleError
 from safe_framework.shapes import Frames, Sample
 
 if TYPE_CHECKING:
@@ -28,7 +27,8 @@ class WhisperEncoder(Encoder):
 
     Whisper pads every recording to one window and attends to all of it; the mask leaves out the
     frames beyond the recording's end. A window shorter than Whisper's 30 s keeps the first
-    positions only, and costs that much less.
+    positions only, and costs that much less. For the words of a recording as text, see
+    ``safe_framework_plugins.encoders.transcript``.
 
     Args:
         model: a Whisper checkpoint: a card such as ``"whisper-tiny.en"``, a folder or a hub id.
@@ -45,8 +45,13 @@ class WhisperEncoder(Encoder):
     def __init__(
         self, *, model: str, layer: int | None = None, seconds: float | None = None
     ) -> None:
+        from transformers import WhisperFeatureExtractor, WhisperModel
+
         super().__init__()
-        self.encoder, self._extractor = _load(model)
+        whole, self._extractor = load_pretrained(
+            model, WhisperModel, WhisperFeatureExtractor, kind="whisper", title="Whisper"
+        )
+        self.encoder = whole.encoder
         self.dim = self.encoder.config.d_model
         self.sampling_rate = self._extractor.sampling_rate
         self._stride = _stride(self.encoder, self._extractor)
@@ -58,7 +63,7 @@ class WhisperEncoder(Encoder):
     @property
     def seconds(self) -> float:
         """The longest recording that it takes."""
-        return self._window / self._extractor.sampling_rate
+        return float(self._window / self._extractor.sampling_rate)
 
     @property
     def _window(self) -> int:
@@ -105,19 +110,7 @@ class WhisperEncoder(Encoder):
         return features  # (1, mel, steps)
 
     def _check(self, sample: Sample, name: str) -> None:
-        if not isinstance(sample, Waveform):
-            raise SampleError(
-                f"{name} is a {type(sample).__name__}, which does not say its rate",
-                hint="wrap it: safe_framework.data.audio.Waveform(values, sampling_rate)",
-            )
-        if sample.sampling_rate != self.sampling_rate:
-            raise SampleError(
-                f"{name} is sampled at {sample.sampling_rate} Hz,"
-                f" `whisper` takes {self.sampling_rate} Hz",
-                hint=f"safe_framework.data.audio.resample(waveform, {self.sampling_rate})",
-            )
-        if not np.isfinite(sample.values).all():
-            raise SampleError(f"{name} holds NaN or Inf", hint="drop or repair the recording")
+        check_waveform(sample, name, "whisper", self._extractor.sampling_rate)
         if len(sample.values) > self._window:
             raise SampleError(
                 f"{name} lasts {sample.seconds:.2f} s, longer than the window of {self.seconds} s",
@@ -128,28 +121,6 @@ class WhisperEncoder(Encoder):
         if seconds > self._longest:
             return f"cut the recording: the model's own window is {self._longest} s"
         return f"`seconds = {min(math.ceil(seconds), self._longest)}`, or cut the recording"
-
-
-def _load(model: str) -> tuple[Any, WhisperFeatureExtractor]:
-    from transformers import AutoConfig, WhisperFeatureExtractor, WhisperModel
-
-    place = locate(model)
-    try:
-        with quietly():
-            kind = AutoConfig.from_pretrained(place).model_type
-            if kind != "whisper":
-                raise CheckpointError(f"`{model}` is a {kind}, not a Whisper")
-            loaded: Any = WhisperModel.from_pretrained(
-                place, dtype=torch.float32, output_loading_info=True
-            )
-            extractor = WhisperFeatureExtractor.from_pretrained(place)
-    except (OSError, ValueError, RuntimeError) as error:
-        why = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"`{model}` cannot be loaded as a Whisper: {why}") from error
-    whole, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise CheckpointError(f"`{model}` lacks {len(missing)} weights, such as `{missing[0]}`")
-    return whole.encoder, extractor
 
 
 def _stride(encoder: Any, extractor: WhisperFeatureExtractor) -> int:

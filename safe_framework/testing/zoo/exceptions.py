@@ -105,6 +105,8 @@ CHANGES: dict[str, dict[str, Any]] = {
         "top_k_experts": 2,
         "moe_intermediate_size": 96,
     },
+    # Positions that it writes at once, in 48 steps each time.
+    "diffusion_gemma": {"canvas_length": 4},
     "granite4_vision": {
         "downsample_rate": "2/4",
         "deepstack_layer_map": [[-1, 0]],

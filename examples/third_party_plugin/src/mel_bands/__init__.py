@@ -1,0 +1,1 @@
+"""A plugin of safe-framework in a distribution of its own."""

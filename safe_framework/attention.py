@@ -1,0 +1,171 @@
+"""Attention of text positions to a modality's tokens, from which fusion adapters are made.
+
+``W_o softmax(clamp(Q K^T / sqrt(d))) V`` with ``Q = W_q norm(hidden)``, ``K = W_k norm(tokens)``,
+``V = W_v norm(tokens)``. A position attends to tokens and never to another position, so that what
+it is given depends on no later one, and is the same with a cache and without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from safe_framework.shapes import BaseFacts, Memory, Tokens
+
+CLAMP = 50.0
+"""Scores stay between minus and plus this."""
+MASKED = -1e4
+"""The score of a masked token; beside any other, its share is exactly 0 in float32."""
+
+
+def unit_rms(values: Tensor) -> Tensor:
+    """Root-mean-square normalisation without weights, as a layer's own attention expects."""
+    return nn.functional.rms_norm(values, values.shape[-1:])
+
+
+def attend(
+    query: Annotated[Tensor, "batch heads length dim"],
+    key: Annotated[Tensor, "batch heads tokens dim"],
+    value: Annotated[Tensor, "batch heads tokens dim"],
+    mask: Annotated[Tensor, "batch tokens"],
+    *,
+    nothing: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Annotated[Tensor, "batch heads length dim"]:
+    """Masked attention in float32, whatever the inputs' dtype and autocast say.
+
+    Args:
+        query: of each position.
+        key: of each token.
+        value: of each token.
+        mask: True where a token may be attended to; at least one of each row.
+        nothing: each head's score of attending to nothing, (heads,); None for no such choice.
+        dropout: part of the shares that is dropped.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        scores = query.float() @ key.float().mT / query.shape[-1] ** 0.5
+        scores = scores.clamp(-CLAMP, CLAMP).masked_fill(~mask[:, None, None], MASKED)
+        if nothing is None:
+            shares = scores.softmax(-1)
+        else:
+            rest = nothing.float()[:, None, None].expand(*scores.shape[:-1], 1)
+            shares = torch.cat([scores, rest], dim=-1).softmax(-1)[..., :-1]
+        if dropout:
+            shares = nn.functional.dropout(shares, dropout)
+        context: Tensor = shares @ value.float()
+        return context
+
+
+class CrossAttention(nn.Module):
+    """Attention of one decoder layer's positions to tokens, with four projections.
+
+    Args:
+        base: sizes of the base model, and its attention's weights.
+        layer: of the base, whose attention ``init`` may copy.
+        init: ``"base"`` copies query, key and value from the layer's own attention and falls back
+            to ``"random"``, which draws them, where that is of another kind.
+        heads: of the attention where it is random; by default the base's.
+        silent: the output projection is zero; otherwise it starts as the other three do.
+        nothing: each head can also attend to nothing, by a learned score beside the tokens'.
+        dropout: part of the attention's shares that is dropped in training.
+        norm_query: normalise hidden states to a root mean square of 1.
+        norm_tokens: normalise tokens to a root mean square of 1.
+
+    Attributes:
+        from_base: whether the projections are the base's.
+    """
+
+    def __init__(
+        self,
+        base: BaseFacts,
+        layer: int,
+        *,
+        init: Literal["base", "random"] = "base",
+        heads: int | None = None,
+        silent: bool = True,
+        nothing: bool = False,
+        dropout: float = 0.0,
+        norm_query: bool = True,
+        norm_tokens: bool = True,
+    ) -> None:
+        super().__init__()
+        if heads is not None and heads < 1:
+            raise ValueError(f"`heads` must be at least 1, not {heads}")
+        weights = base.attention(layer) if init == "base" else None
+        self.from_base = weights is not None
+        self.heads = (heads or base.num_heads) if weights is None else weights.num_heads
+        hidden = base.hidden_size
+        width = hidden if weights is None else weights.query.shape[0]
+        if width % self.heads:
+            raise ValueError(f"`heads` must divide {width}, not {self.heads}")
+        self.query = nn.Linear(hidden, width, bias=False)
+        self.key = nn.Linear(hidden, width, bias=False)
+        self.value = nn.Linear(hidden, width, bias=False)
+        self.output = nn.Linear(width, hidden, bias=False)
+        self.nothing = nn.Parameter(torch.zeros(self.heads)) if nothing else None
+        self.dropout, self.norm_query, self.norm_tokens = dropout, norm_query, norm_tokens
+        if weights is not None:
+            with torch.no_grad():
+                for name in ("query", "key", "value", "output"):
+                    getattr(self, name).weight.copy_(getattr(weights, name))
+        if silent:
+            nn.init.zeros_(self.output.weight)
+
+    def keys_and_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What every position will attend to, each (batch, heads, tokens, dim)."""
+        tokens = unit_rms(tokens) if self.norm_tokens else tokens
+        return self._split(self.key(tokens)), self._split(self.value(tokens))
+
+    def forward(
+        self, hidden: Annotated[Tensor, "batch length hidden"], key: Tensor, value: Tensor,
+        mask: Tensor,
+    ) -> Annotated[Tensor, "batch length hidden"]:  # fmt: skip
+        """What each position is given of the keys and values."""
+        query = self._split(self.query(unit_rms(hidden) if self.norm_query else hidden))
+        context = attend(
+            query, key, value, mask,
+            nothing=self.nothing, dropout=self.dropout if self.training else 0.0,
+        )  # fmt: skip
+        context = context.to(hidden.dtype)  # (batch, heads, length, dim)
+        out: Tensor = self.output(context.transpose(1, 2).flatten(2))  # (batch, length, hidden)
+        return out
+
+    def _split(self, values: Tensor) -> Tensor:
+        batch, length, width = values.shape
+        heads = values.reshape(batch, length, self.heads, width // self.heads)
+        return heads.transpose(1, 2)  # (batch, heads, length, dim)
+
+
+class CrossAttentions(nn.ModuleDict):
+    """A cross-attention for each of several layers, and the memory that they share.
+
+    Args:
+        blocks: by layer.
+    """
+
+    def __init__(self, blocks: Mapping[int, CrossAttention]) -> None:
+        super().__init__({str(layer): block for layer, block in blocks.items()})
+
+    def remember(self, tokens: Tokens) -> Memory:
+        """Keys and values of every layer, each (batch, heads, tokens, dim)."""
+        kept: dict[str, Tensor] = {}
+        values = torch.where(tokens.mask.unsqueeze(-1), tokens.values, 0.0)  # 0 * NaN is NaN
+        for layer in self:
+            key, value = self.at(layer).keys_and_values(values)
+            kept |= {f"key.{layer}": key, f"value.{layer}": value}
+        return Memory(kept, tokens.mask)
+
+    def attend(
+        self, hidden: Annotated[Tensor, "batch length hidden"], memory: Memory, layer: int
+    ) -> Annotated[Tensor, "batch length hidden"]:
+        """What the attention of ``layer`` gives to each position."""
+        key, value = memory.tensors[f"key.{layer}"], memory.tensors[f"value.{layer}"]
+        given: Tensor = self.at(layer)(hidden, key, value, memory.mask)
+        return given
+
+    def at(self, layer: int | str) -> CrossAttention:
+        """The block of ``layer``."""
+        return cast(CrossAttention, self[str(layer)])

@@ -1,0 +1,100 @@
+"""The laws of an encoder, as tests."""
+
+from __future__ import annotations
+
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from safe_framework.bits import same_bits
+from safe_framework.encoder import Encoder
+from safe_framework.shapes import Frames, Sample
+from safe_framework.testing.holding import assert_near, tried
+from safe_framework.testing.shape_check import check_shapes
+from safe_framework.testing.strategies import seeds
+
+_EXAMPLES = 10  # each runs a model
+_batches = st.lists(seeds(), min_size=1, max_size=4)
+
+
+class EncoderContract(ABC):
+    """What every encoder promises; inherit it in a test, and say how yours is made.
+
+    One test for each Law of :class:`safe_framework.Encoder`, of the same name::
+
+        class TestChimeEncoder(EncoderContract):
+            def make(self):
+                return ChimeEncoder(bands=8)
+
+            def sample(self, seed):
+                return np.random.default_rng(seed).normal(size=100 + seed % 50)
+    """
+
+    @abstractmethod
+    def make(self) -> Encoder:
+        """The encoder; called once for each test."""
+
+    @abstractmethod
+    def sample(self, seed: int) -> Sample:
+        """A sample that it takes, the same for the same seed; vary the length if it may."""
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The encoder under test, as it is used: in evaluation mode."""
+        return self.make().eval()
+
+    @tried(_EXAMPLES)
+    @given(seeds())
+    def test_deterministic(self, seed: int) -> None:
+        """Law: the same sample gives the same frames, whatever the state of random generators."""
+        found = []
+        for state in (0, 1):
+            torch.manual_seed(state)
+            found.append(self._encode([self.sample(seed)]))
+        assert same_bits(found[0].mask, found[1].mask)
+        valid = found[0].mask
+        assert same_bits(found[0].values[valid], found[1].values[valid])
+
+    @tried(_EXAMPLES)
+    @given(_batches)
+    def test_row_independent(self, batch: list[int]) -> None:
+        """Law: a sample's valid frames are the same in any batch, but for rounding."""
+        together = self._encode([self.sample(seed) for seed in batch])
+        for row, seed in enumerate(batch):
+            alone = self._encode([self.sample(seed)])
+            assert_near(together.values[row][together.mask[row]], alone.values[0][alone.mask[0]])
+
+    @tried(_EXAMPLES)
+    @given(_batches)
+    def test_prepare_on_cpu(self, batch: list[int]) -> None:
+        """Law: ``prepare`` gives CPU tensors that pickle, with one row for each sample."""
+        inputs = self.encoder.prepare([self.sample(seed) for seed in batch])
+        copies = pickle.loads(pickle.dumps(dict(inputs)))
+        assert inputs
+        for name, tensor in inputs.items():
+            assert isinstance(tensor, torch.Tensor), name
+            assert tensor.device.type == "cpu", name
+            assert tensor.shape[:1] == (len(batch),), name
+            assert same_bits(copies[name], tensor), name
+
+    @tried(_EXAMPLES)
+    @given(_batches)
+    def test_frames_shape(self, batch: list[int]) -> None:
+        """Law: ``forward`` gives finite frames (batch, frames, dim) and a mask (batch, frames)."""
+        frames = self._encode([self.sample(seed) for seed in batch])
+        assert isinstance(frames, Frames)
+        assert frames.values.is_floating_point()
+        assert frames.mask.dtype == torch.bool
+        assert torch.isfinite(frames.values[frames.mask]).all()
+
+    def _encode(self, samples: Sequence[Sample]) -> Frames:
+        sizes = {"batch": len(samples), "dim": self.encoder.dim}
+        inputs = self.encoder.prepare(samples)
+        with torch.no_grad():
+            frames: Frames = check_shapes(self.encoder, sizes=sizes, **inputs)
+        return frames
