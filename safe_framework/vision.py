@@ -128,7 +128,9 @@ class VisionBackbone(nn.Module):
 
     def _ramp(self) -> Tensor:
         """A picture to try it on, (1, 3, size, size)."""
-        return torch.linspace(-1, 1, 3 * self.size**2).view(1, 3, self.size, self.size)
+        device = next(self.network.parameters()).device  # meta, where only sizes are asked for
+        ramp = torch.linspace(-1, 1, 3 * self.size**2, device=device)
+        return ramp.view(1, 3, self.size, self.size)
 
     @torch.no_grad()
     def _drop_layers_above(self, states: Tensor) -> None:
@@ -140,7 +142,8 @@ class VisionBackbone(nn.Module):
             path, layers = found
             _put(self.network, path, layers[:kept])
             try:
-                if torch.equal(self._states(picture), states):
+                again = self._states(picture)
+                if states.is_meta or torch.equal(again, states):
                     return
             except (RuntimeError, IndexError, ValueError, TypeError):
                 pass  # it counts its layers otherwise
