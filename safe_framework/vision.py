@@ -74,6 +74,16 @@ class VisionBackbone(nn.Module):
         channels_first = states.shape[2] == states.shape[3]
         return states.flatten(2).mT if channels_first else states.flatten(1, 2)
 
+    def thaw(self) -> None:
+        """Let every parameter train that the patches depend on; a pooler's, say, stay frozen."""
+        parameters = list(self.network.parameters())
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        seen = self(self._ramp()).sum()
+        needed = torch.autograd.grad(seen, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, needed, strict=True):
+            parameter.requires_grad_(gradient is not None)
+
     def normalise(self, pixels: Annotated[Tensor, "channels height width"]) -> Tensor:
         """Values from 0 to 1 as the backbone expects them."""
         return (pixels - self.mean.cpu()) / self.deviation.cpu()
