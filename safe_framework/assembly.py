@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,11 @@ from safe_framework.markers import inline_tokens
 from safe_framework.model import SafeModel
 
 if TYPE_CHECKING:
+    from safe_framework.encoder import Encoder
+    from safe_framework.fusion import FusionAdapter
+    from safe_framework.projector import Projector
     from safe_framework.retention import RetentionRegularizer
+    from safe_framework.shapes import BaseFacts
 
 
 def build(
@@ -190,17 +195,35 @@ def _add_all(model: SafeModel, recipe: Recipe) -> None:
             _add(model, recipe, name, spec)
 
 
-def _add(model: SafeModel, recipe: Recipe, name: str, spec: ModalitySpec) -> None:
+def parts_of(
+    recipe: Recipe, name: str, spec: ModalitySpec, facts: BaseFacts, *, device: str | None = None
+) -> tuple[Encoder, Projector, FusionAdapter]:
+    """The three plugins of one modality, fresh.
+
+    Args:
+        recipe: which to show where an option is wrong.
+        name: of the modality.
+        spec: what it is made of.
+        facts: of the base.
+        device: where the projector and the adapter are made; by default as they are.
+    """
+
     def part(kind: str, table: str, plugin: PluginSpec, *wired: Any) -> Any:
         path = ("modalities", name, table)
         return _make(recipe, path, kind, plugin.use, plugin.options, *wired)
 
-    facts = model.facts()
     encoder = part("encoders", "encoder", spec.encoder)
     if not any(p.requires_grad for p in encoder.parameters()):
         encoder.eval()
-    projector = part("projectors", "projector", spec.projector, encoder.dim, facts.hidden_size)
-    fusion = part("fusion_adapters", "fusion", spec.fusion, facts)
+    with torch.device(device) if device is not None else nullcontext():
+        sizes = encoder.dim, facts.hidden_size
+        projector = part("projectors", "projector", spec.projector, *sizes)
+        fusion = part("fusion_adapters", "fusion", spec.fusion, facts)
+    return encoder, projector, fusion
+
+
+def _add(model: SafeModel, recipe: Recipe, name: str, spec: ModalitySpec) -> None:
+    encoder, projector, fusion = parts_of(recipe, name, spec, model.facts())
     if spec.inline:
         try:
             inline_tokens(projector)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from safe_framework.attachment import EmbeddingHook, LayerHook
+from safe_framework.errors import CheckpointError
 from safe_framework.layers import text_config
 from safe_framework.probe import LayerStack
 from safe_framework.shapes import AttentionWeights, BaseFacts
@@ -28,10 +30,15 @@ def load_base(spec: BaseSpec, *, trust_remote_code: bool = False) -> tuple[nn.Mo
     """
     from transformers import AutoTokenizer
 
-    from safe_framework.checkpoints import locate, quietly
+    from safe_framework.checkpoints import locate, quietly, revision_of
 
-    place = locate(spec.model)
-    common = {"revision": spec.revision} if spec.revision else {}
+    if spec.compose is not None and not Path(spec.model).expanduser().is_dir():
+        raise CheckpointError(
+            f"`{spec.model}`, which [base.compose] describes, has not been made",
+            hint="safe compose RECIPE",
+        )
+    place, revision = locate(spec.model), spec.revision or revision_of(spec.model)
+    common = {"revision": revision} if revision else {}
     if spec.gguf_file:
         common["gguf_file"] = spec.gguf_file
     options: dict[str, Any] = {"dtype": spec.dtype, "trust_remote_code": trust_remote_code}
@@ -71,12 +78,21 @@ def freeze(base: nn.Module) -> nn.Module:
     return base.eval().requires_grad_(False)
 
 
-def facts_of(base: nn.Module, stack: LayerStack) -> BaseFacts:
-    """Sizes of the base, and copies of its attention projections where they are plain."""
+def facts_of(base: nn.Module, stack: LayerStack, *, blueprint: bool = False) -> BaseFacts:
+    """Sizes of the base, and copies of its attention projections where they are plain.
+
+    Args:
+        base: a transformers model.
+        stack: its layers.
+        blueprint: the whole base lies on the meta device, so that its projections have shapes
+            and no values; else a projection there is one that is offloaded.
+    """
     layers, heads = stack.of(base), _heads(base, stack.hidden_size)
-    return BaseFacts(
-        stack.hidden_size, stack.count, heads, lambda layer: _attention(layers[layer], heads)
-    )
+
+    def attention(layer: int) -> AttentionWeights | None:
+        return _attention(layers[layer], heads, blueprint)
+
+    return BaseFacts(stack.hidden_size, stack.count, heads, attention)
 
 
 def device_of(base: nn.Module) -> torch.device:
@@ -101,12 +117,14 @@ def _heads(base: nn.Module, hidden: int) -> int:
     return next(heads for heads in range(min(wanted, hidden), 0, -1) if hidden % heads == 0)
 
 
-def _attention(layer: nn.Module, heads: int) -> AttentionWeights | None:
+def _attention(layer: nn.Module, heads: int, blueprint: bool) -> AttentionWeights | None:
     """The layer's four projections, or None where it has no plain ones of the right shape."""
     attention = getattr(layer, "self_attn", None)
     found = [getattr(attention, name, None) for name in _PROJECTIONS]
     linears = [module for module in found if isinstance(module, nn.Linear)]
-    if len(linears) < len(_PROJECTIONS) or not all(map(_readable, linears)):
+    if len(linears) < len(_PROJECTIONS) or not all(
+        blueprint or _readable(linear) for linear in linears
+    ):
         return None
     query, key, value, output = (linear.weight.detach() for linear in linears)
     scale = _norm_scale(layer, query.shape[1])
@@ -136,6 +154,8 @@ def _norm_scale(layer: nn.Module, hidden: int) -> Tensor | float:
     if norm is None or not isinstance(weight, Tensor) or weight.shape != (hidden,):
         return 1.0
     weight = weight.detach()
+    if weight.is_meta:  # of a blueprint, which has shapes and no values
+        return weight
     return 1 + weight if _adds_one(norm, weight) else weight
 
 

@@ -32,7 +32,6 @@ class RetentionRegularizer(ABC):  # noqa: B024  # each method has a default: ove
         zero_at_base: the penalty is 0 where the outputs are the base's, and the parameter
             penalty is 0 where training starts.
         nonnegative: a penalty is never below 0.
-        pull_nonnegative: nor is the parameter penalty, wherever the parameters go.
         mask_respected: positions whose mask is False have no effect.
         base_untouched: neither ``begin`` nor ``constrain`` changes the base.
     """

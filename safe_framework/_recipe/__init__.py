@@ -4,6 +4,7 @@ from safe_framework._recipe.problems import Problem, RecipeError, positioned
 from safe_framework._recipe.read import parse_recipe, read_recipe
 from safe_framework._recipe.schema import (
     BaseSpec,
+    ComposeSpec,
     DataSpec,
     EncoderSpec,
     EvaluationSpec,
@@ -17,6 +18,7 @@ from safe_framework._recipe.schema import (
 
 __all__ = [
     "BaseSpec",
+    "ComposeSpec",
     "DataSpec",
     "EncoderSpec",
     "EvaluationSpec",

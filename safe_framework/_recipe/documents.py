@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from safe_framework._recipe.problems import Finding
-from safe_framework._recipe.schema import DATA_FILES
+from safe_framework._recipe.schema import COMPOSE_FILES, DATA_FILES
 from safe_framework._suggest import nearest
 
 
@@ -22,14 +23,25 @@ def check_modality_names(document: dict[str, Any], findings: list[Finding]) -> N
 
 
 def check_data_files(document: dict[str, Any], folder: Path, findings: list[Finding]) -> None:
-    """Every file that ``[data]`` names must be there."""
-    data = _table(document, "data")
-    for key in DATA_FILES:
-        name = data.get(key)
+    """Every file that ``[data]`` and ``[base.compose]`` name must be there."""
+    _check_files(_table(document, "data"), ("data",), DATA_FILES, folder, findings)
+    compose = _table(_table(document, "base"), "compose")
+    _check_files(compose, ("base", "compose"), COMPOSE_FILES, folder, findings)
+
+
+def _check_files(
+    table: dict[str, Any],
+    path: tuple[str, ...],
+    keys: Sequence[str],
+    folder: Path,
+    findings: list[Finding],
+) -> None:
+    for key in keys:
+        name = table.get(key)
         if isinstance(name, str) and name and not (folder / name).is_file():
             there = [path.name for path in (folder / name).parent.glob("*.*")]
             hint = f"{nearest(Path(name).name, there)} paths are relative to `{folder}`".strip()
-            findings.append(Finding(("data", key), f"there is no file `{name}`", hint))
+            findings.append(Finding((*path, key), f"there is no file `{name}`", hint))
 
 
 def _table(document: dict[str, Any], key: str) -> dict[str, Any]:

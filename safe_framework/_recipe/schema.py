@@ -18,11 +18,48 @@ UNWRITTEN = {"written": False}
 
 
 @attrs.frozen
+class ComposeSpec:
+    """``[base.compose]``: a vision-language base from two pretrained parts, made once.
+
+    Attributes:
+        vision: image encoder: hub id, folder, or the name of a card.
+        language: language model, likewise.
+        train: captioned pictures on which the projector between the two is trained.
+        test: the same, held out.
+        prompt: the text before a caption; ``<image>`` is where the picture is.
+        image_size: side of the square pictures, in pixels; the encoder's own if None.
+        layer: which hidden states of the image encoder are projected.
+        align_steps: steps that draw a picture's tokens to its caption's words, before the
+            language model is run; 0 for none.
+        max_steps: optimizer steps.
+        batch_size: pictures a step.
+        learning_rate: peak rate of the projector.
+        warmup_steps: steps over which the rate rises from 0.
+        seed: of everything random.
+    """
+
+    vision: str = attrs.field(validator=not_empty)
+    language: str = attrs.field(validator=not_empty)
+    train: str | None = None
+    test: str | None = None
+    prompt: str = attrs.field(default="<image>", validator=holds("<image>"))
+    image_size: int | None = None
+    layer: int = -2
+    align_steps: int = attrs.field(default=100, validator=at_least(0))
+    max_steps: int = attrs.field(default=500, validator=at_least(1))
+    batch_size: int = attrs.field(default=16, validator=at_least(1))
+    learning_rate: float = attrs.field(default=1e-3, validator=above(0))
+    warmup_steps: int = attrs.field(default=20, validator=at_least(0))
+    seed: int = attrs.field(default=0, validator=at_least(0))
+
+
+@attrs.frozen
 class BaseSpec:
     """``[base]``: the frozen model.
 
     Attributes:
-        model: hub id, folder, or the name of a card in the catalogue.
+        model: hub id, folder, or the name of a card in the catalogue; with ``compose``, the
+            folder that ``safe compose`` writes.
         revision: branch, tag or commit on the hub.
         gguf_file: file to read inside ``model``, for weights in GGUF.
         attn_implementation: as transformers names them; its own choice if None.
@@ -30,6 +67,7 @@ class BaseSpec:
         side: which layers of an encoder-decoder model a modality enters.
         split_rows: run rows without a modality apart, for a model that mixes rows (experts).
         dtype: of the weights; ``"auto"`` keeps the checkpoint's own.
+        compose: how the folder ``model`` is made.
     """
 
     model: str = attrs.field(validator=not_empty)
@@ -40,6 +78,7 @@ class BaseSpec:
     side: Literal["decoder", "encoder"] = "decoder"
     split_rows: bool = False
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compose: ComposeSpec | None = None
 
 
 @attrs.frozen
@@ -125,6 +164,7 @@ class DataSpec:
 
 
 DATA_FILES = ("train", "test", "retention", "retention_test", "foreign", "foreign_test")
+COMPOSE_FILES = ("train", "test")
 
 
 @attrs.frozen

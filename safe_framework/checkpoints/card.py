@@ -1,4 +1,4 @@
-"""Cards: what is known of a checkpoint, and the package that holds its weights."""
+"""Cards: what is known of a checkpoint, and the package that holds its weights, if one does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import attrs
 import tomli
-from attrs.validators import deep_iterable, deep_mapping, in_, instance_of, matches_re
+from attrs.validators import deep_iterable, deep_mapping, in_, instance_of, matches_re, optional
 
 from safe_framework.errors import CheckpointError
 
@@ -32,7 +32,7 @@ class Package:
         file: the weights, relative to the module.
         companions: further files that the conversion reads, relative to the module.
         sha256: of the weights, in hexadecimal.
-        format: ``"gguf"`` or ``"ctranslate2"``.
+        format: ``"gguf"``, ``"ctranslate2"`` or ``"onnx"``.
     """
 
     distribution: str = _text
@@ -40,7 +40,7 @@ class Package:
     module: str = _text
     file: str = _text
     sha256: str = attrs.field(validator=[instance_of(str), matches_re("[0-9a-f]{64}")])
-    format: str = attrs.field(validator=in_(("gguf", "ctranslate2")))
+    format: str = attrs.field(validator=in_(("gguf", "ctranslate2", "onnx")))
     companions: tuple[str, ...] = attrs.field(
         default=(),
         converter=_listed,
@@ -59,13 +59,18 @@ class Card:
 
     Attributes:
         name: what ``locate`` takes; also the name of the card's file.
-        kind: ``"language-model"`` or ``"audio-encoder"``.
+        kind: ``"language-model"``, ``"vision-language-model"``, ``"audio-encoder"`` or
+            ``"image-encoder"``.
         summary: one line.
         hub: the checkpoint's hub id.
         licence: its SPDX identifier.
         paper: where it is described.
-        package: the distribution that holds the weights.
         facts: sizes and rates, such as ``hidden_size``.
+        package: the distribution that holds the weights; None where only the hub has them.
+        revision: the commit on the hub that the facts are of; None where it is not known.
+        sources: pages that the facts are from.
+        config: what decides the sizes, as in the checkpoint's ``config.json``; may be empty.
+        preprocessor: the same of its ``preprocessor_config.json``.
     """
 
     name: str = _text
@@ -74,10 +79,20 @@ class Card:
     hub: str = _text
     licence: str = _text
     paper: str = _text
-    package: Package = attrs.field(validator=instance_of(Package))
     facts: Mapping[str, int] = attrs.field(
         validator=deep_mapping(instance_of(str), instance_of(int))
     )
+    package: Package | None = attrs.field(default=None, validator=optional(instance_of(Package)))
+    revision: str | None = attrs.field(
+        default=None, validator=optional([instance_of(str), matches_re("[0-9a-f]{40}")])
+    )
+    sources: tuple[str, ...] = attrs.field(
+        default=(),
+        converter=_listed,
+        validator=deep_iterable(matches_re("https://.+"), instance_of(tuple)),
+    )
+    config: Mapping[str, Any] = attrs.field(factory=dict, validator=instance_of(dict))
+    preprocessor: Mapping[str, Any] = attrs.field(factory=dict, validator=instance_of(dict))
 
 
 def read_card(path: Path) -> Card:

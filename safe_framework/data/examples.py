@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 import numpy as np
+from numpy.typing import NDArray
 
+from safe_framework.data import images
 from safe_framework.encoder import Encoder
 from safe_framework.errors import DataError, SafeError
 from safe_framework.shapes import Sample
@@ -40,7 +45,7 @@ def read_examples(
     """Examples of a JSONL file with ``question``, ``answer`` and a file name by modality.
 
     File names are relative to the JSONL file. Sound is resampled to the encoder's rate; any
-    other modality is read from ``.npy``.
+    other modality is read from ``.npy``, from ``.npz`` with one array, or from an image file.
 
     Raises:
         DataError: a row lacks a field or names a file that cannot be read; the message gives
@@ -162,9 +167,42 @@ def _read_sample(path: Path, encoder: Encoder, place: str) -> Sample:
     try:
         if encoder.sampling_rate is not None:
             return read_audio(path, encoder.sampling_rate)
-        return np.load(path, allow_pickle=False)
-    except (SafeError, OSError, ValueError) as error:
-        raise DataError(f"{place}: {error}") from error
+        return read_array(path)
+    except SafeError as error:
+        raise DataError(f"{place}: {error.message}", hint=error.hint) from error
+
+
+def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
+    """The array that a file holds: ``.npy``, ``.npz`` with one array, or an image.
+
+    Raises:
+        DataError: the file is missing, of another kind, broken, or holds several arrays.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in images.SUFFIXES:
+        return images.read_image(path)
+    if suffix not in (".npy", ".npz"):
+        raise DataError(
+            f"`{path}` is no file that arrays are read from",
+            hint=f"save it as .npy, .npz or an image: {', '.join(sorted(images.SUFFIXES))}",
+        )
+    if not Path(path).is_file():
+        raise DataError(f"the file `{path}` does not exist")
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+        with found as arrays:
+            names = list(arrays)
+            if len(names) == 1:
+                return np.asarray(arrays[names[0]])
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"`{path}` cannot be read as an array: {error}", hint="save it by numpy.save"
+        ) from error
+    raise DataError(
+        f"`{path}` holds {len(names)} arrays, a sample is one", hint="save one array in each file"
+    )
 
 
 def distinct(values: Sequence[str]) -> list[str]:

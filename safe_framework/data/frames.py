@@ -19,7 +19,7 @@ from torch import Tensor
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.fingerprint import fingerprint, text_fingerprint
 from safe_framework.modality import Modality
-from safe_framework.shapes import Frames, Sample
+from safe_framework.shapes import Frames, Sample, all_real
 
 Progress = Callable[[str, int, int], None]
 
@@ -55,7 +55,7 @@ class FrameStore:
         progress: Progress | None = None,
         places: Sequence[str] | None = None,
     ) -> list[Frames]:
-        """One row of frames for each sample, without padding.
+        """One row of frames for each sample, without the padding at its end.
 
         Args:
             samples: to encode, or to read where they have been encoded before.
@@ -85,7 +85,7 @@ class FrameStore:
         device = next(iter(modality.projector.parameters())).device
         with torch.no_grad():
             frames = modality.encode({key: value.to(device) for key, value in prepared.items()})
-        _write(path, frames.values[0][frames.mask[0]].cpu(), place)
+        _write(path, frames.values[0].cpu(), frames.mask[0].cpu(), place)
 
 
 def sample_key(sample: Sample) -> str:
@@ -106,7 +106,7 @@ def sample_key(sample: Sample) -> str:
 
 def stack(frames: Sequence[Frames | None], dim: int) -> Frames:
     """Rows of frames as one batch, padded to the longest; None is a row without frames."""
-    width = max((f.values.shape[1] for f in frames if f is not None), default=1)
+    width = max((f.values.shape[1] for f in frames if f is not None), default=1) or 1
     values = torch.zeros(len(frames), width, dim)
     mask = torch.zeros(len(frames), width, dtype=torch.bool)
     for row, one in enumerate(frames):
@@ -119,18 +119,26 @@ def stack(frames: Sequence[Frames | None], dim: int) -> Frames:
 def _read(path: Path) -> Frames:
     from safetensors.torch import load_file
 
-    values = load_file(path)["frames"].unsqueeze(0)  # (1, frames, dim)
-    return Frames(values, torch.ones(values.shape[:2], dtype=torch.bool))
+    held = load_file(path)
+    values = held["frames"].unsqueeze(0)  # (1, frames, dim)
+    mask = held["mask"].unsqueeze(0) if "mask" in held else all_real(values)
+    return Frames(values, mask)
 
 
-def _write(path: Path, values: Tensor, place: str) -> None:
+def _write(path: Path, values: Tensor, mask: Tensor, place: str) -> None:
+    """Keep frames up to the last real one; the mask too where one before it is not real."""
     from safetensors.torch import save
 
-    if not torch.isfinite(values).all():
+    if not torch.isfinite(values[mask]).all():
         raise SampleError(
             f"{place}: the encoder gave NaN or infinite frames", hint="check the recording"
         )
+    length = int(mask.nonzero().max()) + 1 if mask.any() else 0
+    values, mask = values[:length].float(), mask[:length]
+    held = {"frames": torch.where(mask.unsqueeze(-1), values, 0.0).contiguous()}
+    if not mask.all():
+        held["mask"] = mask.contiguous()
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
     with os.fdopen(handle, "wb") as file:
-        file.write(save({"frames": values.float().contiguous()}))
+        file.write(save(held))
     os.replace(temporary, path)

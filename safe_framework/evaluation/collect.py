@@ -89,11 +89,58 @@ def _probed(
     seed: int,
     progress: Progress,
 ) -> tuple[str, ...]:
+    features = _features(model, modality, [*train, *test], batch_size, progress)
+    named = [""] * len(test)
+    of_train, of_test = tasks([(e.prompt, normalise(e.answer)) for e in train], test)
+    for task in sorted(set(of_test)):
+        known = [place for place, its in enumerate(of_train) if its == task]
+        asked = [place for place, its in enumerate(of_test) if its == task]
+        labels = [normalise(train[place].answer) for place in known]
+        places = [len(train) + place for place in asked]
+        found = probe(features[known], labels, features[places], seed=seed)
+        for place, name in zip(asked, found, strict=True):
+            named[place] = name
+    return tuple(named)
+
+
+def _features(
+    model: SafeModel,
+    modality: str,
+    examples: Sequence[Example],
+    batch_size: int,
+    progress: Progress,
+) -> Features:
+    """Pooled frames of each example; a file of which several are asked is encoded once."""
+    keys = [example.files.get(modality) or place for place, example in enumerate(examples)]
+    first = dict(zip(reversed(keys), reversed(examples), strict=True))
     rows: list[Features] = []
-    for examples in batches([*train, *test], batch_size):
-        samples = [example.samples[modality] for example in examples]
+    for distinct in batches(list(first.values()), batch_size):
+        samples = [example.samples[modality] for example in distinct]
         rows += pool(model.encode(modality, samples))
-        progress("linear probe", len(rows), len(train) + len(test))
-    features = torch.stack(rows)
-    labels = [normalise(example.answer) for example in train]
-    return probe(features[: len(train)], labels, features[len(train) :], seed=seed)
+        progress("linear probe", len(rows), len(first))
+    by_key = dict(zip(first, rows, strict=True))
+    return torch.stack([by_key[key] for key in keys])
+
+
+def tasks(asked: Sequence[tuple[str, str]], test: Sequence[Example]) -> tuple[list[str], list[str]]:
+    """Which task each training row and each test row belongs to.
+
+    A probe does not read, so it is fitted for each task apart: questions whose training answers
+    have none in common are of different tasks. A question that training never asked joins the
+    first of them.
+
+    Args:
+        asked: the prompt and the answer of each training row.
+        test: of which the prompts count.
+    """
+    task_of_answer: dict[str, str] = {}
+    task_of_prompt: dict[str, str] = {}
+    for prompt, label in sorted(set(asked)):
+        old, new = task_of_answer.get(label), task_of_prompt.setdefault(prompt, prompt)
+        task_of_answer[label] = new
+        if old is not None and old != new:  # two that share an answer become one
+            for known in (task_of_answer, task_of_prompt):
+                known.update({key: new for key, its in known.items() if its == old})
+    first = min(task_of_prompt.values())
+    here = [task_of_prompt[prompt] for prompt, _ in asked]
+    return here, [task_of_prompt.get(example.prompt, first) for example in test]

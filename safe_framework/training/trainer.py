@@ -107,13 +107,13 @@ class SafeTrainer(Trainer):
         pulled = self.alignment.batch_loss(self.safe_model, inputs, answers)
         return task + kept + self.spec.align_weight * pulled
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> _FixedOrder:
+    def _get_train_sampler(self, train_dataset: Any = None) -> FixedOrder:
         """The order of the whole run, so that a resumed run sees what an unbroken one does."""
         count = self.spec.max_steps * self.args.train_batch_size * self.args.world_size
         texts = [example.text for example in self._examples]
         if self.spec.balance:
-            return _FixedOrder(balanced_order(self.spec.seed, texts, count))
-        return _FixedOrder(shuffled_slice(self.spec.seed, 0, count, len(texts)))
+            return FixedOrder(balanced_order(self.spec.seed, texts, count))
+        return FixedOrder(shuffled_slice(self.spec.seed, 0, count, len(texts)))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add both losses and the gates to what the Trainer logs."""
@@ -160,7 +160,9 @@ class SafeTrainer(Trainer):
         mark_complete(folder)
 
 
-class _FixedOrder(Sampler[int]):
+class FixedOrder(Sampler[int]):
+    """Draws places in an order that is known beforehand."""
+
     def __init__(self, order: Sequence[int]) -> None:
         self.order = order
 

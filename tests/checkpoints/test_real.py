@@ -3,10 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, WhisperFeatureExtractor, WhisperModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)
 
 from safe_framework import catalogue
 from safe_framework.checkpoints import locate, quietly, read_card
+from safe_framework_plugins.encoders.image import ImageEncoder
 
 pytestmark = pytest.mark.real
 
@@ -45,3 +52,25 @@ def test_whisper_tells_sounds_apart() -> None:
     assert alike > unlike
     assert states.shape[1] == card.facts["hidden_size"]
     assert sum(parameter.numel() for parameter in model.parameters()) == card.facts["parameters"]
+
+
+def test_dinov2_tells_shapes_apart() -> None:
+    """Law: two places of a disc look alike to DINOv2, and a grid of lines unlike either."""
+    card = read_card(catalogue.card_path("dinov2-small"))
+    encoder = ImageEncoder(model=card.name, layer=8)
+    places = np.stack(np.meshgrid(np.arange(112), np.arange(112)))
+    pictures = [
+        np.uint8(255 * (np.hypot(*(places - middle)) < 25)[..., None].repeat(3, 2))
+        for middle in (45, 65)
+    ]
+    pictures += [np.uint8(255 * (places % 16 < 3).any(0)[..., None].repeat(3, 2))]
+    with torch.no_grad():
+        states = encoder(**encoder.prepare(pictures)).values.mean(dim=1)
+    alike, unlike = torch.cosine_similarity(states[:1], states[1:])
+    assert alike > unlike
+    assert encoder.dim == card.facts["hidden_size"]
+    place = locate(card.name, quiet=True)
+    with quietly():
+        model = AutoModel.from_pretrained(place)
+    assert sum(parameter.numel() for parameter in model.parameters()) == card.facts["parameters"]
+    assert len(model.encoder.layer) == card.facts["layers"]

@@ -21,8 +21,8 @@ PATHS = {
 }
 
 
-def blip2() -> tuple[Any, dict[str, Tensor]]:
-    """A BLIP-2 whose language model is a T5, and a batch with an image in each row."""
+def blip2(text: Any = None) -> tuple[Any, dict[str, Tensor]]:
+    """A BLIP-2 whose language model is a T5 or of ``text``, and an image in each row of a batch."""
     from transformers import (
         Blip2Config,
         Blip2ForConditionalGeneration,
@@ -31,7 +31,7 @@ def blip2() -> tuple[Any, dict[str, Tensor]]:
         T5Config,
     )
 
-    text = T5Config(
+    text = text or T5Config(
         vocab_size=VOCABULARY, d_model=HIDDEN, d_kv=8, d_ff=24, num_layers=2, num_heads=2,
         pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
     )  # fmt: skip

@@ -44,6 +44,11 @@ def folder(tmp_path: Path) -> Path:
     tone = np.sin(np.arange(2 * RATE) / 50)
     soundfile.write(tmp_path / "sounds/tone.wav", tone, 2 * RATE)
     np.save(tmp_path / "touch.npy", np.arange(3.0))
+    np.savez(tmp_path / "two.npz", a=np.zeros(1), b=np.zeros(1))
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    (tmp_path / "empty.npz").touch()
+    for name in ("text.npy", "text.png"):
+        (tmp_path / name).write_text("no array at all")
     return tmp_path
 
 
@@ -113,8 +118,14 @@ def test_a_line_ends_only_where_a_newline_is(folder: Path) -> None:
         ({"question": "q", "answer": 3}, r":2: `answer` must be a text .* not 3"),
         ({**GOOD, "audio": "gone.wav"}, r":2: the sound file `.*gone\.wav` does not exist"),
         ({**GOOD, "audio": "train.jsonl"}, r":2: the sound file .* cannot be read"),
-        ({**GOOD, "touch": "gone.npy"}, r":2: .*gone\.npy"),
-        ({**GOOD, "touch": "train.jsonl"}, r":2: .*"),
+        ({**GOOD, "touch": "gone.npy"}, r":2: the file `.*gone\.npy` does not exist$"),
+        ({**GOOD, "touch": "gone.png"}, r":2: the image `.*gone\.png` does not exist$"),
+        ({**GOOD, "touch": "train.jsonl"}, r":2: `.*` is no file that .*\nhint: save it as \.npy"),
+        ({**GOOD, "touch": "text.npy"}, r":2: `.*text\.npy` cannot be read as an array: .*\nhint"),
+        ({**GOOD, "touch": "empty.npz"}, r":2: `.*empty\.npz` cannot be read as an array: "),
+        ({**GOOD, "touch": "text.png"}, r":2: the image `.*text\.png` cannot be read: .*\nhint"),
+        ({**GOOD, "touch": "two.npz"}, r":2: `.*two\.npz` holds 2 arrays, .*\nhint: save one"),
+        ({**GOOD, "touch": "objects.npy"}, r":2: `.*objects\.npy` cannot be read as an array: "),
         ({**GOOD, "audio": 3}, r":2: `audio` must be the name of a file, not 3"),
         ({**GOOD, "audio": ""}, r":2: `audio` must be the name of a file, not ''"),
     ],

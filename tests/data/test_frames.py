@@ -199,6 +199,45 @@ def test_absent_rows_alone_can_be_stacked() -> None:
     assert not stacked.mask.any()
 
 
+class HoledEncoder(CountingEncoder):
+    """Whose second frame is never real, and whose last never either."""
+
+    def forward(self, **inputs: Tensor) -> Frames:
+        frames = super().forward(**inputs)
+        mask = frames.mask.clone()
+        mask[:, 1] = mask[:, -1] = False
+        return Frames(frames.values, mask)
+
+
+def test_a_frame_that_is_not_real_keeps_its_place(tmp_path: Path) -> None:
+    """Law: a masked frame between real ones stays masked; those after the last real one go."""
+    touch = modality(HoledEncoder)
+    sample = samples(6)[-1]
+    for _ in ("computed", "read"):
+        (stored,) = FrameStore(touch, tmp_path).frames([sample])
+        assert stored.mask.tolist() == [[True, False, True, True, True]]
+        direct = touch.encode(touch.encoder.prepare([sample]))
+        assert torch.equal(stored.values[stored.mask], direct.values[direct.mask])
+        assert not stored.values[~stored.mask].any()
+
+
+class DeafEncoder(CountingEncoder):
+    """Whose frames are never real."""
+
+    def forward(self, **inputs: Tensor) -> Frames:
+        frames = super().forward(**inputs)
+        return Frames(frames.values, torch.zeros_like(frames.mask))
+
+
+def test_a_sample_without_a_real_frame_has_none(tmp_path: Path) -> None:
+    """Law: a sample of which every frame is masked is kept as one without frames, and stacks."""
+    stored = FrameStore(modality(DeafEncoder), tmp_path).frames(samples(2))
+    assert [one.values.shape for one in stored] == [(1, 0, DIM)] * 2
+    together = stack(stored, DIM)
+    assert together.values.shape == (2, 1, DIM)
+    assert not together.mask.any()
+
+
 def test_a_trainable_encoder_is_refused(touch: Modality, tmp_path: Path) -> None:
     """Law: no run keeps frames of an encoder that is said to train, and so never trains it."""
     touch.encoder.requires_grad_(True)

@@ -14,6 +14,7 @@ from safe_framework._registry import fusion_adapters
 PAGE = (Path(__file__).parents[2] / "docs" / "recipe.md").read_text("utf-8")
 TABLES = {
     "`[base]`": schema.BaseSpec,
+    "`[base.compose]`": schema.ComposeSpec,
     "`[modalities.NAME]`": schema.ModalitySpec,
     "`gate`": schema.GateSpec,
     "`[[retention]]`": schema.RetentionSpec,

@@ -187,7 +187,7 @@ class CountsPadding(Regularizes):
 
 
 class PushesAway(Regularizes):
-    breaks = "pull_nonnegative"
+    breaks = "nonnegative"
 
     def begin(self, model, examples, store):
         self.held = [(p, p.detach().clone()) for p in model.trainable_parameters().values()]

@@ -1,0 +1,130 @@
+"""Two senses that were trained apart, on one base: each alone, both, and what that costs.
+
+After `make demo` and `python examples/add_depth_modality.py`:
+
+    python examples/two_senses.py runs/quickstart/adapter runs/depth/adapter
+
+Both adapters are loaded together. Switched alone, each must give bit for bit the logits that it
+gives as the only one. The table says how many answers are right in every combination of senses;
+interference is what a sense loses when the other one is heard beside it.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import safe_framework
+from safe_framework import SafeModel
+from safe_framework.bits import same_bits
+from safe_framework.catalogue import FOLDER
+from safe_framework.data.examples import Example, read_examples
+from safe_framework.evaluation.answers import answer, inputs
+from safe_framework.evaluation.metrics import exact_match
+
+TESTS = {"audio": FOLDER / "data/instruments/test.jsonl", "depth": FOLDER / "data/depth/test.jsonl"}
+COMPARED = 8  # questions of each sense whose logits are compared
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """So many of the items, evenly from the first to the last."""
+    return [items[place * len(items) // count] for place in range(min(count, len(items)))]
+
+
+def questions(model: SafeModel, tests: Mapping[str, Path], count: int) -> dict[str, list[Example]]:
+    """Some test questions of each sense, each beside a sample of every other sense too."""
+    encoders = {name: model.modality(name).encoder for name in model.modalities}
+    template = model.processor.template
+    own = {name: spread(read_examples(tests[name], encoders, template), count) for name in tests}
+    return {
+        name: [
+            attrs.evolve(
+                example,
+                samples={
+                    other: rows[place % len(rows)].samples[other] for other, rows in own.items()
+                },
+            )
+            for place, example in enumerate(rows)
+        ]
+        for name, rows in own.items()
+    }
+
+
+@torch.no_grad()
+def logits(model: SafeModel, asked: Sequence[Example], name: str) -> Tensor:
+    """What the model says with the sense `name` alone."""
+    samples = [{name: example.samples[name]} for example in asked]
+    batch = inputs(model, [example.prompt for example in asked], samples)
+    found: Tensor = model(**batch).logits
+    return found
+
+
+def alone_is_as_before(
+    together: SafeModel, folders: Mapping[str, Path], asked: Mapping[str, Sequence[Example]]
+) -> dict[str, bool]:
+    """Whether each sense, the other one off, says bit for bit what its adapter says by itself.
+
+    The model with both senses is taken apart: its base goes on to carry one adapter at a time.
+    """
+    found = {}
+    for name in folders:
+        others = [other for other in together.modalities if other != name]
+        with together.off(*others):
+            found[name] = logits(together, asked[name][:COMPARED], name)
+    base, tokenizer = together.detach(), together.tokenizer
+    same = {}
+    for name, folder in folders.items():
+        single = safe_framework.load(folder, base=base, tokenizer=tokenizer)
+        same[name] = same_bits(found[name], logits(single, asked[name][:COMPARED], name))
+        single.detach()
+    return same
+
+
+def right(model: SafeModel, asked: Sequence[Example], heard: Sequence[str]) -> float:
+    """The share of right answers when the senses `heard` are on and all others off."""
+    gate = {name: float(name in heard) for name in model.modalities}
+    answers = answer(model, asked, gate=gate)
+    return float(exact_match(answers, [example.answer for example in asked]).mean())
+
+
+def composition(model: SafeModel, asked: Mapping[str, Sequence[Example]]) -> Table:
+    """A row for the questions of each sense, a column for each combination of senses."""
+    names = list(model.modalities)
+    combinations = {"neither": [], **{f"{name} alone": [name] for name in names}, "both": names}
+    table = Table("questions about", *combinations, "interference")
+    for name, examples in asked.items():
+        shares = {words: right(model, examples, on) for words, on in combinations.items()}
+        lost = shares[f"{name} alone"] - shares["both"]
+        table.add_row(name, *(f"{share:.3f}" for share in shares.values()), f"{lost:.3f}")
+    return table
+
+
+def main() -> None:
+    """Load both adapters, compare, and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("audio", type=Path, help="the adapter of the quickstart")
+    parser.add_argument("depth", type=Path, help="the adapter of add_depth_modality.py")
+    parser.add_argument("--questions", type=int, default=36, help="asked of each sense")
+    for name, path in TESTS.items():
+        parser.add_argument(f"--{name}-test", type=Path, default=path)
+    chosen = parser.parse_args()
+    console = Console(highlight=False)
+
+    model = safe_framework.load(chosen.audio, chosen.depth)
+    tests = {"audio": chosen.audio_test, "depth": chosen.depth_test}
+    asked = questions(model, tests, chosen.questions)
+    console.print(composition(model, asked))
+    folders = {"audio": chosen.audio, "depth": chosen.depth}
+    for name, same in alone_is_as_before(model, folders, asked).items():
+        words = "bit for bit as before" if same else "NOT as before"
+        console.print(f"{name} alone, beside the other adapter: {words}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A vision-language base from an image encoder and a language model, in the LLaVA form."""

@@ -1,0 +1,68 @@
+"""Image files as arrays."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from safe_framework.errors import DataError
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+"""Endings of the files that are read as images."""
+
+_NUMBERS = {"1", "L", "F"}  # Pillow's modes of one channel; those of whole numbers begin with I
+
+
+def read_image(source: str | os.PathLike[str] | Any) -> npt.NDArray[Any]:
+    """An image's pixels: colours (height, width, 3), or (height, width) where it has no colours.
+
+    Transparency is dropped. 16-bit greys, as depth cameras write them, keep their numbers.
+
+    Args:
+        source: a file, or an image that Pillow has opened.
+
+    Raises:
+        DataError: the file is missing or cannot be read, or Pillow is not installed.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        return _pixels(source)
+    path = Path(source)
+    if not path.is_file():
+        raise DataError(f"the image `{path}` does not exist")
+    try:
+        with _pillow().open(path) as image:
+            return _pixels(image)
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three on broken files
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"the image `{path}` cannot be read: {error}", hint="convert it to PNG"
+        ) from error
+
+
+def _pixels(image: Any) -> npt.NDArray[Any]:
+    if not isinstance(image, _pillow().Image):
+        raise DataError(
+            f"a {type(image).__name__} is no image",
+            hint="give an array, a Pillow image or the name of a file",
+        )
+    if image.mode == "1":
+        image = image.convert("L")
+    plain = image.mode in _NUMBERS or image.mode.startswith("I")
+    return np.asarray(image if plain else image.convert("RGB"))
+
+
+def _pillow() -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module("PIL.Image")
+    except ImportError as error:
+        raise DataError(
+            f"image files need Pillow, which cannot be imported: {error}",
+            hint="pip install 'safe-framework[image]'",
+        ) from error

@@ -1,0 +1,195 @@
+"""A composed base's projector is trained once, and nothing else is."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor
+
+from safe_framework import assembly
+from safe_framework._recipe import ComposeSpec, parse_recipe, read_recipe
+from safe_framework.base import load_base
+from safe_framework.bits import same_bits
+from safe_framework.cli import main
+from safe_framework.compose import train as training
+from safe_framework.compose.parts import compose, projector_of
+from safe_framework.compose.pictures import read_captioned, read_picture
+from safe_framework.compose.score import _plain, _recall
+from safe_framework.compose.train import CaptionCollator, compose_recipe, see, train_projector
+from safe_framework.errors import CheckpointError, DataError, SafeError
+from safe_framework.progress import WorkProgress
+
+RECIPE = """
+[base]
+model = "{folder}/composed"
+
+[base.compose]
+vision = "{parts}/dinov2"
+language = "{parts}/llama"
+train = "train.jsonl"
+test = "test.jsonl"
+align_steps = 5
+max_steps = 120
+batch_size = 8
+learning_rate = 2e-2
+warmup_steps = 5
+
+[modalities.touch]
+encoder = {{ use = "whisper", model = "none" }}
+projector = {{ use = "standard" }}
+fusion = {{ use = "lora" }}
+"""
+
+
+@pytest.fixture
+def quiet():
+    """Bars that nobody sees."""
+    return WorkProgress(Console(file=io.StringIO()))
+
+
+@pytest.fixture(scope="module")
+def recipe(parts, tmp_path_factory):
+    """A recipe that composes the tiny parts."""
+    folder = tmp_path_factory.mktemp("recipe")
+    text = RECIPE.format(folder=folder, parts=parts)
+    (parts / "recipe.toml").write_text(text, "utf-8")
+    return read_recipe(parts / "recipe.toml")
+
+
+@pytest.fixture(scope="module")
+def composed(recipe):
+    """The folder that the recipe's base is composed in, and its scores."""
+    return compose_recipe(recipe, WorkProgress(Console(file=io.StringIO())))
+
+
+def test_held_out_pictures_are_captioned(composed):
+    """The trained projector tells colours on pictures that training never saw."""
+    _, scores = composed
+    assert (scores.pictures, scores.choices) == (8, 4)
+    assert scores.chosen >= 0.75, scores
+    assert scores.chosen_other <= 0.5
+    assert scores.words >= scores.exact
+
+
+def test_the_folder_is_a_base(composed, recipe):
+    """What was composed loads as any base does, sees pictures, and has its processor."""
+    folder, scores = composed
+    base, tokenizer = load_base(recipe.base)
+    assert isinstance(base, LlavaForConditionalGeneration)
+    assert type(tokenizer) is type(AutoTokenizer.from_pretrained(folder))
+    processor = LlavaProcessor.from_pretrained(folder)
+    picture = read_picture(recipe.folder / "test0.png")
+    batch = processor(images=[picture], text=["<image>"], return_tensors="pt")
+    assert base(**batch).logits.isfinite().all()
+    note = json.loads((folder / training.NOTE).read_text("utf-8"))
+    assert note["scores"]["chosen"] == scores.chosen
+    assert note["compose"]["vision"] == recipe.base.compose.vision
+
+
+def test_only_the_projector_changes(parts, quiet):
+    """Training leaves every bit of both parts, and freezes the projector again."""
+    model, processor = compose(str(parts / "clip"), str(parts / "llama"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rows = read_captioned(parts / "train.jsonl", model, processor, quiet)
+    spec = ComposeSpec(vision="v", language="l", max_steps=2, align_steps=1, warmup_steps=0)
+    train_projector(model, processor.tokenizer, rows, spec, quiet)
+    changed = {n for n, v in model.state_dict().items() if not same_bits(v, before[n])}
+    assert changed == {n for n in before if ".multi_modal_projector." in n}
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_training_repeats(parts, quiet):
+    """The same seed trains the same projector, and the caller's seed is not moved."""
+
+    def trained():
+        model, processor = compose(str(parts / "clip"), str(parts / "llama"))
+        rows = read_captioned(parts / "train.jsonl", model, processor, quiet)
+        spec = ComposeSpec(vision="v", language="l", max_steps=2, align_steps=2)
+        train_projector(model, processor.tokenizer, rows, spec, quiet)
+        return projector_of(model).linear_1.weight
+
+    assert same_bits(trained(), trained())
+
+
+def test_captions_alone_are_learned(parts, quiet):
+    """Labels are the caption and the end of the text; a picture has its places."""
+    model, processor = compose(str(parts / "clip"), str(parts / "llama"))
+    rows = read_captioned(parts / "train.jsonl", model, processor, quiet)[:2]
+    collate = CaptionCollator(processor.tokenizer, "w8 <image> w9", model.config.image_token_id)
+    batch = collate(rows)
+    image = model.config.image_token_id
+    assert batch["input_ids"][0].tolist() == [8, image, image, image, image, 9, 7, 3, 1]
+    assert batch["labels"][0].tolist() == [-100] * 6 + [7, 3, 1]
+    assert see(model, **batch).loss.isfinite()
+
+
+def test_a_transparent_picture_stands_on_white(tmp_path):
+    """What is transparent is white, and a picture that is not square is not cut."""
+    from PIL import Image
+
+    Image.new("RGBA", (4, 2), (255, 0, 0, 0)).save(tmp_path / "a.png")
+    picture = read_picture(tmp_path / "a.png")
+    assert picture.size == (4, 4)
+    assert picture.getextrema() == ((255, 255),) * 3
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"image": "gone.png", "caption": "a"}, r"`.*gone\.png` does not exist"),
+        ({"image": "rows.jsonl", "caption": "a"}, r"`.*rows\.jsonl` cannot be read"),
+        ({"image": "a.png"}, r"rows\.jsonl:1: `caption` must be a text"),
+        ({"image": "a.png", "caption": " "}, r"rows\.jsonl:1: `caption` must be a text"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named(parts, tmp_path, quiet, row, words):
+    """A missing or broken picture and a missing caption are named."""
+    model, processor = compose(str(parts / "clip"), str(parts / "llama"))
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row), "utf-8")
+    with pytest.raises(DataError, match=words):
+        read_captioned(tmp_path / "rows.jsonl", model, processor, quiet)
+
+
+def test_a_base_is_not_composed_over(composed, recipe, quiet):
+    """A folder that is there is left alone."""
+    with pytest.raises(SafeError, match="exists already"):
+        compose_recipe(recipe, quiet)
+
+
+def test_what_was_not_composed_says_how(recipe, tmp_path):
+    """Building names the command that makes the base."""
+    text = recipe.text.replace("/composed", "/nowhere")
+    with pytest.raises(CheckpointError) as caught:
+        assembly.build(parse_recipe(text, folder=recipe.folder))
+    assert "/nowhere`, which [base.compose] describes, has" in caught.value.message
+    assert caught.value.hint == "safe compose RECIPE"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('train = "train.jsonl"\n', "", "names no captioned pictures"),
+        ("[base.compose]", "[base.compose]\nunknown = 1", "unknown key `base.compose.unknown`"),
+        ('"train.jsonl"', '"trian.jsonl"', "there is no file `trian.jsonl`"),
+    ],
+)
+def test_a_mistake_is_named(recipe, tmp_path, capsys, old, new, words):
+    """``safe compose`` refuses a recipe without pictures or with mistakes."""
+    path = recipe.folder / f"mistake{len(new)}.toml"
+    path.write_text(recipe.text.replace(old, new).replace("/composed", "/other"), "utf-8")
+    assert main(["compose", str(path), "--quiet"]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_a_recipe_without_the_table_has_nothing_to_compose(quiet):
+    """A base that is whole is not composed."""
+    with pytest.raises(SafeError, match=r"has no \[base.compose\]"):
+        compose_recipe(read_recipe("quickstart"), quiet)
+
+
+def test_captions_are_compared_by_their_words():
+    """Case, punctuation and small words do not count."""
+    assert _plain("A  Duck!") == "a duck"
+    assert _recall("the duck", "A rubber duck.") == 0.5
+    assert _recall("", "A") == 0.0

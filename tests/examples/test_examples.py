@@ -1,0 +1,142 @@
+"""The examples do what they say, on tiny random models; and the depth maps that ship are sound."""
+
+import json
+import runpy
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from safe_framework.catalogue import FOLDER
+from safe_framework.certificate.result import Certificate
+from safe_framework.run import run_recipe
+from tests.plugins.backbones import write_backbone
+from tests.run.conftest import RECIPE, write_base, write_rows, write_tones, write_whisper
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+MAPS = FOLDER / "data" / "depth"
+DEPTH_RECIPE = RECIPE.replace("modalities.audio", "modalities.depth").replace(
+    'use = "whisper", model = "{folder}/whisper"', 'use = "depth", model = "{folder}/dinov2"'
+)
+
+
+def write_maps(folder: Path, name: str, count: int) -> None:
+    """A JSONL file of walls, of which every second is far."""
+    rows = []
+    for number in range(count):
+        metres = (1.0 + 4.0 * (number % 2)) * (1 + number / 50)
+        np.savez_compressed(folder / f"{name}{number}.npz", np.full((9, 9), metres, np.float16))
+        answer = "cat" if number % 2 else "dog"
+        rows.append({"question": "what is this", "answer": answer, "depth": f"{name}{number}.npz"})
+    write_rows(folder / f"{name}.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny models, sounds, maps, texts, and a recipe for each sense."""
+    folder = tmp_path_factory.mktemp("world")
+    write_base(folder / "base")
+    write_whisper(folder / "whisper")
+    (folder / "dinov2").mkdir()
+    write_backbone(folder / "dinov2", "dinov2")
+    (folder / "audio").mkdir()
+    (folder / "depth").mkdir()
+    write_tones(folder / "audio", "train", 8, 200)
+    write_tones(folder / "audio", "test", 4, 230)
+    write_maps(folder / "depth", "train", 8)
+    write_maps(folder / "depth", "test", 4)
+    for name, recipe in {"audio": RECIPE, "depth": DEPTH_RECIPE}.items():
+        texts = [{"text": text} for text in ("the cat sat on a mat", "the dog ran", "on the mat")]
+        write_rows(folder / name / "texts.jsonl", texts)
+        write_rows(folder / name / "texts_test.jsonl", texts[:2])
+        text = recipe.format(folder=folder)
+        for file in ("train", "test", "texts", "texts_test"):
+            text = text.replace(f'"{file}.jsonl"', f'"{folder}/{name}/{file}.jsonl"')
+        (folder / f"{name}.toml").write_text(text, "utf-8")
+    return folder
+
+
+def call(name: str, *arguments: str) -> None:
+    """Run an example as a script, with the folder that holds it on the path."""
+    before, sys.argv = sys.argv, [name, *arguments]
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    finally:
+        sys.argv = before
+        sys.path.remove(str(EXAMPLES))
+
+
+def test_both_senses_from_data_to_certificate(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: the tour trains, measures, certifies and saves; its adapter composes with another."""
+    monkeypatch.setenv("SAFE_CACHE", str(tmp_path / "cache"))
+    depth = tmp_path / "depth"
+    call(
+        "add_depth_modality.py", "--shipped", "--recipe", f"{world}/depth.toml",
+        "--output", str(depth),
+    )  # fmt: skip
+    told = capsys.readouterr().out
+    assert "retention, depth absent        1.000, bit for bit" in told
+    assert "gain over shuffled depth" in told
+    certificate = Certificate.from_json((depth / "adapter/certificate.json").read_text("utf-8"))
+    assert certificate.holds
+
+    audio = run_recipe(f"{world}/audio.toml", output=tmp_path / "audio", quiet=True)
+    call(
+        "two_senses.py", str(audio / "adapter"), str(depth / "adapter"), "--questions", "3",
+        "--audio-test", f"{world}/audio/test.jsonl", "--depth-test", f"{world}/depth/test.jsonl",
+    )  # fmt: skip
+    told = capsys.readouterr().out
+    assert "audio alone, beside the other adapter: bit for bit as before" in told
+    assert "depth alone, beside the other adapter: bit for bit as before" in told
+    assert "interference" in told
+
+
+def rows(split: str) -> list[dict[str, str]]:
+    """The rows of a split of the maps that ship."""
+    return [json.loads(line) for line in (MAPS / f"{split}.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_no_map_is_in_both_splits() -> None:
+    """Law: no test map is a training map, by name or by content."""
+    files = {split: {row["depth"] for row in rows(split)} for split in ("train", "test")}
+    content = {
+        split: {np.load(MAPS / name)["depth"].tobytes() for name in names}
+        for split, names in files.items()
+    }
+    assert {split: len(names) for split, names in files.items()} == {"train": 252, "test": 72}
+    assert {split: len(held) for split, held in content.items()} == {"train": 252, "test": 72}
+    assert not content["train"] & content["test"]
+    assert {path.name for path in (MAPS / "maps").iterdir()} == {
+        Path(name).name for names in files.values() for name in names
+    }
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_distances_are_true(split: str) -> None:
+    """Law: what is nearest in a map is as far away as its row says, to a third of a metre."""
+    metres = {"one metre": 1.0, "two metres": 2.0, "three metres": 3.0}
+    said = [row for row in rows(split) if row["answer"] in metres]
+    assert len(said) == len(rows(split)) // 2
+    for row in said:
+        depth = np.load(MAPS / row["depth"])["depth"]
+        nearest = np.quantile(depth[depth > 0], 0.01) / 1000
+        assert abs(nearest - metres[row["answer"]]) < 1 / 3, row
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_answers_are_even(split: str) -> None:
+    """Law: every thing is nearest equally often, and every distance is asked equally often."""
+    counts = Counter((row["question"], row["answer"]) for row in rows(split))
+    assert len(counts) == 6 + 3
+    for question in {question for question, _ in counts}:
+        assert len({count for (asked, _), count in counts.items() if asked == question}) == 1
+
+
+def test_the_set_is_small() -> None:
+    """Law: all maps together take at most two megabytes."""
+    assert sum(path.stat().st_size for path in MAPS.rglob("*") if path.is_file()) <= 2_000_000

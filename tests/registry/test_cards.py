@@ -1,0 +1,103 @@
+"""A card's facts are those of the model that its config makes."""
+
+import pytest
+import transformers
+
+from safe_framework import catalogue
+from safe_framework.checkpoints import locate, read_card, revision_of
+from safe_framework.checkpoints.blueprint import base_blueprint, blueprints, card_of
+from safe_framework.errors import CheckpointError
+
+CARDS = [read_card(path) for path in catalogue.cards().values()]
+SIZED = [card for card in CARDS if card.config]
+KINDS = {"language-model", "vision-language-model", "audio-encoder", "image-encoder"}
+WIDTHS = ("hidden_size", "d_model", "n_embd")
+DEPTHS = ("num_hidden_layers", "encoder_layers", "n_layer")
+assert len(SIZED) >= 15
+
+
+def described(config):
+    """The part of a config that a card's width and depth are of."""
+    for name in ("audio_config", "text_config", "vision_config"):
+        part = getattr(config, name, None)
+        if part is not None and (name != "text_config" or config.model_type != "clip"):
+            return part
+    return config
+
+
+@pytest.mark.parametrize("card", SIZED, ids=lambda card: card.name)
+def test_the_config_makes_as_many_parameters(card):
+    """The number of parameters is that of the model, built from the config without weights."""
+    with blueprints():
+        model = base_blueprint(card.name)
+    assert sum(parameter.numel() for parameter in model.parameters()) == card.facts["parameters"]
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("card", SIZED, ids=lambda card: card.name)
+def test_width_and_depth_are_the_configs(card):
+    """Width and layers are what the config says of the part that they are of."""
+    config = described(transformers.AutoConfig.for_model(**card.config))
+    (width,) = {getattr(config, name) for name in WIDTHS if hasattr(config, name)}
+    assert card.facts["hidden_size"] == width
+    depths = {getattr(config, name) for name in DEPTHS if hasattr(config, name)}
+    stages = getattr(config, "depths", None)
+    assert card.facts["layers"] in (depths if stages is None else {sum(stages)})
+
+
+@pytest.mark.parametrize("card", SIZED, ids=lambda card: card.name)
+def test_rates_are_the_preprocessors(card):
+    """A sampling rate is the preprocessor's, and frames follow from its hop."""
+    facts, reads = card.facts, card.preprocessor
+    assert facts.get("sampling_rate") == reads.get("sampling_rate")
+    if "frame_rate" in facts:
+        assert facts["frame_rate"] == reads["sampling_rate"] // reads["hop_length"] // 2
+    if "image_size" in facts and reads:
+        assert reads["crop_size"] == {"height": facts["image_size"], "width": facts["image_size"]}
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
+def test_it_says_where_its_facts_are_from(card):
+    """A card names its kind, licence, paper and pages, among them that of its hub id."""
+    assert card.kind in KINDS
+    assert card.licence
+    assert card.paper.startswith("arXiv:")
+    if not card.config:
+        return
+    assert f"https://huggingface.co/{card.hub}" in card.sources
+    assert f"https://arxiv.org/abs/{card.paper.removeprefix('arXiv:')}" in card.sources
+
+
+def test_a_card_without_a_package_is_on_the_hub():
+    """Its place is the hub id, at the commit that its facts are of."""
+    card = card_of("llama-2-7b")
+    assert card.package is None
+    assert locate("llama-2-7b") == card.hub
+    assert revision_of("llama-2-7b") == card.revision
+    assert card_of(card.hub) == card
+
+
+def test_a_card_with_a_package_has_no_commit():
+    """Its weights are those of the package, whatever the hub has."""
+    assert revision_of("whisper-tiny.en") is None
+    assert revision_of("some/model") is None
+
+
+def test_sizes_that_are_unknown_are_not_guessed():
+    """A hub id that no card describes cannot be built without a network."""
+    with blueprints(), pytest.raises(CheckpointError) as caught:
+        locate("some/model")
+    assert str(caught.value) == (
+        "the sizes of `some/model` are not known without its weights\n"
+        "hint: name a folder with a config.json, or a card with a `[config]` table"
+    )
+
+
+def test_models_have_weights_again():
+    """What stands in for loading is gone after the block, also after an error."""
+    original = transformers.PreTrainedModel.__dict__["from_pretrained"]
+    with pytest.raises(CheckpointError), blueprints():
+        base_blueprint("some/model")
+    assert transformers.PreTrainedModel.__dict__["from_pretrained"] is original
+    with pytest.raises(CheckpointError, match="neither a folder"):
+        locate("nothing of the kind")

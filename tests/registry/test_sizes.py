@@ -1,0 +1,111 @@
+"""Sizes of the catalogue's recipes, beside what is said of them."""
+
+import attrs
+import pytest
+
+from safe_framework import catalogue
+from safe_framework._recipe import parse_recipe, read_recipe
+from safe_framework.checkpoints import blueprint, read_card
+from safe_framework.cli import main
+from safe_framework.errors import CheckpointError, SafeError
+from safe_framework.sizes import Claim, about, sizes_of
+
+CLAIMS = {name: Claim(**table) for name, table in catalogue.claims().items()}
+CLAIMED = [name for name in CLAIMS if name in catalogue.recipes()]
+assert len(CLAIMED) >= 2
+
+
+@pytest.mark.parametrize("name", CLAIMED)
+def test_a_claim_is_met_or_there_is_a_way(name):
+    """Where a recipe is larger than said, the options named instead make it as small."""
+    recipe, claim = read_recipe(name), CLAIMS[name]
+    sizes = sizes_of(recipe)
+    assert sizes.total < claim.total or about(sizes.total, claim.total)
+    if about(sizes.trainable, claim.trainable):
+        assert not claim.instead
+    else:
+        assert about(sizes_of(recipe, projector=claim.instead).trainable, claim.trainable)
+
+
+def test_the_parts_make_up_the_whole():
+    """Totals are the sums of the parts, and nothing of base and encoder is trained."""
+    sizes = sizes_of(read_recipe("quickstart"))
+    (parts,) = sizes.modalities.values()
+    assert [part.name for part in parts] == ["encoder", "projector", "fusion"]
+    assert sizes.base.trainable == parts[0].trainable == 0
+    assert sizes.total == sizes.base.parameters + sum(part.parameters for part in parts)
+    assert sizes.trainable == 1_054_363  # what the README says of the quickstart
+
+
+def test_markers_are_counted():
+    """Two vectors as wide as the base, where the recipe asks for markers."""
+    recipe = read_recipe("quickstart")
+    modalities = {"audio": attrs.evolve(recipe.modalities["audio"], markers=True)}
+    more = sizes_of(attrs.evolve(recipe, modalities=modalities))
+    assert more.trainable - sizes_of(recipe).trainable == 2 * 576
+
+
+def changed(old, new):
+    """The quickstart with one thing changed."""
+    recipe = read_recipe("quickstart")
+    assert old in recipe.text
+    return parse_recipe(recipe.text.replace(old, new), folder=recipe.folder)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "layers = [16, 20, 24]",
+            "layers = [30]",
+            r"`layers` of `lora` must be between -30 and 29",
+        ),
+        ("layer = 1", "layer = 5", r"`layer` of `whisper` must be between -5 and 4"),
+        ('"whisper-tiny.en"', '"some/whisper"', "sizes of `some/whisper` are not known"),
+        ('"smollm2-135m-instruct-q4"', '"llama-2"', "sizes of `llama-2` are not known"),
+    ],
+)
+def test_what_does_not_fit_is_refused(old, new, words):
+    """Layers that do not exist and checkpoints of unknown size are found without weights."""
+    with pytest.raises(SafeError, match=words):
+        sizes_of(changed(old, new))
+
+
+@pytest.mark.parametrize("fact", ["parameters", "hidden_size", "layers"])
+def test_a_card_that_contradicts_itself_is_refused(fact, tmp_path, monkeypatch):
+    """A fact that the card's own config does not make is named."""
+    cards = catalogue.cards()
+    text = cards["smollm2-135m-instruct-q4"].read_text("utf-8")
+    value = read_card(cards["smollm2-135m-instruct-q4"]).facts[fact]
+    path = tmp_path / "smollm2-135m-instruct-q4.toml"
+    head, tail = text.split("[facts]", 1)
+    tail = tail.replace(f"{fact} = {value:_}", f"{fact} = 7", 1)
+    path.write_text(f"{head}[facts]{tail}", "utf-8")
+    monkeypatch.setattr(blueprint.catalogue, "cards", lambda: cards | {path.stem: path})
+    with pytest.raises(CheckpointError) as caught:
+        sizes_of(read_recipe("quickstart"))
+    assert caught.value.message == (
+        f"the card `{path.stem}` says `{fact} = 7`, its config makes {value}"
+    )
+
+
+def test_check_prints_parts_beside_claims(capsys):
+    """``safe check NAME --sizes`` shows each part, and says what holds of what is claimed."""
+    assert main(["check", "medium", "--sizes"]) == 0
+    out = capsys.readouterr().out
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0] == ["medium", "is", "a", "valid", "recipe"]
+    assert [line[:2] for line in lines[2:6]] == [
+        ["base", "clip-vit-large-patch14"],
+        ["audio", "encoder"],
+        ["audio", "projector"],
+        ["audio", "fusion"],
+    ]
+    assert "says about 2,000,000 trainable: does not hold, there are 72,067,104" in out
+    assert out.endswith("with `hidden_dim = 50` of the projector there are 1,991,250 trainable\n")
+
+
+def test_a_recipe_without_claims_has_none_printed(capsys):
+    """Only a recipe of which something is said is compared with it."""
+    assert main(["check", "quickstart", "--sizes"]) == 0
+    assert "says about" not in capsys.readouterr().out
