@@ -186,16 +186,6 @@ class CountsPadding(Regularizes):
         return (logits - base_logits).square().mean()
 
 
-class PushesAway(Regularizes):
-    breaks = "nonnegative"
-
-    def begin(self, model, examples, store):
-        self.held = [(p, p.detach().clone()) for p in model.trainable_parameters().values()]
-
-    def parameter_penalty(self):
-        return -torch.stack([(p - start).square().sum() for p, start in self.held]).sum()
-
-
 class TrainsTheBase(Regularizes):
     breaks = "base_untouched"
 
