@@ -74,6 +74,16 @@ class VisionBackbone(nn.Module):
         channels_first = states.shape[2] == states.shape[3]
         return states.flatten(2).mT if channels_first else states.flatten(1, 2)
 
+    def thaw(self) -> None:
+        """Let every parameter train that the patches depend on; a pooler's, say, stay frozen."""
+        parameters = list(self.network.parameters())
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        seen = self(self._ramp()).sum()
+        needed = torch.autograd.grad(seen, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, needed, strict=True):
+            parameter.requires_grad_(gradient is not None)
+
     def normalise(self, pixels: Annotated[Tensor, "channels height width"]) -> Tensor:
         """Values from 0 to 1 as the backbone expects them."""
         return (pixels - self.mean.cpu()) / self.deviation.cpu()
@@ -128,7 +138,9 @@ class VisionBackbone(nn.Module):
 
     def _ramp(self) -> Tensor:
         """A picture to try it on, (1, 3, size, size)."""
-        return torch.linspace(-1, 1, 3 * self.size**2).view(1, 3, self.size, self.size)
+        device = next(self.network.parameters()).device  # meta, where only sizes are asked for
+        ramp = torch.linspace(-1, 1, 3 * self.size**2, device=device)
+        return ramp.view(1, 3, self.size, self.size)
 
     @torch.no_grad()
     def _drop_layers_above(self, states: Tensor) -> None:
@@ -140,7 +152,8 @@ class VisionBackbone(nn.Module):
             path, layers = found
             _put(self.network, path, layers[:kept])
             try:
-                if torch.equal(self._states(picture), states):
+                again = self._states(picture)
+                if states.is_meta or torch.equal(again, states):
                     return
             except (RuntimeError, IndexError, ValueError, TypeError):
                 pass  # it counts its layers otherwise

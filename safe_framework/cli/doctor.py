@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import platform
 import re
+import signal
+import subprocess
+import sys
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any, NamedTuple
@@ -15,6 +18,11 @@ from safe_framework.optional_torchaudio import load_torchaudio
 _REQUIREMENT = re.compile(r"([\w.-]+)[^;]*(?:;.*extra == ['\"]([\w-]+)['\"])?")
 _NOT_FOR_USERS = ("dev", "test")
 _ELSEWHERE = ("safe-framework", "torchaudio")  # the latter has a section of its own
+_PRODUCT = """\
+import torch
+ones = torch.ones(64, 64, dtype=torch.bfloat16)
+torch.nn.functional.linear(ones, ones)
+"""
 
 
 class _Requirement(NamedTuple):
@@ -38,6 +46,7 @@ def _run(arguments: argparse.Namespace) -> int:
     print("\noptional")
     print(table([_row(needed) for needed in requirements if needed.extra]))
     print(f"\ntorchaudio\n  {torchaudio_state()}")
+    print(f"\nbfloat16\n  {bfloat16_state()}")
     missing = [needed for needed in requirements if not needed.extra and not _version(needed)]
     return 1 if missing else 0
 
@@ -63,6 +72,23 @@ def torchaudio_state() -> str:
             "  transformers imports torchaudio wherever it is installed.\n"
             "hint: `pip uninstall torchaudio`, or install the build that matches torch"
         )
+
+
+def bfloat16_state(program: str = _PRODUCT) -> str:
+    """Whether a product of bfloat16 matrices works on this processor, tried in another process.
+
+    Some virtual machines announce AMX and forbid it, so that oneDNN's products end Python.
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    if done.returncode == 0:
+        return "works on the CPU"
+    if done.returncode == -signal.SIGILL:
+        return (
+            "a matrix product ends Python: the processor announces an instruction and forbids it\n"
+            "hint: `export ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16` before Python starts"
+        )
+    lines = done.stderr.strip().splitlines() or [f"Python ended with {done.returncode}"]
+    return f"cannot be tried: {lines[-1]}"
 
 
 def _requirements() -> list[_Requirement]:

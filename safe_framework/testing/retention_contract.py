@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from abc import ABC, abstractmethod
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from hypothesis import given
@@ -14,10 +16,11 @@ from torch import Tensor
 from safe_framework.fingerprint import fingerprint
 from safe_framework.model import SafeModel
 from safe_framework.retention import RetentionRegularizer
-from safe_framework.testing.bases import VOCABULARY, llama
-from safe_framework.testing.holding import assert_near, tried
+from safe_framework.retention_store import RetentionStore
+from safe_framework.testing.bases import VOCABULARY, llama, texts
+from safe_framework.testing.holding import assert_near, moved, tried
 from safe_framework.testing.strategies import hostile_values, masks, seeds, sizes, spoilt
-from safe_framework.testing.toys import attached
+from safe_framework.testing.toys import attached, felt
 
 _ROUNDING = 1e-5
 
@@ -48,29 +51,47 @@ class RetentionRegularizerContract(ABC):
 
     def begin(self, regularizer: RetentionRegularizer, model: SafeModel) -> None:
         """Start it on a toy model, as training would; override it to give yours more."""
-        regularizer.begin(model)
+        examples = [texts(model.base, 1, 5, seed) | felt(1, seed=seed) for seed in range(3)]
+        with tempfile.TemporaryDirectory() as folder:
+            store = RetentionStore(Path(folder) / "kept.safetensors", dict, start="start")
+            regularizer.begin(model, examples, store)
 
     @cached_property
     def regularizer(self) -> RetentionRegularizer:
         """The regularizer under test, begun on a toy model."""
-        regularizer = self.make()
-        self.begin(regularizer, attached(llama()))
+        return self._begun()[0]
+
+    @cached_property
+    def _after_a_while(self) -> RetentionRegularizer:
+        """One whose model has moved since."""
+        regularizer, model = self._begun()
+        moved(model)
         return regularizer
+
+    def _begun(self) -> tuple[RetentionRegularizer, SafeModel]:
+        model, regularizer = attached(llama()), self.make()
+        self.begin(regularizer, model)
+        return regularizer, model
 
     @tried()
     @given(_calls())
     def test_zero_at_base(self, call: tuple[Tensor, Tensor, Tensor]) -> None:
-        """Law: where the outputs are the base's, the penalty is exactly 0, or there is none."""
+        """Law: where outputs are the base's, or parameters as at the start, a penalty is 0."""
         logits, _, mask = call
-        penalty = self.regularizer.penalty(logits, logits.clone(), mask)
-        assert penalty is None or penalty.item() == 0
+        penalties = [
+            self.regularizer.penalty(logits, logits.clone(), mask),
+            self.regularizer.parameter_penalty(),
+        ]
+        assert not [penalty for penalty in penalties if penalty is not None and penalty.item() != 0]
 
     @tried()
     @given(_calls())
     def test_nonnegative(self, call: tuple[Tensor, Tensor, Tensor]) -> None:
         """Law: a penalty is a finite scalar, never below 0 but for rounding."""
-        penalty = self.regularizer.penalty(*call)
-        if penalty is not None:
+        regularizer = self._after_a_while
+        for penalty in (regularizer.penalty(*call), regularizer.parameter_penalty()):
+            if penalty is None:
+                continue
             assert penalty.shape == ()
             assert torch.isfinite(penalty)
             assert penalty.item() >= -_ROUNDING

@@ -104,3 +104,30 @@ def test_a_broken_torchaudio_is_explained(torchaudio, error):
         "  transformers imports torchaudio wherever it is installed.\n"
         "hint: `pip uninstall torchaudio`, or install the build that matches torch"
     )
+
+
+def test_bfloat16_works_here():
+    """The product itself is tried; the suite's own environment keeps it from ending Python."""
+    assert doctor.bfloat16_state() == "works on the CPU"
+
+
+def test_a_forbidden_instruction_is_found(monkeypatch):
+    """Without that setting the doctor survives whatever the processor does, and says which."""
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    known = ("works on the CPU", "a matrix product ends Python")
+    assert doctor.bfloat16_state().startswith(known)
+
+
+def test_a_product_that_ends_python_says_the_fix():
+    """A process that dies of an illegal instruction: the cause, and the fix in one line."""
+    state = doctor.bfloat16_state("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    assert state == (
+        "a matrix product ends Python: the processor announces an instruction and forbids it\n"
+        "hint: `export ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16` before Python starts"
+    )
+
+
+def test_a_product_that_cannot_be_tried_says_why():
+    """Any other end is told by its last line."""
+    state = doctor.bfloat16_state("raise ImportError('no torch')")
+    assert state == "cannot be tried: ImportError: no torch"

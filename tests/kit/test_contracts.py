@@ -189,7 +189,7 @@ class CountsPadding(Regularizes):
 class TrainsTheBase(Regularizes):
     breaks = "base_untouched"
 
-    def begin(self, model):
+    def begin(self, model, examples, store):
         next(model.base.parameters()).data.add_(1)
 
 

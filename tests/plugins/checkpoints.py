@@ -3,7 +3,14 @@
 from pathlib import Path
 
 import torch
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from transformers import (
+    ClapConfig,
+    ClapFeatureExtractor,
+    ClapModel,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)
 
 from safe_framework.checkpoints import quietly
 
@@ -30,4 +37,30 @@ def write_whisper(folder: Path, *, frames: int = 50, layers: int = 1, width: int
     with quietly():
         WhisperModel(config).save_pretrained(folder)
     WhisperFeatureExtractor(chunk_length=frames // 50).save_pretrained(folder)
+    return str(folder)
+
+
+def write_clap(folder: Path, *, fused: bool, width: int = 64) -> str:
+    """A CLAP as narrow and shallow as it can be, its batch norm as after training."""
+    torch.manual_seed(0)
+    text = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1,
+            "num_attention_heads": 1, "intermediate_size": 8}  # fmt: skip
+    audio = {
+        "patch_embeds_hidden_size": width // 8,
+        "hidden_size": width,
+        "depths": [1, 1, 2, 1],
+        "num_attention_heads": [1, 2, 2, 4],
+        "enable_fusion": fused,
+        "hidden_dropout_prob": 0.5,
+        "drop_path_rate": 0.5,
+    }
+    model = ClapModel(ClapConfig(text_config=text, audio_config=audio))
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.fill_(-20.0)
+        if name.endswith("running_var"):
+            buffer.fill_(400.0)
+    with quietly():
+        model.save_pretrained(folder)
+    ClapFeatureExtractor(truncation="fusion" if fused else "rand_trunc").save_pretrained(folder)
     return str(folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, LlamaConfig
+from transformers import ClapFeatureExtractor, ClapModel, LlamaConfig
 
 from safe_framework import Frames
 from safe_framework.checkpoints import quietly
@@ -14,6 +14,7 @@ from safe_framework.data.audio import Waveform
 from safe_framework.errors import CheckpointError, SampleError
 from safe_framework.processor import SafeProcessor
 from safe_framework_plugins.encoders.clap import ClapEncoder
+from tests.plugins.checkpoints import write_clap
 
 RATE, PROJECTED, WIDTH, STEPS, BANDS = 48000, 512, 64, 1001, 64
 FUSED = [False, True]
@@ -22,32 +23,8 @@ FUSED = [False, True]
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, str]:
     """An unfused and a fused checkpoint, as narrow and shallow as they can be."""
-    made = {}
-    for fused in FUSED:
-        path = tmp_path_factory.mktemp("clap")
-        torch.manual_seed(0)
-        text = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1,
-                "num_attention_heads": 1, "intermediate_size": 8}  # fmt: skip
-        audio = {
-            "patch_embeds_hidden_size": WIDTH // 8,
-            "hidden_size": WIDTH,
-            "depths": [1, 1, 2, 1],
-            "num_attention_heads": [1, 2, 2, 4],
-            "enable_fusion": fused,
-            "hidden_dropout_prob": 0.5,
-            "drop_path_rate": 0.5,
-        }
-        model = ClapModel(ClapConfig(text_config=text, audio_config=audio))
-        for name, buffer in model.named_buffers():  # as batch norm is after training
-            if name.endswith("running_mean"):
-                buffer.fill_(-20.0)
-            if name.endswith("running_var"):
-                buffer.fill_(400.0)
-        with quietly():
-            model.save_pretrained(path)
-        ClapFeatureExtractor(truncation="fusion" if fused else "rand_trunc").save_pretrained(path)
-        made[fused] = str(path)
-    return made
+    new = tmp_path_factory.mktemp
+    return {fused: write_clap(new("clap"), fused=fused, width=WIDTH) for fused in FUSED}
 
 
 def noise(seconds: float = 1.0, seed: int = 0) -> Waveform:

@@ -46,12 +46,17 @@ SMALLER = {
             "intermediate_size": 8,
         },
     },
+    "dinov2": {
+        "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
+        "image_size": 32, "patch_size": 16,
+    },
 }  # fmt: skip
 """What makes an encoder's config tiny, by its type."""
 SHORTER = {
     "whisper": {"chunk_length": 2},
     "clap": {},
     "clip": {"crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 32}},
+    "dinov2": {"crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 32}},
 }
 """What makes a preprocessor's samples as small as a tiny encoder takes them, by its type."""
 
@@ -107,10 +112,12 @@ def small_recipe(name: str, folder: Path) -> Recipe:
             text = text.replace(f'= "{card.name}"', f'= "{stand_in(card, folder)}"')
     changes = {
         r"layers = \[.*?\]": "layers = [-1]",
+        r"layer = \d+": "layer = 1",
+        r"size = \d+(?=\nnear)": "size = 32",
         r"hidden_dim = [\d_]+": "hidden_dim = 8",
         r"max_steps = [\d_]+": "max_steps = 1\nbatch_size = 2\nretention_batch_size = 2",
         r"(?<!retention_)batch_size = 1\d": "",
-        r"retention_batch_size = 8": "",
+        r"retention_batch_size = (?!2\n)\d+": "",
         r"warmup_steps = [\d_]+": "warmup_steps = 0",
         r"align_steps = [\d_]+": "align_steps = 1",
     }

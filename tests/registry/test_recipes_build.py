@@ -38,7 +38,7 @@ def examples(model, recipe, folder):
     path = recipe.data_files()["train"]
     rows = [row for _, row in read_rows(path)][:4]
     for row in rows:
-        row["audio"] = str(path.parent / row["audio"])
+        row |= {name: str(path.parent / row[name]) for name in model.modalities}
     few = folder / "few.jsonl"
     few.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     encoders = {name: model.modality(name).encoder for name in model.modalities}
@@ -68,7 +68,8 @@ def test_a_step_trains_it_and_off_is_the_base(small, tmp_path, monkeypatch):
     after = model.trainable_parameters()
     moved = {name.split(".")[1] for name in after if not torch.equal(before[name], after[name])}
     assert moved >= {"projector", "fusion"}
-    batch = model.processor(question=["what is this"], audio=[few[0].samples["audio"]])
+    (name,) = model.modalities
+    batch = model.processor(question=["what is this"], **{name: [few[0].samples[name]]})
     words = {name: value for name, value in batch.items() if "__" not in name}
     with torch.no_grad():
         base, heard = model.base(**words).logits, model(**batch).logits

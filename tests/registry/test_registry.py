@@ -51,7 +51,7 @@ def test_a_misspelt_name_is_guessed(installed):
     """An unknown name offers the nearest one, and lists what is installed."""
     assert refusal(fusion_adapters.load, "echoo").startswith(
         "unknown fusion adapter `echoo`\n"
-        "hint: did you mean `echo`? installed fusion adapters: echo, "
+        "hint: did you mean `echo`? installed fusion adapters: cross_attention, echo, "
     )
 
 

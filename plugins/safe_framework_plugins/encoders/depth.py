@@ -66,7 +66,9 @@ class DepthEncoder(Encoder):
         self.dim = self.backbone.dim
         self.near, self.far, self.unit = near, far, unit
         self.trainable = trainable
-        self.requires_grad_(trainable).eval()
+        self.requires_grad_(False).eval()
+        if trainable:
+            self.backbone.thaw()
 
     def train(self, mode: bool = True) -> DepthEncoder:
         """Stay in evaluation mode unless trainable: a frozen encoder drops nothing out."""

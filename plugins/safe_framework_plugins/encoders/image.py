@@ -52,7 +52,9 @@ class ImageEncoder(Encoder):
         self.backbone = VisionBackbone(model, layer=layer, size=size)
         self.dim = self.backbone.dim
         self.trainable = trainable
-        self.requires_grad_(trainable).eval()
+        self.requires_grad_(False).eval()
+        if trainable:
+            self.backbone.thaw()
 
     def train(self, mode: bool = True) -> ImageEncoder:
         """Stay in evaluation mode unless trainable: a frozen encoder drops nothing out."""
