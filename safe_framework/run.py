@@ -70,12 +70,13 @@ def run_recipe(
             model = build(recipe)
         data = RecipeData(recipe)
         examples = _read_all(model, data)
-        _tell_skipped(console, data, folder)
+        told = _tell_skipped(console, data, folder)
         with clock.timing("train"):
             log = train(
                 model, recipe, examples["train"], folder / CHECKPOINTS,
                 progress=progress, resume=resume, data=data,
             )  # fmt: skip
+        _tell_skipped(console, data, folder, told)  # of `foreign`, where training wanted it
         model.save_pretrained(folder / ADAPTER)
         with clock.timing("evaluate"):
             evaluation = measure(model, recipe, data, progress)
@@ -161,17 +162,19 @@ def _read_all(model: SafeModel, data: RecipeData) -> dict[str, list[Example]]:
     return {key: data.examples(key, encoders) for key in ("train", "test")}
 
 
-def _tell_skipped(console: Console, data: RecipeData, folder: Path) -> None:
-    """Say which rows are left out, and list them in the run's folder."""
+def _tell_skipped(console: Console, data: RecipeData, folder: Path, told: int = 0) -> int:
+    """Say which rows are left out after the first ``told``, and list all in the run's folder."""
     rows = listing(data.skipped)
     (folder / SKIPPED).unlink(missing_ok=True)
     if rows:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / SKIPPED).write_text(text, "utf-8")
+    if len(rows) > told:
         counts = ", ".join(f"{len(errors)} of `{key}`" for key, errors in data.skipped.items())
         console.print(f"left out {counts}: {folder / SKIPPED}", highlight=False, soft_wrap=True)
-        for row in rows[:_SHOWN]:
+        for row in rows[told : told + _SHOWN]:
             console.print(f"  {row['problem']}", highlight=False, markup=False, soft_wrap=True)
+    return len(rows)
 
 
 def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:

@@ -24,7 +24,12 @@ def check_modality_names(document: dict[str, Any], findings: list[Finding]) -> N
 
 def check_data_files(document: dict[str, Any], folder: Path, findings: list[Finding]) -> None:
     """Every file that ``[data]`` and ``[base.compose]`` name must be there."""
-    _check_files(_table(document, "data"), ("data",), DATA_FILES, folder, findings)
+    data = {
+        key: name
+        for key, name in _table(document, "data").items()
+        if not (isinstance(name, str) and (is_dataset(name) or (name and (folder / name).is_dir())))
+    }
+    _check_files(data, ("data",), DATA_FILES, folder, findings)
     compose = _table(_table(document, "base"), "compose")
     _check_files(compose, ("base", "compose"), COMPOSE_FILES, folder, findings)
 
@@ -38,9 +43,7 @@ def _check_files(
 ) -> None:
     for key in keys:
         name = table.get(key)
-        if not isinstance(name, str) or not name or is_dataset(name):
-            continue
-        if not (folder / name).exists():
+        if isinstance(name, str) and name and not (folder / name).is_file():
             there = [path.name for path in (folder / name).parent.glob("*.*")]
             hint = f"{nearest(Path(name).name, there)} paths are relative to `{folder}`".strip()
             findings.append(Finding((*path, key), f"there is no file `{name}`", hint))

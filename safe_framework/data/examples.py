@@ -71,7 +71,7 @@ def read_examples(
     def example(row: Row) -> Example:
         made = _example(row, encoders, template, question)
         if skipped is not None:
-            _try(made, encoders)
+            _try(made.place, made.samples, encoders)
         return made
 
     return _each(source, fields, example, skipped)
@@ -112,7 +112,10 @@ def read_samples(
 
     def sample(row: Row) -> list[Sample]:
         held = sources_of(row, [modality])
-        return [read_sample(one, encoder.sampling_rate, row.place) for one in held.values()]
+        found = [read_sample(one, encoder.sampling_rate, row.place) for one in held.values()]
+        if skipped is not None:
+            _try(row.place, {modality: one for one in found}, {modality: encoder})
+        return found
 
     samples = [one for found in _each(source, fields, sample, skipped) for one in found]
     if not samples:
@@ -216,13 +219,13 @@ def _example(
     )
 
 
-def _try(example: Example, encoders: Mapping[str, Encoder]) -> None:
+def _try(place: str, samples: Mapping[str, Sample], encoders: Mapping[str, Encoder]) -> None:
     """Let each encoder look at its sample now: later nobody could leave it out."""
-    for name, sample in example.samples.items():
+    for name, sample in samples.items():
         try:
             encoders[name].prepare([sample])
         except SampleError as error:
-            raise DataError(f"{example.place}: {error.message}", hint=error.hint) from error
+            raise DataError(f"{place}: {error.message}", hint=error.hint) from error
 
 
 def _text(row: Mapping[str, Any], field: str, place: str) -> str:

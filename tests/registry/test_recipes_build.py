@@ -10,7 +10,8 @@ from rich.console import Console
 from safe_framework import assembly, catalogue
 from safe_framework._recipe import read_recipe
 from safe_framework.bits import same_bits
-from safe_framework.data.examples import read_examples, read_rows
+from safe_framework.data.examples import read_examples
+from safe_framework.data.readers import read_rows
 from safe_framework.progress import WorkProgress
 from safe_framework.sizes import sizes_of
 from safe_framework.training.train import train

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safe_framework._recipe import schema
 from safe_framework.data.readers import folder, hub, jsonl, parquet, separated
 from safe_framework.data.readers.row import Row
 from safe_framework.errors import DataError
@@ -30,7 +31,7 @@ READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
 
 def is_dataset(source: Source) -> bool:
     """Whether the source names a dataset of the hub, and no file."""
-    return isinstance(source, str) and source.startswith(hub.PREFIX)
+    return isinstance(source, str) and schema.is_dataset(source)
 
 
 def iterate_rows(source: Source) -> Iterator[Row]:

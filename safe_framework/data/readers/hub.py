@@ -12,9 +12,6 @@ from safe_framework.data.readers.extra import needed
 from safe_framework.data.readers.row import Row
 from safe_framework.errors import DataError
 
-PREFIX = "hf:"
-"""What a source that names a dataset begins with."""
-
 _NAME = re.compile(
     r"hf:(?P<name>[^:@\[\]]+)(@(?P<revision>[^:\[\]]+))?(:(?P<config>[^:\[\]]+))?"
     r":(?P<split>\w+)(\[(?P<start>\d*):(?P<stop>\d*)\])?"
