@@ -111,11 +111,13 @@ def read_samples(
     """
 
     def sample(row: Row) -> list[Sample]:
-        held = sources_of(row, [modality])
-        found = [read_sample(one, encoder.sampling_rate, row.place) for one in held.values()]
+        found = {
+            name: read_sample(one, encoder.sampling_rate, row.place)
+            for name, one in sources_of(row, [modality]).items()
+        }
         if skipped is not None:
-            _try(row.place, {modality: one for one in found}, {modality: encoder})
-        return found
+            _try(row.place, found, {modality: encoder})
+        return list(found.values())
 
     samples = [one for found in _each(source, fields, sample, skipped) for one in found]
     if not samples:

@@ -298,3 +298,17 @@ def test_reading_is_lazy() -> None:
         "sys.exit(sorted({'datasets', 'pyarrow'} & set(sys.modules)) or None)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_foreign_samples_that_the_encoder_refuses_are_left_out(tmp_path: Path) -> None:
+    """Law: told to leave bad rows out, samples without a task are tried on their encoder too."""
+    tone(tmp_path / "a.wav")
+    soundfile.write(tmp_path / "nan.wav", np.full(80, np.nan), RATE, subtype="FLOAT")
+    lines = [json.dumps({"audio": name}) for name in ("nan.wav", "a.wav")]
+    (tmp_path / "foreign.jsonl").write_text("\n".join(lines))
+    skipped: list[DataError] = []
+    found = read_samples(tmp_path / "foreign.jsonl", "audio", Listener(), skipped=skipped)
+    assert len(found) == 1
+    (error,) = skipped
+    assert error.message.startswith("foreign.jsonl:1: ")
+    assert "NaN" in error.message
