@@ -151,13 +151,18 @@ class VisionBackbone(nn.Module):
         for kept in (self._layer, self._layer + 1) if found else ():
             path, layers = found
             _put(self.network, path, layers[:kept])
-            try:
-                again = self._states(picture)
-                if states.is_meta or torch.equal(again, states):
-                    return
-            except (RuntimeError, IndexError, ValueError, TypeError):
-                pass  # it counts its layers otherwise
+            if self._still_gives(states, picture):
+                return
             _put(self.network, path, layers)
+
+    def _still_gives(self, states: Tensor, picture: Tensor) -> bool:
+        """Whether the layers that are left suffice; a backbone may count them otherwise."""
+        try:
+            again = self._states(picture)
+        except (RuntimeError, IndexError, ValueError, TypeError):
+            return False
+        same_kind = again.shape == states.shape
+        return same_kind and (states.is_meta or torch.equal(again, states))
 
 
 def fitted(

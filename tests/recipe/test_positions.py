@@ -129,7 +129,7 @@ def test_the_strategy_writes_every_kind_of_document():
     """Generated documents hold what recipes hold: headers, arrays of tables, inline tables."""
     quick = settings(phases=[Phase.generate], max_examples=2000, database=None)
     for sought in ("[[", "[ ", "{ ", '"""', "'''", " . ", "# "):
-        find(documents(), lambda text, sought=sought: sought in text, settings=quick)
+        assert sought in find(documents(), lambda text, part=sought: part in text, settings=quick)
 
 
 def test_windows_lines_are_lines():
