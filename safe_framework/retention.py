@@ -60,7 +60,10 @@ class RetentionRegularizer(ABC):  # noqa: B024  # each method has a default: ove
         base_logits: Annotated[Tensor, "batch length vocabulary"],
         mask: Annotated[Tensor, "batch length"],
     ) -> Tensor | None:
-        """A scalar to add to the loss, or None.
+        """A scalar to add to the loss, or None: a mean over the positions that count.
+
+        A step may be computed in parts, by several devices: each part counts by how many such
+        positions it has.
 
         Args:
             logits: of the SAFE model with the irrelevant sample and its gate open.

@@ -9,26 +9,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from safe_framework.model import SafeModel
 from safe_framework.training.batches import IGNORED
 
 
-def answer_loss(model: nn.Module, base: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+def answer_loss(
+    model: nn.Module,
+    base: nn.Module,
+    batch: Mapping[str, Tensor],
+    count: Tensor | None = None,
+) -> Tensor:
     """Mean next-token cross-entropy over the labelled positions.
 
     Args:
         model: the SafeModel, possibly wrapped for distributed training.
         base: its base, which says whether it can project only some positions.
         batch: ``input_ids``, ``attention_mask``, ``labels`` and modalities.
+        count: of labelled positions, over which the mean is taken, where the batch is a part of
+            those that share them; its own if None.
     """
     inputs = dict(batch)
     targets = inputs.pop("labels")[:, 1:]  # position t predicts token t + 1
     kept = (targets != IGNORED).any(0).nonzero().flatten()
     logits = logits_at(model, base, inputs, kept)  # (batch, kept, vocabulary)
     wanted = targets[:, kept]
-    return nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED
+    total = nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED, reduction="sum"
     )
+    return total / ((wanted != IGNORED).sum() if count is None else count)
 
 
 def logits_at(
@@ -59,18 +66,3 @@ def check_finite(loss: Tensor, name: str, step: int) -> Tensor:
             "hint: lower the learning rates in [training]"
         )
     return loss
-
-
-def trainable_groups(
-    model: SafeModel, projector_rate: float, fusion_rate: float, weight_decay: float
-) -> list[dict[str, Any]]:
-    """AdamW's parameter groups: projectors (and trainable encoders), then fusion adapters."""
-    named = model.trainable_parameters()
-    fusion = [p for name, p in named.items() if name.split(".")[1] == "fusion"]
-    other = [p for name, p in named.items() if name.split(".")[1] != "fusion"]
-    groups = ((other, projector_rate), (fusion, fusion_rate))
-    return [
-        {"params": params, "lr": rate, "weight_decay": weight_decay}
-        for params, rate in groups
-        if params
-    ]

@@ -18,6 +18,8 @@ from safe_framework.retention_store import Progress
 from safe_framework.shapes import Frames, Sample
 from safe_framework.training.batches import attention_mask, carry, pad_right
 from safe_framework.training.order import generator, shuffled_slice
+from safe_framework.training.parts import WHOLE, Part
+from safe_framework.training.processes import shared_frames
 from safe_framework.training.retention_start import RetentionExamples, store_of
 from safe_framework.training.teacher import Teacher
 
@@ -60,7 +62,7 @@ def distractor_pools(
     others = foreign or {}
     return {
         name: {
-            kind: store.frames(_made(kind, samples[name], others.get(name, ()), seed))
+            kind: shared_frames(store, _made(kind, samples[name], others.get(name, ()), seed))
             for kind in kinds
         }
         for name, store in stores.items()
@@ -142,35 +144,49 @@ class CounterfactualRetention:
                 entry.method.begin(self.model, RetentionExamples(self, kinds), store)
         self.model.train(training)
 
-    def loss(self, model: nn.Module, step: int, device: torch.device) -> Tensor:
-        """The weighted sum of the methods' penalties at a step."""
+    def loss(self, model: nn.Module, step: int, device: torch.device, part: Part = WHOLE) -> Tensor:
+        """The weighted sum of the methods' penalties at a step, or a part's share in it.
+
+        A penalty is a mean over words, so a part counts by how many of the step's it has.
+        """
         total = torch.zeros((), device=device)
-        for weight, penalty in self._penalties(model, step, device):
+        for weight, penalty in self._penalties(model, step, device, part):
             total = total if penalty is None else total + weight * penalty
         return total
 
     def _penalties(
-        self, model: nn.Module, step: int, device: torch.device
+        self, model: nn.Module, step: int, device: torch.device, part: Part
     ) -> Iterator[tuple[float, Tensor | None]]:
         if self.teacher is not None:
-            compared = self._compared(self.teacher, model, step, device)
+            chosen = self._chosen(step)
+            share = self._words(part.of(chosen)) / self._words(chosen)
+            compared = self._compared(self.teacher, model, step, device, part)
             for entry in self.methods:
-                yield entry.weight, entry.method.penalty(*compared)
+                yield entry.weight * share, entry.method.penalty(*compared)
         for entry in self.methods:
-            yield entry.weight, entry.method.parameter_penalty()
+            yield entry.weight / part.count, entry.method.parameter_penalty()
+
+    def _chosen(self, step: int) -> list[int]:
+        """The texts of a step."""
+        return shuffled_slice(self.seed, step * self.batch_size, self.batch_size, len(self.rows))
+
+    def _words(self, chosen: Sequence[int]) -> int:
+        return sum(len(self.rows[i]) for i in chosen)
 
     def _compared(
-        self, teacher: Teacher, model: nn.Module, step: int, device: torch.device
+        self, teacher: Teacher, model: nn.Module, step: int, device: torch.device, part: Part
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """This step's logits of the model, the base's, and where there are words."""
-        chosen = shuffled_slice(self.seed, step * self.batch_size, self.batch_size, len(self.rows))
+        """This part's logits of the model, the base's, and where there are words."""
+        everyones = self._chosen(step)
+        teacher.keep(everyones)  # on every device alike, since all call the base together
+        chosen = part.of(everyones)
         rows, marked = [self.rows[i] for i in chosen], [self.marked[i] for i in chosen]
         mask = attention_mask(rows).to(device)
         batch = {"input_ids": pad_right(marked, self.pad), "attention_mask": attention_mask(marked)}
         for name, pool in self.pools.items():
-            batch.update(carry(name, self._irrelevant(pool, step), self.dims[name]))
+            batch.update(carry(name, part.of(self._irrelevant(pool, step)), self.dims[name]))
         logits = model(**{key: value.to(device) for key, value in batch.items()}).logits
-        return _at_words(logits, rows, marked), teacher.logits(chosen), mask.bool()
+        return _at_words(logits, rows, marked), teacher.logits(chosen).to(device), mask.bool()
 
     def _irrelevant(self, pool: Mapping[str, Sequence[Frames]], step: int) -> list[Frames]:
         """One irrelevant sample for each text, the kinds in turn."""

@@ -38,12 +38,17 @@ class Teacher:
         """The base's logits on the chosen texts, (batch, length, vocabulary)."""
         if not self._caches:
             return self._run([self.rows[i] for i in chosen])[0]
-        for i in chosen:
+        self.keep(chosen)
+        padded = nn.utils.rnn.pad_sequence([self._kept[i] for i in chosen], batch_first=True)
+        logits: Tensor = _head(self.model.base)(padded.to(self.model.device))
+        return logits
+
+    @torch.no_grad()
+    def keep(self, chosen: Sequence[int]) -> None:
+        """Run the base on the chosen texts that have not been kept yet, where any are kept."""
+        for i in chosen if self._caches else ():
             if i not in self._kept:
                 self._keep(i // _GROUP)
-        padded = nn.utils.rnn.pad_sequence([self._kept[i] for i in chosen], batch_first=True)
-        logits: Tensor = _head(self.model.base)(padded)
-        return logits
 
     def _keep(self, group: int) -> None:
         """Keep a fixed group of texts, whatever is asked for first.

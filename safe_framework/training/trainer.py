@@ -1,8 +1,10 @@
-"""The Hugging Face Trainer, taught what SAFE needs: two losses, rate groups, small checkpoints."""
+"""The Hugging Face Trainer, taught what SAFE needs: steps in parts, rates, small checkpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +16,41 @@ from transformers import Trainer, TrainingArguments
 
 from safe_framework._recipe import TrainingSpec
 from safe_framework.adapter import adapter_tensors, copy_tensors, own_copy
+from safe_framework.errors import SafeError
 from safe_framework.model import SafeModel
+from safe_framework.training import processes
 from safe_framework.training.align import Alignment
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
 from safe_framework.training.checkpoints import mark_complete
-from safe_framework.training.losses import answer_loss, check_finite, trainable_groups
+from safe_framework.training.holding import average_gradients
+from safe_framework.training.objective import Objective, totals_of
+from safe_framework.training.optimizer import make_optimizer
 from safe_framework.training.order import balanced_order, shuffled_slice
+from safe_framework.training.parts import Part, rows_of_part
 from safe_framework.training.retention import CounterfactualRetention
 
 WEIGHTS = "adapter.safetensors"
 
 
 def arguments(spec: TrainingSpec, folder: Path) -> TrainingArguments:
-    """The Trainer's arguments for a recipe's ``[training]``."""
-    return TrainingArguments(
+    """The Trainer's arguments for a recipe's ``[training]``.
+
+    Raises:
+        SafeError: a step cannot be shared out evenly, or the tracker is not installed.
+    """
+    accumulation = spec.gradient_accumulation_steps
+    rows = rows_of_part("batch_size", spec.batch_size, processes.count(), accumulation)
+    if spec.report_to != "none" and find_spec(spec.report_to) is None:
+        raise SafeError(
+            f"`report_to` names {spec.report_to}, which is not installed",
+            hint=f"pip install {spec.report_to}",
+        )
+    made = TrainingArguments(
         output_dir=str(folder),
         max_steps=spec.max_steps,
-        per_device_train_batch_size=spec.batch_size,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=accumulation,
+        bf16=spec.precision == "bfloat16",
         lr_scheduler_type=_SCHEDULES[spec.schedule],
         warmup_steps=spec.warmup_steps,
         max_grad_norm=spec.max_grad_norm,
@@ -39,11 +59,16 @@ def arguments(spec: TrainingSpec, folder: Path) -> TrainingArguments:
         logging_steps=min(10, spec.max_steps),
         logging_nan_inf_filter=False,
         seed=spec.seed,
-        report_to="none",
+        report_to=spec.report_to,
+        run_name=folder.absolute().parent.name,
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
     )
+    made._n_gpu = min(made.n_gpu, 1)  # hooks do not reach the threads of DataParallel
+    return made
 
 
 _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
@@ -60,7 +85,10 @@ class SafeTrainer(Trainer):
         retention: the second loss; None trains without.
         alignment: the loss that draws tokens to their answers; None trains without.
         pad: id that fills rows up.
+        sharded: whether devices share the base's layers, so that Accelerate wraps nothing.
     """
+
+    loss_is_scaled_for_ga = True  # the parts of a step add up to it
 
     def __init__(
         self,
@@ -72,19 +100,44 @@ class SafeTrainer(Trainer):
         retention: CounterfactualRetention | None = None,
         alignment: Alignment | None = None,
         pad: int = 0,
+        sharded: bool = False,
     ) -> None:
-        self.safe_model, self.spec = model, spec
+        self.safe_model, self.spec, self.sharded = model, spec, sharded
         self.retention, self.alignment = retention, alignment
         self._examples = list(examples)
+        if retention is not None and retention.kinds:
+            accumulation = spec.gradient_accumulation_steps
+            rows = spec.retention_batch_size
+            rows_of_part("retention_batch_size", rows, processes.count(), accumulation)
         dims = {name: model.modality(name).encoder.dim for name in model.modalities}
         super().__init__(
-            model=model,
+            model=Objective(model, retention, alignment, spec.align_weight),
             args=args,
             train_dataset=self._examples,
             data_collator=AnswerCollator(dims, pad),
         )
-        self.model_accepts_loss_kwargs = False  # our losses are means already
-        self._parts: list[tuple[float, float]] = []
+        self._shares: list[Tensor] = []
+        self._micro_step = 0
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Let Accelerate not wrap a model whose layers are shared out already."""
+        super().create_accelerator_and_postprocess()
+        if self.sharded:
+            plain = partial(self.accelerator.prepare_model, evaluation_mode=True)
+            self.accelerator.prepare_model = plain
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """Leave a base that is to be shared out where it is: whole, it may fit on no device."""
+        if not self.sharded:
+            super()._move_model_to_device(model, device)
+
+    def _get_num_items_in_batch(
+        self, batch_samples: list[dict[str, Any]], device: torch.device
+    ) -> Tensor:
+        """What the means of a step are taken over, on all devices and in all its parts."""
+        totals = totals_of(batch_samples, list(self.safe_model.modalities)).to(device)
+        summed: Tensor = self.accelerator.reduce(totals, "sum")
+        return summed
 
     def compute_loss(
         self,
@@ -93,23 +146,35 @@ class SafeTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The task's loss plus retention's, plus alignment's if it is on."""
-        step = self.state.global_step
-        answers: Sequence[str] = inputs.pop("answers")  # type: ignore[assignment]  # the one list
-        task = check_finite(answer_loss(model, self.safe_model.base, inputs), "task loss", step)
-        kept = torch.zeros((), device=task.device)
-        if self.retention is not None:
-            kept = self.retention.loss(model, step, task.device)
-            check_finite(kept, "retention loss", step)
-        self._parts.append((float(task.detach()), float(kept.detach())))
-        if self.alignment is None or not self.spec.align_weight:
-            return task + kept
-        pulled = self.alignment.batch_loss(self.safe_model, inputs, answers)
-        return task + kept + self.spec.align_weight * pulled
+        """A part's share in the loss of its step, times the devices over which it is averaged."""
+        devices = self.args.world_size
+        part = Part(
+            self._micro_step * devices + self.args.process_index,
+            self.spec.gradient_accumulation_steps * devices,
+        )
+        batch = dict(inputs)
+        answers = batch.pop("answers")
+        loss, shares = model(batch, answers, num_items_in_batch, self.state.global_step, part)
+        self._shares.append(shares)
+        return loss * devices
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Compute one part of a step."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        last = self.accelerator.sync_gradients
+        self._micro_step = 0 if last else self._micro_step + 1
+        if last and self.sharded:
+            average_gradients(list(self.safe_model.trainable_parameters().values()))
+        return loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> FixedOrder:
         """The order of the whole run, so that a resumed run sees what an unbroken one does."""
-        count = self.spec.max_steps * self.args.train_batch_size * self.args.world_size
+        count = self.spec.max_steps * self.spec.batch_size
         texts = [example.text for example in self._examples]
         if self.spec.balance:
             return FixedOrder(balanced_order(self.spec.seed, texts, count))
@@ -117,32 +182,26 @@ class SafeTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add both losses and the gates to what the Trainer logs."""
-        if "loss" in logs and self._parts:
-            task, kept = torch.tensor(self._parts).mean(0).tolist()
+        if "loss" in logs and self._shares:
+            steps = len(self._shares) / self.spec.gradient_accumulation_steps
+            summed = self.accelerator.reduce(torch.stack(self._shares).sum(0), "sum")
+            task, kept = (summed / steps).tolist()
             logs |= {"task_loss": task, "retention_loss": kept}
             logs |= {f"gate/{name}": gate for name, gate in self.safe_model.gates.items()}
-            self._parts.clear()
+            self._shares.clear()
         super().log(logs, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with a rate for projectors and one for fusion adapters."""
         if self.optimizer is None:
-            spec = self.spec
-            groups = trainable_groups(
-                self.safe_model,
-                spec.projector_learning_rate,
-                spec.fusion_learning_rate,
-                spec.weight_decay,
-            )
-            optimizer = torch.optim.AdamW(groups)
-            if self.retention is not None:
-                _constrain_after_steps(optimizer, self.retention)
-            self.optimizer = optimizer
+            self.optimizer = make_optimizer(self.safe_model, self.spec, self.retention)
         return self.optimizer
 
     def _save(
         self, output_dir: str | None = None, state_dict: Mapping[str, Any] | None = None
     ) -> None:
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
         tensors = adapter_tensors(self.safe_model)
@@ -157,7 +216,9 @@ class SafeTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        mark_complete(folder)
+        processes.wait()  # each has written its random state
+        if self.args.should_save:
+            mark_complete(folder)
 
 
 class FixedOrder(Sampler[int]):
@@ -171,13 +232,3 @@ class FixedOrder(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self.order)
-
-
-def _constrain_after_steps(
-    optimizer: torch.optim.Optimizer, retention: CounterfactualRetention
-) -> None:
-    def constrain(stepped: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        for entry in retention.methods:
-            entry.method.constrain(stepped)
-
-    optimizer.register_step_post_hook(constrain)
