@@ -31,7 +31,7 @@ def joined() -> Iterator[Sharding | None]:
         return
     with sharding_wanted() as sharding:
         mine = not distributed.is_initialized()
-        state = PartialState(timeout=_PATIENCE)
+        state = PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
         try:
             yield sharding
         finally:

@@ -50,6 +50,7 @@ def arguments(spec: TrainingSpec, folder: Path) -> TrainingArguments:
         max_steps=spec.max_steps,
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=accumulation,
+        use_cpu=processes.device().type == "cpu",
         bf16=spec.precision == "bfloat16",
         lr_scheduler_type=_SCHEDULES[spec.schedule],
         warmup_steps=spec.warmup_steps,
