@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 
 from safe_framework._recipe import TrainingSpec
@@ -25,7 +24,7 @@ from safe_framework.training.checkpoints import mark_complete
 from safe_framework.training.holding import average_gradients
 from safe_framework.training.objective import Objective, totals_of
 from safe_framework.training.optimizer import make_optimizer
-from safe_framework.training.order import balanced_order, shuffled_slice
+from safe_framework.training.order import FixedOrder, balanced_order, shuffled_slice
 from safe_framework.training.parts import Part, rows_of_part
 from safe_framework.training.retention import CounterfactualRetention
 
@@ -66,7 +65,6 @@ def arguments(spec: TrainingSpec, folder: Path) -> TrainingArguments:
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,
     )
     made._n_gpu = min(made.n_gpu, 1)  # hooks do not reach the threads of DataParallel
     return made
@@ -220,16 +218,3 @@ class SafeTrainer(Trainer):
         processes.wait()  # each has written its random state
         if self.args.should_save:
             mark_complete(folder)
-
-
-class FixedOrder(Sampler[int]):
-    """Draws places in an order that is known beforehand."""
-
-    def __init__(self, order: Sequence[int]) -> None:
-        self.order = order
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.order)
-
-    def __len__(self) -> int:
-        return len(self.order)
