@@ -79,6 +79,9 @@ def _run(
 ) -> None:
     """Everything that each of the processes does."""
     clock, writes = Clock(), processes.is_first()
+    if (count := processes.count()) > 1:
+        shared = ", which share the base's layers" if sharding else ""
+        console.print(f"{count} processes{shared}", highlight=False)
     with WorkProgress(console).showing() as progress:
         with clock.timing("build"):
             model = build(recipe, device=None if sharding else processes.device())

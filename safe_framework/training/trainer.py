@@ -60,6 +60,7 @@ def arguments(spec: TrainingSpec, folder: Path) -> TrainingArguments:
         logging_nan_inf_filter=False,
         seed=spec.seed,
         report_to=spec.report_to,
+        project="safe-framework",
         run_name=folder.absolute().parent.name,
         disable_tqdm=True,
         remove_unused_columns=False,

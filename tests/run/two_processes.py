@@ -82,9 +82,14 @@ def killed(folder: Path) -> None:
     run_recipe(sys.argv[3], output=folder, quiet=True)
 
 
-def whole(folder: Path) -> None:
-    """A run, new or gone on with."""
+def resumed(folder: Path) -> None:
+    """The run goes on."""
     run_recipe(sys.argv[3], output=folder, quiet=True)
+
+
+def unbroken(folder: Path) -> None:
+    """Another run, which nobody kills."""
+    run_recipe(sys.argv[3], output=folder.with_name("unbroken"), quiet=True)
 
 
 def in_two(work: Callable[[Path], Any], folder: Path) -> dict[str, Any]:
