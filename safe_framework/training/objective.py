@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 from safe_framework.model import SafeModel
 from safe_framework.training.align import Alignment
 from safe_framework.training.batches import IGNORED
+from safe_framework.training.caches import Caches
 from safe_framework.training.holding import hold
 from safe_framework.training.losses import answer_loss, check_finite
 from safe_framework.training.parts import Part
 from safe_framework.training.retention import CounterfactualRetention
+from safe_framework.training.states import TextStates
 
 
 class Objective(nn.Module):
@@ -28,6 +31,8 @@ class Objective(nn.Module):
         retention: the second loss; None for none.
         alignment: the third; None for none.
         align_weight: of the third.
+        caches: what is kept of the frozen base; None keeps nothing.
+        states: of the task's texts, among it.
     """
 
     def __init__(
@@ -36,11 +41,15 @@ class Objective(nn.Module):
         retention: CounterfactualRetention | None = None,
         alignment: Alignment | None = None,
         align_weight: float = 0.0,
+        *,
+        caches: Caches | None = None,
+        states: TextStates | None = None,
     ) -> None:
         super().__init__()
         self.model, self.retention = model, retention
         self.alignment = alignment if align_weight else None
         self.align_weight = align_weight
+        self.caches, self.states = caches, states
         self._ddp_params_and_buffers_to_ignore = _untrained(self)
 
     def forward(
@@ -64,7 +73,8 @@ class Objective(nn.Module):
             FloatingPointError: a loss is NaN or infinite.
         """
         model = self.model
-        task = answer_loss(model, model.base, batch, totals[0])
+        with self._beginning(batch):
+            task = answer_loss(model, model.base, batch, totals[0])
         check_finite(task, "task loss", step)
         kept = torch.zeros((), device=task.device)
         if self.retention is not None:
@@ -77,6 +87,11 @@ class Objective(nn.Module):
             loss = loss + self.align_weight * pulled
         held = hold(loss, model.trainable_parameters().values())
         return held, torch.stack([task.detach(), kept.detach()])
+
+    def _beginning(self, batch: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        if self.caches is None:
+            return nullcontext()
+        return self.caches.beginning(self.states, batch["input_ids"], batch["attention_mask"])
 
 
 def totals_of(batches: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Tensor:

@@ -17,9 +17,11 @@ from safe_framework._recipe import TrainingSpec
 from safe_framework.adapter import adapter_tensors, copy_tensors, own_copy
 from safe_framework.errors import SafeError
 from safe_framework.model import SafeModel
+from safe_framework.retention_store import Progress
 from safe_framework.training import processes
 from safe_framework.training.align import Alignment
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
+from safe_framework.training.caches import Caches
 from safe_framework.training.checkpoints import mark_complete
 from safe_framework.training.holding import average_gradients
 from safe_framework.training.objective import Objective, totals_of
@@ -84,6 +86,7 @@ class SafeTrainer(Trainer):
         spec: the recipe's ``[training]``.
         retention: the second loss; None trains without.
         alignment: the loss that draws tokens to their answers; None trains without.
+        caches: what is kept of the frozen base; None keeps nothing.
         pad: id that fills rows up.
         sharded: whether devices share the base's layers, so that Accelerate wraps nothing.
     """
@@ -99,6 +102,7 @@ class SafeTrainer(Trainer):
         *,
         retention: CounterfactualRetention | None = None,
         alignment: Alignment | None = None,
+        caches: Caches | None = None,
         pad: int = 0,
         sharded: bool = False,
     ) -> None:
@@ -109,9 +113,13 @@ class SafeTrainer(Trainer):
             accumulation = spec.gradient_accumulation_steps
             rows = spec.retention_batch_size
             rows_of_part("retention_batch_size", rows, processes.count(), accumulation)
+        self._rows = [[*e.prompt, *e.answer] for e in self._examples]
+        self._states = caches.task_texts(self._rows) if caches else None
         dims = {name: model.modality(name).encoder.dim for name in model.modalities}
         super().__init__(
-            model=Objective(model, retention, alignment, spec.align_weight),
+            model=Objective(
+                model, retention, alignment, spec.align_weight, caches=caches, states=self._states
+            ),
             args=args,
             train_dataset=self._examples,
             data_collator=AnswerCollator(dims, pad),
@@ -171,6 +179,14 @@ class SafeTrainer(Trainer):
         if last and self.sharded:
             average_gradients(list(self.safe_model.trainable_parameters().values()))
         return loss
+
+    def warm(self, progress: Progress) -> None:
+        """Compute what shall be kept of the frozen base, for all steps of the run."""
+        if self._states is not None:
+            needed = [self._rows[place] for place in self._get_train_sampler()]
+            self._states.warm(needed, "reading training texts", progress)
+        if self.retention is not None:
+            self.retention.warm(self.spec.max_steps, progress)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> FixedOrder:
         """The order of the whole run, so that a resumed run sees what an unbroken one does."""
