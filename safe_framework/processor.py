@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from safe_framework.data.unencoded import prepared
 from safe_framework.encoder import Encoder
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.marker_text import MarkerText
-from safe_framework.modality import PRESENT
 from safe_framework.shapes import Sample
 
 
@@ -108,17 +107,9 @@ class SafeProcessor:
         Raises:
             SampleError: a sample cannot be used.
         """
-        present = torch.tensor([sample is not None for sample in samples])
-        batch = {f"{name}__{PRESENT}": present}
-        if not present.any():
-            return batch
         encoder = self.encoders[name]
-        real = [_wrap(name, encoder, s, sampling_rate) for s in samples if s is not None]
-        for key, values in encoder.prepare(real).items():
-            rows = values.new_zeros(len(samples), *values.shape[1:])
-            rows[present] = values
-            batch[f"{name}__{key}"] = rows
-        return batch
+        known = [s if s is None else _wrap(name, encoder, s, sampling_rate) for s in samples]
+        return prepared(name, encoder, known)
 
     def _texts(self, text: Any, question: Any) -> list[str]:
         if (text is None) == (question is None):

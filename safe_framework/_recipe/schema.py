@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import attrs
 
-from safe_framework._recipe.ranges import above, at_least, holds, not_empty
+from safe_framework._recipe.ranges import above, at_least, holds, if_given, not_empty
 
 UNWRITTEN = {"written": False}
 
@@ -184,6 +184,7 @@ class TrainingSpec:
         retention_batch_size: retention rows a step.
         projector_learning_rate: peak rate of projectors.
         fusion_learning_rate: peak rate of fusion adapters.
+        encoder_learning_rate: peak rate of encoders that train; the projectors' if None.
         weight_decay: decoupled decay of matrices.
         warmup_steps: steps over which the rates rise from 0.
         schedule: how the rates fall afterwards.
@@ -201,6 +202,7 @@ class TrainingSpec:
     retention_batch_size: int = attrs.field(default=8, validator=at_least(1))
     projector_learning_rate: float = attrs.field(default=1e-4, validator=at_least(0))
     fusion_learning_rate: float = attrs.field(default=5e-5, validator=at_least(0))
+    encoder_learning_rate: float | None = attrs.field(default=None, validator=if_given(at_least(0)))
     weight_decay: float = attrs.field(default=0.01, validator=at_least(0))
     warmup_steps: int = attrs.field(default=100, validator=at_least(0))
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

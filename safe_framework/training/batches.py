@@ -11,6 +11,7 @@ from torch import Tensor
 
 from safe_framework.data.examples import Example
 from safe_framework.data.frames import stack
+from safe_framework.data.unencoded import Row, Unencoded, prepared
 from safe_framework.errors import DataError
 from safe_framework.marker_text import MarkerText
 from safe_framework.shapes import Frames
@@ -26,19 +27,19 @@ class TokenizedExample:
         prompt: token ids of the prompt.
         answer: token ids of the answer and the end-of-text token.
         text: the answer as it was written.
-        frames: one row of frames by modality.
+        frames: one row of frames by modality, or the sample itself if its encoder trains.
     """
 
     prompt: Sequence[int]
     answer: Sequence[int]
     text: str
-    frames: Mapping[str, Frames]
+    frames: Mapping[str, Row]
 
 
 def tokenize(
     tokenizer: Any,
     example: Example,
-    frames: Mapping[str, Frames],
+    frames: Mapping[str, Row],
     markers: MarkerText | None = None,
 ) -> TokenizedExample:
     """Token ids of an example's prompt, with the markers of its samples, and answer.
@@ -74,8 +75,16 @@ def attention_mask(rows: Sequence[Sequence[int]]) -> Tensor:
     return pad_right([[1] * len(row) for row in rows], 0)
 
 
-def carry(name: str, frames: Sequence[Frames | None], dim: int) -> dict[str, Tensor]:
-    """The part of a batch that carries finished frames of modality ``name``."""
+def carry(name: str, rows: Sequence[Row | None], dim: int) -> dict[str, Tensor]:
+    """The part of a batch that carries modality ``name``: finished frames of width ``dim``.
+
+    Where the encoder trains, what it has prepared of the samples instead.
+    """
+    raw = [row for row in rows if isinstance(row, Unencoded)]
+    if raw:
+        samples = [row.sample if isinstance(row, Unencoded) else None for row in rows]
+        return prepared(name, raw[0].encoder, samples)
+    frames = [row if isinstance(row, Frames) else None for row in rows]
     stacked = stack(frames, dim)
     return {
         f"{name}__present": torch.tensor([one is not None for one in frames]),

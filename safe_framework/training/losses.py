@@ -62,15 +62,25 @@ def check_finite(loss: Tensor, name: str, step: int) -> Tensor:
 
 
 def trainable_groups(
-    model: SafeModel, projector_rate: float, fusion_rate: float, weight_decay: float
+    model: SafeModel,
+    projector_rate: float,
+    fusion_rate: float,
+    weight_decay: float,
+    encoder_rate: float | None = None,
 ) -> list[dict[str, Any]]:
-    """AdamW's parameter groups: projectors (and trainable encoders), then fusion adapters."""
-    named = model.trainable_parameters()
-    fusion = [p for name, p in named.items() if name.split(".")[1] == "fusion"]
-    other = [p for name, p in named.items() if name.split(".")[1] != "fusion"]
-    groups = ((other, projector_rate), (fusion, fusion_rate))
+    """AdamW's parameter groups: projectors, then fusion adapters, then encoders that train.
+
+    Without a rate of their own, the encoders are among the projectors.
+    """
+    rates = {"fusion": fusion_rate}
+    if encoder_rate is not None:
+        rates["encoder"] = encoder_rate
+    parts: dict[str, list[nn.Parameter]] = {"": [], **{part: [] for part in rates}}
+    for name, parameter in model.trainable_parameters().items():
+        part = name.split(".")[1]
+        parts[part if part in rates else ""].append(parameter)
     return [
-        {"params": params, "lr": rate, "weight_decay": weight_decay}
-        for params, rate in groups
+        {"params": params, "lr": rates.get(part, projector_rate), "weight_decay": weight_decay}
+        for part, params in parts.items()
         if params
     ]

@@ -125,7 +125,7 @@ class SafeTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with a rate for projectors and one for fusion adapters."""
+        """AdamW with rates for projectors, fusion adapters and encoders that train."""
         if self.optimizer is None:
             spec = self.spec
             groups = trainable_groups(
@@ -133,6 +133,7 @@ class SafeTrainer(Trainer):
                 spec.projector_learning_rate,
                 spec.fusion_learning_rate,
                 spec.weight_decay,
+                spec.encoder_learning_rate,
             )
             optimizer = torch.optim.AdamW(groups)
             if self.retention is not None:
