@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from safe_framework.beginning import begun
 from safe_framework.data.unencoded import prepared
 from safe_framework.encoder import Encoder
 from safe_framework.errors import SafeError, SampleError
@@ -55,7 +56,8 @@ class SafeProcessor:
         """A batch for ``model(**batch)`` and ``model.generate(**batch)``.
 
         The markers of a modality that has some stand where a text with a sample says ``<NAME>``,
-        or before it. They come on top of a ``max_length``.
+        or before it. They come on top of a ``max_length``. A text without a token of its own
+        begins with the base's start token.
 
         Args:
             text: one text or several, as they are.
@@ -83,7 +85,7 @@ class SafeProcessor:
                 "the model has no tokenizer", hint="pass one: attach(base, tokenizer=...)"
             )
         inputs.setdefault("padding_side", "left")
-        plain = [self.markers.plain(text) for text in texts]
+        plain = [begun(self.tokenizer, self.markers.plain(text)) for text in texts]
         batch = self.tokenizer(text=plain, return_tensors="pt", padding=padding, **inputs)
         batch.update(self.markers.inserted(batch, texts, given))
         for name, samples in given.items():

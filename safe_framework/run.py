@@ -140,7 +140,7 @@ def versions() -> dict[str, str]:
 
 def _check_data(recipe: Recipe) -> None:
     """Refuse a recipe whose run would find out only after training that it cannot be evaluated."""
-    files = recipe.data_files()
+    files = {key.partition(" of ")[0] for key in recipe.data_files()}
     if missing := [key for key in ("train", "test", "retention_test") if key not in files]:
         raise DataError(
             f"a run needs {' and '.join(f'`{key}`' for key in missing)} in [data]",
@@ -198,8 +198,7 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
 def _identity(recipe: Recipe) -> dict[str, Any]:
     """What a run's weights depend on, as far as the recipe and the files that it names go."""
     data = RecipeData(recipe)
-    keys = ("train", "retention", "foreign")
-    trained_on = {key: data.digest(key) for key in keys if key in data.sources}
+    trained_on = {key: data.digest(key) for key in data.trained_on()}
     return {"recipe": text_fingerprint(recipe.text), "data": trained_on}
 
 

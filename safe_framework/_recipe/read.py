@@ -15,6 +15,7 @@ from safe_framework._recipe.options import schema_options
 from safe_framework._recipe.positions import Span
 from safe_framework._recipe.problems import Finding, RecipeError, locate, problem_at
 from safe_framework._recipe.schema import Recipe
+from safe_framework._recipe.tasks import task_findings
 from safe_framework._suggest import suggest
 
 
@@ -58,7 +59,10 @@ def _parse(text: str, source: str, folder: Path, *, check_files: bool) -> Recipe
         check_data_files(document, folder, findings)
     if findings or values is WRONG:
         raise RecipeError.of(locate(findings, text, source))
-    return Recipe(**values, text=text, source=source, folder=folder)
+    recipe = Recipe(**values, text=text, source=source, folder=folder)
+    if wrong := task_findings(recipe):
+        raise RecipeError.of(locate(wrong, text, source))
+    return recipe
 
 
 def _load(text: str, source: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from safe_framework.model import SafeModel
 from safe_framework.training.batches import IGNORED
+from safe_framework.training.classes import Classes, mean_loss
 
 
 def answer_loss(model: nn.Module, base: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -19,13 +20,20 @@ def answer_loss(model: nn.Module, base: nn.Module, batch: Mapping[str, Tensor]) 
     Args:
         model: the SafeModel, possibly wrapped for distributed training.
         base: its base, which says whether it can project only some positions.
-        batch: ``input_ids``, ``attention_mask``, ``labels`` and modalities.
+        batch: ``input_ids``, ``attention_mask``, ``labels``, modalities, and classes that are
+            read at their tokens.
     """
     inputs = dict(batch)
+    classes = Classes.taken(inputs)
     targets = inputs.pop("labels")[:, 1:]  # position t predicts token t + 1
-    kept = (targets != IGNORED).any(0).nonzero().flatten()
+    scored = (targets != IGNORED).any(0)
+    if classes is not None:
+        scored = scored | classes.places[:, :-1].any(0)
+    kept = scored.nonzero().flatten()
     logits = logits_at(model, base, inputs, kept)  # (batch, kept, vocabulary)
     wanted = targets[:, kept]
+    if classes is not None:
+        return mean_loss(logits, wanted, classes, kept)
     return nn.functional.cross_entropy(
         logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED
     )

@@ -73,6 +73,7 @@ def train(
         retention=retention,
         alignment=alignment,
         pad=pad,
+        weights=data.weights if data else None,
     )
     trainer.remove_callback(PrinterCallback)
     gates = {name: spec.gate for name, spec in recipe.modalities.items()}

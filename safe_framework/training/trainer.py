@@ -19,7 +19,7 @@ from safe_framework.training.align import Alignment
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
 from safe_framework.training.checkpoints import mark_complete
 from safe_framework.training.losses import answer_loss, check_finite, trainable_groups
-from safe_framework.training.order import balanced_order, shuffled_slice
+from safe_framework.training.mix import run_order
 from safe_framework.training.retention import CounterfactualRetention
 
 WEIGHTS = "adapter.safetensors"
@@ -60,6 +60,7 @@ class SafeTrainer(Trainer):
         retention: the second loss; None trains without.
         alignment: the loss that draws tokens to their answers; None trains without.
         pad: id that fills rows up.
+        weights: share of each dataset in the rows that are drawn; equal if None.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class SafeTrainer(Trainer):
         retention: CounterfactualRetention | None = None,
         alignment: Alignment | None = None,
         pad: int = 0,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
+        self.weights = weights
         self.safe_model, self.spec = model, spec
         self.retention, self.alignment = retention, alignment
         self._examples = list(examples)
@@ -110,10 +113,16 @@ class SafeTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> FixedOrder:
         """The order of the whole run, so that a resumed run sees what an unbroken one does."""
         count = self.spec.max_steps * self.args.train_batch_size * self.args.world_size
-        texts = [example.text for example in self._examples]
-        if self.spec.balance:
-            return FixedOrder(balanced_order(self.spec.seed, texts, count))
-        return FixedOrder(shuffled_slice(self.spec.seed, 0, count, len(texts)))
+        examples, spec = self._examples, self.spec
+        order = run_order(
+            [example.dataset for example in examples],
+            [example.text for example in examples],
+            count,
+            seed=spec.seed,
+            balance=spec.balance,
+            weights=self.weights,
+        )
+        return FixedOrder(order)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add both losses and the gates to what the Trainer logs."""

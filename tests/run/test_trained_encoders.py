@@ -131,9 +131,10 @@ def test_a_broken_run_resumes_to_the_same_weights(
             raise KeyboardInterrupt
         return original(*args)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(trainer, "answer_loss", breaking)
+    monkeypatch.setattr(trainer, "answer_loss", breaking)
+    with pytest.raises(KeyboardInterrupt):
         run_recipe(str(recipe), output=tmp_path / "run", quiet=True)
+    monkeypatch.undo()
     assert (tmp_path / "run/checkpoints/checkpoint-2").is_dir()
     run_recipe(str(recipe), output=tmp_path / "run", quiet=True)
     one, two = saved(finished), saved(tmp_path / "run")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safe_framework._recipe import read_recipe
+from safe_framework._recipe.schema import mixed
 from safe_framework.data import images
 from safe_framework.data.check import Progress, check_data
 from safe_framework.data.check.findings import DataReport
@@ -55,6 +56,11 @@ def check_target(
         expected,
         question=data.spec.question,
         fields=data.spec.fields,
+        readings={
+            mixed(key, name): data.reading(name)
+            for name in data.spec.datasets()
+            for key in ("train", "test")
+        },
         progress=progress,
     )
 
