@@ -93,6 +93,11 @@ class SafeProcessor:
             batch.update(self.modality(name, samples, rate))
         return batch
 
+    @property
+    def padding(self) -> int:
+        """The id that fills rows up; it is masked, so any would do."""
+        return padding_id(self.tokenizer, 0)
+
     def decode(self, ids: Tensor | Sequence[int], **options: Any) -> str:
         """The text of ids, markers among them, as the tokenizer's own ``decode``."""
         return self.markers.decode(ids, **options)

@@ -132,8 +132,10 @@ def sections(
         DataError: a target is unknown.
     """
     asked = checked_targets(targets)
+    by_dataset = (Section("Gain by dataset", tuple(_datasets(evaluation))),)
     return (
         Section("Gain", tuple(_gain(evaluation, asked))),
+        *(by_dataset if evaluation.datasets else ()),
         Section("Kept when off", tuple(_off(evaluation))),
         Section("Tokens kept, gate at 1", tuple(_agreements(evaluation, asked))),
         Section("KL in nats, gate at 1", tuple(_divergences(evaluation))),
@@ -151,6 +153,13 @@ def _gain(evaluation: Evaluation, asked: Mapping[str, float]) -> Iterator[Row]:
     yield _share("chance", gain.chance, "commonest")
     yield _difference("gain over the base", gain.over_base, asked.get("over_base"))
     yield _difference("gain over shuffled", gain.over_shuffled, asked.get("over_shuffled"))
+
+
+def _datasets(evaluation: Evaluation) -> Iterator[Row]:
+    for name, found in evaluation.datasets.items():
+        gained = f"{points(found.over_base.value)} over base"
+        told = f"{points(found.over_shuffled.value)} over shuffled"
+        yield _share(name, found.score, f"{found.measure}, n {found.score.n}; {gained}, {told}")
 
 
 def _off(evaluation: Evaluation) -> Iterator[Row]:
