@@ -199,7 +199,7 @@ class DataSpec:
     retention_test: str | None = None
     foreign: str | None = None
     foreign_test: str | None = None
-    prompt: str = attrs.field(default="{question}", validator=holds("{question}"))
+    prompt: str = "{question}"
     question: str | None = None
     fields: Mapping[str, str] = attrs.field(factory=dict)
     on_bad_row: Literal["stop", "skip"] = "stop"

@@ -59,7 +59,7 @@ def _task(one: MixSpec, place: Path, inline: bool) -> Iterator[Finding]:
         hint = 'it needs `task = "classification"`, and `inline = true` in the modality\'s table'
         yield Finding((*place, "read_at"), message, hint)
     if one.task == "question_answering" and "{question}" not in (one.prompt or ""):
-        message = f'`{shown}.prompt` must contain "{{question}}", which each row asks'
+        message = f'`{shown}.prompt` must contain "{{question}}", not "{one.prompt}"'
         yield Finding((*place, "prompt"), message)
 
 

@@ -1,6 +1,5 @@
 """``model.prepare_multimodal_inputs``: the batch of a loop of one's own."""
 
-
 import numpy as np
 import pytest
 import torch

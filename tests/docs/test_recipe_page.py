@@ -19,6 +19,7 @@ TABLES = {
     "`gate`": schema.GateSpec,
     "`[[retention]]`": schema.RetentionSpec,
     "`[data]`": schema.DataSpec,
+    "`[[data.mix]]`": schema.MixSpec,
     "`[training]`": schema.TrainingSpec,
     "`[evaluation]`": schema.EvaluationSpec,
 }
@@ -40,6 +41,8 @@ def shown(field):
         return ""
     if isinstance(field.default, attrs.Factory):
         return "see below"
+    if isinstance(field.default, tuple):
+        return list(field.default)
     return field.default
 
 
