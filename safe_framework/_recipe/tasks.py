@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
+from safe_framework._recipe.conform import WRONG, Checker
 from safe_framework._recipe.positions import Path
 from safe_framework._recipe.problems import Finding
-from safe_framework._recipe.schema import DataSpec, MixSpec, Recipe
+from safe_framework._recipe.schema import DataSpec, MixSpec
 
 _ALONE = ("train", "test", "task", "labels", "read_at")
 _FEWEST_LABELS = 2
 
 
-def task_findings(recipe: Recipe) -> list[Finding]:
-    """What is wrong with the datasets of a recipe whose values are each right."""
-    if recipe.data is None:
-        return []
-    inline = any(spec.inline for spec in recipe.modalities.values())
-    found = list(_one_form(recipe.data))
-    for place, one in _placed(recipe.data):
-        found += _task(one, place, inline)
-    return found
+def check_tasks(document: dict[str, Any], findings: list[Finding]) -> None:
+    """Add what is wrong with the datasets of a document where each value of ``[data]`` is right."""
+    data = Checker([]).value(document.get("data"), DataSpec, ("data",))
+    if data is WRONG:  # which has been reported, or there is none
+        return
+    findings += _one_form(data)
+    for place, one in _placed(data):
+        findings += _task(one, place, _any_inline(document.get("modalities")))
+
+
+def _any_inline(modalities: object) -> bool:
+    specs = modalities.values() if isinstance(modalities, dict) else ()
+    return any(isinstance(spec, dict) and spec.get("inline") is True for spec in specs)
 
 
 def _one_form(data: DataSpec) -> Iterator[Finding]:
