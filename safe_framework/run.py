@@ -182,7 +182,7 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
     state = folder / STATE
     mine = _identity(recipe)
     if not resume:
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        _discard(folder / CHECKPOINTS)
     elif state.exists() and (held := json.loads(state.read_text("utf-8"))) != mine:
         what = "another recipe" if held.get("recipe") != mine["recipe"] else "other training data"
         raise DataError(
@@ -193,6 +193,15 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
     whole = folder / f".{STATE}"  # renamed once it is written, so that a kill leaves no half file
     whole.write_text(json.dumps(mine) + "\n", "utf-8")
     whole.replace(state)
+
+
+def _discard(checkpoints: Path) -> None:
+    """Remove the checkpoints, such that a kill never leaves some that look whole."""
+    aside = checkpoints.with_name(f".{checkpoints.name}-old")
+    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed here
+    if checkpoints.exists():
+        checkpoints.replace(aside)
+        shutil.rmtree(aside)
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
