@@ -140,7 +140,7 @@ def check_adapters(folder: Path, expected: bytes) -> None:
 def drawn(labels: list[str], seed: int, count: int) -> list[int]:
     """Moments of all kinds: of the adapter, of checkpoints, and of anything else."""
     dice, places = random.Random(seed), list(range(len(labels)))
-    adapter = [p for p in places if "/.adapter-" in labels[p] or labels[p].endswith("/adapter")]
+    adapter = [p for p in places if "/.adapter-" in labels[p]]
     checkpoints = [p for p in places if "/checkpoint-" in labels[p]]
     chosen = {*dice.sample(adapter, count // 4), *dice.sample(checkpoints, count // 4)}
     while len(chosen) < count:
