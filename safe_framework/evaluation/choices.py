@@ -58,12 +58,13 @@ def likelihoods(
     answers = [answer_ids(model.tokenizer, label, "labels") for _, label in pairs]
     batch |= with_answers(batch, answers, model.processor.padding)
     batch = {key: value.to(model.device) for key, value in batch.items()}
-    targets = batch.pop("labels")[:, 1:]  # position t predicts token t + 1
-    kept = (targets != IGNORED).any(0).nonzero().flatten()
-    logits = logits_at(model, model.base, {**batch, "gate": dict(gate)}, kept)
-    wanted = targets[:, kept].unsqueeze(-1)  # (rows, positions, 1)
-    words = logits.float().log_softmax(-1).gather(-1, wanted.clamp_min(0))
-    scores: list[float] = words.masked_fill(wanted == IGNORED, 0.0).sum((1, 2)).tolist()
+    targets = torch.nn.functional.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORED)
+    places = targets != IGNORED  # position t predicts token t + 1
+    logits = logits_at(model, model.base, {**batch, "gate": dict(gate)}, places)
+    wanted = targets[places].unsqueeze(-1)  # (words, 1)
+    words = logits.float().log_softmax(-1).gather(-1, wanted).squeeze(-1)
+    owner = places.nonzero()[:, 0]
+    scores: list[float] = words.new_zeros(len(pairs)).index_add(0, owner, words).tolist()
     return scores
 
 
@@ -79,10 +80,11 @@ def _read_at_tokens(
     if not places:
         return None
     moved: dict[str, Any] = {key: value.to(model.device) for key, value in batch.items()}
-    at = torch.tensor(places, device=model.device)
-    logits = logits_at(model, model.base, {**moved, "gate": dict(gate)}, at)
+    at = torch.zeros_like(moved["input_ids"], dtype=torch.bool)
+    at[0, list(places)] = True
+    logits = logits_at(model, model.base, {**moved, "gate": dict(gate)}, at)  # (tokens, vocabulary)
     firsts = torch.tensor(first_ids(model.tokenizer, example.labels), device=model.device)
-    read = class_logits(logits[0], firsts).log_softmax(-1).mean(0)  # (labels,)
+    read = class_logits(logits, firsts).log_softmax(-1).mean(0)  # (labels,)
     return example.labels[int(read.argmax())]
 
 

@@ -115,18 +115,19 @@ class Classes:
         """Take them out of a batch that the model is about to get; None if it has none."""
         return cls(*(batch.pop(key) for key in _KEYS)) if _KEYS[0] in batch else None
 
-    def losses(self, logits: Tensor, kept: Tensor) -> Tensor:
+    def losses(self, logits: Tensor, chosen: Tensor) -> Tensor:
         """Mean cross-entropy over the tokens of each row that is read there, (rows,).
 
         Args:
-            logits: at some positions, (batch, positions, vocabulary).
-            kept: which positions these are, (positions,).
+            logits: at chosen places, row after row, (chosen, vocabulary).
+            chosen: True at these places, (batch, length).
         """
-        here = self.places[:, kept]  # (batch, positions)
+        owner = chosen.nonzero()[:, 0]  # (chosen,)
+        here = self.places[chosen]  # (chosen,)
         found = []
         for row in (self.target != _NONE).nonzero().flatten().tolist():
             ids = self.ids[row][self.ids[row] != _NONE]
-            read = class_logits(logits[row, here[row]], ids)  # (tokens, labels)
+            read = class_logits(logits[here & (owner == row)], ids)  # (tokens, labels)
             wanted = self.target[row].expand(len(read))
             found.append(nn.functional.cross_entropy(read, wanted))
         return torch.stack(found)
@@ -137,20 +138,17 @@ def class_logits(logits: Tensor, ids: Tensor) -> Tensor:
     return logits.float()[:, ids]
 
 
-def mean_loss(
-    words: Tensor, wanted: Tensor, classes: Classes, kept: Tensor, ignored: int = _NONE
-) -> Tensor:
+def mean_loss(logits: Tensor, targets: Tensor, classes: Classes) -> Tensor:
     """The mean over answers' tokens and over rows that are read at their tokens, one unit each.
 
     Args:
-        words: logits at the kept positions, (batch, positions, vocabulary).
-        wanted: the next tokens there, (batch, positions).
+        logits: where either is read, row after row, (chosen, vocabulary).
+        targets: the next token of each position, -100 where none is wanted, (batch, length).
         classes: what is read at tokens.
-        kept: the positions.
-        ignored: stands in ``wanted`` where there is none.
     """
+    chosen = (targets != _NONE) | classes.places
     spelled = nn.functional.cross_entropy(
-        words.flatten(0, 1).float(), wanted.flatten(), ignore_index=ignored, reduction="sum"
+        logits.float(), targets[chosen], ignore_index=_NONE, reduction="sum"
     )
-    read = classes.losses(words, kept)
-    return (spelled + read.sum()) / (int((wanted != ignored).sum()) + len(read))
+    read = classes.losses(logits, chosen)
+    return (spelled + read.sum()) / (int((targets != _NONE).sum()) + len(read))
