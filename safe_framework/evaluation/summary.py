@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
 
+from safe_framework.data.tasks import CAPTIONS
 from safe_framework.errors import DataError
 from safe_framework.evaluation.metrics import Estimate
-from safe_framework.evaluation.results import Agreement, Evaluation
+from safe_framework.evaluation.results import Agreement, DatasetGain, Evaluation
 from safe_framework.evaluation.wording import (
     count,
     duration,
@@ -88,6 +89,9 @@ def headlines(evaluation: Evaluation) -> tuple[Headline, Headline, Headline]:
 
 
 def _hears(evaluation: Evaluation) -> Headline:
+    told = list(evaluation.datasets.values())
+    if told and all(found.task == CAPTIONS for found in told):  # which are not right or wrong
+        return _tells(evaluation.modality, told)
     gain = evaluation.gain
     return Headline(
         "Hears",
@@ -95,6 +99,21 @@ def _hears(evaluation: Evaluation) -> Headline:
         f"of {gain.accuracy.n} unseen {evaluation.modality} examples answered right",
         f"linear probe {percent(gain.probe.value)} · without {evaluation.modality} "
         f"{percent(gain.base.value)} · chance {percent(gain.chance.value)}",
+    )
+
+
+def _tells(modality: str, told: Sequence[DatasetGain]) -> Headline:
+    rows = sum(found.score.n for found in told)
+
+    def mean(of: Callable[[DatasetGain], Estimate]) -> str:
+        return percent(sum(of(found).value * found.score.n for found in told) / rows)
+
+    return Headline(
+        "Hears",
+        mean(lambda found: found.score),
+        f"of words shared with the right caption (F1), over {rows} unseen {modality} examples",
+        f"without {modality} {mean(lambda found: found.base)} · "
+        f"shuffled {mean(lambda found: found.shuffled)}",
     )
 
 

@@ -9,6 +9,8 @@ from safe_framework.data.examples import Example
 from safe_framework.evaluation.answers import answer
 from safe_framework.evaluation.choices import likelihoods
 from safe_framework.evaluation.datasets import by_dataset, closed, word_overlap
+from safe_framework.evaluation.results import Evaluation
+from safe_framework.evaluation.summary import headlines
 from safe_framework.model import SafeModel
 from tests.evaluation.conftest import answered
 
@@ -77,3 +79,16 @@ def test_captions_are_measured_apart() -> None:
     }
     assert closed([*rows, *captions]) == rows
     assert closed(captions) == captions
+
+
+def test_captions_alone_are_summed_up_by_their_words(evaluation: Evaluation) -> None:
+    """Law: where all rows are captions, the first number is that of their words."""
+    rows = [
+        attrs.evolve(answered(n, "a cat sat", "a cat" if n else "dog"), task="captioning")
+        for n in range(4)
+    ]
+    told = by_dataset(rows, resamples=10, seed=0)
+    assert headlines(evaluation)[0].meaning.endswith("answered right")
+    hears = headlines(attrs.evolve(evaluation, datasets=told))[0]
+    assert (hears.number, hears.context) == ("60.0 %", "without audio 0 % · shuffled 0 %")
+    assert "4 unseen audio examples" in hears.meaning
