@@ -147,6 +147,13 @@ def test_the_check_knows_a_mix(recipe: Path) -> None:
     assert {found.kind for found in report.findings} == {"leak", "no-sample"}
 
 
+def test_the_check_sees_the_task_of_a_file(recipe: Path) -> None:
+    """Law: a file of captions or of labels is checked as one where no recipe says what it is."""
+    for name in ("captions", "heights"):
+        report = check_target(str(recipe.with_name(f"{name}.jsonl")), longest=30)
+        assert [found.kind for found in report.findings] == ["no-sample"]
+
+
 def test_a_model_is_built_without_any_data_of_the_mix(recipe: Path) -> None:
     """Law: a recipe with a mix builds as one with a single dataset does."""
     assert safe_framework.build(recipe).processor.template == "{question}"

@@ -20,7 +20,7 @@ model = "{folder}/base"
 [modalities.touch]
 encoder = {{ use = "sensor", channels = 2, rate = 50, patch = 4, dim = 8 }}
 projector = {{ use = "standard", tokens = 2, hidden_dim = 8, dropout = 0.2 }}
-fusion = {{ use = "lora", rank = 2, layers = [0, 1] }}
+fusion = {{ use = "lora", rank = 2, layers = [1] }}
 
 [[retention]]
 use = "distillation"
