@@ -34,12 +34,12 @@ def _run(arguments: argparse.Namespace) -> int:
     with WorkProgress(Console(stderr=True, quiet=arguments.quiet)).showing() as progress:
         folder, scores = compose_recipe(recipe, progress, arguments.output)
     if scores is not None:
-        print("\n".join(_lines(scores)))
+        print("\n".join(lines(scores)))
     print(folder)
     return 0
 
 
-def _lines(scores: Scores) -> Iterator[str]:
+def lines(scores: Scores) -> Iterator[str]:
     """The scores as a table, each with its interval."""
     title = f"{scores.pictures} held-out pictures"
     ways = {
