@@ -81,7 +81,7 @@ def captions_with_depth_off(
 
 
 def _test_rows(folder: Path, note: Mapping[str, Any], count: int) -> Sequence[str]:
-    name = note["compose"]["test"] or note["compose"]["train"]
+    name: str = note["compose"]["test"] or note["compose"]["train"]
     return (folder / name).read_text("utf-8").splitlines()[:count]
 
 

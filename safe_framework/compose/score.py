@@ -176,8 +176,8 @@ def _captioning(
 
 def _beginning(tokenizer: Any) -> int:
     """What stands for a prompt that is empty without its picture."""
-    begin: int | None = tokenizer.bos_token_id
-    return int(tokenizer.eos_token_id) if begin is None else begin
+    begin = tokenizer.bos_token_id
+    return int(tokenizer.eos_token_id if begin is None else begin)
 
 
 def _choices(rows: Sequence[Captioned], number: int, generator: torch.Generator) -> list[str]:
@@ -191,8 +191,8 @@ def _choices(rows: Sequence[Captioned], number: int, generator: torch.Generator)
 def _another(rows: Sequence[Captioned], number: int) -> int:
     """The place of the next picture that has another caption."""
     order = [*range(number + 1, len(rows)), *range(number)]
-    others = (place for place in order if rows[place].caption != rows[number].caption)
-    return next(others, order[0])
+    others = [place for place in order if rows[place].caption != rows[number].caption]
+    return (others or order)[0]
 
 
 def _plain(text: str) -> str:

@@ -57,7 +57,7 @@ class FrameMemory:
         if not new:
             return _stacked([self._kept[key] for key in keys])
         rows = [first[key] for key in new]
-        frames = encoder(**{name: value[rows] for name, value in inputs.items()})
+        frames: Frames = encoder(**{name: value[rows] for name, value in inputs.items()})
         if not isinstance(frames, Frames):
             return frames  # for the modality to refuse
         found = {key: _row(frames, row) for row, key in enumerate(new)}
