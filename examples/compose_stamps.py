@@ -30,6 +30,7 @@ vision = "{vision}"
 language = "smollm2-135m-instruct-q4"
 train = "train.jsonl"
 test = "test.jsonl"
+prompt = "<|im_start|>user\\n<image>What is this?<|im_end|>\\n<|im_start|>assistant\\n"
 image_size = 70
 layer = 8
 align_steps = 100

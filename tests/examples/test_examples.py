@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from safe_framework._recipe import read_recipe
 from safe_framework.catalogue import FOLDER
 from safe_framework.certificate.result import Certificate
 from safe_framework.cli import main
@@ -167,6 +168,27 @@ def test_a_base_that_cannot_be_composed_says_how(
     told = capsys.readouterr().err
     assert f"there is no composed base in `{tmp_path}/none/base`" in told
     assert "hint: apt-get download tuxpaint-stamps-default && dpkg-deb -x" in told
+
+
+def test_stamps_become_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Law: captioned pictures are split without overlap, and the recipe for them is sound."""
+    stamps = tmp_path / "stamps"
+    stamps.mkdir()
+    for number in range(70):
+        (stamps / f"{number}.png").touch()
+        (stamps / f"{number}_mirror.png").touch()
+        (stamps / f"{number}.txt").write_text(f"A picture of {number}.\nUne image.\n", "utf-8")
+    (stamps / "bare.png").touch()
+    call("compose_stamps.py", str(stamps), str(tmp_path / "made"))
+    assert "60 pictures in" in capsys.readouterr().out
+    spec = read_recipe(str(tmp_path / "made/recipe.toml")).base.compose
+    assert spec is not None
+    captions = {}
+    for name in ("train", "test"):
+        lines = (tmp_path / f"made/{name}.jsonl").read_text("utf-8").splitlines()
+        captions[name] = {json.loads(line)["caption"] for line in lines}
+    assert (len(captions["train"]), len(captions["test"])) == (10, 60)
+    assert not captions["train"] & captions["test"]
 
 
 def rows(split: str) -> list[dict[str, str]]:
