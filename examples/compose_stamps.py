@@ -17,7 +17,7 @@ import json
 import random
 from pathlib import Path
 
-HELD_OUT, LONGEST, STEPS = 60, 8, 150
+HELD_OUT, LONGEST, STEPS = 60, 8, 400
 
 RECIPE = """\
 # SmolLM2-135M sees through DINOv2, and hears through Whisper tiny.en.
