@@ -13,6 +13,7 @@ from safe_framework._recipe.schema import (
     PluginSpec,
     Recipe,
     RetentionSpec,
+    StageBSpec,
     TrainingSpec,
 )
 
@@ -29,6 +30,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "RetentionSpec",
+    "StageBSpec",
     "TrainingSpec",
     "parse_recipe",
     "positioned",

@@ -21,6 +21,12 @@ def above(low: float) -> Validator:
     return _check(lambda value: low < value < math.inf, f"must be above {low}")
 
 
+def share(instance: Any, field: attrs.Attribute[Any], value: float) -> None:
+    """Refuse numbers below 0, and those of 1 and above."""
+    if not 0 <= value < 1:
+        raise ValueError(f"`{field.name}` must be from 0 up to 1, not {value}")
+
+
 def not_empty(instance: Any, field: attrs.Attribute[Any], value: Sized) -> None:
     """Refuse an empty table or string."""
     if not value:
