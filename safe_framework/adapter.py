@@ -317,6 +317,14 @@ def _check_identity(model: SafeModel, config: AdapterConfig, folder: Path) -> No
             )
 
 
+def _kept(config: Mapping[str, Any]) -> str:
+    from safe_framework.stage_b.wording import for_the_card
+
+    if changed := config.get("base_change"):
+        return for_the_card(changed)
+    return "With the sense absent or its gate at 0, outputs are bit for bit the base model's."
+
+
 def _card(model: SafeModel, config: Mapping[str, Any]) -> str:
     senses = ", ".join(config["modalities"])
     base = config["base"]["model"] or config["base"]["class"]
@@ -324,7 +332,6 @@ def _card(model: SafeModel, config: Mapping[str, Any]) -> str:
         f"---\nlibrary_name: safe-framework\ntags: [safe-framework, {senses}]\n---\n"
         f"# {senses} for {base}\n\n"
         f"An adapter of {config['parameters']:,} trainable parameters that gives `{base}` the "
-        f"sense {senses}. With the sense absent or its gate at 0, outputs are bit for bit the "
-        "base model's.\n\n"
+        f"sense {senses}. {_kept(config)}\n\n"
         '```python\nimport safe_framework\n\nmodel = safe_framework.load("this/folder")\n```\n'
     )

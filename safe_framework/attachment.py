@@ -50,7 +50,7 @@ def active(injection: Injection | None) -> Iterator[None]:
 
 
 def hearing() -> bool:
-    """Whether a call that carries a modality, or runs a changed base, is running in this context."""
+    """Whether a call that carries a modality or runs a changed base is running in this context."""
     return _ACTIVE.get() is not None or changed_call() is not None
 
 

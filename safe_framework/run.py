@@ -27,7 +27,8 @@ from safe_framework.fingerprint import text_fingerprint
 from safe_framework.hooks import hook_manager
 from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
-from safe_framework.training.train import train
+from safe_framework.stage_b.run import remember_drift, start_of, warn_of
+from safe_framework.stage_b.run import train_both as train
 
 ADAPTER, CHECKPOINTS, METRICS, REPORT, SKIPPED, STATE = (
     "adapter",
@@ -80,9 +81,11 @@ def run_recipe(
         model.save_pretrained(folder / ADAPTER)
         with clock.timing("evaluate"):
             evaluation = measure(model, recipe, data, progress)
+        remember_drift(model, evaluation.base_changed, folder / ADAPTER)
     evaluation = _with_costs(evaluation, folder, clock)
     _write(folder, recipe, evaluation, log)
     console.print(table(evaluation))
+    warn_of(evaluation.base_changed, console)
     console.print(f"report   {folder / REPORT}\nadapter  {folder / ADAPTER}", highlight=False)
     return folder
 
@@ -200,11 +203,12 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
     data = RecipeData(recipe)
     keys = ("train", "retention", "foreign")
     trained_on = {key: data.digest(key) for key in keys if key in data.sources}
-    return {"recipe": text_fingerprint(recipe.text), "data": trained_on}
+    return {"recipe": text_fingerprint(recipe.text), "data": trained_on | start_of(recipe)}
 
 
 def _with_costs(evaluation: Evaluation, folder: Path, clock: Clock) -> Evaluation:
-    size = sum(file.stat().st_size for file in (folder / ADAPTER).iterdir())
+    files = (file for file in (folder / ADAPTER).rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in files)
     seconds = {f"{part}_seconds": spent for part, spent in clock.seconds.items()}
     return attrs.evolve(evaluation, costs={"adapter_bytes": size, **seconds})
 

@@ -14,6 +14,7 @@ from safe_framework.evaluation.collect import collect
 from safe_framework.evaluation.gain import gain
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.retention import gate_zero, retention
+from safe_framework.stage_b.drift import told
 
 if TYPE_CHECKING:
     from safe_framework.data.examples import Example
@@ -72,6 +73,7 @@ def evaluate(
             model, modality, test[:_GATE_ZERO_EXAMPLES],
             max_new_tokens=max_new_tokens, progress=tell,
         )  # fmt: skip
+        changed = told(model, texts, resamples=bootstrap, seed=seed, progress=tell)
     return Evaluation(
         modality=modality,
         gain=gain(answers, [example.answer for example in train], **drawing),
@@ -82,6 +84,7 @@ def evaluate(
         train_examples=len(train),
         max_new_tokens=max_new_tokens,
         answers=answers,
+        base_changed=changed,
         **drawing,
     )
 

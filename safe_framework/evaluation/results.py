@@ -12,6 +12,7 @@ from cattrs.preconf.json import make_converter
 
 from safe_framework.evaluation.metrics import Estimate, normalise
 from safe_framework.shapes import Sample
+from safe_framework.stage_b.drift import BaseChanged
 
 OTHER = "(other)"
 """The column of answers that name no class; a normalised answer cannot be spelled so."""
@@ -161,6 +162,7 @@ class Evaluation:
         seed: of the intervals, the probe's folds and the irrelevant samples.
         answers: every test example with its answers.
         costs: what the caller measured, such as ``train_seconds`` and ``adapter_bytes``.
+        base_changed: what stage B did to the base; None where L1 and L2 hold.
     """
 
     modality: str
@@ -175,6 +177,7 @@ class Evaluation:
     seed: int
     answers: tuple[Answered, ...]
     costs: Mapping[str, float] = attrs.field(factory=dict)
+    base_changed: BaseChanged | None = None
 
     def to_json(self) -> str:
         """The content of ``metrics.json``."""
@@ -193,4 +196,8 @@ _CONVERTER.register_unstructure_hook(
 )
 _CONVERTER.register_structure_hook(
     Answered, make_dict_structure_fn(Answered, _CONVERTER, **_NOT_WRITTEN)
+)
+_IF_CHANGED: Any = {"base_changed": override(omit_if_default=True)}
+_CONVERTER.register_unstructure_hook(
+    Evaluation, make_dict_unstructure_fn(Evaluation, _CONVERTER, **_IF_CHANGED)
 )

@@ -1,8 +1,8 @@
 """Low-rank pairs beside linear modules of the base, made and written by PEFT.
 
-``output + alpha / rank * B(A(dropout(input)))`` (LoRA, Hu et al. 2021, arXiv:2106.09685). PEFT makes
-the pairs on a shell that holds the base's modules at their paths, and hooks that know whose call
-is running add what the pairs give. So PEFT replaces no module of the base, no tensor of the base is
+``output + alpha / rank * B(A(dropout(input)))`` (LoRA, Hu et al. 2021, arXiv:2106.09685). PEFT
+makes the pairs on a shell that holds the base's modules at their paths, and hooks that know whose
+call is running add what the pairs give. So no module of the base is replaced, no tensor of it is
 written, and switching the pairs off is a branch not taken, for one thread alone; PEFT's own
 ``disable_adapter`` would switch them off for every thread.
 """
@@ -81,9 +81,9 @@ class LoraChange(BaseChange):
 
     def call(self) -> ChangedCall | None:
         """One call of the changed base; None within ``original``."""
-        return None if is_suspended(self) else ChangedCall(self.owner, self._apply)
+        return None if is_suspended(self) else ChangedCall(self.owner, self._beside)
 
-    def _apply(self, place: str, inputs: Tensor, output: Tensor) -> Tensor:
+    def _beside(self, place: str, inputs: Tensor, output: Tensor) -> Tensor:
         pair: nn.Module = self.pairs[_key(place)]
         return (output + pair(inputs)).to(output.dtype)
 

@@ -1,8 +1,8 @@
 """What defends the base in Stage B: its own texts, without a sample and beside irrelevant ones.
 
 While the base was frozen, a text without a sample could not change. Now it can, so such texts are
-replayed and distilled towards the base as it was. Methods of retention go on as in Stage A, and what
-they look at before the first step holds each text both ways.
+replayed and distilled towards the base as it was. Methods of retention go on as in Stage A, and
+what they look at before the first step holds each text both ways.
 """
 
 from __future__ import annotations

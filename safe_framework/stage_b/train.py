@@ -9,7 +9,6 @@ from typing import Any
 
 import attrs
 import torch
-from torch import nn
 from transformers import PrinterCallback
 
 from safe_framework import _registry
@@ -22,7 +21,6 @@ from safe_framework.errors import DataError, SafeError
 from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
 from safe_framework.stage_b.attach import change_base
-from safe_framework.stage_b.change import BaseChange
 from safe_framework.stage_b.replay import FrozenTeacher, Replay, StageBRetention
 from safe_framework.training.batches import marked_ids
 from safe_framework.training.checkpoints import latest_complete
@@ -200,8 +198,3 @@ def _replay(
         spec.seed,
         pad,
     )
-
-
-def base_parameters(change: BaseChange, base: nn.Module) -> int:
-    """How many numbers of the base, or beside it, this stage trains."""
-    return sum(parameter.numel() for parameter in change.tensors(base).values())

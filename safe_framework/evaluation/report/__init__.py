@@ -16,6 +16,7 @@ from safe_framework.evaluation.report.results import cards, per_class, table, ta
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.summary import headlines, sections
 from safe_framework.evaluation.wording import count
+from safe_framework.stage_b.wording import sentence
 
 
 def write_report(
@@ -77,6 +78,9 @@ def render(
 
 def _lede(evaluation: Evaluation) -> str:
     size, name = count(evaluation.base_parameters), evaluation.modality
+    if evaluation.base_changed is not None:
+        told = sentence(evaluation.base_changed)
+        return f"A language model of {size} parameters was given a new sense: {name}. {told}"
     return (
         f"A frozen language model of {size} parameters was given a new sense: {name}. "
         "With the sense absent or switched off, it is meant to be the same model bit for bit."
