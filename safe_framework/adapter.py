@@ -318,7 +318,7 @@ def _check_identity(model: SafeModel, config: AdapterConfig, folder: Path) -> No
 
 
 def _kept(config: Mapping[str, Any]) -> str:
-    from safe_framework.stage_b.wording import for_the_card
+    from safe_framework.evaluation.changed_wording import for_the_card
 
     if changed := config.get("base_change"):
         return for_the_card(changed)

@@ -11,7 +11,7 @@ import attrs
 from cattrs.gen import make_dict_unstructure_fn, override
 from cattrs.preconf.json import make_converter
 
-from safe_framework.stage_b.drift import BaseChanged
+from safe_framework.evaluation.changed import BaseChanged
 
 FILE = "certificate.json"
 FORMAT = 1

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from safe_framework.certificate.result import Certificate, Law, Verdict
-from safe_framework.stage_b.wording import sentence
+from safe_framework.evaluation.changed_wording import sentence
 
 _MARKS = {
     Verdict.HOLDS: Text("✓", "green"),

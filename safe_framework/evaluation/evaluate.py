@@ -11,10 +11,10 @@ import torch
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import Progress, silent
 from safe_framework.evaluation.collect import collect
+from safe_framework.evaluation.drift import told
 from safe_framework.evaluation.gain import gain
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.retention import gate_zero, retention
-from safe_framework.stage_b.drift import told
 
 if TYPE_CHECKING:
     from safe_framework.data.examples import Example

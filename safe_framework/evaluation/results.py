@@ -10,9 +10,9 @@ import attrs
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 from cattrs.preconf.json import make_converter
 
+from safe_framework.evaluation.changed import BaseChanged
 from safe_framework.evaluation.metrics import Estimate, normalise
 from safe_framework.shapes import Sample
-from safe_framework.stage_b.drift import BaseChanged
 
 OTHER = "(other)"
 """The column of answers that name no class; a normalised answer cannot be spelled so."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import attrs
 
 from safe_framework.errors import DataError
+from safe_framework.evaluation.changed import BaseChanged
 from safe_framework.evaluation.metrics import Estimate
 from safe_framework.evaluation.results import Agreement, Evaluation
 from safe_framework.evaluation.wording import (
@@ -18,7 +19,6 @@ from safe_framework.evaluation.wording import (
     points,
     size,
 )
-from safe_framework.stage_b.drift import BaseChanged
 
 
 @attrs.frozen

@@ -14,11 +14,11 @@ from safe_framework.adapter import CONFIG, WEIGHTS, load_tensors, read_config
 from safe_framework.data.examples import Example
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import AdapterError
+from safe_framework.evaluation.changed import BaseChanged
+from safe_framework.evaluation.changed_wording import for_the_adapter, sentence
 from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
-from safe_framework.stage_b.drift import BaseChanged
 from safe_framework.stage_b.train import stage_b_methods, train_stage_b
-from safe_framework.stage_b.wording import for_the_adapter, sentence
 from safe_framework.training.train import Log, train
 
 

@@ -23,9 +23,10 @@ from safe_framework.certificate.compare import difference
 from safe_framework.certificate.outcome import outcome
 from safe_framework.certificate.result import Law, Verdict, judged, not_applicable
 from safe_framework.data.examples import read_texts
+from safe_framework.evaluation.changed import HELD_OUT, SHIPPED, BaseChanged
+from safe_framework.evaluation.changed_wording import drifted
+from safe_framework.evaluation.drift import told, told_of
 from safe_framework.model import SafeModel
-from safe_framework.stage_b.drift import HELD_OUT, SHIPPED, BaseChanged, told, told_of
-from safe_framework.stage_b.wording import drifted
 
 _TEXTS = 64
 _RELATIVE = ("L4", "L5", "L6")

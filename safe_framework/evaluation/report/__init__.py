@@ -8,6 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from safe_framework.evaluation.changed_wording import sentence
 from safe_framework.evaluation.report.clips import clips
 from safe_framework.evaluation.report.curves import curves as drawn
 from safe_framework.evaluation.report.markup import Markup, element, join
@@ -16,7 +17,6 @@ from safe_framework.evaluation.report.results import cards, per_class, table, ta
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.summary import headlines, sections
 from safe_framework.evaluation.wording import count
-from safe_framework.stage_b.wording import sentence
 
 
 def write_report(

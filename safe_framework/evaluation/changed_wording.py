@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from safe_framework.evaluation.changed import BaseChanged, Drift
 from safe_framework.evaluation.wording import percent
-from safe_framework.stage_b.drift import BaseChanged, Drift
 
 
 def given_up(laws: Sequence[str]) -> str:
