@@ -84,8 +84,8 @@ class LoraChange(BaseChange):
         return None if is_suspended(self) else ChangedCall(self.owner, self._beside)
 
     def _beside(self, place: str, inputs: Tensor, output: Tensor) -> Tensor:
-        pair: nn.Module = self.pairs[_key(place)]
-        return (output + pair(inputs)).to(output.dtype)
+        added: Tensor = self.pairs[_key(place)](inputs)
+        return (output + added).to(output.dtype)
 
     def original(self, base: nn.Module) -> AbstractContextManager[None]:
         """A block within which no pair is added, in this thread or task."""
@@ -111,7 +111,8 @@ class LoraChange(BaseChange):
         (folder / FOLDER).mkdir()
         tensors = {f"{_PEFT_PREFIX}{k}": own_copy(t) for k, t in self.tensors(base).items()}
         save_file(tensors, folder / FOLDER / WEIGHTS, metadata={"format": "pt"})
-        config = {key: _plain(value) for key, value in self.config.to_dict().items()}
+        told: dict[str, Any] = self.config.to_dict()  # type: ignore[no-untyped-call]  # PEFT's
+        config = {key: _plain(value) for key, value in told.items()}
         text = json.dumps(config, indent=2, sort_keys=True, default=str)
         (folder / FOLDER / CONFIG).write_text(f"{text}\n", "utf-8")
 

@@ -70,13 +70,17 @@ def restated(
         Law("L1", "Untouched", Verdict.WAIVED, changed.described),
         Law("L2", "Off is the base", Verdict.WAIVED, f"without a sample, {drifted(changed.drift)}"),
     ]
-    return [*waived, off_is_the_original(bench, level), *(_renamed(law) for law in laws)]
+    asked = [off_is_the_original(bench, level), *(_renamed(law, changed) for law in laws)]
+    ours = sorted((law for law in asked if law.key.startswith("B")), key=lambda law: law.key)
+    return [*waived, *ours, *(law for law in asked if not law.key.startswith("B"))]
 
 
-def _renamed(law: Law) -> Law:
+def _renamed(law: Law, changed: BaseChanged) -> Law:
     """A law as it is meant of a changed base."""
     if law.key == "L1":
-        return attrs.evolve(law, key="B3", name="The original is kept")
+        kept = changed.off_is_the_original_base
+        name = "The original is kept" if kept else "The rest of the base is untouched"
+        return attrs.evolve(law, key="B3", name=name)
     if law.key == "L2":
         name = law.name.replace("the base", "the changed base")
         return attrs.evolve(law, key="B1", name=name)
