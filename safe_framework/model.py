@@ -164,6 +164,11 @@ class SafeModel(nn.Module):
         drop_change(self)
         return self.base
 
+    @property
+    def base_changed(self) -> bool:
+        """Whether stage B changed the base, so that L1 and L2 do not hold."""
+        return self.base_change is not None
+
     def facts(self) -> BaseFacts:
         """What a fusion adapter's constructor is told of the base."""
         return facts_of(self.base, self.stack)

@@ -20,6 +20,7 @@ TABLES = {
     "`[[retention]]`": schema.RetentionSpec,
     "`[data]`": schema.DataSpec,
     "`[training]`": schema.TrainingSpec,
+    "`[stage_b]`": schema.StageBSpec,
     "`[evaluation]`": schema.EvaluationSpec,
 }
 
