@@ -41,6 +41,8 @@ def shown(field):
         return ""
     if isinstance(field.default, attrs.Factory):
         return "see below"
+    if isinstance(field.default, tuple):
+        return list(field.default)
     return field.default
 
 

@@ -93,7 +93,7 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "removing_an_old_one": lambda: at_call(shutil, "rmtree", 1, half_folder),
     "between_the_stages": lambda: at_call(stage_b, "change_base", 1, nothing),
     "measuring_fisher": lambda: at_progress("Fisher", 3),
-    "early_in_stage_b": lambda: at_progress("stage B", 1),
+    "early_in_stage_b": lambda: at_progress("stage B", 3),
     "late_in_stage_b": lambda: at_progress("stage B", 5),
     "writing_stage_b": lambda: at_call(trainer, "save_file", 7, half_weights),
     "writing_the_adapter": lambda: at_call(adapter, "_card", 1, nothing),

@@ -46,7 +46,8 @@ use = "fisher"
 [[stage_b.retention]]
 use = "distillation"
 """
-MOMENTS = ["between_the_stages", "early_in_stage_b", "writing_stage_b", "late_in_stage_b"]
+MOMENTS = ["between_the_stages", "writing_stage_b", "late_in_stage_b"]
+STARTED = ["measuring_fisher", "early_in_stage_b"]
 CHANGED = {
     "lora": "base_lora/adapter_model.safetensors",
     "layers": "base_layers.safetensors",
@@ -266,12 +267,13 @@ def lora_runs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def layer_runs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of layers that are trained in place."""
-    recipe = Path(recipe_of(world, "killed_layers", LAYERS))
-    return killed(
-        recipe, tmp_path_factory.mktemp("layers"), ["measuring_fisher", "late_in_stage_b"]
-    )
+def layer_runs(
+    world: Path, finished: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same of layers that are trained in place, from an adapter of Stage A."""
+    start = f'\nstart = "{finished["none"] / "adapter"}"\n'
+    recipe = recipe_of(world, "killed_layers", LAYERS.replace("\n\n", start, 1))
+    return killed(Path(recipe), tmp_path_factory.mktemp("layers"), STARTED)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -280,7 +282,7 @@ def test_killed_in_stage_b_with_lora(lora_runs: Path, moment: str) -> None:
     _same_as_unbroken(lora_runs, moment, CHANGED["lora"])
 
 
-@pytest.mark.parametrize("moment", ["measuring_fisher", "late_in_stage_b"])
+@pytest.mark.parametrize("moment", STARTED)
 def test_killed_in_stage_b_with_layers(layer_runs: Path, moment: str) -> None:
     """Law: the same of layers in place, whose originals a resumed run has again."""
     _same_as_unbroken(layer_runs, moment, CHANGED["layers"])
