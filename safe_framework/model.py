@@ -36,7 +36,7 @@ from safe_framework.modality import (
 from safe_framework.probe import check_arrival, example_inputs, probe
 from safe_framework.processor import SafeProcessor, padding_id
 from safe_framework.projector import Projector
-from safe_framework.rows import call_apart, refuse_shared
+from safe_framework.rows import call_apart, refuse_shared, union
 from safe_framework.shapes import BaseFacts, Frames, Sample
 from safe_framework.stage_b.change import BaseChange, drop_change, named, refuse_changed
 from safe_framework.stage_b.context import acting, suspended
@@ -257,7 +257,7 @@ class SafeModel(nn.Module):
 
         if not senses:
             return silent()
-        rows, batch = _union([sense.rows for sense in senses]), senses[0].batch
+        rows, batch = union([sense.rows for sense in senses]), senses[0].batch
         if not self.split_rows or len(rows) == batch:
             return call.restored(heard())
         refuse_shared(own)
@@ -346,6 +346,11 @@ class SafeModel(nn.Module):
         self.base.eval()
         return self
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether layers are recomputed in the backward pass of training."""
+        return self._recompute is not None
+
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Options = None) -> None:
         """In training, recompute the layers in the backward pass, with these options of torch."""
         self._recompute = enable(self.stack.of(self.base), gradient_checkpointing_kwargs)
@@ -390,8 +395,3 @@ class SafeModel(nn.Module):
             known = ", ".join(self.modalities) or "none"
             raise SafeError(f"there is no modality `{name}`", hint=f"attached modalities: {known}")
         return name
-
-
-def _union(rows: Sequence[Tensor]) -> Tensor:
-    found: Tensor = torch.unique(torch.cat(list(rows)))
-    return found

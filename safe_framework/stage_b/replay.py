@@ -20,13 +20,13 @@ from safe_framework.retention import RetentionRegularizer
 from safe_framework.retention_store import Progress
 from safe_framework.stage_b.change import original
 from safe_framework.training.batches import attention_mask, pad_right
-from safe_framework.training.order import shuffled_slice
+from safe_framework.training.capture import on_device
+from safe_framework.training.losses import logits_at
+from safe_framework.training.order import TextOrder
 from safe_framework.training.retention import CounterfactualRetention, Weighted
 from safe_framework.training.retention_start import RetentionExamples, store_of
+from safe_framework.training.states import TextStates
 from safe_framework.training.teacher import Teacher
-
-_APART = 7919
-"""Added to the seed, so that a step replays other texts than it puts beside samples."""
 
 
 class FrozenTeacher:
@@ -40,10 +40,10 @@ class FrozenTeacher:
     def __init__(self, model: SafeModel, teacher: Teacher) -> None:
         self.model, self.teacher = model, teacher
 
-    def logits(self, chosen: Sequence[int]) -> Tensor:
-        """The original base's logits on the chosen texts, (batch, length, vocabulary)."""
+    def logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """The original base's logits at every word, row after row, (words, vocabulary)."""
         with original(self.model):
-            return self.teacher.logits(chosen)
+            return self.teacher.logits(rows)
 
 
 @attrs.frozen(eq=False)
@@ -55,8 +55,8 @@ class Replay:
         teacher: knows what the original base says of them.
         method: whose penalty is taken.
         weight: of the penalty.
-        batch_size: texts in a step.
-        seed: with the step, decides the texts.
+        order: which texts a step has.
+        states: what is kept of the texts; None keeps nothing.
         pad: id that fills rows up.
     """
 
@@ -64,20 +64,33 @@ class Replay:
     teacher: FrozenTeacher
     method: RetentionRegularizer
     weight: float
-    batch_size: int
-    seed: int
+    order: TextOrder
+    states: TextStates | None
     pad: int
 
-    def loss(self, model: nn.Module, step: int, device: torch.device) -> Tensor | None:
-        """The weighted penalty at a step."""
-        seed, start = self.seed + _APART, step * self.batch_size
-        chosen = shuffled_slice(seed, start, self.batch_size, len(self.rows))
-        rows = [self.rows[i] for i in chosen]
-        mask = attention_mask(rows).to(device)
-        ids = pad_right(rows, self.pad).to(device)
-        logits: Tensor = model(input_ids=ids, attention_mask=mask).logits
-        penalty = self.method.penalty(logits, self.teacher.logits(chosen), mask.bool())
-        return None if penalty is None else self.weight * penalty
+    def warm(self, steps: int, progress: Progress) -> None:
+        """Compute what shall be kept of the texts that these many steps ask for."""
+        if self.states is not None:
+            needed = [self.rows[place] for place in self.order.needed(steps)]
+            self.states.warm(needed, "reading texts to replay", progress)
+
+    def loss(self, model: SafeModel, wrapped: nn.Module, step: int) -> Tensor | None:
+        """The weighted penalty at a step.
+
+        Args:
+            model: being trained.
+            wrapped: the same, possibly wrapped for distributed training.
+            step: of the optimizer.
+        """
+        chosen = self.order.step(step)
+        rows = [self.rows[place] for place in chosen]
+        batch = {"input_ids": pad_right(rows, self.pad), "attention_mask": attention_mask(rows)}
+        batch = on_device(batch, model.device)
+        logits = logits_at(wrapped, model.base, batch, batch["attention_mask"].bool())
+        mask = torch.ones(1, len(logits), dtype=torch.bool, device=logits.device)
+        before = self.teacher.logits(rows).unsqueeze(0)  # (1, words, vocabulary)
+        penalty = self.method.penalty(logits.unsqueeze(0), before, mask)
+        return None if penalty is None else self.weight * self.order.share(chosen) * penalty
 
 
 class BothWays(Sequence[Mapping[str, Tensor]]):
@@ -130,7 +143,7 @@ class StageBRetention:
     ) -> None:
         self.model, self.counterfactual, self.replay = model, counterfactual, replay
         self.methods: Sequence[Weighted] = counterfactual.methods if counterfactual else ()
-        if counterfactual is not None and counterfactual.teacher is not None:
+        if counterfactual is not None:
             frozen = FrozenTeacher(model, counterfactual.teacher)
             counterfactual.teacher = frozen  # type: ignore[assignment]  # asked for logits alone
 
@@ -155,6 +168,13 @@ class StageBRetention:
                 entry.method.begin(self.model, examples, store)
         self.model.train(training)
 
+    def warm(self, steps: int, progress: Progress) -> None:
+        """Compute what shall be kept of the original base, for these many steps."""
+        for part in (self.counterfactual, self.replay):
+            if part is not None:
+                with original(self.model):
+                    part.warm(steps, progress)
+
     def loss(self, model: nn.Module, step: int, device: torch.device) -> Tensor:
         """The weighted sum of all penalties at a step."""
         parts = list(self._parts(model, step, device))
@@ -164,6 +184,6 @@ class StageBRetention:
         if self.counterfactual is not None:
             yield self.counterfactual.loss(model, step, device)
         if self.replay is not None:
-            replayed = self.replay.loss(model, step, device)
+            replayed = self.replay.loss(self.model, model, step)
             if replayed is not None:
                 yield replayed

@@ -23,12 +23,14 @@ from safe_framework.progress import WorkProgress
 from safe_framework.stage_b.attach import change_base
 from safe_framework.stage_b.replay import FrozenTeacher, Replay, StageBRetention
 from safe_framework.training.batches import marked_ids
+from safe_framework.training.caches import Caches
 from safe_framework.training.checkpoints import latest_complete
+from safe_framework.training.order import TextOrder
 from safe_framework.training.report import ProgressReport
-from safe_framework.training.retention import CounterfactualRetention
 from safe_framework.training.teacher import Teacher
 from safe_framework.training.train import (
     Log,
+    caches_of,
     check_encoders,
     encode_examples,
     frame_stores,
@@ -39,6 +41,8 @@ from safe_framework.training.trainer import SafeTrainer, arguments
 LABEL = "stage B"
 FOLDER = "stage_b"
 """Where its checkpoints lie, in the folder of Stage A's."""
+_APART = 7919
+"""Added to the seed, so that a step replays other texts than it puts beside samples."""
 
 
 def train_stage_b(
@@ -77,7 +81,8 @@ def train_stage_b(
     spec = _training_of(recipe.training, stage)
     pad = model.tokenizer.eos_token_id
     change = change_base(model, stage, seed=spec.seed)
-    retention = retention_for(model, recipe, examples, stores, data)
+    caches = caches_of(model, attrs.evolve(recipe, training=spec), tokenized, pad)
+    retention = retention_for(model, recipe, examples, stores, data, caches)
     with change.taking_gradients(model.base), _senses_held(model, stage):
         trainer = SafeTrainer(
             model,
@@ -85,6 +90,7 @@ def train_stage_b(
             tokenized,
             spec,
             retention=retention,  # type: ignore[arg-type]  # it answers all that is asked of one
+            caches=caches,
             pad=pad,
         )
         trainer.remove_callback(PrinterCallback)
@@ -92,6 +98,7 @@ def train_stage_b(
         apart(trainer.create_optimizer(), change.tensors(model.base).values(), stage.learning_rate)
         checkpoint = latest_complete(place) if resume else None
         retention.begin(place, resumed=checkpoint is not None, progress=progress)
+        trainer.warm(progress)
         torch.manual_seed(spec.seed)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     model.eval()
@@ -99,12 +106,16 @@ def train_stage_b(
 
 
 def _training_of(training: TrainingSpec, stage: StageBSpec) -> TrainingSpec:
-    """``[training]`` as it holds in this stage, with another seed for another order."""
+    """``[training]`` as it holds in this stage, with another seed for another order.
+
+    What enters the first fused layer is no longer the same at every step, so it is not kept.
+    """
     return attrs.evolve(
         training,
         max_steps=stage.max_steps,
         warmup_steps=stage.warmup_steps,
         align_weight=0.0,
+        cache=tuple(kind for kind in training.cache if kind != "prefix"),
         seed=training.seed + 1,
     )
 
@@ -138,6 +149,7 @@ def retention_for(
     examples: Sequence[Example],
     stores: Mapping[str, FrameStore],
     data: RecipeData | None,
+    caches: Caches,
 ) -> StageBRetention:
     """What defends the base while it changes.
 
@@ -149,8 +161,10 @@ def retention_for(
     methods = stage_b_methods(recipe)
     chosen = attrs.evolve(recipe, retention=recipe.stage_b.retention or recipe.retention)
     pad = model.tokenizer.eos_token_id
-    beside = retention_of(model, chosen, examples, stores, pad, data) if methods else None
-    return StageBRetention(model, beside, _replay(model, recipe, beside, data))
+    beside = None
+    if methods:
+        beside = retention_of(model, chosen, examples, stores, pad, data, caches)
+    return StageBRetention(model, beside, _replay(model, recipe, data, caches))
 
 
 def stage_b_methods(recipe: Recipe) -> list[Any]:
@@ -173,8 +187,8 @@ def stage_b_methods(recipe: Recipe) -> list[Any]:
 def _replay(
     model: SafeModel,
     recipe: Recipe,
-    beside: CounterfactualRetention | None,
     data: RecipeData | None,
+    caches: Caches,
 ) -> Replay | None:
     stage, spec, pad = recipe.stage_b, recipe.training, model.tokenizer.eos_token_id
     assert stage is not None
@@ -187,14 +201,15 @@ def _replay(
             hint='add `retention = "texts.jsonl"` to [data], or set `replay_weight = 0`',
         )
     rows = [marked_ids(model.tokenizer, text, (), model.processor.markers) for text in texts]
-    teacher = beside.teacher if beside is not None else None
+    states = caches.retention_texts(rows)
+    lengths = [len(row) for row in rows]
     distillation: Any = _registry.retention_regularizers.load("distillation")
     return Replay(
         rows,
-        FrozenTeacher(model, teacher or Teacher(model, rows, pad)),
+        FrozenTeacher(model, Teacher(model, pad, states)),
         distillation(),
         stage.replay_weight,
-        spec.retention_batch_size,
-        spec.seed,
+        TextOrder(lengths, spec.retention_batch_size, spec.seed + _APART, spec.group_by_length),
+        states,
         pad,
     )

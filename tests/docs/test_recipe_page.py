@@ -41,9 +41,7 @@ def shown(field):
         return ""
     if isinstance(field.default, attrs.Factory):
         return "see below"
-    if isinstance(field.default, tuple):
-        return list(field.default)
-    return field.default
+    return list(field.default) if isinstance(field.default, tuple) else field.default
 
 
 def read(text):
