@@ -13,6 +13,7 @@ from safe_framework._recipe import StageBSpec
 from safe_framework.base import hooks_of
 from safe_framework.bits import same_bits
 from safe_framework.certificate.broken import broken
+from safe_framework.compilation import compile
 from safe_framework.errors import InjectionError, SafeError
 from safe_framework.fingerprint import fingerprint
 from safe_framework.model import SafeModel
@@ -245,3 +246,16 @@ def test_what_cannot_be_changed_is_refused(change: Callable[[SafeModel], Any], w
     """Law: a change that does not fit the base is an error that says what would."""
     with pytest.raises(SafeError, match=words):
         change(attached(llama()))
+
+
+def test_a_compiled_base_is_changed_too() -> None:
+    """Law: compiled, changed calls and off() give what they gave: no graph loses the change."""
+    model = changed(llama())
+    batch = texts(model.base, 2, 5)
+    with torch.no_grad():
+        before = model(**batch).logits
+        compile(model, backend="eager")
+        assert same_bits(model(**batch).logits, before)
+        with model.off():
+            assert same_bits(model(**batch).logits, llama()(**batch).logits)
+        assert same_bits(model(**batch).logits, before)
