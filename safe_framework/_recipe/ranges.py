@@ -27,6 +27,16 @@ def share(instance: Any, field: attrs.Attribute[Any], value: float) -> None:
         raise ValueError(f"`{field.name}` must be from 0 up to 1, not {value}")
 
 
+def if_given(check: Validator) -> Validator:
+    """Ask ``check`` of every value but None, which a recipe writes by leaving the key out."""
+
+    def validate(instance: Any, field: attrs.Attribute[Any], value: Any) -> None:
+        if value is not None:
+            check(instance, field, value)
+
+    return validate
+
+
 def not_empty(instance: Any, field: attrs.Attribute[Any], value: Sized) -> None:
     """Refuse an empty table or string."""
     if not value:

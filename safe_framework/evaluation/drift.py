@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from safe_framework.bits import same_bits
-from safe_framework.evaluation.answers import Progress, batches, inputs, silent
+from safe_framework.evaluation.answers import Progress, inputs, silent
 from safe_framework.evaluation.changed import HELD_OUT, MADE_UP, BaseChanged, Drift
+from safe_framework.evaluation.groups import batches
 from safe_framework.evaluation.metrics import agrees, bootstrap, kl_per_position
 from safe_framework.stage_b.change import WAIVED, original
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from safe_framework import _registry
 from safe_framework._recipe import Recipe, StageBSpec, TrainingSpec
 from safe_framework.assembly import regularizers
 from safe_framework.data.examples import Example
-from safe_framework.data.frames import FrameStore
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import DataError, SafeError
 from safe_framework.model import SafeModel
@@ -27,11 +26,11 @@ from safe_framework.training.caches import Caches
 from safe_framework.training.checkpoints import latest_complete
 from safe_framework.training.order import TextOrder
 from safe_framework.training.report import ProgressReport
+from safe_framework.training.retention import Stores
 from safe_framework.training.teacher import Teacher
 from safe_framework.training.train import (
     Log,
     caches_of,
-    check_encoders,
     encode_examples,
     frame_stores,
     retention_of,
@@ -75,7 +74,6 @@ def train_stage_b(
     """
     assert recipe.stage_b is not None
     stage, place = recipe.stage_b, folder / FOLDER
-    check_encoders(model)
     stores = frame_stores(model, recipe)
     tokenized = encode_examples(model, examples, stores, progress)
     spec = _training_of(recipe.training, stage)
@@ -92,6 +90,7 @@ def train_stage_b(
             retention=retention,  # type: ignore[arg-type]  # it answers all that is asked of one
             caches=caches,
             pad=pad,
+            weights=data.weights if data else None,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(ProgressReport(progress, LABEL))
@@ -147,7 +146,7 @@ def retention_for(
     model: SafeModel,
     recipe: Recipe,
     examples: Sequence[Example],
-    stores: Mapping[str, FrameStore],
+    stores: Stores,
     data: RecipeData | None,
     caches: Caches,
 ) -> StageBRetention:
