@@ -27,9 +27,10 @@ from safe_framework.fingerprint import text_fingerprint
 from safe_framework.hooks import hook_manager
 from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
+from safe_framework.stage_b.run import remember_drift, start_of, warn_of
+from safe_framework.stage_b.run import train_both as train
 from safe_framework.training import processes
 from safe_framework.training.sharding import Sharding
-from safe_framework.training.train import train
 
 ADAPTER, CHECKPOINTS, METRICS, REPORT, SKIPPED, STATE = (
     "adapter",
@@ -98,10 +99,13 @@ def _run(
         model.save_pretrained(folder / ADAPTER, is_main_process=writes)
         with clock.timing("evaluate"):
             evaluation = measure(model, recipe, data, progress)
+        if writes:
+            remember_drift(model, evaluation.base_changed, folder / ADAPTER)
     if writes:
         evaluation = _with_costs(evaluation, folder, clock)
         _write(folder, recipe, evaluation, log)
         console.print(table(evaluation))
+        warn_of(evaluation.base_changed, console)
         console.print(f"report   {folder / REPORT}\nadapter  {folder / ADAPTER}", highlight=False)
 
 
@@ -226,11 +230,12 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
     """What a run's weights depend on, as far as the recipe and the files that it names go."""
     data = RecipeData(recipe)
     trained_on = {key: data.digest(key) for key in data.trained_on()}
-    return {"recipe": text_fingerprint(recipe.text), "data": trained_on}
+    return {"recipe": text_fingerprint(recipe.text), "data": trained_on | start_of(recipe)}
 
 
 def _with_costs(evaluation: Evaluation, folder: Path, clock: Clock) -> Evaluation:
-    size = sum(file.stat().st_size for file in (folder / ADAPTER).iterdir())
+    files = (file for file in (folder / ADAPTER).rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in files)
     seconds = {f"{part}_seconds": spent for part, spent in clock.seconds.items()}
     return attrs.evolve(evaluation, costs={"adapter_bytes": size, **seconds})
 

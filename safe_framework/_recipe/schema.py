@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import attrs
 
-from safe_framework._recipe.ranges import above, at_least, holds, if_given, not_empty
+from safe_framework._recipe.ranges import above, at_least, holds, if_given, not_empty, share
 
 UNWRITTEN = {"written": False}
 
@@ -293,6 +293,41 @@ class TrainingSpec:
 
 
 @attrs.frozen
+class StageBSpec:
+    """``[stage_b]``: train the base too, once its senses are trained; L1 and L2 are given up.
+
+    Attributes:
+        method: ``"lora"`` puts low-rank pairs beside linear parts, ``"layers"`` trains in place.
+        start: adapter of stage A to begin with, instead of a stage A of this run.
+        layers: of the base that may change; every one if there are none, which ``"lora"`` allows.
+        rank: of every pair.
+        alpha: a pair adds ``alpha / rank`` times its product.
+        dropout: on the input of the pairs, in training.
+        targets: last words of the paths of the parts that get a pair; PEFT's choice if none.
+        learning_rate: peak rate of the base's part.
+        max_steps: optimizer steps of this stage.
+        warmup_steps: steps over which its rates rise from 0.
+        train_senses: train projectors and fusion adapters on, at the rates of ``[training]``.
+        replay_weight: of the distillation of texts without a sample towards the original base.
+        retention: methods of this stage; those of ``[[retention]]`` if there are none.
+    """
+
+    method: Literal["lora", "layers"]
+    start: str | None = None
+    layers: tuple[int | float, ...] = ()
+    rank: int = attrs.field(default=8, validator=at_least(1))
+    alpha: float = attrs.field(default=16.0, validator=above(0))
+    dropout: float = attrs.field(default=0.0, validator=share)
+    targets: tuple[str, ...] = ()
+    learning_rate: float = attrs.field(default=1e-4, validator=above(0))
+    max_steps: int = attrs.field(default=200, validator=at_least(1))
+    warmup_steps: int = attrs.field(default=20, validator=at_least(0))
+    train_senses: bool = True
+    replay_weight: float = attrs.field(default=1.0, validator=at_least(0))
+    retention: tuple[RetentionSpec, ...] = ()
+
+
+@attrs.frozen
 class EvaluationSpec:
     """``[evaluation]``: how answers are made and scored.
 
@@ -322,6 +357,7 @@ class Recipe:
     retention: tuple[RetentionSpec, ...] = ()
     data: DataSpec | None = None
     training: TrainingSpec = attrs.field(factory=TrainingSpec)
+    stage_b: StageBSpec | None = None
     evaluation: EvaluationSpec = attrs.field(factory=EvaluationSpec)
     text: str = attrs.field(default="", repr=False, metadata=UNWRITTEN)
     source: str = attrs.field(default="recipe.toml", metadata=UNWRITTEN)

@@ -20,6 +20,7 @@ from safe_framework.evaluation.groups import batches
 from safe_framework.evaluation.metrics import normalise
 from safe_framework.evaluation.probe import Features, pool, probe
 from safe_framework.evaluation.results import Answered
+from safe_framework.stage_b.change import original
 
 if TYPE_CHECKING:
     from safe_framework.data.examples import Example
@@ -46,10 +47,14 @@ def collect(
         gate={modality: 1.0},
         progress=progress,
     )
+    heard = ask(test, label="answers with the sense")
+    misled = ask(shuffled(test, modality, seed=seed), label="answers with shuffled samples")
+    with original(model):
+        bare = answer_without(ask, test, modality, label="answers of the base")
     columns = (
-        ask(test, label="answers with the sense"),
-        ask(shuffled(test, modality, seed=seed), label="answers with shuffled samples"),
-        answer_without(ask, test, modality, label="answers of the base"),
+        heard,
+        misled,
+        bare,
         _probed(model, modality, train, test, batch_size, seed, progress),
     )
     template = model.processor.template

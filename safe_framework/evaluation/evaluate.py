@@ -13,6 +13,7 @@ from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import Progress, silent
 from safe_framework.evaluation.collect import collect
 from safe_framework.evaluation.datasets import by_dataset, closed
+from safe_framework.evaluation.drift import told
 from safe_framework.evaluation.gain import gain
 from safe_framework.evaluation.remembered import encoded_once
 from safe_framework.evaluation.results import Evaluation
@@ -75,6 +76,7 @@ def evaluate(
             model, modality, test[:_GATE_ZERO_EXAMPLES],
             max_new_tokens=max_new_tokens, progress=tell,
         )  # fmt: skip
+        changed = told(model, texts, resamples=bootstrap, seed=seed, progress=tell)
     return Evaluation(
         modality=modality,
         gain=gain(
@@ -90,6 +92,7 @@ def evaluate(
         train_examples=len(train),
         max_new_tokens=max_new_tokens,
         answers=answers,
+        base_changed=changed,
         **drawing,
     )
 

@@ -11,6 +11,7 @@ from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, overrid
 from cattrs.preconf.json import make_converter
 
 from safe_framework.data.tasks import QUESTIONS
+from safe_framework.evaluation.changed import BaseChanged
 from safe_framework.evaluation.metrics import Estimate, normalise
 from safe_framework.shapes import Sample
 
@@ -189,6 +190,7 @@ class Evaluation:
         seed: of the intervals, the probe's folds and the irrelevant samples.
         answers: every test example with its answers.
         costs: what the caller measured, such as ``train_seconds`` and ``adapter_bytes``.
+        base_changed: what stage B did to the base; None where L1 and L2 hold.
         datasets: the result on each dataset of a mix, by name; ``gain`` is that on all rows that
             are right or wrong, which captions are not.
     """
@@ -205,6 +207,7 @@ class Evaluation:
     seed: int
     answers: tuple[Answered, ...]
     costs: Mapping[str, float] = attrs.field(factory=dict)
+    base_changed: BaseChanged | None = None
     datasets: Mapping[str, DatasetGain] = attrs.field(factory=dict)
 
     def to_json(self) -> str:
@@ -224,4 +227,8 @@ _CONVERTER.register_unstructure_hook(
 )
 _CONVERTER.register_structure_hook(
     Answered, make_dict_structure_fn(Answered, _CONVERTER, **_NOT_WRITTEN)
+)
+_IF_CHANGED: Any = {"base_changed": override(omit_if_default=True)}
+_CONVERTER.register_unstructure_hook(
+    Evaluation, make_dict_unstructure_fn(Evaluation, _CONVERTER, **_IF_CHANGED)
 )

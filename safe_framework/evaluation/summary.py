@@ -8,6 +8,7 @@ import attrs
 
 from safe_framework.data.tasks import CAPTIONS
 from safe_framework.errors import DataError
+from safe_framework.evaluation.changed import BaseChanged
 from safe_framework.evaluation.metrics import Estimate
 from safe_framework.evaluation.results import Agreement, DatasetGain, Evaluation
 from safe_framework.evaluation.wording import (
@@ -124,8 +125,15 @@ def _keeps(evaluation: Evaluation) -> Headline:
         "Keeps",
         percent(kept.overall.agreement.value),
         f"of next tokens unchanged at gate 1 beside irrelevant {evaluation.modality}",
-        "off: bit for bit the base" if same else "off: NOT the base, a law is broken",
+        _when_off(evaluation, same),
     )
+
+
+def _when_off(evaluation: Evaluation, same: bool) -> str:
+    if evaluation.base_changed is not None:
+        kept = percent(evaluation.base_changed.drift.agreement.value)
+        return f"BASE CHANGED, L1 and L2 do not hold: absent, {kept} unchanged"
+    return "off: bit for bit the base" if same else "off: NOT the base, a law is broken"
 
 
 def _costs(evaluation: Evaluation) -> Headline:
@@ -155,7 +163,7 @@ def sections(
     return (
         Section("Gain", tuple(_gain(evaluation, asked))),
         *(by_dataset if evaluation.datasets else ()),
-        Section("Kept when off", tuple(_off(evaluation))),
+        *_kept_when_off(evaluation),
         Section("Tokens kept, gate at 1", tuple(_agreements(evaluation, asked))),
         Section("KL in nats, gate at 1", tuple(_divergences(evaluation))),
         Section("Costs", tuple(_all_costs(evaluation))),
@@ -172,6 +180,27 @@ def _gain(evaluation: Evaluation, asked: Mapping[str, float]) -> Iterator[Row]:
     yield _share("chance", gain.chance, "commonest")
     yield _difference("gain over the base", gain.over_base, asked.get("over_base"))
     yield _difference("gain over shuffled", gain.over_shuffled, asked.get("over_shuffled"))
+
+
+def _kept_when_off(evaluation: Evaluation) -> Iterator[Section]:
+    """That off is the base; or, where stage B changed it, how far it drifted."""
+    if evaluation.base_changed is None:
+        yield Section("Kept when off", tuple(_off(evaluation)))
+    else:
+        rows = _drifted(evaluation.base_changed)
+        yield Section("Base CHANGED: L1 and L2 do not hold", tuple(rows))
+
+
+def _drifted(changed: BaseChanged) -> Iterator[Row]:
+    drift, original = changed.drift, changed.off_is_the_original_base
+    kl = f"{drift.kl.low:.2g} to {drift.kl.high:.2g}"
+    off = "identical" if drift.off_identical else "differ"
+    yield Row("parameters changed", f"{changed.parameters:,}", "", changed.method)
+    yield _share("agreement, absent", drift.agreement, f"{drift.texts} {drift.source}")
+    yield Row("KL in nats, absent", f"{drift.kl.value:.2g}", kl, f"{drift.positions:,} positions")
+    yield Row("largest logit difference", f"{drift.largest:.2g}", "", "absent")
+    note = "the original" if original else "changed in place"
+    yield Row("logits, off()", off, "", note, drift.off_identical if original else None)
 
 
 def _datasets(evaluation: Evaluation) -> Iterator[Row]:
@@ -210,7 +239,8 @@ def _opened(evaluation: Evaluation) -> Mapping[str, Agreement]:
 
 
 def _all_costs(evaluation: Evaluation) -> Iterator[Row]:
-    base = f"{count(evaluation.base_parameters)} frozen"
+    state = "frozen" if evaluation.base_changed is None else "in the base"
+    base = f"{count(evaluation.base_parameters)} {state}"
     yield Row("trainable parameters", f"{evaluation.trainable_parameters:,}", "", base)
     yield from _measured(evaluation)
 
