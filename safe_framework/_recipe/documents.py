@@ -24,19 +24,27 @@ def check_modality_names(document: dict[str, Any], findings: list[Finding]) -> N
 
 def check_data_files(document: dict[str, Any], folder: Path, findings: list[Finding]) -> None:
     """Every file that ``[data]`` and ``[base.compose]`` name must be there."""
-    data = {
-        key: name
-        for key, name in _table(document, "data").items()
-        if not (isinstance(name, str) and (is_dataset(name) or (name and (folder / name).is_dir())))
-    }
-    _check_files(data, ("data",), DATA_FILES, folder, findings)
+    _check_files(_single(document, "data", folder), ("data",), DATA_FILES, folder, findings)
+    stages = document.get("curriculum")
+    for number, stage in enumerate(stages if isinstance(stages, list) else []):
+        held = _single({"stage": stage}, "stage", folder)
+        _check_files(held, ("curriculum", number), ("train",), folder, findings)
     compose = _table(_table(document, "base"), "compose")
     _check_files(compose, ("base", "compose"), COMPOSE_FILES, folder, findings)
 
 
+def _single(document: dict[str, Any], key: str, folder: Path) -> dict[str, Any]:
+    """A table without the names in it that are a dataset's or a folder's."""
+    return {
+        key: name
+        for key, name in _table(document, key).items()
+        if not (isinstance(name, str) and (is_dataset(name) or (name and (folder / name).is_dir())))
+    }
+
+
 def _check_files(
     table: dict[str, Any],
-    path: tuple[str, ...],
+    path: tuple[str | int, ...],
     keys: Sequence[str],
     folder: Path,
     findings: list[Finding],

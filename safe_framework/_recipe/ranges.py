@@ -21,6 +21,21 @@ def above(low: float) -> Validator:
     return _check(lambda value: low < value < math.inf, f"must be above {low}")
 
 
+def part(instance: Any, field: attrs.Attribute[Any], value: float) -> None:
+    """Refuse what leaves nothing on one of two sides: 0 and below, 1 and above."""
+    _check(lambda one: 0 < one < 1, "must be above 0 and below 1")(instance, field, value)
+
+
+def share(instance: Any, field: attrs.Attribute[Any], value: float) -> None:
+    """Refuse what is no part of a whole: 0 and below, and above 1."""
+    _check(lambda one: 0 < one <= 1, "must be above 0 and at most 1")(instance, field, value)
+
+
+def below(high: float) -> Validator:
+    """Refuse negative numbers, and those of ``high`` and above."""
+    return _check(lambda value: 0 <= value < high, f"must be at least 0 and below {high}")
+
+
 def not_empty(instance: Any, field: attrs.Attribute[Any], value: Sized) -> None:
     """Refuse an empty table or string."""
     if not value:

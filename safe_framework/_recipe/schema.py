@@ -13,6 +13,31 @@ from typing import Any, Literal
 import attrs
 
 from safe_framework._recipe.ranges import above, at_least, holds, not_empty
+from safe_framework._recipe.watching import ForgetSpec, MonitorSpec, StageSpec, UntilSpec
+
+__all__ = [
+    "COMPOSE_FILES",
+    "DATASET",
+    "DATA_FILES",
+    "UNWRITTEN",
+    "BaseSpec",
+    "ComposeSpec",
+    "DataSpec",
+    "EncoderSpec",
+    "EvaluationSpec",
+    "ForgetSpec",
+    "GateSpec",
+    "ModalitySpec",
+    "MonitorSpec",
+    "PluginSpec",
+    "Recipe",
+    "RetentionSpec",
+    "StageSpec",
+    "TrainingSpec",
+    "UntilSpec",
+    "is_dataset",
+    "stage_key",
+]
 
 UNWRITTEN = {"written": False}
 
@@ -107,11 +132,13 @@ class GateSpec:
         value: the gate once training is over; 0 is off.
         warmup_steps: training steps over which it rises from 0.
         schedule: the shape of that rise; ``"constant"`` does not rise.
+        stairs: how many equally long levels below ``value`` a ``"step"`` schedule stands on.
     """
 
     value: float = attrs.field(default=1.0, validator=at_least(0))
     warmup_steps: int = attrs.field(default=0, validator=at_least(0))
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "step", "constant"] = "linear"
+    stairs: int = attrs.field(default=4, validator=at_least(1))
 
 
 @attrs.frozen
@@ -151,6 +178,8 @@ class DataSpec:
         retention_test: the same, held out.
         foreign: samples of the same kind of signal from outside the task, as irrelevant ones.
         foreign_test: the same, held out.
+        validation: samples of the task that the monitor measures gain on during training.
+        retention_validation: text of the base's domain that it measures retention on.
         prompt: what the base is asked, around each row's question.
         question: what is asked where a row has none.
         fields: what a field is called in the data, by the name that it has here.
@@ -163,13 +192,24 @@ class DataSpec:
     retention_test: str | None = None
     foreign: str | None = None
     foreign_test: str | None = None
+    validation: str | None = None
+    retention_validation: str | None = None
     prompt: str = attrs.field(default="{question}", validator=holds("{question}"))
     question: str | None = None
     fields: Mapping[str, str] = attrs.field(factory=dict)
     on_bad_row: Literal["stop", "skip"] = "stop"
 
 
-DATA_FILES = ("train", "test", "retention", "retention_test", "foreign", "foreign_test")
+DATA_FILES = (
+    "train",
+    "test",
+    "retention",
+    "retention_test",
+    "foreign",
+    "foreign_test",
+    "validation",
+    "retention_validation",
+)
 DATASET = "hf:"
 COMPOSE_FILES = ("train", "test")
 
@@ -243,19 +283,34 @@ class Recipe:
     retention: tuple[RetentionSpec, ...] = ()
     data: DataSpec | None = None
     training: TrainingSpec = attrs.field(factory=TrainingSpec)
+    curriculum: tuple[StageSpec, ...] = ()
+    monitor: MonitorSpec | None = None
     evaluation: EvaluationSpec = attrs.field(factory=EvaluationSpec)
     text: str = attrs.field(default="", repr=False, metadata=UNWRITTEN)
     source: str = attrs.field(default="recipe.toml", metadata=UNWRITTEN)
     folder: Path = attrs.field(factory=Path.cwd, metadata=UNWRITTEN)
 
     def data_files(self) -> dict[str, Path | str]:
-        """What ``[data]`` names by key: the absolute path of a file or folder, or a dataset."""
+        """What ``[data]`` names by key: the absolute path of a file or folder, or a dataset.
+
+        Data of a stage's own stand under ``stage_key`` of its number.
+        """
         named = {key: getattr(self.data, key, None) for key in DATA_FILES}
+        named |= {stage_key(number): one.train for number, one in enumerate(self.curriculum)}
         return {
             key: name if is_dataset(name) else (self.folder / name).absolute()
             for key, name in named.items()
             if name is not None
         }
+
+
+def stage_key(number: int) -> str:
+    """What the data of a curriculum's stage are called, counted from 0, beside those of ``[data]``.
+
+    >>> stage_key(0)
+    'curriculum[0].train'
+    """
+    return f"curriculum[{number}].train"
 
 
 def is_dataset(name: str) -> bool:

@@ -31,6 +31,7 @@ class Example:
         samples: by modality; a modality that the row lacks has no key.
         place: where it was read, as ``train.jsonl:12``.
         files: where each sample was read from.
+        fields: the row's texts, numbers and truth values, by which a curriculum chooses.
     """
 
     prompt: str
@@ -38,6 +39,7 @@ class Example:
     samples: Mapping[str, Sample] = attrs.field(factory=dict)
     place: str = ""
     files: Mapping[str, Path] = attrs.field(factory=dict)
+    fields: Mapping[str, Any] = attrs.field(factory=dict)
 
 
 def read_examples(
@@ -218,6 +220,11 @@ def _example(
         },
         place=row.place,
         files={name: one for name, one in held.items() if isinstance(one, Path)},
+        fields={
+            name: value
+            for name, value in row.values.items()
+            if isinstance(value, (str, int, float, bool))
+        },
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from safe_framework._recipe import Recipe
 from safe_framework.assembly import regularizers
@@ -22,6 +23,8 @@ from safe_framework.shapes import Frames, Sample
 from safe_framework.training.align import Alignment, align
 from safe_framework.training.batches import TokenizedExample, marked_ids, tokenize
 from safe_framework.training.checkpoints import latest_complete
+from safe_framework.training.monitor.watch import watch_of
+from safe_framework.training.plan import plan_of
 from safe_framework.training.report import ProgressReport
 from safe_framework.training.retention import (
     CounterfactualRetention,
@@ -50,7 +53,7 @@ def train(
         model: built from the recipe.
         recipe: its ``[training]``, ``[[retention]]`` and ``[data]`` are used.
         examples: of the task.
-        folder: where checkpoints go.
+        folder: where checkpoints go; what the monitor keeps goes beside it.
         progress: the bars.
         resume: go on from the newest whole checkpoint in ``folder``.
         data: what the recipe names, where some of it has been read already.
@@ -62,11 +65,16 @@ def train(
         SafeError: an encoder trains, but frames are computed once.
     """
     check_encoders(model)
+    held_data = data or (RecipeData(recipe) if recipe.data else None)
+    encoders = {name: model.modality(name).encoder for name in model.modalities}
+    plan = plan_of(recipe, examples, held_data, encoders)
     stores = frame_stores(model, recipe)
-    tokenized = encode_examples(model, examples, stores, progress)
-    alignment = Alignment(model, [example.answer for example in examples])
+    tokenized = encode_examples(model, plan.examples, stores, progress)
+    alignment = Alignment(model, [example.answer for example in plan.examples])
     pad = model.tokenizer.eos_token_id
-    retention = retention_of(model, recipe, examples, stores, pad, data)
+    retention = retention_of(model, recipe, plan.examples, stores, pad, held_data, plan.texts)
+    held = encode_examples(model, plan.held, stores, progress)
+    watch = watch_of(model, recipe, plan, held, stores, folder.parent, progress)
     trainer = SafeTrainer(
         model,
         arguments(recipe.training, folder),
@@ -75,6 +83,7 @@ def train(
         retention=retention,
         alignment=alignment,
         pad=pad,
+        watch=watch,
     )
     trainer.remove_callback(PrinterCallback)
     gates = {name: spec.gate for name, spec in recipe.modalities.items()}
@@ -83,11 +92,17 @@ def train(
     checkpoint = latest_complete(folder) if resume else None
     if checkpoint is None:
         prepare_projectors(model, recipe, tokenized, alignment, progress)
-    if retention is not None:
-        retention.begin(folder, resumed=checkpoint is not None, progress=progress)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    watch.begin(checkpoint)
+    if checkpoint is not None and watch.stopped:
+        log = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).log_history
+    else:
+        if retention is not None:
+            retention.begin(folder, resumed=checkpoint is not None, progress=progress)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        log = trainer.state.log_history
+    watch.finish()
     model.eval()
-    return [row for row in trainer.state.log_history if "loss" in row]
+    return [row for row in log if "loss" in row]
 
 
 def check_encoders(model: SafeModel) -> None:
@@ -161,8 +176,9 @@ def retention_of(
     stores: Mapping[str, FrameStore],
     pad: int,
     data: RecipeData | None = None,
+    held_out: Collection[str] = (),
 ) -> CounterfactualRetention | None:
-    """The retention part of a recipe's loss; None if it has none.
+    """The retention part of a recipe's loss, without the texts ``held_out``; None if it has none.
 
     Raises:
         DataError: its methods want texts or foreign samples that the recipe does not name.
@@ -185,6 +201,7 @@ def retention_of(
     }
     spec, markers, names = recipe.training, model.processor.markers, list(model.modalities)
     texts = held.texts("retention") if wanted and held else []
+    texts = [text for text in texts if text not in held_out]
     foreign = _foreign(model, held) if "foreign" in wanted and held else {}
     return CounterfactualRetention(
         model,

@@ -18,7 +18,9 @@ from safe_framework.model import SafeModel
 from safe_framework.training.align import Alignment
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
 from safe_framework.training.checkpoints import mark_complete
+from safe_framework.training.dials import Dials
 from safe_framework.training.losses import answer_loss, check_finite, trainable_groups
+from safe_framework.training.monitor.watch import Watch
 from safe_framework.training.order import balanced_order, shuffled_slice
 from safe_framework.training.retention import CounterfactualRetention
 
@@ -60,6 +62,7 @@ class SafeTrainer(Trainer):
         retention: the second loss; None trains without.
         alignment: the loss that draws tokens to their answers; None trains without.
         pad: id that fills rows up.
+        watch: the curriculum and the monitor; None trains without.
     """
 
     def __init__(
@@ -72,16 +75,22 @@ class SafeTrainer(Trainer):
         retention: CounterfactualRetention | None = None,
         alignment: Alignment | None = None,
         pad: int = 0,
+        watch: Watch | None = None,
     ) -> None:
         self.safe_model, self.spec = model, spec
         self.retention, self.alignment = retention, alignment
+        self.watch, self.dials = watch, watch.dials if watch else Dials()
+        self.curriculum = watch.curriculum if watch else None
         self._examples = list(examples)
         dims = {name: model.modality(name).encoder.dim for name in model.modalities}
+        self._collate = AnswerCollator(dims, pad)
+        staged = self.curriculum is not None
         super().__init__(
             model=model,
             args=args,
-            train_dataset=self._examples,
-            data_collator=AnswerCollator(dims, pad),
+            train_dataset=range(self._samples(args)) if staged else self._examples,
+            data_collator=places_only if staged else self._collate,
+            callbacks=watch.callbacks() if watch else None,
         )
         self.model_accepts_loss_kwargs = False  # our losses are means already
         self._parts: list[tuple[float, float]] = []
@@ -98,8 +107,8 @@ class SafeTrainer(Trainer):
         answers: Sequence[str] = inputs.pop("answers")  # type: ignore[assignment]  # the one list
         task = check_finite(answer_loss(model, self.safe_model.base, inputs), "task loss", step)
         kept = torch.zeros((), device=task.device)
-        if self.retention is not None:
-            kept = self.retention.loss(model, step, task.device)
+        if self.retention is not None and self.dials.retention:
+            kept = self.dials.retention * self.retention.loss(model, step, task.device)
             check_finite(kept, "retention loss", step)
         self._parts.append((float(task.detach()), float(kept.detach())))
         if self.alignment is None or not self.spec.align_weight:
@@ -109,11 +118,27 @@ class SafeTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> FixedOrder:
         """The order of the whole run, so that a resumed run sees what an unbroken one does."""
-        count = self.spec.max_steps * self.args.train_batch_size * self.args.world_size
+        count = self._samples(self.args)
+        if self.curriculum is not None:
+            return FixedOrder(range(count))
         texts = [example.text for example in self._examples]
         if self.spec.balance:
             return FixedOrder(balanced_order(self.spec.seed, texts, count))
         return FixedOrder(shuffled_slice(self.spec.seed, 0, count, len(texts)))
+
+    def _samples(self, args: TrainingArguments) -> int:
+        """How many samples the whole run takes, in all processes."""
+        return self.spec.max_steps * args.train_batch_size * args.world_size
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The batch on its device; with a curriculum, that of the stage which it is now."""
+        if self.curriculum is not None:
+            step_size = self._samples(self.args) // self.spec.max_steps
+            places = inputs["places"].tolist()
+            chosen = [self.curriculum.example_at(place, step_size) for place in places]
+            inputs = self._collate([self._examples[one] for one in chosen])
+        prepared: dict[str, Any] = super()._prepare_inputs(inputs)
+        return prepared
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add both losses and the gates to what the Trainer logs."""
@@ -121,6 +146,8 @@ class SafeTrainer(Trainer):
             task, kept = torch.tensor(self._parts).mean(0).tolist()
             logs |= {"task_loss": task, "retention_loss": kept}
             logs |= {f"gate/{name}": gate for name, gate in self.safe_model.gates.items()}
+            if self.watch is not None and self.watch.active:
+                logs |= {"rate_factor": self.dials.rate, "retention_factor": self.dials.retention}
             self._parts.clear()
         super().log(logs, *args, **kwargs)
 
@@ -157,7 +184,14 @@ class SafeTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        if self.watch is not None and self.args.should_save:
+            self.watch.keep(folder)
         mark_complete(folder)
+
+
+def places_only(places: Sequence[int]) -> dict[str, Tensor]:
+    """A batch of places in the run, whose examples are looked up when it is trained."""
+    return {"places": torch.tensor(places)}
 
 
 class FixedOrder(Sampler[int]):
