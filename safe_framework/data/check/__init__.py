@@ -27,7 +27,8 @@ __all__ = ["DataReport", "Expected", "Finding", "check_data"]
 
 Progress = Callable[[str, int, int], None]
 
-TEXTS, FOREIGN = ("retention", "retention_test"), ("foreign", "foreign_test")
+TEXTS = ("retention", "retention_test", "retention_validation")
+FOREIGN = ("foreign", "foreign_test")
 
 
 def check_data(

@@ -38,12 +38,17 @@ def repeats(everything: Sequence[Seen]) -> Iterator[Finding]:
     asked: dict[tuple[str, str, str, str], Seen] = {}
     for seen in everything:
         known = first.setdefault((seen.what, seen.content), seen)
-        if known.data != seen.data:
+        if _split(known.data) != _split(seen.data):
             yield _leak(known, seen)
             continue
         before = asked.setdefault((seen.data, seen.what, seen.content, seen.question), seen)
         if before is not seen:
             yield _again(before, seen)
+
+
+def _split(data: str) -> str:
+    """What the stages of a curriculum train on may be in several of them."""
+    return "train" if data.startswith("curriculum[") else data
 
 
 def _leak(known: Seen, seen: Seen) -> Finding:
