@@ -128,7 +128,7 @@ class SafeTrainer(Trainer):
 
     def _samples(self, args: TrainingArguments) -> int:
         """How many samples the whole run takes, in all processes."""
-        return self.spec.max_steps * args.train_batch_size * args.world_size
+        return int(self.spec.max_steps * args.train_batch_size * args.world_size)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The batch on its device; with a curriculum, that of the stage which it is now."""

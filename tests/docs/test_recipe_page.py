@@ -20,6 +20,10 @@ TABLES = {
     "`[[retention]]`": schema.RetentionSpec,
     "`[data]`": schema.DataSpec,
     "`[training]`": schema.TrainingSpec,
+    "`[[curriculum]]`": schema.StageSpec,
+    "`until`": schema.UntilSpec,
+    "`[monitor]`": schema.MonitorSpec,
+    "`on_forget`": schema.ForgetSpec,
     "`[evaluation]`": schema.EvaluationSpec,
 }
 

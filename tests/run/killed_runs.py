@@ -24,6 +24,9 @@ from safe_framework.progress import WorkProgress
 from safe_framework.retention_store import RetentionStore
 from safe_framework.run import run_recipe
 from safe_framework.training import trainer
+from safe_framework.training.monitor import pareto, snapshot
+from safe_framework.training.monitor.pareto import ParetoSet
+from safe_framework.training.monitor.snapshot import Snapshot
 
 
 def die(*args: Any, **kwargs: Any) -> None:
@@ -90,6 +93,11 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "writing_optimizer": lambda: at_call(torch, "save", 4, half_pickle),
     "before_the_marker": lambda: at_call(trainer, "mark_complete", 3, nothing),
     "removing_an_old_one": lambda: at_call(shutil, "rmtree", 1, half_folder),
+    "keeping_an_adapter": lambda: at_call(pareto, "save_file", 2, half_weights),
+    "removing_beaten_ones": lambda: at_call(ParetoSet, "prune", 3, nothing),
+    "rolling_back": lambda: at_call(Snapshot, "put_back", 1, nothing),
+    "keeping_the_good_one": lambda: at_call(snapshot, "save_file", 5, half_weights),
+    "taking_the_best": lambda: at_call(ParetoSet, "put", 1, nothing),
     "writing_the_adapter": lambda: at_call(adapter, "_card", 1, nothing),
 }
 
