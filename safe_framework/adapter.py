@@ -78,17 +78,25 @@ def modality_tensors(modality: Modality) -> dict[str, Tensor]:
     }
 
 
-def save_adapter(model: SafeModel, folder: Path) -> Path:
+def save_adapter(model: SafeModel, folder: Path, *, writes: bool = True) -> Path:
     """Write ``model``'s adapter to ``folder``, replacing an adapter that is there.
+
+    Args:
+        model: with the modalities.
+        folder: of the adapter.
+        writes: whether this process does; others help to read a base whose layers are shared out.
 
     Raises:
         AdapterError: ``folder`` holds something that is not an adapter.
     """
+    config = attrs.asdict(_config_of(model))
+    if not writes:
+        return folder
     if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
         raise AdapterError(
             f"`{folder}` is not empty and holds no adapter", hint="choose another folder"
         )
-    write_folder(folder, lambda temporary: _write(model, temporary))
+    write_folder(folder, lambda temporary: _write(model, config, temporary))
     return folder
 
 
@@ -116,12 +124,11 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(model: SafeModel, folder: Path) -> None:
+def _write(model: SafeModel, config: Mapping[str, Any], folder: Path) -> None:
     from safetensors.torch import save_file
 
     tensors = {key: own_copy(value) for key, value in adapter_tensors(model).items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    config = attrs.asdict(_config_of(model))
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     if model.recipe is not None and set(model.recipe.modalities) == set(model.modalities):
         (folder / RECIPE).write_text(model.recipe.text, "utf-8")

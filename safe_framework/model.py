@@ -330,6 +330,11 @@ class SafeModel(nn.Module):
         self.base.eval()
         return self
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether layers are recomputed in the backward pass of training."""
+        return self._recompute is not None
+
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Options = None) -> None:
         """In training, recompute the layers in the backward pass, with these options of torch."""
         self._recompute = enable(self.stack.of(self.base), gradient_checkpointing_kwargs)
@@ -362,11 +367,14 @@ class SafeModel(nn.Module):
             f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share:.4f}"
         )
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the adapter, without the base, to ``folder`` in one step."""
+    def save_pretrained(self, folder: str | Path, is_main_process: bool = True) -> Path:
+        """Write the adapter, without the base, to ``folder`` in one step.
+
+        Processes that share the base's layers all call this, and one of them writes.
+        """
         from safe_framework.adapter import save_adapter
 
-        return save_adapter(self, Path(folder))
+        return save_adapter(self, Path(folder), writes=is_main_process)
 
     def _known(self, name: str) -> str:
         if name not in self.modalities:

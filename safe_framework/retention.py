@@ -60,12 +60,17 @@ class RetentionRegularizer(ABC):  # noqa: B024  # each method has a default: ove
         base_logits: Annotated[Tensor, "batch length vocabulary"],
         mask: Annotated[Tensor, "batch length"],
     ) -> Tensor | None:
-        """A scalar to add to the loss, or None.
+        """A scalar to add to the loss, or None: a mean over the positions that count.
+
+        A step may be computed in parts, by several devices: each part counts by how many such
+        positions it has.
 
         Args:
             logits: of the SAFE model with the irrelevant sample and its gate open.
             base_logits: of the base on the same text, without gradient.
             mask: True at the positions that count.
+
+        Training gives the words of all its texts as one row; they are to be taken one by one.
         """
         return None
 

@@ -29,9 +29,11 @@ from safe_framework.fingerprint import text_fingerprint
 from safe_framework.hooks import hook_manager
 from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
+from safe_framework.training import processes
 from safe_framework.training.monitor.journal import FILE as MONITOR
 from safe_framework.training.monitor.journal import read_events
 from safe_framework.training.monitor.pareto import FOLDER as PARETO
+from safe_framework.training.sharding import Sharding
 from safe_framework.training.train import train
 
 ADAPTER, CHECKPOINTS, METRICS, REPORT, SKIPPED, STATE = (
@@ -70,29 +72,45 @@ def run_recipe(
     recipe = read_recipe(source)
     _check_data(recipe)
     folder = output or Path("runs") / Path(recipe.source).stem
-    _claim(folder, recipe, resume)
-    console = Console(quiet=quiet, stderr=False)
-    clock = Clock()
+    with processes.joined() as sharding:
+        if processes.is_first():
+            _claim(folder, recipe, resume)
+        processes.wait()
+        console = Console(quiet=quiet or not processes.is_first(), stderr=False)
+        _run(recipe, folder, console, resume=resume, sharding=sharding)
+        processes.wait()
+    return folder
+
+
+def _run(
+    recipe: Recipe, folder: Path, console: Console, *, resume: bool, sharding: Sharding | None
+) -> None:
+    """Everything that each of the processes does."""
+    clock, writes = Clock(), processes.is_first()
+    if (count := processes.count()) > 1:
+        shared = ", which share the base's layers" if sharding else ""
+        console.print(f"{count} processes{shared}", highlight=False)
     with WorkProgress(console).showing() as progress:
         with clock.timing("build"):
-            model = build(recipe)
+            model = build(recipe, device=None if sharding else processes.device())
         data = RecipeData(recipe)
         examples = _read_all(model, data)
-        told = _tell_skipped(console, data, folder)
+        told = _tell_skipped(console, data, folder) if writes else 0
         with clock.timing("train"):
             log = train(
                 model, recipe, examples["train"], folder / CHECKPOINTS,
-                progress=progress, resume=resume, data=data,
+                progress=progress, resume=resume, data=data, sharding=sharding,
             )  # fmt: skip
-        _tell_skipped(console, data, folder, told)  # of `foreign`, where training wanted it
-        model.save_pretrained(folder / ADAPTER)
+        if writes:
+            _tell_skipped(console, data, folder, told)  # of `foreign`, where training wanted it
+        model.save_pretrained(folder / ADAPTER, is_main_process=writes)
         with clock.timing("evaluate"):
             evaluation = measure(model, recipe, data, progress)
-    evaluation = _with_costs(evaluation, folder, clock)
-    _write(folder, recipe, evaluation, log)
-    console.print(table(evaluation))
-    console.print(f"report   {folder / REPORT}\nadapter  {folder / ADAPTER}", highlight=False)
-    return folder
+    if writes:
+        evaluation = _with_costs(evaluation, folder, clock)
+        _write(folder, recipe, evaluation, log)
+        console.print(table(evaluation))
+        console.print(f"report   {folder / REPORT}\nadapter  {folder / ADAPTER}", highlight=False)
 
 
 def measure(

@@ -220,24 +220,37 @@ class TrainingSpec:
 
     Attributes:
         max_steps: optimizer steps.
-        batch_size: task samples a step.
-        retention_batch_size: retention rows a step.
+        batch_size: task samples a step, over all devices.
+        gradient_accumulation_steps: equal parts in which each device computes its share of a
+            step, one after another.
+        retention_batch_size: retention rows a step, over all devices.
         projector_learning_rate: peak rate of projectors.
         fusion_learning_rate: peak rate of fusion adapters.
-        weight_decay: decoupled decay of matrices.
+        weight_decay: decoupled decay of matrices; vectors, such as biases and norms, and markers
+            have none.
         warmup_steps: steps over which the rates rise from 0.
         schedule: how the rates fall afterwards.
         max_grad_norm: gradients are scaled down to this norm.
+        precision: of the computation; ``"bfloat16"`` by autocast, whatever the weights have.
+        gradient_checkpointing: compute layers again in the backward pass instead of keeping them.
         align_steps: steps of the alignment stage before fusion is trained; 0 for none.
         align_learning_rate: rate of that stage.
         align_weight: of the alignment loss while fusion is trained; 0 for none.
         balance: draw every distinct answer equally often.
         save_steps: steps between two saves that a run can resume from.
+        report_to: tracker that is sent what is logged.
+        cache: what is computed once for each text and kept on disk: ``"prefix"`` is the hidden
+            states below the first fused layer, ``"teacher"`` the base's last ones on retention
+            texts.
+        cache_gib: GiB of disk that the states of a run's texts may take, for the task and for
+            retention each; more is computed anew at each step.
+        group_by_length: give a step retention texts of like length, to compute less padding.
         seed: of everything random.
     """
 
     max_steps: int = attrs.field(default=1000, validator=at_least(1))
     batch_size: int = attrs.field(default=16, validator=at_least(1))
+    gradient_accumulation_steps: int = attrs.field(default=1, validator=at_least(1))
     retention_batch_size: int = attrs.field(default=8, validator=at_least(1))
     projector_learning_rate: float = attrs.field(default=1e-4, validator=at_least(0))
     fusion_learning_rate: float = attrs.field(default=5e-5, validator=at_least(0))
@@ -245,11 +258,17 @@ class TrainingSpec:
     warmup_steps: int = attrs.field(default=100, validator=at_least(0))
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     max_grad_norm: float = attrs.field(default=1.0, validator=above(0))
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
     align_steps: int = attrs.field(default=0, validator=at_least(0))
     align_learning_rate: float = attrs.field(default=1e-3, validator=above(0))
     align_weight: float = attrs.field(default=0.0, validator=at_least(0))
     balance: bool = False
     save_steps: int = attrs.field(default=100, validator=at_least(1))
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    cache: tuple[Literal["prefix", "teacher"], ...] = ("prefix", "teacher")
+    cache_gib: float = attrs.field(default=8.0, validator=at_least(0))
+    group_by_length: bool = True
     seed: int = attrs.field(default=0, validator=at_least(0))
 
 

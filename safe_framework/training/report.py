@@ -31,4 +31,5 @@ class ProgressReport(TrainerCallback):
         """Show the two losses and call the hooks."""
         if "task_loss" in logs:
             self.note = f"task {logs['task_loss']:.3f}  retention {logs['retention_loss']:.3f}"
-        self.hooks.hook.safe_training_step(step=state.global_step, metrics=dict(logs))
+        if state.is_world_process_zero:
+            self.hooks.hook.safe_training_step(step=state.global_step, metrics=dict(logs))

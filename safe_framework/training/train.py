@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import PrinterCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from safe_framework._recipe import Recipe
+from safe_framework.adapter import adapter_tensors
 from safe_framework.assembly import regularizers
 from safe_framework.checkpoints.location import cache_folder
 from safe_framework.data.examples import Example
@@ -20,10 +22,18 @@ from safe_framework.errors import DataError, SafeError
 from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
 from safe_framework.shapes import Frames, Sample
+from safe_framework.training import processes
 from safe_framework.training.align import Alignment, align
-from safe_framework.training.batches import TokenizedExample, marked_ids, tokenize
+from safe_framework.training.batches import (
+    AnswerCollator,
+    TokenizedExample,
+    marked_ids,
+    tokenize,
+)
+from safe_framework.training.caches import Caches
+from safe_framework.training.capture import on_device
 from safe_framework.training.checkpoints import latest_complete
-from safe_framework.training.monitor.watch import watch_of
+from safe_framework.training.monitor.watch import Watch, watch_of
 from safe_framework.training.plan import plan_of
 from safe_framework.training.report import ProgressReport
 from safe_framework.training.retention import (
@@ -32,6 +42,7 @@ from safe_framework.training.retention import (
     distractor_pools,
 )
 from safe_framework.training.schedule import GateSchedule
+from safe_framework.training.sharding import Sharding, shard_layers
 from safe_framework.training.trainer import SafeTrainer, arguments
 
 Log = list[dict[str, Any]]
@@ -46,8 +57,11 @@ def train(
     progress: WorkProgress,
     resume: bool = True,
     data: RecipeData | None = None,
+    sharding: Sharding | None = None,
 ) -> Log:
     """Train a model's modalities as its recipe says.
+
+    Where several processes train it together, all call this, and each ends with the same weights.
 
     Args:
         model: built from the recipe.
@@ -57,6 +71,7 @@ def train(
         progress: the bars.
         resume: go on from the newest whole checkpoint in ``folder``.
         data: what the recipe names, where some of it has been read already.
+        sharding: how devices share the base's layers; None leaves them whole.
 
     Returns:
         What was logged: one row for each logging step, from the run's first step on.
@@ -65,44 +80,86 @@ def train(
         SafeError: an encoder trains, but frames are computed once.
     """
     check_encoders(model)
-    held_data = data or (RecipeData(recipe) if recipe.data else None)
-    encoders = {name: model.modality(name).encoder for name in model.modalities}
-    plan = plan_of(recipe, examples, held_data, encoders)
-    stores = frame_stores(model, recipe)
+    args = arguments(recipe.training, folder)
+    stores, pad = frame_stores(model, recipe), model.tokenizer.eos_token_id
+    data = data or (RecipeData(recipe) if recipe.data else None)
+    plan = plan_of(
+        recipe, examples, data, {name: model.modality(name).encoder for name in model.modalities}
+    )
     tokenized = encode_examples(model, plan.examples, stores, progress)
     alignment = Alignment(model, [example.answer for example in plan.examples])
-    pad = model.tokenizer.eos_token_id
-    retention = retention_of(model, recipe, plan.examples, stores, pad, held_data, plan.texts)
+    caches = caches_of(model, recipe, tokenized, pad)
+    retention = retention_of(
+        model, recipe, plan.examples, stores, pad, data, caches, held_out=plan.texts
+    )
     held = encode_examples(model, plan.held, stores, progress)
     watch = watch_of(model, recipe, plan, held, stores, folder.parent, progress)
     trainer = SafeTrainer(
         model,
-        arguments(recipe.training, folder),
+        args,
         tokenized,
         recipe.training,
         retention=retention,
         alignment=alignment,
+        caches=caches,
         pad=pad,
+        sharded=sharding is not None,
         watch=watch,
     )
     trainer.remove_callback(PrinterCallback)
     gates = {name: spec.gate for name, spec in recipe.modalities.items()}
     trainer.add_callback(GateSchedule(model, gates))
     trainer.add_callback(ProgressReport(progress))
-    checkpoint = latest_complete(folder) if resume else None
+    with processes.first_before_others():
+        checkpoint = latest_complete(folder) if resume else None
+    watch.begin(checkpoint)
     if checkpoint is None:
         prepare_projectors(model, recipe, tokenized, alignment, progress)
-    watch.begin(checkpoint)
-    if checkpoint is not None and watch.stopped:
-        log = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).log_history
-    else:
-        if retention is not None:
+        processes.agree(adapter_tensors(model).values())
+        processes.seed_apart(recipe.training.seed)
+    elif watch.stopped:
+        caches.close()
+        return _stopped(watch, checkpoint)
+    if retention is not None:
+        with processes.first_before_others():
             retention.begin(folder, resumed=checkpoint is not None, progress=progress)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        log = trainer.state.log_history
+    for note in caches.notes:
+        progress.console.print(note, highlight=False)
+    with processes.first_before_others():
+        trainer.warm(progress)
+    alignment.to(args.device)  # where devices share a base, it is prepared on the CPU
+    try:
+        with _as_asked(model, recipe, sharding):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        caches.close()
+        model.eval()
     watch.finish()
-    model.eval()
-    return [row for row in log if "loss" in row]
+    return _losses(trainer.state)
+
+
+def _stopped(watch: Watch, checkpoint: Path) -> Log:
+    """End a run again whose training the monitor had stopped."""
+    watch.finish()
+    return _losses(TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)))
+
+
+def _losses(state: TrainerState) -> Log:
+    return [row for row in state.log_history if "loss" in row]
+
+
+@contextmanager
+def _as_asked(model: SafeModel, recipe: Recipe, sharding: Sharding | None) -> Iterator[None]:
+    """Within the block, layers are computed again in the backward pass, and shared out."""
+    if recipe.training.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    handle = shard_layers(model, sharding, processes.device()) if sharding else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+        model.gradient_checkpointing_disable()
 
 
 def check_encoders(model: SafeModel) -> None:
@@ -127,6 +184,17 @@ def frame_stores(model: SafeModel, recipe: Recipe) -> dict[str, FrameStore]:
     }
 
 
+def caches_of(
+    model: SafeModel, recipe: Recipe, examples: Sequence[TokenizedExample], pad: int
+) -> Caches:
+    """What a recipe lets training keep of the frozen base."""
+    dims = {name: model.modality(name).encoder.dim for name in model.modalities}
+    batch = AnswerCollator(dims, pad)([e for e in examples if e.frames][:2] or examples[:2])
+    given = {key: batch[key] for key in batch if key not in ("labels", "answers")}
+    spec = recipe.training
+    return Caches(model, spec.cache, on_device(given, model.device), pad, spec.cache_gib * 2**30)
+
+
 def encode_examples(
     model: SafeModel,
     examples: Sequence[Example],
@@ -138,7 +206,8 @@ def encode_examples(
     for name, store in stores.items():
         having = [i for i, example in enumerate(examples) if name in example.samples]
         samples = [examples[i].samples[name] for i in having]
-        encoded = store.frames(samples, progress, [examples[i].place for i in having])
+        places = [examples[i].place for i in having]
+        encoded = processes.shared_frames(store, samples, progress, places)
         for i, one in zip(having, encoded, strict=True):
             frames[i][name] = one
     markers = model.processor.markers
@@ -176,6 +245,8 @@ def retention_of(
     stores: Mapping[str, FrameStore],
     pad: int,
     data: RecipeData | None = None,
+    caches: Caches | None = None,
+    *,
     held_out: Collection[str] = (),
 ) -> CounterfactualRetention | None:
     """The retention part of a recipe's loss, without the texts ``held_out``; None if it has none.
@@ -213,6 +284,8 @@ def retention_of(
         seed=spec.seed,
         pad=pad,
         marked=[marked_ids(model.tokenizer, text, names, markers) for text in texts],
+        caches=caches,
+        grouped=spec.group_by_length,
     )
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from safe_framework.evaluation.wording import interval, percent
 from safe_framework.model import SafeModel
+from safe_framework.training import processes
 from safe_framework.training.dials import Dials, Factors
 from safe_framework.training.monitor.journal import Journal
 from safe_framework.training.monitor.pareto import ParetoSet
@@ -90,6 +90,7 @@ class Monitor:
         Returns:
             The reading, or None if the adapter that it is of was given up.
         """
+        self.pareto.prepare(writes=self.writes)
         counts = _agreed(self.ruler.count())
         self.state.first = self.state.first or list(counts.shares)
         reading = Reading.of(
@@ -209,7 +210,7 @@ class Monitor:
         )
         if not keeps(chosen, self.spec):
             said += f", since no adapter kept {percent(self.limit)}"
-        PartialState().wait_for_everyone()
+        processes.wait()  # the first has written it
         self.pareto.put(chosen.step)
         self.journal.tell("best", last, said, chosen=chosen.step)
         if self.writes:
@@ -220,5 +221,6 @@ class Monitor:
 def _agreed(counts: Counts) -> Counts:
     """What the first process counted, so that all of them decide alike."""
     held = [counts]
-    broadcast_object_list(held)
+    if processes.count() > 1:
+        broadcast_object_list(held)
     return held[0]

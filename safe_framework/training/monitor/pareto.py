@@ -31,7 +31,7 @@ class ParetoSet:
 
     def __init__(self, folder: Path, model: SafeModel, gates: dict[str, float]) -> None:
         self.folder, self.model, self.gates = folder, model, gates
-        self._facts: dict[str, bytes] = {}
+        self._facts: dict[str, bytes] | None = None
 
     def clear(self) -> None:
         """Remove what an earlier run left."""
@@ -69,10 +69,27 @@ class ParetoSet:
         """The folder of a step's adapter."""
         return self.folder / f"step-{step}"
 
+    def prepare(self, *, writes: bool) -> None:
+        """Note all of an adapter's folder but its weights: training does not change it.
+
+        It holds fingerprints of base and encoders, which take a while. Processes that share the
+        base's layers all call this, and the one that writes has it.
+        """
+        if self._facts is not None:
+            return
+        held, whole = self.model.gates, self.folder / ".facts"
+        for name, gate in self.gates.items():
+            self.model.set_gate(gate, name)
+        self.model.save_pretrained(whole, is_main_process=writes)
+        for name, gate in held.items():
+            self.model.set_gate(gate, name)
+        files = [one for one in whole.iterdir() if one.name != WEIGHTS] if writes else []
+        self._facts = {one.name: one.read_bytes() for one in files}
+        if writes:
+            shutil.rmtree(whole)
+
     def _fill(self, folder: Path) -> None:
-        if not self._facts:
-            self._facts = self._facts_of(folder)
-        for name, content in self._facts.items():
+        for name, content in (self._facts or {}).items():
             (folder / name).write_bytes(content)
         tensors = adapter_tensors(self.model).items()
         save_file(
@@ -80,20 +97,3 @@ class ParetoSet:
             folder / WEIGHTS,
             metadata={"format": "pt"},
         )
-
-    def _facts_of(self, folder: Path) -> dict[str, bytes]:
-        """All of an adapter's folder but its weights: none of it changes while training goes on.
-
-        It holds fingerprints of base and encoders, which take a while.
-        """
-        held, whole = self.model.gates, folder / "whole"
-        for name, gate in self.gates.items():
-            self.model.set_gate(gate, name)
-        try:
-            self.model.save_pretrained(whole)
-        finally:
-            for name, gate in held.items():
-                self.model.set_gate(gate, name)
-        facts = {one.name: one.read_bytes() for one in whole.iterdir() if one.name != WEIGHTS}
-        shutil.rmtree(whole)
-        return facts

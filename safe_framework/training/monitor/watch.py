@@ -13,6 +13,7 @@ from safe_framework.data.distractors import KINDS
 from safe_framework.data.frames import FrameStore
 from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
+from safe_framework.training import processes
 from safe_framework.training.batches import TokenizedExample, marked_ids
 from safe_framework.training.curriculum import Curriculum
 from safe_framework.training.dials import Dials, RateDial
@@ -30,7 +31,7 @@ class Watch:
     """What goes on beside the losses of a run; nothing where its recipe asks for nothing.
 
     Args:
-        journal: is told everything.
+        journal: is told everything; None where nobody says anything.
         dials: turned by the others.
         curriculum: the stages; None without.
         monitor: None without.
@@ -38,12 +39,12 @@ class Watch:
 
     def __init__(
         self,
-        journal: Journal,
-        dials: Dials,
+        journal: Journal | None = None,
+        dials: Dials | None = None,
         curriculum: Curriculum | None = None,
         monitor: Monitor | None = None,
     ) -> None:
-        self.journal, self.dials = journal, dials
+        self.journal, self.dials = journal, dials or Dials()
         self.curriculum, self.monitor = curriculum, monitor
 
     @property
@@ -68,7 +69,8 @@ class Watch:
     def begin(self, checkpoint: Path | None) -> None:
         """Go on from a checkpoint, or start anew."""
         if checkpoint is None:
-            self.journal.clear()
+            if self.journal is not None:
+                self.journal.clear()
             if self.monitor is not None and self.monitor.writes:
                 self.monitor.pareto.clear()
             return
@@ -92,7 +94,7 @@ class Watch:
 
     def tell_stage(self, step: int) -> None:
         """Say that a stage begins."""
-        if self.curriculum is not None:
+        if self.curriculum is not None and self.journal is not None:
             stage, rows = self.stage, len(self.curriculum.members[self.curriculum.number])
             line = (
                 f"stage `{stage}` begins: {rows} rows, "
@@ -148,8 +150,6 @@ def watch_of(
     stores: Mapping[str, FrameStore],
     folder: Path,
     progress: WorkProgress,
-    *,
-    writes: bool = True,
 ) -> Watch:
     """What a recipe's ``[[curriculum]]`` and ``[monitor]`` ask for.
 
@@ -161,8 +161,8 @@ def watch_of(
         stores: the frames of each modality.
         folder: of the run.
         progress: its console shows the events.
-        writes: whether this process is the one that writes files.
     """
+    writes = processes.is_first()
     journal = Journal(folder / FILE, progress, writes=writes)
     dials, curriculum = Dials(), None
     if recipe.curriculum:
