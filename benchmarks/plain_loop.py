@@ -1,7 +1,8 @@
 """The training loop that somebody would write without caches: everything runs at every step.
 
 The same losses on the same batches as ours, in plain PyTorch on ``model(**batch)``: each sample
-goes through the encoder, the base runs once more as its own teacher, and logits are made everywhere.
+goes through the encoder, the base runs once more as its own teacher, and logits are made
+everywhere.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ DOCUMENTS = (
     "docs/laws.md",
     "docs/plugins.md",
     "docs/recipe.md",
+    "docs/training.md",
     "tests/README.md",
 )
 

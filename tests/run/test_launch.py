@@ -44,7 +44,7 @@ def plain(world: Path, rows: list[dict[str, str]]) -> Path:
     text = (world / "recipe.toml").read_text()
     changes = {
         "dropout = 0.2, noise = 0.1": "dropout = 0.0",
-        "dropout = 0.1": "dropout = 0.0",
+        "layers = [0, 1], dropout = 0.1": "layers = [1], dropout = 0.0",  # a prefix is kept
         'train = "train.jsonl"': 'train = "sparse.jsonl"',
         "\nbatch_size = 3": "\nbatch_size = 4",
         "retention_batch_size = 2": "retention_batch_size = 4",

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from torch import nn
 
 from safe_framework._recipe import MonitorSpec
 from safe_framework.data.frames import FrameStore
+from safe_framework.errors import SafeError
 from safe_framework.evaluation.metrics import Estimate
 from safe_framework.model import SafeModel
 from safe_framework.shapes import Frames
@@ -27,6 +29,7 @@ from safe_framework.training.monitor.reading import (
 )
 from safe_framework.training.monitor.ruler import HeldText, Ruler, undisturbed
 from safe_framework.training.monitor.snapshot import Snapshot
+from safe_framework.training.monitor.watch import refuse_deepspeed
 from tests.toys import END, PAD
 from tests.training.conftest import ROWS, perturb
 
@@ -208,3 +211,10 @@ def test_the_rate_dial_turns_the_step_alone() -> None:
     dial.on_optimizer_step(None, state, None, optimizer=optimizer)
     assert parameter.item() == 1 - 0.5 * 0.125
     assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_deepspeed_is_refused() -> None:
+    """Law: where the rates could not be turned, a watched run does not begin."""
+    with pytest.raises(SafeError, match="an optimizer of DeepSpeed's"):
+        refuse_deepspeed(DistributedType.DEEPSPEED)
+    refuse_deepspeed(DistributedType.MULTI_CPU)

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
 from safe_framework._recipe import Recipe
 from safe_framework.data.distractors import KINDS
 from safe_framework.data.frames import FrameStore
+from safe_framework.errors import SafeError
 from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
 from safe_framework.training import processes
@@ -114,7 +117,12 @@ class Watching(TrainerCallback):
         self.watch = watch
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure what training starts from."""
+        """Measure what training starts from.
+
+        Raises:
+            SafeError: DeepSpeed steps the optimizer, in which no rate can be turned.
+        """
+        refuse_deepspeed(AcceleratorState().distributed_type)
         if state.global_step == 0:
             self.watch.tell_stage(0)
             if self.watch.monitor is not None:
@@ -140,6 +148,19 @@ class Watching(TrainerCallback):
         """Remove what no resumed run can come back to."""
         if self.watch.monitor is not None and self.watch.monitor.writes:
             self.watch.monitor.pareto.prune(self.watch.monitor.readings)
+
+
+def refuse_deepspeed(kind: DistributedType) -> None:
+    """Refuse to watch what cannot be defended.
+
+    Raises:
+        SafeError: the processes train by DeepSpeed.
+    """
+    if kind == DistributedType.DEEPSPEED:
+        raise SafeError(
+            "[monitor] and [[curriculum]] cannot turn the rates of an optimizer of DeepSpeed's",
+            hint="launch the run with DDP or FSDP2",
+        )
 
 
 def watch_of(
