@@ -38,7 +38,7 @@ def repeats(everything: Sequence[Seen]) -> Iterator[Finding]:
     asked: dict[tuple[str, str, str, str], Seen] = {}
     for seen in everything:
         known = first.setdefault((seen.what, seen.content), seen)
-        if _split(known.data) != _split(seen.data):
+        if split_of(known.data) != split_of(seen.data):
             yield _leak(known, seen)
             continue
         before = asked.setdefault((seen.data, seen.what, seen.content, seen.question), seen)
@@ -46,7 +46,7 @@ def repeats(everything: Sequence[Seen]) -> Iterator[Finding]:
             yield _again(before, seen)
 
 
-def _split(data: str) -> str:
+def split_of(data: str) -> str:
     """What the stages of a curriculum train on may be in several of them."""
     return "train" if data.startswith("curriculum[") else data
 
