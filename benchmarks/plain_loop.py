@@ -1,8 +1,7 @@
 """The training loop that somebody would write without caches: everything runs at every step.
 
-The same losses on the same batches as ours, in plain PyTorch on ``model(**batch)``: each sample
-goes through the encoder, the base runs once more as its own teacher, and logits are made
-everywhere.
+The same losses on the same batches as ours, in plain PyTorch on ``model(**batch)``: samples go
+through the encoder, the base runs once more as its own teacher, and logits are made everywhere.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from safe_framework.model import SafeModel
 from safe_framework.shapes import Sample
 from safe_framework.training.align import Alignment
 from safe_framework.training.batches import IGNORED, TokenizedExample, attention_mask, pad_right
-from safe_framework.training.optimizer import trainable_groups
+from safe_framework.training.losses import trainable_groups
 from safe_framework.training.order import balanced_order, generator, shuffled_slice
 
 MODALITY = "audio"
