@@ -166,7 +166,7 @@ def versions() -> dict[str, str]:
 
 def _check_data(recipe: Recipe) -> None:
     """Refuse a recipe whose run would find out only after training that it cannot be evaluated."""
-    files = recipe.data_files()
+    files = {key.partition(" of ")[0] for key in recipe.data_files()}
     if missing := [key for key in ("train", "test", "retention_test") if key not in files]:
         raise DataError(
             f"a run needs {' and '.join(f'`{key}`' for key in missing)} in [data]",
@@ -208,8 +208,8 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
     state = folder / STATE
     mine = _identity(recipe)
     if not resume:
-        for part in (CHECKPOINTS, PARETO):
-            shutil.rmtree(folder / part, ignore_errors=True)
+        _discard(folder / CHECKPOINTS)
+        shutil.rmtree(folder / PARETO, ignore_errors=True)
         for name in (MONITOR, FIGURE):
             (folder / name).unlink(missing_ok=True)
     elif state.exists() and (held := json.loads(state.read_text("utf-8"))) != mine:
@@ -224,10 +224,19 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
     whole.replace(state)
 
 
+def _discard(checkpoints: Path) -> None:
+    """Remove the checkpoints, such that a kill never leaves some that look whole."""
+    aside = checkpoints.with_name(f".{checkpoints.name}-old")
+    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed here
+    if checkpoints.exists():
+        checkpoints.replace(aside)
+        shutil.rmtree(aside)
+
+
 def _identity(recipe: Recipe) -> dict[str, Any]:
     """What a run's weights depend on, as far as the recipe and the files that it names go."""
     data = RecipeData(recipe)
-    keys = ["train", "retention", "foreign", *map(stage_key, range(len(recipe.curriculum)))]
+    keys = [*data.trained_on(), *map(stage_key, range(len(recipe.curriculum)))]
     keys += ["validation", "retention_validation"] if recipe.monitor else []
     trained_on = {key: data.digest(key) for key in keys if key in data.sources}
     return {"recipe": text_fingerprint(recipe.text), "data": trained_on}

@@ -36,6 +36,16 @@ def below(high: float) -> Validator:
     return _check(lambda value: 0 <= value < high, f"must be at least 0 and below {high}")
 
 
+def if_given(check: Validator) -> Validator:
+    """Ask ``check`` of every value but None, which a recipe writes by leaving the key out."""
+
+    def validate(instance: Any, field: attrs.Attribute[Any], value: Any) -> None:
+        if value is not None:
+            check(instance, field, value)
+
+    return validate
+
+
 def not_empty(instance: Any, field: attrs.Attribute[Any], value: Sized) -> None:
     """Refuse an empty table or string."""
     if not value:

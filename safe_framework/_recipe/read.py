@@ -16,6 +16,7 @@ from safe_framework._recipe.positions import Span
 from safe_framework._recipe.problems import Finding, RecipeError, locate, problem_at
 from safe_framework._recipe.schema import Recipe
 from safe_framework._recipe.stages import check_stages
+from safe_framework._recipe.tasks import check_tasks
 from safe_framework._suggest import suggest
 
 
@@ -55,6 +56,7 @@ def _parse(text: str, source: str, folder: Path, *, check_files: bool) -> Recipe
     findings: list[Finding] = []
     values = Checker(findings).record(document, schema_options(Recipe), ())
     check_modality_names(document, findings)
+    check_tasks(document, findings)
     if check_files:
         check_data_files(document, folder, findings)
     if values is not WRONG:

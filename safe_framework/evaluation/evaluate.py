@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from safe_framework.data.tasks import CAPTIONS
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import Progress, silent
 from safe_framework.evaluation.collect import collect
+from safe_framework.evaluation.datasets import by_dataset, closed
 from safe_framework.evaluation.gain import gain
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.retention import gate_zero, retention
@@ -74,7 +76,12 @@ def evaluate(
         )  # fmt: skip
     return Evaluation(
         modality=modality,
-        gain=gain(answers, [example.answer for example in train], **drawing),
+        gain=gain(
+            closed(answers),
+            [e.answer for e in train if e.task != CAPTIONS] or [e.answer for e in train],
+            **drawing,
+        ),
+        datasets=by_dataset(answers, **drawing),
         retention=kept,
         gate_zero=shut,
         trainable_parameters=sum(p.numel() for p in model.trainable_parameters().values()),

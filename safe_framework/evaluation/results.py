@@ -10,6 +10,7 @@ import attrs
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 from cattrs.preconf.json import make_converter
 
+from safe_framework.data.tasks import QUESTIONS
 from safe_framework.evaluation.metrics import Estimate, normalise
 from safe_framework.shapes import Sample
 
@@ -113,6 +114,29 @@ class Gain:
 
 
 @attrs.frozen
+class DatasetGain:
+    """What was gained on one dataset, by the measure of its task.
+
+    Attributes:
+        task: of its rows.
+        measure: what ``score`` is.
+        score: with the sense.
+        base: of the base, which gets the prompt alone.
+        shuffled: with another example's sample.
+        over_base: paired difference of ``score`` and ``base``.
+        over_shuffled: paired difference of ``score`` and ``shuffled``.
+    """
+
+    task: str
+    measure: str
+    score: Estimate
+    base: Estimate
+    shuffled: Estimate
+    over_base: Estimate
+    over_shuffled: Estimate
+
+
+@attrs.frozen
 class Answered:
     """One test example and all the answers to it; the sample itself is not written to disk.
 
@@ -124,6 +148,8 @@ class Answered:
         shuffled: with another example's sample.
         base: without the sense.
         probe: of the linear probe.
+        task: of its dataset.
+        dataset: its name; empty where there is only one.
         sample: of the sense.
         file: where the sample was read.
     """
@@ -135,6 +161,8 @@ class Answered:
     shuffled: str
     base: str
     probe: str
+    task: str = QUESTIONS
+    dataset: str = ""
     sample: Sample = attrs.field(default=None, eq=False, repr=False)
     file: Path | None = attrs.field(default=None, eq=False, repr=False)
 
@@ -161,6 +189,8 @@ class Evaluation:
         seed: of the intervals, the probe's folds and the irrelevant samples.
         answers: every test example with its answers.
         costs: what the caller measured, such as ``train_seconds`` and ``adapter_bytes``.
+        datasets: the result on each dataset of a mix, by name; ``gain`` is that on all rows that
+            are right or wrong, which captions are not.
     """
 
     modality: str
@@ -175,6 +205,7 @@ class Evaluation:
     seed: int
     answers: tuple[Answered, ...]
     costs: Mapping[str, float] = attrs.field(factory=dict)
+    datasets: Mapping[str, DatasetGain] = attrs.field(factory=dict)
 
     def to_json(self) -> str:
         """The content of ``metrics.json``."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
 
+from safe_framework.data.tasks import CAPTIONS
 from safe_framework.errors import DataError
 from safe_framework.evaluation.metrics import Estimate
-from safe_framework.evaluation.results import Agreement, Evaluation
+from safe_framework.evaluation.results import Agreement, DatasetGain, Evaluation
 from safe_framework.evaluation.wording import (
     count,
     duration,
@@ -88,6 +89,9 @@ def headlines(evaluation: Evaluation) -> tuple[Headline, Headline, Headline]:
 
 
 def _hears(evaluation: Evaluation) -> Headline:
+    told = list(evaluation.datasets.values())
+    if told and all(found.task == CAPTIONS for found in told):  # which are not right or wrong
+        return _tells(evaluation.modality, told)
     gain = evaluation.gain
     return Headline(
         "Hears",
@@ -95,6 +99,21 @@ def _hears(evaluation: Evaluation) -> Headline:
         f"of {gain.accuracy.n} unseen {evaluation.modality} examples answered right",
         f"linear probe {percent(gain.probe.value)} · without {evaluation.modality} "
         f"{percent(gain.base.value)} · chance {percent(gain.chance.value)}",
+    )
+
+
+def _tells(modality: str, told: Sequence[DatasetGain]) -> Headline:
+    rows = sum(found.score.n for found in told)
+
+    def mean(of: Callable[[DatasetGain], Estimate]) -> str:
+        return percent(sum(of(found).value * found.score.n for found in told) / rows)
+
+    return Headline(
+        "Hears",
+        mean(lambda found: found.score),
+        f"of words shared with the right caption (F1), over {rows} unseen {modality} examples",
+        f"without {modality} {mean(lambda found: found.base)} · "
+        f"shuffled {mean(lambda found: found.shuffled)}",
     )
 
 
@@ -132,8 +151,10 @@ def sections(
         DataError: a target is unknown.
     """
     asked = checked_targets(targets)
+    by_dataset = (Section("Gain by dataset", tuple(_datasets(evaluation))),)
     return (
         Section("Gain", tuple(_gain(evaluation, asked))),
+        *(by_dataset if evaluation.datasets else ()),
         Section("Kept when off", tuple(_off(evaluation))),
         Section("Tokens kept, gate at 1", tuple(_agreements(evaluation, asked))),
         Section("KL in nats, gate at 1", tuple(_divergences(evaluation))),
@@ -151,6 +172,13 @@ def _gain(evaluation: Evaluation, asked: Mapping[str, float]) -> Iterator[Row]:
     yield _share("chance", gain.chance, "commonest")
     yield _difference("gain over the base", gain.over_base, asked.get("over_base"))
     yield _difference("gain over shuffled", gain.over_shuffled, asked.get("over_shuffled"))
+
+
+def _datasets(evaluation: Evaluation) -> Iterator[Row]:
+    for name, found in evaluation.datasets.items():
+        gained = f"{points(found.over_base.value)} over base"
+        told = f"{points(found.over_shuffled.value)} over shuffled"
+        yield _share(name, found.score, f"{found.measure}, n {found.score.n}; {gained}, {told}")
 
 
 def _off(evaluation: Evaluation) -> Iterator[Row]:

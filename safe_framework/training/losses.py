@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.training.batches import IGNORED
+from safe_framework.training.classes import Classes, mean_loss
 
 
 def answer_loss(
@@ -24,13 +25,18 @@ def answer_loss(
     Args:
         model: the SafeModel, possibly wrapped for distributed training.
         base: its base, whose output embeddings are shown only some positions.
-        batch: ``input_ids``, ``attention_mask``, ``labels`` and modalities.
-        count: of labelled positions, over which the mean is taken, where the batch is a part of
-            those that share them; its own if None.
+        batch: ``input_ids``, ``attention_mask``, ``labels``, modalities, and classes that are
+            read at their tokens.
+        count: of labelled positions (and rows that are read at their tokens), over which the
+            mean is taken, where the batch is a part of those that share them; its own if None.
     """
     inputs = dict(batch)
+    classes = Classes.taken(inputs)
     targets = nn.functional.pad(inputs.pop("labels")[:, 1:], (0, 1), value=IGNORED)
     places = targets != IGNORED  # position t predicts token t + 1
+    if classes is not None:
+        logits = logits_at(model, base, inputs, places | classes.places)
+        return mean_loss(logits, targets, classes, count)
     logits = logits_at(model, base, inputs, places)
     total = nn.functional.cross_entropy(logits.float(), targets[places], reduction="sum")
     return total / (places.sum() if count is None else count)

@@ -99,12 +99,18 @@ class Objective(nn.Module):
 
 
 def totals_of(batches: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Tensor:
-    """Labelled tokens, and rows with a sample of each modality, (1 + modalities,)."""
+    """What the task's mean is over, and rows with a sample of each modality, (1 + modalities,)."""
     counts = [
-        [(batch["labels"][:, 1:] != IGNORED).sum(), *(batch[f"{n}__present"].sum() for n in names)]
+        [_scored(batch), *(int(batch[f"{name}__present"].sum()) for name in names)]
         for batch in batches
     ]
-    return torch.tensor([[int(count) for count in row] for row in counts]).sum(0)
+    return torch.tensor(counts).sum(0)
+
+
+def _scored(batch: Mapping[str, Any]) -> int:
+    """Labelled tokens, and rows that are read at their modality's tokens."""
+    read = int((batch["class_target"] != IGNORED).sum()) if "class_target" in batch else 0
+    return int((batch["labels"][:, 1:] != IGNORED).sum()) + read
 
 
 def _untrained(module: nn.Module) -> list[str]:

@@ -16,25 +16,40 @@ def make_optimizer(
     model: SafeModel, spec: TrainingSpec, retention: CounterfactualRetention | None
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101); retention may constrain each step."""
-    rates = (spec.projector_learning_rate, spec.fusion_learning_rate)
-    optimizer = torch.optim.AdamW(trainable_groups(model, *rates, spec.weight_decay))
+    groups = trainable_groups(
+        model,
+        spec.projector_learning_rate,
+        spec.fusion_learning_rate,
+        spec.weight_decay,
+        spec.encoder_learning_rate,
+    )
+    optimizer = torch.optim.AdamW(groups)
     if retention is not None:
         _constrain_after_steps(optimizer, retention)
     return optimizer
 
 
 def trainable_groups(
-    model: SafeModel, projector_rate: float, fusion_rate: float, weight_decay: float
+    model: SafeModel,
+    projector_rate: float,
+    fusion_rate: float,
+    weight_decay: float,
+    encoder_rate: float | None = None,
 ) -> list[dict[str, Any]]:
-    """The optimizer's groups: fusion adapters, and all else, each with and without decay.
+    """The optimizer's groups: fusion adapters, encoders, all else, with and without decay.
+
+    Without a rate of their own, encoders that train have the projectors'.
 
     Matrices decay. Vectors and numbers (biases, norms, gates) do not, nor do the vectors of
     markers, which start as words of the base and not at zero.
     """
+    rates = {"fusion": fusion_rate}
+    if encoder_rate is not None:
+        rates["encoder"] = encoder_rate
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.trainable_parameters().items():
         kind = name.split(".")[1]  # NAME.projector..., NAME.fusion..., NAME.markers...
-        rate = fusion_rate if kind == "fusion" else projector_rate
+        rate = rates.get(kind, projector_rate)
         decays = parameter.ndim > 1 and kind != "markers"
         groups.setdefault((rate, weight_decay if decays else 0.0), []).append(parameter)
     return [

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from torch import Tensor, distributed
 
 from safe_framework.data.frames import FrameStore, Progress
+from safe_framework.data.unencoded import Unencoded, UnencodedSamples
 from safe_framework.shapes import Frames, Sample
 from safe_framework.training.sharding import Sharding, sharding_wanted
 
@@ -86,11 +87,11 @@ def seed_apart(seed: int) -> None:
 
 
 def shared_frames(
-    store: FrameStore,
+    store: FrameStore | UnencodedSamples,
     samples: Sequence[Sample],
     progress: Progress | None = None,
     places: Sequence[str] | None = None,
-) -> list[Frames]:
+) -> Sequence[Frames | Unencoded]:
     """``store.frames`` of samples that every process needs, each encoding some of them."""
     if count() > 1:
         mine = slice(rank(), None, count())

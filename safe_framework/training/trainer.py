@@ -24,10 +24,11 @@ from safe_framework.training.batches import AnswerCollator, TokenizedExample
 from safe_framework.training.caches import Caches
 from safe_framework.training.checkpoints import mark_complete
 from safe_framework.training.holding import average_gradients
+from safe_framework.training.mix import run_order
 from safe_framework.training.monitor.watch import Watch
 from safe_framework.training.objective import Objective, totals_of
 from safe_framework.training.optimizer import make_optimizer
-from safe_framework.training.order import FixedOrder, balanced_order, shuffled_slice
+from safe_framework.training.order import FixedOrder
 from safe_framework.training.parts import Part, rows_of_part
 from safe_framework.training.retention import CounterfactualRetention
 
@@ -91,6 +92,7 @@ class SafeTrainer(Trainer):
         pad: id that fills rows up.
         sharded: whether devices share the base's layers, so that Accelerate wraps nothing.
         watch: the curriculum and the monitor; None trains without.
+        weights: share of each dataset in the rows that are drawn; equal if None.
     """
 
     loss_is_scaled_for_ga = True  # the parts of a step add up to it
@@ -108,7 +110,9 @@ class SafeTrainer(Trainer):
         pad: int = 0,
         sharded: bool = False,
         watch: Watch | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
+        self.weights = weights
         self.safe_model, self.spec, self.sharded = model, spec, sharded
         self.retention, self.alignment = retention, alignment
         self._examples = list(examples)
@@ -116,7 +120,7 @@ class SafeTrainer(Trainer):
             accumulation = spec.gradient_accumulation_steps
             rows = spec.retention_batch_size
             rows_of_part("retention_batch_size", rows, processes.count(), accumulation)
-        self._rows = [[*e.prompt, *e.answer] for e in self._examples]
+        self._rows = [[*e.prompt, *e.spelled] for e in self._examples]
         self._states = caches.task_texts(self._rows) if caches else None
         dims = {name: model.modality(name).encoder.dim for name in model.modalities}
         self.watch = watch or Watch()
@@ -218,12 +222,18 @@ class SafeTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> FixedOrder:
         """The order of the whole run, so that a resumed run sees what an unbroken one does."""
         count = self.spec.max_steps * self.spec.batch_size
-        texts = [example.text for example in self._examples]
         if self.watch.curriculum is not None:
             return FixedOrder(range(count))
-        if self.spec.balance:
-            return FixedOrder(balanced_order(self.spec.seed, texts, count))
-        return FixedOrder(shuffled_slice(self.spec.seed, 0, count, len(texts)))
+        examples, spec = self._examples, self.spec
+        order = run_order(
+            [example.dataset for example in examples],
+            [example.text for example in examples],
+            count,
+            seed=spec.seed,
+            balance=spec.balance,
+            weights=self.weights,
+        )
+        return FixedOrder(order)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add both losses and the gates to what the Trainer logs."""
@@ -240,7 +250,7 @@ class SafeTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with a rate for projectors and one for fusion adapters."""
+        """AdamW with rates for projectors, fusion adapters and encoders that train."""
         if self.optimizer is None:
             self.optimizer = make_optimizer(self.safe_model, self.spec, self.retention)
         return self.optimizer

@@ -46,9 +46,13 @@ def repeats(everything: Sequence[Seen]) -> Iterator[Finding]:
             yield _again(before, seen)
 
 
-def split_of(data: str) -> str:
-    """What the stages of a curriculum train on may be in several of them."""
-    return "train" if data.startswith("curriculum[") else data
+def split_of(key: str) -> str:
+    """Which split a key of ``[data]`` is; datasets of a mix and stages may share it.
+
+    >>> split_of("train of captions"), split_of("retention_test")
+    ('train', 'retention_test')
+    """
+    return "train" if key.startswith("curriculum[") else key.partition(" of ")[0]
 
 
 def _leak(known: Seen, seen: Seen) -> Finding:
