@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from safe_framework.evaluation.answers import batches, new_tokens
+from safe_framework.data.unencoded import Row
+from safe_framework.evaluation.answers import new_tokens
+from safe_framework.evaluation.groups import batches
 from safe_framework.evaluation.metrics import exact_match
 from safe_framework.model import SafeModel
-from safe_framework.shapes import Frames
 from safe_framework.training.batches import (
     IGNORED,
     AnswerCollator,
@@ -41,7 +42,7 @@ class HeldText:
 
     plain: Sequence[int]
     marked: Sequence[int]
-    frames: Mapping[str, Frames]
+    frames: Mapping[str, Row]
 
 
 class Ruler:
@@ -140,7 +141,7 @@ class Ruler:
             said = self.model(**batch).logits.argmax(-1).cpu()
         return [row[: len(text)] for row, text in zip(said, plain, strict=True)]
 
-    def _carried(self, frames: Sequence[Mapping[str, Frames]]) -> dict[str, Tensor]:
+    def _carried(self, frames: Sequence[Mapping[str, Row]]) -> dict[str, Tensor]:
         carried: dict[str, Tensor] = {}
         for name, dim in self.dims.items():
             carried |= carry(name, [one.get(name) for one in frames], dim)

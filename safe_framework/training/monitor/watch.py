@@ -13,7 +13,8 @@ from transformers import TrainerCallback
 from safe_framework._recipe import Recipe
 from safe_framework.data.distractors import KINDS
 from safe_framework.data.frames import FrameStore
-from safe_framework.errors import SafeError
+from safe_framework.data.unencoded import UnencodedSamples
+from safe_framework.errors import DataError, SafeError
 from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
 from safe_framework.training import processes
@@ -163,12 +164,25 @@ def refuse_deepspeed(kind: DistributedType) -> None:
         )
 
 
+def refuse_classes(held: Sequence[TokenizedExample]) -> None:
+    """Refuse answers that are not spoken.
+
+    Raises:
+        DataError: one is read at the modality's tokens.
+    """
+    if any(one.classes for one in held):
+        raise DataError(
+            "[monitor] cannot measure classes that are read at the modality's tokens",
+            hint='set `read_at = "answer"`, or name a `validation` of spoken answers in [data]',
+        )
+
+
 def watch_of(
     model: SafeModel,
     recipe: Recipe,
     plan: Plan,
     held: Sequence[TokenizedExample],
-    stores: Mapping[str, FrameStore],
+    stores: Mapping[str, FrameStore | UnencodedSamples],
     folder: Path,
     progress: WorkProgress,
 ) -> Watch:
@@ -191,6 +205,7 @@ def watch_of(
         curriculum = Curriculum(recipe.curriculum, plan.members, answers, recipe.training, dials)
     if recipe.monitor is None:
         return Watch(journal, dials, curriculum)
+    refuse_classes(held)
     _warn(recipe, plan, progress)
     ruler = Ruler(
         model,
@@ -216,7 +231,7 @@ def watch_of(
 
 
 def held_texts(
-    model: SafeModel, plan: Plan, stores: Mapping[str, FrameStore], seed: int
+    model: SafeModel, plan: Plan, stores: Mapping[str, FrameStore | UnencodedSamples], seed: int
 ) -> list[HeldText]:
     """The held-out texts, each beside irrelevant samples made of held-out ones, kinds in turn."""
     samples = {
