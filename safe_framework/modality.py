@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -36,6 +36,10 @@ class Modality(nn.Module):
         fusion: lets decoder layers attend to the tokens.
         gate: strength from 0 (off) to 1.
         markers: words around its place in the text; None for none.
+
+    Attributes:
+        memory: what runs the encoder on prepared inputs, or knows what it gives; None for the
+            encoder itself.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Modality(nn.Module):
         self.encoder, self.projector, self.fusion = encoder, projector, fusion
         self.markers = markers
         self.gate = checked_gate(gate)
+        self.memory: Callable[[Encoder, Mapping[str, Tensor]], Frames] | None = None
 
     def train(self, mode: bool = True) -> Modality:
         """Switch the projector and the adapter; a frozen encoder stays in evaluation mode."""
@@ -69,7 +74,8 @@ class Modality(nn.Module):
         if FRAMES in inputs:
             return Frames(inputs[FRAMES], inputs[FRAMES_MASK])
         with nullcontext() if self.encoder_trains else torch.no_grad():
-            frames = self.encoder(**inputs)
+            known = self.memory
+            frames = self.encoder(**inputs) if known is None else known(self.encoder, inputs)
         if not isinstance(frames, Frames):
             raise PluginError(
                 f"encoder of modality `{self.name}` gave {type(frames).__name__}, not Frames"

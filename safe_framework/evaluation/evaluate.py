@@ -14,6 +14,7 @@ from safe_framework.evaluation.answers import Progress, silent
 from safe_framework.evaluation.collect import collect
 from safe_framework.evaluation.datasets import by_dataset, closed
 from safe_framework.evaluation.gain import gain
+from safe_framework.evaluation.remembered import encoded_once
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.retention import gate_zero, retention
 
@@ -64,7 +65,7 @@ def evaluate(
     _check(modality, train, test, texts)
     tell = progress or silent
     drawing: dict[str, Any] = {"resamples": bootstrap, "seed": seed}
-    with _evaluating(model):
+    with _evaluating(model), encoded_once(model):
         answers = collect(
             model, modality, train, test, max_new_tokens=max_new_tokens,
             batch_size=batch_size, seed=seed, progress=tell,
