@@ -93,7 +93,7 @@ def _generated(
         tokens = model.generate(
             **batch, gate=dict(gate), max_new_tokens=max_new_tokens, do_sample=False
         )
-        new = _new_tokens(model, tokens, batch)
+        new = new_tokens(model, tokens, batch)
         for text in model.tokenizer.batch_decode(new, skip_special_tokens=True):
             yield text.strip()
 
@@ -167,7 +167,7 @@ def _opened(samples: Mapping[str, Sample], gates: Mapping[str, float]) -> Mappin
     return {name: sample for name, sample in samples.items() if gates.get(name, 1.0) != 0}
 
 
-def _new_tokens(model: SafeModel, tokens: Tensor, batch: Mapping[str, Any]) -> Tensor:
+def new_tokens(model: SafeModel, tokens: Tensor, batch: Mapping[str, Any]) -> Tensor:
     """What ``generate`` added: all that an encoder-decoder gave, else what follows the prompt."""
     config: Any = model.base.config
     if config.is_encoder_decoder:

@@ -13,6 +13,7 @@ from safe_framework.evaluation.report.clips import clips
 from safe_framework.evaluation.report.curves import curves as drawn
 from safe_framework.evaluation.report.markup import Markup, element, join
 from safe_framework.evaluation.report.matrix import matrix
+from safe_framework.evaluation.report.monitor import monitor_figure
 from safe_framework.evaluation.report.results import cards, per_class, table, tables
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.summary import headlines, sections
@@ -28,6 +29,7 @@ def write_report(
     versions: Mapping[str, str],
     title: str,
     targets: Mapping[str, float] | None = None,
+    events: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write the report; equal input gives equal bytes.
 
@@ -40,11 +42,12 @@ def write_report(
         versions: of what the result depends on, by name.
         title: of the page.
         targets: least values of some results, to be marked met or not.
+        events: of the run's monitor; empty where there was none.
 
     Raises:
         DataError: Matplotlib is not installed, or a target is unknown.
     """
-    page = render(evaluation, curves, recipe_text, versions, title, targets)
+    page = render(evaluation, curves, recipe_text, versions, title, targets, events)
     path.write_text(page, encoding="utf-8", newline="\n")
 
 
@@ -55,6 +58,7 @@ def render(
     versions: Mapping[str, str],
     title: str,
     targets: Mapping[str, float] | None = None,
+    events: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The page that ``write_report`` writes."""
     unlogged = element("p", "No training was logged.", class_="soft")
@@ -66,6 +70,7 @@ def render(
         "clips": clips(evaluation.answers, evaluation.modality),
         "tables": tables(sections(evaluation, targets)),
         "per_class": [per_class(evaluation.gain.per_class)],
+        "monitor": monitor_figure(events),
         "curves": drawn(rows) or [unlogged],
         "matrix": [matrix(evaluation.gain.confusion)],
         "method": [_method(evaluation)],
