@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from safe_framework.cli import (
+    cache,
     check,
     compose,
     data,
@@ -25,7 +26,7 @@ from safe_framework.cli import (
 )
 from safe_framework.errors import SafeError
 
-_COMMANDS = (list_, show, check, data, compose, run, pick, verify, fetch, new, doctor)
+_COMMANDS = (list_, show, check, data, cache, compose, run, pick, verify, fetch, new, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
