@@ -29,9 +29,10 @@ from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
 from safe_framework.training.train import train
 
-ADAPTER, CHECKPOINTS, METRICS, REPORT, SKIPPED, STATE = (
+ADAPTER, CHECKPOINTS, CURVES, METRICS, REPORT, SKIPPED, STATE = (
     "adapter",
     "checkpoints",
+    "curves.json",
     "metrics.json",
     "report.html",
     "skipped_rows.jsonl",
@@ -183,7 +184,7 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
     mine = _identity(recipe)
     if not resume:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    elif state.exists() and (held := json.loads(state.read_text("utf-8"))) != mine:
+    elif state.exists() and not _holds(held := json.loads(state.read_text("utf-8")), mine):
         what = "another recipe" if held.get("recipe") != mine["recipe"] else "other training data"
         raise DataError(
             f"`{folder}` holds a run of {what}",
@@ -191,8 +192,14 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     whole = folder / f".{STATE}"  # renamed once it is written, so that a kill leaves no half file
-    whole.write_text(json.dumps(mine) + "\n", "utf-8")
+    source = str((recipe.folder / Path(recipe.source).name).absolute())
+    whole.write_text(json.dumps({**mine, "source": source}) + "\n", "utf-8")
     whole.replace(state)
+
+
+def _holds(held: dict[str, Any], mine: dict[str, Any]) -> bool:
+    """Whether it is the same run; where its recipe lies may have changed."""
+    return {key: held.get(key) for key in mine} == mine
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
@@ -211,6 +218,7 @@ def _with_costs(evaluation: Evaluation, folder: Path, clock: Clock) -> Evaluatio
 
 def _write(folder: Path, recipe: Recipe, evaluation: Evaluation, log: list[dict[str, Any]]) -> None:
     (folder / METRICS).write_text(evaluation.to_json(), "utf-8")
+    (folder / CURVES).write_text(json.dumps(log) + "\n", "utf-8")
     write_report(
         folder / REPORT,
         evaluation,

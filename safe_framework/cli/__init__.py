@@ -10,10 +10,22 @@ import os
 import sys
 from collections.abc import Sequence
 
-from safe_framework.cli import check, compose, data, doctor, fetch, list_, new, run, show, verify
+from safe_framework.cli import (
+    check,
+    compose,
+    data,
+    doctor,
+    fetch,
+    list_,
+    new,
+    run,
+    show,
+    sweep,
+    verify,
+)
 from safe_framework.errors import SafeError
 
-_COMMANDS = (list_, show, check, data, compose, run, verify, fetch, new, doctor)
+_COMMANDS = (list_, show, check, data, compose, run, sweep, verify, fetch, new, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

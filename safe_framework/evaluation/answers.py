@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
@@ -24,6 +25,17 @@ _Item = TypeVar("_Item")
 
 def silent(label: str, done: int, total: int) -> None:
     """The progress callback that shows nothing."""
+
+
+@contextmanager
+def evaluating(model: SafeModel) -> Iterator[None]:
+    """Within the block, the model is in eval mode."""
+    before = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(before)
 
 
 def inputs(

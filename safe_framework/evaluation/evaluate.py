@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from safe_framework.errors import DataError
-from safe_framework.evaluation.answers import Progress, silent
+from safe_framework.evaluation.answers import Progress, evaluating, silent
 from safe_framework.evaluation.collect import collect
 from safe_framework.evaluation.gain import gain
 from safe_framework.evaluation.results import Evaluation
@@ -62,7 +61,7 @@ def evaluate(
     _check(modality, train, test, texts)
     tell = progress or silent
     drawing: dict[str, Any] = {"resamples": bootstrap, "seed": seed}
-    with _evaluating(model):
+    with evaluating(model):
         answers = collect(
             model, modality, train, test, max_new_tokens=max_new_tokens,
             batch_size=batch_size, seed=seed, progress=tell,
@@ -101,13 +100,3 @@ def _check(
                 f"{example.place}: the example has no `{modality}`",
                 hint=f"give it one, or leave it out when `{modality}` is evaluated",
             )
-
-
-@contextmanager
-def _evaluating(model: SafeModel) -> Iterator[None]:
-    before = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(before)
