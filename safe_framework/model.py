@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from safe_framework.attachment import active, install, install_embeddings
+from safe_framework.attention_probe import AttentionProbe
 from safe_framework.base import device_of, facts_of, filling_id, freeze
 from safe_framework.certificate.seal import Seal
 from safe_framework.checkpointing import Options, disable, enable, recomputing, uncached
@@ -70,6 +71,7 @@ class SafeModel(nn.Module):
         modalities: the senses by name.
         recipe: what the model was built from, if it was built from a recipe.
         seal: what the base was when it was wrapped.
+        attention_probe: what text attended to, once ``configure_attention_probe`` enabled it.
 
     Raises:
         UnsupportedBaseError: the base cannot be served; the message says what was seen.
@@ -100,6 +102,7 @@ class SafeModel(nn.Module):
         self._handles: dict[str, list[RemovableHandle]] = {}
         self.seal = Seal.of(base, tokenizer)
         self._recompute: Options = None
+        self.attention_probe = AttentionProbe()
         self.eval()  # as a loaded model is: dropout only after train()
 
     # Modalities
@@ -234,7 +237,8 @@ class SafeModel(nn.Module):
         def heard() -> Any:
             stack = self.stack
             injection = CallInjection(self._owner, senses, stack.passes, stack.entry, call.prompts)
-            with active(injection):
+            watched = self.attention_probe.watching(senses, call.inputs, method is not self.base)
+            with active(injection), watched:
                 out = method(*call.args, **{**call.inputs, **(when_heard or {})})
             injection.check_fired()
             return out
@@ -299,6 +303,10 @@ class SafeModel(nn.Module):
             self.modality(name).gate = checked_gate(value)
 
     # Samples
+
+    def configure_attention_probe(self, *, enabled: bool = True, limit: int = 10) -> None:
+        """Record in ``attention_probe`` what text attends to, for the latest ``limit`` samples."""
+        self.attention_probe.configure(enabled, limit)
 
     @property
     def processor(self) -> SafeProcessor:
