@@ -22,7 +22,9 @@ from safe_framework.data.recipe_data import RecipeData, apart, listing
 from safe_framework.encoder import Encoder
 from safe_framework.errors import DataError
 from safe_framework.evaluation import Evaluation, evaluate, table
+from safe_framework.evaluation.attention import ATTENTION
 from safe_framework.evaluation.report import write_report
+from safe_framework.evaluation.sweep_results import SWEEP
 from safe_framework.fingerprint import text_fingerprint
 from safe_framework.hooks import hook_manager
 from safe_framework.model import SafeModel
@@ -219,6 +221,8 @@ def _with_costs(evaluation: Evaluation, folder: Path, clock: Clock) -> Evaluatio
 def _write(folder: Path, recipe: Recipe, evaluation: Evaluation, log: list[dict[str, Any]]) -> None:
     (folder / METRICS).write_text(evaluation.to_json(), "utf-8")
     (folder / CURVES).write_text(json.dumps(log) + "\n", "utf-8")
+    for name in (SWEEP, ATTENTION):  # measured on what the adapter was before this run
+        (folder / name).unlink(missing_ok=True)
     write_report(
         folder / REPORT,
         evaluation,

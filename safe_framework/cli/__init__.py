@@ -18,6 +18,7 @@ from safe_framework.cli import (
     fetch,
     list_,
     new,
+    report,
     run,
     show,
     sweep,
@@ -25,7 +26,7 @@ from safe_framework.cli import (
 )
 from safe_framework.errors import SafeError
 
-_COMMANDS = (list_, show, check, data, compose, run, sweep, verify, fetch, new, doctor)
+_COMMANDS = (list_, show, check, data, compose, run, sweep, report, verify, fetch, new, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

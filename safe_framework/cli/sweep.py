@@ -71,7 +71,7 @@ def table(sweep: GateSweep) -> Table:
     from rich.table import Table
 
     shown = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("gate", "right", "95 %", "over base", "tokens kept", "95 %", "KL", ""):
+    for name in ("gate", "right", "95 %", "tokens kept", "95 %", "KL", ""):
         shown.add_column(name, justify="right" if name else "left", no_wrap=True)
     for point in sweep.points:
         shown.add_row(*_cells(sweep, point))
@@ -79,15 +79,14 @@ def table(sweep: GateSweep) -> Table:
 
 
 def _cells(sweep: GateSweep, point: GatePoint) -> tuple[str, ...]:
-    from safe_framework.evaluation.wording import interval, percent, points
+    from safe_framework.evaluation.wording import interval, percent
 
     kept = point.kept.agreement
-    notes = ["Pareto"] if point in sweep.front else []
-    notes += ["recommended"] if point == sweep.recommended else []
+    mark = "*" if point in sweep.front else " "
     return (
-        f"{point.gate:g}", percent(point.accuracy.value), interval(point.accuracy),
-        points(point.over_base.value), percent(kept.value), interval(kept),
-        f"{point.kept.kl.value:.2g}", ", ".join(notes),
+        f"{point.gate:g} {mark}", percent(point.accuracy.value), interval(point.accuracy),
+        percent(kept.value), interval(kept), f"{point.kept.kl.value:.2g}",
+        "recommended" if point == sweep.recommended else "",
     )  # fmt: skip
 
 
@@ -97,6 +96,7 @@ def recommendation(sweep: GateSweep) -> str:
 
     best = sweep.recommended
     return (
+        "* no other gate gains more and keeps as much\n"
         f"for at least {percent(sweep.budget)} of tokens kept: "
         f'model.set_gate({best.gate:g}, "{sweep.modality}")'
     )

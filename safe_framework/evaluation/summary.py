@@ -83,39 +83,42 @@ def checked_targets(targets: Mapping[str, float] | None) -> Mapping[str, float]:
 
 
 def headlines(evaluation: Evaluation) -> tuple[Headline, Headline, Headline]:
-    """Hears, keeps, costs."""
-    return _hears(evaluation), _keeps(evaluation), _costs(evaluation)
+    """Gain, off, keeps."""
+    return _gained(evaluation), _off_is_base(evaluation), _keeps(evaluation)
 
 
-def _hears(evaluation: Evaluation) -> Headline:
-    gain = evaluation.gain
+def _gained(evaluation: Evaluation) -> Headline:
+    gain, name = evaluation.gain, evaluation.modality
     return Headline(
-        "Hears",
-        percent(gain.accuracy.value),
-        f"of {gain.accuracy.n} unseen {evaluation.modality} examples answered right",
-        f"linear probe {percent(gain.probe.value)} · without {evaluation.modality} "
-        f"{percent(gain.base.value)} · chance {percent(gain.chance.value)}",
+        "Gain",
+        points(gain.over_base.value),
+        f"{percent(gain.accuracy.value)} of {gain.accuracy.n} unseen {name} examples answered "
+        f"right, {percent(gain.base.value)} without {name}",
+        f"linear probe {percent(gain.probe.value)} · shuffled {percent(gain.shuffled.value)} · "
+        f"chance {percent(gain.chance.value)}",
+    )
+
+
+def _off_is_base(evaluation: Evaluation) -> Headline:
+    absent, shut = evaluation.retention.absent, evaluation.gate_zero
+    same = absent.identical and shut.identical
+    return Headline(
+        "Off",
+        "bit for bit" if same else "NOT the base",
+        f"{'the base' if same else 'a law is broken'} when {evaluation.modality} is absent or its "
+        "gate is 0",
+        f"{absent.texts} texts and {shut.examples} examples compared",
     )
 
 
 def _keeps(evaluation: Evaluation) -> Headline:
-    kept = evaluation.retention
-    same = kept.absent.identical and evaluation.gate_zero.identical
+    kept = evaluation.retention.overall
     return Headline(
         "Keeps",
-        percent(kept.overall.agreement.value),
+        percent(kept.agreement.value),
         f"of next tokens unchanged at gate 1 beside irrelevant {evaluation.modality}",
-        "off: bit for bit the base" if same else "off: NOT the base, a law is broken",
-    )
-
-
-def _costs(evaluation: Evaluation) -> Headline:
-    share = evaluation.trainable_parameters / evaluation.base_parameters
-    return Headline(
-        "Costs",
-        count(evaluation.trainable_parameters),
-        f"trainable parameters, {percent(share)} of the base's",
-        " · ".join(f"{row.value} {row.name}" for row in _measured(evaluation)),
+        f"{count(evaluation.trainable_parameters)} trainable parameters, "
+        f"{percent(evaluation.trainable_parameters / evaluation.base_parameters)} of the base's",
     )
 
 
