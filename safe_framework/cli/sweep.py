@@ -71,7 +71,7 @@ def table(sweep: GateSweep) -> Table:
     from rich.table import Table
 
     shown = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("gate", "right", "95 %", "tokens kept", "95 %", "KL", ""):
+    for name in ("gate", "right", "95 %", "kept", "95 %", "KL", ""):
         shown.add_column(name, justify="right" if name else "left", no_wrap=True)
     for point in sweep.points:
         shown.add_row(*_cells(sweep, point))

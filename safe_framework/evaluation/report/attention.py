@@ -69,8 +69,9 @@ def _wave(answered: Answered | None) -> _Values | None:
     if answered is None or not isinstance(answered.sample, Waveform):
         return None
     parts = np.array_split(np.abs(np.asarray(answered.sample.values, np.float64)), _POINTS)
-    peaks = np.array([part.max() if len(part) else 0.0 for part in parts])
-    return peaks / max(peaks.max(), 1e-9)
+    peaks: _Values = np.array([part.max() if len(part) else 0.0 for part in parts])
+    loudest: _Values = peaks / max(float(peaks.max()), 1e-9)
+    return loudest
 
 
 def _draw(picture: Figure, row: Attended, values: _Values, wave: _Values | None) -> None:

@@ -12,8 +12,8 @@ _CLASSES = {Verdict.HOLDS: "right", Verdict.FAILS: "wrong", Verdict.NOT_APPLICAB
 def proof(certificate: Certificate | None) -> list[Markup]:
     """What ``safe verify`` found of this adapter."""
     if certificate is None:
-        text = ("There is none yet: ", element("code", "safe verify ADAPTER"), " writes one.")
-        return [element("p", *text, class_="soft")]
+        command = element("code", "safe verify ADAPTER")
+        return [element("p", "There is none yet: ", command, " writes one.", class_="soft")]
     held = "Every law that applies holds." if certificate.holds else "A law is broken."
     same = sum(comparison.same for comparison in certificate.comparisons)
     text = (
