@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from safe_framework.cli import (
     check,
+    compare,
     compose,
     data,
     doctor,
@@ -26,7 +27,21 @@ from safe_framework.cli import (
 )
 from safe_framework.errors import SafeError
 
-_COMMANDS = (list_, show, check, data, compose, run, sweep, report, verify, fetch, new, doctor)
+_COMMANDS = (
+    list_,
+    show,
+    check,
+    data,
+    compose,
+    run,
+    sweep,
+    report,
+    compare,
+    verify,
+    fetch,
+    new,
+    doctor,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -70,20 +70,58 @@ def answer(
         label: what ``progress`` is told that is being done.
         progress: called after every batch.
     """
-    answers: list[str] = []
+    return [
+        text
+        for text, _ in answer_surely(
+            model, examples, max_new_tokens=max_new_tokens, batch_size=batch_size,
+            gate=gate, label=label, progress=progress,
+        )
+    ]  # fmt: skip
+
+
+def answer_surely(
+    model: SafeModel,
+    examples: Sequence[Example],
+    *,
+    max_new_tokens: int = 8,
+    batch_size: int = 32,
+    gate: Mapping[str, float] | None = None,
+    label: str = "answers",
+    progress: Progress = silent,
+) -> list[tuple[str, float]]:
+    """As ``answer``, each with its probability: the product of its tokens', its end included."""
+    answers: list[tuple[str, float]] = []
     strengths = {**model.gates, **(gate or {})}
     for rows in batches(examples, batch_size):
         heard = [_opened(row.samples, strengths) for row in rows]
         batch = inputs(model, [row.prompt for row in rows], heard)
-        tokens = model.generate(
-            **batch, gate=dict(gate or {}), max_new_tokens=max_new_tokens, do_sample=False
-        )
-        new = _new_tokens(model, tokens, batch)
-        answers += [
-            text.strip() for text in model.tokenizer.batch_decode(new, skip_special_tokens=True)
-        ]
+        out = model.generate(
+            **batch, gate=dict(gate or {}), max_new_tokens=max_new_tokens, do_sample=False,
+            return_dict_in_generate=True, output_scores=True,
+        )  # fmt: skip
+        new = _new_tokens(model, out.sequences, batch)
+        texts = model.tokenizer.batch_decode(new, skip_special_tokens=True)
+        sure = _probabilities(model, out.sequences, out.scores)
+        answers += zip(map(str.strip, texts), sure, strict=True)
         progress(label, len(answers), len(examples))
     return answers
+
+
+def _probabilities(model: SafeModel, tokens: Tensor, scores: Sequence[Tensor]) -> list[float]:
+    """The product of each row's new tokens' probabilities, up to the first that ends it."""
+    ends: Any = model.base.generation_config.eos_token_id  # type: ignore[union-attr]  # as generate
+    new = tokens[:, -len(scores) :]
+    ended = torch.isin(new, torch.tensor([] if ends is None else ends, device=new.device))
+    after = ended.cumsum(1) - ended.long() > 0
+    logs = torch.stack(
+        [
+            step.float().log_softmax(-1).gather(1, new[:, [place]]).squeeze(1)
+            for place, step in enumerate(scores)
+        ],
+        dim=1,
+    )  # (batch, new)
+    found: list[float] = logs.masked_fill(after, 0.0).sum(1).exp().tolist()
+    return found
 
 
 def answer_without(

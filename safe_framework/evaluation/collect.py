@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from safe_framework.evaluation.answers import (
     Progress,
     answer,
+    answer_surely,
     answer_without,
     batches,
     shuffled,
@@ -37,16 +38,11 @@ def collect(
     progress: Progress = silent,
 ) -> tuple[Answered, ...]:
     """Every test example with all the answers to it, the modality's gate taken as 1."""
-    ask = partial(
-        answer,
-        model,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        gate={modality: 1.0},
-        progress=progress,
-    )
+    options: Any = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    options |= {"gate": {modality: 1.0}, "progress": progress}
+    ask: Callable[..., list[str]] = partial(answer, model, **options)
     columns = (
-        ask(test, label="answers with the sense"),
+        answer_surely(model, test, label="answers with the sense", **options),
         ask(shuffled(test, modality, seed=seed), label="answers with shuffled samples"),
         answer_without(ask, test, modality, label="answers of the base"),
         _probed(model, modality, train, test, batch_size, seed, progress),
@@ -61,10 +57,11 @@ def collect(
             shuffled=misled,
             base=base,
             probe=probed,
+            confidence=sure,
             sample=example.samples[modality],
             file=example.files.get(modality),
         )
-        for example, heard, misled, base, probed in zip(test, *columns, strict=True)
+        for example, (heard, sure), misled, base, probed in zip(test, *columns, strict=True)
     )
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from safe_framework.errors import DataError
+from safe_framework.evaluation.alignment import cross_modal
 from safe_framework.evaluation.answers import Progress, evaluating, silent
+from safe_framework.evaluation.calibration import calibration
 from safe_framework.evaluation.collect import collect
 from safe_framework.evaluation.gain import gain
 from safe_framework.evaluation.results import Evaluation
@@ -71,6 +73,9 @@ def evaluate(
             model, modality, test[:_GATE_ZERO_EXAMPLES],
             max_new_tokens=max_new_tokens, progress=tell,
         )  # fmt: skip
+        likeness = cross_modal(
+            model, modality, test, batch_size=batch_size, progress=tell, **drawing
+        )
     return Evaluation(
         modality=modality,
         gain=gain(answers, [example.answer for example in train], **drawing),
@@ -81,6 +86,10 @@ def evaluate(
         train_examples=len(train),
         max_new_tokens=max_new_tokens,
         answers=answers,
+        calibration=calibration(
+            [row.confidence or 0.0 for row in answers], [row.right for row in answers], **drawing
+        ),
+        alignment=likeness,
         **drawing,
     )
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from safe_framework.evaluation.metrics import bootstrap, exact_match, normalise
+from safe_framework.evaluation.metrics import bootstrap, exact_match, normalise, token_f1
 from safe_framework.evaluation.results import OTHER, Answered, Gain
 
 
@@ -41,6 +41,7 @@ def gain(
             name: estimate(with_sense[[other == name for other in names]]) for name in classes
         },
         confusion=confusion(answers, {*classes, *map(normalise, train_labels)}),
+        token_f1=estimate(token_f1([row.answer for row in answers], expected)),
     )
 
 

@@ -10,6 +10,8 @@ import attrs
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 from cattrs.preconf.json import make_converter
 
+from safe_framework.evaluation.alignment import CrossModal
+from safe_framework.evaluation.calibration import Calibration
 from safe_framework.evaluation.metrics import Estimate, normalise
 from safe_framework.shapes import Sample
 
@@ -25,11 +27,15 @@ class Agreement:
         agreement: share of positions where both rank the same next token first.
         kl: mean KL(base || safe) of a position, in nats.
         positions: how many positions were compared.
+        shares: ``agreement`` of each text, in a fixed order; empty in older results.
+        lengths: positions of each text.
     """
 
     agreement: Estimate
     kl: Estimate
     positions: int
+    shares: tuple[float, ...] = ()
+    lengths: tuple[int, ...] = ()
 
 
 @attrs.frozen
@@ -99,6 +105,7 @@ class Gain:
         per_class: accuracy on each expected answer, in alphabetical order.
         confusion: for each expected answer, how often each answer was given; one that names no
             class counts as ``OTHER``.
+        token_f1: F1 of the words that answer and expected one share; None in older results.
     """
 
     accuracy: Estimate
@@ -110,6 +117,7 @@ class Gain:
     over_shuffled: Estimate
     per_class: Mapping[str, Estimate]
     confusion: Mapping[str, Mapping[str, int]]
+    token_f1: Estimate | None = None
 
 
 @attrs.frozen
@@ -124,6 +132,7 @@ class Answered:
         shuffled: with another example's sample.
         base: without the sense.
         probe: of the linear probe.
+        confidence: probability of the answer with the sense; None in older results.
         sample: of the sense.
         file: where the sample was read.
     """
@@ -135,6 +144,7 @@ class Answered:
     shuffled: str
     base: str
     probe: str
+    confidence: float | None = None
     sample: Sample = attrs.field(default=None, eq=False, repr=False)
     file: Path | None = attrs.field(default=None, eq=False, repr=False)
 
@@ -161,6 +171,9 @@ class Evaluation:
         seed: of the intervals, the probe's folds and the irrelevant samples.
         answers: every test example with its answers.
         costs: what the caller measured, such as ``train_seconds`` and ``adapter_bytes``.
+        calibration: of the answers with the sense; None in older results.
+        alignment: of the sense's tokens with the answers' words; None in older results, and where
+            all answers are the same.
     """
 
     modality: str
@@ -175,6 +188,8 @@ class Evaluation:
     seed: int
     answers: tuple[Answered, ...]
     costs: Mapping[str, float] = attrs.field(factory=dict)
+    calibration: Calibration | None = None
+    alignment: CrossModal | None = None
 
     def to_json(self) -> str:
         """The content of ``metrics.json``."""

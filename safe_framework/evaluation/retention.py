@@ -185,6 +185,8 @@ def agreement_of(texts: Sequence[TextSums], resamples: int, seed: int) -> Agreem
         bootstrap(agreed, weights=weights, resamples=resamples, seed=seed),
         bootstrap(divergence, weights=weights, resamples=resamples, seed=seed),
         sum(weights),
+        tuple(agreed),
+        tuple(weights),
     )
 
 

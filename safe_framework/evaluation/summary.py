@@ -140,6 +140,7 @@ def sections(
         Section("Kept when off", tuple(_off(evaluation))),
         Section("Tokens kept, gate at 1", tuple(_agreements(evaluation, asked))),
         Section("KL in nats, gate at 1", tuple(_divergences(evaluation))),
+        *_others(evaluation),
         Section("Costs", tuple(_all_costs(evaluation))),
     )
 
@@ -148,12 +149,28 @@ def _gain(evaluation: Evaluation, asked: Mapping[str, float]) -> Iterator[Row]:
     gain, name = evaluation.gain, evaluation.modality
     examples = f"{gain.accuracy.n} examples"
     yield _share(f"accuracy with {name}", gain.accuracy, examples, asked.get("accuracy"))
+    if gain.token_f1 is not None:
+        yield _share("token F1", gain.token_f1, "words shared")
     yield _share("linear probe", gain.probe, f"{evaluation.train_examples} to fit")
     yield _share(f"base without {name}", gain.base, "prompt alone")
     yield _share(f"shuffled {name}", gain.shuffled, "wrong sample")
     yield _share("chance", gain.chance, "commonest")
     yield _difference("gain over the base", gain.over_base, asked.get("over_base"))
     yield _difference("gain over shuffled", gain.over_shuffled, asked.get("over_shuffled"))
+
+
+def _others(evaluation: Evaluation) -> Iterator[Section]:
+    """What older results do not hold."""
+    rows = []
+    if found := evaluation.calibration:
+        rows.append(_share("calibration error", found.error, "of an answer's probability"))
+        rows.append(_share("confidence", found.confidence, "mean probability of an answer"))
+    if alike := evaluation.alignment:
+        rows.append(_share("nearest word is right", alike.nearest, "to a sample's mean token"))
+        limits = f"{alike.cosine.low:.2f} to {alike.cosine.high:.2f}"
+        rows.append(Row("cosine to the answer", f"{alike.cosine.value:.2f}", limits, "alignment"))
+    if rows:
+        yield Section("Confidence and alignment", tuple(rows))
 
 
 def _off(evaluation: Evaluation) -> Iterator[Row]:

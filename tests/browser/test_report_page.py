@@ -120,6 +120,8 @@ def test_it_fits_the_screen(browser: Browser, page: Path, width: int) -> None:
     browser.open(page, width=width)
     browser.run("document.querySelectorAll('details').forEach(node => node.open = true)")
     assert browser.run("return document.documentElement.scrollWidth") <= width
+    clipped = "return [...document.querySelectorAll('.number')].filter(node => node.scrollWidth >"
+    assert browser.run(clipped + "node.clientWidth).length") == 0
 
 
 @pytest.mark.parametrize("dark", [False, True])

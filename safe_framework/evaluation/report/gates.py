@@ -69,10 +69,9 @@ def _draw_over_gate(picture: Figure, sweep: GateSweep) -> None:
         axes.fill_between(gates, low, high, color=colour, alpha=0.15, linewidth=0)
         values = [100 * e.value for e in estimates]
         axes.plot(gates, values, style, color=colour, linewidth=1.8, marker="o", markersize=3)
-    for place, (_, colour, name, _) in enumerate(lines):
-        axes.text(
-            0.98, 0.16 - 0.11 * place, name, color=colour, ha="right", transform=axes.transAxes
-        )
+    for place, (_, colour, name, style) in enumerate(lines):
+        dash = {"-": "\u2014", "--": "- -"}[style]
+        axes.text(0.45 * place, 1.04, f"{dash} {name}", color=colour, transform=axes.transAxes)
     axes.axvline(sweep.recommended.gate, color=SOFT, linewidth=0.8, linestyle=":")
     axes.set_xlabel("gate")
     axes.set_ylabel("%")
