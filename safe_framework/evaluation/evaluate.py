@@ -15,6 +15,7 @@ from safe_framework.evaluation.collect import collect
 from safe_framework.evaluation.gain import gain
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.retention import gate_zero, retention
+from safe_framework.evaluation.semantic import SentenceEncoder
 
 if TYPE_CHECKING:
     from safe_framework.data.examples import Example
@@ -37,6 +38,7 @@ def evaluate(
     batch_size: int = 32,
     bootstrap: int = 1000,
     seed: int = 0,
+    semantic: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure gain against the base, shuffled samples, chance and a probe; and retention.
@@ -54,14 +56,17 @@ def evaluate(
         batch_size: examples at a time.
         bootstrap: how often every 95 % interval resamples.
         seed: of the intervals, the shuffling, the probe's folds and the irrelevant samples.
+        semantic: sentence encoder to judge answers by; see ``SentenceEncoder``.
         progress: called with a label, how many are done and of how many.
 
     Raises:
+        CheckpointError: the sentence encoder cannot be loaded.
         DataError: there is no example or no text, or an example lacks the modality.
         SafeError: the logits hold NaN.
     """
     _check(modality, train, test, texts)
     tell = progress or silent
+    judge = SentenceEncoder(semantic) if semantic else None
     drawing: dict[str, Any] = {"resamples": bootstrap, "seed": seed}
     with evaluating(model):
         answers = collect(
@@ -78,7 +83,7 @@ def evaluate(
         )
     return Evaluation(
         modality=modality,
-        gain=gain(answers, [example.answer for example in train], **drawing),
+        gain=gain(answers, [example.answer for example in train], judge=judge, **drawing),
         retention=kept,
         gate_zero=shut,
         trainable_parameters=sum(p.numel() for p in model.trainable_parameters().values()),

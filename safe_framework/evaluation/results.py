@@ -106,6 +106,7 @@ class Gain:
         confusion: for each expected answer, how often each answer was given; one that names no
             class counts as ``OTHER``.
         token_f1: F1 of the words that answer and expected one share; None in older results.
+        semantic: cosine of answer and expected one to a sentence encoder; None unless asked for.
     """
 
     accuracy: Estimate
@@ -118,6 +119,7 @@ class Gain:
     per_class: Mapping[str, Estimate]
     confusion: Mapping[str, Mapping[str, int]]
     token_f1: Estimate | None = None
+    semantic: Estimate | None = None
 
 
 @attrs.frozen

@@ -151,6 +151,9 @@ def _gain(evaluation: Evaluation, asked: Mapping[str, float]) -> Iterator[Row]:
     yield _share(f"accuracy with {name}", gain.accuracy, examples, asked.get("accuracy"))
     if gain.token_f1 is not None:
         yield _share("token F1", gain.token_f1, "words shared")
+    if (alike := gain.semantic) is not None:
+        limits = f"{alike.low:.2f} to {alike.high:.2f}"
+        yield Row("semantic similarity", f"{alike.value:.2f}", limits, "cosine, 1 is the same")
     yield _share("linear probe", gain.probe, f"{evaluation.train_examples} to fit")
     yield _share(f"base without {name}", gain.base, "prompt alone")
     yield _share(f"shuffled {name}", gain.shuffled, "wrong sample")
