@@ -99,7 +99,7 @@ def answer_surely(
             **batch, gate=dict(gate or {}), max_new_tokens=max_new_tokens, do_sample=False,
             return_dict_in_generate=True, output_scores=True,
         )  # fmt: skip
-        new = _new_tokens(model, out.sequences, batch)
+        new = new_tokens(model, out.sequences, batch)
         texts = model.tokenizer.batch_decode(new, skip_special_tokens=True)
         sure = _probabilities(model, out.sequences, out.scores)
         answers += zip(map(str.strip, texts), sure, strict=True)
@@ -193,7 +193,7 @@ def _opened(samples: Mapping[str, Sample], gates: Mapping[str, float]) -> Mappin
     return {name: sample for name, sample in samples.items() if gates.get(name, 1.0) != 0}
 
 
-def _new_tokens(model: SafeModel, tokens: Tensor, batch: Mapping[str, Any]) -> Tensor:
+def new_tokens(model: SafeModel, tokens: Tensor, batch: Mapping[str, Any]) -> Tensor:
     """What ``generate`` added: all that an encoder-decoder gave, else what follows the prompt."""
     config: Any = model.base.config
     if config.is_encoder_decoder:

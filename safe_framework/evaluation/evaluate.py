@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,10 +10,10 @@ import torch
 from safe_framework.errors import DataError
 from safe_framework.evaluation.alignment import cross_modal
 from safe_framework.evaluation.answers import Progress, evaluating, silent
-from safe_framework.evaluation.calibration import calibration
+from safe_framework.evaluation.calibration import Calibration, calibration
 from safe_framework.evaluation.collect import collect
 from safe_framework.evaluation.gain import gain
-from safe_framework.evaluation.results import Evaluation
+from safe_framework.evaluation.results import Answered, Evaluation
 from safe_framework.evaluation.retention import gate_zero, retention
 from safe_framework.evaluation.semantic import SentenceEncoder
 
@@ -39,19 +39,19 @@ def evaluate(
     bootstrap: int = 1000,
     seed: int = 0,
     semantic: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Measure gain against the base, shuffled samples, chance and a probe; and retention.
 
-    The modality's gate is taken as 1, whatever it is set to; the model is left as it was.
+    The modality's gate is taken as 1; the model is left as it was.
 
     Args:
-        model: with ``modality`` attached, trained or not.
+        model: with ``modality`` attached.
         modality: the sense to measure.
         train: what it was trained on; the probe is fitted on it, chance is taken from it.
         test: never trained on.
         texts: of the base's own domain, never trained on, for retention.
-        foreign: samples that are not of the task, never trained on; may be none.
+        foreign: samples that are not of the task; may be none.
         max_new_tokens: limit of an answer's length.
         batch_size: examples at a time.
         bootstrap: how often every 95 % interval resamples.
@@ -65,38 +65,39 @@ def evaluate(
         SafeError: the logits hold NaN.
     """
     _check(modality, train, test, texts)
-    tell = progress or silent
     judge = SentenceEncoder(semantic) if semantic else None
+    asking: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": progress}
     drawing: dict[str, Any] = {"resamples": bootstrap, "seed": seed}
     with evaluating(model):
-        answers = collect(
-            model, modality, train, test, max_new_tokens=max_new_tokens,
-            batch_size=batch_size, seed=seed, progress=tell,
-        )  # fmt: skip
-        kept = retention(model, modality, texts, test, foreign, progress=tell, **drawing)
-        shut = gate_zero(
-            model, modality, test[:_GATE_ZERO_EXAMPLES],
-            max_new_tokens=max_new_tokens, progress=tell,
-        )  # fmt: skip
-        likeness = cross_modal(
-            model, modality, test, batch_size=batch_size, progress=tell, **drawing
-        )
+        answers = collect(model, modality, train, test, batch_size=batch_size, seed=seed, **asking)
+        kept = retention(model, modality, texts, test, foreign, progress=progress, **drawing)
+        shut = gate_zero(model, modality, test[:_GATE_ZERO_EXAMPLES], **asking)
+        likeness = cross_modal(model, modality, test, progress=progress, **drawing)
     return Evaluation(
         modality=modality,
         gain=gain(answers, [example.answer for example in train], judge=judge, **drawing),
         retention=kept,
         gate_zero=shut,
-        trainable_parameters=sum(p.numel() for p in model.trainable_parameters().values()),
-        base_parameters=sum(p.numel() for p in model.base.parameters()),
+        **_sizes(model),
         train_examples=len(train),
         max_new_tokens=max_new_tokens,
         answers=answers,
-        calibration=calibration(
-            [row.confidence or 0.0 for row in answers], [row.right for row in answers], **drawing
-        ),
         alignment=likeness,
+        calibration=_calibration(answers, drawing),
         **drawing,
     )
+
+
+def _sizes(model: SafeModel) -> dict[str, int]:
+    return {
+        "trainable_parameters": sum(p.numel() for p in model.trainable_parameters().values()),
+        "base_parameters": sum(p.numel() for p in model.base.parameters()),
+    }
+
+
+def _calibration(answers: Sequence[Answered], drawing: Mapping[str, Any]) -> Calibration:
+    sure = [row.confidence or 0.0 for row in answers]
+    return calibration(sure, [row.right for row in answers], **drawing)
 
 
 def _check(
