@@ -88,7 +88,7 @@ def evaluate(
     )
 
 
-def _sizes(model: SafeModel) -> dict[str, int]:
+def _sizes(model: SafeModel) -> dict[str, Any]:
     return {
         "trainable_parameters": sum(p.numel() for p in model.trainable_parameters().values()),
         "base_parameters": sum(p.numel() for p in model.base.parameters()),
