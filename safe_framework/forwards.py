@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +26,13 @@ RECOMPUTING: ContextVar[Mapping[str, Any] | None] = ContextVar(
     "safe_framework_recomputing", default=None
 )
 """Options of ``torch.utils.checkpoint`` in a call that recomputes its layers."""
+
+StandIn = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+
+STANDING_IN: ContextVar[Mapping[LayerForward, StandIn]] = ContextVar(
+    "safe_framework_standing_in", default=MappingProxyType({})
+)
+"""What is done instead of a layer's forward in a call that knows its result beforehand."""
 
 
 class LayerForward:
@@ -43,6 +51,8 @@ class LayerForward:
         """What the layer returns."""
         if torch.compiler.is_dynamo_compiling() or not hearing():
             return self.plain(*args, **kwargs)
+        if (stand_in := STANDING_IN.get().get(self)) is not None:
+            return stand_in(args, kwargs)
         forward, options = self.compiled or self.plain, RECOMPUTING.get()
         if options is None or not torch.is_grad_enabled():
             return forward(*args, **kwargs)

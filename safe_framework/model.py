@@ -338,6 +338,11 @@ class SafeModel(nn.Module):
         self.base.eval()
         return self
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether layers are recomputed in the backward pass of training."""
+        return self._recompute is not None
+
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Options = None) -> None:
         """In training, recompute the layers in the backward pass, with these options of torch."""
         self._recompute = enable(self.stack.of(self.base), gradient_checkpointing_kwargs)

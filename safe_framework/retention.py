@@ -66,6 +66,8 @@ class RetentionRegularizer(ABC):  # noqa: B024  # each method has a default: ove
             logits: of the SAFE model with the irrelevant sample and its gate open.
             base_logits: of the base on the same text, without gradient.
             mask: True at the positions that count.
+
+        Training gives the words of all its texts as one row; they are to be taken one by one.
         """
         return None
 

@@ -193,6 +193,12 @@ class TrainingSpec:
         align_weight: of the alignment loss while fusion is trained; 0 for none.
         balance: draw every distinct answer equally often.
         save_steps: steps between two saves that a run can resume from.
+        cache: what is computed once for each text and kept on disk: ``"prefix"`` is the hidden
+            states below the first fused layer, ``"teacher"`` the base's last ones on retention
+            texts.
+        cache_gib: GiB of disk that the states of a run's texts may take, for the task and for
+            retention each; more is computed anew at each step.
+        group_by_length: give a step retention texts of like length, to compute less padding.
         seed: of everything random.
     """
 
@@ -210,6 +216,9 @@ class TrainingSpec:
     align_weight: float = attrs.field(default=0.0, validator=at_least(0))
     balance: bool = False
     save_steps: int = attrs.field(default=100, validator=at_least(1))
+    cache: tuple[Literal["prefix", "teacher"], ...] = ("prefix", "teacher")
+    cache_gib: float = attrs.field(default=8.0, validator=at_least(0))
+    group_by_length: bool = True
     seed: int = attrs.field(default=0, validator=at_least(0))
 
 

@@ -7,8 +7,6 @@ stale. Files are written whole or not at all.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor
 
 from safe_framework.errors import SafeError, SampleError
+from safe_framework.files import write_whole
 from safe_framework.fingerprint import fingerprint, text_fingerprint
 from safe_framework.modality import Modality
 from safe_framework.shapes import Frames, Sample, all_real
@@ -138,7 +137,4 @@ def _write(path: Path, values: Tensor, mask: Tensor, place: str) -> None:
     held = {"frames": torch.where(mask.unsqueeze(-1), values, 0.0).contiguous()}
     if not mask.all():
         held["mask"] = mask.contiguous()
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    with os.fdopen(handle, "wb") as file:
-        file.write(save(held))
-    os.replace(temporary, path)
+    write_whole(path, save(held))

@@ -1,9 +1,10 @@
-"""The task's loss, with the vocabulary projected only where an answer is scored."""
+"""The task's loss, with the vocabulary projected only where a word counts."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,33 +19,60 @@ def answer_loss(model: nn.Module, base: nn.Module, batch: Mapping[str, Tensor]) 
 
     Args:
         model: the SafeModel, possibly wrapped for distributed training.
-        base: its base, which says whether it can project only some positions.
+        base: its base, whose output embeddings are shown only some positions.
         batch: ``input_ids``, ``attention_mask``, ``labels`` and modalities.
     """
     inputs = dict(batch)
-    targets = inputs.pop("labels")[:, 1:]  # position t predicts token t + 1
-    kept = (targets != IGNORED).any(0).nonzero().flatten()
-    logits = logits_at(model, base, inputs, kept)  # (batch, kept, vocabulary)
-    wanted = targets[:, kept]
-    return nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED
-    )
+    targets = nn.functional.pad(inputs.pop("labels")[:, 1:], (0, 1), value=IGNORED)
+    places = targets != IGNORED  # position t predicts token t + 1
+    logits = logits_at(model, base, inputs, places)
+    return nn.functional.cross_entropy(logits.float(), targets[places])
 
 
 def logits_at(
-    model: nn.Module, base: nn.Module, inputs: Mapping[str, Any], positions: Tensor
+    model: nn.Module, base: nn.Module, inputs: Mapping[str, Any], places: Tensor
 ) -> Tensor:
-    """Logits at chosen positions, (batch, positions, vocabulary)."""
-    if keeps_positions(base):
-        logits: Tensor = model(**inputs, logits_to_keep=positions, use_cache=False).logits
-        return logits
-    everywhere: Tensor = model(**inputs).logits
-    return everywhere[:, positions]
+    """Logits at chosen places, row after row, (chosen, vocabulary).
+
+    The vocabulary is wide: most of the time and memory of a small base goes into its output
+    embeddings, so they are shown the hidden states of these places alone.
+
+    Args:
+        model: the SafeModel, possibly wrapped.
+        base: its base.
+        inputs: of the call.
+        places: True at each chosen position, (batch, length).
+    """
+    chosen = int(places.sum())
+    takes_cache = "use_cache" in inspect.signature(base.forward).parameters
+    options = {"use_cache": False} if takes_cache else {}
+    with _shown_only(base, places):
+        logits: Tensor = model(**inputs, **options).logits
+    if logits.shape[:2] == (1, chosen):
+        return logits[0]
+    if logits.shape[:2] != places.shape:  # the base does something to positions behind its head
+        logits = model(**inputs, **options).logits
+    return logits[places]
 
 
-def keeps_positions(base: nn.Module) -> bool:
-    """Whether the base takes ``logits_to_keep``, as most of transformers' models do."""
-    return "logits_to_keep" in inspect.signature(base.forward).parameters
+@contextmanager
+def _shown_only(base: nn.Module, places: Tensor) -> Iterator[None]:
+    """Within the block, the output embeddings see the hidden states at ``places`` as one row."""
+
+    def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not args or args[0].shape[:2] != places.shape:
+            return None
+        return (args[0][places.to(args[0].device)].unsqueeze(0), *args[1:])
+
+    head = base.get_output_embeddings()  # type: ignore[operator]  # a method
+    if head is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def check_finite(loss: Tensor, name: str, step: int) -> Tensor:

@@ -45,3 +45,53 @@ def shuffled_slice(seed: int, start: int, count: int, size: int) -> list[int]:
         order = torch.randperm(size, generator=generator(seed, passed)).tolist()
         chosen += order[offset : offset + count - len(chosen)]
     return chosen
+
+
+_SPAN = 16  # steps whose texts are dealt out together
+
+
+class TextOrder:
+    """Which texts each step reads: every one once in each pass, from the step's number alone.
+
+    Args:
+        lengths: words in each text.
+        batch_size: texts in a step.
+        seed: of the order.
+        grouped: give a step texts of like length. Which texts a span of steps reads is the same
+            either way, and so is what each word weighs in the sum of their losses: see ``share``.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int, grouped: bool = False
+    ) -> None:
+        self.lengths, self.batch_size, self.seed = list(lengths), batch_size, seed
+        self.grouped = grouped
+
+    def step(self, step: int) -> list[int]:
+        """Places of the texts of a step."""
+        size, count = self.batch_size, len(self.lengths)
+        if not self.grouped:
+            return shuffled_slice(self.seed, step * size, size, count)
+        span, turn = divmod(step, _SPAN)
+        dealt = shuffled_slice(self.seed, span * _SPAN * size, _SPAN * size, count)
+        dealt.sort(key=self.lengths.__getitem__)
+        first = size * int(torch.randperm(_SPAN, generator=generator(self.seed, span, 2))[turn])
+        return dealt[first : first + size]
+
+    def share(self, chosen: Sequence[int]) -> float:
+        """What the mean over a step's words is to be multiplied with: their share of a usual step.
+
+        1 where texts are not grouped. Where they are, a step of short texts would otherwise weigh
+        each of its words more than a step of long ones does.
+        """
+        if not self.grouped:
+            return 1.0
+        usual = self.batch_size * sum(self.lengths) / len(self.lengths)
+        return sum(self.lengths[place] for place in chosen) / usual
+
+    def needed(self, steps: int) -> list[int]:
+        """Places of all texts that the first ``steps`` steps read."""
+        whole = -(-steps // _SPAN) * _SPAN  # spans are read whole
+        if whole * self.batch_size >= len(self.lengths):
+            return list(range(len(self.lengths)))
+        return shuffled_slice(self.seed, 0, whole * self.batch_size, len(self.lengths))

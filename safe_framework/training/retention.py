@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import attrs
@@ -17,7 +18,10 @@ from safe_framework.retention import RetentionRegularizer
 from safe_framework.retention_store import Progress
 from safe_framework.shapes import Frames, Sample
 from safe_framework.training.batches import attention_mask, carry, pad_right
-from safe_framework.training.order import generator, shuffled_slice
+from safe_framework.training.caches import Caches
+from safe_framework.training.capture import on_device
+from safe_framework.training.losses import logits_at
+from safe_framework.training.order import TextOrder, generator
 from safe_framework.training.retention_start import RetentionExamples, store_of
 from safe_framework.training.teacher import Teacher
 
@@ -97,6 +101,8 @@ class CounterfactualRetention:
         seed: with the step, decides texts and samples.
         pad: id that fills rows up.
         marked: the same texts with the markers of every modality; None where none has any.
+        caches: what is kept of the frozen base; None keeps nothing.
+        grouped: put texts of like length into a step, which leaves less padding to be computed.
     """
 
     def __init__(
@@ -111,12 +117,16 @@ class CounterfactualRetention:
         seed: int,
         pad: int,
         marked: Sequence[Sequence[int]] | None = None,
+        caches: Caches | None = None,
+        grouped: bool = False,
     ) -> None:
         self.methods, self.rows, self.pools, self.kinds = methods, rows, pools, kinds
         self.marked = rows if marked is None else marked
         self.batch_size, self.seed, self.pad = batch_size, seed, pad
-        self.model = model
-        self.teacher = Teacher(model, rows, pad) if kinds else None
+        self.model, self.caches = model, caches
+        self.states = caches.retention_texts(rows) if caches and kinds else None
+        self.teacher = Teacher(model, pad, self.states)
+        self.order = TextOrder([len(row) for row in rows], batch_size, seed, grouped)
         self.dims = {name: model.modality(name).encoder.dim for name in pools}
 
     def begin(self, folder: Path, *, resumed: bool, progress: Progress) -> None:
@@ -142,6 +152,12 @@ class CounterfactualRetention:
                 entry.method.begin(self.model, RetentionExamples(self, kinds), store)
         self.model.train(training)
 
+    def warm(self, steps: int, progress: Progress) -> None:
+        """Compute what shall be kept of the texts that these many steps ask for."""
+        if self.states is not None and self.kinds:
+            needed = [self.rows[place] for place in self.order.needed(steps)]
+            self.states.warm(needed, "reading retention texts", progress)
+
     def loss(self, model: nn.Module, step: int, device: torch.device) -> Tensor:
         """The weighted sum of the methods' penalties at a step."""
         total = torch.zeros((), device=device)
@@ -152,25 +168,34 @@ class CounterfactualRetention:
     def _penalties(
         self, model: nn.Module, step: int, device: torch.device
     ) -> Iterator[tuple[float, Tensor | None]]:
-        if self.teacher is not None:
-            compared = self._compared(self.teacher, model, step, device)
+        if self.kinds and any(self.model.gates.values()):  # else the model is its base
+            chosen = self.order.step(step)
+            share = self.order.share(chosen)
+            compared = self._compared(model, chosen, step, device)
             for entry in self.methods:
-                yield entry.weight, entry.method.penalty(*compared)
+                penalty = entry.method.penalty(*compared)
+                yield entry.weight, None if penalty is None else share * penalty
         for entry in self.methods:
             yield entry.weight, entry.method.parameter_penalty()
 
     def _compared(
-        self, teacher: Teacher, model: nn.Module, step: int, device: torch.device
+        self, model: nn.Module, chosen: Sequence[int], step: int, device: torch.device
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """This step's logits of the model, the base's, and where there are words."""
-        chosen = shuffled_slice(self.seed, step * self.batch_size, self.batch_size, len(self.rows))
+        """The model's logits and the base's at every word of some texts, as one long row."""
         rows, marked = [self.rows[i] for i in chosen], [self.marked[i] for i in chosen]
-        mask = attention_mask(rows).to(device)
         batch = {"input_ids": pad_right(marked, self.pad), "attention_mask": attention_mask(marked)}
         for name, pool in self.pools.items():
             batch.update(carry(name, self._irrelevant(pool, step), self.dims[name]))
-        logits = model(**{key: value.to(device) for key, value in batch.items()}).logits
-        return _at_words(logits, rows, marked), teacher.logits(chosen), mask.bool()
+        batch, places = on_device(batch, device), _words(rows, marked).to(device)
+        with self._beginning(batch):
+            logits = logits_at(model, self.model.base, batch, places)  # (words, vocabulary)
+        mask = torch.ones(1, len(logits), dtype=torch.bool, device=device)
+        return logits.unsqueeze(0), self.teacher.logits(rows).unsqueeze(0), mask
+
+    def _beginning(self, batch: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        if self.caches is None:
+            return nullcontext()
+        return self.caches.beginning(self.states, batch["input_ids"], batch["attention_mask"])
 
     def _irrelevant(self, pool: Mapping[str, Sequence[Frames]], step: int) -> list[Frames]:
         """One irrelevant sample for each text, the kinds in turn."""
@@ -182,16 +207,8 @@ class CounterfactualRetention:
         return chosen
 
 
-def _at_words(
-    logits: Tensor, rows: Sequence[Sequence[int]], marked: Sequence[Sequence[int]]
-) -> Tensor:
-    """The logits at each text's own words, without those at its markers."""
-    if logits.shape[1] == max(map(len, rows)):  # no markers, or none of a modality that is on
-        return logits
-    words = [set(row) for row in rows]
-    places = [
-        [place for place, word in enumerate(row) if word in own]
-        for row, own in zip(marked, words, strict=True)
-    ]
-    index = pad_right(places, 0).to(logits.device).unsqueeze(-1)  # (batch, length, 1)
-    return logits.gather(1, index.expand(-1, -1, logits.shape[2]))
+def _words(rows: Sequence[Sequence[int]], marked: Sequence[Sequence[int]]) -> Tensor:
+    """Where each text's own words are among its markers, (batch, length)."""
+    own = [set(row) for row in rows]
+    held = [[word in mine for word in row] for row, mine in zip(marked, own, strict=True)]
+    return pad_right(held, False)

@@ -20,7 +20,14 @@ from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
 from safe_framework.shapes import Frames, Sample
 from safe_framework.training.align import Alignment, align
-from safe_framework.training.batches import TokenizedExample, marked_ids, tokenize
+from safe_framework.training.batches import (
+    AnswerCollator,
+    TokenizedExample,
+    marked_ids,
+    tokenize,
+)
+from safe_framework.training.caches import Caches
+from safe_framework.training.capture import on_device
 from safe_framework.training.checkpoints import latest_complete
 from safe_framework.training.report import ProgressReport
 from safe_framework.training.retention import (
@@ -66,7 +73,8 @@ def train(
     tokenized = encode_examples(model, examples, stores, progress)
     alignment = Alignment(model, [example.answer for example in examples])
     pad = model.tokenizer.eos_token_id
-    retention = retention_of(model, recipe, examples, stores, pad, data)
+    caches = caches_of(model, recipe, tokenized, pad)
+    retention = retention_of(model, recipe, examples, stores, pad, data, caches)
     trainer = SafeTrainer(
         model,
         arguments(recipe.training, folder),
@@ -74,6 +82,7 @@ def train(
         recipe.training,
         retention=retention,
         alignment=alignment,
+        caches=caches,
         pad=pad,
     )
     trainer.remove_callback(PrinterCallback)
@@ -85,8 +94,14 @@ def train(
         prepare_projectors(model, recipe, tokenized, alignment, progress)
     if retention is not None:
         retention.begin(folder, resumed=checkpoint is not None, progress=progress)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    model.eval()
+    for note in caches.notes:
+        progress.console.print(note, highlight=False)
+    trainer.warm(progress)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        caches.close()
+        model.eval()
     return [row for row in trainer.state.log_history if "loss" in row]
 
 
@@ -110,6 +125,17 @@ def frame_stores(model: SafeModel, recipe: Recipe) -> dict[str, FrameStore]:
         name: FrameStore(model.modality(name), cache_folder() / "frames", spec.encoder.options)
         for name, spec in recipe.modalities.items()
     }
+
+
+def caches_of(
+    model: SafeModel, recipe: Recipe, examples: Sequence[TokenizedExample], pad: int
+) -> Caches:
+    """What a recipe lets training keep of the frozen base."""
+    dims = {name: model.modality(name).encoder.dim for name in model.modalities}
+    batch = AnswerCollator(dims, pad)([e for e in examples if e.frames][:2] or examples[:2])
+    given = {key: batch[key] for key in batch if key not in ("labels", "answers")}
+    spec = recipe.training
+    return Caches(model, spec.cache, on_device(given, model.device), pad, spec.cache_gib * 2**30)
 
 
 def encode_examples(
@@ -161,6 +187,7 @@ def retention_of(
     stores: Mapping[str, FrameStore],
     pad: int,
     data: RecipeData | None = None,
+    caches: Caches | None = None,
 ) -> CounterfactualRetention | None:
     """The retention part of a recipe's loss; None if it has none.
 
@@ -196,6 +223,8 @@ def retention_of(
         seed=spec.seed,
         pad=pad,
         marked=[marked_ids(model.tokenizer, text, names, markers) for text in texts],
+        caches=caches,
+        grouped=spec.group_by_length,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from transformers import Trainer, TrainingArguments
 from safe_framework._recipe import TrainingSpec
 from safe_framework.adapter import adapter_tensors, copy_tensors, own_copy
 from safe_framework.model import SafeModel
+from safe_framework.retention_store import Progress
 from safe_framework.training.align import Alignment
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
+from safe_framework.training.caches import Caches
 from safe_framework.training.checkpoints import mark_complete
 from safe_framework.training.losses import answer_loss, check_finite, trainable_groups
 from safe_framework.training.order import balanced_order, shuffled_slice
@@ -59,6 +62,7 @@ class SafeTrainer(Trainer):
         spec: the recipe's ``[training]``.
         retention: the second loss; None trains without.
         alignment: the loss that draws tokens to their answers; None trains without.
+        caches: what is kept of the frozen base; None keeps nothing.
         pad: id that fills rows up.
     """
 
@@ -71,11 +75,14 @@ class SafeTrainer(Trainer):
         *,
         retention: CounterfactualRetention | None = None,
         alignment: Alignment | None = None,
+        caches: Caches | None = None,
         pad: int = 0,
     ) -> None:
         self.safe_model, self.spec = model, spec
         self.retention, self.alignment = retention, alignment
         self._examples = list(examples)
+        self.caches, self._rows = caches, [[*e.prompt, *e.answer] for e in self._examples]
+        self._states = caches.task_texts(self._rows) if caches else None
         dims = {name: model.modality(name).encoder.dim for name in model.modalities}
         super().__init__(
             model=model,
@@ -96,7 +103,9 @@ class SafeTrainer(Trainer):
         """The task's loss plus retention's, plus alignment's if it is on."""
         step = self.state.global_step
         answers: Sequence[str] = inputs.pop("answers")  # type: ignore[assignment]  # the one list
-        task = check_finite(answer_loss(model, self.safe_model.base, inputs), "task loss", step)
+        with self._beginning(inputs):
+            task = answer_loss(model, self.safe_model.base, inputs)
+        check_finite(task, "task loss", step)
         kept = torch.zeros((), device=task.device)
         if self.retention is not None:
             kept = self.retention.loss(model, step, task.device)
@@ -106,6 +115,19 @@ class SafeTrainer(Trainer):
             return task + kept
         pulled = self.alignment.batch_loss(self.safe_model, inputs, answers)
         return task + kept + self.spec.align_weight * pulled
+
+    def warm(self, progress: Progress) -> None:
+        """Compute what shall be kept of the frozen base, for all steps of the run."""
+        if self._states is not None:
+            needed = [self._rows[place] for place in self._get_train_sampler()]
+            self._states.warm(needed, "reading training texts", progress)
+        if self.retention is not None:
+            self.retention.warm(self.spec.max_steps, progress)
+
+    def _beginning(self, inputs: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        if self.caches is None:
+            return nullcontext()
+        return self.caches.beginning(self._states, inputs["input_ids"], inputs["attention_mask"])
 
     def _get_train_sampler(self, train_dataset: Any = None) -> FixedOrder:
         """The order of the whole run, so that a resumed run sees what an unbroken one does."""

@@ -40,7 +40,7 @@ def shown(field):
         return ""
     if isinstance(field.default, attrs.Factory):
         return "see below"
-    return field.default
+    return list(field.default) if isinstance(field.default, tuple) else field.default
 
 
 def read(text):

@@ -12,7 +12,6 @@ from safe_framework.training.batches import AnswerCollator, TokenizedExample
 from safe_framework.training.losses import (
     answer_loss,
     check_finite,
-    keeps_positions,
     logits_at,
     trainable_groups,
 )
@@ -20,19 +19,31 @@ from tests.toys import END, PAD, gpt2, llama
 from tests.training.conftest import sensing
 
 
-class Narrow(LlamaForCausalLM):
-    """A Llama that cannot project chosen positions alone."""
+class Headless(LlamaForCausalLM):
+    """A Llama that does not say which of its modules makes the logits."""
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, **rest: Any) -> Any:  # type: ignore[override]  # the narrower signature is the point
-        rest.pop("logits_to_keep", None)
-        return super().forward(input_ids=input_ids, attention_mask=attention_mask, **rest)
+    def get_output_embeddings(self) -> None:  # type: ignore[override]  # as models without one do
+        return None
 
 
-def narrow() -> nn.Module:
-    """The tiny Llama, as such a one."""
-    base = llama()
-    base.__class__ = Narrow
-    return base
+class Positional(LlamaForCausalLM):
+    """A Llama that drops the first position behind its head, and puts it back as zeros."""
+
+    def forward(self, *args: Any, **rest: Any) -> Any:
+        out = super().forward(*args, **rest)
+        out.logits = nn.functional.pad(out.logits[:, 1:], (0, 0, 1, 0))
+        return out if out.logits.shape[0] > 1 else type(out)(logits=out.logits[:, :-1])
+
+
+def as_kind(kind: type[nn.Module]) -> Any:
+    """Makes the tiny Llama as one of these."""
+
+    def make() -> nn.Module:
+        base = llama()
+        base.__class__ = kind
+        return base
+
+    return make
 
 
 def batch() -> dict[str, Tensor]:
@@ -43,28 +54,37 @@ def batch() -> dict[str, Tensor]:
     return made
 
 
-@pytest.mark.parametrize("make", [llama, narrow, gpt2])
-def test_the_loss_is_the_bases_own(make: Any) -> None:
+KINDS = {"llama": llama, "gpt2": gpt2, "headless": as_kind(Headless)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_is_the_bases_own(kind: str) -> None:
     """Law: with the sense absent, the loss equals what the base gives for the same labels."""
-    model = sensing(make())
+    model = sensing(KINDS[kind]())
     expected = model.base(**batch()).loss
     torch.testing.assert_close(answer_loss(model, model.base, batch()), expected, atol=1e-6, rtol=0)
 
 
-def test_the_bases_differ_in_what_they_take() -> None:
-    """Law: one of the bases above keeps chosen positions and one does not."""
-    assert keeps_positions(llama())
-    assert not keeps_positions(narrow())
-
-
-@pytest.mark.parametrize("make", [llama, narrow])
-def test_logits_at_positions_are_the_models_own(make: Any) -> None:
-    """Law: logits at chosen positions equal those of a whole forward pass there."""
-    model, given = sensing(make()), batch()
+@pytest.mark.parametrize("kind", [*KINDS, "positional"])
+def test_logits_at_places_are_the_models_own(kind: str) -> None:
+    """Law: logits at chosen places equal those of a whole forward pass there."""
+    model, given = sensing((KINDS | {"positional": as_kind(Positional)})[kind]()), batch()
     given.pop("labels")
-    places = torch.tensor([0, 3])
+    places = torch.zeros_like(given["attention_mask"], dtype=torch.bool)
+    places[0, 2] = places[1, 0] = places[1, 3] = True
     chosen = logits_at(model, model.base, given, places)
-    torch.testing.assert_close(chosen, model.base(**given).logits[:, places])
+    torch.testing.assert_close(chosen, model.base(**given).logits[places])
+
+
+def test_the_vocabulary_is_projected_at_chosen_places_alone() -> None:
+    """Law: the output embeddings are shown as many hidden states as words are scored."""
+    model, shown = sensing(llama()), []
+    model.base.lm_head.register_forward_hook(
+        lambda module, args, out: shown.append(out.shape[:-1].numel())
+    )
+    given = batch()
+    answer_loss(model, model.base, given)
+    assert shown == [int((given["labels"] != -100).sum())]
 
 
 def test_the_batch_is_left_as_it_was(model: SafeModel) -> None:

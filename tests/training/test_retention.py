@@ -1,116 +1,14 @@
-"""Counterfactual retention, and the teacher that it listens to."""
-
-from typing import Any
+"""Counterfactual retention: texts, irrelevant samples, and the loss."""
 
 import numpy as np
-import pytest
 import torch
-from torch import Tensor
-from transformers import LlamaForCausalLM
 
 from safe_framework.model import SafeModel
 from safe_framework.shapes import Frames
-from safe_framework.training.batches import attention_mask, pad_right
 from safe_framework.training.retention import CounterfactualRetention
-from safe_framework.training.teacher import Teacher
-from tests.toys import PAD, llama
-from tests.training.conftest import KINDS, ROWS, perturb, sensing
+from tests.training.conftest import KINDS, perturb
 
 CPU = torch.device("cpu")
-
-
-class Doubled(LlamaForCausalLM):
-    """A base that changes its logits behind the output embeddings."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        out = super().forward(*args, **kwargs)
-        out.logits = out.logits * 2
-        return out
-
-
-def doubled() -> SafeModel:
-    """A sense on such a base."""
-    base = llama()
-    base.__class__ = Doubled
-    return sensing(base)
-
-
-def base_logits(model: SafeModel, chosen: list[int]) -> Tensor:
-    """What the base says, padded like the teacher's."""
-    rows = [ROWS[i] for i in chosen]
-    return model.base(input_ids=pad_right(rows, PAD), attention_mask=attention_mask(rows)).logits
-
-
-def count_runs(model: SafeModel) -> list[int]:
-    """A list that grows with each run of the base."""
-    runs: list[int] = []
-    model.base.register_forward_pre_hook(lambda *args: runs.append(1))
-    return runs
-
-
-def test_what_the_teacher_keeps_has_no_history(
-    model: SafeModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Law: a text is run beside the same texts, whichever were asked for before it.
-
-    A wide base rounds a row differently with other rows beside it, so that a resumed run would
-    otherwise end at other weights than an unbroken one.
-    """
-    monkeypatch.setattr("safe_framework.training.teacher._GROUP", 2)
-    ran = []
-    for order in ([0, 3, 1, 2], [2, 1, 3, 0]):
-        seen: list[tuple[tuple[int, ...], ...]] = []
-        model.base.register_forward_pre_hook(
-            lambda module, args, kwargs, seen=seen: seen.append(
-                tuple(map(tuple, kwargs["input_ids"].tolist()))
-            ),
-            with_kwargs=True,
-        )
-        teacher = Teacher(model, ROWS, PAD)
-        seen.clear()
-        for row in order:
-            teacher.logits([row])
-        ran.append(set(seen))
-    assert len(ran[0]) == -(-len(ROWS) // 2)
-    assert ran[0] == ran[1]
-
-
-def test_the_teacher_is_the_base_on_padded_texts(model: SafeModel) -> None:
-    """Law: in any batch, what was kept gives the base's logits at every real position."""
-    teacher = Teacher(model, ROWS, PAD)
-    teacher.logits([2, 0])
-    chosen = [1, 2, 3, 1]
-    mask = attention_mask([ROWS[i] for i in chosen]).bool()
-    given, expected = teacher.logits(chosen), base_logits(model, chosen)
-    torch.testing.assert_close(given[mask], expected[mask], atol=1e-6, rtol=1e-6)
-
-
-def test_a_text_is_run_once(model: SafeModel) -> None:
-    """Law: what the base said of a text is computed once."""
-    teacher = Teacher(model, ROWS, PAD)
-    runs = count_runs(model)
-    for _ in range(3):
-        teacher.logits([0, 1, 1])
-    assert len(runs) == 1
-
-
-def test_logits_changed_behind_the_head_are_not_kept() -> None:
-    """Law: where the base changes its logits after the head, the teacher runs it each time."""
-    model = doubled()
-    teacher = Teacher(model, ROWS, PAD)
-    runs = count_runs(model)
-    for _ in range(2):
-        assert torch.equal(teacher.logits([0, 2]), base_logits(model, [0, 2]))
-    assert len(runs) == 4
-
-
-def test_the_teacher_does_not_hear(model: SafeModel) -> None:
-    """Law: what the sense has learned does not change the teacher, nor does it get a gradient."""
-    before = Teacher(model, ROWS, PAD).logits([0])
-    perturb(model)
-    after = Teacher(model, ROWS, PAD).logits([0])
-    assert torch.equal(after, before)
-    assert not after.requires_grad
 
 
 def test_a_fresh_sense_loses_nothing(model: SafeModel, retention: CounterfactualRetention) -> None:
@@ -175,3 +73,16 @@ def test_pools_hold_what_their_kind_says(
     direct = model.encode("touch", samples)
     for row, one in enumerate(pool["shuffled"]):
         torch.testing.assert_close(one.values, direct.values[row : row + 1])
+
+
+def test_a_closed_gate_runs_no_text(model: SafeModel, retention: CounterfactualRetention) -> None:
+    """Law: while every gate is 0 the model is its base, and no retention text is run."""
+    perturb(model)
+    runs: list[int] = []
+    model.base.register_forward_pre_hook(lambda *args: runs.append(1))
+    model.set_gate(0.0)
+    assert retention.loss(model, 0, CPU).item() == 0.0
+    assert not runs
+    model.set_gate(0.5)
+    assert retention.loss(model, 0, CPU).item() > 0.0
+    assert runs

@@ -1,0 +1,275 @@
+"""Seconds a training step, seconds to an accuracy, and memory: a plain loop against ours.
+
+    python benchmarks/training.py --output runs/training.json
+
+Three arms train the quickstart with the same losses: ``plain`` runs the encoder, the teacher and
+the whole base at every step (plain_loop.py), ``uncached`` is our trainer with ``cache = []``, and
+``cached`` is our trainer as it is. Each measurement is a process of its own, and the arms take
+turns, so that a slow minute of the machine falls on all of them. The first steps are not counted.
+What a cached run computes before its first step is told apart, as ``reading``: it is paid once for
+a base and its texts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+from plain_loop import MODALITY, PlainLoop
+from rich.console import Console
+from rich.table import Table
+from transformers import PrinterCallback, TrainerCallback
+
+from safe_framework._recipe import Recipe, read_recipe
+from safe_framework.assembly import build
+from safe_framework.data.recipe_data import RecipeData
+from safe_framework.evaluation.answers import answer
+from safe_framework.evaluation.metrics import exact_match
+from safe_framework.model import SafeModel
+from safe_framework.progress import WorkProgress
+from safe_framework.run import versions
+from safe_framework.training import train as stage
+from safe_framework.training.align import Alignment
+from safe_framework.training.batches import marked_ids
+from safe_framework.training.trainer import SafeTrainer, arguments
+
+ARMS = ("plain", "uncached", "cached")
+FUSED = {"upper third": (20, 24, 28), "middle": (15, 20, 25)}
+WARM_UP = 3
+EVERY = 10  # steps between two looks at the accuracy
+
+
+def recipe_of(arm: str, fused: Sequence[int], seed: int) -> Recipe:
+    """The quickstart with other fused layers, and what its arm keeps."""
+    recipe = read_recipe("quickstart")
+    sense = recipe.modalities[MODALITY]
+    options = {**sense.fusion.options, "layers": list(fused)}
+    sense = attrs.evolve(sense, fusion=attrs.evolve(sense.fusion, options=options))
+    training = attrs.evolve(recipe.training, seed=seed, save_steps=recipe.training.max_steps)
+    if arm != "cached":
+        training = attrs.evolve(training, cache=(), group_by_length=False)
+    return attrs.evolve(recipe, modalities={MODALITY: sense}, training=training)
+
+
+class Watch:
+    """Takes the time of each step, and looks at the accuracy between steps.
+
+    Args:
+        model: being trained.
+        data: of its recipe.
+        until: the accuracy at which to stop; None stops after ``steps``.
+        steps: the most to take.
+    """
+
+    def __init__(self, model: SafeModel, data: RecipeData, until: float | None, steps: int) -> None:
+        self.model, self.until, self.steps = model, until, steps
+        self.test = data.examples("test", {MODALITY: model.modality(MODALITY).encoder})
+        self.seconds: list[float] = []
+        self.curve: list[tuple[int, float, float]] = []
+        self.start = time.perf_counter()
+
+    def step(self, number: int) -> bool:
+        """Note a finished step; whether it was the last one wanted."""
+        self.seconds.append(time.perf_counter() - self.start)
+        done = number >= self.steps
+        if self.until is not None and (number % EVERY == 0 or done):
+            accuracy = self._accuracy()
+            self.curve.append((number, sum(self.seconds), accuracy))
+        self.start = time.perf_counter()
+        return done
+
+    def _accuracy(self) -> float:
+        self.model.eval()
+        answers = answer(self.model, self.test, gate={MODALITY: 1.0})
+        self.model.train()
+        return float(exact_match(answers, [example.answer for example in self.test]).mean())
+
+
+class Steps(TrainerCallback):
+    """Lets a watch see the trainer's steps."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self.watch.start = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop when the watch has seen enough."""
+        control.should_training_stop = self.watch.step(state.global_step)
+
+
+def measure(
+    arm: str, fused: Sequence[int], steps: int, until: float | None, seed: int
+) -> dict[str, Any]:
+    """One arm in this process."""
+    recipe = recipe_of(arm, fused, seed)
+    model, data = build(recipe), RecipeData(recipe)
+    examples = data.examples("train", {MODALITY: model.modality(MODALITY).encoder})
+    watch = Watch(model, data, until, steps)
+    progress = WorkProgress(Console(quiet=True))
+    stores = stage.frame_stores(model, recipe)
+    tokenized = stage.encode_examples(model, examples, stores, progress)
+    alignment = Alignment(model, [example.answer for example in examples])
+    stage.prepare_projectors(model, recipe, tokenized, alignment, progress)
+    if arm == "plain":
+        texts = [marked_ids(model.tokenizer, t, (), None) for t in data.texts("retention")]
+        loop = PlainLoop(model, recipe, examples, tokenized, alignment, texts)
+        watch.start, reading = time.perf_counter(), 0.0
+        for number in loop.steps():
+            if watch.step(number):
+                break
+    else:
+        reading = _ours(model, recipe, data, examples, stores, tokenized, alignment, watch)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"seconds": watch.seconds, "curve": watch.curve, "reading": reading, "peak_gib": peak}
+
+
+def _ours(
+    model: SafeModel,
+    recipe: Recipe,
+    data: RecipeData,
+    examples: Any,
+    stores: Any,
+    tokenized: Any,
+    alignment: Alignment,
+    watch: Watch,
+) -> float:
+    """Train with our trainer; the seconds that it computed before its first step."""
+    pad, progress = model.tokenizer.eos_token_id, WorkProgress(Console(quiet=True))
+    caches = stage.caches_of(model, recipe, tokenized, pad)
+    retention = stage.retention_of(model, recipe, examples, stores, pad, data, caches)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SafeTrainer(
+            model, arguments(recipe.training, Path(folder)), tokenized, recipe.training,
+            retention=retention, alignment=alignment, caches=caches, pad=pad,
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(Steps(watch))
+        start = time.perf_counter()
+        trainer.warm(progress)
+        reading = time.perf_counter() - start
+        trainer.train()
+    caches.close()
+    return reading
+
+
+def child(arm: str, fused: Sequence[int], steps: int, until: float | None, seed: int) -> Any:
+    """One arm in a process of its own."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        words = ["--arm", arm, "--fused", *map(str, fused), "--steps", str(steps)]
+        words += ["--seeds", str(seed), "--output", file.name]
+        if until is not None:
+            words += ["--until", str(until)]
+        subprocess.run([sys.executable, __file__, *words], check=True)
+        return json.loads(Path(file.name).read_text("utf-8"))
+
+
+def median_step(found: Mapping[str, Any]) -> float:
+    """Seconds a step, without the first ones."""
+    return statistics.median(found["seconds"][WARM_UP:])
+
+
+def speeds(rounds: int, steps: int, seed: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Seconds a step of every arm, at each place of fusion, with ratios round by round."""
+    results: dict[str, Any] = {}
+    for place, fused in FUSED.items():
+        found: dict[str, list[Any]] = {arm: [] for arm in ARMS}
+        for number in range(rounds):
+            for arm in ARMS:
+                found[arm].append(child(arm, fused, steps, None, seed))
+                tell(f"{place}, round {number + 1}, {arm}: {median_step(found[arm][-1]):.2f} s")
+        results[place] = {"fused": list(fused), "arms": _compared(found)}
+    return results
+
+
+def _compared(found: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    medians = {arm: [median_step(one) for one in runs] for arm, runs in found.items()}
+    return {
+        arm: {
+            "seconds": statistics.median(medians[arm]),
+            "rounds": medians[arm],
+            "times_faster": [
+                plain / own for plain, own in zip(medians["plain"], medians[arm], strict=True)
+            ],
+            "peak_gib": max(run["peak_gib"] for run in runs),
+            "reading": max(run["reading"] for run in runs),
+        }
+        for arm, runs in found.items()
+    }
+
+
+def shown(results: Mapping[str, Any]) -> Table:
+    """Every arm at every place of fusion."""
+    table = Table(title="median over rounds; in brackets the least and the most")
+    for name in ("fused at", "arm", "s a step", "times faster than plain", "peak GiB", "reading s"):
+        table.add_column(name, justify="left" if name in ("fused at", "arm") else "right")
+    for place, result in results.items():
+        for arm, found in result["arms"].items():
+            ratios = found["times_faster"]
+            table.add_row(
+                f"{place} {result['fused']}",
+                arm,
+                f"{found['seconds']:.2f} [{min(found['rounds']):.2f}, {max(found['rounds']):.2f}]",
+                f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]",
+                f"{found['peak_gib']:.2f}",
+                f"{found['reading']:.1f}",
+            )
+    return table
+
+
+def reaching(until: float, seeds: Sequence[int], tell: Callable[[str], None]) -> dict[str, Any]:
+    """Seconds of training until an accuracy is reached, and the accuracy in the end."""
+    recipe = read_recipe("quickstart")
+    fused = recipe.modalities[MODALITY].fusion.options["layers"]
+    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+    for seed in seeds:
+        for arm in ARMS:
+            run = child(arm, fused, recipe.training.max_steps, until, seed)
+            reached = next((s for _, s, accuracy in run["curve"] if accuracy >= until), None)
+            final = run["curve"][-1][2]
+            found[arm].append(
+                {"seed": seed, "seconds": reached, "final": final, "curve": run["curve"]}
+            )
+            tell(f"seed {seed}, {arm}: {until:.0%} after {reached} s, {final:.1%} in the end")
+    return {"fused": list(fused), "until": until, "arms": found}
+
+
+def main() -> None:
+    """Read the command line, measure, print and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=15, help="of every measurement")
+    parser.add_argument("--until", type=float, default=None, help="accuracy to be reached")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--output", type=Path, default=Path("runs/training.json"))
+    parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--fused", type=int, nargs="+", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    chosen.output.parent.mkdir(parents=True, exist_ok=True)
+    if chosen.arm:
+        found = measure(chosen.arm, chosen.fused, chosen.steps, chosen.until, chosen.seeds[0])
+        chosen.output.write_text(json.dumps(found), "utf-8")
+        return
+    console = Console(width=120)
+    results = speeds(chosen.rounds, chosen.steps, chosen.seeds[0], console.print)
+    console.print(shown(results))
+    content = {"speeds": results, "versions": versions()}
+    if chosen.until is not None:
+        content["reaching"] = reaching(chosen.until, chosen.seeds, console.print)
+    chosen.output.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

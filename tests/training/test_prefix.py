@@ -1,0 +1,181 @@
+"""The frozen prefix: steps that begin at the first fused layer are the steps that do not."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from safe_framework.bits import same_bits
+from safe_framework.model import SafeModel
+from safe_framework.shapes import Frames
+from safe_framework.training.batches import AnswerCollator, TokenizedExample
+from safe_framework.training.caches import Caches
+from safe_framework.training.losses import answer_loss
+from safe_framework.training.prefix import FrozenPrefix, first_fused_layer
+from safe_framework.training.retention import CounterfactualRetention, Weighted
+from safe_framework_plugins.retention.distillation import DistillationRegularizer
+from tests.toys import DIM, END, PAD, ToyFusion, attached, gpt2, llama, opt
+from tests.training.conftest import KINDS, ROWS, ArrayEncoder, perturb
+
+CPU = torch.device("cpu")
+ALL = ("prefix", "teacher")
+TASK = [([5, 6, 7], [8, END]), ([9], [10, 11, 12, END]), ([13, 14], [END])]
+BASES: dict[str, Callable[[], nn.Module]] = {"llama": llama, "gpt2": gpt2, "opt": opt}
+
+
+def hearing(base: nn.Module, layer: int = 1) -> SafeModel:
+    """A base with a sense that enters at ``layer``."""
+    model = attached(base, fusion=ToyFusion(layers=(layer,)))
+    perturb(model)
+    return model
+
+
+def batch() -> dict[str, Tensor]:
+    """Questions and answers of different lengths, one of them without a sample."""
+    frames = Frames(torch.randn(1, 3, DIM), torch.ones(1, 3, dtype=torch.bool))
+    examples = [
+        TokenizedExample(prompt, answer, "", {"touch": frames} if number != 1 else {})
+        for number, (prompt, answer) in enumerate(TASK)
+    ]
+    made = AnswerCollator({"touch": DIM}, PAD)(examples)
+    made.pop("answers")
+    return made
+
+
+def example() -> dict[str, Tensor]:
+    """The batch without its labels."""
+    made = batch()
+    made.pop("labels")
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safe_framework.training.caches.cache_folder", lambda: tmp_path)
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_task_loss_and_gradient_are_those_of_whole_calls(kind: str) -> None:
+    """Law: with the prefix kept and without it, loss and gradients agree to 1e-6 relative."""
+    model, given = hearing(BASES[kind]()), batch()
+    caches = Caches(model, ALL, example(), PAD)
+    assert caches.prefix is not None
+    states = caches.task_texts([[*p, *a] for p, a in TASK])
+    found = []
+    for kept in (None, states):
+        model.zero_grad()
+        with caches.beginning(kept, given["input_ids"], given["attention_mask"]):
+            loss = answer_loss(model, model.base, given)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.trainable_parameters().values())])
+    assert len(found[0]) > 3
+    for whole, begun in zip(*found, strict=True):
+        torch.testing.assert_close(begun, whole, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("keep", [("prefix",), ("teacher",), ALL])
+def test_retention_loss_is_that_of_whole_calls(
+    keep: tuple[str, ...], samples: list[np.ndarray]
+) -> None:
+    """Law: with the prefix, the teacher or both kept, each step's loss agrees to 1e-6 relative."""
+    model = attached(llama(), fusion=ToyFusion(layers=(1,)))
+    perturb(model)
+    encoder = ArrayEncoder()
+    pool = {kind: [encoder(**encoder.prepare([s])) for s in samples] for kind in KINDS}
+    losses = []
+    for caches in (None, Caches(model, keep, example(), PAD)):
+        retention = CounterfactualRetention(
+            model, [Weighted(2.0, DistillationRegularizer())], ROWS, {"touch": pool},
+            kinds=KINDS, batch_size=3, seed=3, pad=PAD, caches=caches,
+        )  # fmt: skip
+        retention.warm(4, lambda *told: None)
+        losses.append([retention.loss(model, step, CPU).item() for step in range(4)])
+    assert min(losses[0]) > 1e-3
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_layers_below_do_not_run() -> None:
+    """Law: within `beginning`, no layer below the first fused one computes anything."""
+    model, given = hearing(llama()), batch()
+    caches = Caches(model, ALL, example(), PAD)
+    states = caches.task_texts([[*p, *a] for p, a in TASK])
+    assert states is not None
+    states.warm([[*p, *a] for p, a in TASK], "reading")
+    ran: list[str] = []
+    for number, layer in enumerate(model.base.model.layers):
+        layer.mlp.register_forward_hook(lambda *args, n=number: ran.append(n))
+    with caches.beginning(states, given["input_ids"], given["attention_mask"]):
+        answer_loss(model, model.base, given)
+    assert ran == [1]
+
+
+def test_an_unknown_text_runs_whole() -> None:
+    """Law: a batch with a text that is not kept is computed from its first layer on."""
+    model, given = hearing(llama()), batch()
+    caches = Caches(model, ALL, example(), PAD)
+    states = caches.task_texts([[*p, *a] for p, a in TASK[:2]])
+    with caches.beginning(states, given["input_ids"], given["attention_mask"]):
+        loss = answer_loss(model, model.base, given)
+    assert torch.equal(loss, answer_loss(model, model.base, given))
+
+
+def test_a_base_whose_layers_hand_on_more_is_run_whole() -> None:
+    """Law: where a call that begins later gives other logits, nothing is kept of the prefix."""
+    model, handed = hearing(llama()), {}
+    first, second = model.base.model.layers
+    first.mlp.register_forward_hook(lambda module, args, out: handed.update(last=out))
+    second.mlp.register_forward_hook(lambda module, args, out: out + handed["last"])
+    assert not FrozenPrefix(model, 1).holds(example())
+    assert Caches(model, ("prefix",), example(), PAD).prefix is None
+
+
+def test_too_many_texts_are_not_kept_and_it_is_said() -> None:
+    """Law: states that would take more room than allowed are not kept, and a note says so."""
+    model = hearing(llama())
+    states = Caches(model, ALL, example(), PAD, room=10_000).retention_texts(ROWS)
+    assert states is not None
+    assert states.words == sum(map(len, ROWS))
+    caches = Caches(model, ALL, example(), PAD, room=states.words * 2 * 16 * 4 - 1)
+    assert caches.retention_texts(ROWS) is None
+    assert len(caches.notes) == 1
+    assert caches.notes[0].startswith(f"hidden states of {states.words} words would take 0.0 GiB")
+
+
+def test_nothing_is_kept_where_the_sense_enters_first() -> None:
+    """Law: fused at layer 0, there is no prefix, and the layers are left as they were."""
+    model = hearing(llama(), layer=0)
+    assert first_fused_layer(model) == 0
+    caches = Caches(model, ("prefix",), example(), PAD)
+    assert caches.prefix is None
+    assert caches.task_texts([[5]]) is None
+    assert not any("forward" in vars(layer) for layer in model.base.model.layers)
+
+
+def test_markers_leave_no_prefix() -> None:
+    """Law: where words of a sense's own stand in the text, the first layers depend on it."""
+    model = hearing(llama())
+    assert first_fused_layer(model) == 1
+    model.modality("touch").markers = nn.Identity()  # type: ignore[assignment]  # any will do
+    assert first_fused_layer(model) == 0
+
+
+def test_other_calls_are_the_bases() -> None:
+    """Law: while the prefix is installed, calls outside of it and calls that are off stay whole."""
+    model, given = hearing(llama()), example()
+    before, bare = model(**given).logits, model.base(**_own(given)).logits
+    caches = Caches(model, ALL, given, PAD)
+    states = caches.task_texts([[*p, *a] for p, a in TASK])
+    assert same_bits(model(**given).logits, before)
+    with caches.beginning(states, given["input_ids"], given["attention_mask"]):
+        with model.off():
+            assert same_bits(model(**given).logits, bare)
+        assert same_bits(model.base(**_own(given)).logits, bare)
+    caches.close()
+    assert not any("forward" in vars(layer) for layer in model.base.model.layers)
+
+
+def _own(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in given.items() if "__" not in key}

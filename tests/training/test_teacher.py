@@ -1,0 +1,117 @@
+"""The teacher, and what is kept of the texts that it speaks of."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from safe_framework.model import SafeModel
+from safe_framework.training.batches import attention_mask, pad_right
+from safe_framework.training.capture import FINAL, capture
+from safe_framework.training.states import TextStates
+from safe_framework.training.teacher import Teacher, has_plain_head
+from tests.toys import PAD, llama
+from tests.training.conftest import ROWS, perturb, sensing
+
+
+class Doubled(LlamaForCausalLM):
+    """A base that changes its logits behind the output embeddings."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = super().forward(*args, **kwargs)
+        out.logits = out.logits * 2
+        return out
+
+
+def states_of(model: SafeModel, folder: Path) -> TextStates:
+    """The store of the final states of all texts."""
+
+    def compute(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        return capture(model, ids, mask, final=True)
+
+    return TextStates(ROWS, compute, [FINAL], folder, PAD)
+
+
+def base_logits(model: SafeModel, chosen: list[int]) -> Tensor:
+    """What the base says at every word."""
+    rows = [ROWS[i] for i in chosen]
+    mask = attention_mask(rows)
+    return model.base(input_ids=pad_right(rows, PAD), attention_mask=mask).logits[mask.bool()]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_teacher_is_the_base(model: SafeModel, tmp_path: Path, kept: bool) -> None:
+    """Law: in any batch, the teacher gives the base's logits at every real position."""
+    teacher = Teacher(model, PAD, states_of(model, tmp_path) if kept else None)
+    chosen = [1, 2, 3, 1]
+    given = teacher.logits([ROWS[i] for i in chosen])
+    torch.testing.assert_close(given, base_logits(model, chosen), atol=1e-6, rtol=1e-6)
+
+
+def test_a_plain_head_is_told_from_another(model: SafeModel) -> None:
+    """Law: a base that changes its logits after the head is seen to do so."""
+    base = llama()
+    base.__class__ = Doubled
+    assert has_plain_head(model, ROWS[0])
+    assert not has_plain_head(sensing(base), ROWS[0])
+
+
+def test_the_teacher_does_not_hear(model: SafeModel) -> None:
+    """Law: what the sense has learned does not change the teacher, nor does it get a gradient."""
+    before = Teacher(model, PAD).logits(ROWS[:1])
+    perturb(model)
+    after = Teacher(model, PAD).logits(ROWS[:1])
+    assert torch.equal(after, before)
+    assert not after.requires_grad
+
+
+def test_what_is_kept_has_no_history(
+    model: SafeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: a text is run beside the same texts, whichever were asked for before it.
+
+    A wide base rounds a row differently with other rows beside it, so that a resumed run would
+    otherwise end at other weights than an unbroken one.
+    """
+    monkeypatch.setattr("safe_framework.training.states.GROUP", 2)
+    ran = []
+    for number, order in enumerate(([0, 3, 1, 2], [2, 1, 3, 0])):
+        seen: set[str] = set()
+        states = states_of(model, tmp_path / str(number))
+        compute = states.compute
+        monkeypatch.setattr(
+            states, "compute", lambda i, m, c=compute, s=seen: s.add(str(i.tolist())) or c(i, m)
+        )
+        for row in order:
+            states.of([ROWS[row]])
+        ran.append(seen)
+    assert len(ran[0]) == 2
+    assert ran[0] == ran[1]
+
+
+def test_a_text_is_run_once(model: SafeModel, tmp_path: Path) -> None:
+    """Law: what the base made of a text is computed once, even for another run."""
+    runs: list[int] = []
+    model.base.register_forward_pre_hook(lambda *args: runs.append(1))
+    first = states_of(model, tmp_path).of(ROWS)
+    assert len(runs) == 1
+    again = states_of(model, tmp_path)
+    again.warm(ROWS, "reading")
+    assert len(runs) == 1
+    assert all(torch.equal(a[FINAL], b[FINAL]) for a, b in zip(first, again.of(ROWS), strict=True))
+
+
+def test_states_are_without_padding(model: SafeModel, tmp_path: Path) -> None:
+    """Law: each text's states are as long as the text, whatever it was run beside."""
+    kept = states_of(model, tmp_path).of(ROWS)
+    assert [len(state[FINAL]) for state in kept] == list(map(len, ROWS))
+
+
+def test_an_unknown_text_is_not_held(model: SafeModel, tmp_path: Path) -> None:
+    """Law: a store says of a batch with another text that it does not hold it."""
+    states = states_of(model, tmp_path)
+    assert states.holds(ROWS)
+    assert not states.holds([*ROWS, [5, 5]])
