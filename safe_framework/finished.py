@@ -13,11 +13,12 @@ from cattrs.errors import BaseValidationError
 
 from safe_framework._recipe import Recipe, read_recipe
 from safe_framework.adapter import CONFIG
-from safe_framework.assembly import load
+from safe_framework.assembly import encoders_of, load
 from safe_framework.certificate.result import FILE as CERTIFICATE
 from safe_framework.certificate.result import Certificate
 from safe_framework.data.examples import Example
 from safe_framework.data.recipe_data import RecipeData, apart
+from safe_framework.encoder import Encoder
 from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.fingerprint import text_fingerprint
@@ -46,6 +47,11 @@ class FinishedRun:
         return load(self.folder / ADAPTER)
 
     @cached_property
+    def encoders(self) -> dict[str, Encoder]:
+        """The encoder of each modality, for whose samples data are read; without the base."""
+        return encoders_of(self.recipe)
+
+    @cached_property
     def data(self) -> RecipeData:
         """What the recipe's ``[data]`` names."""
         return RecipeData(self.recipe)
@@ -63,12 +69,11 @@ class FinishedRun:
 
     def examples(self, modality: str) -> list[Example]:
         """The test examples that have a sample of ``modality``."""
-        encoders = {name: self.model.modality(name).encoder for name in self.model.modalities}
-        return apart(self.data.examples("test", encoders), modality)[0]
+        return apart(self.data.examples("test", self.encoders), modality)[0]
 
     def foreign(self, modality: str) -> list[Sample]:
         """Samples of ``modality`` that are not of the task; may be none."""
-        return self.data.samples("foreign_test", modality, self.model.modality(modality).encoder)
+        return self.data.samples("foreign_test", modality, self.encoders[modality])
 
     def evaluation_with_samples(self) -> Evaluation:
         """The evaluation, each answer with the sample that was asked about."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from html import escape
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,10 +129,9 @@ def _sample_field(gradio: Any, model: SafeModel, modality: str) -> Any:
 def _gradio() -> Any:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # it would call home when imported
     try:
-        import gradio
+        return import_module("gradio")
     except ImportError as error:
         raise DataError(
             f"the playground needs `gradio`, which cannot be imported: {error}",
             hint="pip install 'safe-framework[play]'",
         ) from error
-    return gradio

@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
         "--no-measure",
         dest="measure",
         action="store_false",
-        help="show what was measured already, and load no more than data",
+        help="show what was measured already; the base is not loaded",
     )
     parser.add_argument(
         "--texts",

@@ -81,8 +81,11 @@ def test_a_second_report_measures_nothing(
     assert "again.html" in capsys.readouterr().out
 
 
-def test_a_report_without_measuring_says_how_to(copied: Path) -> None:
-    """Law: with --no-measure nothing is written but the page, which names the commands."""
+def test_a_report_without_measuring_says_how_to(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: with --no-measure nothing but the page is written, and no base is loaded."""
+    monkeypatch.setattr("safe_framework.finished.load", None)
     main(["report", str(copied), "--no-measure"])
     page = (copied / "report.html").read_text()
     assert "safe sweep RUN" in page
