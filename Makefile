@@ -11,7 +11,7 @@ help:
 	@echo "make test        install, run the test suite"
 	@echo "make lint        style and types"
 	@echo "make check-real  tests on the packaged pretrained models (minutes)"
-	@echo "make check-browser  the report as Chromium shows it"
+	@echo "make check-browser  report and playground as Chromium shows them"
 	@echo "make check-torchaudio  tests on a torchaudio that is kept apart"
 	@echo "make check-zoo   the laws on every architecture of transformers (minutes)"
 	@echo "make check-gpu   the certificate on a CUDA device"
@@ -34,6 +34,7 @@ check-real: $(VENV)/.demo $(VENV)/.test
 check-browser: $(VENV)/.browser
 	@command -v chromedriver >/dev/null || test -n "$$CHROMEDRIVER" || { \
 	  echo "Chromium and its driver are missing: apt-get install chromium chromium-driver" >&2; exit 1; }
+	@$(PIP) --no-deps --requirement .ci/playground.txt
 	@$(VENV)/bin/pytest -m browser tests/browser
 
 check-torchaudio: $(VENV)/.test $(VENV)/torchaudio

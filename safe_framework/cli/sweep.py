@@ -86,7 +86,7 @@ def _cells(sweep: GateSweep, point: GatePoint) -> tuple[str, ...]:
     return (
         f"{point.gate:g} {mark}", percent(point.accuracy.value), interval(point.accuracy),
         percent(kept.value), interval(kept), f"{point.kept.kl.value:.2g}",
-        "recommended" if point == sweep.recommended else "",
+        "best" if point == sweep.recommended else "",
     )  # fmt: skip
 
 

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+from urllib.request import urlopen
 
 import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-import safe_framework
-from safe_framework.playground import playground
 from safe_framework.run import run_recipe
 from tests.browser.conftest import Browser
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Gradio's and its server's own
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # likewise
-]
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +29,29 @@ def address(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     """Where the playground of a tiny trained adapter is."""
     folder = tmp_path_factory.mktemp("runs") / "played"
     run_recipe(str(world / "recipe.toml"), output=folder, quiet=True)
-    model = safe_framework.load(folder / "adapter")
-    page = playground(model, "audio", question="what is this", max_new_tokens=3)
-    _, url, _ = page.launch(
-        server_name="127.0.0.1", server_port=0, prevent_thread_lock=True, share=False, quiet=True
-    )
-    yield url
-    page.close()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [str(Path(sys.executable).with_name("safe")), "play", str(folder / "adapter")]
+    options = ["--port", port, "--question", "what is this", "--max-new-tokens", "3"]
+    served = subprocess.Popen([*command, *options])  # in a process whose warnings are its own
+    try:
+        url = f"http://127.0.0.1:{port}/"
+        _wait_for(url, served)
+        yield url
+    finally:
+        served.terminate()
+        served.wait(30)
+
+
+def _wait_for(url: str, served: subprocess.Popen[bytes]) -> None:
+    """Come back once the page answers."""
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and served.poll() is None:
+        with contextlib.suppress(OSError), urlopen(url):
+            return
+        time.sleep(0.5)
+    pytest.fail(f"{url} never answered; `safe play` ended with {served.poll()}")
 
 
 def badge(browser: Browser, *, until: str) -> str:

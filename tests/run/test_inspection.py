@@ -38,7 +38,7 @@ def test_a_sweep_is_kept_beside_the_run(copied: Path, capsys: pytest.CaptureFixt
     assert swept.texts == 3
     printed = capsys.readouterr().out
     assert f'model.set_gate({swept.recommended.gate:g}, "audio")' in printed
-    assert "recommended" in printed
+    assert "best" in printed
 
 
 def test_the_sweep_agrees_with_the_run(copied: Path) -> None:

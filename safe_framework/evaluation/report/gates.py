@@ -34,8 +34,11 @@ def _advice(sweep: GateSweep) -> tuple[str, ...]:
     best, widest = sweep.recommended, sweep.points[-1]
     budget = f" of next tokens unchanged beside irrelevant {sweep.modality}"
     gains = f" It answers {percent(best.accuracy.value)} right and keeps "
-    kept = f"{percent(best.kept.agreement.value)}; at gate {widest.gate:g} that is "
-    wide = f"{percent(widest.accuracy.value)} and {percent(widest.kept.agreement.value)}."
+    kept = percent(best.kept.agreement.value)
+    wide = "."
+    if best != widest:
+        right, left = widest.accuracy.value, widest.kept.agreement.value
+        wide = f"; at gate {widest.gate:g} that is {percent(right)} and {percent(left)}."
     return (
         f"To keep at least {percent(sweep.budget)}{budget}, set the gate to ",
         element("strong", f"{best.gate:g}"),
