@@ -1,6 +1,6 @@
 """The training loop that somebody would write without caches: everything runs at every step.
 
-The same losses on the same batches as ours, in plain PyTorch on ``model(**batch)``: each sample goes
+The same losses on the same batches as ours, in plain PyTorch on ``model(**batch)``: samples go
 through the encoder, the base runs once more as its own teacher, and logits are made everywhere.
 """
 

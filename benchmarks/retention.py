@@ -33,19 +33,12 @@ threshold = 1e-3
 counterfactual = ["silent", "noise"]
 """
 FISHER = '[[retention]]\nuse = "fisher"\nweight = 100.0\n'  # at 1.0 it is a thousandth of the loss
-FOREIGN = """[[retention]]
-use = "distillation"
-weight = 3.0
-temperature = 2.0
-counterfactual = ["shuffled", "foreign", "silent", "shuffled", "foreign", "noise"]
-"""
 ARMS: Mapping[str, Sequence[str]] = {
     "none": (),
     "distillation": (DISTILLATION,),
     "fisher": (FISHER,),
     "nullspace": (NULL_SPACE,),
     "together": (NULL_SPACE, FISHER, DISTILLATION),  # the null space first: it sets the start
-    "foreign": (FOREIGN,),
     "wider": (WIDER,),
 }
 USUAL = ("none", "distillation", "fisher", "nullspace", "together")
@@ -61,9 +54,6 @@ def recipe_text(tables: Sequence[str], seed: int, max_steps: int | None) -> str:
     before, own, after = re.split(r"(?=^\[\[retention\]\])|(?=^\[data\])", recipe.text, flags=re.M)
     text = before + "\n".join(own.rstrip() + "\n" if t is DISTILLATION else t for t in tables)
     text += "\n" + after.replace('"../data/', f'"{recipe.folder.parent / "data"}/')
-    foreign = recipe.folder.parent / "data" / "foreign"
-    named = f'[data]\nforeign = "{foreign}/train.jsonl"\nforeign_test = "{foreign}/test.jsonl"'
-    text = text.replace("[data]", named, 1)
     text = text.replace("[training]", f"[training]\nseed = {seed}", 1)
     return (
         text if max_steps is None else re.sub(r"max_steps = \d+", f"max_steps = {max_steps}", text)
@@ -160,9 +150,9 @@ def main() -> None:
     if chosen.change_steps:
         seed, steps = chosen.seeds[0], chosen.change_steps
         text = recipe_text(ARMS["nullspace"], seed, steps)
-        changes = null_space_change(
-            finished(chosen.output, text, f"nullspace-{steps}-steps-{seed}")
-        )
+        own = text == recipe_text(ARMS["nullspace"], seed, chosen.max_steps)
+        name = f"nullspace-{seed}" if own else f"nullspace-{steps}-steps-{seed}"
+        changes = null_space_change(finished(chosen.output, text, name))
         console.print(changes_shown(changes, steps))
     console.print(shown(results, len(chosen.seeds)))
     content = {"seeds": chosen.seeds, "arms": results, "changes": changes, "versions": versions()}

@@ -12,7 +12,7 @@ from safe_framework._recipe import read_recipe
 from safe_framework.evaluation.metrics import Estimate
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-ARMS = ["none", "distillation", "fisher", "nullspace", "together", "foreign", "wider"]
+ARMS = ["none", "distillation", "fisher", "nullspace", "together", "wider"]
 
 
 @pytest.fixture(scope="module")
