@@ -16,6 +16,7 @@ from urllib.request import urlopen
 
 import pytest
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from safe_framework.run import run_recipe
@@ -115,7 +116,8 @@ def test_a_question_is_needed(browser: Browser, address: str) -> None:
     """Law: an empty question is answered with what to do, not with a made-up answer."""
     driver = opened(browser, address)
     field = driver.find_element(By.CSS_SELECTOR, "#question textarea, #question input")
-    field.clear()
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys(Keys.DELETE)
     click(browser)
     assert "write one" in badge(browser, until="there is no question")
 

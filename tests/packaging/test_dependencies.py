@@ -42,7 +42,9 @@ def test_declared_is_what_is_imported(root, metadata):
     code = imported(root / "safe_framework") | imported(root / "plugins")
     extras = metadata["optional-dependencies"]
     asked = list(metadata["dependencies"])
-    asked += [need for name in extras if name not in ("test", "browser", "dev") for need in extras[name]]
+    asked += [
+        need for name in extras if name not in ("test", "browser", "dev") for need in extras[name]
+    ]
     declared = distributions(asked) - MODELS - EXAMPLES - {"accelerate"}
     assert code | BY_NAME == declared
 
