@@ -95,9 +95,13 @@ def save_adapter(model: SafeModel, folder: Path) -> Path:
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Fill a temporary folder beside ``folder``, then put it in its place.
 
-    What was there is moved aside and only deleted once the new folder is in place.
+    What was there is moved aside and only deleted once the new folder is in place; if a writer
+    was killed between the two, it is put back.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for aside in folder.parent.glob(f".{folder.name}-*-old"):
+        if not folder.exists():
+            os.replace(aside, folder)
     for left in folder.parent.glob(f".{folder.name}-*"):  # by a writer that was killed
         shutil.rmtree(left, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -122,10 +126,11 @@ def _write(model: SafeModel, folder: Path) -> None:
     tensors = {key: own_copy(value) for key, value in adapter_tensors(model).items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config = attrs.asdict(_config_of(model))
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     if model.recipe is not None and set(model.recipe.modalities) == set(model.modalities):
         (folder / RECIPE).write_text(model.recipe.text, "utf-8")
     (folder / CARD).write_text(_card(model, config), "utf-8")
+    # Last: without it nothing takes the folder for an adapter, so none loads that is half written.
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
 def _config_of(model: SafeModel) -> AdapterConfig:

@@ -98,3 +98,21 @@ def _taken(values: Tensor, index: Tensor, fill: int) -> Tensor:
     index = index.to(values.device).reshape(*index.shape, *[1] * (values.ndim - 2))
     wanted = index.clamp_min(0).expand(*index.shape[:2], *values.shape[2:])
     return values.gather(1, wanted).masked_fill(index == NEW_PADDING, fill)
+
+
+def lengthened(inputs: Mapping[str, Tensor], new: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """Every tensor with new columns at its end: these ids, which the mask shows."""
+    ids = inputs["input_ids"]
+    width = max(map(len, new))
+    added = torch.tensor([[*row, *[0] * (width - len(row))] for row in new], dtype=ids.dtype)
+    columns = {"input_ids": added, "attention_mask": torch.ones_like(added)}
+    return {
+        name: torch.cat([value, _column(columns, name, value, width)], dim=1)
+        for name, value in inputs.items()
+    }
+
+
+def _column(columns: Mapping[str, Tensor], name: str, value: Tensor, width: int) -> Tensor:
+    if name in columns:
+        return columns[name].to(value)
+    return value.new_zeros(value.shape[0], width, *value.shape[2:])

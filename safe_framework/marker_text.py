@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from safe_framework.errors import SafeError, SampleError
-from safe_framework.marker_columns import Rows, by_position, rearranged
+from safe_framework.marker_columns import Rows, by_position, lengthened, rearranged
 from safe_framework.marker_places import Places
 
 
@@ -88,7 +88,7 @@ class MarkerText:
             new.append(added)
         width = rows.width(contents)
         moving = by_position({**batch, "attention_mask": mask}, ids.shape)
-        longer = _lengthened(moving, new)
+        longer = lengthened(moving, new)
         return rearranged(longer, rows.index(contents, width), self.tokenizer.pad_token_id)
 
     def words(self, ids: Tensor) -> Tensor:
@@ -147,21 +147,3 @@ class MarkerText:
     def _is_word(self, word: str) -> bool:
         found = self.tokenizer.convert_tokens_to_ids(word)
         return found is not None and found != self.tokenizer.unk_token_id
-
-
-def _lengthened(inputs: Mapping[str, Tensor], new: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """Every tensor with new columns at its end: these ids, which the mask shows."""
-    ids = inputs["input_ids"]
-    width = max(map(len, new))
-    added = torch.tensor([[*row, *[0] * (width - len(row))] for row in new], dtype=ids.dtype)
-    columns = {"input_ids": added, "attention_mask": torch.ones_like(added)}
-    return {
-        name: torch.cat([value, _column(columns, name, value, width)], dim=1)
-        for name, value in inputs.items()
-    }
-
-
-def _column(columns: Mapping[str, Tensor], name: str, value: Tensor, width: int) -> Tensor:
-    if name in columns:
-        return columns[name].to(value)
-    return value.new_zeros(value.shape[0], width, *value.shape[2:])

@@ -34,6 +34,7 @@ from safe_framework.modality import (
     row_gates,
     split_by_modality,
 )
+from safe_framework.prepare import prepare_multimodal_inputs
 from safe_framework.probe import check_arrival, example_inputs, probe
 from safe_framework.processor import SafeProcessor, padding_id
 from safe_framework.projector import Projector
@@ -317,6 +318,8 @@ class SafeModel(nn.Module):
             spans = {name: markers.span for name, markers in self._markers().items()}
             self._processor = SafeProcessor(self.tokenizer, encoders, prompt=prompt, spans=spans)
         return self._processor
+
+    prepare_multimodal_inputs = prepare_multimodal_inputs
 
     def encode(self, name: str, samples: Sequence[Sample]) -> Frames:
         """The encoder's frames of raw samples, without gradient."""

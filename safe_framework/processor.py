@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from safe_framework.beginning import begun
+from safe_framework.data.unencoded import prepared
 from safe_framework.encoder import Encoder
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.marker_text import MarkerText
-from safe_framework.modality import PRESENT
 from safe_framework.shapes import Sample
 
 
@@ -56,7 +56,8 @@ class SafeProcessor:
         """A batch for ``model(**batch)`` and ``model.generate(**batch)``.
 
         The markers of a modality that has some stand where a text with a sample says ``<NAME>``,
-        or before it. They come on top of a ``max_length``.
+        or before it. They come on top of a ``max_length``. A text without a token of its own
+        begins with the base's start token.
 
         Args:
             text: one text or several, as they are.
@@ -84,13 +85,18 @@ class SafeProcessor:
                 "the model has no tokenizer", hint="pass one: attach(base, tokenizer=...)"
             )
         inputs.setdefault("padding_side", "left")
-        plain = [self.markers.plain(text) for text in texts]
+        plain = [begun(self.tokenizer, self.markers.plain(text)) for text in texts]
         batch = self.tokenizer(text=plain, return_tensors="pt", padding=padding, **inputs)
         batch.update(self.markers.inserted(batch, texts, given))
         for name, samples in given.items():
             rate = sampling_rate.get(name) if isinstance(sampling_rate, Mapping) else sampling_rate
             batch.update(self.modality(name, samples, rate))
         return batch
+
+    @property
+    def padding(self) -> int:
+        """The id that fills rows up; it is masked, so any would do."""
+        return padding_id(self.tokenizer, 0)
 
     def decode(self, ids: Tensor | Sequence[int], **options: Any) -> str:
         """The text of ids, markers among them, as the tokenizer's own ``decode``."""
@@ -108,17 +114,9 @@ class SafeProcessor:
         Raises:
             SampleError: a sample cannot be used.
         """
-        present = torch.tensor([sample is not None for sample in samples])
-        batch = {f"{name}__{PRESENT}": present}
-        if not present.any():
-            return batch
         encoder = self.encoders[name]
-        real = [_wrap(name, encoder, s, sampling_rate) for s in samples if s is not None]
-        for key, values in encoder.prepare(real).items():
-            rows = values.new_zeros(len(samples), *values.shape[1:])
-            rows[present] = values
-            batch[f"{name}__{key}"] = rows
-        return batch
+        known = [s if s is None else _wrap(name, encoder, s, sampling_rate) for s in samples]
+        return prepared(name, encoder, known)
 
     def _texts(self, text: Any, question: Any) -> list[str]:
         if (text is None) == (question is None):

@@ -143,7 +143,7 @@ def versions() -> dict[str, str]:
 
 def _check_data(recipe: Recipe) -> None:
     """Refuse a recipe whose run would find out only after training that it cannot be evaluated."""
-    files = recipe.data_files()
+    files = {key.partition(" of ")[0] for key in recipe.data_files()}
     if missing := [key for key in ("train", "test", "retention_test") if key not in files]:
         raise DataError(
             f"a run needs {' and '.join(f'`{key}`' for key in missing)} in [data]",
@@ -185,7 +185,7 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
     state = folder / STATE
     mine = _identity(recipe)
     if not resume:
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        _discard(folder / CHECKPOINTS)
     elif state.exists() and not _holds(held := json.loads(state.read_text("utf-8")), mine):
         what = "another recipe" if held.get("recipe") != mine["recipe"] else "other training data"
         raise DataError(
@@ -204,11 +204,19 @@ def _holds(held: dict[str, Any], mine: dict[str, Any]) -> bool:
     return {key: held.get(key) for key in mine} == mine
 
 
+def _discard(checkpoints: Path) -> None:
+    """Remove the checkpoints, such that a kill never leaves some that look whole."""
+    aside = checkpoints.with_name(f".{checkpoints.name}-old")
+    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed here
+    if checkpoints.exists():
+        checkpoints.replace(aside)
+        shutil.rmtree(aside)
+
+
 def _identity(recipe: Recipe) -> dict[str, Any]:
     """What a run's weights depend on, as far as the recipe and the files that it names go."""
     data = RecipeData(recipe)
-    keys = ("train", "retention", "foreign")
-    trained_on = {key: data.digest(key) for key in keys if key in data.sources}
+    trained_on = {key: data.digest(key) for key in data.trained_on()}
     return {"recipe": text_fingerprint(recipe.text), "data": trained_on}
 
 

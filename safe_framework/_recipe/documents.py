@@ -24,19 +24,20 @@ def check_modality_names(document: dict[str, Any], findings: list[Finding]) -> N
 
 def check_data_files(document: dict[str, Any], folder: Path, findings: list[Finding]) -> None:
     """Every file that ``[data]`` and ``[base.compose]`` name must be there."""
-    data = {
-        key: name
-        for key, name in _table(document, "data").items()
-        if not (isinstance(name, str) and (is_dataset(name) or (name and (folder / name).is_dir())))
-    }
-    _check_files(data, ("data",), DATA_FILES, folder, findings)
+    data = _table(document, "data")
+    _check_files(_to_be_files(data, folder), ("data",), DATA_FILES, folder, findings)
+    tables = data.get("mix")
+    for number, one in enumerate(tables if isinstance(tables, list) else ()):
+        if isinstance(one, dict):
+            path = ("data", "mix", number)
+            _check_files(_to_be_files(one, folder), path, COMPOSE_FILES, folder, findings)
     compose = _table(_table(document, "base"), "compose")
     _check_files(compose, ("base", "compose"), COMPOSE_FILES, folder, findings)
 
 
 def _check_files(
     table: dict[str, Any],
-    path: tuple[str, ...],
+    path: tuple[str | int, ...],
     keys: Sequence[str],
     folder: Path,
     findings: list[Finding],
@@ -47,6 +48,15 @@ def _check_files(
             there = [path.name for path in (folder / name).parent.glob("*.*")]
             hint = f"{nearest(Path(name).name, there)} paths are relative to `{folder}`".strip()
             findings.append(Finding((*path, key), f"there is no file `{name}`", hint))
+
+
+def _to_be_files(table: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What a table names that is neither a dataset nor a folder."""
+    return {
+        key: name
+        for key, name in table.items()
+        if not (isinstance(name, str) and (is_dataset(name) or (name and (folder / name).is_dir())))
+    }
 
 
 def _table(document: dict[str, Any], key: str) -> dict[str, Any]:

@@ -21,6 +21,16 @@ def above(low: float) -> Validator:
     return _check(lambda value: low < value < math.inf, f"must be above {low}")
 
 
+def if_given(check: Validator) -> Validator:
+    """Ask ``check`` of every value but None, which a recipe writes by leaving the key out."""
+
+    def validate(instance: Any, field: attrs.Attribute[Any], value: Any) -> None:
+        if value is not None:
+            check(instance, field, value)
+
+    return validate
+
+
 def not_empty(instance: Any, field: attrs.Attribute[Any], value: Sized) -> None:
     """Refuse an empty table or string."""
     if not value:

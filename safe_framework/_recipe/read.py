@@ -15,6 +15,7 @@ from safe_framework._recipe.options import schema_options
 from safe_framework._recipe.positions import Span
 from safe_framework._recipe.problems import Finding, RecipeError, locate, problem_at
 from safe_framework._recipe.schema import Recipe
+from safe_framework._recipe.tasks import check_tasks
 from safe_framework._suggest import suggest
 
 
@@ -54,6 +55,7 @@ def _parse(text: str, source: str, folder: Path, *, check_files: bool) -> Recipe
     findings: list[Finding] = []
     values = Checker(findings).record(document, schema_options(Recipe), ())
     check_modality_names(document, findings)
+    check_tasks(document, findings)
     if check_files:
         check_data_files(document, folder, findings)
     if findings or values is WRONG:

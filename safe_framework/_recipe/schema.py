@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import attrs
 
-from safe_framework._recipe.ranges import above, at_least, holds, not_empty
+from safe_framework._recipe.ranges import above, at_least, holds, if_given, not_empty
 
 UNWRITTEN = {"written": False}
 
@@ -140,12 +140,44 @@ class RetentionSpec:
     options: Mapping[str, Any] = attrs.field(factory=dict, metadata=UNWRITTEN)
 
 
+Task = Literal["question_answering", "captioning", "classification"]
+ReadAt = Literal["answer", "tokens"]
+
+
+@attrs.frozen
+class MixSpec:
+    """``[[data.mix]]``: one of several datasets, of which each step draws its rows.
+
+    Attributes:
+        train: as in ``[data]``, and so are ``test``, ``task``, ``labels``, ``read_at``.
+        weight: share of the rows drawn, relative to the others'.
+        name: in results; the name of the file, without its ending, if None.
+        prompt: as in ``[data]``, which serves if None; so are ``question`` and ``fields``.
+    """
+
+    train: str = attrs.field(validator=not_empty)
+    test: str | None = None
+    task: Task = "question_answering"
+    weight: float = attrs.field(default=1.0, validator=above(0))
+    name: str | None = None
+    labels: tuple[str, ...] = ()
+    read_at: ReadAt = "answer"
+    prompt: str | None = None
+    question: str | None = None
+    fields: Mapping[str, str] | None = None
+
+    @property
+    def called(self) -> str:
+        """Its name in results and messages."""
+        return self.name or (self.train if is_dataset(self.train) else Path(self.train).stem)
+
+
 @attrs.frozen
 class DataSpec:
     """``[data]``: files or folders beside the recipe, or datasets as ``hf:owner/name:split``.
 
     Attributes:
-        train: samples of the task.
+        train: samples of the task; None where ``mix`` names several datasets.
         test: held-out samples of the task.
         retention: text of the base's own domain, which must keep its answers.
         retention_test: the same, held out.
@@ -155,18 +187,44 @@ class DataSpec:
         question: what is asked where a row has none.
         fields: what a field is called in the data, by the name that it has here.
         on_bad_row: stop before training at a row that cannot be used, or leave it out and list it.
+        task: what rows are: questions with answers, captions, or classes.
+        labels: the closed set of answers of a classification; those of ``train`` if empty.
+        read_at: where a class is read: as an answer, or at the modality's inline tokens.
+        mix: several datasets instead of ``train`` and ``test``.
     """
 
-    train: str = attrs.field(validator=not_empty)
+    train: str | None = attrs.field(default=None, validator=if_given(not_empty))
     test: str | None = None
     retention: str | None = None
     retention_test: str | None = None
     foreign: str | None = None
     foreign_test: str | None = None
-    prompt: str = attrs.field(default="{question}", validator=holds("{question}"))
+    prompt: str = "{question}"
     question: str | None = None
     fields: Mapping[str, str] = attrs.field(factory=dict)
     on_bad_row: Literal["stop", "skip"] = "stop"
+    task: Task = "question_answering"
+    labels: tuple[str, ...] = ()
+    read_at: ReadAt = "answer"
+    mix: tuple[MixSpec, ...] = ()
+
+    def datasets(self) -> dict[str, MixSpec]:
+        """Every dataset by name, what it leaves open filled in; one alone is called ``""``."""
+        if self.train is not None:
+            one = MixSpec(
+                self.train, self.test, self.task, name="", labels=self.labels, read_at=self.read_at
+            )
+            return {"": self.filled(one)}
+        return {one.called: self.filled(one) for one in self.mix}
+
+    def filled(self, one: MixSpec) -> MixSpec:
+        """A dataset of the mix with what it leaves open."""
+        return attrs.evolve(
+            one,
+            prompt=self.prompt if one.prompt is None else one.prompt,
+            question=self.question if one.question is None else one.question,
+            fields=self.fields if one.fields is None else one.fields,
+        )
 
 
 DATA_FILES = ("train", "test", "retention", "retention_test", "foreign", "foreign_test")
@@ -184,6 +242,7 @@ class TrainingSpec:
         retention_batch_size: retention rows a step.
         projector_learning_rate: peak rate of projectors.
         fusion_learning_rate: peak rate of fusion adapters.
+        encoder_learning_rate: peak rate of encoders that train; the projectors' if None.
         weight_decay: decoupled decay of matrices.
         warmup_steps: steps over which the rates rise from 0.
         schedule: how the rates fall afterwards.
@@ -207,6 +266,7 @@ class TrainingSpec:
     retention_batch_size: int = attrs.field(default=8, validator=at_least(1))
     projector_learning_rate: float = attrs.field(default=1e-4, validator=at_least(0))
     fusion_learning_rate: float = attrs.field(default=5e-5, validator=at_least(0))
+    encoder_learning_rate: float | None = attrs.field(default=None, validator=if_given(at_least(0)))
     weight_decay: float = attrs.field(default=0.01, validator=at_least(0))
     warmup_steps: int = attrs.field(default=100, validator=at_least(0))
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -263,11 +323,22 @@ class Recipe:
     def data_files(self) -> dict[str, Path | str]:
         """What ``[data]`` names by key: the absolute path of a file or folder, or a dataset."""
         named = {key: getattr(self.data, key, None) for key in DATA_FILES}
+        for name, one in self.data.datasets().items() if self.data else ():
+            named |= {mixed("train", name): one.train, mixed("test", name): one.test}
         return {
             key: name if is_dataset(name) else (self.folder / name).absolute()
             for key, name in named.items()
             if name is not None
         }
+
+
+def mixed(key: str, name: str) -> str:
+    """The key of ``train`` or ``test`` of the dataset called ``name``.
+
+    >>> mixed("train", ""), mixed("test", "captions")
+    ('train', 'test of captions')
+    """
+    return f"{key} of {name}" if name else key
 
 
 def is_dataset(name: str) -> bool:

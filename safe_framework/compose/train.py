@@ -24,7 +24,7 @@ from safe_framework.errors import DataError, SafeError
 from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
 from safe_framework.shapes import Frames, Tokens, all_real
-from safe_framework.training.align import Alignment, align
+from safe_framework.training.align import Aligned, Alignment, align
 from safe_framework.training.batches import IGNORED, attention_mask, pad_right
 from safe_framework.training.losses import answer_loss, check_finite
 from safe_framework.training.order import shuffled_slice
@@ -130,7 +130,9 @@ def _start(
             pointing = Alignment(SafeModel(model, tokenizer), captions)
             projector.requires_grad_(True)  # SafeModel froze it with the rest
             frames = Frames(values, all_real(values))
-            align(_AsProjector(projector), pointing, frames, captions, spec, progress)
+            ours = _AsProjector(projector)
+            aligned = Aligned(ours, frames.rows, {ours: spec.align_learning_rate})
+            align(aligned, pointing, captions, spec, progress)
     rescale(projector, values.flatten(0, 1), words)
 
 

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import attrs
 
 from safe_framework.data.readers import Row, Source, iterate_rows, no_rows
 from safe_framework.data.samples import Held, named_file, read_sample
+from safe_framework.data.tasks import (
+    NO_FIELDS,
+    QUESTIONS,
+    Reading,
+    distinct,
+    question_of,
+    text_in,
+)
 from safe_framework.encoder import Encoder
 from safe_framework.errors import DataError, SampleError
 from safe_framework.shapes import Sample
 
-NO_FIELDS: Mapping[str, str] = MappingProxyType({})
-"""Every field has the name that it has here."""
+__all__ = [
+    "Example",
+    "distinct",
+    "question_of",
+    "read_examples",
+    "read_samples",
+    "read_task",
+    "read_texts",
+]
 
 _Read = TypeVar("_Read")
 
@@ -31,6 +45,10 @@ class Example:
         samples: by modality; a modality that the row lacks has no key.
         place: where it was read, as ``train.jsonl:12``.
         files: where each sample was read from.
+        task: what kind of answer it wants.
+        dataset: the name of the dataset that it is of; empty where there is only one.
+        labels: all the answers that there are, if they are known.
+        at_tokens: whether the answer is read at the modality's tokens.
     """
 
     prompt: str
@@ -38,6 +56,10 @@ class Example:
     samples: Mapping[str, Sample] = attrs.field(factory=dict)
     place: str = ""
     files: Mapping[str, Path] = attrs.field(factory=dict)
+    task: str = QUESTIONS
+    dataset: str = ""
+    labels: tuple[str, ...] = ()
+    at_tokens: bool = False
 
 
 def read_examples(
@@ -67,14 +89,35 @@ def read_examples(
         DataError: a row lacks a field or names a file that cannot be read, and ``skipped`` is
             None; the message gives the row's line. Or no row can be used.
     """
+    reading = Reading(prompt=template, question=question, fields=fields)
+    return read_task(source, encoders, reading, skipped)
+
+
+def read_task(
+    source: Source,
+    encoders: Mapping[str, Encoder],
+    reading: Reading,
+    skipped: list[DataError] | None = None,
+) -> list[Example]:
+    """Examples of a source whose rows are those of any task.
+
+    Args:
+        source: as for :func:`read_examples`.
+        encoders: by modality.
+        reading: the task, and how its rows are written.
+        skipped: as for :func:`read_examples`.
+
+    Raises:
+        DataError: as :func:`read_examples` does, or an answer is none of the labels.
+    """
 
     def example(row: Row) -> Example:
-        made = _example(row, encoders, template, question)
+        made = _example(row, encoders, reading)
         if skipped is not None:
             _try(made.place, made.samples, encoders)
         return made
 
-    return _each(source, fields, example, skipped)
+    return _each(source, reading.fields, example, skipped)
 
 
 def read_texts(
@@ -160,28 +203,8 @@ def text_of(row: Row, template: str = "{question}") -> str:
         DataError: it has neither.
     """
     if row.values.get("question") is not None:
-        return template.replace("{question}", _text(row.values, "question", row.place))
-    return _text(row.values, "text", row.place)
-
-
-def question_of(row: Row, question: str | None = None) -> str:
-    """What the row asks, or ``question`` where it asks nothing.
-
-    Raises:
-        DataError: there is neither.
-    """
-    if question is not None and row.values.get("question") is None:
-        return question
-    return _text(row.values, "question", row.place)
-
-
-def answer_of(row: Row) -> str:
-    """The row's answer.
-
-    Raises:
-        DataError: it has none.
-    """
-    return _text(row.values, "answer", row.place)
+        return template.replace("{question}", text_in(row, "question"))
+    return text_in(row, "text")
 
 
 def _each(
@@ -205,19 +228,21 @@ def _each(
     return found
 
 
-def _example(
-    row: Row, encoders: Mapping[str, Encoder], template: str, question: str | None
-) -> Example:
+def _example(row: Row, encoders: Mapping[str, Encoder], reading: Reading) -> Example:
     held = sources_of(row, encoders)
     return Example(
-        prompt=template.replace("{question}", question_of(row, question)),
-        answer=answer_of(row),
+        prompt=reading.prompt_of(row),
+        answer=reading.answer_of(row),
         samples={
             name: read_sample(one, encoders[name].sampling_rate, row.place)
             for name, one in held.items()
         },
         place=row.place,
         files={name: one for name, one in held.items() if isinstance(one, Path)},
+        task=reading.task,
+        dataset=reading.dataset,
+        labels=reading.labels,
+        at_tokens=reading.at_tokens,
     )
 
 
@@ -228,18 +253,3 @@ def _try(place: str, samples: Mapping[str, Sample], encoders: Mapping[str, Encod
             encoders[name].prepare([sample])
         except SampleError as error:
             raise DataError(f"{place}: {error.message}", hint=error.hint) from error
-
-
-def _text(row: Mapping[str, Any], field: str, place: str) -> str:
-    value = row.get(field)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(
-            f"{place}: `{field}` must be a text that is not empty, not {value!r}",
-            hint=f"its fields are: {', '.join(row)}",
-        )
-    return value
-
-
-def distinct(values: Sequence[str]) -> list[str]:
-    """The values without repeats, in the order in which they first appear."""
-    return list(dict.fromkeys(values))

@@ -39,9 +39,9 @@ class FrameStore:
         encoder = modality.encoder
         if modality.encoder_trains:
             raise SafeError(
-                f"the encoder of modality `{modality.name}` is trainable, but a run encodes each"
-                " sample once and never trains it",
-                hint="leave out `trainable`, or train it in a loop of your own on `model(**batch)`",
+                f"the encoder of modality `{modality.name}` is trainable, so its frames change with"
+                " every step and cannot be kept",
+                hint="keep its samples: `safe_framework.data.unencoded.UnencodedSamples`",
             )
         kind = f"{type(encoder).__module__}.{type(encoder).__qualname__}"
         key = text_fingerprint(kind, fingerprint(encoder), options)

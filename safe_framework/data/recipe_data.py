@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import attrs
+
 from safe_framework._recipe import Recipe
-from safe_framework._recipe.schema import DataSpec
-from safe_framework.data.examples import Example, read_examples, read_samples, read_texts
+from safe_framework._recipe.schema import DataSpec, MixSpec, mixed
+from safe_framework.data.examples import Example, read_samples, read_task, read_texts
+from safe_framework.data.tasks import CLASSES, NO_FIELDS, Reading, distinct
 from safe_framework.encoder import Encoder
 from safe_framework.errors import DataError
 from safe_framework.shapes import Sample
@@ -39,15 +42,60 @@ class RecipeData:
         self._read: dict[tuple[str, ...], Any] = {}
 
     def examples(self, key: str, encoders: Mapping[str, Encoder]) -> list[Example]:
-        """The task's rows in ``train`` or ``test``."""
+        """The task's rows in ``train`` or ``test``, of all datasets that have it, in turn.
+
+        A classification without ``labels`` has those of its training rows.
+
+        Raises:
+            DataError: a row cannot be used; or an answer of the test is none of the labels.
+        """
+        return [
+            example
+            for name, one in self.spec.datasets().items()
+            if mixed(key, name) in self.sources
+            for example in self._of(key, name, one, encoders)
+        ]
+
+    def _of(
+        self, key: str, name: str, one: MixSpec, encoders: Mapping[str, Encoder]
+    ) -> list[Example]:
+        labels = one.labels
+        if key != "train" and one.task == CLASSES:
+            labels = labels or self._of("train", name, one, encoders)[0].labels
+        reading = self.reading(name, labels)
+        source = self.sources[mixed(key, name)]
 
         def read(skipped: list[DataError] | None) -> list[Example]:
-            return read_examples(
-                self.sources[key], encoders, self.spec.prompt,
-                question=self.spec.question, fields=self.spec.fields, skipped=skipped,
-            )  # fmt: skip
+            found = read_task(source, encoders, reading, skipped)
+            if one.task != CLASSES or labels:
+                return found
+            own = tuple(distinct([example.answer for example in found]))
+            return [attrs.evolve(example, labels=own) for example in found]
 
-        return self._once((key,), read)
+        return self._once((mixed(key, name),), read)
+
+    def reading(self, name: str, labels: tuple[str, ...] | None = None) -> Reading:
+        """How the rows of the dataset called ``name`` are read."""
+        one = self.spec.datasets()[name]
+        return Reading(
+            dataset=name,
+            task=one.task,
+            prompt=one.prompt or "",
+            question=one.question,
+            labels=one.labels if labels is None else labels,
+            at_tokens=one.read_at == "tokens",
+            fields=one.fields or NO_FIELDS,
+        )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The share of the rows drawn from each dataset, by name."""
+        return {name: one.weight for name, one in self.spec.datasets().items()}
+
+    def trained_on(self) -> list[str]:
+        """The keys of all data that training reads."""
+        keys = [mixed("train", name) for name in self.spec.datasets()]
+        return [key for key in (*keys, "retention", "foreign") if key in self.sources]
 
     def texts(self, key: str) -> list[str]:
         """The texts of ``retention`` or ``retention_test``; none if the recipe names none."""

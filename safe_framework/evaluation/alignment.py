@@ -9,7 +9,8 @@ import attrs
 import torch
 
 from safe_framework.data.examples import distinct
-from safe_framework.evaluation.answers import Progress, batches, silent
+from safe_framework.evaluation.answers import Progress, silent
+from safe_framework.evaluation.groups import batches
 from safe_framework.evaluation.metrics import Estimate, bootstrap
 from safe_framework.training.align import answer_embeddings
 

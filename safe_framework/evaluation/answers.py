@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 from torch import Tensor
 
+from safe_framework.data.tasks import CLASSES
+from safe_framework.evaluation.choices import choose
+from safe_framework.evaluation.groups import batches
 from safe_framework.evaluation.metrics import normalise
 from safe_framework.shapes import Sample
 
@@ -19,8 +22,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 """Called with a label, how many are done, and of how many."""
-
-_Item = TypeVar("_Item")
 
 
 def silent(label: str, done: int, total: int) -> None:
@@ -61,6 +62,8 @@ def answer(
 ) -> list[str]:
     """The greedy answer to each example, with the samples that it carries.
 
+    A classification is answered by the likeliest of its labels.
+
     Args:
         model: in eval mode.
         examples: questions and their samples; the expected answers are not looked at.
@@ -88,23 +91,48 @@ def answer_surely(
     gate: Mapping[str, float] | None = None,
     label: str = "answers",
     progress: Progress = silent,
-) -> list[tuple[str, float]]:
-    """As ``answer``, each with its probability: the product of its tokens', its end included."""
-    answers: list[tuple[str, float]] = []
+) -> list[tuple[str, float | None]]:
+    """As ``answer``, each with its probability: the product of its tokens', its end included.
+
+    A label that was chosen as the likeliest has none.
+    """
     strengths = {**model.gates, **(gate or {})}
+    found: dict[int, tuple[str, float | None]] = {}
+    closed = [place for place, example in enumerate(examples) if example.task == CLASSES]
+    for places in batches(closed, batch_size):
+        asked = [(examples[i], _opened(examples[i].samples, strengths)) for i in places]
+        chosen = choose(model, asked, batch_size=batch_size, gate=gate or {})
+        found |= {place: (text, None) for place, text in zip(places, chosen, strict=True)}
+        progress(label, len(found), len(examples))
+    free = [place for place in range(len(examples)) if place not in found]
+    told = _generated(model, [examples[i] for i in free], max_new_tokens, batch_size, gate or {})
+    for place, said in zip(free, told, strict=True):
+        found[place] = said
+        if len(found) % batch_size == 0 or len(found) == len(examples):
+            progress(label, len(found), len(examples))
+    return [found[place] for place in range(len(examples))]
+
+
+def _generated(
+    model: SafeModel,
+    examples: Sequence[Example],
+    max_new_tokens: int,
+    batch_size: int,
+    gate: Mapping[str, float],
+) -> Iterator[tuple[str, float]]:
+    strengths = {**model.gates, **gate}
     for rows in batches(examples, batch_size):
         heard = [_opened(row.samples, strengths) for row in rows]
         batch = inputs(model, [row.prompt for row in rows], heard)
         out = model.generate(
-            **batch, gate=dict(gate or {}), max_new_tokens=max_new_tokens, do_sample=False,
+            **batch, gate=dict(gate), max_new_tokens=max_new_tokens, do_sample=False,
             return_dict_in_generate=True, output_scores=True,
         )  # fmt: skip
-        new = new_tokens(model, out.sequences, batch)
-        texts = model.tokenizer.batch_decode(new, skip_special_tokens=True)
+        texts = model.tokenizer.batch_decode(
+            new_tokens(model, out.sequences, batch), skip_special_tokens=True
+        )
         sure = _probabilities(model, out.sequences, out.scores)
-        answers += zip(map(str.strip, texts), sure, strict=True)
-        progress(label, len(answers), len(examples))
-    return answers
+        yield from zip(map(str.strip, texts), sure, strict=True)
 
 
 def _probabilities(model: SafeModel, tokens: Tensor, scores: Sequence[Tensor]) -> list[float]:
@@ -142,8 +170,8 @@ def answer_without(
     return [by_question[_question(example)] for example in alone]
 
 
-def _question(example: Example) -> tuple[str, str]:
-    return example.prompt, example.place if example.samples else ""
+def _question(example: Example) -> tuple[object, ...]:
+    return example.prompt, example.labels, example.place if example.samples else ""
 
 
 def without(examples: Sequence[Example], modality: str) -> list[Example]:
@@ -199,8 +227,3 @@ def new_tokens(model: SafeModel, tokens: Tensor, batch: Mapping[str, Any]) -> Te
     if config.is_encoder_decoder:
         return tokens
     return tokens[:, batch["input_ids"].shape[1] :]
-
-
-def batches(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
-    """The items in order, ``size`` at a time."""
-    return (items[start : start + size] for start in range(0, len(items), size))

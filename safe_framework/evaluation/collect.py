@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from safe_framework.data.tasks import CAPTIONS
 from safe_framework.evaluation.answers import (
     Progress,
     answer,
     answer_surely,
     answer_without,
-    batches,
     shuffled,
     silent,
 )
+from safe_framework.evaluation.groups import batches
 from safe_framework.evaluation.metrics import normalise
 from safe_framework.evaluation.probe import Features, pool, probe
 from safe_framework.evaluation.results import Answered
@@ -58,6 +59,8 @@ def collect(
             base=base,
             probe=probed,
             confidence=sure,
+            task=example.task,
+            dataset=example.dataset,
             sample=example.samples[modality],
             file=example.files.get(modality),
         )
@@ -86,6 +89,26 @@ def _probed(
     seed: int,
     progress: Progress,
 ) -> tuple[str, ...]:
+    train = [example for example in train if example.task != CAPTIONS]
+    asked = [place for place, example in enumerate(test) if example.task != CAPTIONS]
+    if not train or not asked:  # a probe names classes, and a caption is none
+        return ("",) * len(test)
+    named = dict.fromkeys(range(len(test)), "")
+    closed = [test[place] for place in asked]
+    found = _probe_tasks(model, modality, train, closed, batch_size, seed, progress)
+    named |= zip(asked, found, strict=True)
+    return tuple(named.values())
+
+
+def _probe_tasks(
+    model: SafeModel,
+    modality: str,
+    train: Sequence[Example],
+    test: Sequence[Example],
+    batch_size: int,
+    seed: int,
+    progress: Progress,
+) -> list[str]:
     features = _features(model, modality, [*train, *test], batch_size, progress)
     named = [""] * len(test)
     of_train, of_test = tasks([(e.prompt, normalise(e.answer)) for e in train], test)
@@ -97,7 +120,7 @@ def _probed(
         found = probe(features[known], labels, features[places], seed=seed)
         for place, name in zip(asked, found, strict=True):
             named[place] = name
-    return tuple(named)
+    return named
 
 
 def _features(

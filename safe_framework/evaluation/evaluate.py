@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from safe_framework.data.tasks import CAPTIONS
 from safe_framework.errors import DataError
 from safe_framework.evaluation.alignment import cross_modal
 from safe_framework.evaluation.answers import Progress, evaluating, silent
 from safe_framework.evaluation.calibration import Calibration, calibration
 from safe_framework.evaluation.collect import collect
+from safe_framework.evaluation.datasets import by_dataset, closed
 from safe_framework.evaluation.gain import gain
 from safe_framework.evaluation.results import Answered, Evaluation
 from safe_framework.evaluation.retention import gate_zero, retention
@@ -75,7 +77,13 @@ def evaluate(
         likeness = cross_modal(model, modality, test, progress=progress, **drawing)
     return Evaluation(
         modality=modality,
-        gain=gain(answers, [example.answer for example in train], judge=judge, **drawing),
+        gain=gain(
+            closed(answers),
+            [e.answer for e in train if e.task != CAPTIONS] or [e.answer for e in train],
+            judge=judge,
+            **drawing,
+        ),
+        datasets=by_dataset(answers, **drawing),
         retention=kept,
         gate_zero=shut,
         **_sizes(model),
@@ -95,9 +103,11 @@ def _sizes(model: SafeModel) -> dict[str, Any]:
     }
 
 
-def _calibration(answers: Sequence[Answered], drawing: Mapping[str, Any]) -> Calibration:
-    sure = [row.confidence or 0.0 for row in answers]
-    return calibration(sure, [row.right for row in answers], **drawing)
+def _calibration(answers: Sequence[Answered], drawing: Mapping[str, Any]) -> Calibration | None:
+    """Of the answers that were generated; a label that was chosen has no probability."""
+    told = [row for row in answers if row.confidence is not None and row.task != CAPTIONS]
+    sure = [row.confidence or 0.0 for row in told]
+    return calibration(sure, [row.right for row in told], **drawing) if told else None
 
 
 def _check(

@@ -10,6 +10,7 @@ import attrs
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 from cattrs.preconf.json import make_converter
 
+from safe_framework.data.tasks import QUESTIONS
 from safe_framework.evaluation.alignment import CrossModal
 from safe_framework.evaluation.calibration import Calibration
 from safe_framework.evaluation.metrics import Estimate, normalise
@@ -123,6 +124,29 @@ class Gain:
 
 
 @attrs.frozen
+class DatasetGain:
+    """What was gained on one dataset, by the measure of its task.
+
+    Attributes:
+        task: of its rows.
+        measure: what ``score`` is.
+        score: with the sense.
+        base: of the base, which gets the prompt alone.
+        shuffled: with another example's sample.
+        over_base: paired difference of ``score`` and ``base``.
+        over_shuffled: paired difference of ``score`` and ``shuffled``.
+    """
+
+    task: str
+    measure: str
+    score: Estimate
+    base: Estimate
+    shuffled: Estimate
+    over_base: Estimate
+    over_shuffled: Estimate
+
+
+@attrs.frozen
 class Answered:
     """One test example and all the answers to it; the sample itself is not written to disk.
 
@@ -135,6 +159,8 @@ class Answered:
         base: without the sense.
         probe: of the linear probe.
         confidence: probability of the answer with the sense; None in older results.
+        task: of its dataset.
+        dataset: its name; empty where there is only one.
         sample: of the sense.
         file: where the sample was read.
     """
@@ -147,6 +173,8 @@ class Answered:
     base: str
     probe: str
     confidence: float | None = None
+    task: str = QUESTIONS
+    dataset: str = ""
     sample: Sample = attrs.field(default=None, eq=False, repr=False)
     file: Path | None = attrs.field(default=None, eq=False, repr=False)
 
@@ -176,6 +204,8 @@ class Evaluation:
         calibration: of the answers with the sense; None in older results.
         alignment: of the sense's tokens with the answers' words; None in older results, and where
             all answers are the same.
+        datasets: the result on each dataset of a mix, by name; ``gain`` is that on all rows that
+            are right or wrong, which captions are not.
     """
 
     modality: str
@@ -192,6 +222,7 @@ class Evaluation:
     costs: Mapping[str, float] = attrs.field(factory=dict)
     calibration: Calibration | None = None
     alignment: CrossModal | None = None
+    datasets: Mapping[str, DatasetGain] = attrs.field(factory=dict)
 
     def to_json(self) -> str:
         """The content of ``metrics.json``."""

@@ -12,7 +12,8 @@ from torch import Tensor
 from safe_framework.bits import same_bits
 from safe_framework.data.distractors import FOREIGN, KINDS, distractor
 from safe_framework.errors import SafeError
-from safe_framework.evaluation.answers import Progress, batches, inputs, silent, without
+from safe_framework.evaluation.answers import Progress, inputs, silent, without
+from safe_framework.evaluation.groups import batches
 from safe_framework.evaluation.metrics import agrees, bootstrap, kl_per_position
 from safe_framework.evaluation.results import Absent, Agreement, GateZero, Retention
 from safe_framework.shapes import Sample

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
 
+from safe_framework.data.tasks import CAPTIONS
 from safe_framework.errors import DataError
 from safe_framework.evaluation.metrics import Estimate
-from safe_framework.evaluation.results import Agreement, Evaluation
+from safe_framework.evaluation.results import Agreement, DatasetGain, Evaluation
 from safe_framework.evaluation.wording import (
     count,
     duration,
@@ -88,6 +89,9 @@ def headlines(evaluation: Evaluation) -> tuple[Headline, Headline, Headline]:
 
 
 def _gained(evaluation: Evaluation) -> Headline:
+    told = list(evaluation.datasets.values())
+    if told and all(found.task == CAPTIONS for found in told):  # which are not right or wrong
+        return _tells(evaluation.modality, told)
     gain, name = evaluation.gain, evaluation.modality
     return Headline(
         "Gain",
@@ -108,6 +112,21 @@ def _off_is_base(evaluation: Evaluation) -> Headline:
         f"{'the base' if same else 'a law is broken'} when {evaluation.modality} is absent or its "
         "gate is 0",
         f"{absent.texts} texts and {shut.examples} examples compared",
+    )
+
+
+def _tells(modality: str, told: Sequence[DatasetGain]) -> Headline:
+    rows = sum(found.score.n for found in told)
+
+    def mean(of: Callable[[DatasetGain], Estimate]) -> str:
+        return percent(sum(of(found).value * found.score.n for found in told) / rows)
+
+    return Headline(
+        "Hears",
+        mean(lambda found: found.score),
+        f"of words shared with the right caption (F1), over {rows} unseen {modality} examples",
+        f"without {modality} {mean(lambda found: found.base)} · "
+        f"shuffled {mean(lambda found: found.shuffled)}",
     )
 
 
@@ -135,8 +154,10 @@ def sections(
         DataError: a target is unknown.
     """
     asked = checked_targets(targets)
+    by_dataset = (Section("Gain by dataset", tuple(_datasets(evaluation))),)
     return (
         Section("Gain", tuple(_gain(evaluation, asked))),
+        *(by_dataset if evaluation.datasets else ()),
         Section("Kept when off", tuple(_off(evaluation))),
         Section("Tokens kept, gate at 1", tuple(_agreements(evaluation, asked))),
         Section("KL in nats, gate at 1", tuple(_divergences(evaluation))),
@@ -174,6 +195,13 @@ def _others(evaluation: Evaluation) -> Iterator[Section]:
         rows.append(Row("cosine to the answer", f"{alike.cosine.value:.2f}", limits, "alignment"))
     if rows:
         yield Section("Confidence and alignment", tuple(rows))
+
+
+def _datasets(evaluation: Evaluation) -> Iterator[Row]:
+    for name, found in evaluation.datasets.items():
+        gained = f"{points(found.over_base.value)} over base"
+        told = f"{points(found.over_shuffled.value)} over shuffled"
+        yield _share(name, found.score, f"{found.measure}, n {found.score.n}; {gained}, {told}")
 
 
 def _off(evaluation: Evaluation) -> Iterator[Row]:

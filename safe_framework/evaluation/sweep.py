@@ -14,7 +14,8 @@ import torch
 
 from safe_framework.data.distractors import FOREIGN, KINDS, distractor
 from safe_framework.errors import DataError
-from safe_framework.evaluation.answers import Progress, answer, batches, evaluating, inputs, silent
+from safe_framework.evaluation.answers import Progress, answer, evaluating, inputs, silent
+from safe_framework.evaluation.groups import batches
 from safe_framework.evaluation.metrics import bootstrap, exact_match
 from safe_framework.evaluation.retention import (
     LOGIT_ROWS,

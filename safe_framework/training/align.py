@@ -9,13 +9,15 @@ costs seconds, since the base does not run; while fusion is trained it can stay 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import attrs
 import torch
 from torch import Tensor, nn
 
 from safe_framework._recipe import TrainingSpec
 from safe_framework.data.examples import distinct
+from safe_framework.data.unencoded import inputs_of
 from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
 from safe_framework.shapes import Frames, Tokens
@@ -70,14 +72,15 @@ class Alignment:
     def batch_loss(
         self, model: SafeModel, batch: Mapping[str, Tensor], answers: Sequence[str]
     ) -> Tensor:
-        """The loss of every modality in a batch of finished frames, on the rows that have it."""
+        """The loss of every modality in a batch, on the rows that have it."""
         wanted = self.indices(answers)
         total = self.targets.new_zeros(())
         for name in model.modalities:
             rows = batch[f"{name}__present"].nonzero().flatten()
             if len(rows):
-                frames = Frames(batch[f"{name}__frames"], batch[f"{name}__frames_mask"]).rows(rows)
-                tokens = model.modality(name).projector(frames)
+                modality, given = model.modality(name), inputs_of(name, batch)
+                frames = modality.encode({key: value[rows] for key, value in given.items()})
+                tokens = modality.projector(frames)
                 total = total + self.loss(tokens, wanted[rows])
         return total
 
@@ -95,37 +98,56 @@ def answer_embeddings(model: SafeModel, answers: Sequence[str]) -> Tensor:
     return nn.functional.normalize(centred, dim=-1)
 
 
+@attrs.frozen(eq=False)
+class Aligned:
+    """What the stage trains.
+
+    Attributes:
+        projector: gives the tokens.
+        frames: gives the frames of chosen rows, on the projector's device.
+        rates: peak rate of each module that is trained: the projector, and its encoder if that
+            trains.
+        batch: rows of a step.
+    """
+
+    projector: nn.Module
+    frames: Callable[[Tensor], Frames]
+    rates: Mapping[nn.Module, float]
+    batch: int = _BATCH
+
+
 def align(
-    projector: nn.Module,
+    aligned: Aligned,
     alignment: Alignment,
-    frames: Frames,
     answers: Sequence[str],
     spec: TrainingSpec,
     progress: WorkProgress,
 ) -> None:
-    """Train a projector alone for ``spec.align_steps`` steps.
+    """Train a projector, without the base, for ``spec.align_steps`` steps.
 
     Args:
-        projector: to train.
+        aligned: what is trained.
         alignment: the loss.
-        frames: a row for each sample, on the projector's device.
         answers: the answer of each row.
-        spec: steps, rate and seed.
+        spec: steps.
         progress: the bar.
     """
     if not spec.align_steps:
         return
     wanted = alignment.indices(answers)
-    parameters = [p for p in projector.parameters() if p.requires_grad]
-    rate = spec.align_learning_rate
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=_WEIGHT_DECAY)
+    groups = [
+        {"params": [p for p in module.parameters() if p.requires_grad], "lr": rate}
+        for module, rate in aligned.rates.items()
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=_WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=spec.align_steps, pct_start=0.1
+        optimizer, list(aligned.rates.values()), total_steps=spec.align_steps, pct_start=0.1
     )
-    projector.train()
+    for module in aligned.rates:
+        module.train()
     for step in range(spec.align_steps):
-        rows = torch.randperm(len(answers), device=wanted.device)[:_BATCH]
-        loss = alignment.loss(projector(frames.rows(rows)), wanted[rows])
+        rows = torch.randperm(len(answers), device=wanted.device)[: aligned.batch]
+        loss = alignment.loss(aligned.projector(aligned.frames(rows)), wanted[rows])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
         optimizer.step()

@@ -9,11 +9,14 @@ import attrs
 import torch
 from torch import Tensor
 
+from safe_framework.beginning import begun
 from safe_framework.data.examples import Example
 from safe_framework.data.frames import stack
+from safe_framework.data.unencoded import Row, Unencoded, prepared
 from safe_framework.errors import DataError
 from safe_framework.marker_text import MarkerText
 from safe_framework.shapes import Frames
+from safe_framework.training.classes import ClassTarget, class_columns, class_target
 
 IGNORED = -100
 
@@ -26,19 +29,28 @@ class TokenizedExample:
         prompt: token ids of the prompt.
         answer: token ids of the answer and the end-of-text token.
         text: the answer as it was written.
-        frames: one row of frames by modality.
+        frames: one row of frames by modality, or the sample itself if its encoder trains.
+        dataset: the name of its dataset.
+        classes: what is read at the modality's tokens instead of the answer.
     """
 
     prompt: Sequence[int]
     answer: Sequence[int]
     text: str
-    frames: Mapping[str, Frames]
+    frames: Mapping[str, Row]
+    dataset: str = ""
+    classes: ClassTarget | None = None
+
+    @property
+    def spelled(self) -> Sequence[int]:
+        """The answer's tokens that training shows: none where a class is read at tokens."""
+        return () if self.classes else self.answer
 
 
 def tokenize(
     tokenizer: Any,
     example: Example,
-    frames: Mapping[str, Frames],
+    frames: Mapping[str, Row],
     markers: MarkerText | None = None,
 ) -> TokenizedExample:
     """Token ids of an example's prompt, with the markers of its samples, and answer.
@@ -50,7 +62,9 @@ def tokenize(
     answer = tokenizer(example.answer, add_special_tokens=False)["input_ids"]
     if not answer:
         raise DataError(f"{example.place}: the answer {example.answer!r} has no tokens")
-    return TokenizedExample(prompt, [*answer, tokenizer.eos_token_id], example.answer, frames)
+    ended = [*answer, tokenizer.eos_token_id]
+    classes = class_target(tokenizer, example, prompt, markers)
+    return TokenizedExample(prompt, ended, example.answer, frames, example.dataset, classes)
 
 
 def marked_ids(
@@ -58,9 +72,10 @@ def marked_ids(
 ) -> list[int]:
     """Token ids of a text, with the markers of the modalities that it has a sample of."""
     if markers is None:
-        ids: list[int] = tokenizer(text)["input_ids"]
+        ids: list[int] = tokenizer(begun(tokenizer, text))["input_ids"]
         return ids
-    return markers.marked(text, tokenizer(markers.plain(text))["input_ids"], present)
+    plain = begun(tokenizer, markers.plain(text))
+    return markers.marked(text, tokenizer(plain)["input_ids"], present)
 
 
 def pad_right(rows: Sequence[Sequence[int]], value: int) -> Tensor:
@@ -74,8 +89,16 @@ def attention_mask(rows: Sequence[Sequence[int]]) -> Tensor:
     return pad_right([[1] * len(row) for row in rows], 0)
 
 
-def carry(name: str, frames: Sequence[Frames | None], dim: int) -> dict[str, Tensor]:
-    """The part of a batch that carries finished frames of modality ``name``."""
+def carry(name: str, rows: Sequence[Row | None], dim: int) -> dict[str, Tensor]:
+    """The part of a batch that carries modality ``name``: finished frames of width ``dim``.
+
+    Where the encoder trains, what it has prepared of the samples instead.
+    """
+    raw = [row for row in rows if isinstance(row, Unencoded)]
+    if raw:
+        samples = [row.sample if isinstance(row, Unencoded) else None for row in rows]
+        return prepared(name, raw[0].encoder, samples)
+    frames = [row if isinstance(row, Frames) else None for row in rows]
     stacked = stack(frames, dim)
     return {
         f"{name}__present": torch.tensor([one is not None for one in frames]),
@@ -97,13 +120,14 @@ class AnswerCollator:
 
     def __call__(self, examples: Sequence[TokenizedExample]) -> dict[str, Any]:
         """``input_ids``, ``attention_mask``, ``labels``, the modalities, and ``answers``."""
-        rows = [[*e.prompt, *e.answer] for e in examples]
-        labels = [[*[IGNORED] * len(e.prompt), *e.answer] for e in examples]
+        rows = [[*e.prompt, *e.spelled] for e in examples]
+        labels = [[*[IGNORED] * len(e.prompt), *e.spelled] for e in examples]
         batch: dict[str, Any] = {
             "input_ids": pad_right(rows, self.pad),
             "attention_mask": attention_mask(rows),
             "labels": pad_right(labels, IGNORED),
             "answers": [e.text for e in examples],
+            **class_columns(examples, max(map(len, rows))),
         }
         for name, dim in self.dims.items():
             batch.update(carry(name, [e.frames.get(name) for e in examples], dim))

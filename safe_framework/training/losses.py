@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from safe_framework.model import SafeModel
 from safe_framework.training.batches import IGNORED
+from safe_framework.training.classes import Classes, mean_loss
 
 
 def answer_loss(model: nn.Module, base: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -20,11 +21,16 @@ def answer_loss(model: nn.Module, base: nn.Module, batch: Mapping[str, Tensor]) 
     Args:
         model: the SafeModel, possibly wrapped for distributed training.
         base: its base, whose output embeddings are shown only some positions.
-        batch: ``input_ids``, ``attention_mask``, ``labels`` and modalities.
+        batch: ``input_ids``, ``attention_mask``, ``labels``, modalities, and classes that are
+            read at their tokens.
     """
     inputs = dict(batch)
+    classes = Classes.taken(inputs)
     targets = nn.functional.pad(inputs.pop("labels")[:, 1:], (0, 1), value=IGNORED)
     places = targets != IGNORED  # position t predicts token t + 1
+    if classes is not None:
+        logits = logits_at(model, base, inputs, places | classes.places)
+        return mean_loss(logits, targets, classes)
     logits = logits_at(model, base, inputs, places)
     return nn.functional.cross_entropy(logits.float(), targets[places])
 
@@ -90,15 +96,25 @@ def check_finite(loss: Tensor, name: str, step: int) -> Tensor:
 
 
 def trainable_groups(
-    model: SafeModel, projector_rate: float, fusion_rate: float, weight_decay: float
+    model: SafeModel,
+    projector_rate: float,
+    fusion_rate: float,
+    weight_decay: float,
+    encoder_rate: float | None = None,
 ) -> list[dict[str, Any]]:
-    """AdamW's parameter groups: projectors (and trainable encoders), then fusion adapters."""
-    named = model.trainable_parameters()
-    fusion = [p for name, p in named.items() if name.split(".")[1] == "fusion"]
-    other = [p for name, p in named.items() if name.split(".")[1] != "fusion"]
-    groups = ((other, projector_rate), (fusion, fusion_rate))
+    """AdamW's parameter groups: projectors, then fusion adapters, then encoders that train.
+
+    Without a rate of their own, the encoders are among the projectors.
+    """
+    rates = {"fusion": fusion_rate}
+    if encoder_rate is not None:
+        rates["encoder"] = encoder_rate
+    parts: dict[str, list[nn.Parameter]] = {"": [], **{part: [] for part in rates}}
+    for name, parameter in model.trainable_parameters().items():
+        part = name.split(".")[1]
+        parts[part if part in rates else ""].append(parameter)
     return [
-        {"params": params, "lr": rate, "weight_decay": weight_decay}
-        for params, rate in groups
+        {"params": params, "lr": rates.get(part, projector_rate), "weight_decay": weight_decay}
+        for part, params in parts.items()
         if params
     ]

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from safe_framework.data.distractors import distractor
 from safe_framework.data.frames import FrameStore
+from safe_framework.data.unencoded import Row, UnencodedSamples
 from safe_framework.errors import DataError
 from safe_framework.model import SafeModel
 from safe_framework.retention import RetentionRegularizer
 from safe_framework.retention_store import Progress
-from safe_framework.shapes import Frames, Sample
+from safe_framework.shapes import Sample
 from safe_framework.training.batches import attention_mask, carry, pad_right
 from safe_framework.training.caches import Caches
 from safe_framework.training.capture import on_device
@@ -26,7 +27,8 @@ from safe_framework.training.retention_start import RetentionExamples, store_of
 from safe_framework.training.teacher import Teacher
 
 _NOISES = 24
-Pools = Mapping[str, Mapping[str, Sequence[Frames]]]
+Pools = Mapping[str, Mapping[str, Sequence[Row]]]
+Stores = Mapping[str, FrameStore | UnencodedSamples]
 
 
 @attrs.frozen(eq=False)
@@ -45,16 +47,16 @@ class Weighted:
 def distractor_pools(
     kinds: Collection[str],
     samples: Mapping[str, Sequence[Sample]],
-    stores: Mapping[str, FrameStore],
+    stores: Stores,
     seed: int,
     foreign: Mapping[str, Sequence[Sample]] | None = None,
-) -> dict[str, dict[str, list[Frames]]]:
+) -> Pools:
     """Frames of irrelevant samples, by modality and kind.
 
     Args:
         kinds: of irrelevant sample, as in ``RetentionRegularizer.counterfactual``.
         samples: training samples by modality, from which they are made.
-        stores: encode and keep them.
+        stores: encode and keep them, or keep the samples of an encoder that trains.
         seed: decides noise.
         foreign: samples by modality that are not of the task, for kind ``"foreign"``.
 
@@ -197,7 +199,7 @@ class CounterfactualRetention:
             return nullcontext()
         return self.caches.beginning(self.states, batch["input_ids"], batch["attention_mask"])
 
-    def _irrelevant(self, pool: Mapping[str, Sequence[Frames]], step: int) -> list[Frames]:
+    def _irrelevant(self, pool: Mapping[str, Sequence[Row]], step: int) -> list[Row]:
         """One irrelevant sample for each text, the kinds in turn."""
         choose = generator(self.seed, step, 1)
         chosen = []

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import safe_framework
 from safe_framework.adapter import adapter_tensors
+from safe_framework.data.unencoded import contents
 from safe_framework.fingerprint import fingerprint, tensors_fingerprint, text_fingerprint
 from safe_framework.retention_store import Progress, RetentionStore
 from safe_framework.training.batches import carry
@@ -90,14 +91,17 @@ def store_of(
 
 
 def _data(retention: CounterfactualRetention) -> str:
-    frames = {
-        f"{name}.{kind}.{number}": one.values
+    pooled = {
+        f"{name}.{kind}.{number}": one
         for name, pools in retention.pools.items()
         for kind, pool in pools.items()
         for number, one in enumerate(pool)
     }
     rows = [list(map(int, row)) for row in retention.marked]
-    return text_fingerprint(rows, tensors_fingerprint(frames))
+    frames, samples = contents(pooled)
+    if not samples:
+        return text_fingerprint(rows, tensors_fingerprint(frames))
+    return text_fingerprint(rows, tensors_fingerprint(frames), samples)
 
 
 def _code(entry: Weighted) -> str:

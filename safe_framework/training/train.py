@@ -1,25 +1,25 @@
-"""Stage A: a recipe's data through the encoder once, then the trainer."""
+"""Stage A: a recipe's data through the frozen encoders once, then the trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PrinterCallback
 
 from safe_framework._recipe import Recipe
 from safe_framework.assembly import regularizers
 from safe_framework.checkpoints.location import cache_folder
 from safe_framework.data.examples import Example
-from safe_framework.data.frames import FrameStore, stack
+from safe_framework.data.frames import FrameStore
 from safe_framework.data.recipe_data import RecipeData
-from safe_framework.errors import DataError, SafeError
+from safe_framework.data.unencoded import Row, UnencodedSamples
+from safe_framework.errors import DataError
 from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
-from safe_framework.shapes import Frames, Sample
-from safe_framework.training.align import Alignment, align
+from safe_framework.shapes import Sample
+from safe_framework.training.align import Alignment
 from safe_framework.training.batches import (
     AnswerCollator,
     TokenizedExample,
@@ -29,13 +29,16 @@ from safe_framework.training.batches import (
 from safe_framework.training.caches import Caches
 from safe_framework.training.capture import on_device
 from safe_framework.training.checkpoints import latest_complete
+from safe_framework.training.classes import Classes
 from safe_framework.training.report import ProgressReport
 from safe_framework.training.retention import (
     CounterfactualRetention,
+    Stores,
     Weighted,
     distractor_pools,
 )
 from safe_framework.training.schedule import GateSchedule
+from safe_framework.training.start import prepare_projectors
 from safe_framework.training.trainer import SafeTrainer, arguments
 
 Log = list[dict[str, Any]]
@@ -64,11 +67,7 @@ def train(
 
     Returns:
         What was logged: one row for each logging step, from the run's first step on.
-
-    Raises:
-        SafeError: an encoder trains, but frames are computed once.
     """
-    check_encoders(model)
     stores = frame_stores(model, recipe)
     tokenized = encode_examples(model, examples, stores, progress)
     alignment = Alignment(model, [example.answer for example in examples])
@@ -84,6 +83,7 @@ def train(
         alignment=alignment,
         caches=caches,
         pad=pad,
+        weights=data.weights if data else None,
     )
     trainer.remove_callback(PrinterCallback)
     gates = {name: spec.gate for name, spec in recipe.modalities.items()}
@@ -105,26 +105,16 @@ def train(
     return [row for row in trainer.state.log_history if "loss" in row]
 
 
-def check_encoders(model: SafeModel) -> None:
-    """Refuse an encoder that trains: its frames would be kept from before the first step.
-
-    Raises:
-        SafeError: there is one.
-    """
-    for name in model.modalities:
-        if model.modality(name).encoder_trains:
-            raise SafeError(
-                f"the encoder of modality `{name}` trains, but a run computes its frames once",
-                hint="set `trainable = false` in its table, or train it in a loop of your own",
-            )
-
-
-def frame_stores(model: SafeModel, recipe: Recipe) -> dict[str, FrameStore]:
-    """Where each modality's frames are kept."""
-    return {
-        name: FrameStore(model.modality(name), cache_folder() / "frames", spec.encoder.options)
-        for name, spec in recipe.modalities.items()
-    }
+def frame_stores(model: SafeModel, recipe: Recipe) -> Stores:
+    """Where each modality's frames are kept; its samples, if its encoder trains."""
+    found: dict[str, FrameStore | UnencodedSamples] = {}
+    for name, spec in recipe.modalities.items():
+        modality, folder = model.modality(name), cache_folder() / "frames"
+        if modality.encoder_trains:
+            found[name] = UnencodedSamples(modality)
+        else:
+            found[name] = FrameStore(modality, folder, spec.encoder.options)
+    return found
 
 
 def caches_of(
@@ -133,6 +123,7 @@ def caches_of(
     """What a recipe lets training keep of the frozen base."""
     dims = {name: model.modality(name).encoder.dim for name in model.modalities}
     batch = AnswerCollator(dims, pad)([e for e in examples if e.frames][:2] or examples[:2])
+    Classes.taken(batch)
     given = {key: batch[key] for key in batch if key not in ("labels", "answers")}
     spec = recipe.training
     return Caches(model, spec.cache, on_device(given, model.device), pad, spec.cache_gib * 2**30)
@@ -141,50 +132,28 @@ def caches_of(
 def encode_examples(
     model: SafeModel,
     examples: Sequence[Example],
-    stores: Mapping[str, FrameStore],
+    stores: Stores,
     progress: WorkProgress,
 ) -> list[TokenizedExample]:
     """Token ids and frames of every example."""
-    frames: list[dict[str, Frames]] = [{} for _ in examples]
+    frames: list[dict[str, Row]] = [{} for _ in examples]
     for name, store in stores.items():
         having = [i for i, example in enumerate(examples) if name in example.samples]
         samples = [examples[i].samples[name] for i in having]
-        encoded = store.frames(samples, progress, [examples[i].place for i in having])
+        encoded: Sequence[Row] = store.frames(
+            samples, progress, [examples[i].place for i in having]
+        )
         for i, one in zip(having, encoded, strict=True):
             frames[i][name] = one
     markers = model.processor.markers
     return [tokenize(model.tokenizer, e, f, markers) for e, f in zip(examples, frames, strict=True)]
 
 
-def prepare_projectors(
-    model: SafeModel,
-    recipe: Recipe,
-    examples: Sequence[TokenizedExample],
-    alignment: Alignment,
-    progress: WorkProgress,
-) -> None:
-    """Show each projector its training frames, and align it with the answers if asked to."""
-    torch.manual_seed(recipe.training.seed)
-    for name in model.modalities:
-        modality = model.modality(name)
-        having = [example for example in examples if name in example.frames]
-        if not having:
-            raise DataError(
-                f"no training row has a sample of modality `{name}`",
-                hint=f"add a field `{name}` to the rows that have one",
-            )
-        stacked = stack([example.frames[name] for example in having], modality.encoder.dim)
-        frames = Frames(stacked.values.to(model.device), stacked.mask.to(model.device))
-        modality.projector.fit(frames)
-        answers = [example.text for example in having]
-        align(modality.projector, alignment, frames, answers, recipe.training, progress)
-
-
 def retention_of(
     model: SafeModel,
     recipe: Recipe,
     examples: Sequence[Example],
-    stores: Mapping[str, FrameStore],
+    stores: Stores,
     pad: int,
     data: RecipeData | None = None,
     caches: Caches | None = None,

@@ -22,7 +22,7 @@ from safe_framework.training.batches import AnswerCollator, TokenizedExample
 from safe_framework.training.caches import Caches
 from safe_framework.training.checkpoints import mark_complete
 from safe_framework.training.losses import answer_loss, check_finite, trainable_groups
-from safe_framework.training.order import balanced_order, shuffled_slice
+from safe_framework.training.mix import run_order
 from safe_framework.training.retention import CounterfactualRetention
 
 WEIGHTS = "adapter.safetensors"
@@ -64,6 +64,7 @@ class SafeTrainer(Trainer):
         alignment: the loss that draws tokens to their answers; None trains without.
         caches: what is kept of the frozen base; None keeps nothing.
         pad: id that fills rows up.
+        weights: share of each dataset in the rows that are drawn; equal if None.
     """
 
     def __init__(
@@ -77,11 +78,13 @@ class SafeTrainer(Trainer):
         alignment: Alignment | None = None,
         caches: Caches | None = None,
         pad: int = 0,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
+        self.weights = weights
         self.safe_model, self.spec = model, spec
         self.retention, self.alignment = retention, alignment
         self._examples = list(examples)
-        self.caches, self._rows = caches, [[*e.prompt, *e.answer] for e in self._examples]
+        self.caches, self._rows = caches, [[*e.prompt, *e.spelled] for e in self._examples]
         self._states = caches.task_texts(self._rows) if caches else None
         dims = {name: model.modality(name).encoder.dim for name in model.modalities}
         super().__init__(
@@ -132,10 +135,16 @@ class SafeTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> FixedOrder:
         """The order of the whole run, so that a resumed run sees what an unbroken one does."""
         count = self.spec.max_steps * self.args.train_batch_size * self.args.world_size
-        texts = [example.text for example in self._examples]
-        if self.spec.balance:
-            return FixedOrder(balanced_order(self.spec.seed, texts, count))
-        return FixedOrder(shuffled_slice(self.spec.seed, 0, count, len(texts)))
+        examples, spec = self._examples, self.spec
+        order = run_order(
+            [example.dataset for example in examples],
+            [example.text for example in examples],
+            count,
+            seed=spec.seed,
+            balance=spec.balance,
+            weights=self.weights,
+        )
+        return FixedOrder(order)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add both losses and the gates to what the Trainer logs."""
@@ -147,7 +156,7 @@ class SafeTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with a rate for projectors and one for fusion adapters."""
+        """AdamW with rates for projectors, fusion adapters and encoders that train."""
         if self.optimizer is None:
             spec = self.spec
             groups = trainable_groups(
@@ -155,6 +164,7 @@ class SafeTrainer(Trainer):
                 spec.projector_learning_rate,
                 spec.fusion_learning_rate,
                 spec.weight_decay,
+                spec.encoder_learning_rate,
             )
             optimizer = torch.optim.AdamW(groups)
             if self.retention is not None:

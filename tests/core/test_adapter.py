@@ -264,3 +264,17 @@ def test_a_trained_encoder_travels_along(tmp_path: Path) -> None:
         "touch.encoder.mix.weight",
         "touch.encoder.mix.bias",
     }
+
+
+def test_an_adapter_that_was_moved_aside_is_put_back(folder: Path) -> None:
+    """A writer killed between its two renames loses nothing: the next one finds the old adapter."""
+    before = contents(folder)
+    folder.rename(folder.with_name(".adapter-x1y2-old"))
+
+    def failing(temporary: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adapter.write_folder(folder, failing)
+    assert contents(folder) == before
+    assert [path.name for path in folder.parent.iterdir()] == ["adapter"]

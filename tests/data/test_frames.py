@@ -239,7 +239,7 @@ def test_a_sample_without_a_real_frame_has_none(tmp_path: Path) -> None:
 
 
 def test_a_trainable_encoder_is_refused(touch: Modality, tmp_path: Path) -> None:
-    """Law: no run keeps frames of an encoder that is said to train, and so never trains it."""
+    """Law: nobody keeps frames of an encoder that trains: they would not stay true."""
     touch.encoder.requires_grad_(True)
-    with pytest.raises(SafeError, match=r"`touch` is trainable.*\nhint: leave out `trainable`"):
+    with pytest.raises(SafeError, match=r"`touch` is trainable.*\nhint: keep its samples"):
         FrameStore(touch, tmp_path)

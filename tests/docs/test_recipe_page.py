@@ -19,6 +19,7 @@ TABLES = {
     "`gate`": schema.GateSpec,
     "`[[retention]]`": schema.RetentionSpec,
     "`[data]`": schema.DataSpec,
+    "`[[data.mix]]`": schema.MixSpec,
     "`[training]`": schema.TrainingSpec,
     "`[evaluation]`": schema.EvaluationSpec,
 }

@@ -145,16 +145,3 @@ def test_an_inner_encoder_that_refuses_is_shown_where_it_is(
         safe_framework.build(path)
     (problem,) = caught.value.problems
     assert problem.excerpt[problem.column - 1 :].startswith("0 }")
-
-
-def test_a_run_refuses_an_encoder_that_trains(
-    write: Callable[[str, str], Path], tmp_path: Path
-) -> None:
-    """A run keeps frames, so it says that it cannot train an encoder instead of not doing it."""
-    from safe_framework.errors import SafeError
-    from safe_framework.training.train import check_encoders
-
-    encoder = '{ use = "sensor", channels = 2, rate = 50%s }'
-    with pytest.raises(SafeError, match=r"encoder of modality `sense` .*\nhint: .*trainable = fal"):
-        check_encoders(safe_framework.build(write(encoder % "", RESAMPLER)))
-    check_encoders(safe_framework.build(write(encoder % ", trainable = false", RESAMPLER)))

@@ -153,6 +153,24 @@ def test_starting_anew_forgets_the_old_checkpoints(world: Path, copied: Path) ->
     }
 
 
+def test_old_checkpoints_that_are_half_removed_are_never_resumed_from(
+    world: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: a run that starts anew and dies while it removes the old checkpoints leaves none."""
+
+    def dying(path: Path, **options: object) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.shutil, "rmtree", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(str(world / "recipe.toml"), output=copied, resume=False, quiet=True)
+    assert not (copied / "checkpoints").exists()
+    monkeypatch.undo()
+    run._discard(copied / "checkpoints")
+    assert not list(copied.glob(".checkpoints*"))
+
+
 def test_another_recipes_folder_is_refused(world: Path, copied: Path) -> None:
     """Law: a folder that holds another recipe's run is left alone, and the hint says what to do."""
     other = recipe_with(world, "other", {"rank = 2": "rank = 3"})

@@ -6,14 +6,12 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from safe_framework.data.check.findings import Counts, DataReport, Finding
 from safe_framework.data.check.samples import Expected, faults, open_sample
-from safe_framework.data.check.splits import Seen, repeats
+from safe_framework.data.check.splits import Seen, repeats, split_of
 from safe_framework.data.examples import (
-    NO_FIELDS,
-    answer_of,
-    question_of,
     renamed,
     sources_of,
     text_of,
@@ -21,12 +19,14 @@ from safe_framework.data.examples import (
 from safe_framework.data.frames import sample_key
 from safe_framework.data.readers import Row, Source, is_dataset, iterate_rows, no_rows
 from safe_framework.data.samples import Held
+from safe_framework.data.tasks import CAPTIONS, NO_FIELDS, Reading
 from safe_framework.errors import DataError
 
 __all__ = ["DataReport", "Expected", "Finding", "check_data"]
 
 Progress = Callable[[str, int, int], None]
 
+NO_READINGS: Mapping[str, Reading] = MappingProxyType({})
 TEXTS, FOREIGN = ("retention", "retention_test"), ("foreign", "foreign_test")
 
 
@@ -36,6 +36,7 @@ def check_data(
     *,
     question: str | None = None,
     fields: Mapping[str, str] = NO_FIELDS,
+    readings: Mapping[str, Reading] = NO_READINGS,
     progress: Progress | None = None,
 ) -> DataReport:
     """Read every row and every sample of some data.
@@ -45,17 +46,21 @@ def check_data(
         modalities: what to expect of each one's samples.
         question: what is asked where a row has no question.
         fields: what a field is called in the data, by the name that it has here.
+        readings: how the rows of some sources are read, by key, if not as those of any other.
         progress: called after each row.
     """
+    usual = Reading(question=question, fields=fields)
     checks = [
-        _SourceCheck(key, source, modalities, question, fields) for key, source in sources.items()
+        _SourceCheck(key, source, modalities, readings.get(key, usual))
+        for key, source in sources.items()
     ]
     for check in checks:
         check.run(progress)
     found = [finding for check in checks for finding in check.findings]
     found += repeats([seen for check in checks for seen in check.seen])
     counts = {check.key: check.counts() for check in checks}
-    found += _untrained([seen for check in checks for seen in check.seen], counts)
+    closed = [check for check in checks if check.reading.task != CAPTIONS]
+    found += [one for check in closed for one in _untrained(check.key, check.seen, counts)]
     return DataReport(tuple(found), counts)
 
 
@@ -67,11 +72,10 @@ class _SourceCheck:
         key: str,
         source: Source,
         modalities: Mapping[str, Expected],
-        question: str | None,
-        fields: Mapping[str, str],
+        reading: Reading,
     ) -> None:
         self.key, self.source, self.modalities = key, source, modalities
-        self.question, self.fields = question, fields
+        self.reading = reading
         self.findings: list[Finding] = []
         self.seen: list[Seen] = []
         self.rows, self.seconds = 0, 0.0
@@ -100,9 +104,9 @@ class _SourceCheck:
         if row.error is not None:
             self._note("bad-row", row.place, *_said(row.error, row.place))
         elif self.key in TEXTS:
-            self._text(renamed(row, self.fields))
+            self._text(renamed(row, self.reading.fields))
         else:
-            self._task(renamed(row, self.fields))
+            self._task(renamed(row, self.reading.fields))
 
     def _text(self, row: Row) -> None:
         text = self._part("empty-text", row, lambda: text_of(row))
@@ -113,8 +117,8 @@ class _SourceCheck:
     def _task(self, row: Row) -> None:
         asked = answer = ""
         if self.key not in FOREIGN:
-            asked = self._part("empty-question", row, lambda: question_of(row, self.question))
-            answer = self._part("empty-answer", row, lambda: answer_of(row))
+            asked = self._part("empty-question", row, lambda: self.reading.prompt_of(row))
+            answer = self._part("empty-answer", row, lambda: self.reading.answer_of(row))
             self.answers.update([answer] if answer else [])
         try:
             held = sources_of(row, self.modalities)
@@ -157,15 +161,17 @@ def _said(error: DataError, place: str) -> tuple[str, str]:
     return error.message.removeprefix(place).lstrip(": "), error.hint or "correct the row"
 
 
-def _untrained(everything: Sequence[Seen], counts: Mapping[str, Counts]) -> Iterator[Finding]:
-    """Answers of the test that training never gives."""
-    if not {"train", "test"} <= counts.keys():
+def _untrained(
+    key: str, everything: Sequence[Seen], counts: Mapping[str, Counts]
+) -> Iterator[Finding]:
+    """Answers of a test that its training never gives."""
+    train = key.replace("test", "train", 1)
+    if split_of(key) != "test" or train not in counts:
         return
-    told: set[str] = set()
+    told = set(counts[train].answers)
     for seen in everything:
-        answer = seen.answer
-        if seen.data == "test" and answer and answer not in counts["train"].answers | Counter(told):
-            told.add(answer)
-            message = f"the answer `{answer}` is in no row of `train`"
-            hint = "add rows with it to `train`, or leave it out"
-            yield Finding("untrained-answer", "test", seen.place, message, hint)
+        if seen.answer and seen.answer not in told:
+            told.add(seen.answer)
+            message = f"the answer `{seen.answer}` is in no row of `{train}`"
+            hint = f"add rows with it to `{train}`, or leave it out"
+            yield Finding("untrained-answer", key, seen.place, message, hint)

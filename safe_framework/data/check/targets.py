@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safe_framework._recipe import read_recipe
+from safe_framework._recipe.schema import mixed
 from safe_framework.data import images
 from safe_framework.data.check import Progress, check_data
 from safe_framework.data.check.findings import DataReport
@@ -15,10 +16,14 @@ from safe_framework.data.check.samples import Expected
 from safe_framework.data.readers import READERS, is_dataset, iterate_rows
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.data.samples import read_sound
+from safe_framework.data.tasks import CAPTIONS, CLASSES, QUESTIONS, Reading
 from safe_framework.errors import SafeError
 
 SOUNDS = frozenset({".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav"})
 """Endings of the files that are taken for sounds where no recipe says what they are."""
+
+TASK_OF = {"caption": CAPTIONS, "label": CLASSES}
+"""The task of a file whose rows have no ``answer`` but this."""
 
 _ARRAYS = images.SUFFIXES | {".npy", ".npz"}
 _LOOKED_AT = 100  # rows, to see which fields hold samples
@@ -55,6 +60,11 @@ def check_target(
         expected,
         question=data.spec.question,
         fields=data.spec.fields,
+        readings={
+            mixed(key, name): data.reading(name)
+            for name in data.spec.datasets()
+            for key in ("train", "test")
+        },
         progress=progress,
     )
 
@@ -63,16 +73,19 @@ def _check_source(
     target: str, longest: float, rate: int | None, progress: Progress | None
 ) -> DataReport:
     source = target if is_dataset(target) else Path(target)
-    kinds, texts = dict[str, bool](), True
+    kinds, texts, names = dict[str, bool](), True, set[str]()
     for row in islice(iterate_rows(source) if _can_open(source) else (), _LOOKED_AT):
+        names |= row.values.keys()
         texts &= row.error is not None or ("text" in row.values and "answer" not in row.values)
         for field, value in row.values.items():
             if field not in kinds and (sound := _is_sound(value)) is not None:
                 kinds[field] = sound
     expected = {name: Expected(None, sound, longest, rate) for name, sound in kinds.items()}
     asked = "" if Path(target).is_dir() else None  # a recipe says what is asked of a folder
-    key = "retention" if texts and not kinds else "train"
-    return check_data({key: source}, expected, question=asked, progress=progress)
+    key = "retention" if texts and not kinds and not names & TASK_OF.keys() else "train"
+    asked_of = [TASK_OF[name] for name in TASK_OF if name in names and "answer" not in names]
+    reading = Reading(task=asked_of[0] if asked_of else QUESTIONS, question=asked)
+    return check_data({key: source}, expected, readings={key: reading}, progress=progress)
 
 
 def _can_open(source: Path | str) -> bool:

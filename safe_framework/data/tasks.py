@@ -1,0 +1,101 @@
+"""What a row asks and what is right, by the task of its dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import attrs
+
+from safe_framework.data.readers import Row
+from safe_framework.errors import DataError
+
+NO_FIELDS: Mapping[str, str] = MappingProxyType({})
+"""Every field has the name that it has here."""
+
+QUESTIONS, CAPTIONS, CLASSES = "question_answering", "captioning", "classification"
+
+
+@attrs.frozen
+class Reading:
+    """How the rows of one dataset become examples.
+
+    Attributes:
+        dataset: its name; empty where there is only one.
+        task: ``"question_answering"``, ``"captioning"`` or ``"classification"``.
+        prompt: the text that the base is given, around ``{question}`` if it has one.
+        question: what is asked where a row asks nothing.
+        labels: the closed set of answers of a classification; empty for whatever the rows say.
+        at_tokens: whether a class is read at the modality's tokens and not by an answer.
+        fields: what a field is called in the data, by the name that it has here.
+    """
+
+    dataset: str = ""
+    task: str = QUESTIONS
+    prompt: str = "{question}"
+    question: str | None = None
+    labels: tuple[str, ...] = ()
+    at_tokens: bool = False
+    fields: Mapping[str, str] = NO_FIELDS
+
+    def prompt_of(self, row: Row) -> str:
+        """The text that the base is given; captions and classes need no question.
+
+        Raises:
+            DataError: the task is question answering, and nothing is asked.
+        """
+        asked = self.question
+        if asked is None and self.task != QUESTIONS:
+            asked = ""
+        return self.prompt.replace("{question}", question_of(row, asked))
+
+    def answer_of(self, row: Row) -> str:
+        """The row's ``answer``; of a caption its ``caption``, of a class its ``label``, if given.
+
+        Raises:
+            DataError: it has none, or one that is not among the labels.
+        """
+        own = {CAPTIONS: "caption", CLASSES: "label"}.get(self.task, "answer")
+        answer = text_in(row, own if row.values.get(own) is not None else "answer", instead=own)
+        if self.labels and answer not in self.labels:
+            raise DataError(
+                f"{row.place}: `{answer}` is none of the labels",
+                hint=f"labels: {', '.join(self.labels)}",
+            )
+        return answer
+
+
+def question_of(row: Row, question: str | None = None) -> str:
+    """What the row asks, or ``question`` where it asks nothing.
+
+    Raises:
+        DataError: there is neither.
+    """
+    if question is not None and row.values.get("question") is None:
+        return question
+    return text_in(row, "question")
+
+
+def text_in(row: Row, field: str, *, instead: str = "") -> str:
+    """A field that must hold text.
+
+    Args:
+        row: that has it.
+        field: its name.
+        instead: what the message calls it.
+
+    Raises:
+        DataError: it holds none.
+    """
+    value = row.values.get(field)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(
+            f"{row.place}: `{instead or field}` must be a text that is not empty, not {value!r}",
+            hint=f"its fields are: {', '.join(row.values)}",
+        )
+    return value
+
+
+def distinct(values: Sequence[str]) -> list[str]:
+    """The values without repeats, in the order in which they first appear."""
+    return list(dict.fromkeys(values))
