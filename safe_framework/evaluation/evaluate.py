@@ -77,12 +77,7 @@ def evaluate(
         likeness = cross_modal(model, modality, test, progress=progress, **drawing)
     return Evaluation(
         modality=modality,
-        gain=gain(
-            closed(answers),
-            [e.answer for e in train if e.task != CAPTIONS] or [e.answer for e in train],
-            judge=judge,
-            **drawing,
-        ),
+        gain=gain(closed(answers), _labels(train), judge=judge, **drawing),
         datasets=by_dataset(answers, **drawing),
         retention=kept,
         gate_zero=shut,
@@ -94,6 +89,12 @@ def evaluate(
         calibration=_calibration(answers, drawing),
         **drawing,
     )
+
+
+def _labels(train: Sequence[Example]) -> list[str]:
+    """What chance draws from: captions are no labels, unless there is nothing else."""
+    labels = [example.answer for example in train if example.task != CAPTIONS]
+    return labels or [example.answer for example in train]
 
 
 def _sizes(model: SafeModel) -> dict[str, Any]:
