@@ -17,7 +17,7 @@ import json
 import random
 from pathlib import Path
 
-HELD_OUT, LONGEST = 60, 8
+HELD_OUT, LONGEST, STEPS = 60, 8, 400
 
 RECIPE = """\
 # SmolLM2-135M sees through DINOv2, and hears through Whisper tiny.en.
@@ -30,6 +30,7 @@ vision = "{vision}"
 language = "smollm2-135m-instruct-q4"
 train = "train.jsonl"
 test = "test.jsonl"
+prompt = "<|im_start|>user\\n<image>What is this?<|im_end|>\\n<|im_start|>assistant\\n"
 image_size = 70
 layer = 8
 align_steps = 100
@@ -57,23 +58,28 @@ def captioned(root: Path) -> list[tuple[Path, str]]:
     return found
 
 
+def prepare(stamps: Path, output: Path, vision: str = "dinov2-small", steps: int = STEPS) -> None:
+    """Write `train.jsonl`, `test.jsonl` and `recipe.toml` into a folder."""
+    rows = captioned(stamps)
+    random.Random(0).shuffle(rows)
+    output.mkdir(parents=True, exist_ok=True)
+    for name, part in (("test", rows[:HELD_OUT]), ("train", rows[HELD_OUT:])):
+        lines = [json.dumps({"image": str(file), "caption": text}) for file, text in part]
+        (output / f"{name}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+        print(f"{len(part)} pictures in {output / name}.jsonl")
+    recipe = RECIPE.format(output=output, vision=vision, steps=steps)
+    (output / "recipe.toml").write_text(recipe, "utf-8")
+
+
 def main() -> None:
     """Write the two files of captions, and the recipe."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("stamps", type=Path, help="where the package was unpacked")
     parser.add_argument("output", type=Path, help="the folder to write")
     parser.add_argument("--vision", default="dinov2-small", help="card, folder or hub id")
-    parser.add_argument("--steps", type=int, default=150)
-    arguments = parser.parse_args()
-    rows = captioned(arguments.stamps)
-    random.Random(0).shuffle(rows)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    for name, part in (("test", rows[:HELD_OUT]), ("train", rows[HELD_OUT:])):
-        lines = [json.dumps({"image": str(file), "caption": text}) for file, text in part]
-        (arguments.output / f"{name}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
-        print(f"{len(part)} pictures in {arguments.output / name}.jsonl")
-    recipe = RECIPE.format(output=arguments.output, vision=arguments.vision, steps=arguments.steps)
-    (arguments.output / "recipe.toml").write_text(recipe, "utf-8")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    chosen = parser.parse_args()
+    prepare(chosen.stamps, chosen.output, chosen.vision, chosen.steps)
 
 
 if __name__ == "__main__":

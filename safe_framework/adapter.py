@@ -22,6 +22,7 @@ from safe_framework.errors import AdapterError
 from safe_framework.fingerprint import fingerprint, text_fingerprint, tokenizer_fingerprint
 from safe_framework.layers import text_config
 from safe_framework.modality import Modality
+from safe_framework.stage_b.change import named, original
 
 if TYPE_CHECKING:
     from safe_framework.model import SafeModel
@@ -45,6 +46,7 @@ class AdapterConfig:
         base: class and fingerprints of the base model.
         modalities: gate and encoder fingerprint by modality.
         parameters: how many trainable parameters it holds.
+        base_change: what stage B changed in the base; None where L1 and L2 hold.
     """
 
     format: int
@@ -52,10 +54,20 @@ class AdapterConfig:
     base: Mapping[str, str]
     modalities: Mapping[str, Mapping[str, Any]]
     parameters: int
+    base_change: Mapping[str, Any] | None = None
 
 
 def adapter_tensors(model: SafeModel) -> dict[str, Tensor]:
-    """What an adapter must hold: all but the base, frozen encoders and what can be rebuilt."""
+    """What an adapter must hold: all but the base, frozen encoders and what can be rebuilt.
+
+    Where stage B changes the base, what it changes is among them.
+    """
+    changed = named(model.base_change, model.base)
+    return sense_tensors(model) | {key: tensor.detach() for key, tensor in changed.items()}
+
+
+def sense_tensors(model: SafeModel) -> dict[str, Tensor]:
+    """The modalities' part of ``adapter_tensors``."""
     found: dict[str, Tensor] = {}
     for name in model.modalities:
         for key, tensor in modality_tensors(model.modality(name)).items():
@@ -69,7 +81,7 @@ def own_copy(tensor: Tensor) -> Tensor:
 
 
 def modality_tensors(modality: Modality) -> dict[str, Tensor]:
-    """One modality's part of ``adapter_tensors``."""
+    """One modality's part of ``sense_tensors``."""
     rebuilt = {f"fusion.{name}" for name in modality.fusion.rebuilt}
     return {
         key: tensor.detach()
@@ -78,17 +90,27 @@ def modality_tensors(modality: Modality) -> dict[str, Tensor]:
     }
 
 
-def save_adapter(model: SafeModel, folder: Path) -> Path:
+def save_adapter(model: SafeModel, folder: Path, *, writes: bool = True) -> Path:
     """Write ``model``'s adapter to ``folder``, replacing an adapter that is there.
+
+    Args:
+        model: with the modalities.
+        folder: of the adapter.
+        writes: whether this process does; others help to read a base whose layers are shared out.
 
     Raises:
         AdapterError: ``folder`` holds something that is not an adapter.
     """
+    config = attrs.asdict(_config_of(model))
+    if model.base_change is None:
+        del config["base_change"]
+    if not writes:
+        return folder
     if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
         raise AdapterError(
             f"`{folder}` is not empty and holds no adapter", hint="choose another folder"
         )
-    write_folder(folder, lambda temporary: _write(model, temporary))
+    write_folder(folder, lambda temporary: _write(model, config, temporary))
     return folder
 
 
@@ -120,12 +142,13 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(model: SafeModel, folder: Path) -> None:
+def _write(model: SafeModel, config: Mapping[str, Any], folder: Path) -> None:
     from safetensors.torch import save_file
 
-    tensors = {key: own_copy(value) for key, value in adapter_tensors(model).items()}
+    tensors = {key: own_copy(value) for key, value in sense_tensors(model).items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    config = attrs.asdict(_config_of(model))
+    if model.base_change is not None:
+        model.base_change.write(model.base, folder)
     if model.recipe is not None and set(model.recipe.modalities) == set(model.modalities):
         (folder / RECIPE).write_text(model.recipe.text, "utf-8")
     (folder / CARD).write_text(_card(model, config), "utf-8")
@@ -134,12 +157,15 @@ def _write(model: SafeModel, folder: Path) -> None:
 
 
 def _config_of(model: SafeModel) -> AdapterConfig:
+    from safe_framework.stage_b.attach import change_facts
+
     return AdapterConfig(
         format=FORMAT,
         framework=safe_framework.__version__,
         base=base_identity(model),
         modalities={name: _modality_identity(model.modality(name)) for name in model.modalities},
         parameters=sum(p.numel() for p in model.trainable_parameters().values()),
+        base_change=change_facts(model),
     )
 
 
@@ -157,13 +183,18 @@ def _encoder_identity(modality: Modality) -> str:
 
 
 def base_identity(model: SafeModel) -> dict[str, str]:
-    """What tells one base from another: class, weights, config and tokenizer."""
+    """What tells one base from another: class, weights, config and tokenizer.
+
+    The weights are those that it had before any change.
+    """
     config = text_config(model.base)
     facts = {name: getattr(config, name, None) for name in _READS_WEIGHTS}
+    with original(model):
+        weights = fingerprint(model.base)
     return {
         "class": type(model.base).__name__,
         "model": model.recipe.base.model if model.recipe else "",
-        "weights": fingerprint(model.base),
+        "weights": weights,
         "config": text_fingerprint(facts),
         "tokenizer": tokenizer_fingerprint(model.tokenizer),
     }
@@ -241,14 +272,17 @@ def load_tensors(model: SafeModel, folder: Path, names: Collection[str] | None =
         AdapterError: the base or an encoder is another one, or tensors are missing, unknown
             or of another shape; the message says what differs.
     """
+    from safe_framework.stage_b.attach import restore_change
+
     config = read_config(folder)
     _check_identity(model, config, folder)
     target = {
         key: tensor
-        for key, tensor in adapter_tensors(model).items()
+        for key, tensor in sense_tensors(model).items()
         if names is None or key.partition(".")[0] in names
     }
     copy_tensors(target, _read_tensors(folder), folder)
+    restore_change(model, config.base_change, folder)
     model.seal.identity = config.base
     for name, identity in config.modalities.items():
         model.set_gate(identity["gate"], name)
@@ -295,6 +329,14 @@ def _check_identity(model: SafeModel, config: AdapterConfig, folder: Path) -> No
             )
 
 
+def _kept(config: Mapping[str, Any]) -> str:
+    from safe_framework.evaluation.changed_wording import for_the_card
+
+    if changed := config.get("base_change"):
+        return for_the_card(changed)
+    return "With the sense absent or its gate at 0, outputs are bit for bit the base model's."
+
+
 def _card(model: SafeModel, config: Mapping[str, Any]) -> str:
     senses = ", ".join(config["modalities"])
     base = config["base"]["model"] or config["base"]["class"]
@@ -302,7 +344,6 @@ def _card(model: SafeModel, config: Mapping[str, Any]) -> str:
         f"---\nlibrary_name: safe-framework\ntags: [safe-framework, {senses}]\n---\n"
         f"# {senses} for {base}\n\n"
         f"An adapter of {config['parameters']:,} trainable parameters that gives `{base}` the "
-        f"sense {senses}. With the sense absent or its gate at 0, outputs are bit for bit the "
-        "base model's.\n\n"
+        f"sense {senses}. {_kept(config)}\n\n"
         '```python\nimport safe_framework\n\nmodel = safe_framework.load("this/folder")\n```\n'
     )

@@ -173,6 +173,11 @@ def _load_beside(model: SafeModel, place: Path) -> None:
             f"`{place}` holds modality `{taken[0]}`, which another adapter holds too",
             hint="train one of them under another name",
         )
+    if model.base_change is not None or read_config(place).base_change is not None:
+        raise AdapterError(
+            f"`{place}` cannot stand beside another adapter: stage B changed the base of one",
+            hint="load it alone, or train the senses together",
+        )
     _add_all(model, recipe)
     load_tensors(model, place, recipe.modalities)
 
@@ -188,14 +193,18 @@ def encoders_of(recipe: Recipe) -> dict[str, Encoder]:
     }  # fmt: skip
 
 
-def regularizers(recipe: Recipe) -> list[tuple[float, RetentionRegularizer]]:
-    """The recipe's retention methods with their weights."""
+def regularizers(
+    recipe: Recipe, *, stage_b: bool = False
+) -> list[tuple[float, RetentionRegularizer]]:
+    """The recipe's retention methods with their weights, of stage A or of stage B."""
+    own = recipe.stage_b.retention if stage_b and recipe.stage_b else ()
+    table = ("stage_b", "retention") if own else ("retention",)
     return [
         (
             spec.weight,
-            _make(recipe, ("retention", index), "retention_regularizers", spec.use, spec.options),
+            _make(recipe, (*table, index), "retention_regularizers", spec.use, spec.options),
         )
-        for index, spec in enumerate(recipe.retention)
+        for index, spec in enumerate(own or recipe.retention)
     ]
 
 

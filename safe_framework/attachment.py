@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from safe_framework.stage_b.context import changed_call
+
 LayerCall = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -48,8 +50,8 @@ def active(injection: Injection | None) -> Iterator[None]:
 
 
 def hearing() -> bool:
-    """Whether a call that carries a modality is running in this context."""
-    return _ACTIVE.get() is not None
+    """Whether a call that carries a modality or runs a changed base is running in this context."""
+    return _ACTIVE.get() is not None or changed_call() is not None
 
 
 class LayerHook:

@@ -13,6 +13,7 @@ from safe_framework.errors import CheckpointError
 from safe_framework.layers import text_config
 from safe_framework.probe import LayerStack
 from safe_framework.shapes import AttentionWeights, BaseFacts
+from safe_framework.stage_b.context import ChangeHook
 
 if TYPE_CHECKING:
     from safe_framework._recipe import BaseSpec
@@ -181,11 +182,11 @@ def _repeat_heads(weight: Tensor, width: int, head: int) -> Tensor:
     return grouped.repeat_interleave(width // weight.shape[0], dim=0).flatten(0, 1)
 
 
-def hooks_of(base: nn.Module) -> list[LayerHook | EmbeddingHook]:
+def hooks_of(base: nn.Module) -> list[LayerHook | EmbeddingHook | ChangeHook]:
     """Every hook that a SafeModel has left on ``base``."""
     return [
         hook
         for module in base.modules()
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-        if isinstance(hook, (LayerHook, EmbeddingHook))
+        if isinstance(hook, (LayerHook, EmbeddingHook, ChangeHook))
     ]

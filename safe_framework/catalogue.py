@@ -1,4 +1,4 @@
-"""The recipes and checkpoint cards that ship with the framework, by name: plain files, no code."""
+"""The recipes, checkpoint cards and launch configs that ship, by name: plain files, no code."""
 
 from __future__ import annotations
 
@@ -28,6 +28,20 @@ def cards() -> dict[str, Path]:
     return _files("cards")
 
 
+def launches() -> dict[str, Path]:
+    """Every configuration of ``accelerate launch``, by name."""
+    return _files("accelerate", "yaml")
+
+
+def launch_path(name: str) -> Path:
+    """The configuration of ``accelerate launch`` called ``name``.
+
+    Raises:
+        CatalogueError: the catalogue holds no such configuration.
+    """
+    return _named(name, launches(), "launch configuration")
+
+
 def recipe_path(name: str) -> Path:
     """The file of the recipe called ``name``.
 
@@ -53,8 +67,8 @@ def claims() -> dict[str, dict[str, Any]]:
     return tomli.loads(CLAIMS.read_text("utf-8"))
 
 
-def _files(kind: str) -> dict[str, Path]:
-    return {path.stem: path for path in sorted((FOLDER / kind).glob("*.toml"))}
+def _files(kind: str, suffix: str = "toml") -> dict[str, Path]:
+    return {path.stem: path for path in sorted((FOLDER / kind).glob(f"*.{suffix}"))}
 
 
 def _named(name: str, files: dict[str, Path], kind: str) -> Path:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 def fingerprint(module: nn.Module) -> str:
     """SHA-256 over the names, types, shapes and bits of a module's state.
 
+    Of weights that devices share, each is gathered in turn: all of them must call this together.
     Weights that accelerate has offloaded count as they are where it keeps them, read one by one;
     any other tensor on ``meta`` counts by name, type and shape alone.
     """
@@ -24,18 +25,32 @@ def fingerprint(module: nn.Module) -> str:
         kept = _offloaded(module, name) if tensors[name].is_meta else None
         return tensors[name] if kept is None else kept
 
-    return _fingerprint(tensors, read)
+    # A DTensor, told by its method since its module takes long to import.
+    shared = any(hasattr(tensor, "full_tensor") for tensor in tensors.values())
+    return _fingerprint(tensors, read, _in_turn if shared else _at_once)
 
 
 def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over named tensors, independent of their order."""
-    return _fingerprint(tensors, tensors.__getitem__)
+    return _fingerprint(tensors, tensors.__getitem__, _at_once)
 
 
-def _fingerprint(names: Iterable[str], read: Callable[[str], Tensor]) -> str:
-    with ThreadPoolExecutor() as pool:  # hashlib lets go of the interpreter lock
-        digests = list(pool.map(lambda name: _digest(name, read(name)), sorted(names)))
+Digests = Callable[[Callable[[str], bytes], Iterable[str]], Iterable[bytes]]
+
+
+def _fingerprint(names: Iterable[str], read: Callable[[str], Tensor], each: Digests) -> str:
+    digests = each(lambda name: _digest(name, read(name)), sorted(names))
     return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _at_once(digest: Callable[[str], bytes], names: Iterable[str]) -> list[bytes]:
+    with ThreadPoolExecutor() as pool:  # hashlib lets go of the interpreter lock
+        return list(pool.map(digest, names))
+
+
+def _in_turn(digest: Callable[[str], bytes], names: Iterable[str]) -> list[bytes]:
+    """One after another, since devices must gather what they share in the same order."""
+    return [digest(name) for name in names]
 
 
 def _offloaded(module: nn.Module, name: str) -> Tensor | None:
@@ -66,8 +81,9 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def _digest(name: str, tensor: Tensor) -> bytes:
-    digest = hashlib.sha256(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-    if not tensor.is_meta and tensor.numel():
-        flat = tensor.detach().cpu().contiguous().flatten()
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    digest = hashlib.sha256(f"{name}|{whole.dtype}|{tuple(whole.shape)}|".encode())
+    if not whole.is_meta and whole.numel():
+        flat = whole.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.digest()

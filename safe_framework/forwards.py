@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from safe_framework.attachment import hearing
 from safe_framework.errors import UnsupportedBaseError
+from safe_framework.stage_b.context import acting, changed_call
 
 Forward = Callable[..., Any]
 
@@ -53,7 +54,8 @@ class LayerForward:
             return self.plain(*args, **kwargs)
         if (stand_in := STANDING_IN.get().get(self)) is not None:
             return stand_in(args, kwargs)
-        forward, options = self.compiled or self.plain, RECOMPUTING.get()
+        compiled = self.compiled if changed_call() is None else None  # its hooks are not in it
+        forward, options = compiled or self.plain, RECOMPUTING.get()
         if options is None or not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         return recomputed(forward, args, kwargs, options)
@@ -86,11 +88,13 @@ def recomputed(
             hint="call gradient_checkpointing_disable()",
         )
     moving = [leaves[place] for place in places]
+    changed = changed_call()  # which has ended when the backward pass calls again
 
     def again(*tensors: Tensor) -> Any:
         filled = dict(enumerate(leaves)) | dict(zip(places, tensors, strict=True))
         given, named = tree_unflatten(list(filled.values()), shape)
-        return forward(*given, **named)
+        with acting(changed):
+            return forward(*given, **named)
 
     return checkpoint(again, *moving, **options)
 

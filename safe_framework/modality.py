@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -36,6 +36,10 @@ class Modality(nn.Module):
         fusion: lets decoder layers attend to the tokens.
         gate: strength from 0 (off) to 1.
         markers: words around its place in the text; None for none.
+
+    Attributes:
+        memory: what runs the encoder on prepared inputs, or knows what it gives; None for the
+            encoder itself.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Modality(nn.Module):
         self.encoder, self.projector, self.fusion = encoder, projector, fusion
         self.markers = markers
         self.gate = checked_gate(gate)
+        self.memory: Callable[[Encoder, Mapping[str, Tensor]], Frames] | None = None
 
     def train(self, mode: bool = True) -> Modality:
         """Switch the projector and the adapter; a frozen encoder stays in evaluation mode."""
@@ -69,12 +74,27 @@ class Modality(nn.Module):
         if FRAMES in inputs:
             return Frames(inputs[FRAMES], inputs[FRAMES_MASK])
         with nullcontext() if self.encoder_trains else torch.no_grad():
-            frames = self.encoder(**inputs)
+            known = self.memory
+            frames = self.encoder(**inputs) if known is None else known(self.encoder, inputs)
         if not isinstance(frames, Frames):
             raise PluginError(
                 f"encoder of modality `{self.name}` gave {type(frames).__name__}, not Frames"
             )
         return frames
+
+    def sense_at(
+        self,
+        strength: float | Tensor | None,
+        inputs: Mapping[str, Tensor],
+        device: torch.device,
+        layout: Layout,
+    ) -> ActiveSense | None:
+        """As ``sense``, at a strength for this call: one number, one for each row, or its own."""
+        strength = self.gate if strength is None else strength
+        if not isinstance(strength, Tensor) and checked_gate(strength) == 0:
+            return None
+        inputs = {key: value.to(device) for key, value in inputs.items()}
+        return self.sense(inputs, row_gates(strength, len(inputs[PRESENT])), layout)
 
     def sense(
         self, inputs: Mapping[str, Tensor], gates: Tensor, layout: Layout = PLAIN

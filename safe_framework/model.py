@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,15 +31,16 @@ from safe_framework.modality import (
     check_layers,
     check_name,
     checked_gate,
-    row_gates,
     split_by_modality,
 )
 from safe_framework.prepare import prepare_multimodal_inputs
 from safe_framework.probe import check_arrival, example_inputs, probe
 from safe_framework.processor import SafeProcessor, padding_id
 from safe_framework.projector import Projector
-from safe_framework.rows import call_apart, refuse_shared
+from safe_framework.rows import call_apart, refuse_shared, union
 from safe_framework.shapes import BaseFacts, Frames, Sample
+from safe_framework.stage_b.change import BaseChange, drop_change, named, refuse_changed
+from safe_framework.stage_b.context import acting, suspended
 
 if TYPE_CHECKING:
     from safe_framework._recipe import Recipe
@@ -70,6 +71,7 @@ class SafeModel(nn.Module):
         stack: its layers, as one tiny call has shown them.
         split_rows: as given; may be changed between calls.
         modalities: the senses by name.
+        base_change: what stage B changed in the base; None where L1 and L2 hold.
         recipe: what the model was built from, if it was built from a recipe.
         seal: what the base was when it was wrapped.
         attention_probe: what text attended to, once ``configure_attention_probe`` enabled it.
@@ -96,6 +98,7 @@ class SafeModel(nn.Module):
         self.stack = probe(base, paths, self._example_inputs())
         self.split_rows = split_rows
         self.modalities = nn.ModuleDict()
+        self.base_change: BaseChange | None = None
         self.recipe: Recipe | None = None
         self.tokenizer = tokenizer
         self._owner = uuid4().hex
@@ -135,6 +138,7 @@ class SafeModel(nn.Module):
             UnsupportedBaseError: what is added at a fused layer does not reach the outputs.
         """
         check_name(name, self.modalities)
+        refuse_changed(self.base_change)
         taken, tokens = self._markers().values(), inline_tokens(projector) if inline else None
         marks = make_markers(self, taken, tokens) if markers or inline else None
         modality = Modality(name, encoder, projector, fusion, gate, marks)
@@ -160,7 +164,13 @@ class SafeModel(nn.Module):
             self.remove_modality(name)
         self.gradient_checkpointing_disable()
         uncompile(self.base, self.stack.of(self.base))
+        drop_change(self)
         return self.base
+
+    @property
+    def base_changed(self) -> bool:
+        """Whether stage B changed the base, so that L1 and L2 do not hold."""
+        return self.base_change is not None
 
     def facts(self) -> BaseFacts:
         """What a fusion adapter's constructor is told of the base."""
@@ -210,12 +220,14 @@ class SafeModel(nn.Module):
     def off(self, *names: str) -> Iterator[None]:
         """Within the block, these modalities (all, if none is named) are absent.
 
-        Holds for this thread or task only; others that share the model are not affected.
+        Holds for this thread or task only; others that share the model are not affected. Where
+        stage B changed the base by LoRA, ``off()`` of all is the original base, too.
         """
         chosen = [self._known(name) for name in names] or list(self.modalities)
         token = _OFF.set(_OFF.get() | {(id(self), name) for name in chosen})
         try:
-            yield
+            with nullcontext() if names else suspended(self.base_change):
+                yield
         finally:
             _OFF.reset(token)
 
@@ -230,23 +242,25 @@ class SafeModel(nn.Module):
         own, given = split_by_modality(args, inputs, self.modalities)
         senses = self._senses(given, gate)
         call = prepare_call(method, args, own, self._markers(), senses, self._padding)
+        changed = self.base_change.call() if self.base_change is not None else None
 
         def silent() -> Any:
-            with active(None):
-                return method(*call.args, **call.inputs)
+            eager = (when_heard or {}) if changed is not None else {}
+            with active(None), acting(changed):
+                return method(*call.args, **{**call.inputs, **eager})
 
         def heard() -> Any:
             stack = self.stack
             injection = CallInjection(self._owner, senses, stack.passes, stack.entry, call.prompts)
             watched = self.attention_probe.watching(senses, call.inputs, method is not self.base)
-            with active(injection), watched:
+            with active(injection), acting(changed), watched:
                 out = method(*call.args, **{**call.inputs, **(when_heard or {})})
             injection.check_fired()
             return out
 
         if not senses:
             return silent()
-        rows, batch = _union([sense.rows for sense in senses]), senses[0].batch
+        rows, batch = union([sense.rows for sense in senses]), senses[0].batch
         if not self.split_rows or len(rows) == batch:
             return call.restored(heard())
         refuse_shared(own)
@@ -280,14 +294,7 @@ class SafeModel(nn.Module):
     ) -> ActiveSense | None:
         modality = self.modality(name)
         chosen = gate.get(name) if isinstance(gate, Mapping) else gate
-        strength = modality.gate if chosen is None else chosen
-        if not isinstance(strength, Tensor) and checked_gate(strength) == 0:
-            return None
-        inputs = {key: value.to(self.device) for key, value in inputs.items()}
-        gates = row_gates(strength, len(inputs["present"]))
-        return modality.sense(inputs, gates, self.stack.layout)
-
-    # Gates
+        return modality.sense_at(chosen, inputs, self.device, self.stack.layout)
 
     @property
     def gates(self) -> dict[str, float]:
@@ -362,35 +369,32 @@ class SafeModel(nn.Module):
         self._recompute = None
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that training changes, by name."""
+        """The parameters that training changes, by name; those of a changed base are among them."""
+        changed = named(self.base_change, self.base)
         return {
             name: parameter
-            for name, parameter in self.modalities.named_parameters()
-            if parameter.requires_grad
+            for name, parameter in (*self.modalities.named_parameters(), *changed.items())
+            if parameter.requires_grad or name in changed
         }
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters are trainable, in PEFT's form."""
         trainable = sum(p.numel() for p in self.trainable_parameters().values())
         total = sum(p.numel() for p in self.parameters())
-        share = 100 * trainable / total
-        print(
-            f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share:.4f}"
-        )
+        counts = f"trainable params: {trainable:,} || all params: {total:,}"
+        print(f"{counts} || trainable%: {100 * trainable / total:.4f}")
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the adapter, without the base, to ``folder`` in one step."""
+    def save_pretrained(self, folder: str | Path, is_main_process: bool = True) -> Path:
+        """Write the adapter, without the base, to ``folder`` in one step.
+
+        Processes that share the base's layers all call this, and one of them writes.
+        """
         from safe_framework.adapter import save_adapter
 
-        return save_adapter(self, Path(folder))
+        return save_adapter(self, Path(folder), writes=is_main_process)
 
     def _known(self, name: str) -> str:
         if name not in self.modalities:
             known = ", ".join(self.modalities) or "none"
             raise SafeError(f"there is no modality `{name}`", hint=f"attached modalities: {known}")
         return name
-
-
-def _union(rows: Sequence[Tensor]) -> Tensor:
-    found: Tensor = torch.unique(torch.cat(list(rows)))
-    return found

@@ -27,6 +27,7 @@ class RetentionRegularizer(ABC):  # noqa: B024  # each method has a default: ove
             such text.
         every_step: whether it wants a batch of them at each step, for ``penalty``; if not, they
             are given to ``begin`` alone, and a step costs no forward pass more.
+        lets_the_base_change: whether it can defend a base that is trained too, as in stage B.
 
     Laws:
         zero_at_base: the penalty is 0 where the outputs are the base's, and the parameter
@@ -38,6 +39,7 @@ class RetentionRegularizer(ABC):  # noqa: B024  # each method has a default: ove
 
     counterfactual: tuple[str, ...] = ()
     every_step: bool = True
+    lets_the_base_change: bool = True
 
     def begin(
         self, model: SafeModel, examples: Sequence[Mapping[str, Tensor]], store: RetentionStore
@@ -60,7 +62,10 @@ class RetentionRegularizer(ABC):  # noqa: B024  # each method has a default: ove
         base_logits: Annotated[Tensor, "batch length vocabulary"],
         mask: Annotated[Tensor, "batch length"],
     ) -> Tensor | None:
-        """A scalar to add to the loss, or None.
+        """A scalar to add to the loss, or None: a mean over the positions that count.
+
+        A step may be computed in parts, by several devices: each part counts by how many such
+        positions it has.
 
         Args:
             logits: of the SAFE model with the irrelevant sample and its gate open.

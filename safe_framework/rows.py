@@ -7,7 +7,7 @@ modalities, and each row is taken from the run that it belongs to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -85,3 +85,9 @@ def _merged_tensor(
 def _as_long(texts: Tensor, others: Tensor, fill: int) -> Tensor:
     missing = max(others.shape[1] - texts.shape[1], 0)
     return torch.nn.functional.pad(texts, (0, missing), value=fill)
+
+
+def union(rows: Sequence[Tensor]) -> Tensor:
+    """The numbers that are in any of ``rows``, each once and in order."""
+    found: Tensor = torch.unique(torch.cat(list(rows)))
+    return found

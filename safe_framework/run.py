@@ -29,7 +29,10 @@ from safe_framework.fingerprint import text_fingerprint
 from safe_framework.hooks import hook_manager
 from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
-from safe_framework.training.train import train
+from safe_framework.stage_b.run import remember_drift, start_of, warn_of
+from safe_framework.stage_b.run import train_both as train
+from safe_framework.training import processes
+from safe_framework.training.sharding import Sharding
 
 ADAPTER, CHECKPOINTS, CURVES, METRICS, REPORT, SKIPPED, STATE = (
     "adapter",
@@ -65,29 +68,48 @@ def run_recipe(
     recipe = read_recipe(source)
     _check_data(recipe)
     folder = output or Path("runs") / Path(recipe.source).stem
-    _claim(folder, recipe, resume)
-    console = Console(quiet=quiet, stderr=False)
-    clock = Clock()
+    with processes.joined() as sharding:
+        if processes.is_first():
+            _claim(folder, recipe, resume)
+        processes.wait()
+        console = Console(quiet=quiet or not processes.is_first(), stderr=False)
+        _run(recipe, folder, console, resume=resume, sharding=sharding)
+        processes.wait()
+    return folder
+
+
+def _run(
+    recipe: Recipe, folder: Path, console: Console, *, resume: bool, sharding: Sharding | None
+) -> None:
+    """Everything that each of the processes does."""
+    clock, writes = Clock(), processes.is_first()
+    if (count := processes.count()) > 1:
+        shared = ", which share the base's layers" if sharding else ""
+        console.print(f"{count} processes{shared}", highlight=False)
     with WorkProgress(console).showing() as progress:
         with clock.timing("build"):
-            model = build(recipe)
+            model = build(recipe, device=None if sharding else processes.device())
         data = RecipeData(recipe)
         examples = _read_all(model, data)
-        told = _tell_skipped(console, data, folder)
+        told = _tell_skipped(console, data, folder) if writes else 0
         with clock.timing("train"):
             log = train(
                 model, recipe, examples["train"], folder / CHECKPOINTS,
-                progress=progress, resume=resume, data=data,
+                progress=progress, resume=resume, data=data, sharding=sharding,
             )  # fmt: skip
-        _tell_skipped(console, data, folder, told)  # of `foreign`, where training wanted it
-        model.save_pretrained(folder / ADAPTER)
+        if writes:
+            _tell_skipped(console, data, folder, told)  # of `foreign`, where training wanted it
+        model.save_pretrained(folder / ADAPTER, is_main_process=writes)
         with clock.timing("evaluate"):
             evaluation = measure(model, recipe, data, progress)
-    evaluation = _with_costs(evaluation, folder, clock)
-    _write(folder, recipe, evaluation, log)
-    console.print(table(evaluation))
-    console.print(f"report   {folder / REPORT}\nadapter  {folder / ADAPTER}", highlight=False)
-    return folder
+        if writes:
+            remember_drift(model, evaluation.base_changed, folder / ADAPTER)
+    if writes:
+        evaluation = _with_costs(evaluation, folder, clock)
+        _write(folder, recipe, evaluation, log)
+        console.print(table(evaluation))
+        warn_of(evaluation.base_changed, console)
+        console.print(f"report   {folder / REPORT}\nadapter  {folder / ADAPTER}", highlight=False)
 
 
 def measure(
@@ -217,11 +239,12 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
     """What a run's weights depend on, as far as the recipe and the files that it names go."""
     data = RecipeData(recipe)
     trained_on = {key: data.digest(key) for key in data.trained_on()}
-    return {"recipe": text_fingerprint(recipe.text), "data": trained_on}
+    return {"recipe": text_fingerprint(recipe.text), "data": trained_on | start_of(recipe)}
 
 
 def _with_costs(evaluation: Evaluation, folder: Path, clock: Clock) -> Evaluation:
-    size = sum(file.stat().st_size for file in (folder / ADAPTER).iterdir())
+    files = (file for file in (folder / ADAPTER).rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in files)
     seconds = {f"{part}_seconds": spent for part, spent in clock.seconds.items()}
     return attrs.evolve(evaluation, costs={"adapter_bytes": size, **seconds})
 

@@ -14,6 +14,7 @@ from safe_framework._recipe.schema import (
     PluginSpec,
     Recipe,
     RetentionSpec,
+    StageBSpec,
     TrainingSpec,
 )
 
@@ -31,6 +32,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "RetentionSpec",
+    "StageBSpec",
     "TrainingSpec",
     "parse_recipe",
     "positioned",

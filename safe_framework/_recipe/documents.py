@@ -35,6 +35,27 @@ def check_data_files(document: dict[str, Any], folder: Path, findings: list[Find
     _check_files(compose, ("base", "compose"), COMPOSE_FILES, folder, findings)
 
 
+def check_stage_b(document: dict[str, Any], folder: Path, findings: list[Finding]) -> None:
+    """What ``[stage_b]`` asks of its method, and the adapter that it begins with."""
+    table = _table(document, "stage_b")
+    if table.get("method") == "layers":
+        for key in _OF_LORA:
+            if key in table:
+                message = f"`{key}` is an option of `lora`, not of `layers`"
+                findings.append(Finding(("stage_b", key), message, "leave it out", at="key"))
+        if not table.get("layers"):
+            hint = "such as `layers = [-2, -1]` for the last two"
+            message = "`layers` must say which layers of the base are trained"
+            findings.append(Finding(("stage_b", "method"), message, hint))
+    start = table.get("start")
+    if isinstance(start, str) and not (folder / start / "adapter_config.json").is_file():
+        hint = f"paths are relative to `{folder}`"
+        findings.append(Finding(("stage_b", "start"), f"`{start}` is not an adapter", hint))
+
+
+_OF_LORA = ("rank", "alpha", "dropout", "targets")
+
+
 def _check_files(
     table: dict[str, Any],
     path: tuple[str | int, ...],

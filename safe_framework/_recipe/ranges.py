@@ -21,6 +21,12 @@ def above(low: float) -> Validator:
     return _check(lambda value: low < value < math.inf, f"must be above {low}")
 
 
+def share(instance: Any, field: attrs.Attribute[Any], value: float) -> None:
+    """Refuse numbers below 0, and those of 1 and above."""
+    if not 0 <= value < 1:
+        raise ValueError(f"`{field.name}` must be from 0 up to 1, not {value}")
+
+
 def if_given(check: Validator) -> Validator:
     """Ask ``check`` of every value but None, which a recipe writes by leaving the key out."""
 

@@ -10,7 +10,11 @@ import tomli
 
 from safe_framework import catalogue
 from safe_framework._recipe.conform import WRONG, Checker
-from safe_framework._recipe.documents import check_data_files, check_modality_names
+from safe_framework._recipe.documents import (
+    check_data_files,
+    check_modality_names,
+    check_stage_b,
+)
 from safe_framework._recipe.options import schema_options
 from safe_framework._recipe.positions import Span
 from safe_framework._recipe.problems import Finding, RecipeError, locate, problem_at
@@ -58,6 +62,7 @@ def _parse(text: str, source: str, folder: Path, *, check_files: bool) -> Recipe
     check_tasks(document, findings)
     if check_files:
         check_data_files(document, folder, findings)
+        check_stage_b(document, folder, findings)
     if findings or values is WRONG:
         raise RecipeError.of(locate(findings, text, source))
     return Recipe(**values, text=text, source=source, folder=folder)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import attrs
 
-from safe_framework._recipe.ranges import above, at_least, holds, if_given, not_empty
+from safe_framework._recipe.ranges import above, at_least, holds, if_given, not_empty, share
 
 UNWRITTEN = {"written": False}
 
@@ -238,20 +238,26 @@ class TrainingSpec:
 
     Attributes:
         max_steps: optimizer steps.
-        batch_size: task samples a step.
-        retention_batch_size: retention rows a step.
+        batch_size: task samples a step, over all devices.
+        gradient_accumulation_steps: equal parts in which each device computes its share of a
+            step, one after another.
+        retention_batch_size: retention rows a step, over all devices.
         projector_learning_rate: peak rate of projectors.
         fusion_learning_rate: peak rate of fusion adapters.
         encoder_learning_rate: peak rate of encoders that train; the projectors' if None.
-        weight_decay: decoupled decay of matrices.
+        weight_decay: decoupled decay of matrices; vectors, such as biases and norms, and markers
+            have none.
         warmup_steps: steps over which the rates rise from 0.
         schedule: how the rates fall afterwards.
         max_grad_norm: gradients are scaled down to this norm.
+        precision: of the computation; ``"bfloat16"`` by autocast, whatever the weights have.
+        gradient_checkpointing: compute layers again in the backward pass instead of keeping them.
         align_steps: steps of the alignment stage before fusion is trained; 0 for none.
         align_learning_rate: rate of that stage.
         align_weight: of the alignment loss while fusion is trained; 0 for none.
         balance: draw every distinct answer equally often.
         save_steps: steps between two saves that a run can resume from.
+        report_to: tracker that is sent what is logged.
         cache: what is computed once for each text and kept on disk: ``"prefix"`` is the hidden
             states below the first fused layer, ``"teacher"`` the base's last ones on retention
             texts.
@@ -263,6 +269,7 @@ class TrainingSpec:
 
     max_steps: int = attrs.field(default=1000, validator=at_least(1))
     batch_size: int = attrs.field(default=16, validator=at_least(1))
+    gradient_accumulation_steps: int = attrs.field(default=1, validator=at_least(1))
     retention_batch_size: int = attrs.field(default=8, validator=at_least(1))
     projector_learning_rate: float = attrs.field(default=1e-4, validator=at_least(0))
     fusion_learning_rate: float = attrs.field(default=5e-5, validator=at_least(0))
@@ -271,15 +278,53 @@ class TrainingSpec:
     warmup_steps: int = attrs.field(default=100, validator=at_least(0))
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     max_grad_norm: float = attrs.field(default=1.0, validator=above(0))
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
     align_steps: int = attrs.field(default=0, validator=at_least(0))
     align_learning_rate: float = attrs.field(default=1e-3, validator=above(0))
     align_weight: float = attrs.field(default=0.0, validator=at_least(0))
     balance: bool = False
     save_steps: int = attrs.field(default=100, validator=at_least(1))
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
     cache: tuple[Literal["prefix", "teacher"], ...] = ("prefix", "teacher")
     cache_gib: float = attrs.field(default=8.0, validator=at_least(0))
     group_by_length: bool = True
     seed: int = attrs.field(default=0, validator=at_least(0))
+
+
+@attrs.frozen
+class StageBSpec:
+    """``[stage_b]``: train the base too, once its senses are trained; L1 and L2 are given up.
+
+    Attributes:
+        method: ``"lora"`` puts low-rank pairs beside linear parts, ``"layers"`` trains in place.
+        start: adapter of stage A to begin with, instead of a stage A of this run.
+        layers: of the base that may change; every one if there are none, which ``"lora"`` allows.
+        rank: of every pair.
+        alpha: a pair adds ``alpha / rank`` times its product.
+        dropout: on the input of the pairs, in training.
+        targets: last words of the paths of the parts that get a pair; PEFT's choice if none.
+        learning_rate: peak rate of the base's part.
+        max_steps: optimizer steps of this stage.
+        warmup_steps: steps over which its rates rise from 0.
+        train_senses: train projectors and fusion adapters on, at the rates of ``[training]``.
+        replay_weight: of the distillation of texts without a sample towards the original base.
+        retention: methods of this stage; those of ``[[retention]]`` if there are none.
+    """
+
+    method: Literal["lora", "layers"]
+    start: str | None = None
+    layers: tuple[int | float, ...] = ()
+    rank: int = attrs.field(default=8, validator=at_least(1))
+    alpha: float = attrs.field(default=16.0, validator=above(0))
+    dropout: float = attrs.field(default=0.0, validator=share)
+    targets: tuple[str, ...] = ()
+    learning_rate: float = attrs.field(default=1e-4, validator=above(0))
+    max_steps: int = attrs.field(default=200, validator=at_least(1))
+    warmup_steps: int = attrs.field(default=20, validator=at_least(0))
+    train_senses: bool = True
+    replay_weight: float = attrs.field(default=1.0, validator=at_least(0))
+    retention: tuple[RetentionSpec, ...] = ()
 
 
 @attrs.frozen
@@ -315,6 +360,7 @@ class Recipe:
     retention: tuple[RetentionSpec, ...] = ()
     data: DataSpec | None = None
     training: TrainingSpec = attrs.field(factory=TrainingSpec)
+    stage_b: StageBSpec | None = None
     evaluation: EvaluationSpec = attrs.field(factory=EvaluationSpec)
     text: str = attrs.field(default="", repr=False, metadata=UNWRITTEN)
     source: str = attrs.field(default="recipe.toml", metadata=UNWRITTEN)

@@ -23,6 +23,7 @@ from safe_framework.certificate.inputs import (
 )
 from safe_framework.certificate.outcome import Outcome, outcome
 from safe_framework.model import SafeModel
+from safe_framework.stage_b.context import ChangeHook, acting
 
 
 @attrs.frozen(eq=False)
@@ -64,10 +65,18 @@ class Bench:
         return self.model.forward if call.method == "forward" else self.model.generate
 
     def base_method(self, call: Call) -> Callable[..., Any]:
-        """What ``call`` calls on the base."""
+        """What ``call`` calls on the base, as stage B has changed it if it has."""
         base: Any = self.model.base
         method: Callable[..., Any] = base if call.method == "forward" else base.generate
-        return method
+        change = self.model.base_change
+        if change is None:
+            return method
+
+        def changed(**given: Any) -> Any:
+            with acting(change.call()):
+                return method(**given)
+
+        return changed
 
     def bare(self, call: Call) -> Outcome:
         """What the base gives, without a hook that was not there when it was wrapped."""
@@ -93,7 +102,7 @@ class Bench:
     def bared(self) -> Iterator[None]:
         """Take the core's hooks off the base, and any that came after it was wrapped."""
         hooks = hooks_on(self.model.base)
-        ours = [placed for placed in hooks if placed.ours]
+        ours = [p for p in hooks if p.ours and not isinstance(p.hook, ChangeHook)]
         with taken_off([*ours, *stray(hooks, self.model.seal.hooks)]):
             yield
 

@@ -15,7 +15,7 @@ def broken(seal: Seal, base: nn.Module, tokenizer: Any = None) -> list[str]:
     """What of ``base`` and its tokenizer is no longer as it was sealed."""
     now = Seal.of(base, tokenizer)
     return [
-        *_tensors(seal.tensors, now.tensors),
+        *_tensors(seal, now.tensors),
         *_modules(seal.modules, now.modules),
         *_changed(seal.settings, now.settings),
         *_hooks(seal, base),
@@ -25,16 +25,16 @@ def broken(seal: Seal, base: nn.Module, tokenizer: Any = None) -> list[str]:
     ]
 
 
-def _tensors(then: Mapping[str, TensorMark], now: Mapping[str, TensorMark]) -> Iterator[str]:
-    for path, mark in then.items():
+def _tensors(seal: Seal, now: Mapping[str, TensorMark]) -> Iterator[str]:
+    for path, mark in seal.tensors.items():
         if path not in now:
             yield f"weight `{path}` is gone"
-        elif found := _tensor(path, mark, now[path]):
+        elif found := _tensor(path, mark, now[path], path in seal.changed):
             yield found
-    yield from (f"weight `{path}` is new" for path in now if path not in then)
+    yield from (f"weight `{path}` is new" for path in now if path not in seal.tensors)
 
 
-def _tensor(path: str, then: TensorMark, now: TensorMark) -> str:
+def _tensor(path: str, then: TensorMark, now: TensorMark, changed: bool) -> str:
     """The worst that happened to one tensor."""
     if then.shape != now.shape:
         if then.embedding and then.shape[1:] == now.shape[1:]:
@@ -42,6 +42,8 @@ def _tensor(path: str, then: TensorMark, now: TensorMark) -> str:
         return f"weight `{path}` had shape {then.shape} and has {now.shape}"
     if then.dtype != now.dtype:
         return f"weight `{path}` was {then.dtype} and is {now.dtype}"
+    if changed:
+        return ""  # stage B trains it: its numbers are its own to change
     if then.sample != now.sample and then.sample and now.sample:
         return f"weight `{path}` holds other numbers"
     if then.frozen and not now.frozen:

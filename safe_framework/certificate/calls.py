@@ -126,7 +126,8 @@ def _row_gates_zero(model: SafeModel, samples: dict[str, Tensor]) -> Iterator[di
 
 @contextmanager
 def _off(model: SafeModel, samples: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
-    with model.off():
+    everything = list(model.modalities) if model.base_change is not None else []
+    with model.off(*everything):  # unnamed, it would be the original of a changed base
         yield samples
 
 

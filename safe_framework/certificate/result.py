@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import attrs
+from cattrs.gen import make_dict_unstructure_fn, override
 from cattrs.preconf.json import make_converter
+
+from safe_framework.evaluation.changed import BaseChanged
 
 FILE = "certificate.json"
 FORMAT = 1
@@ -18,6 +22,7 @@ class Verdict(Enum):
 
     HOLDS = "holds"
     NOT_APPLICABLE = "not applicable"
+    WAIVED = "waived"
     FAILS = "fails"
 
 
@@ -81,6 +86,7 @@ class Certificate:
         laws: each law with its verdict.
         comparisons: each call that was compared with the bare base.
         seconds: how long it took.
+        base_changed: what stage B did to the base; None where L1 and L2 were asked.
     """
 
     format: int
@@ -96,6 +102,7 @@ class Certificate:
     laws: tuple[Law, ...]
     comparisons: tuple[Comparison, ...]
     seconds: float
+    base_changed: BaseChanged | None = None
 
     @property
     def holds(self) -> bool:
@@ -124,6 +131,10 @@ class Certificate:
 
 
 _CONVERTER = make_converter()
+_IF_CHANGED: Any = {"base_changed": override(omit_if_default=True)}
+_CONVERTER.register_unstructure_hook(
+    Certificate, make_dict_unstructure_fn(Certificate, _CONVERTER, **_IF_CHANGED)
+)
 
 
 def judged(key: str, name: str, detail: str, findings: list[str]) -> Law:

@@ -60,6 +60,7 @@ class Seal:
         replaced: methods that were replaced on a module's instance, and by what.
         training: modules in training mode.
         identity: fingerprints that an adapter recorded of the base, once one was loaded.
+        changed: paths of the tensors that stage B changes in place, knowingly.
     """
 
     modules: Mapping[str, str]
@@ -70,6 +71,7 @@ class Seal:
     replaced: Mapping[str, str]
     training: tuple[str, ...]
     identity: Mapping[str, str] | None = None
+    changed: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, base: nn.Module, tokenizer: Any = None) -> Seal:

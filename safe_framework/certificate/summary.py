@@ -7,10 +7,12 @@ from rich.table import Table
 from rich.text import Text
 
 from safe_framework.certificate.result import Certificate, Law, Verdict
+from safe_framework.evaluation.changed_wording import sentence
 
 _MARKS = {
     Verdict.HOLDS: Text("✓", "green"),
     Verdict.NOT_APPLICABLE: Text("-", "yellow"),
+    Verdict.WAIVED: Text("✗", "bold yellow"),
     Verdict.FAILS: Text("✗", "bold red"),
 }
 _SHOWN = 5
@@ -22,6 +24,8 @@ def summary(certificate: Certificate) -> Group:
     senses = ", ".join(certificate.modalities)
     title = Text(f"{_base(certificate)} with {senses}", "bold")
     parts: list[Text | Table] = [title, _laws(certificate)]
+    if certificate.base_changed is not None:
+        parts.append(Text(sentence(certificate.base_changed), "bold red"))
     for law in certificate.failures:
         parts += [Text(f"{law.key} {law.name} fails".strip(), "bold red"), *_findings(law)]
     return Group(*parts, Text(_counts(certificate)), Text(_place(certificate), "dim"))
@@ -38,7 +42,8 @@ def _laws(certificate: Certificate) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(style="dim")
     for law in certificate.laws:
-        why = f"{law.verdict.value}: " if law.verdict is Verdict.NOT_APPLICABLE else ""
+        unasked = (Verdict.NOT_APPLICABLE, Verdict.WAIVED)
+        why = f"{law.verdict.value}: " if law.verdict in unasked else ""
         detail = law.verdict.value if law.verdict is Verdict.FAILS else f"{why}{law.detail}"
         table.add_row(_MARKS[law.verdict], *map(Text, (law.key, law.name, detail)))
     return table
@@ -55,6 +60,7 @@ def _counts(certificate: Certificate) -> str:
     counts = {
         "hold": verdicts.count(Verdict.HOLDS),
         "not applicable": verdicts.count(Verdict.NOT_APPLICABLE),
+        "waived": verdicts.count(Verdict.WAIVED),
         "fail": verdicts.count(Verdict.FAILS),
     }
     told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -38,6 +38,7 @@ from safe_framework.checkpoints import quietly
 from safe_framework.errors import SafeError
 from safe_framework.fingerprint import tensors_fingerprint
 from safe_framework.model import SafeModel
+from safe_framework.stage_b.verdicts import changed_base, restated
 
 Progress = Callable[[str, int, int, str], None]
 
@@ -61,6 +62,7 @@ def verify(
     *,
     inputs: Mapping[str, Any] | None = None,
     calls: Level = "full",
+    texts: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Certificate:
     """Run a model beside its bare base, and say of each law whether it holds.
@@ -72,6 +74,8 @@ def verify(
         inputs: keyword arguments of one forward call of the base, and tensors ``NAME__KEY`` of
             samples; random ordinary words and made-up frames where they are not given.
         calls: ``"full"`` compares each call in each way to be off, ``"quick"`` only some pairs.
+        texts: never trained on, for the drift of a base that stage B changed; by default those
+            of its recipe, or some that ship.
         progress: told a label, how many steps are done, how many there are, and the step.
 
     Returns:
@@ -95,6 +99,8 @@ def verify(
         found += broken(model.seal, model.base, model.tokenizer)
         identity = base_identity(model)
         laws = [untouched(model.base, model.seal, found, before, identity), *laws]
+        changed = changed_base(bench, texts)
+        laws = restated(bench, laws, changed, calls)
     return Certificate(
         format=FORMAT,
         made=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -106,6 +112,7 @@ def verify(
         laws=tuple(laws),
         comparisons=tuple(comparisons),
         seconds=round(time.perf_counter() - start, 3),
+        base_changed=changed,
     )
 
 

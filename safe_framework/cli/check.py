@@ -30,6 +30,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     recipe = read_recipe(arguments.recipe)
     print(f"{arguments.recipe} is a valid recipe")
+    if recipe.stage_b is not None:
+        print("its [stage_b] changes the base: L1 and L2 will not hold")
     if arguments.sizes:
         _print_sizes(arguments.recipe, recipe)
     return 0

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from safe_framework.compose.score import Captioning, Scores
 
 
 def add(commands: Any) -> None:
@@ -30,10 +34,25 @@ def _run(arguments: argparse.Namespace) -> int:
     with WorkProgress(Console(stderr=True, quiet=arguments.quiet)).showing() as progress:
         folder, scores = compose_recipe(recipe, progress, arguments.output)
     if scores is not None:
-        print(
-            f"{scores.pictures} held-out pictures: own caption chosen among {scores.choices}"
-            f" {scores.chosen:.1%} (shown another picture: {scores.chosen_other:.1%}),"
-            f" generated exactly {scores.exact:.1%}, its words {scores.words:.1%}"
-        )
+        print("\n".join(lines(scores)))
     print(folder)
     return 0
+
+
+def lines(scores: Scores) -> Iterator[str]:
+    """The scores as a table, each with its interval."""
+    title = f"{scores.pictures} held-out pictures"
+    ways = {
+        title: (f"own of {scores.choices} chosen", "exact caption", "F1 of its words"),
+        "shown each": _cells(scores.seeing),
+        "shown another": _cells(scores.shuffled),
+        "language model alone": _cells(scores.blind),
+    }
+    for name, cells in ways.items():
+        yield "  ".join([f"{name:<20}", *(f"{cell:>21}" for cell in cells)])
+
+
+def _cells(found: Captioning) -> tuple[str, ...]:
+    """Each share, in percent, with its 95 % interval."""
+    shares = (found.chosen, found.exact, found.words)
+    return tuple(f"{s.value:.1%} [{100 * s.low:.1f}, {100 * s.high:.1f}]" for s in shares)

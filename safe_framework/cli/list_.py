@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    text = "list plugins with their options, recipes and checkpoints"
+    text = "list plugins with their options, recipes, checkpoints and launch configurations"
     parser = commands.add_parser("list", help=text, description=text)
     parser.add_argument("--json", action="store_true", help="the same for programs")
     parser.set_defaults(run=_run)
@@ -28,12 +28,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
     recipes = {name: _comment(path) for name, path in catalogue.recipes().items()}
     cards = {name: _summary(path) for name, path in catalogue.cards().items()}
+    launches = {name: _comment(path) for name, path in catalogue.launches().items()}
+    files = {"recipes": recipes, "checkpoints": cards, "launches": launches}
     if arguments.json:
-        _print_json(recipes, cards)
+        _print_json(files)
         return 0
     for registry in REGISTRIES.values():
         _section(f"{registry.kind}s", registry.points())
-    for title, found in {"recipes": recipes, "checkpoints": cards}.items():
+    for title, found in files.items():
         print(title)
         print(table(found.items()) if found else "  none")
     return 0
@@ -65,7 +67,7 @@ def _brief(options: Sequence[Option] | None) -> str:
     return f"options: {', '.join(names) or 'none'}"
 
 
-def _print_json(recipes: Mapping[str, str], cards: Mapping[str, str]) -> None:
+def _print_json(files: Mapping[str, Mapping[str, str]]) -> None:
     import json
 
     from safe_framework._registry import REGISTRIES
@@ -73,7 +75,7 @@ def _print_json(recipes: Mapping[str, str], cards: Mapping[str, str]) -> None:
     plugins = [
         _record(kind, point) for kind, registry in REGISTRIES.items() for point in registry.points()
     ]
-    everything = {"plugins": plugins, "recipes": recipes, "checkpoints": cards}
+    everything = {"plugins": plugins, **files}
     print(json.dumps(everything, indent=2, ensure_ascii=False, default=repr))
 
 
@@ -104,7 +106,7 @@ def _record(kind: str, point: EntryPoint) -> dict[str, Any]:
 
 
 def _comment(recipe: Path) -> str:
-    """The first line of a recipe, if it is a comment."""
+    """The first line of a recipe or configuration, if it is a comment."""
     first = recipe.read_text("utf-8").partition("\n")[0]
     return first.lstrip("# ") if first.startswith("#") else ""
 

@@ -27,9 +27,11 @@ def add(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from safe_framework.run import run_recipe
+    from safe_framework.training import processes
 
     folder = run_recipe(
         arguments.recipe, output=arguments.output, resume=arguments.resume, quiet=arguments.quiet
     )
-    print(folder)
+    if processes.is_first():
+        print(folder)
     return 0

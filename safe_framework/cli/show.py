@@ -1,4 +1,4 @@
-"""``safe show KIND NAME``: what a plugin does and takes, or what a recipe or card says."""
+"""``safe show KIND NAME``: what a plugin does and takes, or what a file of the catalogue says."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from textwrap import fill, indent
 from typing import TYPE_CHECKING, Any
 
 from safe_framework.cli.table import table
+from safe_framework.errors import SafeError
 
 if TYPE_CHECKING:
     from safe_framework._recipe.options import Option
@@ -14,25 +15,30 @@ if TYPE_CHECKING:
 _UNTOLD = """\
 its options are not told by its source, and nothing is imported to show them
 hint: give `__init__` keyword-only parameters with plain types and literal defaults"""
-_KINDS = ("encoder", "projector", "fusion", "retention", "recipe", "card")
+_FILES = ("recipe", "card", "launch")
+_KINDS = ("encoder", "projector", "fusion", "retention", *_FILES)
 
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    text = "show a plugin's options, or the text of a recipe or card"
+    text = "show a plugin's options, or the text of a recipe, card or launch configuration"
     parser = commands.add_parser("show", help=text, description=text)
     parser.add_argument("kind", choices=_KINDS, metavar="KIND", help=", ".join(_KINDS))
     parser.add_argument("name", metavar="NAME", help="as `safe list` shows it")
+    parser.add_argument("--path", action="store_true", help="print where such a text is instead")
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from safe_framework import catalogue
 
-    if arguments.kind == "recipe":
-        print(catalogue.recipe_path(arguments.name).read_text("utf-8"), end="")
-    elif arguments.kind == "card":
-        print(catalogue.card_path(arguments.name).read_text("utf-8"), end="")
+    places = (catalogue.recipe_path, catalogue.card_path, catalogue.launch_path)
+    files = dict(zip(_FILES, places, strict=True))
+    if arguments.kind in files:
+        path = files[arguments.kind](arguments.name)
+        print(path) if arguments.path else print(path.read_text("utf-8"), end="")
+    elif arguments.path:
+        raise SafeError("only texts have a path", hint=f"one of {', '.join(_FILES)}")
     else:
         _show_plugin(arguments.kind, arguments.name)
     return 0

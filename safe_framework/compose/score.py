@@ -3,42 +3,61 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 from torch import Tensor
 
+from safe_framework.evaluation.metrics import Estimate, bootstrap
 from safe_framework.progress import WorkProgress
+from safe_framework.training.batches import IGNORED, pad_right
 
 if TYPE_CHECKING:
     from safe_framework.compose.pictures import Captioned
 
 CHOICES = 10
+_AT_ONCE = 10
 _LONGEST = 16
 _SMALL = frozenset("a an the of in on is and with to for".split())  # noqa: SIM905  # reads better
 
 
 @attrs.frozen
+class Captioning:
+    """Means over held-out pictures, with 95 % bootstrap intervals over the pictures.
+
+    Attributes:
+        chosen: the picture's own caption is the likeliest of several, by the mean log-likelihood
+            of their tokens.
+        exact: the greedy caption is the picture's own but for case and punctuation.
+        words: F1 of the greedy caption's words against the own caption's, small words left out.
+    """
+
+    chosen: Estimate
+    exact: Estimate
+    words: Estimate
+
+
+@attrs.frozen
 class Scores:
-    """Shares from 0 to 1 over held-out pictures.
+    """What a composed base says of held-out pictures, and what it says without seeing them.
 
     Attributes:
         pictures: how many there are.
         choices: captions among which one is chosen: the picture's own, and other pictures'.
-        chosen: its own caption is the likeliest (mean log-likelihood of a word).
-        chosen_other: the same when the model is shown another picture: what captions alone give.
-        exact: the generated caption is the picture's own but for case and punctuation.
-        words: of the own caption's words, but for small ones, those that the generated one has.
+        seeing: shown each picture.
+        shuffled: shown another picture, of another caption.
+        blind: shown none: the language model alone, after the prompt without ``<image>``.
     """
 
     pictures: int
     choices: int
-    chosen: float
-    chosen_other: float
-    exact: float
-    words: float
+    seeing: Captioning
+    shuffled: Captioning
+    blind: Captioning
 
 
 def score(
@@ -56,46 +75,109 @@ def score(
         tokenizer: its own.
         rows: at least two pictures.
         prompt: the text before a caption.
-        seed: of the captions to choose among.
+        seed: of the captions to choose among, and of the intervals.
         progress: the bars.
     """
     from safe_framework.compose.train import CaptionCollator
 
     collate = CaptionCollator(tokenizer, prompt, model.config.image_token_id)
     generator = torch.Generator().manual_seed(seed)
-    own, other, said = [], [], []
-    for number, row in enumerate(rows):
-        captions = _choices(rows, number, generator)
-        own.append(_likeliest(model, collate, row.patches, captions) == 0)
-        other.append(_likeliest(model, collate, _another(rows, number), captions) == 0)
-        said.append(caption(model, collate, row.patches))
-        progress("captioning", number + 1, len(rows))
-    return Scores(
-        pictures=len(rows),
-        choices=min(CHOICES, len({row.caption for row in rows})),
-        chosen=sum(own) / len(rows),
-        chosen_other=sum(other) / len(rows),
-        exact=sum(_plain(a) == _plain(r.caption) for a, r in zip(said, rows, strict=True))
-        / len(rows),
-        words=sum(_recall(a, r.caption) for a, r in zip(said, rows, strict=True)) / len(rows),
+    choices = [_choices(rows, number, generator) for number in range(len(rows))]
+    own: Sequence[Tensor] = [row.patches for row in rows]
+    shown: dict[str, Sequence[Tensor | None]] = {
+        "seeing": own,
+        "shuffled": [own[_another(rows, number)] for number in range(len(rows))],
+        "blind": [None] * len(rows),
+    }
+    found: dict[str, Captioning] = {}
+    for name, pictures in shown.items():
+        said, chosen = list[str](), list[bool]()
+        for start in range(0, len(rows), _AT_ONCE):
+            some = slice(start, start + _AT_ONCE)
+            asked = _Asked(model, collate, pictures[some])
+            said += asked.captions()
+            chosen += [place == 0 for place in asked.likeliest(choices[some])]
+            progress(f"captioning, {name}", len(said), len(rows))
+        found[name] = _captioning(said, chosen, rows, seed)
+    return Scores(len(rows), len(choices[0]), **found)
+
+
+class _Asked:
+    """Some pictures, each after the prompt; their keys and values are computed once.
+
+    Args:
+        model: composed.
+        collate: knows the prompt.
+        pictures: patches of each, (tokens, dim); or None for all of them.
+    """
+
+    def __init__(self, model: Any, collate: Any, pictures: Sequence[Tensor | None]) -> None:
+        from safe_framework.compose.train import see
+
+        self.model, self.collate, self.count = model, collate, len(pictures)
+        seen = [picture for picture in pictures if picture is not None]
+        ids = collate.prompt_ids(len(seen[0]) if seen else 0)
+        texts: dict[str, Any] = {"use_cache": True}
+        with torch.no_grad():
+            if seen:
+                texts["input_ids"] = torch.tensor([ids] * len(seen)).to(model.device)
+                out = see(model, torch.stack(seen).to(model.device), **texts)
+            else:
+                blank = ids or [_beginning(collate.tokenizer)]
+                out = model(input_ids=torch.tensor([blank] * self.count).to(model.device), **texts)
+        self.cache, self.next = out.past_key_values, out.logits[:, -1].float()
+
+    @torch.no_grad()
+    def captions(self) -> list[str]:
+        """What the model says of each, word by likeliest word."""
+        end = self.collate.tokenizer.eos_token_id
+        cache, words = deepcopy(self.cache), [self.next.argmax(-1)]
+        done = words[0] == end
+        while len(words) < _LONGEST and not done.all():
+            out = self.model(input_ids=words[-1][:, None], past_key_values=cache, use_cache=True)
+            words.append(out.logits[:, -1].argmax(-1))
+            done |= words[-1] == end
+        said = torch.stack(words, 1).tolist()
+        ends = [row.index(end) if end in row else len(row) for row in said]
+        texts = [row[:place] for row, place in zip(said, ends, strict=True)]
+        decoded = self.collate.tokenizer.batch_decode(texts, skip_special_tokens=True)
+        return [text.strip() for text in decoded]
+
+    @torch.no_grad()
+    def likeliest(self, choices: Sequence[Sequence[str]]) -> list[int]:
+        """The place of the likeliest of each one's captions, of which all have as many."""
+        many = len(choices[0])
+        ids = [self.collate.caption_ids(caption) for some in choices for caption in some]
+        labels = pad_right(ids, IGNORED).to(self.model.device)  # (pictures * many, length)
+        cache = deepcopy(self.cache)
+        cache.batch_repeat_interleave(many)
+        after = self.model(
+            input_ids=labels[:, :-1].clamp_min(0), past_key_values=cache, use_cache=True
+        ).logits
+        first = self.next.repeat_interleave(many, 0).unsqueeze(1)
+        chances = torch.cat([first, after.float()], 1).log_softmax(-1)
+        each = chances.gather(2, labels.clamp_min(0).unsqueeze(2)).squeeze(2)
+        real = labels != IGNORED
+        mean = (each * real).sum(1) / real.sum(1)
+        best: list[int] = mean.reshape(self.count, many).argmax(1).tolist()
+        return best
+
+
+def _captioning(
+    said: Sequence[str], chosen: Sequence[bool], rows: Sequence[Captioned], seed: int
+) -> Captioning:
+    pairs = [(text, row.caption) for text, row in zip(said, rows, strict=True)]
+    return Captioning(
+        chosen=bootstrap(chosen, seed=seed),
+        exact=bootstrap([_plain(text) == _plain(own) for text, own in pairs], seed=seed),
+        words=bootstrap([_overlap(text, own) for text, own in pairs], seed=seed),
     )
 
 
-def caption(model: Any, collate: Any, patches: Tensor) -> str:
-    """What the model says of one picture, word by likeliest word."""
-    from safe_framework.compose.train import see
-
-    ids = collate.prompt_ids(len(patches))
-    start, device = len(ids), model.device
-    while len(ids) < start + _LONGEST:
-        with torch.no_grad():
-            logits = see(model, patches[None].to(device), input_ids=torch.tensor([ids]).to(device))
-        word = int(logits.logits[0, -1].argmax())
-        if word == collate.tokenizer.eos_token_id:
-            break
-        ids.append(word)
-    text: str = collate.tokenizer.decode(ids[start:], skip_special_tokens=True)
-    return text.strip()
+def _beginning(tokenizer: Any) -> int:
+    """What stands for a prompt that is empty without its picture."""
+    begin = tokenizer.bos_token_id
+    return int(tokenizer.eos_token_id if begin is None else begin)
 
 
 def _choices(rows: Sequence[Captioned], number: int, generator: torch.Generator) -> list[str]:
@@ -106,31 +188,21 @@ def _choices(rows: Sequence[Captioned], number: int, generator: torch.Generator)
     return [own, *(others[place] for place in order)]
 
 
-def _another(rows: Sequence[Captioned], number: int) -> Tensor:
-    """The patches of the next picture that has another caption."""
-    order = [*rows[number + 1 :], *rows[:number]]
-    return next((row for row in order if row.caption != rows[number].caption), order[0]).patches
-
-
-def _likeliest(model: Any, collate: Any, patches: Tensor, captions: Sequence[str]) -> int:
-    from safe_framework.compose.pictures import Captioned
-    from safe_framework.compose.train import see
-    from safe_framework.training.batches import IGNORED
-
-    rows = [Captioned(text, None, patches) for text in captions]  # type: ignore[arg-type]  # no file
-    batch = {name: value.to(model.device) for name, value in collate(rows).items()}
-    labels = batch.pop("labels")[:, 1:]
-    with torch.no_grad():
-        logits = see(model, **batch).logits[:, :-1].float().log_softmax(-1)
-    learned = labels != IGNORED
-    each = logits.gather(2, labels.clamp_min(0).unsqueeze(2)).squeeze(2)  # (captions, length)
-    return int(((each * learned).sum(1) / learned.sum(1)).argmax())
+def _another(rows: Sequence[Captioned], number: int) -> int:
+    """The place of the next picture that has another caption."""
+    order = [*range(number + 1, len(rows)), *range(number)]
+    others = [place for place in order if rows[place].caption != rows[number].caption]
+    return (others or order)[0]
 
 
 def _plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def _recall(said: str, own: str) -> float:
-    wanted = {word for word in _plain(own).split() if word not in _SMALL}
-    return len(wanted & set(_plain(said).split())) / len(wanted) if wanted else 0.0
+def _overlap(said: str, own: str) -> float:
+    """F1 of the words in common, each as often as both have it."""
+    given, wanted = (
+        Counter(word for word in _plain(text).split() if word not in _SMALL) for text in (said, own)
+    )
+    common = (given & wanted).total()
+    return 2 * common / (given.total() + wanted.total()) if common else 0.0

@@ -27,9 +27,9 @@ from safe_framework.shapes import Frames, Tokens, all_real
 from safe_framework.training.align import Aligned, Alignment, align
 from safe_framework.training.batches import IGNORED, attention_mask, pad_right
 from safe_framework.training.losses import answer_loss, check_finite
-from safe_framework.training.order import shuffled_slice
+from safe_framework.training.order import FixedOrder, shuffled_slice
 from safe_framework.training.report import ProgressReport
-from safe_framework.training.trainer import FixedOrder, arguments
+from safe_framework.training.trainer import arguments
 
 NOTE = "composed.json"
 _SAMPLE = 4096

@@ -21,6 +21,7 @@ from safe_framework.evaluation.groups import batches
 from safe_framework.evaluation.metrics import normalise
 from safe_framework.evaluation.probe import Features, pool, probe
 from safe_framework.evaluation.results import Answered
+from safe_framework.stage_b.change import original
 
 if TYPE_CHECKING:
     from safe_framework.data.examples import Example
@@ -42,10 +43,14 @@ def collect(
     options: Any = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     options |= {"gate": {modality: 1.0}, "progress": progress}
     ask: Callable[..., list[str]] = partial(answer, model, **options)
+    told = answer_surely(model, test, label="answers with the sense", **options)
+    astray = ask(shuffled(test, modality, seed=seed), label="answers with shuffled samples")
+    with original(model):
+        bare = answer_without(ask, test, modality, label="answers of the base")
     columns = (
-        answer_surely(model, test, label="answers with the sense", **options),
-        ask(shuffled(test, modality, seed=seed), label="answers with shuffled samples"),
-        answer_without(ask, test, modality, label="answers of the base"),
+        told,
+        astray,
+        bare,
         _probed(model, modality, train, test, batch_size, seed, progress),
     )
     template = model.processor.template

@@ -14,7 +14,9 @@ from safe_framework.evaluation.answers import Progress, evaluating, silent
 from safe_framework.evaluation.calibration import Calibration, calibration
 from safe_framework.evaluation.collect import collect
 from safe_framework.evaluation.datasets import by_dataset, closed
+from safe_framework.evaluation.drift import told
 from safe_framework.evaluation.gain import gain
+from safe_framework.evaluation.remembered import encoded_once
 from safe_framework.evaluation.results import Answered, Evaluation
 from safe_framework.evaluation.retention import gate_zero, retention
 from safe_framework.evaluation.semantic import SentenceEncoder
@@ -62,30 +64,29 @@ def evaluate(
         progress: called with a label, how many are done and of how many.
 
     Raises:
-        CheckpointError: the sentence encoder cannot be loaded.
         DataError: there is no example or no text, or an example lacks the modality.
-        SafeError: the logits hold NaN.
+        SafeError: the logits hold NaN, or the sentence encoder cannot be loaded.
     """
     _check(modality, train, test, texts)
     judge = SentenceEncoder(semantic) if semantic else None
     asking: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": progress}
     drawing: dict[str, Any] = {"resamples": bootstrap, "seed": seed}
-    with evaluating(model):
+    with evaluating(model), encoded_once(model):
         answers = collect(model, modality, train, test, batch_size=batch_size, seed=seed, **asking)
         kept = retention(model, modality, texts, test, foreign, progress=progress, **drawing)
         shut = gate_zero(model, modality, test[:_GATE_ZERO_EXAMPLES], **asking)
         likeness = cross_modal(model, modality, test, progress=progress, **drawing)
+        changed = told(model, texts, progress=progress, **drawing)
     return Evaluation(
         modality=modality,
         gain=gain(closed(answers), _labels(train), judge=judge, **drawing),
         datasets=by_dataset(answers, **drawing),
         retention=kept,
         gate_zero=shut,
-        **_sizes(model),
-        train_examples=len(train),
-        max_new_tokens=max_new_tokens,
+        **_counts(model, train, max_new_tokens),
         answers=answers,
         alignment=likeness,
+        base_changed=changed,
         calibration=_calibration(answers, drawing),
         **drawing,
     )
@@ -97,8 +98,10 @@ def _labels(train: Sequence[Example]) -> list[str]:
     return labels or [example.answer for example in train]
 
 
-def _sizes(model: SafeModel) -> dict[str, Any]:
+def _counts(model: SafeModel, train: Sequence[Example], max_new_tokens: int) -> dict[str, Any]:
     return {
+        "train_examples": len(train),
+        "max_new_tokens": max_new_tokens,
         "trainable_parameters": sum(p.numel() for p in model.trainable_parameters().values()),
         "base_parameters": sum(p.numel() for p in model.base.parameters()),
     }

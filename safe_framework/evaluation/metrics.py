@@ -126,6 +126,8 @@ def kl_per_position(
     base_logits: Annotated[Tensor, "... vocabulary"], logits: Annotated[Tensor, "... vocabulary"]
 ) -> Annotated[Tensor, "..."]:
     """KL(base || safe) in nats at each position, in fp32; what the base rules out adds nothing."""
+    if torch.equal(base_logits, logits):  # as where a sense is absent
+        return base_logits.new_zeros(base_logits.shape[:-1], dtype=torch.float32)
     base = torch.log_softmax(base_logits.float(), dim=-1)
     safe = torch.log_softmax(logits.float(), dim=-1)
     chance = base.exp()

@@ -13,6 +13,7 @@ from cattrs.preconf.json import make_converter
 from safe_framework.data.tasks import QUESTIONS
 from safe_framework.evaluation.alignment import CrossModal
 from safe_framework.evaluation.calibration import Calibration
+from safe_framework.evaluation.changed import BaseChanged
 from safe_framework.evaluation.metrics import Estimate, normalise
 from safe_framework.shapes import Sample
 
@@ -204,6 +205,7 @@ class Evaluation:
         calibration: of the answers with the sense; None in older results.
         alignment: of the sense's tokens with the answers' words; None in older results, and where
             all answers are the same.
+        base_changed: what stage B did to the base; None where L1 and L2 hold.
         datasets: the result on each dataset of a mix, by name; ``gain`` is that on all rows that
             are right or wrong, which captions are not.
     """
@@ -222,6 +224,7 @@ class Evaluation:
     costs: Mapping[str, float] = attrs.field(factory=dict)
     calibration: Calibration | None = None
     alignment: CrossModal | None = None
+    base_changed: BaseChanged | None = None
     datasets: Mapping[str, DatasetGain] = attrs.field(factory=dict)
 
     def to_json(self) -> str:
@@ -241,4 +244,8 @@ _CONVERTER.register_unstructure_hook(
 )
 _CONVERTER.register_structure_hook(
     Answered, make_dict_structure_fn(Answered, _CONVERTER, **_NOT_WRITTEN)
+)
+_IF_CHANGED: Any = {"base_changed": override(omit_if_default=True)}
+_CONVERTER.register_unstructure_hook(
+    Evaluation, make_dict_unstructure_fn(Evaluation, _CONVERTER, **_IF_CHANGED)
 )

@@ -17,6 +17,7 @@ from safe_framework.evaluation.groups import batches
 from safe_framework.evaluation.metrics import agrees, bootstrap, kl_per_position
 from safe_framework.evaluation.results import Absent, Agreement, GateZero, Retention
 from safe_framework.shapes import Sample
+from safe_framework.stage_b.change import original
 
 if TYPE_CHECKING:
     from safe_framework.data.examples import Example
@@ -90,7 +91,8 @@ def _beside_texts(
     found: dict[str, list[TextSums]] = {kind: [] for kind in pools}
     for rows in batches(sorted(texts, key=len), LOGIT_ROWS):  # alike in length: little padding
         plain = inputs(model, rows)
-        base = model.base(**plain).logits
+        with original(model):
+            base = model.base(**plain).logits
         safe = model(**plain).logits
         identical &= same_bits(base, safe)
         unaided += _compare(base, safe, plain["attention_mask"])
@@ -110,7 +112,9 @@ def _with_own_samples(
     for rows in batches(examples, LOGIT_ROWS):
         base, plain = _reference(model, modality, rows)
         prompts, samples = [row.prompt for row in rows], [row.samples for row in rows]
-        found += _beside(model, modality, prompts, samples, plain, base(**plain).logits)
+        with original(model):
+            before = base(**plain).logits
+        found += _beside(model, modality, prompts, samples, plain, before)
         progress("relevant samples", len(found), len(examples))
     return found
 
@@ -206,10 +210,10 @@ def gate_zero(
     for number, rows in enumerate(batches(examples, LOGIT_ROWS)):
         given = inputs(model, [row.prompt for row in rows], [row.samples for row in rows])
         base, plain = _reference(model, modality, rows)
-        logits &= same_bits(model(**given, gate=shut).logits, base(**plain).logits)
-        tokens &= same_bits(
-            model.generate(**given, gate=shut, **options), base.generate(**plain, **options)
-        )
+        with original(model):
+            before, said = base(**plain).logits, base.generate(**plain, **options)
+        logits &= same_bits(model(**given, gate=shut).logits, before)
+        tokens &= same_bits(model.generate(**given, gate=shut, **options), said)
         progress("gate at 0", number * LOGIT_ROWS + len(rows), len(examples))
     return GateZero(logits, tokens, len(examples))
 

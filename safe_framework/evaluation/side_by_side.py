@@ -11,6 +11,7 @@ from torch import Tensor
 from safe_framework.bits import same_bits
 from safe_framework.evaluation.answers import evaluating, inputs
 from safe_framework.evaluation.metrics import agrees
+from safe_framework.stage_b.change import original
 
 if TYPE_CHECKING:
     from safe_framework.model import SafeModel
@@ -66,10 +67,10 @@ def side_by_side(
     options = {"max_new_tokens": max_new_tokens, "do_sample": False}
     with evaluating(model):
         plain, given = inputs(model, [prompt]), inputs(model, [prompt], [heard])
-        base = model.base(**plain).logits
+        with original(model):  # what stage B changed is not the base's
+            generate: Any = model.base.generate
+            base, said = model.base(**plain).logits, generate(**plain, **options)
         safe = model(**given, gate={modality: gate}).logits
-        generate: Any = model.base.generate
-        said = generate(**plain, **options)
         replied = model.generate(**given, gate={modality: gate}, **options)
     start = given["input_ids"].shape[1] if gate and heard else plain["input_ids"].shape[1]
     return SideBySide(

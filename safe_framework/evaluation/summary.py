@@ -8,6 +8,7 @@ import attrs
 
 from safe_framework.data.tasks import CAPTIONS
 from safe_framework.errors import DataError
+from safe_framework.evaluation.changed import BaseChanged
 from safe_framework.evaluation.metrics import Estimate
 from safe_framework.evaluation.results import Agreement, DatasetGain, Evaluation
 from safe_framework.evaluation.wording import (
@@ -104,6 +105,8 @@ def _gained(evaluation: Evaluation) -> Headline:
 
 
 def _off_is_base(evaluation: Evaluation) -> Headline:
+    if evaluation.base_changed is not None:
+        return _off_is_another(evaluation.base_changed)
     absent, shut = evaluation.retention.absent, evaluation.gate_zero
     same = absent.identical and shut.identical
     return Headline(
@@ -112,6 +115,15 @@ def _off_is_base(evaluation: Evaluation) -> Headline:
         f"{'the base' if same else 'a law is broken'} when {evaluation.modality} is absent or its "
         "gate is 0",
         f"{absent.texts} texts and {shut.examples} examples compared",
+    )
+
+
+def _off_is_another(changed: BaseChanged) -> Headline:
+    return Headline(
+        "Off",
+        "BASE CHANGED",
+        "L1 and L2 do not hold: training changed the base itself",
+        f"absent, {percent(changed.drift.agreement.value)} of next tokens unchanged",
     )
 
 
@@ -158,7 +170,7 @@ def sections(
     return (
         Section("Gain", tuple(_gain(evaluation, asked))),
         *(by_dataset if evaluation.datasets else ()),
-        Section("Kept when off", tuple(_off(evaluation))),
+        *_kept_when_off(evaluation),
         Section("Tokens kept, gate at 1", tuple(_agreements(evaluation, asked))),
         Section("KL in nats, gate at 1", tuple(_divergences(evaluation))),
         *_others(evaluation),
@@ -197,6 +209,27 @@ def _others(evaluation: Evaluation) -> Iterator[Section]:
         yield Section("Confidence and alignment", tuple(rows))
 
 
+def _kept_when_off(evaluation: Evaluation) -> Iterator[Section]:
+    """That off is the base; or, where stage B changed it, how far it drifted."""
+    if evaluation.base_changed is None:
+        yield Section("Kept when off", tuple(_off(evaluation)))
+    else:
+        rows = _drifted(evaluation.base_changed)
+        yield Section("Base CHANGED: L1 and L2 do not hold", tuple(rows))
+
+
+def _drifted(changed: BaseChanged) -> Iterator[Row]:
+    drift, original = changed.drift, changed.off_is_the_original_base
+    kl = f"{drift.kl.low:.2g} to {drift.kl.high:.2g}"
+    off = "identical" if drift.off_identical else "differ"
+    yield Row("parameters changed", f"{changed.parameters:,}", "", changed.method)
+    yield _share("agreement, absent", drift.agreement, f"{drift.texts} {drift.source}")
+    yield Row("KL in nats, absent", f"{drift.kl.value:.2g}", kl, f"{drift.positions:,} positions")
+    yield Row("largest logit difference", f"{drift.largest:.2g}", "", "absent")
+    note = "the original" if original else "changed in place"
+    yield Row("logits, off()", off, "", note, drift.off_identical if original else None)
+
+
 def _datasets(evaluation: Evaluation) -> Iterator[Row]:
     for name, found in evaluation.datasets.items():
         gained = f"{points(found.over_base.value)} over base"
@@ -233,7 +266,8 @@ def _opened(evaluation: Evaluation) -> Mapping[str, Agreement]:
 
 
 def _all_costs(evaluation: Evaluation) -> Iterator[Row]:
-    base = f"{count(evaluation.base_parameters)} frozen"
+    state = "frozen" if evaluation.base_changed is None else "in the base"
+    base = f"{count(evaluation.base_parameters)} {state}"
     yield Row("trainable parameters", f"{evaluation.trainable_parameters:,}", "", base)
     yield from _measured(evaluation)
 

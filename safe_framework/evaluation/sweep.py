@@ -27,6 +27,7 @@ from safe_framework.evaluation.retention import (
 from safe_framework.evaluation.sweep_results import GatePoint, GateSweep
 from safe_framework.modality import FRAMES, FRAMES_MASK, PRESENT
 from safe_framework.shapes import Sample
+from safe_framework.stage_b.change import original
 
 if TYPE_CHECKING:
     from safe_framework.data.examples import Example
@@ -130,7 +131,8 @@ def _kept(
     done = 0
     for rows in batches(sorted(texts, key=len), LOGIT_ROWS):
         plain = inputs(model, rows)
-        base = model.base(**plain).logits
+        with original(model):
+            base = model.base(**plain).logits
         beside = list(_besides(model, modality, rows, pools, seed + done))
         for gate in gates:
             kinds = [opened(model, modality, given, plain, base, gate) for given in beside]

@@ -46,6 +46,11 @@ class Alignment:
         rarity = torch.tensor([1 / counts[answer] for answer in self.candidates])
         self.weights = (rarity * len(answers) / len(self.candidates)).to(self.targets.device)
 
+    def to(self, device: torch.device) -> Alignment:
+        """Move what it holds."""
+        self.targets, self.weights = self.targets.to(device), self.weights.to(device)
+        return self
+
     def indices(self, answers: Sequence[str]) -> Tensor:
         """The place of each answer among the candidates, (answers,)."""
         return torch.tensor([self.position[a] for a in answers], device=self.targets.device)
@@ -70,9 +75,21 @@ class Alignment:
         return (per_sample * self.weights[wanted]).mean()
 
     def batch_loss(
-        self, model: SafeModel, batch: Mapping[str, Tensor], answers: Sequence[str]
+        self,
+        model: SafeModel,
+        batch: Mapping[str, Tensor],
+        answers: Sequence[str],
+        present: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """The loss of every modality in a batch, on the rows that have it."""
+        """The loss of every modality in a batch, on the rows that have it.
+
+        Args:
+            model: whose projectors are aligned.
+            batch: with frames, or samples of encoders that train.
+            answers: of its rows.
+            present: rows that have each modality, over which the means are taken, where the
+                batch is a part of those that share them; its own if None.
+        """
         wanted = self.indices(answers)
         total = self.targets.new_zeros(())
         for name in model.modalities:
@@ -81,7 +98,8 @@ class Alignment:
                 modality, given = model.modality(name), inputs_of(name, batch)
                 frames = modality.encode({key: value[rows] for key, value in given.items()})
                 tokens = modality.projector(frames)
-                total = total + self.loss(tokens, wanted[rows])
+                share = 1 if present is None else len(rows) / present[name]
+                total = total + share * self.loss(tokens, wanted[rows])
         return total
 
 

@@ -138,17 +138,21 @@ def class_logits(logits: Tensor, ids: Tensor) -> Tensor:
     return logits.float()[:, ids]
 
 
-def mean_loss(logits: Tensor, targets: Tensor, classes: Classes) -> Tensor:
+def mean_loss(
+    logits: Tensor, targets: Tensor, classes: Classes, count: Tensor | None = None
+) -> Tensor:
     """The mean over answers' tokens and over rows that are read at their tokens, one unit each.
 
     Args:
         logits: where either is read, row after row, (chosen, vocabulary).
         targets: the next token of each position, -100 where none is wanted, (batch, length).
         classes: what is read at tokens.
+        count: of these units, where the batch is a part of those that share them.
     """
     chosen = (targets != _NONE) | classes.places
     spelled = nn.functional.cross_entropy(
         logits.float(), targets[chosen], ignore_index=_NONE, reduction="sum"
     )
     read = classes.losses(logits, chosen)
-    return (spelled + read.sum()) / (int((targets != _NONE).sum()) + len(read))
+    own = int((targets != _NONE).sum()) + len(read)
+    return (spelled + read.sum()) / (own if count is None else count)

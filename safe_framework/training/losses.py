@@ -10,12 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from safe_framework.model import SafeModel
 from safe_framework.training.batches import IGNORED
 from safe_framework.training.classes import Classes, mean_loss
 
 
-def answer_loss(model: nn.Module, base: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+def answer_loss(
+    model: nn.Module,
+    base: nn.Module,
+    batch: Mapping[str, Tensor],
+    count: Tensor | None = None,
+) -> Tensor:
     """Mean next-token cross-entropy over the labelled positions.
 
     Args:
@@ -23,6 +27,8 @@ def answer_loss(model: nn.Module, base: nn.Module, batch: Mapping[str, Tensor]) 
         base: its base, whose output embeddings are shown only some positions.
         batch: ``input_ids``, ``attention_mask``, ``labels``, modalities, and classes that are
             read at their tokens.
+        count: of labelled positions (and rows that are read at their tokens), over which the
+            mean is taken, where the batch is a part of those that share them; its own if None.
     """
     inputs = dict(batch)
     classes = Classes.taken(inputs)
@@ -30,9 +36,10 @@ def answer_loss(model: nn.Module, base: nn.Module, batch: Mapping[str, Tensor]) 
     places = targets != IGNORED  # position t predicts token t + 1
     if classes is not None:
         logits = logits_at(model, base, inputs, places | classes.places)
-        return mean_loss(logits, targets, classes)
+        return mean_loss(logits, targets, classes, count)
     logits = logits_at(model, base, inputs, places)
-    return nn.functional.cross_entropy(logits.float(), targets[places])
+    total = nn.functional.cross_entropy(logits.float(), targets[places], reduction="sum")
+    return total / (places.sum() if count is None else count)
 
 
 def logits_at(
@@ -93,28 +100,3 @@ def check_finite(loss: Tensor, name: str, step: int) -> Tensor:
             "hint: lower the learning rates in [training]"
         )
     return loss
-
-
-def trainable_groups(
-    model: SafeModel,
-    projector_rate: float,
-    fusion_rate: float,
-    weight_decay: float,
-    encoder_rate: float | None = None,
-) -> list[dict[str, Any]]:
-    """AdamW's parameter groups: projectors, then fusion adapters, then encoders that train.
-
-    Without a rate of their own, the encoders are among the projectors.
-    """
-    rates = {"fusion": fusion_rate}
-    if encoder_rate is not None:
-        rates["encoder"] = encoder_rate
-    parts: dict[str, list[nn.Parameter]] = {"": [], **{part: [] for part in rates}}
-    for name, parameter in model.trainable_parameters().items():
-        part = name.split(".")[1]
-        parts[part if part in rates else ""].append(parameter)
-    return [
-        {"params": params, "lr": rates.get(part, projector_rate), "weight_decay": weight_decay}
-        for part, params in parts.items()
-        if params
-    ]

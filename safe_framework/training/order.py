@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch.utils.data import Sampler
 
 
 def generator(*numbers: int) -> torch.Generator:
@@ -45,6 +46,19 @@ def shuffled_slice(seed: int, start: int, count: int, size: int) -> list[int]:
         order = torch.randperm(size, generator=generator(seed, passed)).tolist()
         chosen += order[offset : offset + count - len(chosen)]
     return chosen
+
+
+class FixedOrder(Sampler[int]):
+    """Draws places in an order that is known beforehand."""
+
+    def __init__(self, order: Sequence[int]) -> None:
+        self.order = order
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order)
+
+    def __len__(self) -> int:
+        return len(self.order)
 
 
 _SPAN = 16  # steps whose texts are dealt out together

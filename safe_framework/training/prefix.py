@@ -101,12 +101,19 @@ class FrozenPrefix:
 def first_fused_layer(model: SafeModel) -> int:
     """The layer up to which a text's hidden states depend on nothing that trains.
 
-    0 where a modality puts vectors of its own into the text, where layers run several times in a
-    call, or where hidden states are not laid out as usual.
+    0 where stage B changes the base, where a modality puts vectors of its own into the text, where
+    layers run several times in a call, or where hidden states are not laid out as usual.
     """
     modalities = [model.modality(name) for name in model.modalities]
     marked = any(modality.markers is not None for modality in modalities)
-    if marked or not modalities or model.stack.passes != 1 or model.stack.layout is not PLAIN:
+    changed = model.base_change is not None
+    if (
+        changed
+        or marked
+        or not modalities
+        or model.stack.passes != 1
+        or model.stack.layout is not PLAIN
+    ):
         return 0
     return min(layer for modality in modalities for layer in modality.fusion.layers)
 

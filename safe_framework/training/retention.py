@@ -23,6 +23,8 @@ from safe_framework.training.caches import Caches
 from safe_framework.training.capture import on_device
 from safe_framework.training.losses import logits_at
 from safe_framework.training.order import TextOrder, generator
+from safe_framework.training.parts import WHOLE, Part
+from safe_framework.training.processes import shared_frames
 from safe_framework.training.retention_start import RetentionExamples, store_of
 from safe_framework.training.teacher import Teacher
 
@@ -66,7 +68,7 @@ def distractor_pools(
     others = foreign or {}
     return {
         name: {
-            kind: store.frames(_made(kind, samples[name], others.get(name, ()), seed))
+            kind: shared_frames(store, _made(kind, samples[name], others.get(name, ()), seed))
             for kind in kinds
         }
         for name, store in stores.items()
@@ -160,34 +162,46 @@ class CounterfactualRetention:
             needed = [self.rows[place] for place in self.order.needed(steps)]
             self.states.warm(needed, "reading retention texts", progress)
 
-    def loss(self, model: nn.Module, step: int, device: torch.device) -> Tensor:
-        """The weighted sum of the methods' penalties at a step."""
+    def loss(self, model: nn.Module, step: int, device: torch.device, part: Part = WHOLE) -> Tensor:
+        """The weighted sum of the methods' penalties at a step, or a part's share in it.
+
+        A penalty is a mean over words, so a part counts by how many of the step's it has.
+        """
         total = torch.zeros((), device=device)
-        for weight, penalty in self._penalties(model, step, device):
+        for weight, penalty in self._penalties(model, step, device, part):
             total = total if penalty is None else total + weight * penalty
         return total
 
     def _penalties(
-        self, model: nn.Module, step: int, device: torch.device
+        self, model: nn.Module, step: int, device: torch.device, part: Part
     ) -> Iterator[tuple[float, Tensor | None]]:
         if self.kinds and any(self.model.gates.values()):  # else the model is its base
             chosen = self.order.step(step)
-            share = self.order.share(chosen)
-            compared = self._compared(model, chosen, step, device)
+            share = self.order.share(chosen) * self._words(part.of(chosen)) / self._words(chosen)
+            compared = self._compared(model, chosen, step, device, part)
             for entry in self.methods:
                 penalty = entry.method.penalty(*compared)
                 yield entry.weight, None if penalty is None else share * penalty
         for entry in self.methods:
-            yield entry.weight, entry.method.parameter_penalty()
+            yield entry.weight / part.count, entry.method.parameter_penalty()
+
+    def _words(self, chosen: Sequence[int]) -> int:
+        return sum(len(self.rows[i]) for i in chosen)
 
     def _compared(
-        self, model: nn.Module, chosen: Sequence[int], step: int, device: torch.device
+        self,
+        model: nn.Module,
+        everyones: Sequence[int],
+        step: int,
+        device: torch.device,
+        part: Part,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The model's logits and the base's at every word of some texts, as one long row."""
+        """The model's logits and the base's at every word of a part's texts, as one long row."""
+        chosen = part.of(everyones)
         rows, marked = [self.rows[i] for i in chosen], [self.marked[i] for i in chosen]
         batch = {"input_ids": pad_right(marked, self.pad), "attention_mask": attention_mask(marked)}
         for name, pool in self.pools.items():
-            batch.update(carry(name, self._irrelevant(pool, step), self.dims[name]))
+            batch.update(carry(name, part.of(self._irrelevant(pool, step)), self.dims[name]))
         batch, places = on_device(batch, device), _words(rows, marked).to(device)
         with self._beginning(batch):
             logits = logits_at(model, self.model.base, batch, places)  # (words, vocabulary)

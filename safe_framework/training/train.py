@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback
 
 from safe_framework._recipe import Recipe
+from safe_framework.adapter import adapter_tensors
 from safe_framework.assembly import regularizers
 from safe_framework.checkpoints.location import cache_folder
 from safe_framework.data.examples import Example
@@ -19,6 +21,7 @@ from safe_framework.errors import DataError
 from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
 from safe_framework.shapes import Sample
+from safe_framework.training import processes
 from safe_framework.training.align import Alignment
 from safe_framework.training.batches import (
     AnswerCollator,
@@ -38,6 +41,7 @@ from safe_framework.training.retention import (
     distractor_pools,
 )
 from safe_framework.training.schedule import GateSchedule
+from safe_framework.training.sharding import Sharding, shard_layers
 from safe_framework.training.start import prepare_projectors
 from safe_framework.training.trainer import SafeTrainer, arguments
 
@@ -53,8 +57,11 @@ def train(
     progress: WorkProgress,
     resume: bool = True,
     data: RecipeData | None = None,
+    sharding: Sharding | None = None,
 ) -> Log:
     """Train a model's modalities as its recipe says.
+
+    Where several processes train it together, all call this, and each ends with the same weights.
 
     Args:
         model: built from the recipe.
@@ -64,10 +71,12 @@ def train(
         progress: the bars.
         resume: go on from the newest whole checkpoint in ``folder``.
         data: what the recipe names, where some of it has been read already.
+        sharding: how devices share the base's layers; None leaves them whole.
 
     Returns:
         What was logged: one row for each logging step, from the run's first step on.
     """
+    args = arguments(recipe.training, folder)
     stores = frame_stores(model, recipe)
     tokenized = encode_examples(model, examples, stores, progress)
     alignment = Alignment(model, [example.answer for example in examples])
@@ -76,33 +85,55 @@ def train(
     retention = retention_of(model, recipe, examples, stores, pad, data, caches)
     trainer = SafeTrainer(
         model,
-        arguments(recipe.training, folder),
+        args,
         tokenized,
         recipe.training,
         retention=retention,
         alignment=alignment,
         caches=caches,
         pad=pad,
+        sharded=sharding is not None,
         weights=data.weights if data else None,
     )
     trainer.remove_callback(PrinterCallback)
     gates = {name: spec.gate for name, spec in recipe.modalities.items()}
     trainer.add_callback(GateSchedule(model, gates))
     trainer.add_callback(ProgressReport(progress))
-    checkpoint = latest_complete(folder) if resume else None
+    with processes.first_before_others():
+        checkpoint = latest_complete(folder) if resume else None
     if checkpoint is None:
         prepare_projectors(model, recipe, tokenized, alignment, progress)
+        processes.agree(adapter_tensors(model).values())
+        processes.seed_apart(recipe.training.seed)
     if retention is not None:
-        retention.begin(folder, resumed=checkpoint is not None, progress=progress)
+        with processes.first_before_others():
+            retention.begin(folder, resumed=checkpoint is not None, progress=progress)
     for note in caches.notes:
         progress.console.print(note, highlight=False)
-    trainer.warm(progress)
+    with processes.first_before_others():
+        trainer.warm(progress)
+    alignment.to(args.device)  # where devices share a base, it is prepared on the CPU
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with _as_asked(model, recipe, sharding):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         caches.close()
         model.eval()
     return [row for row in trainer.state.log_history if "loss" in row]
+
+
+@contextmanager
+def _as_asked(model: SafeModel, recipe: Recipe, sharding: Sharding | None) -> Iterator[None]:
+    """Within the block, layers are computed again in the backward pass, and shared out."""
+    if recipe.training.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    handle = shard_layers(model, sharding, processes.device()) if sharding else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+        model.gradient_checkpointing_disable()
 
 
 def frame_stores(model: SafeModel, recipe: Recipe) -> Stores:
@@ -140,9 +171,8 @@ def encode_examples(
     for name, store in stores.items():
         having = [i for i, example in enumerate(examples) if name in example.samples]
         samples = [examples[i].samples[name] for i in having]
-        encoded: Sequence[Row] = store.frames(
-            samples, progress, [examples[i].place for i in having]
-        )
+        places = [examples[i].place for i in having]
+        encoded: Sequence[Row] = processes.shared_frames(store, samples, progress, places)
         for i, one in zip(having, encoded, strict=True):
             frames[i][name] = one
     markers = model.processor.markers

@@ -108,7 +108,7 @@ def test_list_shows_everything_there_is(installed, capsys):
     ]
     shown = {line[0] for line in lines}
     names = [name for registry in REGISTRIES.values() for name in registry]
-    assert shown >= {*names, *catalogue.recipes(), *catalogue.cards()}
+    assert shown >= {*names, *catalogue.recipes(), *catalogue.cards(), *catalogue.launches()}
 
 
 def test_list_shows_a_broken_plugin_without_loading_it(installed, capsys):
@@ -210,13 +210,29 @@ def test_show_spells_defaults_as_a_recipe_would(installed, capsys):
     assert "  scale   a number" in lines
 
 
-@pytest.mark.parametrize("kind", ["recipe", "card"])
-def test_show_prints_what_the_catalogue_holds(kind, capsys):
-    """A recipe or card is shown as it is, ready to be copied."""
-    files = catalogue.recipes() if kind == "recipe" else catalogue.cards()
+@pytest.mark.parametrize(
+    ("kind", "files"),
+    [
+        ("recipe", catalogue.recipes()),
+        ("card", catalogue.cards()),
+        ("launch", catalogue.launches()),
+    ],
+)
+def test_show_prints_what_the_catalogue_holds(kind, files, capsys):
+    """A recipe, card or launch configuration is shown as it is, or by its path."""
     name, path = next(iter(files.items()))
     assert main(["show", kind, name]) == 0
     assert capsys.readouterr().out == path.read_text("utf-8")
+    assert main(["show", kind, name, "--path"]) == 0
+    assert capsys.readouterr().out == f"{path}\n"
+
+
+def test_a_plugin_has_no_path_to_show(installed, capsys):
+    """``--path`` of a plugin is an error that says what has one."""
+    assert main(["show", "encoder", "chime", "--path"]) == 1
+    assert capsys.readouterr().err == (
+        "only texts have a path\nhint: one of recipe, card, launch\n"
+    )
 
 
 def test_an_error_is_a_message_and_no_traceback(installed, capsys):

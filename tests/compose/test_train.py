@@ -3,7 +3,9 @@
 import io
 import json
 
+import attrs
 import pytest
+import torch
 from rich.console import Console
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor
 
@@ -15,7 +17,7 @@ from safe_framework.cli import main
 from safe_framework.compose import train as training
 from safe_framework.compose.parts import compose, projector_of
 from safe_framework.compose.pictures import read_captioned, read_picture
-from safe_framework.compose.score import _plain, _recall
+from safe_framework.compose.score import _another, _Asked, _choices, _overlap, _plain, score
 from safe_framework.compose.train import CaptionCollator, compose_recipe, see, train_projector
 from safe_framework.errors import CheckpointError, DataError, SafeError
 from safe_framework.progress import WorkProgress
@@ -67,9 +69,11 @@ def test_held_out_pictures_are_captioned(composed):
     """The trained projector tells colours on pictures that training never saw."""
     _, scores = composed
     assert (scores.pictures, scores.choices) == (8, 4)
-    assert scores.chosen >= 0.75, scores
-    assert scores.chosen_other <= 0.5
-    assert scores.words >= scores.exact
+    assert scores.seeing.chosen.value >= 0.75, scores
+    assert scores.shuffled.chosen.value <= 0.5
+    assert scores.blind.chosen.value <= 0.5
+    assert scores.seeing.words.value >= scores.seeing.exact.value
+    assert scores.seeing.chosen.n == 8
 
 
 def test_the_folder_is_a_base(composed, recipe):
@@ -83,7 +87,7 @@ def test_the_folder_is_a_base(composed, recipe):
     batch = processor(images=[picture], text=["<image>"], return_tensors="pt")
     assert base(**batch).logits.isfinite().all()
     note = json.loads((folder / training.NOTE).read_text("utf-8"))
-    assert note["scores"]["chosen"] == scores.chosen
+    assert note["scores"]["seeing"]["chosen"]["value"] == scores.seeing.chosen.value
     assert note["compose"]["vision"] == recipe.base.compose.vision
 
 
@@ -191,5 +195,61 @@ def test_a_recipe_without_the_table_has_nothing_to_compose(quiet):
 def test_captions_are_compared_by_their_words():
     """Case, punctuation and small words do not count."""
     assert _plain("A  Duck!") == "a duck"
-    assert _recall("the duck", "A rubber duck.") == 0.5
-    assert _recall("", "A") == 0.0
+    assert _overlap("the duck", "A rubber duck.") == pytest.approx(2 / 3)
+    assert _overlap("duck duck", "A duck.") == pytest.approx(2 / 3)
+    assert _overlap("", "A") == 0.0
+
+
+@torch.no_grad()
+def test_a_kept_prompt_gives_the_whole_calls_likelihoods(parts, quiet):
+    """Captions are chosen as by calls on picture, prompt and caption together."""
+    model, processor = compose(str(parts / "clip"), str(parts / "llama"))
+    rows = read_captioned(parts / "test.jsonl", model, processor, quiet)
+    collate = CaptionCollator(processor.tokenizer, "w8 <image>", model.config.image_token_id)
+    asked = _Asked(model, collate, [row.patches for row in rows])
+    captions = ["w3", "w4 w7", "w5 w6 w7"]
+    chosen = asked.likeliest([captions] * len(rows))
+    for row, place in zip(rows, chosen, strict=True):
+        whole = [attrs.evolve(row, caption=caption) for caption in captions]
+        losses = [float(see(model, **collate([one])).loss) for one in whole]
+        assert place == min(range(3), key=losses.__getitem__)
+
+
+@torch.no_grad()
+def test_captions_are_the_whole_calls_words(parts, quiet):
+    """A caption of cached decoding is what calls without a cache say, word by word."""
+    model, processor = compose(str(parts / "clip"), str(parts / "llama"))
+    rows = read_captioned(parts / "test.jsonl", model, processor, quiet)[:3]
+    collate = CaptionCollator(processor.tokenizer, "<image> w8", model.config.image_token_id)
+    said = _Asked(model, collate, [row.patches for row in rows]).captions()
+    for row, text in zip(rows, said, strict=True):
+        ids = collate.prompt_ids(len(row.patches))
+        start = len(ids)
+        while len(ids) < start + 16:
+            out = see(model, row.patches[None], input_ids=torch.tensor([ids]))
+            ids.append(int(out.logits[0, -1].argmax()))
+            if ids[-1] == processor.tokenizer.eos_token_id:
+                break
+        assert text == processor.tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
+
+
+def test_blind_says_one_thing(parts, quiet):
+    """The language model alone says the same whatever is shown, prompt or none."""
+    model, processor = compose(str(parts / "clip"), str(parts / "llama"))
+    rows = read_captioned(parts / "test.jsonl", model, processor, quiet)
+    for prompt in ("<image>", "w8 <image> w9"):
+        collate = CaptionCollator(processor.tokenizer, prompt, model.config.image_token_id)
+        assert len(set(_Asked(model, collate, [None] * 3).captions())) == 1
+        scores = score(model, processor.tokenizer, rows, prompt, 0, quiet)
+        assert scores.blind.chosen.value <= 0.5
+
+
+def test_another_picture_has_another_caption(parts, quiet):
+    """Controls show another picture; the captions to choose among differ from each other."""
+    model, processor = compose(str(parts / "clip"), str(parts / "llama"))
+    rows = read_captioned(parts / "test.jsonl", model, processor, quiet)
+    for number, row in enumerate(rows):
+        assert rows[_another(rows, number)].caption != row.caption
+        choices = _choices(rows, number, torch.Generator().manual_seed(0))
+        assert choices[0] == row.caption
+        assert len(set(choices)) == len(choices) == 4

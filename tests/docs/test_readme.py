@@ -23,6 +23,7 @@ DOCUMENTS = (
     "docs/laws.md",
     "docs/plugins.md",
     "docs/recipe.md",
+    "docs/training.md",
     "tests/README.md",
 )
 

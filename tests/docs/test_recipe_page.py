@@ -21,6 +21,7 @@ TABLES = {
     "`[data]`": schema.DataSpec,
     "`[[data.mix]]`": schema.MixSpec,
     "`[training]`": schema.TrainingSpec,
+    "`[stage_b]`": schema.StageBSpec,
     "`[evaluation]`": schema.EvaluationSpec,
 }
 

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from safe_framework._recipe import read_recipe
 from safe_framework.catalogue import FOLDER
 from safe_framework.certificate.result import Certificate
+from safe_framework.cli import main
 from safe_framework.run import run_recipe
 from tests.plugins.backbones import write_backbone
 from tests.run.conftest import RECIPE, write_base, write_rows, write_tones, write_whisper
@@ -94,6 +97,98 @@ def test_both_senses_from_data_to_certificate(
     assert "audio alone, beside the other adapter: bit for bit as before" in told
     assert "depth alone, beside the other adapter: bit for bit as before" in told
     assert "interference" in told
+
+
+COMPOSE = """
+[base]
+model = "{folder}/base"
+
+[base.compose]
+vision = "{world}/dinov2"
+language = "{world}/base"
+train = "train.jsonl"
+test = "test.jsonl"
+layer = 2
+align_steps = 2
+max_steps = 4
+batch_size = 4
+warmup_steps = 0
+
+[modalities.depth]
+encoder = {{ use = "depth", model = "{world}/dinov2" }}
+projector = {{ use = "standard" }}
+fusion = {{ use = "lora" }}
+"""
+
+
+def write_composed(world: Path, folder: Path) -> None:
+    """A composed base of the tiny models, as `safe compose` writes it, and its pictures."""
+    folder.mkdir()
+    for name, count in (("train", 8), ("test", 2)):
+        pictures = [f"{name}{number}.png" for number in range(count)]
+        for number, picture in enumerate(pictures):
+            Image.new("RGB", (8, 8), ("red", "blue")[number % 2]).save(folder / picture)
+        captions = [("a cat", "a dog")[number % 2] for number in range(count)]
+        write_rows(
+            folder / f"{name}.jsonl",
+            [{"image": p, "caption": c} for p, c in zip(pictures, captions, strict=True)],
+        )
+    (folder / "recipe.toml").write_text(COMPOSE.format(folder=folder, world=world), "utf-8")
+    assert main(["compose", str(folder / "recipe.toml"), "--quiet"]) == 0
+
+
+def test_depth_for_a_base_that_sees(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: with depth off, pictures get the composed base's captions, bit for bit."""
+    monkeypatch.setenv("SAFE_CACHE", str(tmp_path / "cache"))
+    composed, depth = tmp_path / "composed", tmp_path / "depth"
+    write_composed(world, composed)
+    call(
+        "add_depth_modality.py", "--vision", "--shipped", "--recipe", f"{world}/depth.toml",
+        "--composed", str(composed), "--output", str(depth),
+    )  # fmt: skip
+    told = capsys.readouterr().out
+    assert "a picture of 'a cat'" in told
+    assert "captions, depth switched off   bit for bit the composed base's" in told
+    assert "retention, depth absent        1.000, bit for bit" in told
+    config = json.loads((depth / "adapter/adapter_config.json").read_text("utf-8"))
+    assert "Llava" in json.dumps(config)
+    certificate = Certificate.from_json((depth / "adapter/certificate.json").read_text("utf-8"))
+    assert certificate.holds
+
+
+def test_a_base_that_cannot_be_composed_says_how(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Law: without a composed base and without pictures to make one, the fix is named."""
+    places = ("--composed", str(tmp_path / "none"), "--stamps", str(tmp_path / "stamps"))
+    with pytest.raises(SystemExit):
+        call("add_depth_modality.py", "--vision", *places)
+    told = capsys.readouterr().err
+    assert f"there is no composed base in `{tmp_path}/none/base`" in told
+    assert "hint: apt-get download tuxpaint-stamps-default && dpkg-deb -x" in told
+
+
+def test_stamps_become_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Law: captioned pictures are split without overlap, and the recipe for them is sound."""
+    stamps = tmp_path / "stamps"
+    stamps.mkdir()
+    for number in range(70):
+        (stamps / f"{number}.png").touch()
+        (stamps / f"{number}_mirror.png").touch()
+        (stamps / f"{number}.txt").write_text(f"A picture of {number}.\nUne image.\n", "utf-8")
+    (stamps / "bare.png").touch()
+    call("compose_stamps.py", str(stamps), str(tmp_path / "made"))
+    assert "60 pictures in" in capsys.readouterr().out
+    spec = read_recipe(str(tmp_path / "made/recipe.toml")).base.compose
+    assert spec is not None
+    captions = {}
+    for name in ("train", "test"):
+        lines = (tmp_path / f"made/{name}.jsonl").read_text("utf-8").splitlines()
+        captions[name] = {json.loads(line)["caption"] for line in lines}
+    assert (len(captions["train"]), len(captions["test"])) == (10, 60)
+    assert not captions["train"] & captions["test"]
 
 
 def rows(split: str) -> list[dict[str, str]]:

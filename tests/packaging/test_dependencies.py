@@ -35,17 +35,14 @@ def distributions(requirements):
 
 
 def test_declared_is_what_is_imported(root, metadata):
-    """The packages import every distribution that users are asked to install, and no other.
-
-    But for accelerate, which transformers' Trainer demands.
-    """
+    """The packages import every distribution that users are asked to install, and no other."""
     code = imported(root / "safe_framework") | imported(root / "plugins")
     extras = metadata["optional-dependencies"]
     asked = list(metadata["dependencies"])
     asked += [
         need for name in extras if name not in ("test", "browser", "dev") for need in extras[name]
     ]
-    declared = distributions(asked) - MODELS - EXAMPLES - {"accelerate"}
+    declared = distributions(asked) - MODELS - EXAMPLES
     assert code | BY_NAME == declared
 
 

@@ -44,7 +44,7 @@ def test_whole_packages(root, names, package):
 def test_kinds_of_data(names):
     """What is read at run time beside the code is there: recipes, cards, clips, texts, pages."""
     suffixes = {Path(name).suffix for name in names if ".dist-info/" not in name}
-    assert {".toml", ".jsonl", ".ogg", ".npz", ".html", ".css", ".typed"} <= suffixes
+    assert {".toml", ".yaml", ".jsonl", ".ogg", ".npz", ".html", ".css", ".typed"} <= suffixes
     licences = [name for name in names if name.endswith("/LICENSE")]
     own = [name for name in licences if ".dist-info/" not in name]
     assert len(own) == 4  # instruments, foreign sounds, depth maps, texts

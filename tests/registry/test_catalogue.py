@@ -1,6 +1,7 @@
 """The catalogue is plain files, found by name."""
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 
 from safe_framework import catalogue
 from safe_framework._recipe import read_recipe
@@ -21,6 +22,17 @@ def test_every_card_can_be_read():
     assert cards
     for name in cards:
         assert read_card(catalogue.card_path(name)).name == name
+
+
+def test_every_launch_configuration_is_accelerates():
+    """Each is read by Accelerate, says what it is for, and leaves precision to the recipe."""
+    kinds = {}
+    for name, path in catalogue.launches().items():
+        assert path.read_text("utf-8").startswith("# ")
+        config = load_config_from_file(str(path))
+        assert config.mixed_precision == "no"
+        kinds[name] = config.distributed_type.value
+    assert kinds == {"ddp": "MULTI_GPU", "deepspeed": "DEEPSPEED", "fsdp2": "FSDP"}
 
 
 def test_a_misspelt_name_is_guessed():

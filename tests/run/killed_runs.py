@@ -23,6 +23,7 @@ from safe_framework import adapter
 from safe_framework.progress import WorkProgress
 from safe_framework.retention_store import RetentionStore
 from safe_framework.run import run_recipe
+from safe_framework.stage_b import train as stage_b
 from safe_framework.training import trainer
 
 
@@ -90,6 +91,11 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "writing_optimizer": lambda: at_call(torch, "save", 4, half_pickle),
     "before_the_marker": lambda: at_call(trainer, "mark_complete", 3, nothing),
     "removing_an_old_one": lambda: at_call(shutil, "rmtree", 1, half_folder),
+    "between_the_stages": lambda: at_call(stage_b, "change_base", 1, nothing),
+    "measuring_fisher": lambda: at_progress("Fisher", 3),
+    "early_in_stage_b": lambda: at_progress("stage B", 3),
+    "late_in_stage_b": lambda: at_progress("stage B", 5),
+    "writing_stage_b": lambda: at_call(trainer, "save_file", 7, half_weights),
     "writing_the_adapter": lambda: at_call(adapter, "_card", 1, nothing),
 }
 

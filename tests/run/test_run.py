@@ -21,7 +21,7 @@ from safe_framework.errors import DataError
 from safe_framework.fingerprint import fingerprint
 from safe_framework.progress import WorkProgress
 from safe_framework.run import Clock, run_recipe
-from safe_framework.training import trainer
+from safe_framework.training import objective, trainer
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_a_finished_run_is_not_trained_again(
 ) -> None:
     """Law: a second call takes no step, and writes the same adapter again."""
     before = weights(copied)
-    monkeypatch.setattr(trainer, "answer_loss", None)  # a step would call it
+    monkeypatch.setattr(objective, "answer_loss", None)  # a step would call it
     run_recipe(str(world / "recipe.toml"), output=copied, quiet=True)
     assert weights(copied) == before
 
@@ -137,8 +137,8 @@ def test_starting_anew_takes_every_step_again(
 ) -> None:
     """Law: with resume off, all steps are taken, to the same weights since the seed is the same."""
     before, steps = weights(copied), []
-    original = trainer.answer_loss
-    monkeypatch.setattr(trainer, "answer_loss", lambda *args: steps.append(1) or original(*args))
+    original = objective.answer_loss
+    monkeypatch.setattr(objective, "answer_loss", lambda *args: steps.append(1) or original(*args))
     run_recipe(str(world / "recipe.toml"), output=copied, resume=False, quiet=True)
     assert (len(steps), weights(copied)) == (9, before)
 
@@ -184,8 +184,8 @@ def test_a_loss_that_is_no_number_stops_the_run(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Law: a NaN loss is an error that names the step and the option to change."""
-    original = trainer.answer_loss
-    monkeypatch.setattr(trainer, "answer_loss", lambda *args: original(*args) * float("nan"))
+    original = objective.answer_loss
+    monkeypatch.setattr(objective, "answer_loss", lambda *args: original(*args) * float("nan"))
     with pytest.raises(FloatingPointError, match=r"task loss is nan at step 0\nhint: .*rates"):
         run_recipe(str(world / "recipe.toml"), output=tmp_path / "run", quiet=True)
 

@@ -10,7 +10,7 @@ import safe_framework
 from safe_framework.data.check.targets import check_target
 from safe_framework.errors import DataError
 from safe_framework.run import run_recipe
-from safe_framework.training import trainer
+from safe_framework.training import objective
 from tests.run.conftest import write_rows
 
 MIX = """[data]
@@ -103,7 +103,7 @@ def test_a_mix_resumes_to_the_same_weights(
     recipe: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Law: a mixed run that is broken off and resumed ends at bitwise the same adapter."""
-    original, calls = trainer.answer_loss, list[int]()
+    original, calls = objective.answer_loss, list[int]()
 
     def breaking(*args):  # type: ignore[no-untyped-def]  # as the original
         calls.append(1)
@@ -111,7 +111,7 @@ def test_a_mix_resumes_to_the_same_weights(
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(trainer, "answer_loss", breaking)
+    monkeypatch.setattr(objective, "answer_loss", breaking)
     with pytest.raises(KeyboardInterrupt):
         run_recipe(str(recipe), output=tmp_path / "run", quiet=True)
     monkeypatch.undo()

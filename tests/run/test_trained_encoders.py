@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import safe_framework
 from safe_framework.errors import SafeError
 from safe_framework.run import run_recipe
-from safe_framework.training import trainer
+from safe_framework.training import objective
 from tests.run.conftest import write_rows
 
 SENSOR = """
@@ -111,7 +111,7 @@ def test_alignment_trains_the_encoder_too(
         seen.append({n: p.detach().clone() for n, p in named.items() if ".encoder." in n})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer, "answer_loss", breaking)
+    monkeypatch.setattr(objective, "answer_loss", breaking)
     with pytest.raises(KeyboardInterrupt):
         run_recipe(str(path), output=tmp_path / "run", quiet=True)
     fresh = safe_framework.build(path).trainable_parameters()
@@ -123,7 +123,7 @@ def test_a_broken_run_resumes_to_the_same_weights(
     recipe: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Law: broken off after a save and resumed, the encoder too ends at bitwise the same."""
-    original, calls = trainer.answer_loss, list[int]()
+    original, calls = objective.answer_loss, list[int]()
 
     def breaking(*args):  # type: ignore[no-untyped-def]  # as the original
         calls.append(1)
@@ -131,7 +131,7 @@ def test_a_broken_run_resumes_to_the_same_weights(
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(trainer, "answer_loss", breaking)
+    monkeypatch.setattr(objective, "answer_loss", breaking)
     with pytest.raises(KeyboardInterrupt):
         run_recipe(str(recipe), output=tmp_path / "run", quiet=True)
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""The task's loss and the optimizer's parameter groups."""
+"""The task's loss."""
 
 from typing import Any
 
@@ -8,12 +8,11 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from safe_framework.model import SafeModel
-from safe_framework.training.batches import AnswerCollator, TokenizedExample
+from safe_framework.training.batches import IGNORED, AnswerCollator, TokenizedExample
 from safe_framework.training.losses import (
     answer_loss,
     check_finite,
     logits_at,
-    trainable_groups,
 )
 from tests.toys import END, PAD, gpt2, llama
 from tests.training.conftest import sensing
@@ -108,20 +107,10 @@ def test_a_loss_that_is_no_number_is_named(value: str) -> None:
         check_finite(torch.tensor(float(value)), "task loss", 3)
 
 
-def test_every_trainable_parameter_is_in_one_group(model: SafeModel) -> None:
-    """Law: the groups hold each trainable parameter once, and nothing of base or encoder."""
-    groups = trainable_groups(model, 1e-3, 1e-4, 0.01)
-    held = [id(p) for group in groups for p in group["params"]]
-    assert sorted(held) == sorted(id(p) for p in model.trainable_parameters().values())
-    assert held
-    assert len(set(held)) == len(held)
-
-
-def test_rates_go_to_their_parts(model: SafeModel) -> None:
-    """Law: projectors get one rate and fusion adapters the other."""
-    modality = model.modality("touch")
-    for group in trainable_groups(model, 1e-3, 1e-4, 0.01):
-        part = {1e-3: modality.projector, 1e-4: modality.fusion}[group["lr"]]
-        trainable = {id(p) for p in part.parameters() if p.requires_grad}
-        assert {id(p) for p in group["params"]} == trainable
-        assert group["weight_decay"] == 0.01
+def test_parts_of_a_batch_add_up(model: SafeModel) -> None:
+    """Law: with the count of the whole, the losses of its unequal rows are its loss."""
+    whole = batch()
+    count = (whole["labels"][:, 1:] != IGNORED).sum()
+    parts = [{key: value[row : row + 1] for key, value in whole.items()} for row in range(3)]
+    summed = torch.stack([answer_loss(model, model.base, part, count) for part in parts]).sum()
+    torch.testing.assert_close(summed, answer_loss(model, model.base, whole))

@@ -3,19 +3,30 @@
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import TrainerCallback
+from transformers.integrations import integration_utils
 
 from safe_framework._recipe import TrainingSpec
+from safe_framework.adapter import adapter_tensors
+from safe_framework.errors import SafeError
 from safe_framework.fingerprint import fingerprint
 from safe_framework.model import SafeModel
 from safe_framework.shapes import Tokens
+from safe_framework.training import trainer as trainer_module
 from safe_framework.training.align import Alignment, answer_embeddings
-from safe_framework.training.batches import TokenizedExample, carry
+from safe_framework.training.batches import AnswerCollator, TokenizedExample, carry
+from safe_framework.training.objective import Objective, totals_of
+from safe_framework.training.parts import WHOLE
 from safe_framework.training.retention import CounterfactualRetention
 from safe_framework.training.trainer import SafeTrainer, arguments
-from tests.toys import END, PAD
+from tests.toys import END, PAD, llama
+from tests.training.conftest import sensing
 
 SPEC = TrainingSpec(
     max_steps=6, batch_size=3, projector_learning_rate=1e-2, fusion_learning_rate=1e-2,
@@ -144,3 +155,157 @@ def test_alignment_in_the_loss_skips_absent_rows(model: SafeModel) -> None:
     alignment = Alignment(model, ["w10", "w11"])
     batch = carry("touch", [None, None], 4)
     assert alignment.batch_loss(model, batch, ["w10", "w11"]).item() == 0
+
+
+def test_parts_add_up_to_a_step(
+    model: SafeModel,
+    examples: list[TokenizedExample],
+    retention: CounterfactualRetention,
+    tmp_path: Path,
+) -> None:
+    """Law: in parts, a run logs the losses of one whose steps are whole, and has its weights.
+
+    Answers are of unequal lengths, and some examples lack the sense.
+    """
+    uneven = [
+        attrs.evolve(
+            example,
+            answer=[*[7] * number, *example.answer],
+            frames={} if number % 3 == 1 else example.frames,
+        )
+        for number, example in enumerate(examples)
+    ]
+    found = []
+    for parts in (1, 2):
+        copy = sensing(llama())
+        spec = attrs.evolve(
+            SPEC, batch_size=4, retention_batch_size=2, gradient_accumulation_steps=parts,
+            align_weight=0.5,
+        )  # fmt: skip
+        alignment = Alignment(copy, [example.text for example in uneven])
+        kept = CounterfactualRetention(
+            copy, retention.methods, retention.rows, retention.pools,
+            kinds=retention.kinds, batch_size=2, seed=3, pad=PAD,
+        )  # fmt: skip
+        trainer = trained(
+            copy, uneven, tmp_path / str(parts), spec=spec, retention=kept, alignment=alignment
+        )
+        found.append((trainer.state.log_history[0], copy.trainable_parameters()))
+    (whole, weights), (split, others) = found
+    for loss in ("loss", "task_loss", "retention_loss"):
+        assert split[loss] == pytest.approx(whole[loss], rel=1e-5)
+    assert whole["retention_loss"] > 0
+    for name, weight in weights.items():
+        torch.testing.assert_close(others[name], weight, atol=1e-5, rtol=0)
+
+
+def test_a_step_in_parts_resumes_bit_for_bit(
+    examples: list[TokenizedExample], tmp_path: Path
+) -> None:
+    """Law: in parts and with dropout, a resumed run ends at the bits of an unbroken one."""
+    found = []
+    for start in (None, tmp_path / "whole" / "checkpoint-3"):
+        model = sensing(llama())
+        dropouts = [m for m in model.modality("touch").modules() if isinstance(m, nn.Dropout)]
+        assert dropouts
+        for dropout in dropouts:
+            dropout.p = 0.3
+        spec = attrs.evolve(SPEC, batch_size=4, gradient_accumulation_steps=2, save_steps=3)
+        folder = tmp_path / ("whole" if start is None else "resumed")
+        trainer = SafeTrainer(model, arguments(spec, folder), examples, spec, pad=PAD)
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+        assert trainer.state.global_step == SPEC.max_steps
+        found.append(model.trainable_parameters())
+    unbroken, resumed = found
+    assert not [name for name, p in unbroken.items() if not torch.equal(p, resumed[name])]
+
+
+def test_a_checkpoint_holds_what_is_trained_alone(
+    model: SafeModel, examples: list[TokenizedExample], tmp_path: Path
+) -> None:
+    """Law: no tensor of the base is in a checkpoint's weights or in its optimizer's state."""
+    trained(model, examples, tmp_path)
+    (folder,) = tmp_path.glob("checkpoint-*")
+    assert load_file(folder / "adapter.safetensors").keys() == adapter_tensors(model).keys()
+    state = torch.load(folder / "optimizer.pt", weights_only=True)["state"]
+    assert len(state) == len(model.trainable_parameters())
+    assert not list(folder.glob("model*"))
+
+
+def test_rows_that_cannot_be_shared_out_are_refused(
+    model: SafeModel,
+    examples: list[TokenizedExample],
+    retention: CounterfactualRetention,
+    tmp_path: Path,
+) -> None:
+    """Law: a batch that does not split evenly is an error that names the key and the multiple."""
+    spec = attrs.evolve(SPEC, gradient_accumulation_steps=2)
+    words = "`batch_size` of 3 cannot be shared .* of 2\nhint: make `batch_size` a multiple of 2"
+    with pytest.raises(SafeError, match=words):
+        arguments(spec, tmp_path)
+    spec = attrs.evolve(spec, batch_size=4, retention_batch_size=5)
+    with pytest.raises(SafeError, match=r"^`retention_batch_size` of 5 cannot be shared"):
+        trained(model, examples, tmp_path, spec=spec, retention=retention)
+
+
+def test_bfloat16_computes_by_autocast(
+    model: SafeModel,
+    examples: list[TokenizedExample],
+    retention: CounterfactualRetention,
+    tmp_path: Path,
+) -> None:
+    """Law: layers compute in bfloat16, weights stay float32, and nothing is lost at the base."""
+    seen = set()
+    layer = model.base.get_submodule("model.layers.0.mlp.up_proj")
+    handle = layer.register_forward_hook(lambda module, args, out: seen.add(out.dtype))
+    spec = attrs.evolve(SPEC, precision="bfloat16")
+    trainer = trained(model, examples, tmp_path, spec=spec, retention=retention)
+    handle.remove()
+    assert seen == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert np.isfinite(trainer.state.log_history[0]["loss"])
+
+
+def test_a_batch_without_the_sense_gives_zeros(
+    model: SafeModel, examples: list[TokenizedExample], tmp_path: Path
+) -> None:
+    """Law: where no example has the sense, the loss is the base's, and gradients are zeros."""
+    bare = [attrs.evolve(example, frames={}) for example in examples]
+    batch = AnswerCollator({"touch": 4}, PAD)(bare)
+    answers = batch.pop("answers")
+    totals = totals_of([batch], ["touch"])
+    loss, _ = Objective(model)(batch, answers, totals, 0, WHOLE)
+    expected = model.base(**{key: batch[key] for key in ("input_ids", "attention_mask", "labels")})
+    torch.testing.assert_close(loss, expected.loss)
+    loss.backward()
+    gradients = [p.grad for p in model.trainable_parameters().values()]
+    assert gradients
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
+def test_a_tracker_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: a tracker that is not installed is an error that says how to install it."""
+    monkeypatch.setattr(trainer_module, "find_spec", lambda name: None)
+    with pytest.raises(SafeError, match=r"not installed\nhint: pip install trackio$"):
+        arguments(attrs.evolve(SPEC, report_to="trackio"), tmp_path)
+
+
+def test_a_tracker_is_sent_what_is_logged(
+    model: SafeModel,
+    examples: list[TokenizedExample],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Law: the tracker that a recipe names gets each logged row, with losses and gates."""
+    rows: list[dict[str, float]] = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            rows.append(dict(logs))
+
+    monkeypatch.setattr(trainer_module, "find_spec", lambda name: True)
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", Tracker)
+    trained(model, examples, tmp_path, spec=attrs.evolve(SPEC, report_to="wandb"))
+    assert {"loss", "task_loss", "retention_loss", "gate/touch", "learning_rate"} <= rows[0].keys()

@@ -62,6 +62,7 @@ class NullSpaceRegularizer(RetentionRegularizer):
     """
 
     every_step = False
+    lets_the_base_change = False  # what is no linear layer of a sense is held
 
     def __init__(
         self,

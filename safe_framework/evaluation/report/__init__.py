@@ -8,6 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from safe_framework.evaluation.changed_wording import sentence
 from safe_framework.evaluation.report.attention import attention
 from safe_framework.evaluation.report.clips import clips
 from safe_framework.evaluation.report.curves import curves as drawn
@@ -96,6 +97,9 @@ def _command(command: str, does: str) -> Markup:
 
 def _lede(evaluation: Evaluation) -> str:
     size, name = count(evaluation.base_parameters), evaluation.modality
+    if evaluation.base_changed is not None:
+        told = sentence(evaluation.base_changed)
+        return f"A language model of {size} parameters was given a new sense: {name}. {told}"
     return (
         f"A frozen language model of {size} parameters was given a new sense: {name}. "
         "With the sense absent or switched off, it is meant to be the same model bit for bit."

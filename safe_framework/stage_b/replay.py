@@ -1,0 +1,202 @@
+"""What defends the base in Stage B: its own texts, without a sample and beside irrelevant ones.
+
+While the base was frozen, a text without a sample could not change. Now it can, so such texts are
+replayed and distilled towards the base as it was. Methods of retention go on as in Stage A, and
+what they look at before the first step holds each text both ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import overload
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from safe_framework.model import SafeModel
+from safe_framework.retention import RetentionRegularizer
+from safe_framework.retention_store import Progress
+from safe_framework.stage_b.change import original
+from safe_framework.training.batches import attention_mask, pad_right
+from safe_framework.training.capture import on_device
+from safe_framework.training.losses import logits_at
+from safe_framework.training.order import TextOrder
+from safe_framework.training.parts import WHOLE, Part
+from safe_framework.training.retention import CounterfactualRetention, Weighted
+from safe_framework.training.retention_start import RetentionExamples, store_of
+from safe_framework.training.states import TextStates
+from safe_framework.training.teacher import Teacher
+
+
+class FrozenTeacher:
+    """A teacher that answers as the base did before it was changed.
+
+    Args:
+        model: whose base changes.
+        teacher: of its retention texts.
+    """
+
+    def __init__(self, model: SafeModel, teacher: Teacher) -> None:
+        self.model, self.teacher = model, teacher
+
+    def logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """The original base's logits at every word, row after row, (words, vocabulary)."""
+        with original(self.model):
+            return self.teacher.logits(rows)
+
+
+@attrs.frozen(eq=False)
+class Replay:
+    """Texts without a sample, distilled towards the original base.
+
+    Attributes:
+        rows: token ids of the texts.
+        teacher: knows what the original base says of them.
+        method: whose penalty is taken.
+        weight: of the penalty.
+        order: which texts a step has.
+        states: what is kept of the texts; None keeps nothing.
+        pad: id that fills rows up.
+    """
+
+    rows: Sequence[Sequence[int]]
+    teacher: FrozenTeacher
+    method: RetentionRegularizer
+    weight: float
+    order: TextOrder
+    states: TextStates | None
+    pad: int
+
+    def warm(self, steps: int, progress: Progress) -> None:
+        """Compute what shall be kept of the texts that these many steps ask for."""
+        if self.states is not None:
+            needed = [self.rows[place] for place in self.order.needed(steps)]
+            self.states.warm(needed, "reading texts to replay", progress)
+
+    def loss(
+        self, model: SafeModel, wrapped: nn.Module, step: int, part: Part = WHOLE
+    ) -> Tensor | None:
+        """The weighted penalty at a step, or a part's share in it.
+
+        Args:
+            model: being trained.
+            wrapped: the same, possibly wrapped for distributed training.
+            step: of the optimizer.
+            part: of the step.
+        """
+        whole = self.order.step(step)
+        rows = [self.rows[place] for place in part.of(whole)]
+        words = sum(map(len, rows)) / sum(len(self.rows[place]) for place in whole)
+        batch = {"input_ids": pad_right(rows, self.pad), "attention_mask": attention_mask(rows)}
+        batch = on_device(batch, model.device)
+        logits = logits_at(wrapped, model.base, batch, batch["attention_mask"].bool())
+        mask = torch.ones(1, len(logits), dtype=torch.bool, device=logits.device)
+        before = self.teacher.logits(rows).unsqueeze(0)  # (1, words, vocabulary)
+        penalty = self.method.penalty(logits.unsqueeze(0), before, mask)
+        share = self.weight * self.order.share(whole) * words
+        return None if penalty is None else share * penalty
+
+
+class BothWays(Sequence[Mapping[str, Tensor]]):
+    """Each retention text without a sample, then beside an irrelevant one.
+
+    Args:
+        retention: has the texts.
+        kinds: of irrelevant sample.
+    """
+
+    def __init__(self, retention: CounterfactualRetention, kinds: Sequence[str]) -> None:
+        self.retention = retention
+        self.beside = RetentionExamples(retention, kinds)
+
+    def __len__(self) -> int:
+        return 2 * len(self.beside)
+
+    @overload
+    def __getitem__(self, place: int) -> Mapping[str, Tensor]: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Mapping[str, Tensor]]: ...
+
+    def __getitem__(
+        self, place: int | slice
+    ) -> Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        number, beside = divmod(range(len(self))[place], 2)
+        if beside:
+            return self.beside[number]
+        ids = torch.tensor([list(self.retention.rows[number])], device=self.retention.model.device)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+class StageBRetention:
+    """The part of Stage B's loss that keeps the base, as the trainer asks for it.
+
+    Args:
+        model: being trained; its base is still the original.
+        counterfactual: texts beside irrelevant samples, and the methods; None for none.
+        replay: texts without a sample; None for none.
+    """
+
+    def __init__(
+        self,
+        model: SafeModel,
+        counterfactual: CounterfactualRetention | None,
+        replay: Replay | None,
+    ) -> None:
+        self.model, self.counterfactual, self.replay = model, counterfactual, replay
+        self.methods: Sequence[Weighted] = counterfactual.methods if counterfactual else ()
+        if counterfactual is not None:
+            frozen = FrozenTeacher(model, counterfactual.teacher)
+            counterfactual.teacher = frozen  # type: ignore[assignment]  # asked for logits alone
+
+    def begin(self, folder: Path, *, resumed: bool, progress: Progress) -> None:
+        """Let each method see the start of the stage, or what was kept of it.
+
+        Args:
+            folder: of the files that methods keep.
+            resumed: whether training goes on from a later step.
+            progress: the bar of long work.
+        """
+        training = self.model.training
+        self.model.eval()
+        with torch.random.fork_rng():  # a run that finds the files draws what this one draws
+            for number, entry in enumerate(self.methods):
+                assert self.counterfactual is not None
+                examples = BothWays(self.counterfactual, entry.method.counterfactual)
+                place = folder / f"retention-{number}.safetensors"
+                store = store_of(
+                    place, self.counterfactual, entry, resumed=resumed, progress=progress
+                )
+                entry.method.begin(self.model, examples, store)
+        self.model.train(training)
+
+    def warm(self, steps: int, progress: Progress) -> None:
+        """Compute what shall be kept of the original base, for these many steps."""
+        for part in (self.counterfactual, self.replay):
+            if part is not None:
+                with original(self.model):
+                    part.warm(steps, progress)
+
+    @property
+    def kinds(self) -> Sequence[str]:
+        """Of irrelevant sample that a step's texts carry in turn; or that there are texts."""
+        return self.counterfactual.kinds if self.counterfactual is not None else ("replayed",)
+
+    def loss(self, model: nn.Module, step: int, device: torch.device, part: Part = WHOLE) -> Tensor:
+        """The weighted sum of all penalties at a step, or a part's share in it."""
+        losses = list(self._losses(model, step, device, part))
+        return torch.stack(losses).sum() if losses else torch.zeros((), device=device)
+
+    def _losses(
+        self, model: nn.Module, step: int, device: torch.device, part: Part
+    ) -> Iterator[Tensor]:
+        if self.counterfactual is not None:
+            yield self.counterfactual.loss(model, step, device, part)
+        if self.replay is not None:
+            replayed = self.replay.loss(self.model, model, step, part)
+            if replayed is not None:
+                yield replayed

@@ -1,0 +1,108 @@
+"""What processes that train together do alike, apart, and one after another."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from safe_framework.data.frames import FrameStore
+from safe_framework.errors import SafeError
+from safe_framework.model import SafeModel
+from safe_framework.progress import WorkProgress
+from safe_framework.shapes import Sample
+from safe_framework.training import processes
+from safe_framework.training.report import ProgressReport
+from safe_framework.training.sharding import Sharding, lowest_changed, shard_layers
+from safe_framework_plugins.projectors.standard import StandardProjector
+from tests.toys import DIM, HIDDEN, LAYERS, ToyEncoder, lora
+
+
+def test_a_process_alone_is_the_first() -> None:
+    """Law: without a launcher nothing is shared, nobody waits, and the one process writes."""
+    with processes.joined() as sharding:
+        assert sharding is None
+        assert (processes.is_first(), processes.count(), processes.rank()) == (True, 1, 0)
+        processes.wait()
+
+
+def test_a_process_alone_keeps_its_noise() -> None:
+    """Law: the first process's random numbers are those of a run by itself."""
+    before = torch.random.get_rng_state()
+    processes.seed_apart(3)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_others_draw_other_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: no two processes draw the same numbers."""
+    drawn = []
+    for rank in (1, 2):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        with torch.random.fork_rng():
+            processes.seed_apart(3)
+            drawn.append(torch.rand(4))
+    assert not torch.equal(*drawn)
+
+
+def test_each_process_encodes_a_share(
+    model: SafeModel, samples: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: before all meet, a process encodes its own samples alone; afterwards it has them all."""
+    store, asked = FrameStore(model.modality("touch"), tmp_path), []
+    encode = FrameStore.frames
+
+    def frames(self: FrameStore, some: Sequence[Sample], *rest: Any) -> Any:
+        asked.append(len(some))
+        return encode(self, some, *rest)
+
+    monkeypatch.setattr(FrameStore, "frames", frames)
+    monkeypatch.setattr(processes, "count", lambda: 4)
+    monkeypatch.setattr(processes, "rank", lambda: 1)
+    monkeypatch.setattr(processes, "wait", lambda: asked.append(0))
+    assert len(processes.shared_frames(store, samples)) == len(samples) == 6
+    assert asked == [2, 0, 6]  # samples 1 and 5, then the others' too
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_first_process_alone_tells_hooks(first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: a logged row reaches the installed hooks once, whatever the number of processes."""
+    report, told = ProgressReport(WorkProgress(Console(quiet=True))), []
+    hook = SimpleNamespace(safe_training_step=lambda **metrics: told.append(metrics))
+    monkeypatch.setattr(report, "hooks", SimpleNamespace(hook=hook))
+    state = SimpleNamespace(is_world_process_zero=first, global_step=3)
+    report.on_log(None, state, None, logs={"loss": 1.0})
+    assert len(told) == first
+
+
+def test_a_base_that_is_called_once_or_twice_is_not_shared_out(model: SafeModel) -> None:
+    """Law: with `split_rows`, devices would wait for each other forever: refused."""
+    model.split_rows = True
+    with pytest.raises(SafeError, match=r"^`split_rows` .*\nhint: launch without FSDP$"):
+        shard_layers(model, Sharding(), torch.device("cpu"))
+
+
+def test_layers_that_train_are_not_shared_out(model: SafeModel) -> None:
+    """Law: what trains stays whole on every device: refused."""
+    model.base.model.layers[0].requires_grad_(True)
+    with pytest.raises(SafeError, match=r"^layers that train cannot be shared out"):
+        shard_layers(model, Sharding(), torch.device("cpu"))
+
+
+def test_backward_passes_come_down_to_what_a_sense_can_change(model: SafeModel) -> None:
+    """Law: it is the lowest fused layer of any sense, and the first where one has markers."""
+    model.remove_modality("touch")
+    found = []
+    for name, layer, markers in (("high", -1, False), ("low", 1, False), ("marked", -1, True)):
+        model.add_modality(
+            name,
+            encoder=ToyEncoder(),
+            projector=StandardProjector(DIM, HIDDEN, tokens=2, hidden_dim=8),
+            fusion=lora(model, layers=[layer]),
+            markers=markers,
+        )
+        found.append(lowest_changed(model))
+    assert found == [LAYERS - 1, 1, 0]
