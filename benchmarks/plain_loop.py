@@ -19,7 +19,7 @@ from safe_framework.model import SafeModel
 from safe_framework.shapes import Sample
 from safe_framework.training.align import Alignment
 from safe_framework.training.batches import IGNORED, TokenizedExample, attention_mask, pad_right
-from safe_framework.training.optimizer import trainable_groups
+from safe_framework.training.losses import trainable_groups
 from safe_framework.training.order import balanced_order, generator, shuffled_slice
 
 MODALITY = "audio"

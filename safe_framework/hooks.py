@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pluggy
 
@@ -26,6 +27,15 @@ implementation = pluggy.HookimplMarker("safe_framework")
 @specification
 def safe_training_step(step: int, metrics: Mapping[str, float]) -> None:
     """Called at each logging step of training, with the numbers that were logged."""
+
+
+@specification
+def safe_training_event(event: Mapping[str, Any]) -> None:
+    """Called when the monitor or the curriculum says something, with its line of the journal.
+
+    ``event["event"]`` is ``"evaluation"``, ``"warning"``, ``"rollback"``, ``"stage"``, ``"stop"``
+    or ``"best"``.
+    """
 
 
 @specification

@@ -15,6 +15,8 @@ from safe_framework.evaluation.sweep import BUDGET, GATES, sweep
 from safe_framework.evaluation.sweep_results import GateSweep, read_sweeps, write_sweep
 from safe_framework.finished import FinishedRun
 from safe_framework.run import REPORT, versions
+from safe_framework.training.monitor.journal import FILE as MONITOR
+from safe_framework.training.monitor.journal import read_events
 
 
 def swept(
@@ -103,6 +105,7 @@ def report_on(
         recipe_text=run.recipe.text,
         versions=versions(),
         title=Path(run.recipe.source).stem,
+        events=read_events(folder / MONITOR),
         extras=Extras(run.certificate(), read_sweeps(folder), read_attention(folder)),
     )
     return page

@@ -33,13 +33,14 @@ from safe_framework.modality import (
     checked_gate,
     split_by_modality,
 )
+from safe_framework.parameters import trainable_parameters, trainable_summary
 from safe_framework.prepare import prepare_multimodal_inputs
 from safe_framework.probe import check_arrival, example_inputs, probe
 from safe_framework.processor import SafeProcessor, padding_id
 from safe_framework.projector import Projector
 from safe_framework.rows import call_apart, refuse_shared, union
 from safe_framework.shapes import BaseFacts, Frames, Sample
-from safe_framework.stage_b.change import BaseChange, drop_change, named, refuse_changed
+from safe_framework.stage_b.change import BaseChange, drop_change, refuse_changed
 from safe_framework.stage_b.context import acting, suspended
 
 if TYPE_CHECKING:
@@ -370,19 +371,11 @@ class SafeModel(nn.Module):
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name; those of a changed base are among them."""
-        changed = named(self.base_change, self.base)
-        return {
-            name: parameter
-            for name, parameter in (*self.modalities.named_parameters(), *changed.items())
-            if parameter.requires_grad or name in changed
-        }
+        return trainable_parameters(self)
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters are trainable, in PEFT's form."""
-        trainable = sum(p.numel() for p in self.trainable_parameters().values())
-        total = sum(p.numel() for p in self.parameters())
-        counts = f"trainable params: {trainable:,} || all params: {total:,}"
-        print(f"{counts} || trainable%: {100 * trainable / total:.4f}")
+        print(trainable_summary(self))
 
     def save_pretrained(self, folder: str | Path, is_main_process: bool = True) -> Path:
         """Write the adapter, without the base, to ``folder`` in one step.

@@ -16,6 +16,7 @@ import attrs
 from rich.console import Console
 
 from safe_framework._recipe import Recipe, read_recipe
+from safe_framework._recipe.schema import stage_key
 from safe_framework.assembly import build
 from safe_framework.data.examples import Example
 from safe_framework.data.recipe_data import RecipeData, apart, listing
@@ -24,6 +25,7 @@ from safe_framework.errors import DataError
 from safe_framework.evaluation import Evaluation, evaluate, table
 from safe_framework.evaluation.attention import ATTENTION
 from safe_framework.evaluation.report import write_report
+from safe_framework.evaluation.report.monitor import write_figure
 from safe_framework.evaluation.sweep_results import SWEEP
 from safe_framework.fingerprint import text_fingerprint
 from safe_framework.hooks import hook_manager
@@ -32,6 +34,9 @@ from safe_framework.progress import WorkProgress
 from safe_framework.stage_b.run import remember_drift, start_of, warn_of
 from safe_framework.stage_b.run import train_both as train
 from safe_framework.training import processes
+from safe_framework.training.monitor.journal import FILE as MONITOR
+from safe_framework.training.monitor.journal import read_events
+from safe_framework.training.monitor.pareto import FOLDER as PARETO
 from safe_framework.training.sharding import Sharding
 
 ADAPTER, CHECKPOINTS, CURVES, METRICS, REPORT, SKIPPED, STATE = (
@@ -44,6 +49,8 @@ ADAPTER, CHECKPOINTS, CURVES, METRICS, REPORT, SKIPPED, STATE = (
     "run.json",
 )
 
+FIGURE = "monitor.svg"
+
 _SHOWN = 10  # rows that were left out, on the screen
 
 
@@ -52,7 +59,8 @@ def run_recipe(
 ) -> Path:
     """Do everything that a recipe says, and write the run's folder.
 
-    The folder gets ``adapter/``, ``metrics.json``, ``report.html`` and ``checkpoints/``. A run
+    The folder gets ``adapter/``, ``metrics.json``, ``report.html`` and ``checkpoints/``, and from
+    a recipe's monitor ``monitor.jsonl``, ``monitor.svg`` and ``pareto/``. A run
     that was killed goes on from its last whole checkpoint and ends at the same weights.
 
     Args:
@@ -208,6 +216,9 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
     mine = _identity(recipe)
     if not resume:
         _discard(folder / CHECKPOINTS)
+        shutil.rmtree(folder / PARETO, ignore_errors=True)
+        for name in (MONITOR, FIGURE):
+            (folder / name).unlink(missing_ok=True)
     elif state.exists() and not _holds(held := json.loads(state.read_text("utf-8")), mine):
         what = "another recipe" if held.get("recipe") != mine["recipe"] else "other training data"
         raise DataError(
@@ -238,7 +249,9 @@ def _discard(checkpoints: Path) -> None:
 def _identity(recipe: Recipe) -> dict[str, Any]:
     """What a run's weights depend on, as far as the recipe and the files that it names go."""
     data = RecipeData(recipe)
-    trained_on = {key: data.digest(key) for key in data.trained_on()}
+    keys = [*data.trained_on(), *map(stage_key, range(len(recipe.curriculum)))]
+    keys += ["validation", "retention_validation"] if recipe.monitor else []
+    trained_on = {key: data.digest(key) for key in keys if key in data.sources}
     return {"recipe": text_fingerprint(recipe.text), "data": trained_on | start_of(recipe)}
 
 
@@ -254,10 +267,13 @@ def _write(folder: Path, recipe: Recipe, evaluation: Evaluation, log: list[dict[
     (folder / CURVES).write_text(json.dumps(log) + "\n", "utf-8")
     for name in (SWEEP, ATTENTION):  # measured on what the adapter was before this run
         (folder / name).unlink(missing_ok=True)
+    events = read_events(folder / MONITOR)
+    write_figure(folder / FIGURE, events)
     write_report(
         folder / REPORT,
         evaluation,
         curves=log,
+        events=events,
         recipe_text=recipe.text,
         versions=versions(),
         title=Path(recipe.source).stem,

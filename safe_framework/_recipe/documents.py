@@ -31,6 +31,10 @@ def check_data_files(document: dict[str, Any], folder: Path, findings: list[Find
         if isinstance(one, dict):
             path = ("data", "mix", number)
             _check_files(_to_be_files(one, folder), path, COMPOSE_FILES, folder, findings)
+    stages = document.get("curriculum")
+    for number, stage in enumerate(stages if isinstance(stages, list) else []):
+        held = _to_be_files(stage, folder) if isinstance(stage, dict) else {}
+        _check_files(held, ("curriculum", number), ("train",), folder, findings)
     compose = _table(_table(document, "base"), "compose")
     _check_files(compose, ("base", "compose"), COMPOSE_FILES, folder, findings)
 

@@ -21,10 +21,19 @@ def above(low: float) -> Validator:
     return _check(lambda value: low < value < math.inf, f"must be above {low}")
 
 
+def part(instance: Any, field: attrs.Attribute[Any], value: float) -> None:
+    """Refuse what leaves nothing on one of two sides: 0 and below, 1 and above."""
+    _check(lambda one: 0 < one < 1, "must be above 0 and below 1")(instance, field, value)
+
+
 def share(instance: Any, field: attrs.Attribute[Any], value: float) -> None:
-    """Refuse numbers below 0, and those of 1 and above."""
-    if not 0 <= value < 1:
-        raise ValueError(f"`{field.name}` must be from 0 up to 1, not {value}")
+    """Refuse what is no part of a whole: 0 and below, and above 1."""
+    _check(lambda one: 0 < one <= 1, "must be above 0 and at most 1")(instance, field, value)
+
+
+def below(high: float) -> Validator:
+    """Refuse negative numbers, and those of ``high`` and above."""
+    return _check(lambda value: 0 <= value < high, f"must be at least 0 and below {high}")
 
 
 def if_given(check: Validator) -> Validator:

@@ -19,6 +19,7 @@ from safe_framework._recipe.options import schema_options
 from safe_framework._recipe.positions import Span
 from safe_framework._recipe.problems import Finding, RecipeError, locate, problem_at
 from safe_framework._recipe.schema import Recipe
+from safe_framework._recipe.stages import check_stages
 from safe_framework._recipe.tasks import check_tasks
 from safe_framework._suggest import suggest
 
@@ -63,6 +64,8 @@ def _parse(text: str, source: str, folder: Path, *, check_files: bool) -> Recipe
     if check_files:
         check_data_files(document, folder, findings)
         check_stage_b(document, folder, findings)
+    if values is not WRONG:
+        check_stages(values, findings)
     if findings or values is WRONG:
         raise RecipeError.of(locate(findings, text, source))
     return Recipe(**values, text=text, source=source, folder=folder)

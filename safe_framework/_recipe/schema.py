@@ -12,45 +12,14 @@ from typing import Any, Literal
 
 import attrs
 
-from safe_framework._recipe.ranges import above, at_least, holds, if_given, not_empty, share
+from safe_framework._recipe.composing import ComposeSpec as ComposeSpec
+from safe_framework._recipe.ranges import above, at_least, below, if_given, not_empty
+from safe_framework._recipe.watching import ForgetSpec as ForgetSpec
+from safe_framework._recipe.watching import MonitorSpec as MonitorSpec
+from safe_framework._recipe.watching import StageSpec as StageSpec
+from safe_framework._recipe.watching import UntilSpec as UntilSpec
 
 UNWRITTEN = {"written": False}
-
-
-@attrs.frozen
-class ComposeSpec:
-    """``[base.compose]``: a vision-language base from two pretrained parts, made once.
-
-    Attributes:
-        vision: image encoder: hub id, folder, or the name of a card.
-        language: language model, likewise.
-        train: captioned pictures on which the projector between the two is trained.
-        test: the same, held out.
-        prompt: the text before a caption; ``<image>`` is where the picture is.
-        image_size: side of the square pictures, in pixels; the encoder's own if None.
-        layer: which hidden states of the image encoder are projected.
-        align_steps: steps that draw a picture's tokens to its caption's words, before the
-            language model is run; 0 for none.
-        max_steps: optimizer steps.
-        batch_size: pictures a step.
-        learning_rate: peak rate of the projector.
-        warmup_steps: steps over which the rate rises from 0.
-        seed: of everything random.
-    """
-
-    vision: str = attrs.field(validator=not_empty)
-    language: str = attrs.field(validator=not_empty)
-    train: str | None = None
-    test: str | None = None
-    prompt: str = attrs.field(default="<image>", validator=holds("<image>"))
-    image_size: int | None = None
-    layer: int = -2
-    align_steps: int = attrs.field(default=100, validator=at_least(0))
-    max_steps: int = attrs.field(default=500, validator=at_least(1))
-    batch_size: int = attrs.field(default=16, validator=at_least(1))
-    learning_rate: float = attrs.field(default=1e-3, validator=above(0))
-    warmup_steps: int = attrs.field(default=20, validator=at_least(0))
-    seed: int = attrs.field(default=0, validator=at_least(0))
 
 
 @attrs.frozen
@@ -107,11 +76,13 @@ class GateSpec:
         value: the gate once training is over; 0 is off.
         warmup_steps: training steps over which it rises from 0.
         schedule: the shape of that rise; ``"constant"`` does not rise.
+        stairs: how many equally long levels below ``value`` a ``"step"`` schedule stands on.
     """
 
     value: float = attrs.field(default=1.0, validator=at_least(0))
     warmup_steps: int = attrs.field(default=0, validator=at_least(0))
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "step", "constant"] = "linear"
+    stairs: int = attrs.field(default=4, validator=at_least(1))
 
 
 @attrs.frozen
@@ -183,6 +154,8 @@ class DataSpec:
         retention_test: the same, held out.
         foreign: samples of the same kind of signal from outside the task, as irrelevant ones.
         foreign_test: the same, held out.
+        validation: samples of the task that the monitor measures gain on during training.
+        retention_validation: text of the base's domain that it measures retention on.
         prompt: what the base is asked, around each row's question.
         question: what is asked where a row has none.
         fields: what a field is called in the data, by the name that it has here.
@@ -199,6 +172,8 @@ class DataSpec:
     retention_test: str | None = None
     foreign: str | None = None
     foreign_test: str | None = None
+    validation: str | None = None
+    retention_validation: str | None = None
     prompt: str = "{question}"
     question: str | None = None
     fields: Mapping[str, str] = attrs.field(factory=dict)
@@ -227,7 +202,16 @@ class DataSpec:
         )
 
 
-DATA_FILES = ("train", "test", "retention", "retention_test", "foreign", "foreign_test")
+DATA_FILES = (
+    "train",
+    "test",
+    "retention",
+    "retention_test",
+    "foreign",
+    "foreign_test",
+    "validation",
+    "retention_validation",
+)
 DATASET = "hf:"
 COMPOSE_FILES = ("train", "test")
 
@@ -317,7 +301,7 @@ class StageBSpec:
     layers: tuple[int | float, ...] = ()
     rank: int = attrs.field(default=8, validator=at_least(1))
     alpha: float = attrs.field(default=16.0, validator=above(0))
-    dropout: float = attrs.field(default=0.0, validator=share)
+    dropout: float = attrs.field(default=0.0, validator=below(1))
     targets: tuple[str, ...] = ()
     learning_rate: float = attrs.field(default=1e-4, validator=above(0))
     max_steps: int = attrs.field(default=200, validator=at_least(1))
@@ -361,14 +345,20 @@ class Recipe:
     data: DataSpec | None = None
     training: TrainingSpec = attrs.field(factory=TrainingSpec)
     stage_b: StageBSpec | None = None
+    curriculum: tuple[StageSpec, ...] = ()
+    monitor: MonitorSpec | None = None
     evaluation: EvaluationSpec = attrs.field(factory=EvaluationSpec)
     text: str = attrs.field(default="", repr=False, metadata=UNWRITTEN)
     source: str = attrs.field(default="recipe.toml", metadata=UNWRITTEN)
     folder: Path = attrs.field(factory=Path.cwd, metadata=UNWRITTEN)
 
     def data_files(self) -> dict[str, Path | str]:
-        """What ``[data]`` names by key: the absolute path of a file or folder, or a dataset."""
+        """What ``[data]`` names by key: the absolute path of a file or folder, or a dataset.
+
+        Data of a stage's own stand under ``stage_key`` of its number.
+        """
         named = {key: getattr(self.data, key, None) for key in DATA_FILES}
+        named |= {stage_key(number): one.train for number, one in enumerate(self.curriculum)}
         for name, one in self.data.datasets().items() if self.data else ():
             named |= {mixed("train", name): one.train, mixed("test", name): one.test}
         return {
@@ -376,6 +366,15 @@ class Recipe:
             for key, name in named.items()
             if name is not None
         }
+
+
+def stage_key(number: int) -> str:
+    """What the data of a curriculum's stage are called, counted from 0, beside those of ``[data]``.
+
+    >>> stage_key(0)
+    'curriculum[0].train'
+    """
+    return f"curriculum[{number}].train"
 
 
 def mixed(key: str, name: str) -> str:

@@ -192,7 +192,8 @@ def _another(rows: Sequence[Captioned], number: int) -> int:
     """The place of the next picture that has another caption."""
     order = [*range(number + 1, len(rows)), *range(number)]
     others = [place for place in order if rows[place].caption != rows[number].caption]
-    return (others or order)[0]
+    found: int = (others or order)[0]
+    return found
 
 
 def _plain(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import attrs
 
@@ -49,6 +49,7 @@ class Example:
         dataset: the name of the dataset that it is of; empty where there is only one.
         labels: all the answers that there are, if they are known.
         at_tokens: whether the answer is read at the modality's tokens.
+        fields: the row's texts, numbers and truth values, by which a curriculum chooses.
     """
 
     prompt: str
@@ -60,6 +61,7 @@ class Example:
     dataset: str = ""
     labels: tuple[str, ...] = ()
     at_tokens: bool = False
+    fields: Mapping[str, Any] = attrs.field(factory=dict)
 
 
 def read_examples(
@@ -243,6 +245,11 @@ def _example(row: Row, encoders: Mapping[str, Encoder], reading: Reading) -> Exa
         dataset=reading.dataset,
         labels=reading.labels,
         at_tokens=reading.at_tokens,
+        fields={
+            name: value
+            for name, value in row.values.items()
+            if isinstance(value, (str, int, float, bool))
+        },
     )
 
 

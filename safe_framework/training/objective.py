@@ -13,6 +13,7 @@ from safe_framework.model import SafeModel
 from safe_framework.training.align import Alignment
 from safe_framework.training.batches import IGNORED
 from safe_framework.training.caches import Caches
+from safe_framework.training.dials import Dials
 from safe_framework.training.holding import hold
 from safe_framework.training.losses import answer_loss, check_finite
 from safe_framework.training.parts import Part
@@ -33,6 +34,7 @@ class Objective(nn.Module):
         align_weight: of the third.
         caches: what is kept of the frozen base; None keeps nothing.
         states: of the task's texts, among it.
+        dials: the factor on retention; None leaves it at 1.
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class Objective(nn.Module):
         *,
         caches: Caches | None = None,
         states: TextStates | None = None,
+        dials: Dials | None = None,
     ) -> None:
         super().__init__()
         self.model, self.retention = model, retention
         self.alignment = alignment if align_weight else None
         self.align_weight = align_weight
         self.caches, self.states = caches, states
+        self.dials = dials or Dials()
         self._ddp_params_and_buffers_to_ignore = _untrained(self)
 
     def forward(
@@ -77,8 +81,8 @@ class Objective(nn.Module):
             task = answer_loss(model, model.base, batch, totals[0])
         check_finite(task, "task loss", step)
         kept = torch.zeros((), device=task.device)
-        if self.retention is not None:
-            kept = self.retention.loss(model, step, task.device, part)
+        if self.retention is not None and self.dials.retention:
+            kept = self.dials.retention * self.retention.loss(model, step, task.device, part)
             check_finite(kept, "retention loss", step)
         loss = task + kept
         if self.alignment is not None:

@@ -23,6 +23,8 @@ def gate_at(step: int, spec: GateSpec) -> float:
     progress = (step + 1) / spec.warmup_steps
     if spec.schedule == "cosine":
         progress = 0.5 * (1 - math.cos(math.pi * progress))
+    elif spec.schedule == "step":
+        progress = (math.floor(progress * spec.stairs) + 1) / (spec.stairs + 1)
     return spec.value * progress
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from safe_framework._recipe import Recipe
 from safe_framework.adapter import adapter_tensors
@@ -33,6 +34,8 @@ from safe_framework.training.caches import Caches
 from safe_framework.training.capture import on_device
 from safe_framework.training.checkpoints import latest_complete
 from safe_framework.training.classes import Classes
+from safe_framework.training.monitor.watch import Watch, watch_of
+from safe_framework.training.plan import plan_of
 from safe_framework.training.report import ProgressReport
 from safe_framework.training.retention import (
     CounterfactualRetention,
@@ -67,7 +70,7 @@ def train(
         model: built from the recipe.
         recipe: its ``[training]``, ``[[retention]]`` and ``[data]`` are used.
         examples: of the task.
-        folder: where checkpoints go.
+        folder: where checkpoints go; what the monitor keeps goes beside it.
         progress: the bars.
         resume: go on from the newest whole checkpoint in ``folder``.
         data: what the recipe names, where some of it has been read already.
@@ -77,12 +80,19 @@ def train(
         What was logged: one row for each logging step, from the run's first step on.
     """
     args = arguments(recipe.training, folder)
-    stores = frame_stores(model, recipe)
-    tokenized = encode_examples(model, examples, stores, progress)
-    alignment = Alignment(model, [example.answer for example in examples])
-    pad = model.tokenizer.eos_token_id
+    stores, pad = frame_stores(model, recipe), model.tokenizer.eos_token_id
+    data = data or (RecipeData(recipe) if recipe.data else None)
+    plan = plan_of(
+        recipe, examples, data, {name: model.modality(name).encoder for name in model.modalities}
+    )
+    tokenized = encode_examples(model, plan.examples, stores, progress)
+    alignment = Alignment(model, [example.answer for example in plan.examples])
     caches = caches_of(model, recipe, tokenized, pad)
-    retention = retention_of(model, recipe, examples, stores, pad, data, caches)
+    retention = retention_of(
+        model, recipe, plan.examples, stores, pad, data, caches, held_out=plan.texts
+    )
+    held = encode_examples(model, plan.held, stores, progress)
+    watch = watch_of(model, recipe, plan, held, stores, folder.parent, progress)
     trainer = SafeTrainer(
         model,
         args,
@@ -93,6 +103,7 @@ def train(
         caches=caches,
         pad=pad,
         sharded=sharding is not None,
+        watch=watch,
         weights=data.weights if data else None,
     )
     trainer.remove_callback(PrinterCallback)
@@ -101,10 +112,14 @@ def train(
     trainer.add_callback(ProgressReport(progress))
     with processes.first_before_others():
         checkpoint = latest_complete(folder) if resume else None
+    watch.begin(checkpoint)
     if checkpoint is None:
         prepare_projectors(model, recipe, tokenized, alignment, progress)
         processes.agree(adapter_tensors(model).values())
         processes.seed_apart(recipe.training.seed)
+    elif watch.stopped:
+        caches.close()
+        return _stopped(watch, checkpoint)
     if retention is not None:
         with processes.first_before_others():
             retention.begin(folder, resumed=checkpoint is not None, progress=progress)
@@ -119,7 +134,18 @@ def train(
     finally:
         caches.close()
         model.eval()
-    return [row for row in trainer.state.log_history if "loss" in row]
+    watch.finish()
+    return _losses(trainer.state)
+
+
+def _stopped(watch: Watch, checkpoint: Path) -> Log:
+    """End a run again whose training the monitor had stopped."""
+    watch.finish()
+    return _losses(TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)))
+
+
+def _losses(state: TrainerState) -> Log:
+    return [row for row in state.log_history if "loss" in row]
 
 
 @contextmanager
@@ -187,8 +213,10 @@ def retention_of(
     pad: int,
     data: RecipeData | None = None,
     caches: Caches | None = None,
+    *,
+    held_out: Collection[str] = (),
 ) -> CounterfactualRetention | None:
-    """The retention part of a recipe's loss; None if it has none.
+    """The retention part of a recipe's loss, without the texts ``held_out``; None if it has none.
 
     Raises:
         DataError: its methods want texts or foreign samples that the recipe does not name.
@@ -211,6 +239,7 @@ def retention_of(
     }
     spec, markers, names = recipe.training, model.processor.markers, list(model.modalities)
     texts = held.texts("retention") if wanted and held else []
+    texts = [text for text in texts if text not in held_out]
     foreign = _foreign(model, held) if "foreign" in wanted and held else {}
     return CounterfactualRetention(
         model,

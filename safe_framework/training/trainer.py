@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +25,7 @@ from safe_framework.training.caches import Caches
 from safe_framework.training.checkpoints import mark_complete
 from safe_framework.training.holding import average_gradients
 from safe_framework.training.mix import run_order
+from safe_framework.training.monitor.watch import Watch
 from safe_framework.training.objective import Objective, totals_of
 from safe_framework.training.optimizer import make_optimizer
 from safe_framework.training.order import FixedOrder
@@ -90,6 +91,7 @@ class SafeTrainer(Trainer):
         caches: what is kept of the frozen base; None keeps nothing.
         pad: id that fills rows up.
         sharded: whether devices share the base's layers, so that Accelerate wraps nothing.
+        watch: the curriculum and the monitor; None trains without.
         weights: share of each dataset in the rows that are drawn; equal if None.
     """
 
@@ -107,6 +109,7 @@ class SafeTrainer(Trainer):
         caches: Caches | None = None,
         pad: int = 0,
         sharded: bool = False,
+        watch: Watch | None = None,
         weights: Mapping[str, float] | None = None,
     ) -> None:
         self.weights = weights
@@ -120,14 +123,19 @@ class SafeTrainer(Trainer):
         self._rows = [[*e.prompt, *e.spelled] for e in self._examples]
         self._states = caches.task_texts(self._rows) if caches else None
         dims = {name: model.modality(name).encoder.dim for name in model.modalities}
+        self.watch = watch or Watch()
+        self._collate = AnswerCollator(dims, pad)
+        staged = self.watch.curriculum is not None
         super().__init__(
             model=Objective(
-                model, retention, alignment, spec.align_weight, caches=caches, states=self._states
+                model, retention, alignment, spec.align_weight,
+                caches=caches, states=self._states, dials=self.watch.dials,
             ),
             args=args,
-            train_dataset=self._examples,
-            data_collator=AnswerCollator(dims, pad),
-        )
+            train_dataset=range(spec.max_steps * spec.batch_size) if staged else self._examples,
+            data_collator=places_only if staged else self._collate,
+            callbacks=self.watch.callbacks(),
+        )  # fmt: skip
         self._shares: list[Tensor] = []
         self._micro_step = 0
 
@@ -150,6 +158,23 @@ class SafeTrainer(Trainer):
         totals = totals_of(batch_samples, list(self.safe_model.modalities)).to(device)
         summed: Tensor = self.accelerator.reduce(totals, "sum")
         return summed
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor | int | None]:
+        """A step's batches; with a curriculum, those of the stage that it is now."""
+        found: tuple[list[dict[str, Any]], Tensor | int | None] = super().get_batch_samples(
+            map(self._looked_up, epoch_iterator), num_batches, device
+        )
+        return found
+
+    def _looked_up(self, batch: dict[str, Any]) -> dict[str, Any]:
+        curriculum = self.watch.curriculum
+        if curriculum is None:
+            return batch
+        places = batch["places"].tolist()
+        chosen = [curriculum.example_at(place, self.spec.batch_size) for place in places]
+        return self._collate([self._examples[one] for one in chosen])
 
     def compute_loss(
         self,
@@ -187,7 +212,9 @@ class SafeTrainer(Trainer):
     def warm(self, progress: Progress) -> None:
         """Compute what shall be kept of the frozen base, for all steps of the run."""
         if self._states is not None:
-            needed = [self._rows[place] for place in self._get_train_sampler()]
+            staged = self.watch.curriculum is not None  # which rows come is not known yet
+            chosen = range(len(self._rows)) if staged else self._get_train_sampler()
+            needed = [self._rows[place] for place in chosen]
             self._states.warm(needed, "reading training texts", progress)
         if self.retention is not None:
             self.retention.warm(self.spec.max_steps, progress)
@@ -195,6 +222,8 @@ class SafeTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> FixedOrder:
         """The order of the whole run, so that a resumed run sees what an unbroken one does."""
         count = self.spec.max_steps * self.spec.batch_size
+        if self.watch.curriculum is not None:
+            return FixedOrder(range(count))
         examples, spec = self._examples, self.spec
         order = run_order(
             [example.dataset for example in examples],
@@ -214,6 +243,9 @@ class SafeTrainer(Trainer):
             task, kept = (summed / steps).tolist()
             logs |= {"task_loss": task, "retention_loss": kept}
             logs |= {f"gate/{name}": gate for name, gate in self.safe_model.gates.items()}
+            if self.watch.active:
+                dials = self.watch.dials
+                logs |= {"rate_factor": dials.rate, "retention_factor": dials.retention}
             self._shares.clear()
         super().log(logs, *args, **kwargs)
 
@@ -244,4 +276,10 @@ class SafeTrainer(Trainer):
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         processes.wait()  # each has written its random state
         if self.args.should_save:
+            self.watch.keep(folder)
             mark_complete(folder)
+
+
+def places_only(places: Sequence[int]) -> dict[str, Tensor]:
+    """A batch of places in the run, whose examples are looked up when its step begins."""
+    return {"places": torch.tensor(places)}

@@ -161,6 +161,16 @@ def test_data_that_cannot_be_read_do_not_hide_the_rest(sound: Path, content: Any
     assert kinds[:2] == ["unreadable-data", "missing-file"]
 
 
+def test_stages_may_train_on_the_same_rows(sound: Path) -> None:
+    """Law: what several stages train on is no leak, and what one of them answers is trained."""
+    write(sound / "stage.jsonl", [row("a.wav"), row("f.wav", "gong")])
+    write(sound / "test.jsonl", [row("d.wav", "gong"), row("a.wav")])
+    keys = {"train": "train", "curriculum[0].train": "stage", "test": "test"}
+    sources = {key: sound / f"{name}.jsonl" for key, name in keys.items()}
+    report = check_data(sources, {"audio": Expected(Listener(), True, LONGEST, RATE)})
+    assert [(one.place, one.kind) for one in report.findings] == [("test.jsonl:2", "leak")]
+
+
 def test_the_same_array_twice_is_a_leak(tmp_path: Path) -> None:
     """Law: samples that are no sounds are compared by content too, and emptiness is seen."""
     np.save(tmp_path / "a.npy", np.arange(4.0))

@@ -22,6 +22,10 @@ TABLES = {
     "`[[data.mix]]`": schema.MixSpec,
     "`[training]`": schema.TrainingSpec,
     "`[stage_b]`": schema.StageBSpec,
+    "`[[curriculum]]`": schema.StageSpec,
+    "`until`": schema.UntilSpec,
+    "`[monitor]`": schema.MonitorSpec,
+    "`on_forget`": schema.ForgetSpec,
     "`[evaluation]`": schema.EvaluationSpec,
 }
 

@@ -38,7 +38,10 @@ def test_its_methods_of_retention_are_plugins() -> None:
     ("table", "message"),
     [
         ('method = "full"', '`stage_b.method` must be "lora" or "layers", not the string "full"'),
-        ('method = "lora"\ndropout = 1.0', "`stage_b.dropout` must be from 0 up to 1, not 1.0"),
+        (
+            'method = "lora"\ndropout = 1.0',
+            "`stage_b.dropout` must be at least 0 and below 1, not 1.0",
+        ),
         ('method = "lora"\nrank = 0', "`stage_b.rank` must be at least 1, not 0"),
         ('method = "lora"\nrate = 1', "unknown key `stage_b.rate`"),
         ("rank = 8", "`stage_b.method` is missing"),

@@ -25,6 +25,9 @@ from safe_framework.retention_store import RetentionStore
 from safe_framework.run import run_recipe
 from safe_framework.stage_b import train as stage_b
 from safe_framework.training import trainer
+from safe_framework.training.monitor import pareto, snapshot
+from safe_framework.training.monitor.pareto import ParetoSet
+from safe_framework.training.monitor.snapshot import Snapshot
 
 
 def die(*args: Any, **kwargs: Any) -> None:
@@ -96,6 +99,11 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "early_in_stage_b": lambda: at_progress("stage B", 3),
     "late_in_stage_b": lambda: at_progress("stage B", 5),
     "writing_stage_b": lambda: at_call(trainer, "save_file", 7, half_weights),
+    "keeping_an_adapter": lambda: at_call(pareto, "save_file", 2, half_weights),
+    "removing_beaten_ones": lambda: at_call(ParetoSet, "prune", 3, nothing),
+    "rolling_back": lambda: at_call(Snapshot, "put_back", 1, nothing),
+    "keeping_the_good_one": lambda: at_call(snapshot, "save_file", 5, half_weights),
+    "taking_the_best": lambda: at_call(ParetoSet, "put", 1, nothing),
     "writing_the_adapter": lambda: at_call(adapter, "_card", 1, nothing),
 }
 

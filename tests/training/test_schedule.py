@@ -14,7 +14,8 @@ specs = st.builds(
     GateSpec,
     value=st.floats(0.1, 1),
     warmup_steps=st.integers(0, 50),
-    schedule=st.sampled_from(["linear", "cosine", "constant"]),
+    schedule=st.sampled_from(["linear", "cosine", "step", "constant"]),
+    stairs=st.integers(1, 12),
 )
 
 
@@ -42,6 +43,13 @@ def test_schedules_have_their_shapes() -> None:
     assert shapes["linear"] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert shapes["cosine"] == pytest.approx([0.1171573, 0.4, 0.6828427, 0.8])
     assert shapes["constant"] == [0.8] * 4
+
+
+def test_stairs_are_equally_high_and_long() -> None:
+    """Law: a `step` schedule stands on `stairs` levels, then on its value after the warm-up."""
+    spec = GateSpec(value=0.8, warmup_steps=6, schedule="step", stairs=3)
+    gates = [gate_at(step, spec) for step in range(7)]
+    assert gates == pytest.approx([0.2, 0.4, 0.4, 0.6, 0.6, 0.8, 0.8])
 
 
 def test_the_model_follows_the_schedule(model: SafeModel) -> None:

@@ -27,7 +27,8 @@ __all__ = ["DataReport", "Expected", "Finding", "check_data"]
 Progress = Callable[[str, int, int], None]
 
 NO_READINGS: Mapping[str, Reading] = MappingProxyType({})
-TEXTS, FOREIGN = ("retention", "retention_test"), ("foreign", "foreign_test")
+TEXTS = ("retention", "retention_test", "retention_validation")
+FOREIGN = ("foreign", "foreign_test")
 
 
 def check_data(
@@ -168,7 +169,12 @@ def _untrained(
     train = key.replace("test", "train", 1)
     if split_of(key) != "test" or train not in counts:
         return
-    told = set(counts[train].answers)
+    told = {
+        answer
+        for one in counts
+        if one == train or one.startswith("curriculum[")
+        for answer in counts[one].answers
+    }
     for seen in everything:
         if seen.answer and seen.answer not in told:
             told.add(seen.answer)

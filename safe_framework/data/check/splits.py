@@ -47,12 +47,12 @@ def repeats(everything: Sequence[Seen]) -> Iterator[Finding]:
 
 
 def split_of(key: str) -> str:
-    """Which split a key of ``[data]`` is; datasets of a mix may share what they train on.
+    """Which split a key of ``[data]`` is; datasets of a mix and stages may share it.
 
     >>> split_of("train of captions"), split_of("retention_test")
     ('train', 'retention_test')
     """
-    return key.partition(" of ")[0]
+    return "train" if key.startswith("curriculum[") else key.partition(" of ")[0]
 
 
 def _leak(known: Seen, seen: Seen) -> Finding:

@@ -16,6 +16,7 @@ from safe_framework.evaluation.report.extras import Extras
 from safe_framework.evaluation.report.gates import gate_sweep
 from safe_framework.evaluation.report.markup import Markup, element, join
 from safe_framework.evaluation.report.matrix import matrix
+from safe_framework.evaluation.report.monitor import monitor_figure
 from safe_framework.evaluation.report.proof import proof
 from safe_framework.evaluation.report.results import cards, per_class, table, tables
 from safe_framework.evaluation.results import Evaluation
@@ -33,6 +34,7 @@ def write_report(
     title: str,
     targets: Mapping[str, float] | None = None,
     extras: Extras | None = None,
+    events: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write the report; equal input gives equal bytes.
 
@@ -46,11 +48,12 @@ def write_report(
         title: of the page.
         targets: least values of some results, to be marked met or not.
         extras: certificate, gate sweeps and attention, where there are any.
+        events: of the run's monitor; empty where there was none.
 
     Raises:
         DataError: Matplotlib is not installed, or a target is unknown.
     """
-    page = render(evaluation, curves, recipe_text, versions, title, targets, extras)
+    page = render(evaluation, curves, recipe_text, versions, title, targets, extras, events)
     path.write_text(page, encoding="utf-8", newline="\n")
 
 
@@ -62,6 +65,7 @@ def render(
     title: str,
     targets: Mapping[str, float] | None = None,
     extras: Extras | None = None,
+    events: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The page that ``write_report`` writes."""
     beside = extras or Extras()
@@ -80,6 +84,7 @@ def render(
         else [_command("safe report RUN", "looks at what the answers attend to.")],
         "tables": tables(sections(evaluation, targets)),
         "per_class": [per_class(evaluation.gain.per_class)],
+        "monitor": monitor_figure(events),
         "curves": drawn(rows) or [unlogged],
         "matrix": [matrix(evaluation.gain.confusion)],
         "method": [_method(evaluation)],

@@ -21,6 +21,13 @@ _VARIABLES = {
     "#0a0b04": "var(--wrong)",
     "#0a0b05": "var(--paper)",
 }
+_LIGHT = {
+    "var(--ink)": "#1c1b19",
+    "var(--soft)": "#66625a",
+    "var(--accent)": "#0b6b6b",
+    "var(--wrong)": "#b5471b",
+    "var(--paper)": "#fcfbf9",
+}
 INK, SOFT, ACCENT, WRONG, PAPER = _VARIABLES
 """Stand-ins for the page's colours: what is drawn in them follows light and dark."""
 
@@ -72,7 +79,25 @@ def figure(
     return element("figure", element("figcaption", caption), picture)
 
 
+def svg_file(draw: Callable[[Figure], None], *, name: str, width: float, height: float) -> str:
+    """The same drawing as an SVG file of its own, in the page's light colours.
+
+    Raises:
+        DataError: Matplotlib is not installed.
+    """
+    written = _drawn(draw, name, width, height, background=_LIGHT["var(--paper)"])
+    for stand_in, variable in _VARIABLES.items():
+        written = written.replace(stand_in, _LIGHT[variable])
+    return written
+
+
 def _svg(draw: Callable[[Figure], None], name: str, width: float, height: float) -> Markup:
+    return _inline(_drawn(draw, name, width, height, background="none"), width)
+
+
+def _drawn(
+    draw: Callable[[Figure], None], name: str, width: float, height: float, *, background: str
+) -> str:
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -84,11 +109,11 @@ def _svg(draw: Callable[[Figure], None], name: str, width: float, height: float)
     written = io.StringIO()
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser has it
-        picture = Figure(figsize=(width, height), layout="constrained", facecolor="none")
+        picture = Figure(figsize=(width, height), layout="constrained", facecolor=background)
         draw(picture)
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         picture.savefig(written, format="svg", metadata=no_metadata)
-    return _inline(written.getvalue(), width)
+    return written.getvalue()
 
 
 def _inline(svg: str, width: float) -> Markup:

@@ -1,0 +1,39 @@
+"""``safe pick RUN``: the adapters that a run's monitor kept, and one of them to take away."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    text = "show the adapters of a run that no other beats in gain and retention, and export one"
+    parser = commands.add_parser("pick", help=text, description=text)
+    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run with a monitor")
+    parser.add_argument(
+        "--retention", type=float, metavar="SHARE", help="of most gain that kept at least SHARE"
+    )
+    parser.add_argument(
+        "--gain", type=float, metavar="SHARE", help="of most retention that gained at least SHARE"
+    )
+    parser.add_argument("--step", type=int, metavar="N", help="the one of step N")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where to put its folder")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from safe_framework.training.monitor import pick
+
+    kept = pick.read_pareto(arguments.folder)
+    chosen = pick.choose(kept, arguments.retention, arguments.gain, arguments.step)
+    console = Console()
+    console.print(pick.table(kept, chosen))
+    if arguments.output is None:
+        console.print("--output DIR puts the marked one there", style="dim", highlight=False)
+        return 0
+    print(pick.export(arguments.folder, chosen, arguments.output))
+    return 0

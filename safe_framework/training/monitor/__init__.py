@@ -1,0 +1,1 @@
+"""The retention monitor: gain and retention are measured while training goes on, and defended."""

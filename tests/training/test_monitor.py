@@ -1,0 +1,220 @@
+"""The monitor's parts: what a reading means, what measuring leaves, what a rollback restores."""
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate.utils import DistributedType
+from torch import nn
+
+from safe_framework._recipe import MonitorSpec
+from safe_framework.data.frames import FrameStore
+from safe_framework.errors import SafeError
+from safe_framework.evaluation.metrics import Estimate
+from safe_framework.model import SafeModel
+from safe_framework.shapes import Frames
+from safe_framework.training.batches import TokenizedExample
+from safe_framework.training.dials import Dials, Factors, RateDial
+from safe_framework.training.monitor.reading import (
+    Counts,
+    Reading,
+    best,
+    forgets,
+    front,
+    keeps,
+    limit,
+)
+from safe_framework.training.monitor.ruler import HeldText, Ruler, undisturbed
+from safe_framework.training.monitor.snapshot import Snapshot
+from safe_framework.training.monitor.watch import refuse_deepspeed
+from tests.toys import END, PAD
+from tests.training.conftest import ROWS, perturb
+
+SPEC = MonitorSpec(tolerance=0.01, floor=0.9)
+
+
+def reading(
+    step: int, gain: float, kept: float, *, width: float = 0.0, loss: float = 1.0, first: float = 1
+) -> Reading:
+    """A reading whose intervals are ``width`` wide on either side."""
+    change = kept - first
+    return Reading(
+        step,
+        "",
+        Estimate(gain, gain, gain, 9),
+        loss,
+        Estimate(kept, kept - width, kept + width, 9),
+        Estimate(change, change - width, change + width, 9),
+    )
+
+
+@pytest.mark.parametrize(
+    ("kept", "width", "first", "verdict"),
+    [
+        (1.0, 0.0, 1.0, (True, False)),
+        (0.992, 0.0, 1.0, (True, False)),
+        (0.98, 0.02, 1.0, (False, False)),  # beyond the limit, but it may be chance
+        (0.98, 0.005, 1.0, (False, True)),
+        (0.95, 0.001, 0.955, (True, False)),  # it started there
+        (0.89, 0.005, 0.89, (False, True)),  # below the floor, wherever it started
+    ],
+)
+def test_verdicts(kept: float, width: float, first: float, verdict: tuple[bool, bool]) -> None:
+    """Law: kept is what is within the tolerance of the start; lost, whose whole interval is not."""
+    one = reading(8, 0.5, kept, width=width, first=first)
+    assert (keeps(one, SPEC), forgets(one, SPEC)) == verdict
+
+
+def test_the_limit_is_that_of_the_start() -> None:
+    """Law: the limit is the start less the tolerance, and never below the floor."""
+    assert limit(reading(8, 0, 0.97), SPEC) == pytest.approx(0.99)
+    assert limit(reading(8, 0, 0.97, first=0.905), SPEC) == 0.9
+
+
+def test_change_is_paired() -> None:
+    """Law: texts that were always different widen no interval of the change."""
+    counts = Counts((1.0, 0.0), 1.0, (5, 9, 1), (10, 10, 10))
+    made = Reading.of(counts, counts.shares, step=4, stage="s", resamples=50, seed=0)
+    assert (made.change.low, made.change.value, made.change.high) == (0, 0, 0)
+    assert made.retention.low < made.retention.value == 0.5 < made.retention.high
+    assert Reading.from_dict({**made.to_dict(), "folder": "step-4"}) == made
+
+
+def test_the_front_is_beaten_by_none() -> None:
+    """Law: in the front are those that no other beats; of equals the one of the lower loss."""
+    low, middle, high = reading(1, 0.2, 1.0), reading(2, 0.5, 0.95), reading(3, 0.7, 0.91)
+    worse, equal = reading(4, 0.4, 0.94), reading(5, 0.5, 0.95, loss=0.5)
+    assert front([low, middle, high, worse]) == [low, middle, high]
+    assert front([low, middle, high, worse, equal]) == [low, high, equal]
+
+
+def test_the_best_gains_most_and_keeps() -> None:
+    """Law: the best is of most gain among those that keep; if none does, of most retention."""
+    readings = [reading(0, 0.1, 1.0), reading(1, 0.6, 0.995), reading(2, 0.9, 0.95)]
+    assert best(readings, SPEC).step == 1
+    assert best([*readings[2:], reading(3, 0.2, 0.97)], SPEC).step == 3
+
+
+@pytest.fixture
+def ruler(model: SafeModel, samples: list[np.ndarray], tmp_path: Path) -> Ruler:
+    """Measures six examples and four texts, each beside a sample."""
+    frames = FrameStore(model.modality("touch"), tmp_path).frames(samples)
+    examples = [
+        TokenizedExample(row, [10 + n % 2, END], f"w{10 + n % 2}", {"touch": frames[n]})
+        for n, row in enumerate([*ROWS, [5, 6], [5]])
+    ]
+    texts = [HeldText(row, row, {"touch": frames[n]}) for n, row in enumerate(ROWS)]
+    return Ruler(model, examples, texts, batch_size=4, max_new_tokens=2, pad=PAD)
+
+
+def test_a_fresh_model_keeps_all(ruler: Ruler, model: SafeModel) -> None:
+    """Law: retention of a fresh adapter is exactly 1; of a disturbed one it is less."""
+    assert ruler.count().agreed == ruler.count().positions
+    perturb(model)
+    assert sum(ruler.count().agreed) < sum(ruler.count().positions)
+
+
+def test_what_is_counted_is_what_the_model_says(ruler: Ruler, model: SafeModel) -> None:
+    """Law: agreement is that of the model's own calls, text by text, without any batch."""
+    perturb(model)
+    found = []
+    for text in ruler.texts:
+        ids = torch.tensor([list(text.plain)])
+        frames: Frames = text.frames["touch"]
+        heard = model(
+            input_ids=ids,
+            touch__present=torch.tensor([True]),
+            touch__frames=frames.values,
+            touch__frames_mask=frames.mask,
+        )
+        found.append(int((heard.logits.argmax(-1) == model.base(ids).logits.argmax(-1)).sum()))
+    assert ruler.count().agreed == tuple(found)
+
+
+def test_measuring_disturbs_nothing(ruler: Ruler, model: SafeModel) -> None:
+    """Law: weights, modes, gates and every stream of random numbers are as before."""
+    model.train()
+    model.set_gate(0.25)
+    modes = {name: module.training for name, module in model.named_modules()}
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    drawn = []
+    for look in (lambda: None, ruler.count):
+        torch.manual_seed(3), random.seed(3), np.random.seed(3)
+        look()
+        drawn.append((torch.rand(4).tolist(), random.random(), np.random.rand()))
+    assert drawn[0] == drawn[1]
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert model.gates == {"touch": 0.25}
+    assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_an_error_leaves_no_trace_either(model: SafeModel) -> None:
+    """Law: where measuring fails, modes and gates are put back all the same."""
+    model.train()
+    model.set_gate(0.5)
+    with undisturbed(model):
+        assert (model.training, model.gates) == (False, {"touch": 1.0})
+    with pytest.raises(KeyError), undisturbed(model):
+        raise KeyError
+    assert (model.training, model.gates) == (True, {"touch": 0.5})
+
+
+def stepped(model: SafeModel, optimizer: torch.optim.Optimizer, count: int) -> None:
+    """Some steps on gradients that depend on the weights."""
+    for _ in range(count):
+        for parameter in model.trainable_parameters().values():
+            parameter.grad = parameter.detach() + 0.5
+        optimizer.step()
+
+
+def trained(model: SafeModel) -> torch.optim.Optimizer:
+    """An optimizer of the model's adapter."""
+    return torch.optim.AdamW(model.trainable_parameters().values(), lr=1e-2)
+
+
+def test_a_rollback_restores_weights_and_moments(model: SafeModel, tmp_path: Path) -> None:
+    """Law: after a rollback training goes on, bit for bit, as it did from the good adapter."""
+    optimizer = trained(model)
+    stepped(model, optimizer, 2)
+    Snapshot.take(model, optimizer).keep(tmp_path)
+    ends = []
+    for _ in range(2):
+        stepped(model, optimizer, 3)
+        ends.append([p.detach().clone() for p in model.trainable_parameters().values()])
+        Snapshot.restore(tmp_path).put_back(model, optimizer)
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+
+
+def test_a_rollback_to_the_start_forgets_moments(model: SafeModel) -> None:
+    """Law: before the first step there are no moments, and after a rollback there none either."""
+    optimizer = trained(model)
+    start = Snapshot.take(model, optimizer)
+    stepped(model, optimizer, 2)
+    optimizer.param_groups[0]["lr"] = 0.125
+    start.put_back(model, optimizer)
+    assert not optimizer.state
+    assert optimizer.param_groups[0]["lr"] == 0.125
+
+
+def test_the_rate_dial_turns_the_step_alone() -> None:
+    """Law: a step is taken at the scheduled rate times the factors; the schedule never sees it."""
+    parameter = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.5)
+    dials = Dials(stage=Factors(rate=0.5), monitor=Factors(rate=0.25))
+    dial, state = RateDial(dials), SimpleNamespace()
+    parameter.grad = torch.ones(1)
+    dial.on_pre_optimizer_step(None, state, None, optimizer=optimizer)
+    optimizer.step()
+    dial.on_optimizer_step(None, state, None, optimizer=optimizer)
+    assert parameter.item() == 1 - 0.5 * 0.125
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_deepspeed_is_refused() -> None:
+    """Law: where the rates could not be turned, a watched run does not begin."""
+    with pytest.raises(SafeError, match="an optimizer of DeepSpeed's"):
+        refuse_deepspeed(DistributedType.DEEPSPEED)
+    refuse_deepspeed(DistributedType.MULTI_CPU)
