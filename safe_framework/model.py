@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from safe_framework.attachment import active, install, install_embeddings
+from safe_framework.attention_probe import AttentionProbe
 from safe_framework.base import device_of, facts_of, filling_id, freeze
 from safe_framework.certificate.seal import Seal
 from safe_framework.checkpointing import Options, disable, enable, recomputing, uncached
@@ -30,7 +31,6 @@ from safe_framework.modality import (
     check_layers,
     check_name,
     checked_gate,
-    row_gates,
     split_by_modality,
 )
 from safe_framework.parameters import trainable_parameters, trainable_summary
@@ -75,6 +75,7 @@ class SafeModel(nn.Module):
         base_change: what stage B changed in the base; None where L1 and L2 hold.
         recipe: what the model was built from, if it was built from a recipe.
         seal: what the base was when it was wrapped.
+        attention_probe: what text attended to, once ``configure_attention_probe`` enabled it.
 
     Raises:
         UnsupportedBaseError: the base cannot be served; the message says what was seen.
@@ -106,6 +107,7 @@ class SafeModel(nn.Module):
         self._handles: dict[str, list[RemovableHandle]] = {}
         self.seal = Seal.of(base, tokenizer)
         self._recompute: Options = None
+        self.attention_probe = AttentionProbe()
         self.eval()  # as a loaded model is: dropout only after train()
 
     # Modalities
@@ -241,7 +243,6 @@ class SafeModel(nn.Module):
         own, given = split_by_modality(args, inputs, self.modalities)
         senses = self._senses(given, gate)
         call = prepare_call(method, args, own, self._markers(), senses, self._padding)
-
         changed = self.base_change.call() if self.base_change is not None else None
 
         def silent() -> Any:
@@ -252,7 +253,8 @@ class SafeModel(nn.Module):
         def heard() -> Any:
             stack = self.stack
             injection = CallInjection(self._owner, senses, stack.passes, stack.entry, call.prompts)
-            with active(injection), acting(changed):
+            watched = self.attention_probe.watching(senses, call.inputs, method is not self.base)
+            with active(injection), acting(changed), watched:
                 out = method(*call.args, **{**call.inputs, **(when_heard or {})})
             injection.check_fired()
             return out
@@ -293,14 +295,7 @@ class SafeModel(nn.Module):
     ) -> ActiveSense | None:
         modality = self.modality(name)
         chosen = gate.get(name) if isinstance(gate, Mapping) else gate
-        strength = modality.gate if chosen is None else chosen
-        if not isinstance(strength, Tensor) and checked_gate(strength) == 0:
-            return None
-        inputs = {key: value.to(self.device) for key, value in inputs.items()}
-        gates = row_gates(strength, len(inputs["present"]))
-        return modality.sense(inputs, gates, self.stack.layout)
-
-    # Gates
+        return modality.sense_at(chosen, inputs, self.device, self.stack.layout)
 
     @property
     def gates(self) -> dict[str, float]:
@@ -317,6 +312,10 @@ class SafeModel(nn.Module):
             self.modality(name).gate = checked_gate(value)
 
     # Samples
+
+    def configure_attention_probe(self, *, enabled: bool = True, limit: int = 10) -> None:
+        """Record in ``attention_probe`` what text attends to, for the latest ``limit`` samples."""
+        self.attention_probe.configure(enabled, limit)
 
     @property
     def processor(self) -> SafeProcessor:

@@ -23,8 +23,10 @@ from safe_framework.data.recipe_data import RecipeData, apart, listing
 from safe_framework.encoder import Encoder
 from safe_framework.errors import DataError
 from safe_framework.evaluation import Evaluation, evaluate, table
+from safe_framework.evaluation.attention import ATTENTION
 from safe_framework.evaluation.report import write_report
 from safe_framework.evaluation.report.monitor import write_figure
+from safe_framework.evaluation.sweep_results import SWEEP
 from safe_framework.fingerprint import text_fingerprint
 from safe_framework.hooks import hook_manager
 from safe_framework.model import SafeModel
@@ -37,9 +39,10 @@ from safe_framework.training.monitor.journal import read_events
 from safe_framework.training.monitor.pareto import FOLDER as PARETO
 from safe_framework.training.sharding import Sharding
 
-ADAPTER, CHECKPOINTS, METRICS, REPORT, SKIPPED, STATE = (
+ADAPTER, CHECKPOINTS, CURVES, METRICS, REPORT, SKIPPED, STATE = (
     "adapter",
     "checkpoints",
+    "curves.json",
     "metrics.json",
     "report.html",
     "skipped_rows.jsonl",
@@ -216,7 +219,7 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
         shutil.rmtree(folder / PARETO, ignore_errors=True)
         for name in (MONITOR, FIGURE):
             (folder / name).unlink(missing_ok=True)
-    elif state.exists() and (held := json.loads(state.read_text("utf-8"))) != mine:
+    elif state.exists() and not _holds(held := json.loads(state.read_text("utf-8")), mine):
         what = "another recipe" if held.get("recipe") != mine["recipe"] else "other training data"
         raise DataError(
             f"`{folder}` holds a run of {what}",
@@ -224,8 +227,14 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     whole = folder / f".{STATE}"  # renamed once it is written, so that a kill leaves no half file
-    whole.write_text(json.dumps(mine) + "\n", "utf-8")
+    source = str((recipe.folder / Path(recipe.source).name).absolute())
+    whole.write_text(json.dumps({**mine, "source": source}) + "\n", "utf-8")
     whole.replace(state)
+
+
+def _holds(held: dict[str, Any], mine: dict[str, Any]) -> bool:
+    """Whether it is the same run; where its recipe lies may have changed."""
+    return {key: held.get(key) for key in mine} == mine
 
 
 def _discard(checkpoints: Path) -> None:
@@ -255,6 +264,9 @@ def _with_costs(evaluation: Evaluation, folder: Path, clock: Clock) -> Evaluatio
 
 def _write(folder: Path, recipe: Recipe, evaluation: Evaluation, log: list[dict[str, Any]]) -> None:
     (folder / METRICS).write_text(evaluation.to_json(), "utf-8")
+    (folder / CURVES).write_text(json.dumps(log) + "\n", "utf-8")
+    for name in (SWEEP, ATTENTION):  # measured on what the adapter was before this run
+        (folder / name).unlink(missing_ok=True)
     events = read_events(folder / MONITOR)
     write_figure(folder / FIGURE, events)
     write_report(

@@ -319,11 +319,14 @@ class EvaluationSpec:
         max_new_tokens: longest answer.
         batch_size: samples answered at once.
         bootstrap: resamples behind each confidence interval.
+        semantic: sentence encoder that judges how like answers are: a folder, a hub id, or
+            ``minilm``; none is asked if None.
     """
 
     max_new_tokens: int = attrs.field(default=8, validator=at_least(1))
     batch_size: int = attrs.field(default=32, validator=at_least(1))
     bootstrap: int = attrs.field(default=1000, validator=at_least(1))
+    semantic: str | None = None
 
 
 @attrs.frozen

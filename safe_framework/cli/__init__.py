@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from safe_framework.cli import (
     cache,
     check,
+    compare,
     compose,
     data,
     doctor,
@@ -20,13 +21,33 @@ from safe_framework.cli import (
     list_,
     new,
     pick,
+    play,
+    report,
     run,
     show,
+    sweep,
     verify,
 )
 from safe_framework.errors import SafeError
 
-_COMMANDS = (list_, show, check, data, cache, compose, run, pick, verify, fetch, new, doctor)
+_COMMANDS = (
+    list_,
+    show,
+    check,
+    data,
+    cache,
+    compose,
+    run,
+    sweep,
+    report,
+    compare,
+    pick,
+    play,
+    verify,
+    fetch,
+    new,
+    doctor,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -25,6 +26,17 @@ Progress = Callable[[str, int, int], None]
 
 def silent(label: str, done: int, total: int) -> None:
     """The progress callback that shows nothing."""
+
+
+@contextmanager
+def evaluating(model: SafeModel) -> Iterator[None]:
+    """Within the block, the model is in eval mode."""
+    before = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(before)
 
 
 def inputs(
@@ -61,19 +73,41 @@ def answer(
         label: what ``progress`` is told that is being done.
         progress: called after every batch.
     """
+    return [
+        text
+        for text, _ in answer_surely(
+            model, examples, max_new_tokens=max_new_tokens, batch_size=batch_size,
+            gate=gate, label=label, progress=progress,
+        )
+    ]  # fmt: skip
+
+
+def answer_surely(
+    model: SafeModel,
+    examples: Sequence[Example],
+    *,
+    max_new_tokens: int = 8,
+    batch_size: int = 32,
+    gate: Mapping[str, float] | None = None,
+    label: str = "answers",
+    progress: Progress = silent,
+) -> list[tuple[str, float | None]]:
+    """As ``answer``, each with its probability: the product of its tokens', its end included.
+
+    A label that was chosen as the likeliest has none.
+    """
     strengths = {**model.gates, **(gate or {})}
-    found: dict[int, str] = {}
+    found: dict[int, tuple[str, float | None]] = {}
     closed = [place for place, example in enumerate(examples) if example.task == CLASSES]
     for places in batches(closed, batch_size):
         asked = [(examples[i], _opened(examples[i].samples, strengths)) for i in places]
-        found |= zip(
-            places, choose(model, asked, batch_size=batch_size, gate=gate or {}), strict=True
-        )
+        chosen = choose(model, asked, batch_size=batch_size, gate=gate or {})
+        found |= {place: (text, None) for place, text in zip(places, chosen, strict=True)}
         progress(label, len(found), len(examples))
     free = [place for place in range(len(examples)) if place not in found]
     told = _generated(model, [examples[i] for i in free], max_new_tokens, batch_size, gate or {})
-    for place, text in zip(free, told, strict=True):
-        found[place] = text
+    for place, said in zip(free, told, strict=True):
+        found[place] = said
         if len(found) % batch_size == 0 or len(found) == len(examples):
             progress(label, len(found), len(examples))
     return [found[place] for place in range(len(examples))]
@@ -85,17 +119,37 @@ def _generated(
     max_new_tokens: int,
     batch_size: int,
     gate: Mapping[str, float],
-) -> Iterator[str]:
+) -> Iterator[tuple[str, float]]:
     strengths = {**model.gates, **gate}
     for rows in batches(examples, batch_size):
         heard = [_opened(row.samples, strengths) for row in rows]
         batch = inputs(model, [row.prompt for row in rows], heard)
-        tokens = model.generate(
-            **batch, gate=dict(gate), max_new_tokens=max_new_tokens, do_sample=False
+        out = model.generate(
+            **batch, gate=dict(gate), max_new_tokens=max_new_tokens, do_sample=False,
+            return_dict_in_generate=True, output_scores=True,
+        )  # fmt: skip
+        texts = model.tokenizer.batch_decode(
+            new_tokens(model, out.sequences, batch), skip_special_tokens=True
         )
-        new = new_tokens(model, tokens, batch)
-        for text in model.tokenizer.batch_decode(new, skip_special_tokens=True):
-            yield text.strip()
+        sure = _probabilities(model, out.sequences, out.scores)
+        yield from zip(map(str.strip, texts), sure, strict=True)
+
+
+def _probabilities(model: SafeModel, tokens: Tensor, scores: Sequence[Tensor]) -> list[float]:
+    """The product of each row's new tokens' probabilities, up to the first that ends it."""
+    ends: Any = model.base.generation_config.eos_token_id  # type: ignore[union-attr]  # as generate
+    new = tokens[:, -len(scores) :]
+    ended = torch.isin(new, torch.tensor([] if ends is None else ends, device=new.device))
+    after = ended.cumsum(1) - ended.long() > 0
+    logs = torch.stack(
+        [
+            step.float().log_softmax(-1).gather(1, new[:, [place]]).squeeze(1)
+            for place, step in enumerate(scores)
+        ],
+        dim=1,
+    )  # (batch, new)
+    found: list[float] = logs.masked_fill(after, 0.0).sum(1).exp().tolist()
+    return found
 
 
 def answer_without(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,6 +12,7 @@ from safe_framework.data.tasks import CAPTIONS
 from safe_framework.evaluation.answers import (
     Progress,
     answer,
+    answer_surely,
     answer_without,
     shuffled,
     silent,
@@ -39,21 +40,16 @@ def collect(
     progress: Progress = silent,
 ) -> tuple[Answered, ...]:
     """Every test example with all the answers to it, the modality's gate taken as 1."""
-    ask = partial(
-        answer,
-        model,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        gate={modality: 1.0},
-        progress=progress,
-    )
-    heard = ask(test, label="answers with the sense")
-    misled = ask(shuffled(test, modality, seed=seed), label="answers with shuffled samples")
+    options: Any = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    options |= {"gate": {modality: 1.0}, "progress": progress}
+    ask: Callable[..., list[str]] = partial(answer, model, **options)
+    told = answer_surely(model, test, label="answers with the sense", **options)
+    astray = ask(shuffled(test, modality, seed=seed), label="answers with shuffled samples")
     with original(model):
         bare = answer_without(ask, test, modality, label="answers of the base")
     columns = (
-        heard,
-        misled,
+        told,
+        astray,
         bare,
         _probed(model, modality, train, test, batch_size, seed, progress),
     )
@@ -67,12 +63,13 @@ def collect(
             shuffled=misled,
             base=base,
             probe=probed,
+            confidence=sure,
             task=example.task,
             dataset=example.dataset,
             sample=example.samples[modality],
             file=example.files.get(modality),
         )
-        for example, heard, misled, base, probed in zip(test, *columns, strict=True)
+        for example, (heard, sure), misled, base, probed in zip(test, *columns, strict=True)
     )
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from safe_framework.data.tasks import CAPTIONS
 from safe_framework.errors import DataError
-from safe_framework.evaluation.answers import Progress, silent
+from safe_framework.evaluation.alignment import cross_modal
+from safe_framework.evaluation.answers import Progress, evaluating, silent
+from safe_framework.evaluation.calibration import Calibration, calibration
 from safe_framework.evaluation.collect import collect
 from safe_framework.evaluation.datasets import by_dataset, closed
 from safe_framework.evaluation.drift import told
 from safe_framework.evaluation.gain import gain
 from safe_framework.evaluation.remembered import encoded_once
-from safe_framework.evaluation.results import Evaluation
+from safe_framework.evaluation.results import Answered, Evaluation
 from safe_framework.evaluation.retention import gate_zero, retention
+from safe_framework.evaluation.semantic import SentenceEncoder
 
 if TYPE_CHECKING:
     from safe_framework.data.examples import Example
@@ -40,61 +42,76 @@ def evaluate(
     batch_size: int = 32,
     bootstrap: int = 1000,
     seed: int = 0,
-    progress: Progress | None = None,
+    semantic: str | None = None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Measure gain against the base, shuffled samples, chance and a probe; and retention.
 
-    The modality's gate is taken as 1, whatever it is set to; the model is left as it was.
+    The modality's gate is taken as 1; the model is left as it was.
 
     Args:
-        model: with ``modality`` attached, trained or not.
+        model: with ``modality`` attached.
         modality: the sense to measure.
         train: what it was trained on; the probe is fitted on it, chance is taken from it.
         test: never trained on.
         texts: of the base's own domain, never trained on, for retention.
-        foreign: samples that are not of the task, never trained on; may be none.
+        foreign: samples that are not of the task; may be none.
         max_new_tokens: limit of an answer's length.
         batch_size: examples at a time.
         bootstrap: how often every 95 % interval resamples.
         seed: of the intervals, the shuffling, the probe's folds and the irrelevant samples.
+        semantic: sentence encoder to judge answers by; see ``SentenceEncoder``.
         progress: called with a label, how many are done and of how many.
 
     Raises:
         DataError: there is no example or no text, or an example lacks the modality.
-        SafeError: the logits hold NaN.
+        SafeError: the logits hold NaN, or the sentence encoder cannot be loaded.
     """
     _check(modality, train, test, texts)
-    tell = progress or silent
+    judge = SentenceEncoder(semantic) if semantic else None
+    asking: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": progress}
     drawing: dict[str, Any] = {"resamples": bootstrap, "seed": seed}
-    with _evaluating(model), encoded_once(model):
-        answers = collect(
-            model, modality, train, test, max_new_tokens=max_new_tokens,
-            batch_size=batch_size, seed=seed, progress=tell,
-        )  # fmt: skip
-        kept = retention(model, modality, texts, test, foreign, progress=tell, **drawing)
-        shut = gate_zero(
-            model, modality, test[:_GATE_ZERO_EXAMPLES],
-            max_new_tokens=max_new_tokens, progress=tell,
-        )  # fmt: skip
-        changed = told(model, texts, resamples=bootstrap, seed=seed, progress=tell)
+    with evaluating(model), encoded_once(model):
+        answers = collect(model, modality, train, test, batch_size=batch_size, seed=seed, **asking)
+        kept = retention(model, modality, texts, test, foreign, progress=progress, **drawing)
+        shut = gate_zero(model, modality, test[:_GATE_ZERO_EXAMPLES], **asking)
+        likeness = cross_modal(model, modality, test, progress=progress, **drawing)
+        changed = told(model, texts, progress=progress, **drawing)
     return Evaluation(
         modality=modality,
-        gain=gain(
-            closed(answers),
-            [e.answer for e in train if e.task != CAPTIONS] or [e.answer for e in train],
-            **drawing,
-        ),
+        gain=gain(closed(answers), _labels(train), judge=judge, **drawing),
         datasets=by_dataset(answers, **drawing),
         retention=kept,
         gate_zero=shut,
-        trainable_parameters=sum(p.numel() for p in model.trainable_parameters().values()),
-        base_parameters=sum(p.numel() for p in model.base.parameters()),
-        train_examples=len(train),
-        max_new_tokens=max_new_tokens,
+        **_counts(model, train, max_new_tokens),
         answers=answers,
+        alignment=likeness,
         base_changed=changed,
+        calibration=_calibration(answers, drawing),
         **drawing,
     )
+
+
+def _labels(train: Sequence[Example]) -> list[str]:
+    """What chance draws from: captions are no labels, unless there is nothing else."""
+    labels = [example.answer for example in train if example.task != CAPTIONS]
+    return labels or [example.answer for example in train]
+
+
+def _counts(model: SafeModel, train: Sequence[Example], max_new_tokens: int) -> dict[str, Any]:
+    return {
+        "train_examples": len(train),
+        "max_new_tokens": max_new_tokens,
+        "trainable_parameters": sum(p.numel() for p in model.trainable_parameters().values()),
+        "base_parameters": sum(p.numel() for p in model.base.parameters()),
+    }
+
+
+def _calibration(answers: Sequence[Answered], drawing: Mapping[str, Any]) -> Calibration | None:
+    """Of the answers that were generated; a label that was chosen has no probability."""
+    told = [row for row in answers if row.confidence is not None and row.task != CAPTIONS]
+    sure = [row.confidence or 0.0 for row in told]
+    return calibration(sure, [row.right for row in told], **drawing) if told else None
 
 
 def _check(
@@ -112,13 +129,3 @@ def _check(
                 f"{example.place}: the example has no `{modality}`",
                 hint=f"give it one, or leave it out when `{modality}` is evaluated",
             )
-
-
-@contextmanager
-def _evaluating(model: SafeModel) -> Iterator[None]:
-    before = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(before)

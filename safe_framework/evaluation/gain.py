@@ -6,12 +6,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from safe_framework.evaluation.metrics import bootstrap, exact_match, normalise
+from safe_framework.evaluation.metrics import bootstrap, exact_match, normalise, token_f1
 from safe_framework.evaluation.results import OTHER, Answered, Gain
+from safe_framework.evaluation.semantic import SentenceEncoder, similarity
 
 
 def gain(
-    answers: Sequence[Answered], train_labels: Sequence[str], *, resamples: int, seed: int
+    answers: Sequence[Answered],
+    train_labels: Sequence[str],
+    *,
+    resamples: int,
+    seed: int,
+    judge: SentenceEncoder | None = None,
 ) -> Gain:
     """Accuracies and paired gains, with intervals.
 
@@ -20,6 +26,7 @@ def gain(
         train_labels: answers of the training examples; the commonest one is chance's.
         resamples: of the intervals.
         seed: of the intervals.
+        judge: says how like an answer is to the expected one; None to leave that out.
     """
     estimate = partial(bootstrap, resamples=resamples, seed=seed)
     expected = [row.expected for row in answers]
@@ -41,6 +48,10 @@ def gain(
             name: estimate(with_sense[[other == name for other in names]]) for name in classes
         },
         confusion=confusion(answers, {*classes, *map(normalise, train_labels)}),
+        semantic=estimate(similarity(judge, [row.answer for row in answers], expected))
+        if judge
+        else None,
+        token_f1=estimate(token_f1([row.answer for row in answers], expected)),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -41,6 +42,23 @@ def exact_match(answers: Sequence[str], expected: Sequence[str]) -> NDArray[np.f
     """1.0 where the normalised answer is the expected one, else 0.0; one for each example."""
     pairs = zip(answers, expected, strict=True)
     return np.array([normalise(given) == normalise(right) for given, right in pairs], float)
+
+
+def token_f1(answers: Sequence[str], expected: Sequence[str]) -> NDArray[np.float64]:
+    """F1 of the normalised words that answer and expected one share, one for each example.
+
+    >>> token_f1(["a grand piano"], ["the grand piano"]).round(2).tolist()
+    [0.67]
+    """
+    pairs = zip(answers, expected, strict=True)
+    return np.array([_f1(normalise(given), normalise(right)) for given, right in pairs], float)
+
+
+def _f1(given: str, right: str) -> float:
+    one, other = Counter(given.split()), Counter(right.split())
+    shared = (one & other).total()
+    total = one.total() + other.total()
+    return 2 * shared / total if total else 1.0
 
 
 @attrs.frozen
@@ -85,8 +103,14 @@ def bootstrap(
         raise ValueError("values: at least one is needed")
     weights = np.ones_like(values) if weights is None else np.asarray(weights, dtype=np.float64)
     mean = float(np.average(values, weights=weights))
-    low, high = np.percentile(_resampled(values, weights, resamples, seed), [_TAIL, 100 - _TAIL])
-    return Estimate(mean, float(low), float(high), values.size)
+    low, high = percentiles(_resampled(values, weights, resamples, seed))
+    return Estimate(mean, low, high, values.size)
+
+
+def percentiles(resampled: ArrayLike) -> tuple[float, float]:
+    """The ends of the 95 % interval of a resampled statistic."""
+    low, high = np.percentile(np.asarray(resampled), [_TAIL, 100 - _TAIL])
+    return float(low), float(high)
 
 
 def _resampled(

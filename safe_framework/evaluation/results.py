@@ -11,6 +11,8 @@ from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, overrid
 from cattrs.preconf.json import make_converter
 
 from safe_framework.data.tasks import QUESTIONS
+from safe_framework.evaluation.alignment import CrossModal
+from safe_framework.evaluation.calibration import Calibration
 from safe_framework.evaluation.changed import BaseChanged
 from safe_framework.evaluation.metrics import Estimate, normalise
 from safe_framework.shapes import Sample
@@ -27,11 +29,15 @@ class Agreement:
         agreement: share of positions where both rank the same next token first.
         kl: mean KL(base || safe) of a position, in nats.
         positions: how many positions were compared.
+        shares: ``agreement`` of each text, in a fixed order; empty in older results.
+        lengths: positions of each text.
     """
 
     agreement: Estimate
     kl: Estimate
     positions: int
+    shares: tuple[float, ...] = ()
+    lengths: tuple[int, ...] = ()
 
 
 @attrs.frozen
@@ -101,6 +107,8 @@ class Gain:
         per_class: accuracy on each expected answer, in alphabetical order.
         confusion: for each expected answer, how often each answer was given; one that names no
             class counts as ``OTHER``.
+        token_f1: F1 of the words that answer and expected one share; None in older results.
+        semantic: cosine of answer and expected one to a sentence encoder; None unless asked for.
     """
 
     accuracy: Estimate
@@ -112,6 +120,8 @@ class Gain:
     over_shuffled: Estimate
     per_class: Mapping[str, Estimate]
     confusion: Mapping[str, Mapping[str, int]]
+    token_f1: Estimate | None = None
+    semantic: Estimate | None = None
 
 
 @attrs.frozen
@@ -149,6 +159,7 @@ class Answered:
         shuffled: with another example's sample.
         base: without the sense.
         probe: of the linear probe.
+        confidence: probability of the answer with the sense; None in older results.
         task: of its dataset.
         dataset: its name; empty where there is only one.
         sample: of the sense.
@@ -162,6 +173,7 @@ class Answered:
     shuffled: str
     base: str
     probe: str
+    confidence: float | None = None
     task: str = QUESTIONS
     dataset: str = ""
     sample: Sample = attrs.field(default=None, eq=False, repr=False)
@@ -190,6 +202,9 @@ class Evaluation:
         seed: of the intervals, the probe's folds and the irrelevant samples.
         answers: every test example with its answers.
         costs: what the caller measured, such as ``train_seconds`` and ``adapter_bytes``.
+        calibration: of the answers with the sense; None in older results.
+        alignment: of the sense's tokens with the answers' words; None in older results, and where
+            all answers are the same.
         base_changed: what stage B did to the base; None where L1 and L2 hold.
         datasets: the result on each dataset of a mix, by name; ``gain`` is that on all rows that
             are right or wrong, which captions are not.
@@ -207,6 +222,8 @@ class Evaluation:
     seed: int
     answers: tuple[Answered, ...]
     costs: Mapping[str, float] = attrs.field(factory=dict)
+    calibration: Calibration | None = None
+    alignment: CrossModal | None = None
     base_changed: BaseChanged | None = None
     datasets: Mapping[str, DatasetGain] = attrs.field(factory=dict)
 

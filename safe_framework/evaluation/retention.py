@@ -23,12 +23,18 @@ if TYPE_CHECKING:
     from safe_framework.data.examples import Example
     from safe_framework.model import SafeModel
 
-_LOGIT_ROWS = 16  # texts at a time: logits of a large vocabulary are what fills the memory
+LOGIT_ROWS = 16  # texts at a time: logits of a large vocabulary are what fills the memory
 
 
 @attrs.frozen
-class _Text:
-    """Sums over the valid positions of one text."""
+class TextSums:
+    """Sums over the valid positions of one text.
+
+    Attributes:
+        agreed: how many positions rank the same next token first.
+        divergence: KL(base || safe) in nats.
+        positions: how many were compared.
+    """
 
     agreed: int
     divergence: float
@@ -62,13 +68,13 @@ def retention(
     pools = dict.fromkeys(KINDS, pool) | ({FOREIGN: foreign} if foreign else {})
     absent, found = _beside_texts(model, modality, texts, pools, seed, progress)
     relevant = _with_own_samples(model, modality, examples, progress)
-    kinds = {kind: _agreement(rows, resamples, seed) for kind, rows in found.items()}
-    merged = [_merge(rows) for rows in zip(*found.values(), strict=True)]
+    kinds = {kind: agreement_of(rows, resamples, seed) for kind, rows in found.items()}
+    merged = [merged_sums(rows) for rows in zip(*found.values(), strict=True)]
     return Retention(
         absent,
         kinds,
-        _agreement(merged, resamples, seed),
-        _agreement(relevant, resamples, seed),
+        agreement_of(merged, resamples, seed),
+        agreement_of(relevant, resamples, seed),
     )
 
 
@@ -79,11 +85,11 @@ def _beside_texts(
     pools: Mapping[str, Sequence[Sample]],
     seed: int,
     progress: Progress,
-) -> tuple[Absent, Mapping[str, list[_Text]]]:
+) -> tuple[Absent, Mapping[str, list[TextSums]]]:
     own, other = (torch.Generator().manual_seed(seed) for _ in range(2))
-    identical, unaided = True, list[_Text]()
-    found: dict[str, list[_Text]] = {kind: [] for kind in pools}
-    for rows in batches(sorted(texts, key=len), _LOGIT_ROWS):  # alike in length: little padding
+    identical, unaided = True, list[TextSums]()
+    found: dict[str, list[TextSums]] = {kind: [] for kind in pools}
+    for rows in batches(sorted(texts, key=len), LOGIT_ROWS):  # alike in length: little padding
         plain = inputs(model, rows)
         with original(model):
             base = model.base(**plain).logits
@@ -93,64 +99,90 @@ def _beside_texts(
         for kind, pool in pools.items():
             draw = other if kind == FOREIGN else own  # so that foreign ones move no other kind
             samples = [{modality: distractor(kind, pool, draw)} for _ in rows]
-            found[kind] += _open(model, modality, rows, samples, plain, base)
+            found[kind] += _beside(model, modality, rows, samples, plain, base)
         progress("retention", len(unaided), len(texts))
-    whole = _merge(unaided)
+    whole = merged_sums(unaided)
     return Absent(identical, whole.agreed / whole.positions, len(texts)), found
 
 
 def _with_own_samples(
     model: SafeModel, modality: str, examples: Sequence[Example], progress: Progress
-) -> list[_Text]:
-    found: list[_Text] = []
-    for rows in batches(examples, _LOGIT_ROWS):
+) -> list[TextSums]:
+    found: list[TextSums] = []
+    for rows in batches(examples, LOGIT_ROWS):
         base, plain = _reference(model, modality, rows)
         prompts, samples = [row.prompt for row in rows], [row.samples for row in rows]
         with original(model):
             before = base(**plain).logits
-        found += _open(model, modality, prompts, samples, plain, before)
+        found += _beside(model, modality, prompts, samples, plain, before)
         progress("relevant samples", len(found), len(examples))
     return found
 
 
-def _open(
+def _beside(
     model: SafeModel,
     modality: str,
     texts: Sequence[str],
     samples: Sequence[Mapping[str, Sample]],
     plain: Mapping[str, Any],
     base: Tensor,
-) -> list[_Text]:
-    """Compare with the gate at 1; what the sense puts into a text is left out."""
-    given = inputs(model, texts, samples)
-    logits = model(**given, gate={modality: 1.0}).logits
+) -> list[TextSums]:
+    """Compare with the gate at 1."""
+    return opened(model, modality, inputs(model, texts, samples), plain, base, 1.0)
+
+
+def opened(
+    model: SafeModel,
+    modality: str,
+    given: Mapping[str, Any],
+    plain: Mapping[str, Any],
+    base: Tensor,
+    gate: float,
+) -> list[TextSums]:
+    """Compare texts beside samples with the base; what the sense puts into a text is left out.
+
+    Args:
+        model: in eval mode.
+        modality: whose gate is set to ``gate``.
+        given: texts and samples, processed.
+        plain: the texts alone, processed.
+        base: the base's logits of ``plain``, (batch, length, vocabulary).
+        gate: strength.
+    """
+    logits = model(**given, gate={modality: gate}).logits
+    if gate == 0:  # what the sense puts into a text was taken out again
+        return _compare(base, logits, plain["attention_mask"])
     words = model.processor.markers.words(given["input_ids"]) & given["attention_mask"].bool()
     return _compare(base, logits, plain["attention_mask"], words)
 
 
-def _compare(base: Tensor, safe: Tensor, mask: Tensor, words: Tensor | None = None) -> list[_Text]:
+def _compare(
+    base: Tensor, safe: Tensor, mask: Tensor, words: Tensor | None = None
+) -> list[TextSums]:
     """Compare the real positions of ``mask`` with those of ``words``, if they are others."""
     rows = zip(base, safe, mask.bool(), (mask if words is None else words).bool(), strict=True)
     return [_text(one[real], other[word]) for one, other, real, word in rows]
 
 
-def _text(base: Tensor, safe: Tensor) -> _Text:
+def _text(base: Tensor, safe: Tensor) -> TextSums:
     divergence = kl_per_position(base, safe).sum()
     if not divergence.isfinite():
         raise SafeError(
             "the model's logits hold NaN or infinity where the base's do not",
             hint="its training diverged: train again with a lower learning rate",
         )
-    return _Text(int(agrees(base, safe).sum()), divergence.item(), len(base))
+    return TextSums(int(agrees(base, safe).sum()), divergence.item(), len(base))
 
 
-def _merge(texts: Iterable[_Text]) -> _Text:
+def merged_sums(texts: Iterable[TextSums]) -> TextSums:
+    """The sums of several texts, or of one text beside several samples."""
     parts = [(text.agreed, text.divergence, text.positions) for text in texts]
     agreed, divergence, positions = (sum(column) for column in zip(*parts, strict=True))
-    return _Text(int(agreed), divergence, int(positions))
+    return TextSums(int(agreed), divergence, int(positions))
 
 
-def _agreement(texts: Sequence[_Text], resamples: int, seed: int) -> Agreement:
+def agreement_of(texts: Sequence[TextSums], resamples: int, seed: int) -> Agreement:
+    """Shares and their intervals, which draw whole texts."""
     weights = [text.positions for text in texts]
     agreed = [text.agreed / text.positions for text in texts]
     divergence = [text.divergence / text.positions for text in texts]
@@ -158,6 +190,8 @@ def _agreement(texts: Sequence[_Text], resamples: int, seed: int) -> Agreement:
         bootstrap(agreed, weights=weights, resamples=resamples, seed=seed),
         bootstrap(divergence, weights=weights, resamples=resamples, seed=seed),
         sum(weights),
+        tuple(agreed),
+        tuple(weights),
     )
 
 
@@ -173,14 +207,14 @@ def gate_zero(
     logits, tokens = True, True
     shut = {modality: 0.0}
     options = {"max_new_tokens": max_new_tokens, "do_sample": False}
-    for number, rows in enumerate(batches(examples, _LOGIT_ROWS)):
+    for number, rows in enumerate(batches(examples, LOGIT_ROWS)):
         given = inputs(model, [row.prompt for row in rows], [row.samples for row in rows])
         base, plain = _reference(model, modality, rows)
         with original(model):
             before, said = base(**plain).logits, base.generate(**plain, **options)
         logits &= same_bits(model(**given, gate=shut).logits, before)
         tokens &= same_bits(model.generate(**given, gate=shut, **options), said)
-        progress("gate at 0", number * _LOGIT_ROWS + len(rows), len(examples))
+        progress("gate at 0", number * LOGIT_ROWS + len(rows), len(examples))
     return GateZero(logits, tokens, len(examples))
 
 

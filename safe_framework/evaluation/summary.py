@@ -85,21 +85,45 @@ def checked_targets(targets: Mapping[str, float] | None) -> Mapping[str, float]:
 
 
 def headlines(evaluation: Evaluation) -> tuple[Headline, Headline, Headline]:
-    """Hears, keeps, costs."""
-    return _hears(evaluation), _keeps(evaluation), _costs(evaluation)
+    """Gain, off, keeps."""
+    return _gained(evaluation), _off_is_base(evaluation), _keeps(evaluation)
 
 
-def _hears(evaluation: Evaluation) -> Headline:
+def _gained(evaluation: Evaluation) -> Headline:
     told = list(evaluation.datasets.values())
     if told and all(found.task == CAPTIONS for found in told):  # which are not right or wrong
         return _tells(evaluation.modality, told)
-    gain = evaluation.gain
+    gain, name = evaluation.gain, evaluation.modality
     return Headline(
-        "Hears",
-        percent(gain.accuracy.value),
-        f"of {gain.accuracy.n} unseen {evaluation.modality} examples answered right",
-        f"linear probe {percent(gain.probe.value)} · without {evaluation.modality} "
-        f"{percent(gain.base.value)} · chance {percent(gain.chance.value)}",
+        "Gain",
+        points(gain.over_base.value),
+        f"{percent(gain.accuracy.value)} of {gain.accuracy.n} unseen {name} examples answered "
+        f"right, {percent(gain.base.value)} without {name}",
+        f"linear probe {percent(gain.probe.value)} · shuffled {percent(gain.shuffled.value)} · "
+        f"chance {percent(gain.chance.value)}",
+    )
+
+
+def _off_is_base(evaluation: Evaluation) -> Headline:
+    if evaluation.base_changed is not None:
+        return _off_is_another(evaluation.base_changed)
+    absent, shut = evaluation.retention.absent, evaluation.gate_zero
+    same = absent.identical and shut.identical
+    return Headline(
+        "Off",
+        "bit for bit" if same else "NOT the base",
+        f"{'the base' if same else 'a law is broken'} when {evaluation.modality} is absent or its "
+        "gate is 0",
+        f"{absent.texts} texts and {shut.examples} examples compared",
+    )
+
+
+def _off_is_another(changed: BaseChanged) -> Headline:
+    return Headline(
+        "Off",
+        "BASE CHANGED",
+        "L1 and L2 do not hold: training changed the base itself",
+        f"absent, {percent(changed.drift.agreement.value)} of next tokens unchanged",
     )
 
 
@@ -119,30 +143,13 @@ def _tells(modality: str, told: Sequence[DatasetGain]) -> Headline:
 
 
 def _keeps(evaluation: Evaluation) -> Headline:
-    kept = evaluation.retention
-    same = kept.absent.identical and evaluation.gate_zero.identical
+    kept = evaluation.retention.overall
     return Headline(
         "Keeps",
-        percent(kept.overall.agreement.value),
+        percent(kept.agreement.value),
         f"of next tokens unchanged at gate 1 beside irrelevant {evaluation.modality}",
-        _when_off(evaluation, same),
-    )
-
-
-def _when_off(evaluation: Evaluation, same: bool) -> str:
-    if evaluation.base_changed is not None:
-        kept = percent(evaluation.base_changed.drift.agreement.value)
-        return f"BASE CHANGED, L1 and L2 do not hold: absent, {kept} unchanged"
-    return "off: bit for bit the base" if same else "off: NOT the base, a law is broken"
-
-
-def _costs(evaluation: Evaluation) -> Headline:
-    share = evaluation.trainable_parameters / evaluation.base_parameters
-    return Headline(
-        "Costs",
-        count(evaluation.trainable_parameters),
-        f"trainable parameters, {percent(share)} of the base's",
-        " · ".join(f"{row.value} {row.name}" for row in _measured(evaluation)),
+        f"{count(evaluation.trainable_parameters)} trainable parameters, "
+        f"{percent(evaluation.trainable_parameters / evaluation.base_parameters)} of the base's",
     )
 
 
@@ -166,6 +173,7 @@ def sections(
         *_kept_when_off(evaluation),
         Section("Tokens kept, gate at 1", tuple(_agreements(evaluation, asked))),
         Section("KL in nats, gate at 1", tuple(_divergences(evaluation))),
+        *_others(evaluation),
         Section("Costs", tuple(_all_costs(evaluation))),
     )
 
@@ -174,12 +182,31 @@ def _gain(evaluation: Evaluation, asked: Mapping[str, float]) -> Iterator[Row]:
     gain, name = evaluation.gain, evaluation.modality
     examples = f"{gain.accuracy.n} examples"
     yield _share(f"accuracy with {name}", gain.accuracy, examples, asked.get("accuracy"))
+    if gain.token_f1 is not None:
+        yield _share("token F1", gain.token_f1, "words shared")
+    if (alike := gain.semantic) is not None:
+        limits = f"{alike.low:.2f} to {alike.high:.2f}"
+        yield Row("semantic similarity", f"{alike.value:.2f}", limits, "cosine, 1 is the same")
     yield _share("linear probe", gain.probe, f"{evaluation.train_examples} to fit")
     yield _share(f"base without {name}", gain.base, "prompt alone")
     yield _share(f"shuffled {name}", gain.shuffled, "wrong sample")
     yield _share("chance", gain.chance, "commonest")
     yield _difference("gain over the base", gain.over_base, asked.get("over_base"))
     yield _difference("gain over shuffled", gain.over_shuffled, asked.get("over_shuffled"))
+
+
+def _others(evaluation: Evaluation) -> Iterator[Section]:
+    """What older results do not hold."""
+    rows = []
+    if found := evaluation.calibration:
+        rows.append(_share("calibration error", found.error, "of an answer's probability"))
+        rows.append(_share("confidence", found.confidence, "mean probability of an answer"))
+    if alike := evaluation.alignment:
+        rows.append(_share("nearest word is right", alike.nearest, "to a sample's mean token"))
+        limits = f"{alike.cosine.low:.2f} to {alike.cosine.high:.2f}"
+        rows.append(Row("cosine to the answer", f"{alike.cosine.value:.2f}", limits, "alignment"))
+    if rows:
+        yield Section("Confidence and alignment", tuple(rows))
 
 
 def _kept_when_off(evaluation: Evaluation) -> Iterator[Section]:

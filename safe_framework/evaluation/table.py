@@ -17,7 +17,7 @@ _MARKS = {True: Text("✓", "green"), False: Text("✗", "bold red"), None: Text
 
 
 def table(evaluation: Evaluation, targets: Mapping[str, float] | None = None) -> Group:
-    """What to print: hears, keeps and costs, and below them every result with its interval.
+    """What to print: gain, off and keeps, and below them every result with its interval.
 
     Args:
         evaluation: what was measured.

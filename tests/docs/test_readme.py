@@ -19,6 +19,7 @@ DOCUMENTS = (
     "README.md",
     "CHANGELOG.md",
     "docs/certificate.md",
+    "docs/evaluation.md",
     "docs/laws.md",
     "docs/plugins.md",
     "docs/recipe.md",
@@ -92,6 +93,7 @@ def test_make_targets_exist(readme):
         "check-zoo",
         "check-gpu",
         "check-torchaudio",
+        "check-browser",
     } == targets
     makefile = (ROOT / "Makefile").read_text("utf-8")
     assert [target for target in targets if f"\n{target}:" not in makefile] == []
@@ -100,7 +102,7 @@ def test_make_targets_exist(readme):
 def test_commands_exist(readme, capsys):
     """Every command of ``safe`` that the README names answers ``--help``."""
     named = set(re.findall(r"(?:^|`)safe ([a-z]+)", readme, re.MULTILINE))
-    assert len(named) == 11
+    assert len(named) == 15
     for command in named:
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])

@@ -88,7 +88,7 @@ def test_captions_alone_are_summed_up_by_their_words(evaluation: Evaluation) -> 
         for n in range(4)
     ]
     told = by_dataset(rows, resamples=10, seed=0)
-    assert headlines(evaluation)[0].meaning.endswith("answered right")
+    assert headlines(evaluation)[0].meaning.endswith("without audio")
     hears = headlines(attrs.evolve(evaluation, datasets=told))[0]
     assert (hears.number, hears.context) == ("60.0 %", "without audio 0 % · shuffled 0 %")
     assert "4 unseen audio examples" in hears.meaning

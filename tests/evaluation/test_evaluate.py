@@ -120,7 +120,7 @@ def test_progress_reaches_the_total(model, examples, texts):
         model, modality="touch", train=examples, test=examples, texts=texts,
         max_new_tokens=1, bootstrap=5, progress=progress,
     )  # fmt: skip
-    assert len(last) == 7
+    assert len(last) == 8
     assert all(done == total for done, total in last.values())
 
 

@@ -174,7 +174,7 @@ def test_light_dark_and_phone(text):
 def test_results_recipe_and_versions_are_there(text):
     """All three headline numbers, the recipe and the versions can be read."""
     texts = Page(text).texts
-    assert {"72.7 %", "98.0 %", "12.3 k", 'model = "x"\n', "2.13"} <= set(texts)
+    assert {"+72.7", " points", "bit for bit", "98.0", 'model = "x"\n', "2.13"} <= set(texts)
 
 
 def test_without_training_the_page_says_so(tmp_path, evaluation):

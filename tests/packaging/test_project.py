@@ -65,7 +65,8 @@ def test_constraints_pin_exactly(root, metadata):
     extras = metadata["optional-dependencies"]
     asked = metadata["dependencies"] + [need for name in extras for need in extras[name]]
     names = {re.match(r"[A-Za-z0-9-]+", need)[0] for need in asked}
-    assert names - pinned == {"safe-framework", "torchaudio"}  # the latter must match torch's build
+    # torchaudio must match torch's build; Gradio wants an older Pillow than the tests ran with.
+    assert names - pinned == {"safe-framework", "torchaudio", "gradio"}
 
 
 @pytest.mark.parametrize("script", [".ci/run"])

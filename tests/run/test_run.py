@@ -58,6 +58,7 @@ def test_a_run_writes_adapter_metrics_and_report(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
         "adapter",
         "checkpoints",
+        "curves.json",
         "metrics.json",
         "report.html",
         "run.json",

@@ -9,11 +9,15 @@ from string import Template
 from typing import Any
 
 from safe_framework.evaluation.changed_wording import sentence
+from safe_framework.evaluation.report.attention import attention
 from safe_framework.evaluation.report.clips import clips
 from safe_framework.evaluation.report.curves import curves as drawn
+from safe_framework.evaluation.report.extras import Extras
+from safe_framework.evaluation.report.gates import gate_sweep
 from safe_framework.evaluation.report.markup import Markup, element, join
 from safe_framework.evaluation.report.matrix import matrix
 from safe_framework.evaluation.report.monitor import monitor_figure
+from safe_framework.evaluation.report.proof import proof
 from safe_framework.evaluation.report.results import cards, per_class, table, tables
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.summary import headlines, sections
@@ -29,6 +33,7 @@ def write_report(
     versions: Mapping[str, str],
     title: str,
     targets: Mapping[str, float] | None = None,
+    extras: Extras | None = None,
     events: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write the report; equal input gives equal bytes.
@@ -42,12 +47,13 @@ def write_report(
         versions: of what the result depends on, by name.
         title: of the page.
         targets: least values of some results, to be marked met or not.
+        extras: certificate, gate sweeps and attention, where there are any.
         events: of the run's monitor; empty where there was none.
 
     Raises:
         DataError: Matplotlib is not installed, or a target is unknown.
     """
-    page = render(evaluation, curves, recipe_text, versions, title, targets, events)
+    page = render(evaluation, curves, recipe_text, versions, title, targets, extras, events)
     path.write_text(page, encoding="utf-8", newline="\n")
 
 
@@ -58,16 +64,24 @@ def render(
     versions: Mapping[str, str],
     title: str,
     targets: Mapping[str, float] | None = None,
+    extras: Extras | None = None,
     events: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The page that ``write_report`` writes."""
+    beside = extras or Extras()
     unlogged = element("p", "No training was logged.", class_="soft")
     parts: dict[str, Sequence[str]] = {
         "title": [title],
         "lede": [_lede(evaluation)],
         "style": [Markup(_packaged("page.css"))],
         "headlines": cards(headlines(evaluation)),
-        "clips": clips(evaluation.answers, evaluation.modality),
+        "clips": clips(evaluation.answers, evaluation.modality, beside),
+        "certificate": proof(beside.certificate),
+        "gates": [part for found in beside.sweeps.values() for part in gate_sweep(found)]
+        or [_command("safe sweep RUN", "measures how far to open the gate.")],
+        "attention": attention(beside.attention, evaluation.answers)
+        if beside.attention
+        else [_command("safe report RUN", "looks at what the answers attend to.")],
         "tables": tables(sections(evaluation, targets)),
         "per_class": [per_class(evaluation.gain.per_class)],
         "monitor": monitor_figure(events),
@@ -79,6 +93,11 @@ def render(
     }
     filled = {name: join(list(children)) for name, children in parts.items()}
     return Template(_packaged("page.html")).substitute(filled)
+
+
+def _command(command: str, does: str) -> Markup:
+    text = ("Not measured yet: ", element("code", command), f" {does}")
+    return element("p", *text, class_="soft")
 
 
 def _lede(evaluation: Evaluation) -> str:

@@ -1,4 +1,4 @@
-"""A few test samples to listen to, each with what was answered."""
+"""A few test samples to listen to or look at, each with what was answered."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy as np
 
 from safe_framework.data.audio import Waveform
 from safe_framework.evaluation.metrics import normalise
+from safe_framework.evaluation.report.extras import Extras
 from safe_framework.evaluation.report.markup import Markup, element
+from safe_framework.evaluation.report.pictures import picture
 from safe_framework.evaluation.results import Answered
 
 _CLIPS = 8
@@ -25,9 +27,12 @@ _TYPES = {
 }
 
 
-def clips(answers: Sequence[Answered], modality: str) -> list[Markup]:
+def clips(answers: Sequence[Answered], modality: str, extras: Extras) -> list[Markup]:
     """A card for each of a few test examples, chosen by place and not by result."""
-    return [_card(row, modality, number) for number, row in enumerate(chosen(answers), start=1)]
+    return [
+        _card(row, modality, number, extras.answers(modality, row.place))
+        for number, row in enumerate(chosen(answers), start=1)
+    ]
 
 
 def chosen(answers: Sequence[Answered], most: int = _CLIPS) -> list[Answered]:
@@ -54,27 +59,54 @@ def _spread(rows: Sequence[Answered], most: int) -> list[Answered]:
     return [rows[place * len(rows) // count] for place in range(count)]
 
 
-def _card(row: Answered, modality: str, number: int) -> Markup:
-    verdict = "right" if row.right else "wrong"
-    source = _source(row)
-    name = f"clip {number}: {row.expected}"
-    player = [element("audio", controls="", preload="none", src=source, aria_label=name)]
+def _card(row: Answered, modality: str, number: int, gates: Sequence[tuple[float, str]]) -> Markup:
     return element(
         "article",
-        *(player if source else []),
+        *_shown(row, f"sample {number}: {row.expected}"),
         element("p", row.question, class_="question"),
         element(
             "dl",
             element("dt", "expected"),
             element("dd", row.expected),
-            element("dt", f"with {modality}"),
-            element("dd", row.answer or "(nothing)", element("span", verdict), class_=verdict),
-            element("dt", f"base, without {modality}"),
-            element("dd", row.base or "(nothing)", class_="soft"),
+            *(_at_gates(row, gates) if gates else _on_and_off(row, modality)),
         ),
         element("p", row.place, class_="place"),
         class_="clip",
     )
+
+
+def _on_and_off(row: Answered, modality: str) -> list[Markup]:
+    return [
+        element("dt", f"with {modality}"),
+        _judged(row.answer, row.right),
+        element("dt", f"base, without {modality}"),
+        element("dd", row.base or "(nothing)", class_="soft"),
+    ]
+
+
+def _at_gates(row: Answered, gates: Sequence[tuple[float, str]]) -> list[Markup]:
+    cells: list[Markup] = []
+    for gate, answer in gates:
+        note = ": the base" if gate == 0 else ""
+        cells.append(element("dt", f"gate {gate:g}{note}"))
+        right = normalise(answer) == normalise(row.expected)
+        base = element("dd", answer or "(nothing)", class_="soft")
+        cells.append(base if gate == 0 and not right else _judged(answer, right))
+    return cells
+
+
+def _judged(answer: str, right: bool) -> Markup:
+    verdict = "right" if right else "wrong"
+    return element("dd", answer or "(nothing)", element("span", verdict), class_=verdict)
+
+
+def _shown(row: Answered, name: str) -> list[Markup]:
+    """A player for what is heard, an image for what is seen, nothing for the rest."""
+    if source := _source(row):
+        return [element("audio", controls="", preload="none", src=source, aria_label=name)]
+    if image := picture(row.sample, row.file):
+        return [element("img", src=_data_uri(*image), alt=name)]
+    return []
 
 
 def _source(row: Answered) -> str:

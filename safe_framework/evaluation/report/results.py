@@ -16,13 +16,21 @@ def cards(three: Sequence[Headline]) -> list[Markup]:
         element(
             "section",
             element("h2", headline.name),
-            element("p", headline.number, class_="number"),
+            element("p", *_number(headline.number), class_="number"),
             element("p", headline.meaning),
             element("p", headline.context, class_="soft"),
             class_="headline",
         )
         for headline in three
     ]
+
+
+def _number(number: str) -> list[str]:
+    """A number with its unit set smaller; words as they are."""
+    value, space, unit = number.partition(" ")
+    if not space or not value[-1].isdigit():
+        return [number]
+    return [value, element("span", f" {unit}", class_="unit")]
 
 
 def tables(groups: Sequence[Section]) -> list[Markup]:

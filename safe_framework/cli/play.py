@@ -1,0 +1,35 @@
+"""``safe play ADAPTER``: try a sense in the browser, beside the base."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    text = "open a page that asks base and adapter side by side, at any gate"
+    parser = commands.add_parser("play", help=text, description=text)
+    parser.add_argument("adapter", metavar="ADAPTER", help="folder of an adapter, or a recipe")
+    parser.add_argument("--modality", metavar="NAME", help="default: the first")
+    parser.add_argument("--question", default="", metavar="TEXT", help="what is asked at first")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=32, metavar="N", help="longest answer; default: 32"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="default: this machine alone")
+    parser.add_argument("--port", type=int, default=7860, help="default: 7860")
+    parser.set_defaults(run=_run, interrupted="closed")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from safe_framework.certificate.target import open_target
+    from safe_framework.playground import playground
+
+    model, _ = open_target(arguments.adapter)
+    modality = arguments.modality or next(iter(model.modalities))
+    model.modality(modality)
+    page = playground(
+        model, modality, question=arguments.question, max_new_tokens=arguments.max_new_tokens
+    )
+    page.launch(server_name=arguments.host, server_port=arguments.port, share=False)
+    return 0

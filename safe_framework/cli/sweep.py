@@ -1,0 +1,102 @@
+"""``safe sweep RUN``: what each strength of a gate gives and keeps, and which to choose."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from safe_framework.evaluation.sweep_results import GatePoint, GateSweep
+
+_TEXTS = 64
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    text = "measure gain and retention from gate 0 to 1, and recommend a gate"
+    parser = commands.add_parser("sweep", help=text, description=text)
+    parser.add_argument(
+        "run_folder", type=Path, metavar="RUN", help="a run's folder, or its adapter's"
+    )
+    parser.add_argument("--modality", metavar="NAME", help="default: the one that was evaluated")
+    parser.add_argument(
+        "--gates", type=_numbers, metavar="A,B,...", help="strengths to try; default: 0, 0.1, ... 1"
+    )
+    parser.add_argument(
+        "--budget",
+        type=float,
+        metavar="SHARE",
+        help="least share of next tokens that must stay the base's; default: 0.99",
+    )
+    parser.add_argument(
+        "--texts", type=int, default=_TEXTS, metavar="N", help=f"at most so many; default: {_TEXTS}"
+    )
+    parser.add_argument("--recipe", metavar="RECIPE", help="where the run's recipe is now")
+    parser.set_defaults(run=_run)
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from safe_framework.evaluation.sweep import BUDGET, GATES
+    from safe_framework.evaluation.sweep_results import write_sweep
+    from safe_framework.finished import open_run
+    from safe_framework.inspection import swept
+    from safe_framework.progress import WorkProgress
+
+    run, console = open_run(arguments.run_folder, arguments.recipe), Console()
+    budget = BUDGET if arguments.budget is None else arguments.budget
+    with WorkProgress(console).showing() as progress:
+        found = swept(
+            run, arguments.modality, gates=arguments.gates or GATES, budget=budget,
+            most_texts=arguments.texts, progress=progress,
+        )  # fmt: skip
+    path = write_sweep(run.folder, found)
+    console.print(table(found))
+    console.print(recommendation(found), highlight=False)
+    console.print(f"sweep    {path}\nreport   safe report {run.folder}", highlight=False)
+    return 0
+
+
+def table(sweep: GateSweep) -> Table:
+    """A line for each gate."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("gate", "right", "95 %", "kept", "95 %", "KL", ""):
+        shown.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for point in sweep.points:
+        shown.add_row(*_cells(sweep, point))
+    return shown
+
+
+def _cells(sweep: GateSweep, point: GatePoint) -> tuple[str, ...]:
+    from safe_framework.evaluation.wording import interval, percent
+
+    kept = point.kept.agreement
+    mark = "*" if point in sweep.front else " "
+    return (
+        f"{point.gate:g} {mark}", percent(point.accuracy.value), interval(point.accuracy),
+        percent(kept.value), interval(kept), f"{point.kept.kl.value:.2g}",
+        "best" if point == sweep.recommended else "",
+    )  # fmt: skip
+
+
+def recommendation(sweep: GateSweep) -> str:
+    """Which gate to set, and how to."""
+    from safe_framework.evaluation.wording import percent
+
+    best = sweep.recommended
+    return (
+        "* no other gate gains more and keeps as much\n"
+        f"for at least {percent(sweep.budget)} of tokens kept: "
+        f'model.set_gate({best.gate:g}, "{sweep.modality}")'
+    )

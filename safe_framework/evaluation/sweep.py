@@ -1,0 +1,169 @@
+"""How far to open a gate: what each strength gives and what it leaves of the base.
+
+Every strength answers the same questions and reads the same texts beside the same irrelevant
+samples, so that two of them differ by the gate alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from safe_framework.data.distractors import FOREIGN, KINDS, distractor
+from safe_framework.errors import DataError
+from safe_framework.evaluation.answers import Progress, answer, evaluating, inputs, silent
+from safe_framework.evaluation.groups import batches
+from safe_framework.evaluation.metrics import bootstrap, exact_match
+from safe_framework.evaluation.retention import (
+    LOGIT_ROWS,
+    TextSums,
+    agreement_of,
+    merged_sums,
+    opened,
+)
+from safe_framework.evaluation.sweep_results import GatePoint, GateSweep
+from safe_framework.modality import FRAMES, FRAMES_MASK, PRESENT
+from safe_framework.shapes import Sample
+from safe_framework.stage_b.change import original
+
+if TYPE_CHECKING:
+    from safe_framework.data.examples import Example
+    from safe_framework.model import SafeModel
+
+GATES = tuple(number / 10 for number in range(11))
+"""Strengths that are tried where none are asked for."""
+
+BUDGET = 0.99
+"""Least share of unchanged next tokens at the recommended gate, where none is asked for."""
+
+
+@torch.no_grad()
+def sweep(
+    model: SafeModel,
+    *,
+    modality: str,
+    test: Sequence[Example],
+    texts: Sequence[str],
+    foreign: Sequence[Sample] = (),
+    gates: Sequence[float] = GATES,
+    budget: float = BUDGET,
+    max_new_tokens: int = 8,
+    batch_size: int = 32,
+    resamples: int = 1000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> GateSweep:
+    """Measure gain and retention at each of ``gates``; the model is left as it was.
+
+    Args:
+        model: with ``modality`` attached.
+        modality: whose gate is moved; the others stay as they are.
+        test: examples, never trained on.
+        texts: of the base's own domain, never trained on.
+        foreign: samples that are not of the task; may be none.
+        gates: strengths from 0 to 1; 0 is always measured, since gains are over it.
+        budget: least share of unchanged next tokens that a recommended gate may have.
+        max_new_tokens: limit of an answer's length.
+        batch_size: examples at a time.
+        resamples: of every 95 % interval.
+        seed: of the intervals and the irrelevant samples.
+        progress: called with a label, how many are done and of how many.
+
+    Raises:
+        DataError: there is no example or no text, or a gate or the budget is not from 0 to 1.
+    """
+    strengths = _checked(gates, budget, test, texts)
+    tell = progress or silent
+    ask = partial(answer, model, test, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    with evaluating(model):
+        answers = {
+            gate: ask(gate={modality: gate}, label=f"answers at gate {gate:g}", progress=tell)
+            for gate in strengths
+        }
+        kept = _kept(model, modality, strengths, test, texts, foreign, seed, tell)
+    expected = [example.answer for example in test]
+    base = exact_match(answers[0.0], expected)
+    estimate = partial(bootstrap, resamples=resamples, seed=seed)
+    points = tuple(
+        GatePoint(
+            gate=gate,
+            accuracy=estimate(right := exact_match(answers[gate], expected)),
+            over_base=estimate(right - base),
+            kept=agreement_of(kept[gate], resamples, seed),
+            answers=tuple(answers[gate]),
+        )
+        for gate in strengths
+    )
+    places = tuple(example.place for example in test)
+    return GateSweep(modality, points, places, budget, len(texts), resamples, seed)
+
+
+def _checked(
+    gates: Sequence[float], budget: float, test: Sequence[Example], texts: Sequence[str]
+) -> list[float]:
+    for name, value in (*(("gate", gate) for gate in gates), ("budget", budget)):
+        if not 0 <= value <= 1:
+            raise DataError(f"a {name} must be from 0 to 1, not {value:g}")
+    if not test or not texts:
+        raise DataError(
+            "there is nothing to measure a gate on", hint="give at least one example and one text"
+        )
+    return sorted({0.0, *map(float, gates)})
+
+
+def _kept(
+    model: SafeModel,
+    modality: str,
+    gates: Sequence[float],
+    test: Sequence[Example],
+    texts: Sequence[str],
+    foreign: Sequence[Sample],
+    seed: int,
+    progress: Progress,
+) -> Mapping[float, list[TextSums]]:
+    """By gate, for each text how it fares beside all kinds of irrelevant samples together."""
+    pool = [example.samples[modality] for example in test]
+    pools = dict.fromkeys(KINDS, pool) | ({FOREIGN: foreign} if foreign else {})
+    found: dict[float, list[TextSums]] = {gate: [] for gate in gates}
+    done = 0
+    for rows in batches(sorted(texts, key=len), LOGIT_ROWS):
+        plain = inputs(model, rows)
+        with original(model):
+            base = model.base(**plain).logits
+        beside = list(_besides(model, modality, rows, pools, seed + done))
+        for gate in gates:
+            kinds = [opened(model, modality, given, plain, base, gate) for given in beside]
+            found[gate] += [merged_sums(row) for row in zip(*kinds, strict=True)]
+        done += len(rows)
+        progress("texts at every gate", done, len(texts))
+    return found
+
+
+def _besides(
+    model: SafeModel,
+    modality: str,
+    texts: Sequence[str],
+    pools: Mapping[str, Sequence[Sample]],
+    seed: int,
+) -> Iterator[Mapping[str, Any]]:
+    """The texts beside each kind of irrelevant sample, encoded here once for all gates."""
+    draw = torch.Generator().manual_seed(seed)
+    for kind, pool in pools.items():
+        samples = [{modality: distractor(kind, pool, draw)} for _ in texts]
+        yield encoded(model, modality, inputs(model, texts, samples))
+
+
+def encoded(model: SafeModel, modality: str, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The batch with finished frames of ``modality``, a sample of which every row carries."""
+    prefix = f"{modality}__"
+    own = {
+        key.removeprefix(prefix): value for key, value in batch.items() if key.startswith(prefix)
+    }
+    present = own.pop(PRESENT)
+    frames = model.modality(modality).encode(own)
+    rest = {key: value for key, value in batch.items() if not key.startswith(prefix)}
+    made = {PRESENT: present, FRAMES: frames.values, FRAMES_MASK: frames.mask}
+    return {**rest, **{f"{prefix}{key}": value for key, value in made.items()}}
