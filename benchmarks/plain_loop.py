@@ -16,10 +16,10 @@ from safe_framework._recipe import Recipe
 from safe_framework.data.distractors import distractor
 from safe_framework.data.examples import Example
 from safe_framework.model import SafeModel
-from safe_framework.shapes import Sample
+from safe_framework.shapes import Frames, Sample
 from safe_framework.training.align import Alignment
 from safe_framework.training.batches import IGNORED, TokenizedExample, attention_mask, pad_right
-from safe_framework.training.losses import trainable_groups
+from safe_framework.training.optimizer import trainable_groups
 from safe_framework.training.order import balanced_order, generator, shuffled_slice
 
 MODALITY = "audio"
@@ -35,6 +35,7 @@ class PlainLoop:
         tokenized: the same, tokenized as ours are.
         alignment: the loss that draws tokens to their answers.
         texts: token ids of the retention texts.
+        foreign: samples that are not of the task.
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class PlainLoop:
         tokenized: Sequence[TokenizedExample],
         alignment: Alignment,
         texts: Sequence[Sequence[int]],
+        foreign: Sequence[Sample],
     ) -> None:
-        self.model, self.recipe, self.texts = model, recipe, texts
+        self.model, self.recipe, self.texts, self.foreign = model, recipe, texts, foreign
         self.samples = [example.samples[MODALITY] for example in examples]
         self.tokenized, self.alignment = tokenized, alignment
         self.pad = model.tokenizer.eos_token_id
@@ -79,9 +81,9 @@ class PlainLoop:
         rows = [self.tokenized[i] for i in chosen]
         ids = [[*row.prompt, *row.answer] for row in rows]
         labels = [[*[IGNORED] * len(row.prompt), *row.answer] for row in rows]
-        batch = self._batch(ids, [self.samples[i] for i in chosen])
-        loss: Tensor = self.model(**batch, labels=pad_right(labels, IGNORED)).loss
         frames = self.model.encode(MODALITY, [self.samples[i] for i in chosen])
+        batch = self._batch(ids, frames)
+        loss: Tensor = self.model(**batch, labels=pad_right(labels, IGNORED)).loss
         tokens = self.model.modality(MODALITY).projector(frames)
         wanted = self.alignment.indices([row.text for row in rows])
         return loss + self.recipe.training.align_weight * self.alignment.loss(tokens, wanted)
@@ -91,26 +93,26 @@ class PlainLoop:
         seed = self.recipe.training.seed
         chosen = shuffled_slice(seed, step * size, size, len(self.texts))
         ids, draw = [self.texts[i] for i in chosen], generator(seed, step, 1)
-        samples = [
-            distractor(self.kinds[(step * size + row) % len(self.kinds)], self.samples, draw)
-            for row in range(size)
-        ]
+        kinds = [self.kinds[(step * size + row) % len(self.kinds)] for row in range(size)]
+        pools = {kind: self.foreign if kind == "foreign" else self.samples for kind in kinds}
+        samples = [distractor(kind, pools[kind], draw) for kind in kinds]
         mask = attention_mask(ids).bool()
         with torch.no_grad(), self.model.off():
             wanted = self.model(input_ids=pad_right(ids, self.pad), attention_mask=mask).logits
-        logits = self.model(**self._batch(ids, samples)).logits
+        frames = self.model.encode(MODALITY, samples)
+        logits = self.model(**self._batch(ids, frames)).logits
         ours = (logits[mask] / self.temperature).log_softmax(-1)
         base = (wanted[mask] / self.temperature).log_softmax(-1)
         divergence = nn.functional.kl_div(ours, base, log_target=True, reduction="batchmean")
         return divergence * self.temperature**2
 
-    def _batch(self, ids: Sequence[Sequence[int]], samples: Sequence[Sample]) -> dict[str, Any]:
-        prepared = self.model.modality(MODALITY).encoder.prepare(samples)
+    def _batch(self, ids: Sequence[Sequence[int]], frames: Frames) -> dict[str, Any]:
         return {
             "input_ids": pad_right(ids, self.pad),
             "attention_mask": attention_mask(ids),
             f"{MODALITY}__present": torch.ones(len(ids), dtype=torch.bool),
-            **{f"{MODALITY}__{key}": value for key, value in prepared.items()},
+            f"{MODALITY}__frames": frames.values,
+            f"{MODALITY}__frames_mask": frames.mask,
         }
 
 

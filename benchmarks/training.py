@@ -28,7 +28,7 @@ import attrs
 from plain_loop import MODALITY, PlainLoop
 from rich.console import Console
 from rich.table import Table
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from safe_framework._recipe import Recipe, read_recipe
 from safe_framework.assembly import build
@@ -38,10 +38,9 @@ from safe_framework.evaluation.metrics import exact_match
 from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
 from safe_framework.run import versions
-from safe_framework.training import train as stage
-from safe_framework.training.align import Alignment
 from safe_framework.training.batches import marked_ids
-from safe_framework.training.trainer import SafeTrainer, arguments
+from safe_framework.training.start import prepare_projectors
+from safe_framework.training.train import make_ready
 
 ARMS = ("plain", "uncached", "cached")
 FUSED = {"upper third": (20, 24, 28), "middle": (15, 20, 25)}
@@ -118,51 +117,40 @@ def measure(
     model, data = build(recipe), RecipeData(recipe)
     examples = data.examples("train", {MODALITY: model.modality(MODALITY).encoder})
     watch = Watch(model, data, until, steps)
-    progress = WorkProgress(Console(quiet=True))
-    stores = stage.frame_stores(model, recipe)
-    tokenized = stage.encode_examples(model, examples, stores, progress)
-    alignment = Alignment(model, [example.answer for example in examples])
-    stage.prepare_projectors(model, recipe, tokenized, alignment, progress)
-    if arm == "plain":
-        texts = [marked_ids(model.tokenizer, t, (), None) for t in data.texts("retention")]
-        loop = PlainLoop(model, recipe, examples, tokenized, alignment, texts)
-        watch.start, reading = time.perf_counter(), 0.0
-        for number in loop.steps():
-            if watch.step(number):
-                break
-    else:
-        reading = _ours(model, recipe, data, examples, stores, tokenized, alignment, watch)
+    progress, reading = WorkProgress(Console(quiet=True)), 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        ready = make_ready(model, recipe, examples, Path(folder), progress, data)
+        trainer = ready.trainer
+        prepare_projectors(model, recipe, trainer.examples, ready.alignment, progress)
+        if arm == "plain":
+            texts = [marked_ids(model.tokenizer, t, (), None) for t in data.texts("retention")]
+            foreign = data.samples("foreign", MODALITY, model.modality(MODALITY).encoder)
+            _run(
+                PlainLoop(
+                    model, recipe, examples, trainer.examples, ready.alignment, texts, foreign
+                ),
+                watch,
+            )
+        else:
+            reading = _seconds(lambda: trainer.warm(progress))
+            trainer.add_callback(Steps(watch))
+            trainer.train()
+        ready.caches.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {"seconds": watch.seconds, "curve": watch.curve, "reading": reading, "peak_gib": peak}
 
 
-def _ours(
-    model: SafeModel,
-    recipe: Recipe,
-    data: RecipeData,
-    examples: Any,
-    stores: Any,
-    tokenized: Any,
-    alignment: Alignment,
-    watch: Watch,
-) -> float:
-    """Train with our trainer; the seconds that it computed before its first step."""
-    pad, progress = model.tokenizer.eos_token_id, WorkProgress(Console(quiet=True))
-    caches = stage.caches_of(model, recipe, tokenized, pad)
-    retention = stage.retention_of(model, recipe, examples, stores, pad, data, caches)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = SafeTrainer(
-            model, arguments(recipe.training, Path(folder)), tokenized, recipe.training,
-            retention=retention, alignment=alignment, caches=caches, pad=pad,
-        )  # fmt: skip
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(Steps(watch))
-        start = time.perf_counter()
-        trainer.warm(progress)
-        reading = time.perf_counter() - start
-        trainer.train()
-    caches.close()
-    return reading
+def _run(loop: PlainLoop, watch: Watch) -> None:
+    watch.start = time.perf_counter()
+    for number in loop.steps():
+        if watch.step(number):
+            return
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def child(arm: str, fused: Sequence[int], steps: int, until: float | None, seed: int) -> Any:
