@@ -21,8 +21,8 @@ from safe_framework.data.examples import read_examples
 from safe_framework.evaluation.answers import inputs
 from safe_framework.model import SafeModel
 from safe_framework.run import ADAPTER, CHECKPOINTS
+from safe_framework.training.material import frame_stores, retention_of
 from safe_framework.training.retention_start import RetentionExamples
-from safe_framework.training.train import frame_stores, retention_of
 
 
 @torch.no_grad()

@@ -242,9 +242,9 @@ class TrainingSpec:
         balance: draw every distinct answer equally often.
         save_steps: steps between two saves that a run can resume from.
         report_to: tracker that is sent what is logged.
-        cache: what is computed once for each text and kept on disk: ``"prefix"`` is the hidden
-            states below the first fused layer, ``"teacher"`` the base's last ones on retention
-            texts.
+        cache: what is computed once and kept on disk: ``"frames"`` are what a frozen encoder
+            gives for each sample, ``"prefix"`` the hidden states of each text below the first
+            fused layer, ``"teacher"`` the base's last ones on retention texts.
         cache_gib: GiB of disk that the states of a run's texts may take, for the task and for
             retention each; more is computed anew at each step.
         group_by_length: give a step retention texts of like length, to compute less padding.
@@ -270,7 +270,7 @@ class TrainingSpec:
     balance: bool = False
     save_steps: int = attrs.field(default=100, validator=at_least(1))
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
-    cache: tuple[Literal["prefix", "teacher"], ...] = ("prefix", "teacher")
+    cache: tuple[Literal["frames", "prefix", "teacher"], ...] = ("frames", "prefix", "teacher")
     cache_gib: float = attrs.field(default=8.0, validator=at_least(0))
     group_by_length: bool = True
     seed: int = attrs.field(default=0, validator=at_least(0))

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from safe_framework.cli import (
+    cache,
     check,
     compare,
     compose,
@@ -34,6 +35,7 @@ _COMMANDS = (
     show,
     check,
     data,
+    cache,
     compose,
     run,
     sweep,

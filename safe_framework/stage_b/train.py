@@ -24,17 +24,17 @@ from safe_framework.stage_b.replay import FrozenTeacher, Replay, StageBRetention
 from safe_framework.training.batches import marked_ids
 from safe_framework.training.caches import Caches
 from safe_framework.training.checkpoints import latest_complete
-from safe_framework.training.order import TextOrder
-from safe_framework.training.report import ProgressReport
-from safe_framework.training.retention import Stores
-from safe_framework.training.teacher import Teacher
-from safe_framework.training.train import (
-    Log,
+from safe_framework.training.material import (
     caches_of,
     encode_examples,
     frame_stores,
     retention_of,
 )
+from safe_framework.training.order import TextOrder
+from safe_framework.training.report import ProgressReport
+from safe_framework.training.retention import Stores
+from safe_framework.training.teacher import Teacher
+from safe_framework.training.train import Log
 from safe_framework.training.trainer import SafeTrainer, arguments
 
 LABEL = "stage B"

@@ -115,12 +115,12 @@ class SafeTrainer(Trainer):
         self.weights = weights
         self.safe_model, self.spec, self.sharded = model, spec, sharded
         self.retention, self.alignment = retention, alignment
-        self._examples = list(examples)
+        self.examples = list(examples)
         if retention is not None and retention.kinds:
             accumulation = spec.gradient_accumulation_steps
             rows = spec.retention_batch_size
             rows_of_part("retention_batch_size", rows, processes.count(), accumulation)
-        self._rows = [[*e.prompt, *e.spelled] for e in self._examples]
+        self._rows = [[*e.prompt, *e.spelled] for e in self.examples]
         self._states = caches.task_texts(self._rows) if caches else None
         dims = {name: model.modality(name).encoder.dim for name in model.modalities}
         self.watch = watch or Watch()
@@ -132,7 +132,7 @@ class SafeTrainer(Trainer):
                 caches=caches, states=self._states, dials=self.watch.dials,
             ),
             args=args,
-            train_dataset=range(spec.max_steps * spec.batch_size) if staged else self._examples,
+            train_dataset=range(spec.max_steps * spec.batch_size) if staged else self.examples,
             data_collator=places_only if staged else self._collate,
             callbacks=self.watch.callbacks(),
         )  # fmt: skip
@@ -174,7 +174,7 @@ class SafeTrainer(Trainer):
             return batch
         places = batch["places"].tolist()
         chosen = [curriculum.example_at(place, self.spec.batch_size) for place in places]
-        return self._collate([self._examples[one] for one in chosen])
+        return self._collate([self.examples[one] for one in chosen])
 
     def compute_loss(
         self,
@@ -224,7 +224,7 @@ class SafeTrainer(Trainer):
         count = self.spec.max_steps * self.spec.batch_size
         if self.watch.curriculum is not None:
             return FixedOrder(range(count))
-        examples, spec = self._examples, self.spec
+        examples, spec = self.examples, self.spec
         order = run_order(
             [example.dataset for example in examples],
             [example.text for example in examples],

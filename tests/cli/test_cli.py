@@ -14,7 +14,19 @@ from safe_framework._registry import REGISTRIES
 from safe_framework.cli import main
 from safe_framework.errors import CheckpointError
 
-COMMANDS = ("list", "show", "check", "data", "run", "pick", "verify", "fetch", "new", "doctor")
+COMMANDS = (
+    "list",
+    "show",
+    "check",
+    "data",
+    "cache",
+    "run",
+    "pick",
+    "verify",
+    "fetch",
+    "new",
+    "doctor",
+)
 RECIPE = """\
 [base]
 model = "some/model"

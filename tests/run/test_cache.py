@@ -1,0 +1,79 @@
+"""What training keeps: losses are the same without it, and it can be computed beforehand."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from safe_framework.checkpoints import cache_folder
+from safe_framework.cli import main
+from safe_framework.run import run_recipe
+from safe_framework.training.states import TextStates
+
+SWITCHES = ['["prefix", "teacher"]', '["frames", "teacher"]', '["frames", "prefix"]', "[]"]
+
+
+def recipe(world: Path, name: str, cache: str, grouped: str = "false") -> str:
+    """The world's recipe with its sense in the last layer, and with what its cache holds."""
+    text = (world / "recipe.toml").read_text("utf-8").replace("layers = [0, 1]", "layers = [1]")
+    held = f"[training]\ncache = {cache}\ngroup_by_length = {grouped}"
+    (world / f"{name}.toml").write_text(text.replace("[training]", held), "utf-8")
+    return str(world / f"{name}.toml")
+
+
+def losses(run: Path) -> list[float]:
+    """The losses that a run logged last, over its steps."""
+    states = sorted((run / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name[11:]))
+    log = json.loads((states[-1] / "trainer_state.json").read_text("utf-8"))["log_history"]
+    return [row[key] for row in log for key in ("task_loss", "retention_loss") if key in row]
+
+
+def test_losses_do_not_depend_on_what_is_kept(world: Path, tmp_path: Path) -> None:
+    """Law: with any cache off, the losses are those with all on, to 1e-6 of their sum."""
+    every = '["frames", "prefix", "teacher"]'
+    kept = losses(run_recipe(recipe(world, "kept", every), output=tmp_path / "kept", quiet=True))
+    assert len(kept) == 2
+    assert min(kept) > 0
+    for number, cache in enumerate(SWITCHES):
+        source = recipe(world, f"without{number}", cache)
+        found = losses(run_recipe(source, output=tmp_path / str(number), quiet=True))
+        assert found == pytest.approx(kept, rel=0, abs=1e-6 * sum(kept))
+
+
+def test_what_is_cached_beforehand_is_not_computed_again(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: after `safe cache`, a run encodes no sample and reads no text."""
+    monkeypatch.setenv("SAFE_CACHE", str(tmp_path / "home"))
+    source = recipe(world, "cached", '["frames", "prefix", "teacher"]', "true")
+    assert main(["cache", source, "--quiet"]) == 0
+    written = {path: path.stat().st_mtime_ns for path in cache_folder().rglob("*.safetensors")}
+    assert {path.parts[-3] for path in written} == {"frames", "texts"}
+    computed: list[object] = []
+    monkeypatch.setattr(TextStates, "_write", lambda *told: computed.append(told))
+    run_recipe(source, output=tmp_path / "run", quiet=True)
+    assert not computed
+    frames = {path for path in cache_folder().rglob("*.safetensors") if "frames" in path.parts}
+    assert frames == {path for path in written if "frames" in path.parts}
+
+
+def test_two_processes_compute_what_one_does(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: samples that two processes share out become the same files as in one."""
+    source = recipe(world, "shared", '["frames", "prefix", "teacher"]')
+    found = []
+    for count in ("1", "2"):
+        monkeypatch.setenv("SAFE_CACHE", str(tmp_path / count))
+        assert main(["cache", source, "--quiet", "--processes", count]) == 0
+        files = sorted(cache_folder().rglob("*.safetensors"))
+        found.append({path.relative_to(cache_folder()): path.read_bytes() for path in files})
+    assert len(found[0]) > 10
+    assert found[0] == found[1]
+
+
+def test_no_number_of_processes_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Law: a number of processes that is none is refused with what was given."""
+    with pytest.raises(SystemExit):
+        main(["cache", "quickstart", "--processes", "none"])
+    assert "'none' is no number of processes" in capsys.readouterr().err
