@@ -64,9 +64,9 @@ class Browser:
         return [row["message"] for row in self.driver.get_log("browser")]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One Chromium for all tests."""
+    """A Chromium for each module: it asks for the icon of a site that it showed even later."""
     from os import environ
 
     from selenium.webdriver import Chrome, ChromeOptions, ChromeService

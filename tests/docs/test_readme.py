@@ -102,7 +102,7 @@ def test_make_targets_exist(readme):
 def test_commands_exist(readme, capsys):
     """Every command of ``safe`` that the README names answers ``--help``."""
     named = set(re.findall(r"(?:^|`)safe ([a-z]+)", readme, re.MULTILINE))
-    assert len(named) == 15
+    assert len(named) == 16
     for command in named:
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
