@@ -15,14 +15,20 @@ from urllib.parse import urlparse
 from urllib.request import urlopen
 
 import pytest
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
 
 from safe_framework.run import run_recipe
 from tests.browser.conftest import Browser
 
 pytestmark = pytest.mark.browser
+
+CONTROL, DELETE = "\ue009", "\ue017"  # as the WebDriver standard numbers its keys
+
+
+def waiting(driver: Any, seconds: float) -> Any:
+    """Selenium's own wait; imported here, since other tests are collected where it is not."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(driver, seconds)
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +64,17 @@ def _wait_for(url: str, served: subprocess.Popen[bytes]) -> None:
 def badge(browser: Browser, *, until: str) -> str:
     """The badge's text, once it holds ``until``."""
     driver = browser.driver
-    WebDriverWait(driver, 60).until(
-        lambda _: until in driver.find_element(By.ID, "badge").text,
+    waiting(driver, 60).until(
+        lambda _: until in driver.find_element("id", "badge").text,
         message=f"the badge never said {until!r}",
     )
-    text: str = driver.find_element(By.ID, "badge").text
+    text: str = driver.find_element("id", "badge").text
     return text
 
 
 def set_gate(browser: Browser, value: float) -> None:
     """Type a strength into the slider's number, and leave it."""
-    field = browser.driver.find_element(By.CSS_SELECTOR, "#gate input[type=number]")
+    field = browser.driver.find_element("css selector", "#gate input[type=number]")
     browser.run(
         "arguments[0].value = arguments[1];"
         "arguments[0].dispatchEvent(new Event('input', {bubbles: true}));"
@@ -80,13 +86,13 @@ def set_gate(browser: Browser, value: float) -> None:
 
 def click(browser: Browser) -> None:
     """Ask both."""
-    browser.driver.find_element(By.ID, "ask").click()
+    browser.driver.find_element("id", "ask").click()
 
 
 def opened(browser: Browser, address: str) -> Any:
     """The page, ready to be used."""
     browser.open(address)
-    WebDriverWait(browser.driver, 60).until(lambda d: d.find_elements(By.ID, "ask"))
+    waiting(browser.driver, 60).until(lambda d: d.find_elements("id", "ask"))
     return browser.driver
 
 
@@ -95,10 +101,10 @@ def test_the_badge_follows_the_gate(browser: Browser, address: str, world: Path)
     driver = opened(browser, address)
     click(browser)
     assert "no sample" in badge(browser, until="bitwise the base")
-    upload = driver.find_element(By.CSS_SELECTOR, "#sample input[type=file]")
+    upload = driver.find_element("css selector", "#sample input[type=file]")
     upload.send_keys(str(world / "test0.wav"))
-    WebDriverWait(driver, 60).until(
-        lambda d: not d.find_elements(By.CSS_SELECTOR, "#sample input[type=file]")
+    waiting(driver, 60).until(
+        lambda d: not d.find_elements("css selector", "#sample input[type=file]")
     )
     click(browser)
     assert re.search(r"[\d.]+ % of the question's", badge(browser, until="not the base"))
@@ -106,7 +112,7 @@ def test_the_badge_follows_the_gate(browser: Browser, address: str, world: Path)
     click(browser)
     assert "(gate 0)" in badge(browser, until="bitwise the base")
     base, safe = (
-        driver.find_element(By.CSS_SELECTOR, f"#{name} textarea").get_attribute("value")
+        driver.find_element("css selector", f"#{name} textarea").get_attribute("value")
         for name in ("base", "safe")
     )
     assert base == safe
@@ -115,9 +121,9 @@ def test_the_badge_follows_the_gate(browser: Browser, address: str, world: Path)
 def test_a_question_is_needed(browser: Browser, address: str) -> None:
     """Law: an empty question is answered with what to do, not with a made-up answer."""
     driver = opened(browser, address)
-    field = driver.find_element(By.CSS_SELECTOR, "#question textarea, #question input")
-    field.send_keys(Keys.CONTROL, "a")
-    field.send_keys(Keys.DELETE)
+    field = driver.find_element("css selector", "#question textarea, #question input")
+    field.send_keys(CONTROL, "a")
+    field.send_keys(DELETE)
     click(browser)
     assert "write one" in badge(browser, until="there is no question")
 
