@@ -25,7 +25,7 @@ from safe_framework.training.losses import logits_at
 from safe_framework.training.order import TextOrder
 from safe_framework.training.parts import WHOLE, Part
 from safe_framework.training.retention import CounterfactualRetention, Weighted
-from safe_framework.training.retention_start import RetentionExamples, store_of
+from safe_framework.training.retention_start import RetentionExamples
 from safe_framework.training.states import TextStates
 from safe_framework.training.teacher import Teacher
 
@@ -161,18 +161,8 @@ class StageBRetention:
             resumed: whether training goes on from a later step.
             progress: the bar of long work.
         """
-        training = self.model.training
-        self.model.eval()
-        with torch.random.fork_rng():  # a run that finds the files draws what this one draws
-            for number, entry in enumerate(self.methods):
-                assert self.counterfactual is not None
-                examples = BothWays(self.counterfactual, entry.method.counterfactual)
-                place = folder / f"retention-{number}.safetensors"
-                store = store_of(
-                    place, self.counterfactual, entry, resumed=resumed, progress=progress
-                )
-                entry.method.begin(self.model, examples, store)
-        self.model.train(training)
+        if self.counterfactual is not None:
+            self.counterfactual.begin(folder, resumed=resumed, progress=progress, examples=BothWays)
 
     def warm(self, steps: int, progress: Progress) -> None:
         """Compute what shall be kept of the original base, for these many steps."""

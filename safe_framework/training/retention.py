@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from safe_framework.training.retention_start import RetentionExamples, store_of
 from safe_framework.training.teacher import Teacher
 
 _NOISES = 24
+Examples = Sequence[Mapping[str, Tensor]]
 Pools = Mapping[str, Mapping[str, Sequence[Row]]]
 Stores = Mapping[str, FrameStore | UnencodedSamples]
 
@@ -133,13 +134,21 @@ class CounterfactualRetention:
         self.order = TextOrder([len(row) for row in rows], batch_size, seed, grouped)
         self.dims = {name: model.modality(name).encoder.dim for name in pools}
 
-    def begin(self, folder: Path, *, resumed: bool, progress: Progress) -> None:
+    def begin(
+        self,
+        folder: Path,
+        *,
+        resumed: bool,
+        progress: Progress,
+        examples: Callable[[CounterfactualRetention, Sequence[str]], Examples] = RetentionExamples,
+    ) -> None:
         """Let each method see the start of training, or what was kept of it.
 
         Args:
             folder: of the files that methods keep.
             resumed: whether training goes on from a later step.
             progress: the bar of long work.
+            examples: makes what a method looks at, of its kinds of irrelevant sample.
         """
         training = self.model.training
         self.model.eval()
@@ -153,7 +162,7 @@ class CounterfactualRetention:
                     resumed=resumed,
                     progress=progress,
                 )
-                entry.method.begin(self.model, RetentionExamples(self, kinds), store)
+                entry.method.begin(self.model, examples(self, kinds), store)
         self.model.train(training)
 
     def warm(self, steps: int, progress: Progress) -> None:
