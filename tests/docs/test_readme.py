@@ -21,8 +21,10 @@ DOCUMENTS = (
     "docs/certificate.md",
     "docs/evaluation.md",
     "docs/laws.md",
+    "docs/monitor.md",
     "docs/plugins.md",
     "docs/recipe.md",
+    "docs/stage_b.md",
     "docs/training.md",
     "tests/README.md",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import os
 import signal
 import subprocess
@@ -33,8 +34,8 @@ def recipe(tmp_path: Path) -> Path:
         short = tmp_path / f"{name}.jsonl"
         short.write_text("".join(f"{json.dumps(row)}\n" for row in rows[::12]), "utf-8")
         text = text.replace(str(data / name / "test.jsonl"), str(short))
-    text = text.replace("max_steps = 130", f"max_steps = {STEPS}")
-    text = text.replace("save_steps = 40", f"save_steps = {SAVED}")
+    text = re.sub(r"^max_steps = \d+", f"max_steps = {STEPS}", text, flags=re.MULTILINE)
+    text = re.sub(r"^save_steps = \d+", f"save_steps = {SAVED}", text, flags=re.MULTILINE)
     assert f"max_steps = {STEPS}" in text
     assert f"save_steps = {SAVED}" in text
     path = tmp_path / "short.toml"
