@@ -24,6 +24,7 @@ DOCUMENTS = (
     "docs/monitor.md",
     "docs/plugins.md",
     "docs/recipe.md",
+    "docs/retention.md",
     "docs/stage_b.md",
     "docs/training.md",
     "tests/README.md",
