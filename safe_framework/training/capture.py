@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -51,10 +52,8 @@ def capture(
     if final:
         handles.append(head_of(model.base).register_forward_pre_hook(leave))
     try:
-        with model.off():
+        with suppress(_Reached), model.off():
             model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
-    except _Reached:
-        pass
     finally:
         for handle in handles:
             handle.remove()
