@@ -1,9 +1,8 @@
-"""Measure a new sense and show it: a table, ``metrics.json`` and one self-contained page."""
+"""Measure a new sense and show it: a table and ``metrics.json``; ``report`` makes the page."""
 
 from safe_framework.evaluation.evaluate import evaluate
 from safe_framework.evaluation.metrics import Estimate
-from safe_framework.evaluation.report import write_report
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.table import table
 
-__all__ = ["Estimate", "Evaluation", "evaluate", "table", "write_report"]
+__all__ = ["Estimate", "Evaluation", "evaluate", "table"]

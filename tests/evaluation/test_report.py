@@ -13,7 +13,7 @@ import pytest
 
 from safe_framework.data.audio import Waveform
 from safe_framework.errors import DataError
-from safe_framework.evaluation import write_report
+from safe_framework.evaluation.report import write_report
 from safe_framework.evaluation.report.clips import chosen, wav
 from safe_framework.evaluation.report.markup import element
 
