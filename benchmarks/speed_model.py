@@ -6,6 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor
 
-from safe_framework._recipe import Recipe, read_recipe
+from safe_framework._recipe import Recipe, parse_recipe, read_recipe
 from safe_framework.certificate.trace import Operation, traced
 from safe_framework.model import SafeModel
 from safe_framework.shapes import Frames
@@ -25,17 +26,14 @@ _FRAMES = 50  # of one second of sound
 
 
 def recipe_of(tokens: int = TOKENS, fused: Sequence[int] = FUSED) -> Recipe:
-    """The quickstart with so many tokens, fused at these layers."""
-    recipe = read_recipe("quickstart")
-    sense = recipe.modalities[MODALITY]
-    sense = attrs.evolve(
-        sense,
-        projector=attrs.evolve(
-            sense.projector, options={**sense.projector.options, "tokens": tokens}
-        ),
-        fusion=attrs.evolve(sense.fusion, options={**sense.fusion.options, "layers": list(fused)}),
-    )
-    return attrs.evolve(recipe, modalities={MODALITY: sense})
+    """The quickstart with so many tokens, fused at these layers; its text says so too."""
+    own = read_recipe("quickstart")
+    text = own.text
+    for old, new in (("tokens = 4", f"tokens = {tokens}"), ("[16, 20, 24]", f"{list(fused)}")):
+        if text.count(old) != 1:
+            raise ValueError(f"the quickstart's recipe does not say `{old}` once")
+        text = text.replace(old, new)
+    return parse_recipe(text, own.source, Path(own.folder))
 
 
 def waken(model: SafeModel) -> SafeModel:
