@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import resource
 import subprocess
@@ -166,12 +167,12 @@ def loading(recipe: Recipe, rounds: int) -> list[Row]:
         first = time.perf_counter() - first
         waken(model).save_pretrained(folder)
         arms: dict[str, Callable[[], float | None]] = {
-            "base": lambda: _done(load_base(recipe.base)),
-            "parts": lambda: _done((load_base(recipe.base), encoders_of(recipe))),
-            "build": lambda: _done(build(recipe)),
-            "load": lambda: _done(load(folder)),
+            "base": lambda: _making(lambda: load_base(recipe.base)),
+            "parts": lambda: _making(lambda: (load_base(recipe.base), encoders_of(recipe))),
+            "build": lambda: _making(lambda: build(recipe)),
+            "load": lambda: _making(lambda: load(folder)),
             "load on base": lambda: _on_base(folder, model),
-            "save": lambda: _done(model.save_pretrained(folder)),
+            "save": lambda: _making(lambda: model.save_pretrained(folder)),
         }
         with quietly():
             found = taking_turns(arms, rounds)
@@ -186,8 +187,19 @@ def loading(recipe: Recipe, rounds: int) -> list[Row]:
     ]
 
 
+def _making(make: Callable[[], object]) -> float:
+    """Seconds in which something is made; what the turn before left is collected first."""
+    gc.collect()
+    start = time.perf_counter()
+    made = make()
+    seconds = time.perf_counter() - start
+    del made
+    return seconds
+
+
 def _on_base(folder: Path, model: SafeModel) -> float:
     """Seconds of a load on a base that somebody else has loaded."""
+    gc.collect()
     start = time.perf_counter()
     loaded = load(folder, base=model.base, tokenizer=model.tokenizer)
     seconds = time.perf_counter() - start
