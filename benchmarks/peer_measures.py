@@ -125,7 +125,8 @@ def costs(trained: Trained) -> dict[str, Estimate]:
 def latencies(model: Any, name: str, sample: Any, texts: Sequence[str]) -> dict[str, Estimate]:
     """How much longer than the base's the first word takes, and each further one.
 
-    The encoder is left out, as it is the same for all. Base and model take turns.
+    In seconds of a core. The encoder is left out, as it is the same for all. Base and model take
+    turns.
     """
     frames = model.encode(name, [sample])
     joined = model.tokenizer("\n".join(texts))["input_ids"]
@@ -171,9 +172,9 @@ def _room(base: Any, tokens: int) -> int:
 
 def _timed(generate: Callable[..., Any], given: Mapping[str, Any]) -> Callable[[], Any]:
     def seconds(new: int) -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         generate(**given, min_new_tokens=new, max_new_tokens=new, do_sample=False)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     def both() -> tuple[float, float]:
         first = seconds(1)

@@ -5,6 +5,7 @@ It has the methods of a ``SafeModel`` that evaluation calls, so peers are measur
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -165,7 +166,9 @@ def _student(base: nn.Module, change: str) -> Any:
         return base
     from peft import LoraConfig, get_peft_model
 
-    return get_peft_model(base, LoraConfig(**LORA, task_type="CAUSAL_LM"))
+    with warnings.catch_warnings():  # PEFT asks by a name that transformers has given up
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing", FutureWarning)
+        return get_peft_model(base, LoraConfig(**LORA, task_type="CAUSAL_LM"))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ PERCENT = {
 COSTS = {
     "parameters": "trained, M",
     "bytes": "to ship, MB",
-    "step seconds": "s a step",
+    "step seconds": "core s a step",
     "prefill": "prefill",
     "decode": "decoding",
     "peak GiB": "peak GiB",
@@ -145,11 +145,9 @@ def write_docs(results: Mapping[str, Any], root: Path) -> list[Path]:
     written = []
     for file, content in (("docs/comparison.md", whole), ("README.md", markdown(results, SMALL))):
         text = (root / file).read_text("utf-8")
-        block = re.compile(
-            rf"(<!-- peers {task}: begin -->\n).*?(<!-- peers {task}: end -->)", re.S
-        )
+        block = re.compile(rf"(<!-- peers-{task} -->\n).*?(<!-- /peers-{task} -->)", re.S)
         if block.search(text):
-            changed = block.sub(lambda found: f"{found[1]}\n{content}\n{found[2]}", text)  # noqa: B023  # used at once
+            changed = block.sub(lambda found: f"{found[1]}{content}{found[2]}", text)  # noqa: B023  # used at once
             (root / file).write_text(changed, "utf-8")
             written.append(root / file)
     return written

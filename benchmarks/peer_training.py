@@ -39,7 +39,7 @@ class Trained:
 
     Attributes:
         model: a ``SafeModel`` or a ``PrefixModel``.
-        seconds: of each step.
+        seconds: of a core, of each step: other work on the machine does not count.
         losses: of each step; of SAFE, which logs now and then, what was logged.
         peak_gib: the process's memory so far.
     """
@@ -58,11 +58,11 @@ class Clock(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start."""
-        self.start = time.perf_counter()
+        self.start = time.process_time()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop."""
-        self.seconds.append(time.perf_counter() - self.start)
+        self.seconds.append(time.process_time() - self.start)
 
 
 def train_safe(recipe: Recipe, data: RecipeData, folder: Path, progress: WorkProgress) -> Trained:
@@ -109,9 +109,9 @@ def train_peer(
     model.train()
     seconds, losses = [], []
     for step in range(spec.max_steps):
-        start = time.perf_counter()
+        start = time.process_time()
         losses.append(loop.step(step))
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
         progress("training", step + 1, spec.max_steps, f"loss {losses[-1]:.3f}")
     return Trained(model.eval(), seconds, losses, peak_gib())
 
