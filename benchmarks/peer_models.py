@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from peer_arms import RANK
 from torch import Tensor, nn
 
 from safe_framework.base import freeze
@@ -19,7 +20,12 @@ from safe_framework.model import SafeModel
 from safe_framework.shapes import Frames, Sample, Tokens
 
 PRESENT = "present"
-LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": "all-linear"}
+LORA: dict[str, Any] = {
+    "r": RANK,
+    "lora_alpha": 32,
+    "lora_dropout": 0.05,
+    "target_modules": "all-linear",
+}
 
 
 class PrefixModel(nn.Module):

@@ -10,12 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from peer_arms import Arm
 from peer_models import PrefixModel
 from torch import Tensor, nn
 
+from safe_framework._recipe import Recipe
+from safe_framework.assembly import regularizers
+from safe_framework.data.recipe_data import RecipeData
 from safe_framework.retention import RetentionRegularizer
 from safe_framework.shapes import Frames
 from safe_framework.training.batches import attention_mask, carry, pad_right
+from safe_framework.training.order import TextOrder, generator
+from safe_framework.training.retention import Stores, distractor_pools
 
 FISHER_TEXTS = 48
 
@@ -120,19 +126,64 @@ class Distilled(PeerRetention):
     def backward(self, step: int) -> float:
         """The base is asked anew: what it says is not kept."""
         texts, frames = self.batch(step)
-        plain = {
-            "input_ids": pad_right(texts, self.pad),
-            "attention_mask": attention_mask(texts),
-            "use_cache": False,
-        }
+        mask = attention_mask(texts)
+        plain = {"input_ids": pad_right(texts, self.pad), "attention_mask": mask}
         given = dict(plain)
         if frames is not None:
             dim = self.model.modality(self.model.name).encoder.dim
             given |= carry(self.model.name, frames, dim)
         with torch.no_grad(), self.model.off():
-            wanted = self.model(**plain).logits
-        mask = plain["attention_mask"].bool()  # type: ignore[union-attr]  # a tensor
-        penalty = self.method.penalty(self.model(**given).logits, wanted, mask)
+            wanted = self.model(**plain, use_cache=False).logits
+        logits = self.model(**given, use_cache=False).logits
+        penalty = self.method.penalty(logits, wanted, mask.bool())
         assert penalty is not None
         (self.weight * penalty).backward()  # type: ignore[no-untyped-call]  # torch's own
         return self.weight * penalty.item()
+
+
+def retention_of(
+    arm: Arm,
+    model: PrefixModel,
+    recipe: Recipe,
+    data: RecipeData,
+    texts: Sequence[Sequence[int]],
+    stores: Stores,
+    fisher: Mapping[str, Tensor],
+    ewc_weight: float,
+) -> PeerRetention | None:
+    """What an arm does to keep the base's answers; None for nothing."""
+    if arm.retention is None:
+        return None
+    if arm.retention == "ewc":
+        return ElasticWeights(model, fisher, ewc_weight)
+    weight, method = regularizers(recipe)[0]
+    spec = recipe.training
+    pool: Mapping[str, Sequence[Any]] = {}
+    if arm.retention == "counterfactual":
+        pool = _pool(model, data, stores, method.counterfactual, spec.seed)
+    lengths = [len(text) for text in texts]
+    order = TextOrder(lengths, spec.retention_batch_size, spec.seed, spec.group_by_length)
+
+    def batch(step: int) -> Batch:
+        rows = [texts[i] for i in order.step(step)]
+        if not pool:
+            return rows, None
+        draw, frames = generator(spec.seed, step, 1), []
+        for row in range(len(rows)):  # the kinds in turn, as in SAFE's training
+            place = (step * len(rows) + row) % len(method.counterfactual)
+            made = pool[method.counterfactual[place]]
+            frames.append(made[int(torch.randint(len(made), (), generator=draw))])
+        return rows, frames
+
+    return Distilled(model, method, weight, batch, model.tokenizer.eos_token_id)
+
+
+def _pool(
+    model: PrefixModel, data: RecipeData, stores: Stores, kinds: Sequence[str], seed: int
+) -> Mapping[str, Sequence[Any]]:
+    """Frames of irrelevant samples by kind."""
+    name = model.name
+    encoder = model.modality(name).encoder
+    samples = [example.samples[name] for example in data.examples("train", {name: encoder})]
+    foreign = {name: data.samples("foreign", name, encoder)} if "foreign" in kinds else {}
+    return distractor_pools(sorted(set(kinds)), {name: samples}, stores, seed, foreign)[name]

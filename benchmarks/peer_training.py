@@ -12,23 +12,20 @@ import attrs
 import torch
 from peer_arms import PROJECTOR_RATE, Arm
 from peer_models import PrefixModel
-from peer_retention import Batch, Distilled, ElasticWeights, PeerRetention, fisher_of
+from peer_retention import PeerRetention, fisher_of, retention_of
 from torch import nn
 from transformers import TrainerCallback, get_cosine_schedule_with_warmup
 
 from safe_framework._recipe import Recipe
-from safe_framework.assembly import build, regularizers
+from safe_framework.assembly import build
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
-from safe_framework.shapes import Frames
 from safe_framework.training.align import Alignment
 from safe_framework.training.batches import AnswerCollator, TokenizedExample, marked_ids
 from safe_framework.training.losses import answer_loss, check_finite
 from safe_framework.training.material import encode_examples, frame_stores
 from safe_framework.training.mix import run_order
-from safe_framework.training.order import TextOrder, generator
-from safe_framework.training.retention import distractor_pools
 from safe_framework.training.start import prepare_projectors
 from safe_framework.training.train import make_ready
 
@@ -86,7 +83,13 @@ def train_safe(recipe: Recipe, data: RecipeData, folder: Path, progress: WorkPro
 
 
 def train_peer(
-    arm: Arm, recipe: Recipe, data: RecipeData, progress: WorkProgress, ewc_weight: float
+    arm: Arm,
+    recipe: Recipe,
+    data: RecipeData,
+    progress: WorkProgress,
+    *,
+    rate_factor: float = 1.0,
+    ewc_weight: float = 0.0,
 ) -> Trained:
     """The task's loss and the alignment loss as in SAFE's training, and a peer's own retention.
 
@@ -104,8 +107,8 @@ def train_peer(
     torch.manual_seed(spec.seed)
     assert arm.base is not None
     model = PrefixModel(safe, arm.base)
-    retention = _retention(arm, model, recipe, data, texts, stores, fisher, ewc_weight)
-    loop = PeerLoop(model, arm, recipe, tokenized, alignment, retention, data.weights)
+    retention = retention_of(arm, model, recipe, data, texts, stores, fisher, ewc_weight)
+    loop = PeerLoop(model, arm, recipe, tokenized, alignment, retention, data.weights, rate_factor)
     model.train()
     seconds, losses = [], []
     for step in range(spec.max_steps):
@@ -127,6 +130,7 @@ class PeerLoop:
         alignment: the loss that draws tokens to their answers.
         retention: the second loss; None for none.
         weights: share of each dataset.
+        rate_factor: on all rates.
     """
 
     def __init__(
@@ -138,6 +142,7 @@ class PeerLoop:
         alignment: Alignment,
         retention: PeerRetention | None,
         weights: Mapping[str, float],
+        rate_factor: float = 1.0,
     ) -> None:
         self.model, self.spec, self.examples = model, recipe.training, examples
         self.alignment, self.retention = alignment, retention
@@ -152,7 +157,7 @@ class PeerLoop:
             balance=spec.balance,
             weights=weights,
         )
-        self.optimizer = torch.optim.AdamW(_groups(model, arm, spec.weight_decay))
+        self.optimizer = torch.optim.AdamW(_groups(model, arm, spec.weight_decay, rate_factor))
         self.schedule = get_cosine_schedule_with_warmup(
             self.optimizer, spec.warmup_steps, spec.max_steps
         )
@@ -187,56 +192,19 @@ def _encoders(model: SafeModel) -> dict[str, Any]:
     return {name: model.modality(name).encoder for name in model.modalities}
 
 
-def _groups(model: PrefixModel, arm: Arm, decay: float) -> list[dict[str, Any]]:
+def _groups(model: PrefixModel, arm: Arm, decay: float, factor: float) -> list[dict[str, Any]]:
     """Matrices of the projector decay, as in SAFE's training; LLaVA lets nothing decay."""
     own = [p for p in model.projector.parameters() if p.requires_grad]
     known = {id(p) for p in own}
     rest = [p for p in model.trained().values() if id(p) not in known and p is not model.scale]
     vectors = [model.scale, *(p for p in own if p.ndim < 2)]
     groups = [
-        {"params": [p for p in own if p.ndim > 1], "lr": PROJECTOR_RATE, "weight_decay": decay},
-        {"params": vectors, "lr": PROJECTOR_RATE, "weight_decay": 0.0},
-        {"params": rest, "lr": arm.base_rate, "weight_decay": 0.0},
+        {
+            "params": [p for p in own if p.ndim > 1],
+            "lr": factor * PROJECTOR_RATE,
+            "weight_decay": decay,
+        },
+        {"params": vectors, "lr": factor * PROJECTOR_RATE, "weight_decay": 0.0},
+        {"params": rest, "lr": factor * arm.base_rate, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
-
-
-def _retention(
-    arm: Arm,
-    model: PrefixModel,
-    recipe: Recipe,
-    data: RecipeData,
-    texts: Sequence[Sequence[int]],
-    stores: Any,
-    fisher: Mapping[str, Any],
-    ewc_weight: float,
-) -> PeerRetention | None:
-    if arm.retention is None:
-        return None
-    if arm.retention == "ewc":
-        return ElasticWeights(model, fisher, ewc_weight)
-    weight, method = regularizers(recipe)[0]
-    spec, name = recipe.training, model.name
-    lengths = [len(text) for text in texts]
-    order = TextOrder(lengths, spec.retention_batch_size, spec.seed, spec.group_by_length)
-    pool: Mapping[str, Sequence[Any]] = {}
-    kinds = method.counterfactual
-    if arm.retention == "counterfactual":
-        encoder = model.modality(name).encoder
-        samples = [e.samples[name] for e in data.examples("train", {name: encoder})]
-        foreign = {name: data.samples("foreign", name, encoder)} if "foreign" in kinds else {}
-        made = distractor_pools(sorted(set(kinds)), {name: samples}, stores, spec.seed, foreign)
-        pool = made[name]
-
-    def batch(step: int) -> Batch:
-        chosen, draw = order.step(step), generator(spec.seed, step, 1)
-        rows = [texts[i] for i in chosen]
-        if not pool:
-            return rows, None
-        frames: list[Frames] = []
-        for row in range(len(rows)):
-            kind = pool[kinds[(step * len(rows) + row) % len(kinds)]]
-            frames.append(kind[int(torch.randint(len(kind), (), generator=draw))])
-        return rows, frames
-
-    return Distilled(model, method, weight, batch, model.tokenizer.eos_token_id)

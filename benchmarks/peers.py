@@ -26,6 +26,7 @@ from rich.console import Console
 
 ROOT = Path(__file__).parents[1]
 EWC_WEIGHT = 100.0
+PEER_OPTIONS = ("ewc_weight", "rate_factor")
 
 
 def settings_of(chosen: argparse.Namespace, arm: str, seed: int) -> dict[str, Any]:
@@ -35,10 +36,12 @@ def settings_of(chosen: argparse.Namespace, arm: str, seed: int) -> dict[str, An
     settings["texts"] = chosen.texts
     if ARMS[arm].retention == "ewc":
         settings["ewc_weight"] = chosen.ewc_weight
+    if ARMS[arm].base is not None:
+        settings["rate_factor"] = chosen.rate_factor
     return settings
 
 
-def measure(settings: dict[str, Any], ewc_weight: float, console: Console) -> dict[str, Any]:
+def measure(settings: dict[str, Any], console: Console) -> dict[str, Any]:
     """Train one arm in this process, and measure it."""
     import torch
     from peer_measures import as_json, measures
@@ -50,17 +53,18 @@ def measure(settings: dict[str, Any], ewc_weight: float, console: Console) -> di
 
     arm = ARMS[settings["arm"]]
     recipe = recipe_of(settings["task"], arm, settings["seed"], settings["steps"])
-    data, start = RecipeData(recipe), time.perf_counter()
+    data, start = RecipeData(recipe), time.process_time()
     torch.manual_seed(settings["seed"])
     with WorkProgress(console).showing() as progress:
         if arm.base is None:
             with tempfile.TemporaryDirectory() as folder:
                 trained = train_safe(recipe, data, Path(folder) / "checkpoints", progress)
         else:
-            trained = train_peer(arm, recipe, data, progress, ewc_weight)
-        middle = time.perf_counter()
+            options = {name: settings[name] for name in PEER_OPTIONS if name in settings}
+            trained = train_peer(arm, recipe, data, progress, **options)
+        middle = time.process_time()
         found = as_json(measures(trained, recipe, data, settings["texts"], progress))
-    seconds = {"training": middle - start, "measuring": time.perf_counter() - middle}
+    seconds = {"training": middle - start, "measuring": time.process_time() - middle}
     return {
         "settings": settings,
         **found,
@@ -97,6 +101,7 @@ def child(chosen: argparse.Namespace, arm: str, seed: int) -> int:
     """Run one arm and seed in a process of its own, with one thread; its exit status."""
     words = ["--task", chosen.task, "--arms", arm, "--seeds", str(seed), "--here"]
     words += ["--output", str(chosen.output), "--ewc-weight", str(chosen.ewc_weight)]
+    words += ["--rate-factor", str(chosen.rate_factor)]
     for name in ("steps", "texts"):
         if getattr(chosen, name) is not None:
             words += [f"--{name}", str(getattr(chosen, name))]
@@ -117,7 +122,7 @@ def run_here(chosen: argparse.Namespace) -> None:
     """Run the one arm and seed that were chosen, and write its file whole."""
     (arm,), (seed,) = chosen.arms, chosen.seeds
     place = place_of(chosen, arm, seed)
-    found = measure(settings_of(chosen, arm, seed), chosen.ewc_weight, Console(width=120))
+    found = measure(settings_of(chosen, arm, seed), Console(width=120))
     place.parent.mkdir(parents=True, exist_ok=True)
     unfinished = place.with_suffix(".part")
     unfinished.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
@@ -158,7 +163,7 @@ def results_of(chosen: argparse.Namespace) -> dict[str, Any]:
         "steps": first["settings"]["steps"],
         "seeds": chosen.seeds,
         "texts": chosen.texts,
-        "ewc_weight": chosen.ewc_weight,
+        **{name: getattr(chosen, name) for name in PEER_OPTIONS},
     }
     return {"settings": settings, "arms": aggregated(runs), "versions": first["versions"]}
 
@@ -172,6 +177,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="of every arm; the recipe's own if left")
     parser.add_argument("--texts", type=int, help="held-out retention texts; all if left")
     parser.add_argument("--ewc-weight", type=float, default=EWC_WEIGHT)
+    parser.add_argument("--rate-factor", type=float, default=1.0, help="on the peers' rates")
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     parser.add_argument("--output", type=Path, default=Path("runs/peers"))
     parser.add_argument("--write-docs", action="store_true", help="and the README's small table")

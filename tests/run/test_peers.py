@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from safe_framework import Frames
-from safe_framework.assembly import build
+from safe_framework.assembly import build, regularizers
 from safe_framework.bits import same_bits
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.progress import WorkProgress
@@ -173,7 +173,7 @@ def test_elastic_weights_pull_by_fisher_information(modules: Any, world: Path) -
 def test_text_alone_teaches_the_projector_nothing(modules: Any, prefix: Any, world: Path) -> None:
     """Law: LwF holds the base's weights on plain text, and a distilled prefix its projector too."""
     recipe = modules.arms.recipe_of(str(world / "recipe.toml"), modules.arms.ARMS["lora"], 0, 2)
-    method = modules.training.regularizers(recipe)[0][1]
+    method = regularizers(recipe)[0][1]
     for name, parameter in prefix.student.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
