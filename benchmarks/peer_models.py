@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peer_arms import RANK
@@ -46,7 +46,7 @@ class PrefixModel(nn.Module):
         self.change = change
         self.name = next(iter(safe.modalities))
         self.projector = safe.modality(self.name).projector
-        self.language: Any = safe.base
+        self.language = cast(Any, safe.base)  # of transformers: more than a Module
         words = self.language.get_input_embeddings().weight
         self.scale = nn.Parameter(words.detach().float().square().mean().sqrt())
         self.student: Any = _student(self.language, change)

@@ -39,12 +39,14 @@ class Trained:
         seconds: of a core, of each step: other work on the machine does not count.
         losses: of each step; of SAFE, which logs now and then, what was logged.
         peak_gib: the process's memory so far.
+        penalties: of a peer's retention, at each step.
     """
 
     model: Any
     seconds: Sequence[float]
     losses: Sequence[float]
     peak_gib: float
+    penalties: Sequence[float] = ()
 
 
 class Clock(TrainerCallback):
@@ -116,7 +118,7 @@ def train_peer(
         losses.append(loop.step(step))
         seconds.append(time.process_time() - start)
         progress("training", step + 1, spec.max_steps, f"loss {losses[-1]:.3f}")
-    return Trained(model.eval(), seconds, losses, peak_gib())
+    return Trained(model.eval(), seconds, losses, peak_gib(), loop.penalties)
 
 
 class PeerLoop:
@@ -146,6 +148,7 @@ class PeerLoop:
     ) -> None:
         self.model, self.spec, self.examples = model, recipe.training, examples
         self.alignment, self.retention = alignment, retention
+        self.penalties: list[float] = []
         spec = self.spec
         dim = model.modality(model.name).encoder.dim
         self.collate = AnswerCollator({model.name: dim}, model.tokenizer.eos_token_id)
@@ -175,7 +178,7 @@ class PeerLoop:
             loss = loss + self.spec.align_weight * pulled
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         if self.retention is not None:
-            self.retention.backward(step)
+            self.penalties.append(self.retention.backward(step))
         nn.utils.clip_grad_norm_(self.model.trained().values(), self.spec.max_grad_norm)
         self.optimizer.step()
         self.schedule.step()

@@ -69,6 +69,7 @@ def measure(settings: dict[str, Any], console: Console) -> dict[str, Any]:
         "settings": settings,
         **found,
         "losses": list(trained.losses),
+        "penalties": list(trained.penalties),
         "seconds": seconds,
         "versions": versions(),
     }
