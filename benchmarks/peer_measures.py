@@ -55,7 +55,7 @@ def measures(
     name = next(iter(model.modalities))
     encoder = model.modality(name).encoder
     test = data.examples("test", {name: encoder})
-    held = data.texts("retention_test")[:texts]
+    held = spread(data.texts("retention_test"), texts)
     foreign = data.samples("foreign_test", name, encoder)
     drawing: dict[str, Any] = {
         "resamples": recipe.evaluation.bootstrap,
@@ -80,6 +80,17 @@ def measures(
         "irrelevant KL": kept.overall.kl,
     }
     return {"estimates": estimates | costs(trained), "facts": facts}
+
+
+def spread(texts: Sequence[str], count: int | None) -> list[str]:
+    """So many of the texts, evenly from first to last; all if None.
+
+    >>> spread("abcdef", 3)
+    ['a', 'c', 'e']
+    """
+    if count is None or count >= len(texts):
+        return list(texts)
+    return [texts[place * len(texts) // count] for place in range(count)]
 
 
 def gains(
