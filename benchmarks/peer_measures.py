@@ -28,8 +28,8 @@ from safe_framework.progress import WorkProgress
 from safe_framework.training.batches import carry
 
 FIRST_STEPS = 3  # left out of the seconds a step
-OFF_EXAMPLES = 16
-WORDS, NEW_WORDS, REPEATS = 128, 8, 5
+OFF_EXAMPLES = 8
+WORDS, NEW_WORDS, REPEATS = 128, 8, 3
 
 
 @torch.no_grad()

@@ -126,8 +126,9 @@ def write_plot(results: Mapping[str, Any], path: Path) -> None:
 
 
 def _reach(cell: Mapping[str, float]) -> list[list[float]]:
-    """How far an interval reaches down and up, in percent."""
-    return [[100 * (cell["mean"] - cell["low"])], [100 * (cell["high"] - cell["mean"])]]
+    """How far an interval reaches down and up within 0 and 1, in percent."""
+    low, high = max(cell["low"], 0.0), min(cell["high"], 1.0)
+    return [[100 * (cell["mean"] - low)], [100 * (high - cell["mean"])]]
 
 
 SMALL = ("gain", "absent", "irrelevant", "fact off", "bytes", "decode")
