@@ -232,6 +232,10 @@ class SafeModel(nn.Module):
         finally:
             _OFF.reset(token)
 
+    def hears(self, name: str) -> bool:
+        """Whether no ``off()`` silences the modality in this thread or task."""
+        return (id(self), self._known(name)) not in _OFF.get()
+
     def _call(
         self,
         method: Callable[..., Any],
@@ -272,11 +276,10 @@ class SafeModel(nn.Module):
     ) -> list[ActiveSense]:
         for name in gate if isinstance(gate, Mapping) else ():
             self._known(name)
-        off = _OFF.get()
         return [
             sense
             for name in self.modalities
-            if name in given and (id(self), name) not in off
+            if name in given and self.hears(name)
             if (sense := self._sense(name, given[name], gate)) is not None
         ]
 
