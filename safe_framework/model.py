@@ -250,11 +250,13 @@ class SafeModel(nn.Module):
         changed = self.base_change.call() if self.base_change is not None else None
 
         def silent() -> Any:
+            """The base's call, with no modality on."""
             eager = (when_heard or {}) if changed is not None else {}
             with active(None), acting(changed):
                 return method(*call.args, **{**call.inputs, **eager})
 
         def heard() -> Any:
+            """The base's call, with the modalities that are on."""
             stack = self.stack
             injection = CallInjection(self._owner, senses, stack.passes, stack.entry, call.prompts)
             watched = self.attention_probe.watching(senses, call.inputs, method is not self.base)

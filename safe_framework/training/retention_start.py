@@ -79,6 +79,7 @@ def store_of(
     """
 
     def made_for() -> dict[str, str]:
+        """What the kept files depend on."""
         return {
             "base": fingerprint(retention.model.base),
             "retention data": _data(retention),
