@@ -30,6 +30,7 @@ class SafeLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
         distractor: ``none``, ``silence``, ``noise``, ``shuffled``, ``foreign``, or a file.
         modality: whose gate and sample these are, where the adapter has several.
         like: a sample's file to make silence or noise from, where there is no run.
+        recipe: of the adapter's run, where it is no longer where it was.
         seed: decides which sample, the same for all texts, and the noise.
         device: where to put the model.
         **options: the other arguments of ``--model hf`` that suit a loaded model, such as
@@ -44,6 +45,7 @@ class SafeLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
         distractor: str = ABSENT,
         modality: str | None = None,
         like: str | None = None,
+        recipe: str | None = None,
         seed: int = 0,
         device: str | None = None,
         **options: Any,
@@ -52,8 +54,9 @@ class SafeLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
         name = _chosen(model, modality)
         if gate is not None:
             model.set_gate(gate, name)
-        folder = Path(adapter)
-        sample = sample_beside(model, name, folder, str(distractor), like=like, seed=seed)
+        sample = sample_beside(
+            model, name, Path(adapter), str(distractor), like=like, recipe=recipe, seed=seed
+        )
         inner = getattr(model.tokenizer, "tokenizer", model.tokenizer)
         super().__init__(
             Accompanied(model, name, sample),

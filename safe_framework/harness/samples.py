@@ -25,6 +25,7 @@ def sample_beside(
     kind: str,
     *,
     like: str | None = None,
+    recipe: str | None = None,
     seed: int = 0,
 ) -> Sample | None:
     """The sample that a name stands for; None where the sense is absent.
@@ -36,6 +37,7 @@ def sample_beside(
             of the run beside it.
         kind: ``none``, ``silence``, ``noise``, ``shuffled``, ``foreign``, or a sample's file.
         like: a sample's file to make silence or noise from, where there is no run.
+        recipe: of the run, where it is no longer where it was.
         seed: decides which of the run's samples is taken, and the noise.
 
     Raises:
@@ -56,19 +58,19 @@ def sample_beside(
     if like is not None:
         pool: Sequence[Sample] = [read_sample(Path(like), rate, f"like={like}")]
     else:
-        pool = _of_the_run(adapter, modality, name)
+        pool = _of_the_run(adapter, recipe, modality, kind)
     return distractor(name, pool, torch.Generator().manual_seed(seed))
 
 
-def _of_the_run(adapter: Path, modality: str, kind: str) -> Sequence[Sample]:
+def _of_the_run(adapter: Path, recipe: str | None, modality: str, kind: str) -> Sequence[Sample]:
     """The samples that the run was tested with."""
     try:
-        run = open_run(adapter)
+        run = open_run(adapter, recipe)
         if kind == FOREIGN:
             return run.foreign(modality)
         return [example.samples[modality] for example in run.examples(modality)]
     except SafeError as error:
         raise SafeError(
             f"`{kind}` samples are made from those of the adapter's run: {error.message}",
-            hint="name one sample's file with like=FILE in --model_args",
+            hint="name its recipe with recipe=FILE, or one sample with like=FILE, in --model_args",
         ) from error

@@ -163,5 +163,33 @@ def test_nothing_to_make_silence_from(adapter: Path) -> None:
     """Law: without a run beside the adapter, the error says how to name a sample."""
     from safe_framework.harness.model import SafeLM
 
-    with pytest.raises(SafeError, match=r"holds no finished run.*\nhint: .*like=FILE"):
+    with pytest.raises(SafeError, match=r"`silence`.*holds no finished run.*\nhint: .*like=FILE"):
         SafeLM(str(adapter), distractor="silence")
+
+
+@pytest.fixture(scope="module")
+def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    from safe_framework.run import run_recipe
+
+    folder = tmp_path_factory.mktemp("run") / "run"
+    return run_recipe(str(world / "every_method.toml"), output=folder, quiet=True)
+
+
+@pytest.mark.parametrize("kind", ["silence", "shuffled", "foreign"])
+def test_a_run_gives_the_samples(kind: str, world: Path, run: Path) -> None:
+    """Law: silence is as long as a test sample of the run; others are its samples."""
+    import numpy as np
+
+    import safe_framework
+    from safe_framework.data.audio import Waveform, read_audio
+    from safe_framework.harness.samples import sample_beside
+
+    model = safe_framework.load(run / "adapter")
+    found = sample_beside(model, "audio", run / "adapter", kind, seed=1)
+    names = {"foreign": "foreign_test"}.get(kind, "test")
+    pool = [read_audio(path, 16000).values for path in world.glob(f"{names}?.wav")]
+    assert isinstance(found, Waveform)
+    assert pool
+    values = [np.zeros_like(one) for one in pool] if kind == "silence" else pool
+    assert any(np.array_equal(found.values, one) for one in values)
