@@ -15,6 +15,7 @@ LIBRARIES = (
     "peft", "transformers.trainer", "datasets", "rich.progress", "cattrs.preconf.json", "tomli",
 )  # fmt: skip
 OWN = ("safe_framework", "safe_framework_plugins", "safe_framework_registry")
+AT_ONCE = 2
 EXTRAS = ("lm_eval",)
 """What a module may lack that is an extra's alone."""
 
@@ -32,20 +33,26 @@ def main(names, libraries=LIBRARIES):
 
 def below(package, names):
     """Whether all modules right below a package can be imported, and all below them."""
-    here = [name for name in names if name.rpartition(".")[0] == package]
     deeper = {name.rpartition(".")[0] for name in names}
-    return all([
-        # What its package has imported has shown that it can be, unless more is below it.
-        (name in sys.modules and name not in deeper) or forked(name, names)
-        for name in here
-    ])  # fmt: skip
+    whole, running = True, set()
+    for name in names:
+        if name.rpartition(".")[0] != package:
+            continue
+        if name in sys.modules and name not in deeper:
+            continue  # its package has imported it, and so shown that it can be
+        if len(running) == AT_ONCE:
+            whole &= ended(running)
+        running.add(forked(name, names))
+    while running:
+        whole &= ended(running)
+    return whole
 
 
 def forked(name, names):
-    """Whether a fork of this process can import the module and what is below it."""
+    """A fork of this process that imports the module and what is below it."""
     child = os.fork()
     if child:
-        return os.waitpid(child, 0)[1] == 0
+        return child
     code = 1
     try:
         importlib.import_module(name)
@@ -56,6 +63,13 @@ def forked(name, names):
         code = told(name)
     finally:
         os._exit(code)
+
+
+def ended(running):
+    """Wait for one of the forks; gives whether it was fine."""
+    child, status = os.wait()
+    running.remove(child)
+    return status == 0
 
 
 def told(name):
