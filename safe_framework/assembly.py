@@ -240,6 +240,7 @@ def parts_of(
     """
 
     def part(kind: str, table: str, plugin: PluginSpec, *wired: Any) -> Any:
+        """One plugin, made from its table."""
         path = ("modalities", name, table)
         return _make(recipe, path, kind, plugin.use, plugin.options, *wired)
 

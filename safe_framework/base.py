@@ -91,6 +91,7 @@ def facts_of(base: nn.Module, stack: LayerStack, *, blueprint: bool = False) -> 
     layers, heads = stack.of(base), _heads(base, stack.hidden_size)
 
     def attention(layer: int) -> AttentionWeights | None:
+        """Copies of a layer's attention projections; None where they are not plain."""
         return _attention(layers[layer], heads, blueprint)
 
     return BaseFacts(stack.hidden_size, stack.count, heads, attention)

@@ -22,6 +22,7 @@ def fingerprint(module: nn.Module) -> str:
     tensors = module.state_dict()
 
     def read(name: str) -> Tensor:
+        """A tensor's values, from where accelerate keeps them if need be."""
         kept = _offloaded(module, name) if tensors[name].is_meta else None
         return tensors[name] if kept is None else kept
 

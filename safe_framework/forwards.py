@@ -91,6 +91,7 @@ def recomputed(
     changed = changed_call()  # which has ended when the backward pass calls again
 
     def again(*tensors: Tensor) -> Any:
+        """The same call with these tensors in the places of its own."""
         filled = dict(enumerate(leaves)) | dict(zip(places, tensors, strict=True))
         given, named = tree_unflatten(list(filled.values()), shape)
         with acting(changed):

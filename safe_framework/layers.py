@@ -51,6 +51,7 @@ def find_layers(
     count = next((number for number in counts if isinstance(number, int)), None)
 
     def rank(found: tuple[str, nn.ModuleList]) -> tuple[bool, bool, bool, int]:
+        """What makes one list of layers likelier than another: the least is taken."""
         path, layers = found
         foreign = any(word in path for word in _FOREIGN)
         return len(layers) != count, foreign, path.split(".")[-1] not in _NAMES, -len(layers)

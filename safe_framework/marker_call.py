@@ -138,6 +138,7 @@ class _Call:
 
     @property
     def ids(self) -> Tensor:
+        """The text's ids, (batch, length)."""
         found: Tensor = self.inputs[self.key]
         return found
 

@@ -232,6 +232,10 @@ class SafeModel(nn.Module):
         finally:
             _OFF.reset(token)
 
+    def hears(self, name: str) -> bool:
+        """Whether no ``off()`` silences the modality in this thread or task."""
+        return (id(self), self._known(name)) not in _OFF.get()
+
     def _call(
         self,
         method: Callable[..., Any],
@@ -246,11 +250,13 @@ class SafeModel(nn.Module):
         changed = self.base_change.call() if self.base_change is not None else None
 
         def silent() -> Any:
+            """The base's call, with no modality on."""
             eager = (when_heard or {}) if changed is not None else {}
             with active(None), acting(changed):
                 return method(*call.args, **{**call.inputs, **eager})
 
         def heard() -> Any:
+            """The base's call, with the modalities that are on."""
             stack = self.stack
             injection = CallInjection(self._owner, senses, stack.passes, stack.entry, call.prompts)
             watched = self.attention_probe.watching(senses, call.inputs, method is not self.base)
@@ -272,11 +278,10 @@ class SafeModel(nn.Module):
     ) -> list[ActiveSense]:
         for name in gate if isinstance(gate, Mapping) else ():
             self._known(name)
-        off = _OFF.get()
         return [
             sense
             for name in self.modalities
-            if name in given and (id(self), name) not in off
+            if name in given and self.hears(name)
             if (sense := self._sense(name, given[name], gate)) is not None
         ]
 

@@ -88,6 +88,7 @@ def playground(
     gradio = _gradio()
 
     def ask(file: str | None, asked: str, gate: float) -> tuple[str, str, str]:
+        """What the page shows for a file, a question and a gate."""
         return respond(model, modality, file, asked, gate, max_new_tokens)
 
     with gradio.Blocks(title=f"{modality}: base and SAFE", analytics_enabled=False) as page:

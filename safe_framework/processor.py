@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from safe_framework.beginning import begun
+from safe_framework.chat_batch import chat_batch
 from safe_framework.data.unencoded import prepared
 from safe_framework.encoder import Encoder
 from safe_framework.errors import SafeError, SampleError
@@ -92,6 +93,33 @@ class SafeProcessor:
             rate = sampling_rate.get(name) if isinstance(sampling_rate, Mapping) else sampling_rate
             batch.update(self.modality(name, samples, rate))
         return batch
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        *,
+        sampling_rate: int | Mapping[str, int] | None = None,
+        **options: Any,
+    ) -> Any:
+        """As the base's own method, of messages that may hold samples of attached modalities.
+
+        A part ``{"type": NAME, "path": ...}`` (or ``"url"`` of a local file, or ``NAME`` itself
+        with an array) becomes the sample of its conversation, and with markers ``<NAME>`` is put
+        where it stood. All else is rendered, tokenized and, where the base has a processor for
+        it, shown to it as by the base's own method; without any such part the result is the
+        base's very own.
+
+        Args:
+            conversation: messages, or a list of conversations; each has at most one sample of
+                a modality.
+            sampling_rate: of plain arrays, where their parts do not say it, in hertz.
+            **options: as the base's, such as ``add_generation_prompt`` and ``tokenize``. Beside
+                samples, ids come as tensors in rows, padded on the left.
+
+        Raises:
+            SampleError: a part is of an unknown type, or its sample cannot be used.
+        """
+        return chat_batch(self, conversation, sampling_rate, options)
 
     @property
     def padding(self) -> int:

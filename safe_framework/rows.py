@@ -55,6 +55,7 @@ def refuse_shared(inputs: Mapping[str, Any]) -> None:
 
 def _merge(without: Any, heard: Any, rows: Tensor, batch: int, fill: int) -> Any:
     def merged(first: Any, second: Any) -> Any:
+        """The same for a part of both outputs."""
         return _merge(first, second, rows, batch, fill)
 
     if isinstance(without, Tensor):

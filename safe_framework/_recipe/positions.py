@@ -64,6 +64,7 @@ class _Scanner:
         self.lines = [0, *(match.end() for match in re.finditer("\n", text))]
 
     def scan(self) -> dict[Path, Place]:
+        """Every key's place, by its path."""
         table: Path = ()
         while self.skip() < len(self.text):
             if self.text[self.at] == "[":
@@ -73,6 +74,7 @@ class _Scanner:
         return self.found
 
     def header(self) -> Path:
+        """Read ``[table]`` or ``[[table]]``, and give the path of what follows."""
         brackets = 2 if self.text.startswith("[[", self.at) else 1
         self.at += brackets
         self.skip()
@@ -93,6 +95,7 @@ class _Scanner:
         return path
 
     def pair(self, table: Path) -> None:
+        """Read ``key = value`` in a table."""
         *parents, (name, span) = self.keys()
         path = table
         for parent, place in parents:
@@ -105,6 +108,7 @@ class _Scanner:
         self.found[path] = Place(span, self.span(start))
 
     def value(self, path: Path) -> None:
+        """Read a value, and keep the places inside it."""
         opening = self.text[self.at]
         if opening == "[":
             self.array(path)
@@ -117,6 +121,7 @@ class _Scanner:
             self.take(_STRING if opening in "\"'" else _SCALAR)
 
     def array(self, path: Path) -> None:
+        """Read an array; its items' paths end with their index."""
         self.at += 1
         index = 0
         while self.text[start := self.skip()] != "]":
@@ -134,6 +139,7 @@ class _Scanner:
         return found
 
     def key(self) -> tuple[str, Span]:
+        """Read one part of a dotted key, and where it stands."""
         start = self.at
         return _unquote(self.take(_KEY)), self.span(start)
 
@@ -143,11 +149,13 @@ class _Scanner:
         return path
 
     def skip(self) -> int:
+        """Pass blanks, line ends and comments; gives the offset behind them."""
         if match := _BLANK.match(self.text, self.at):
             self.at = match.end()
         return self.at
 
     def take(self, pattern: re.Pattern[str]) -> str:
+        """Read what matches here."""
         match = pattern.match(self.text, self.at)
         assert match, f"not TOML at offset {self.at}"
         self.at = match.end()

@@ -40,6 +40,7 @@ def if_given(check: Validator) -> Validator:
     """Ask ``check`` of every value but None, which a recipe writes by leaving the key out."""
 
     def validate(instance: Any, field: attrs.Attribute[Any], value: Any) -> None:
+        """Refuse a value that is given and wrong."""
         if value is not None:
             check(instance, field, value)
 
@@ -59,6 +60,7 @@ def holds(part: str) -> Validator:
 
 def _check(accepts: Callable[[Any], bool], law: str) -> Validator:
     def validate(instance: Any, field: attrs.Attribute[Any], value: Any) -> None:
+        """Refuse a value, by the field's name."""
         if not accepts(value):
             shown = f'"{value}"' if isinstance(value, str) else value
             raise ValueError(f"`{field.name}` {law}, not {shown}")

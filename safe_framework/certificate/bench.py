@@ -73,6 +73,7 @@ class Bench:
             return method
 
         def changed(**given: Any) -> Any:
+            """The method, with what stage B changed."""
             with acting(change.call()):
                 return method(**given)
 

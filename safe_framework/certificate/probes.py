@@ -41,6 +41,7 @@ def moved(model: SafeModel) -> Iterator[set[str]]:
     for name in model.modalities:
 
         def look(module: nn.Module, args: Any, delta: Tensor, name: str = name) -> None:
+            """Note the modality if its delta is not zero."""
             if bool((delta != 0).any()):
                 found.add(name)
 
@@ -60,6 +61,7 @@ def counted(model: SafeModel) -> Iterator[Counter[str]]:
     for path, module in model.modalities.named_modules():
 
         def count(module: nn.Module, args: Any, path: str = path) -> None:
+            """Count a call of the module."""
             calls[path] += 1
 
         handles.append(module.register_forward_pre_hook(count))

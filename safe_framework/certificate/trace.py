@@ -61,6 +61,7 @@ def traced(
     recorder = _Recorder()
 
     def recorded(**own: Any) -> Any:
+        """The call, with its operations written down."""
         with recorder, _entering(base, recorder):
             return call(**own)
 
@@ -72,6 +73,7 @@ def _entering(base: nn.Module, recorder: _Recorder) -> Iterator[None]:
     names = {id(module): path or type(base).__name__ for path, module in base.named_modules()}
 
     def enter(module: nn.Module, args: Any) -> None:
+        """Note which module the next operations belong to."""
         recorder.module = names.get(id(module), recorder.module)
 
     handle = register_module_forward_pre_hook(enter)

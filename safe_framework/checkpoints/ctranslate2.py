@@ -26,21 +26,25 @@ class _Bytes:
         self._data, self._place = data, 0
 
     def array(self, kind: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+        """Read numbers of one kind."""
         values = np.frombuffer(self._data, kind, count, self._place)
         self._place += values.nbytes
         return values
 
     def number(self, code: str) -> int:
+        """Read one little-endian number, as ``struct`` codes it."""
         (value,) = struct.unpack_from("<" + code, self._data, self._place)
         self._place += struct.calcsize("<" + code)
         return int(value)
 
     def text(self) -> str:
+        """Read a text, which its length precedes and a zero ends."""
         length = self.number("H")
         start, self._place = self._place, self._place + length
         return self._data[start : self._place - 1].decode()
 
     def at_end(self) -> bool:
+        """Whether all has been read."""
         return self._place == len(self._data)
 
 

@@ -82,6 +82,7 @@ class _Fields:
         return self._held.get(number, [])
 
     def text(self, number: int) -> str:
+        """The last value of a field as text; empty without any."""
         return bytes(self[number][-1]).decode() if self[number] else ""
 
 

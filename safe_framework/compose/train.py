@@ -144,6 +144,7 @@ class _AsProjector(nn.Module):
         self.projector = projector
 
     def forward(self, frames: Frames) -> Tokens:
+        """Frames through the base's own projector."""
         return Tokens(self.projector(frames.values), frames.mask)
 
 
@@ -226,6 +227,7 @@ class _Seeing(nn.Module):
         self.model = model
 
     def forward(self, **inputs: Any) -> Any:
+        """The model's call on pictures and their captions."""
         return see(self.model, **inputs)
 
 

@@ -114,6 +114,7 @@ def read_task(
     """
 
     def example(row: Row) -> Example:
+        """A row's example, tried on the encoders if bad ones may be skipped."""
         made = _example(row, encoders, reading)
         if skipped is not None:
             _try(made.place, made.samples, encoders)
@@ -156,6 +157,7 @@ def read_samples(
     """
 
     def sample(row: Row) -> list[Sample]:
+        """The sample in a row."""
         found = {
             name: read_sample(one, encoder.sampling_rate, row.place)
             for name, one in sources_of(row, [modality]).items()

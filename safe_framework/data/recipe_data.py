@@ -66,6 +66,7 @@ class RecipeData:
         source = self.sources[mixed(key, name)]
 
         def read(skipped: list[DataError] | None) -> list[Example]:
+            """The examples of one dataset, with its labels."""
             found = read_task(source, encoders, reading, skipped)
             if one.task != CLASSES or labels:
                 return found
@@ -101,6 +102,7 @@ class RecipeData:
         """The texts of ``retention`` or ``retention_test``; none if the recipe names none."""
 
         def read(skipped: list[DataError] | None) -> list[str]:
+            """The texts in the file."""
             return read_texts(
                 self.sources[key], self.spec.prompt, fields=self.spec.fields, skipped=skipped
             )
@@ -111,6 +113,7 @@ class RecipeData:
         """A modality's samples in ``foreign`` or ``foreign_test``; none if it names none."""
 
         def read(skipped: list[DataError] | None) -> list[Sample]:
+            """The samples in the file."""
             return read_samples(
                 self.sources[key], modality, encoder, fields=self.spec.fields, skipped=skipped
             )

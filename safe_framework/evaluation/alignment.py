@@ -76,6 +76,7 @@ def cross_modal(
     best_other = cosines.scatter(1, wanted, -2.0).amax(1)
 
     def estimate(values: torch.Tensor) -> Estimate:
+        """The mean of a number for each sample, with its interval."""
         return bootstrap(values.double().numpy(), resamples=resamples, seed=seed)
 
     return CrossModal(estimate(own), estimate(own - best_other), estimate(own > best_other))

@@ -96,25 +96,20 @@ def _probed(
 ) -> tuple[str, ...]:
     train = [example for example in train if example.task != CAPTIONS]
     asked = [place for place, example in enumerate(test) if example.task != CAPTIONS]
+    named = [""] * len(test)
     if not train or not asked:  # a probe names classes, and a caption is none
-        return ("",) * len(test)
-    named = dict.fromkeys(range(len(test)), "")
+        return tuple(named)
     closed = [test[place] for place in asked]
-    found = _probe_tasks(model, modality, train, closed, batch_size, seed, progress)
-    named |= zip(asked, found, strict=True)
-    return tuple(named.values())
+    features = _features(model, modality, [*train, *closed], batch_size, progress)
+    for place, name in zip(asked, _probe_tasks(features, train, closed, seed), strict=True):
+        named[place] = name
+    return tuple(named)
 
 
 def _probe_tasks(
-    model: SafeModel,
-    modality: str,
-    train: Sequence[Example],
-    test: Sequence[Example],
-    batch_size: int,
-    seed: int,
-    progress: Progress,
+    features: Features, train: Sequence[Example], test: Sequence[Example], seed: int
 ) -> list[str]:
-    features = _features(model, modality, [*train, *test], batch_size, progress)
+    """What a probe of each task says of the test rows, whose features follow the training rows'."""
     named = [""] * len(test)
     of_train, of_test = tasks([(e.prompt, normalise(e.answer)) for e in train], test)
     for task in sorted(set(of_test)):

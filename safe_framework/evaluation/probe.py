@@ -91,6 +91,7 @@ def _fit(rows: Features, targets: Tensor, classes: int, penalty: float) -> Tenso
     )
 
     def loss() -> Tensor:
+        """The penalised cross entropy, its gradient computed."""
         optimizer.zero_grad()
         value = functional.cross_entropy(_scores(rows, weights), targets)
         value = value + penalty / 2 * weights[:-1].square().sum()

@@ -131,6 +131,7 @@ def _tells(modality: str, told: Sequence[DatasetGain]) -> Headline:
     rows = sum(found.score.n for found in told)
 
     def mean(of: Callable[[DatasetGain], Estimate]) -> str:
+        """One measure's mean over datasets, weighted by their rows."""
         return percent(sum(of(found).value * found.score.n for found in told) / rows)
 
     return Headline(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import overload
 
 import attrs
 import torch
@@ -22,6 +21,7 @@ from safe_framework.stage_b.change import original
 from safe_framework.training.batches import attention_mask, pad_right
 from safe_framework.training.capture import on_device
 from safe_framework.training.losses import logits_at
+from safe_framework.training.made_when_read import MadeWhenRead
 from safe_framework.training.order import TextOrder
 from safe_framework.training.parts import WHOLE, Part
 from safe_framework.training.retention import CounterfactualRetention, Weighted
@@ -99,7 +99,7 @@ class Replay:
         return None if penalty is None else share * penalty
 
 
-class BothWays(Sequence[Mapping[str, Tensor]]):
+class BothWays(MadeWhenRead[Mapping[str, Tensor]]):
     """Each retention text without a sample, then beside an irrelevant one.
 
     Args:
@@ -114,18 +114,9 @@ class BothWays(Sequence[Mapping[str, Tensor]]):
     def __len__(self) -> int:
         return 2 * len(self.beside)
 
-    @overload
-    def __getitem__(self, place: int) -> Mapping[str, Tensor]: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Mapping[str, Tensor]]: ...
-
-    def __getitem__(
-        self, place: int | slice
-    ) -> Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        number, beside = divmod(range(len(self))[place], 2)
+    def made(self, number: int) -> Mapping[str, Tensor]:
+        """A text alone at an even place, and beside a sample at the next one."""
+        number, beside = divmod(number, 2)
         if beside:
             return self.beside[number]
         ids = torch.tensor([list(self.retention.rows[number])], device=self.retention.model.device)

@@ -154,6 +154,7 @@ class FusionAdapterContract(ABC):
         values, hidden = torch.randn(4, 3, 8), torch.randn(4, 5, 8)
 
         def deltas() -> Tensor:
+            """What the adapter proposes at each of its layers."""
             memory = adapter.remember(Tokens(values, all_real(values)))
             return torch.stack([adapter(hidden, memory, layer) for layer in adapter.layers])
 

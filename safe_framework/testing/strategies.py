@@ -92,6 +92,7 @@ def base_facts(
     hidden = count * head_dim
 
     def attention(layer: int) -> AttentionWeights | None:
+        """A layer's random projections, always the same; None if none can be read."""
         generator = torch.Generator().manual_seed(seed + layer)
         drawn = torch.randn(4, hidden, hidden, generator=generator) / hidden**0.5
         query, key, value, output = drawn.unbind()

@@ -89,6 +89,7 @@ class Caches:
         layer = None if self.prefix is None else self.prefix.layer
 
         def compute(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+            """What is kept of a batch of texts."""
             return capture(self.model, ids, mask, layer=layer, final=final)
 
         kinds = [BELOW] * (layer is not None) + [FINAL] * final

@@ -38,11 +38,13 @@ def capture(
     seen: dict[str, Tensor] = {}
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep a layer's input; stop there if nothing above it is wanted."""
         seen[BELOW] = hidden_of(args, kwargs)
         if not final:
             raise _Reached
 
     def leave(module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Keep what the output embeddings are given."""
         seen[FINAL] = args[0]
 
     handles = []

@@ -18,11 +18,13 @@ class _Held(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, value: Tensor, *parameters: Tensor) -> Tensor:
+        """The value as it is."""
         context.parameters = parameters
         return value.clone()
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        """Its gradient, and zeros for the parameters."""
         return gradient, *(p.new_zeros(()).expand_as(p) for p in context.parameters)
 
 

@@ -73,6 +73,7 @@ def _shown_only(base: nn.Module, places: Tensor) -> Iterator[None]:
     """Within the block, the output embeddings see the hidden states at ``places`` as one row."""
 
     def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """The chosen places of what goes into the output embeddings."""
         if not args or args[0].shape[:2] != places.shape:
             return None
         return (args[0][places.to(args[0].device)].unsqueeze(0), *args[1:])

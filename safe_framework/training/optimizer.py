@@ -62,6 +62,7 @@ def _constrain_after_steps(
     optimizer: torch.optim.Optimizer, retention: CounterfactualRetention
 ) -> None:
     def constrain(stepped: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Let each method change the step that was taken."""
         for entry in retention.methods:
             entry.method.constrain(stepped)
 

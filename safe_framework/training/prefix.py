@@ -87,6 +87,7 @@ class FrozenPrefix:
         seen: list[bool] = []
 
         def look(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+            """Note whether the layer gives a tuple."""
             seen.append(isinstance(out, tuple))
 
         handles = [layer.register_forward_hook(look) for layer in self._layers]
@@ -122,6 +123,7 @@ def _passing(hidden: Tensor | None, as_tuple: bool) -> StandIn:
     """A layer that gives what it got, or ``hidden`` if that is known."""
 
     def forward(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What stands in for the layer's own."""
         out = hidden_of(args, kwargs) if hidden is None else hidden
         return (out,) if as_tuple else out
 

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,12 +17,13 @@ from safe_framework.data.unencoded import contents
 from safe_framework.fingerprint import fingerprint, tensors_fingerprint, text_fingerprint
 from safe_framework.retention_store import Progress, RetentionStore
 from safe_framework.training.batches import carry
+from safe_framework.training.made_when_read import MadeWhenRead
 
 if TYPE_CHECKING:
     from safe_framework.training.retention import CounterfactualRetention, Weighted
 
 
-class RetentionExamples(Sequence[Mapping[str, Tensor]]):
+class RetentionExamples(MadeWhenRead[Mapping[str, Tensor]]):
     """Each retention text alone, beside an irrelevant sample; made when it is read.
 
     Text ``i`` gets the kind ``kinds[i % len(kinds)]``, and each kind's samples come in turn.
@@ -38,18 +39,8 @@ class RetentionExamples(Sequence[Mapping[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.retention.marked) if self.kinds else 0
 
-    @overload
-    def __getitem__(self, place: int) -> Mapping[str, Tensor]: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Mapping[str, Tensor]]: ...
-
-    def __getitem__(
-        self, place: int | slice
-    ) -> Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        number = range(len(self))[place]
+    def made(self, number: int) -> Mapping[str, Tensor]:
+        """A text and its irrelevant sample, as a batch of one row."""
         round_, turn = divmod(number, len(self.kinds))
         ids = torch.tensor([list(self.retention.marked[number])])  # (1, length)
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -79,6 +70,7 @@ def store_of(
     """
 
     def made_for() -> dict[str, str]:
+        """What the kept files depend on."""
         return {
             "base": fingerprint(retention.model.base),
             "retention data": _data(retention),

@@ -86,6 +86,7 @@ def _aligned(
     rates[modality.encoder] = spec.align_learning_rate if rate is None else rate
 
     def read(chosen: torch.Tensor) -> Frames:
+        """The frames of chosen rows."""
         return frames_of(modality, [rows[row] for row in chosen.tolist()], device)
 
     return Aligned(modality.projector, read, rates, batch=spec.batch_size)

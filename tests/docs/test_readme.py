@@ -54,7 +54,8 @@ def test_model_methods_exist(blocks):
 def test_the_plugin_is_a_projector(blocks):
     """The example of a plugin projects frames, and masked ones have no effect on its tokens."""
     space = {}
-    exec(compile(blocks("python")[1], "README.md", "exec"), space)
+    (block,) = [block for block in blocks("python") if "class MeanProjector" in block]
+    exec(compile(block, "README.md", "exec"), space)
     projector = space["MeanProjector"](3, 5, bias=False)
     values, mask = torch.randn(2, 4, 3), torch.tensor([[True, True, False, False], [True] * 4])
     tokens = projector(Frames(values, mask))
@@ -97,6 +98,7 @@ def test_make_targets_exist(readme):
         "check-gpu",
         "check-torchaudio",
         "check-browser",
+        "check-harness",
     } == targets
     makefile = (ROOT / "Makefile").read_text("utf-8")
     assert [target for target in targets if f"\n{target}:" not in makefile] == []

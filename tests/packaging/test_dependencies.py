@@ -17,7 +17,7 @@ EXAMPLES = {"pybullet"}
 
 
 def imported(folder):
-    """The top-level names of what a folder's modules import, but for the standard library."""
+    """The distributions that a folder's modules import, but for the standard library."""
     names = set()
     for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -25,7 +25,8 @@ def imported(folder):
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 names.add(node.module)
-    return {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - OWN
+    tops = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - OWN
+    return {name.replace("_", "-") for name in tops}
 
 
 def distributions(requirements):

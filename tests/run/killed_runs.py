@@ -10,13 +10,13 @@ import os
 import shutil
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import peft  # noqa: F401  # imported once for all runs
 import torch
+from forked import in_child
 from safetensors.torch import save
 
 from safe_framework import adapter
@@ -106,19 +106,6 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "taking_the_best": lambda: at_call(ParetoSet, "put", 1, nothing),
     "writing_the_adapter": lambda: at_call(adapter, "_card", 1, nothing),
 }
-
-
-def in_child(work: Callable[[], Any]) -> int:
-    """Do the work in a forked process and return its exit status, negative for a signal."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    try:
-        work()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
 
 
 def killed_then_resumed(recipe: str, folder: Path, moment: str) -> list[int]:

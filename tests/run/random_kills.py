@@ -13,7 +13,6 @@ import os
 import random
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import peft  # noqa: F401  # imported once for all runs
 import safetensors.torch
 import torch
+from forked import in_child
 
 import safe_framework
 from safe_framework import run
@@ -98,19 +98,6 @@ class Moments:
             return original(*args, **options)
 
         return linear
-
-
-def in_child(work: Callable[[], None]) -> int:
-    """Do the work in a forked process and return its exit status, negative for a signal."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    try:
-        work()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
 
 
 def train(recipe: str, folder: Path, fatal: int = -1) -> None:

@@ -10,7 +10,7 @@ import safe_framework
 from safe_framework.data.check.targets import check_target
 from safe_framework.errors import DataError
 from safe_framework.run import run_recipe
-from safe_framework.training import objective
+from tests.run.broken import broken_off
 from tests.run.conftest import write_rows
 
 MIX = """[data]
@@ -99,22 +99,9 @@ def test_a_classification_answers_with_a_label(finished: Path) -> None:
     assert set(given) <= {"high", "low"}
 
 
-def test_a_mix_resumes_to_the_same_weights(
-    recipe: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mix_resumes_to_the_same_weights(recipe: Path, finished: Path, tmp_path: Path) -> None:
     """Law: a mixed run that is broken off and resumed ends at bitwise the same adapter."""
-    original, calls = objective.answer_loss, list[int]()
-
-    def breaking(*args):  # type: ignore[no-untyped-def]  # as the original
-        calls.append(1)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        return original(*args)
-
-    monkeypatch.setattr(objective, "answer_loss", breaking)
-    with pytest.raises(KeyboardInterrupt):
-        run_recipe(str(recipe), output=tmp_path / "run", quiet=True)
-    monkeypatch.undo()
+    broken_off(recipe, tmp_path / "run", loss=6)
     run_recipe(str(recipe), output=tmp_path / "run", quiet=True)
     weights = "adapter/adapter_model.safetensors"
     assert (tmp_path / "run" / weights).read_bytes() == (finished / weights).read_bytes()

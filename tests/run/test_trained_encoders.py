@@ -11,6 +11,7 @@ import safe_framework
 from safe_framework.errors import SafeError
 from safe_framework.run import run_recipe
 from safe_framework.training import objective
+from tests.run.broken import broken_off
 from tests.run.conftest import write_rows
 
 SENSOR = """
@@ -120,21 +121,10 @@ def test_alignment_trains_the_encoder_too(
 
 
 def test_a_broken_run_resumes_to_the_same_weights(
-    recipe: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Path, finished: Path, tmp_path: Path
 ) -> None:
     """Law: broken off after a save and resumed, the encoder too ends at bitwise the same."""
-    original, calls = objective.answer_loss, list[int]()
-
-    def breaking(*args):  # type: ignore[no-untyped-def]  # as the original
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return original(*args)
-
-    monkeypatch.setattr(objective, "answer_loss", breaking)
-    with pytest.raises(KeyboardInterrupt):
-        run_recipe(str(recipe), output=tmp_path / "run", quiet=True)
-    monkeypatch.undo()
+    broken_off(recipe, tmp_path / "run", loss=4)
     assert (tmp_path / "run/checkpoints/checkpoint-2").is_dir()
     run_recipe(str(recipe), output=tmp_path / "run", quiet=True)
     one, two = saved(finished), saved(tmp_path / "run")

@@ -96,6 +96,7 @@ class _Gate(nn.Module):
         self.out = nn.Linear(width, 1)
 
     def forward(self, text: Tensor, sample: Tensor) -> Tensor:
+        """How far each position opens, from its state and the sample, (batch, length, 1)."""
         inner = nn.functional.gelu(self.text(text) + sample.unsqueeze(1))  # (batch, length, width)
         gate: Tensor = self.out(inner).sigmoid()  # (batch, length, 1)
         return gate

@@ -89,4 +89,5 @@ class _Block(nn.Module):
 
 class _SquaredReLU(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
+        """``relu(values) ** 2``."""
         return values.relu().square()

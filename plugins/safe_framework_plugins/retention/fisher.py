@@ -70,6 +70,7 @@ class FisherRegularizer(RetentionRegularizer):
         parameters = model.trainable_parameters()
 
         def compute() -> dict[str, Tensor]:
+            """The mean squared gradient of each parameter, over the chosen texts."""
             information = [torch.zeros_like(p, dtype=torch.float32) for p in parameters.values()]
             positions, draw = 0, torch.Generator().manual_seed(self.seed)
             for number in chosen:

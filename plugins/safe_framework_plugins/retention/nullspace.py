@@ -170,6 +170,7 @@ def _square(layer: nn.Linear) -> Tensor:
 
 def _adding(seen: _Seen) -> Any:
     def add(layer: nn.Linear, given: tuple[Tensor, ...]) -> None:
+        """Add a call's inputs to the layer's covariance."""
         inputs = given[0].detach().cpu().double().flatten(0, -2)  # (positions, inputs)
         if len(inputs.mT) < len(seen.total):  # a trained bias is the weight of a constant 1
             inputs = nn.functional.pad(inputs, (0, 1), value=1.0)

@@ -39,6 +39,7 @@ def text_inputs(
     streams = STREAMS.get(config.model_type, 1)
 
     def draw() -> Tensor:
+        """Random ids of the choices."""
         drawn = torch.randint(len(choices), (rows * streams, length), generator=generator)
         return choices[drawn]
 

@@ -1,0 +1,44 @@
+"""The command ``lm_eval`` with the model ``safe`` known to it."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from safe_framework.errors import SafeError
+
+
+def main() -> int:
+    """Run the harness's own command, and give the exit code of one of our errors."""
+    try:
+        register()
+        from lm_eval.__main__ import cli_evaluate
+
+        cli_evaluate()
+    except SafeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def register() -> None:
+    """Make ``safe`` one of the harness's models, which it looks up in no entry point.
+
+    Raises:
+        SafeError: the harness is not installed.
+    """
+    try:
+        import_module("lm_eval.models")  # first: it adds its own only while there is no other
+    except ImportError as error:
+        raise SafeError(
+            f"the harness needs `lm_eval`, which cannot be imported: {error}",
+            hint="pip install 'safe-framework[harness]'",
+        ) from error
+    from lm_eval.api.registry import model_registry
+
+    if "safe" not in model_registry:
+        model_registry.register("safe", target="safe_framework.harness.model:SafeLM")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

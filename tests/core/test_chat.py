@@ -1,0 +1,176 @@
+"""Chat messages with samples: the base's own template and tokens, and the samples beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from safe_framework.errors import SafeError, SampleError
+from safe_framework.processor import SafeProcessor
+from tests.toys import IMAGE, WORDS, ToyEncoder, tokenizer
+
+TEMPLATE = "{% for m in messages %}{{ 'w9 ' + m['content'] + ' w10 ' }}{% endfor %}"
+PROMPT = TEMPLATE + "{% if add_generation_prompt %}{{ 'w11' }}{% endif %}"
+TOUCH = torch.ones(1, 4)
+SPANS = {"touch": (40, 42, 41)}
+
+
+class Touch(ToyEncoder):
+    """The toy sense, of arrays too, as files hold them."""
+
+    def prepare(self, samples: Sequence[Any]) -> Mapping[str, Tensor]:
+        return super().prepare([torch.as_tensor(sample) for sample in samples])
+
+
+def chatty() -> Any:
+    """Words with a chat template that takes texts alone."""
+    words = tokenizer()
+    words.chat_template = PROMPT
+    return words
+
+
+def talking(**options: Any) -> SafeProcessor:
+    """Words with a chat template, and touch."""
+    return SafeProcessor(chatty(), {"touch": Touch()}, **options)
+
+
+def said(*parts: Any, role: str = "user") -> dict[str, Any]:
+    """A message of parts; a string is a part of text."""
+    texts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
+    return {"role": role, "content": texts}
+
+
+FELT = {"type": "touch", "touch": TOUCH}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tokenize": False},
+        {"add_generation_prompt": True, "return_dict": False},
+        {"padding": True, "return_tensors": "pt"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("batched", [False, True])
+def test_without_a_sample_it_is_the_bases_own(options: dict[str, Any], *, batched: bool) -> None:
+    """Law: no sense part, no difference: type, keys, values and padding are the tokenizer's."""
+    talk: Any = [{"role": "user", "content": "w3 w4"}, {"role": "assistant", "content": "w5"}]
+    talk = [talk, talk[:1]] if batched else talk
+    if batched and "return_tensors" not in options:
+        options = {**options, "padding": True}
+    expected = chatty().apply_chat_template(talk, **options)
+    found = talking().apply_chat_template(talk, **options)
+    assert type(found) is type(expected)
+    assert str(found) == str(expected)
+
+
+def test_ids_beside_a_sample_are_the_bases() -> None:
+    """Law: a sample adds its tensors and no id; the text's are the base's for the same words."""
+    plain = [{"role": "user", "content": "w3 w4"}]
+    base = chatty().apply_chat_template(plain, add_generation_prompt=True)
+    batch = talking().apply_chat_template([said(FELT, "w3 w4")], add_generation_prompt=True)
+    assert batch["input_ids"].tolist() == [base["input_ids"]] == [[9, 3, 4, 10, 11]]
+    assert batch["attention_mask"].tolist() == [[1] * 5]
+    direct = talking()("w3", touch=[TOUCH])
+    assert {key for key in direct if key.startswith("touch__")} == {
+        key for key in batch if key.startswith("touch__")
+    }
+    assert torch.equal(batch["touch__values"], direct["touch__values"])
+
+
+def test_conversations_become_rows() -> None:
+    """Law: samples stay with their conversations; a row without one is absent."""
+    talks = [[said("w3"), said(FELT, "w4")], [{"role": "user", "content": "w5"}]]
+    batch = talking().apply_chat_template(talks)
+    assert batch["input_ids"].tolist() == [[9, 3, 10, 9, 4, 10], [0, 0, 0, 9, 5, 10]]
+    assert batch["touch__present"].tolist() == [True, False]
+
+
+def test_markers_stand_where_the_part_stood() -> None:
+    """Law: a sense with markers marks the place of its part, in the text and in its ids."""
+    talk = [said("w3 ", FELT, " w4")]
+    batch = talking(spans=SPANS).apply_chat_template(talk)
+    assert batch["input_ids"].tolist() == [[9, 3, 40, 42, 41, 4, 10]]
+    text = talking(spans=SPANS).apply_chat_template(talk, tokenize=False)
+    assert text == "w9 w3 <touch> w4 w10 "
+    assert talking().apply_chat_template(talk, tokenize=False) == "w9 w3  w4 w10 "
+
+
+@pytest.mark.parametrize("key", ["path", "url", "touch"])
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
+def test_a_part_may_name_a_file(key: str, form: str, tmp_path: Path) -> None:
+    """Law: the file of a sample may be its path or an address on this machine, under any key."""
+    np.save(tmp_path / "felt.npy", TOUCH.numpy())
+    part = {"type": "touch", key: form.format(tmp_path / "felt.npy")}
+    batch = talking().apply_chat_template([said(part, "w3")], return_dict=True)
+    assert torch.equal(batch["touch__values"], torch.ones(1, 1, 4))
+
+
+MISTAKES = [
+    (
+        {"type": "smell", "path": "x"},
+        r"type 'smell' is taken by neither.*\nhint: .*: `text`, `touch`$",
+    ),
+    ({"text": "w3"}, "type ''"),
+    ("image", "type 'image'"),
+    ({"type": "touch"}, r"`touch` part holds 0 samples: type\nhint: give one of"),
+    ({"type": "touch", "path": "a", "url": "b"}, "holds 2 samples"),
+    ({"type": "touch", "url": "https://a.b/c.npy"}, "not read from the network"),
+    ({"type": "touch", "path": "nowhere.npy"}, "`touch`: the file `nowhere.npy` does not exist"),
+]
+
+
+@pytest.mark.parametrize(("part", "message"), MISTAKES, ids=lambda one: str(one)[:30])
+def test_mistakes_are_named(part: Any, message: str) -> None:
+    """Law: a part that cannot be used is an error that says what can."""
+    part = {"type": part} if isinstance(part, str) else part
+    with pytest.raises(SafeError, match=message):
+        talking().apply_chat_template([{"role": "user", "content": [part]}])
+
+
+def test_one_sample_of_a_kind() -> None:
+    """Law: a second sample of a modality in a conversation is refused, not dropped."""
+    with pytest.raises(SampleError, match="two `touch` parts"):
+        talking().apply_chat_template([said(FELT, "w3"), said(FELT, "w4")])
+
+
+def seeing() -> Any:
+    """A processor of words and pictures, of which one stands for four tokens."""
+    from transformers import CLIPImageProcessorPil, LlavaProcessor
+
+    square = {"height": 4, "width": 4}
+    pictures = CLIPImageProcessorPil(size=square, crop_size=square)
+    template = (
+        "{% for m in messages %}w9 {% for part in m['content'] %}{% if part['type'] == 'image' %}"
+        "{{ 'w39 ' }}{% else %}{{ part['text'] + ' ' }}{% endif %}{% endfor %}{% endfor %}"
+    )
+    words = tokenizer()
+    words.add_special_tokens({"additional_special_tokens": [WORDS[IMAGE]]})
+    return LlavaProcessor(
+        image_processor=pictures, tokenizer=words, patch_size=2, image_token=WORDS[IMAGE],
+        vision_feature_select_strategy="full", chat_template=template,
+    )  # fmt: skip
+
+
+def test_pictures_go_to_the_bases_processor() -> None:
+    """Law: beside a sample, image parts and texts give the base's processor's own tensors."""
+    picture = {"type": "image", "image": Image.new("RGB", (4, 4), "teal")}
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    expected = seeing().apply_chat_template([said(picture, "w3 w4")], **options)
+    processor = SafeProcessor(seeing(), {"touch": Touch()})
+    for parts in ([picture, "w3 w4"], [picture, FELT, "w3 w4"]):
+        batch = processor.apply_chat_template([said(*parts)], **options)
+        assert "pixel_values" in batch
+        assert all(torch.equal(batch[key], value) for key, value in expected.items())
+    assert batch["touch__present"].tolist() == [True]
+    with pytest.raises(SampleError, match="`text`, `touch`, `image`, `image_url`"):
+        processor.apply_chat_template([said({"type": "smell"})])

@@ -1,0 +1,140 @@
+"""One call answers texts, questions and chats, beside their samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import safe_framework
+from safe_framework.errors import SafeError
+from safe_framework.model import SafeModel
+from tests.core.test_chat import PROMPT
+
+RATE = 16_000
+LONGEST = 4
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> str:
+    """The file of a short tone."""
+    tone = 0.3 * np.sin(0.2 * np.arange(RATE // 5))
+    soundfile.write(tmp_path / "tone.wav", tone, RATE)
+    return str(tmp_path / "tone.wav")
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "marked"])
+def model(request: pytest.FixtureRequest, recipe: Callable[..., Path]) -> SafeModel:
+    """A model whose untrained sense was moved away from silence, with markers or without."""
+    path = recipe()
+    if request.param:
+        words = "[modalities.audio]\n"
+        path.write_text(path.read_text("utf-8").replace(words, words + "markers = true\n"))
+    found = safe_framework.build(path)
+    found.tokenizer.chat_template = PROMPT
+    with torch.no_grad():
+        for parameter in found.trainable_parameters().values():
+            parameter.normal_(generator=torch.Generator().manual_seed(3))
+    found.set_gate(1.0)
+    return found
+
+
+def chat(*parts: Any) -> list[dict[str, Any]]:
+    """One message."""
+    return [{"role": "user", "content": list(parts)}]
+
+
+def said_by_base(model: SafeModel, text: str) -> str:
+    """The base's own answer."""
+    ids = model.tokenizer(text, return_tensors="pt")
+    out: Any = model.base.generate(**ids, max_new_tokens=LONGEST)
+    return model.tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_every_form_is_answered_in_its_place(model: SafeModel, clip: str) -> None:
+    """Law: a mixed list gives for each input what it gives alone."""
+    heard = {"type": "audio", "path": clip}
+    mixed: list[Any] = [
+        {"text": "w5 w6", "audio": clip},
+        chat(heard, {"type": "text", "text": "w7"}),
+        "w8",
+        [{"role": "user", "content": "w9"}],
+        {"question": "w5 w6", "audio": None},
+    ]
+    pipe = safe_framework.pipeline(model)
+    together = pipe(mixed, max_new_tokens=LONGEST)
+    alone = [pipe(one, max_new_tokens=LONGEST)[0] for one in mixed]
+    assert together == alone
+    assert [set(one) for one in together] == [{"generated_text"}] * 5
+    assert together == safe_framework.pipeline(model, batch_size=1)(mixed, max_new_tokens=LONGEST)
+
+
+def test_a_sample_is_heard(model: SafeModel, clip: str) -> None:
+    """Law: the answer is that of ``generate`` on the processor's batch."""
+    (found,) = safe_framework.pipeline(model)({"text": "w5", "audio": clip}, max_new_tokens=LONGEST)
+    from safe_framework.data.audio import read_audio
+
+    batch = model.processor("w5", audio=read_audio(clip, RATE))
+    out = model.generate(**batch, max_new_tokens=LONGEST)
+    new = out[:, batch["input_ids"].shape[1] :]
+    assert [found["generated_text"]] == model.processor.batch_decode(new, skip_special_tokens=True)
+    assert found["generated_text"] != said_by_base(model, "w5")
+
+
+@pytest.mark.parametrize("how", ["gate", "mapping", "own", "off"])
+def test_off_is_the_bases_answer(how: str, model: SafeModel, clip: str) -> None:
+    """Law L2: at gate 0, by the call or by the model, and within ``off()``, the base answers."""
+    pipe = safe_framework.pipeline(model)
+    inputs = [{"text": "w5 w6", "audio": clip}, chat({"type": "audio", "path": clip})]
+    expected = [said_by_base(model, "w5 w6"), said_by_base(model, "w9  w10 w11")]
+    if how == "own":
+        model.set_gate(0.0)
+    gate = {"gate": 0.0, "mapping": {"audio": 0.0}}.get(how)
+    if how == "off":
+        with model.off():
+            found = pipe(inputs, max_new_tokens=LONGEST)
+    else:
+        found = pipe(inputs, gate=gate, max_new_tokens=LONGEST)  # type: ignore[arg-type]  # one of both
+    assert [one["generated_text"] for one in found] == expected
+
+
+def test_it_opens_an_adapter(model: SafeModel, clip: str, tmp_path: Path) -> None:
+    """Law: an adapter's folder answers as the model that it was saved from."""
+    inputs = {"question": "w5 w6", "audio": clip}
+    expected = safe_framework.pipeline(model)(inputs, max_new_tokens=LONGEST)
+    place = model.save_pretrained(tmp_path / "adapter")
+    found = safe_framework.pipeline(place, device="cpu")
+    assert found(inputs, max_new_tokens=LONGEST) == expected
+
+
+def test_plain_arrays_need_their_rate(model: SafeModel) -> None:
+    """Law: the rate of arrays is an argument, or stands beside the array."""
+    tone = np.sin(0.2 * np.arange(RATE // 5)).astype(np.float32)
+    pipe = safe_framework.pipeline(model)
+    named = pipe({"text": "w5", "audio": {"array": tone, "sampling_rate": RATE}}, max_new_tokens=2)
+    assert named == pipe({"text": "w5", "audio": tone}, sampling_rate=RATE, max_new_tokens=2)
+    with pytest.raises(SafeError, match="does not say how fast"):
+        pipe({"text": "w5", "audio": tone})
+
+
+MISTAKES = [
+    (7, "is not iterable"),
+    ([7], "a text, a mapping or a chat, not 7\nhint: give "),
+    ({"audio": None}, "a text, a mapping or a chat"),
+    ({"text": "w5", "question": "w6"}, "a text, a mapping or a chat"),
+    ({"text": "w5", "smell": "x"}, "`smell`, which is no modality.*\nhint: attached: audio"),
+]
+
+
+@pytest.mark.parametrize(("inputs", "message"), MISTAKES, ids=str)
+def test_mistakes_are_named(inputs: Any, message: str, model: SafeModel) -> None:
+    """Law: an input that is none is an error that says what one is."""
+    with pytest.raises((SafeError, TypeError), match=message):
+        safe_framework.pipeline(model)(inputs)
+    with pytest.raises(SafeError, match="`batch_size` must be at least 1"):
+        safe_framework.pipeline(model, batch_size=0)
