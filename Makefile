@@ -3,13 +3,14 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check
 EDITABLE := $(PIP) --constraint .ci/constraints.txt --editable
 
-.PHONY: help demo test lint check-real check-browser check-harness check-torchaudio check-zoo check-gpu clean
+.PHONY: help demo test lint bench check-real check-browser check-harness check-torchaudio check-zoo check-gpu clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo        a real model learns to hear: install, train, measure, report"
 	@echo "make test        install, run the test suite"
 	@echo "make lint        style and types"
+	@echo "make bench       what a sense costs in time and memory, as ratios (minutes, on an idle machine)"
 	@echo "make check-real  tests on the packaged pretrained models (minutes)"
 	@echo "make check-browser  report and playground as Chromium shows them"
 	@echo "make check-harness  the tasks of lm-evaluation-harness on base and adapter"
@@ -28,6 +29,9 @@ lint: $(VENV)/.dev
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+
+bench: $(VENV)/.demo
+	@$(VENV)/bin/python benchmarks/speed.py --write-docs
 
 check-real: $(VENV)/.demo $(VENV)/.test
 	@$(VENV)/bin/pytest -m real

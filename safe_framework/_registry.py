@@ -72,11 +72,13 @@ class Registry(Generic[_Plugin]):
             PluginError: no plugin has the name, or several have it.
         """
         owner, _, bare = name.rpartition(":")
-        found = [p for p in self.points() if p.name == bare and owner in ("", _distribution(p))]
+        named = [point for point in group_points(self.group) if point.name == bare]
+        found = [point for point in named if not owner or _distribution(point) == owner]
         if not found:
             raise self._unknown(name)
         if len(found) > 1:
-            owners = " and by ".join(origin(point) for point in found)
+            found.sort(key=origin)
+            owners = " and by ".join(map(origin, found))
             hint = f"write `{_distribution(found[0])}:{bare}` to choose one"
             raise PluginError(f"{self.kind} `{name}` is provided by {owners}", hint=hint)
         return found[0]

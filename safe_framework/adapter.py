@@ -22,6 +22,7 @@ from safe_framework.errors import AdapterError
 from safe_framework.fingerprint import fingerprint, text_fingerprint, tokenizer_fingerprint
 from safe_framework.layers import text_config
 from safe_framework.modality import Modality
+from safe_framework.recall import recalled
 from safe_framework.stage_b.change import named, original
 
 if TYPE_CHECKING:
@@ -190,13 +191,16 @@ def base_identity(model: SafeModel) -> dict[str, str]:
     config = text_config(model.base)
     facts = {name: getattr(config, name, None) for name in _READS_WEIGHTS}
     with original(model):
-        weights = fingerprint(model.base)
+        weights = recalled(
+            model.base, f"weights {model.seal.glance}", lambda: fingerprint(model.base)
+        )
+    words = recalled(model.base, "tokenizer", lambda: tokenizer_fingerprint(model.tokenizer))
     return {
         "class": type(model.base).__name__,
         "model": model.recipe.base.model if model.recipe else "",
         "weights": weights,
         "config": text_fingerprint(facts),
-        "tokenizer": tokenizer_fingerprint(model.tokenizer),
+        "tokenizer": words,
     }
 
 

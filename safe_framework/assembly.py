@@ -26,6 +26,7 @@ from safe_framework.errors import AdapterError, SafeError
 from safe_framework.layers import Side
 from safe_framework.markers import inline_tokens
 from safe_framework.model import SafeModel
+from safe_framework.recall import origin_of, recalling
 
 if TYPE_CHECKING:
     from safe_framework.encoder import Encoder
@@ -56,10 +57,11 @@ def build(
         UnsupportedBaseError: the base cannot be served.
     """
     checked = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    base, tokenizer = load_base(checked.base, trust_remote_code=trust_remote_code)
+    base, tokenizer, origin = _loaded(checked, trust_remote_code)
     if device is not None:
         base = base.to(device)
-    return attach(base, tokenizer, recipe=checked, example=example)
+    with recalling(base, origin if example is None else None):
+        return attach(base, tokenizer, recipe=checked, example=example)
 
 
 def attach(
@@ -140,20 +142,29 @@ def load(
         AdapterError: a folder is not a whole adapter, was made for another base, or holds a
             modality that another one holds too.
     """
-    recipe = _recipe_in(Path(folder))
+    recipe, origin = _recipe_in(Path(folder)), None
     if base is None:
-        base, tokenizer = load_base(recipe.base, trust_remote_code=trust_remote_code)
+        base, tokenizer, origin = _loaded(recipe, trust_remote_code)
     if device is not None:
         base = base.to(device)
-    model = attach(base, tokenizer, recipe=recipe, example=example)
-    try:
-        load_tensors(model, Path(folder), recipe.modalities)
-        for place in map(Path, more):
-            _load_beside(model, place)
-    except BaseException:
-        model.detach()  # a caller's base keeps no hook of a model that was refused
-        raise
+    with recalling(base, origin if example is None else None):
+        model = attach(base, tokenizer, recipe=recipe, example=example)
+        try:
+            load_tensors(model, Path(folder), recipe.modalities)
+            for place in map(Path, more):
+                _load_beside(model, place)
+        except BaseException:
+            model.detach()  # a caller's base keeps no hook of a model that was refused
+            raise
     return model
+
+
+def _loaded(recipe: Recipe, trust_remote_code: bool) -> tuple[nn.Module, Any, str | None]:
+    """A recipe's base and tokenizer, and their origin if the files stood still meanwhile."""
+    before = None if trust_remote_code else origin_of(recipe.base)
+    base, tokenizer = load_base(recipe.base, trust_remote_code=trust_remote_code)
+    still = before is not None and before == origin_of(recipe.base)
+    return base, tokenizer, before if still else None
 
 
 def _recipe_in(place: Path) -> Recipe:

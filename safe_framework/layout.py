@@ -51,3 +51,9 @@ def layout_of(shape: tuple[int, ...], batch: int) -> Layout | None:
     by_axes = {3: (PLAIN, LENGTH_FIRST), 4: (STREAMS_INSIDE, STREAMS_OUTSIDE)}
     known = by_axes.get(len(shape), ())
     return next((layout for layout in known if shape[layout.batch] == batch), None)
+
+
+def layout_named(axes: str) -> Layout:
+    """The known layout with these axes."""
+    known = (PLAIN, LENGTH_FIRST, STREAMS_INSIDE, STREAMS_OUTSIDE)
+    return next(layout for layout in known if layout.axes == axes)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from safe_framework.attachment import LayerCall, hidden_of, with_hidden
 from safe_framework.errors import UnsupportedBaseError
-from safe_framework.layout import PLAIN, Layout, layout_of
+from safe_framework.layout import PLAIN, Layout, layout_named, layout_of
+from safe_framework.recall import recalled
 from safe_framework.vocabulary import ordinary_ids
 
 _ROWS, _LENGTH, _WORDS = 3, 5, 4
@@ -79,6 +80,22 @@ def probe(base: nn.Module, paths: Sequence[str], example: Mapping[str, Any]) -> 
         UnsupportedBaseError: the base did not run, no layer was called, or their hidden states
             are of an unknown kind; the message says what was seen.
     """
+    question = f"layers of {', '.join(paths)}"
+    return _unpacked(recalled(base, question, lambda: _packed(_probed(base, paths, example))))
+
+
+def _packed(stack: LayerStack) -> dict[str, Any]:
+    """A stack as JSON can hold it, which has no numbers for keys."""
+    unserved = list(stack.unserved.items())
+    return attrs.asdict(stack) | {"layout": stack.layout.axes, "unserved": unserved}
+
+
+def _unpacked(kept: Mapping[str, Any]) -> LayerStack:
+    layout, unserved = layout_named(kept["layout"]), dict(kept["unserved"])
+    return LayerStack(**{**kept, "layout": layout, "unserved": unserved})
+
+
+def _probed(base: nn.Module, paths: Sequence[str], example: Mapping[str, Any]) -> LayerStack:
     looks = {path: [_Look() for _ in _layers(base, path)] for path in paths}
     layers = [layer for path in paths for layer in _layers(base, path)]
     with _watching(layers, [look for found in looks.values() for look in found]):
@@ -114,6 +131,13 @@ def check_arrival(
                 f"{stack.unserved[layer]}",
                 hint=f"choose other `layers`; {_served(stack)} can be used",
             )
+    question = f"arrival at {list(wanted)} of {stack.path}"
+    recalled(base, question, lambda: _check_pushes(base, stack, wanted, example))
+
+
+def _check_pushes(
+    base: nn.Module, stack: LayerStack, wanted: Sequence[int], example: Mapping[str, Any]
+) -> None:
     reference = _run(base, example)
     for layer in wanted:
         with _watching([stack.of(base)[layer]], [_Push(stack)]):

@@ -6,6 +6,7 @@ type, the counter that every in-place operation of torch raises, and the bits at
 
 from __future__ import annotations
 
+import hashlib
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -86,6 +87,14 @@ class Seal:
             replaced=dict(_replaced(modules)),
             training=tuple(path for path, module in modules.items() if module.training),
         )
+
+    @property
+    def glance(self) -> str:
+        """A hash of what the tensors are recognised by: shapes, types, and bits at some places."""
+        seen = hashlib.sha256()
+        for path, mark in sorted(self.tensors.items()):
+            seen.update(f"{path}|{mark.shape}|{mark.dtype}|".encode() + mark.sample)
+        return seen.hexdigest()
 
 
 def _tensors(base: nn.Module) -> Iterator[tuple[str, TensorMark]]:

@@ -1,0 +1,133 @@
+"""Speed as ratios: what a sense costs a base while it is off and while it is heard.
+
+    python benchmarks/speed.py --write-docs
+
+Arms take turns within one process, so that a slow minute of the machine falls on all of them;
+each number is the median of the rounds' ratios, with its quartiles. Numbers for the page are to be
+taken on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from rich.console import Console
+from speed_measures import (
+    calls_of,
+    certificate,
+    decode,
+    encoding,
+    in_child,
+    loading,
+    memory,
+    memory_of,
+    operation_rows,
+    prefill,
+    starting,
+    step_rows,
+)
+from speed_model import MODALITY, recipe_of, waken
+from speed_rows import Row, page, replaced, shown
+
+from safe_framework.assembly import build
+from safe_framework.data.audio import Waveform
+from safe_framework.model import SafeModel
+from safe_framework.run import versions
+
+PAGE = Path(__file__).with_name("README.md")
+GROUPS = ("off", "prefill", "decode", "memory", "loading", "starting", "certificate")
+
+
+def measured(
+    wanted: Sequence[str], lengths: Sequence[int], rounds: int, tell: Callable[[Any], None]
+) -> dict[str, list[Row]]:
+    """The rows of each wanted group, told as soon as they are known."""
+    found: dict[str, list[Row]] = {}
+    recipe = recipe_of()
+    loads = loading(recipe, max(3, rounds // 2)) if "loading" in wanted else []
+    model = waken(build(recipe))
+    groups: Mapping[str, Callable[[], list[Row]]] = {
+        "off": lambda: operation_rows(calls_of(model, MODALITY, 128)),
+        "prefill": lambda: _prefills(model, lengths, rounds),
+        "decode": lambda: _decodings(model, lengths, max(3, rounds // 2)),
+        "memory": lambda: memory(max(lengths), lambda arm, n: in_child(arm, n, __file__)),
+        "loading": lambda: loads,
+        "starting": lambda: starting(max(3, rounds // 3)),
+        "certificate": lambda: certificate(model),
+    }
+    for name in wanted:
+        with torch.no_grad():
+            found[name] = groups[name]()
+        tell(shown(name, found[name]))
+    return found
+
+
+def _prefills(model: SafeModel, lengths: Sequence[int], rounds: int) -> list[Row]:
+    rows = encoding(model, MODALITY, Waveform(np.zeros(16_000, np.float32), 16_000), rounds)
+    for length in lengths:
+        fewer = max(3, rounds * 128 // max(length, 128))
+        rows += prefill(calls_of(model, MODALITY, length), fewer)
+    return rows
+
+
+def _decodings(model: SafeModel, lengths: Sequence[int], rounds: int) -> list[Row]:
+    rows = step_rows(calls_of(model, MODALITY, min(lengths)))
+    for length in lengths:
+        rows += decode(calls_of(model, MODALITY, length), rounds, steps=12)
+    return rows
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on beside versions."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+    }
+
+
+def _processor() -> str:
+    place = Path("/proc/cpuinfo")
+    lines = place.read_text("utf-8").splitlines() if place.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def main() -> None:
+    """Read the command line, measure, print and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--lengths", type=int, nargs="+", default=[32, 128, 512])
+    parser.add_argument("--rounds", type=int, default=21, help="at 128 words; fewer at more")
+    parser.add_argument("--output", type=Path, default=Path("runs/speed.json"))
+    parser.add_argument("--write-docs", action="store_true", help="put the table into README.md")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.memory_of:
+        print(json.dumps(memory_of(chosen.memory_of, chosen.lengths[0])))
+        return
+    console, before = Console(width=120), os.getloadavg()[0]
+    rows = measured(chosen.groups, chosen.lengths, chosen.rounds, console.print)
+    result = {
+        "machine": machine() | {"load": [before, os.getloadavg()[0]]},
+        "versions": versions(),
+        "groups": {name: [attrs.asdict(row) for row in found] for name, found in rows.items()},
+    }
+    chosen.output.parent.mkdir(parents=True, exist_ok=True)
+    chosen.output.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    if chosen.write_docs:
+        PAGE.write_text(replaced(PAGE.read_text("utf-8"), page(result)), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
