@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from safe_framework import BaseFacts, FusionAdapter, Memory, Tokens
 from safe_framework.attention import CrossAttention, CrossAttentions
+from safe_framework.folding import plain_weight, watched
 from safe_framework.fusion import chosen_layers
 
 Target = Literal["query", "key", "value"]
@@ -68,7 +69,8 @@ class LoraFusion(FusionAdapter):
             {
                 layer: CrossAttention(base, layer, init=init, heads=heads, nothing=True)
                 for layer in self.layers
-            }
+            },
+            _weight_of,
         )
         # DoRA divides by a projection's norm, so that the output, which is zero, cannot have it.
         groups = (
@@ -118,3 +120,18 @@ class LoraFusion(FusionAdapter):
     def forward(self, hidden: Tensor, memory: Memory, layer: int) -> Tensor:
         """The attention's output for each position, (batch, length, hidden)."""
         return self.blocks.attend(hidden, memory, layer)
+
+
+def _weight_of(projection: nn.Module) -> Tensor | None:
+    """A projection's frozen matrix and its pairs in one; None where they are more than a sum."""
+    from peft.tuners.lora import Linear as LoraLinear
+
+    if not isinstance(projection, LoraLinear):
+        return plain_weight(projection)
+    if projection.disable_adapters or projection.lora_variant or watched(projection):
+        return None
+    weight = plain_weight(projection.get_base_layer())
+    if weight is None or projection.merged:
+        return weight
+    pairs = [name for name in projection.active_adapters if name in projection.lora_A]
+    return sum((projection.get_delta_weight(name) for name in pairs), weight)
