@@ -165,8 +165,9 @@ def test_an_option_out_of_range_is_named(
 
 
 @pytest.mark.parametrize("architecture", [WhisperModel, WhisperForConditionalGeneration])
-def test_weights_are_those_of_either_whole_model(folder: str, architecture: Any) -> None:
+def test_weights_are_those_of_either_whole_model(tmp_path: Path, architecture: Any) -> None:
     """Law: it reads the encoder's own weights, however the checkpoint was written."""
+    folder = write_whisper(tmp_path)
     with quietly():
         whole = architecture.from_pretrained(folder)
         whole.save_pretrained(folder)
@@ -176,8 +177,9 @@ def test_weights_are_those_of_either_whole_model(folder: str, architecture: Any)
     assert all(torch.equal(seen[name], expected[name]) for name in expected)
 
 
-def test_a_checkpoint_without_a_weight_is_refused(folder: str) -> None:
+def test_a_checkpoint_without_a_weight_is_refused(tmp_path: Path) -> None:
     """Law: a weight of the encoder that the checkpoint lacks is an error, not a random one."""
+    folder = write_whisper(tmp_path)
     path = Path(folder, "model.safetensors")
     kept = {name: t for name, t in load_file(path).items() if "encoder.layers.0.fc1.w" not in name}
     save_file(kept, path, metadata={"format": "pt"})
