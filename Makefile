@@ -3,7 +3,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check
 EDITABLE := $(PIP) --constraint .ci/constraints.txt --editable
 
-.PHONY: help demo test lint bench check-real check-browser check-harness check-torchaudio check-zoo check-gpu clean
+.PHONY: help demo test lint bench check-real check-browser check-harness check-torchaudio check-deepspeed check-zoo check-gpu clean
 .DELETE_ON_ERROR:
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make check-browser  report and playground as Chromium shows them"
 	@echo "make check-harness  the tasks of lm-evaluation-harness on base and adapter"
 	@echo "make check-torchaudio  tests on a torchaudio that is kept apart"
+	@echo "make check-deepspeed  two processes under DeepSpeed, which is kept apart"
 	@echo "make check-zoo   the laws on every architecture of transformers (minutes)"
 	@echo "make check-gpu   the certificate on a CUDA device"
 	@echo "make clean       remove what these commands made, but for runs/"
@@ -48,6 +49,9 @@ check-harness: $(VENV)/.test $(VENV)/.harness
 check-torchaudio: $(VENV)/.test $(VENV)/torchaudio
 	@PYTHONPATH=$(CURDIR)/$(VENV)/torchaudio $(VENV)/bin/pytest -m torchaudio tests/with_torchaudio
 
+check-deepspeed: $(VENV)/.test $(VENV)/deepspeed
+	@PYTHONPATH=$(CURDIR)/$(VENV)/deepspeed DS_ACCELERATOR=cpu $(VENV)/bin/pytest -m deepspeed tests/run
+
 check-zoo: $(VENV)/.test
 	@$(VENV)/bin/python -m tests.zoo
 
@@ -77,6 +81,13 @@ $(VENV)/torchaudio: Makefile | $(VENV)/bin/python
 	@rm -rf $@ $@.part
 	@$(PIP) --no-deps --target $@.part torchaudio==2.11.0
 	@rm $@.part/torchaudio/lib/*.so
+	@mv $@.part $@
+	@touch $@
+
+# Its source looks for torch while it is built, so it is built where torch is; it compiles nothing yet.
+$(VENV)/deepspeed: Makefile .ci/deepspeed.txt | $(VENV)/bin/python
+	@rm -rf $@ $@.part
+	@DS_BUILD_OPS=0 $(PIP) --no-deps --no-build-isolation --target $@.part --requirement .ci/deepspeed.txt
 	@mv $@.part $@
 	@touch $@
 

@@ -99,6 +99,7 @@ def test_make_targets_exist(readme):
         "check-torchaudio",
         "check-browser",
         "check-harness",
+        "check-deepspeed",
     } == targets
     makefile = (ROOT / "Makefile").read_text("utf-8")
     assert [target for target in targets if f"\n{target}:" not in makefile] == []

@@ -76,7 +76,8 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
 
 def environment(**more: str) -> dict[str, str]:
     """Of processes that are to find the tests, on one core each."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **more}
 
 
 def test_some_devices_hear_nothing_at_some_steps(rows: list[dict[str, str]], plain: Path) -> None:
@@ -99,6 +100,12 @@ def test_some_devices_hear_nothing_at_some_steps(rows: list[dict[str, str]], pla
             "fsdp2",
             "gradient_accumulation_steps = 2\ngradient_checkpointing = true",
             "2 processes, which share the base's layers\n",
+        ),
+        pytest.param(
+            "deepspeed",
+            "gradient_accumulation_steps = 2",
+            "2 processes\n",
+            marks=pytest.mark.deepspeed,
         ),
     ],
 )
