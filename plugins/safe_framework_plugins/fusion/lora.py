@@ -12,7 +12,7 @@ which the modality does not concern can leave it alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -133,5 +133,10 @@ def _weight_of(projection: nn.Module) -> Tensor | None:
     weight = plain_weight(projection.get_base_layer())
     if weight is None or projection.merged:
         return weight
-    pairs = [name for name in projection.active_adapters if name in projection.lora_A]
-    return sum((projection.get_delta_weight(name) for name in pairs), weight)
+    for name in (name for name in projection.active_adapters if name in projection.lora_A):
+        pair: tuple[Any, Any] = projection.lora_A[name], projection.lora_B[name]
+        down, up = (part.weight for part in pair)
+        if projection.lora_bias[name] or not weight.dtype == up.dtype == down.dtype:
+            return None
+        weight = weight.addmm(up, down, alpha=projection.scaling[name])  # in one pass over it
+    return weight
