@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from speed_model import (
     MANY_TOKENS,
+    MODALITY,
     TOKENS,
     Calls,
     recipe_of,
@@ -27,11 +28,11 @@ from speed_rows import Row, amount, ratio
 from speed_turns import Seconds, compare, taking_turns
 
 from safe_framework._recipe import Recipe
-from safe_framework.assembly import build, encoders_of, load
+from safe_framework.assembly import build, load
 from safe_framework.base import load_base
 from safe_framework.certificate.trace import Operation, trace_difference
 from safe_framework.certificate.verification import verify
-from safe_framework.checkpoints import quietly
+from safe_framework.checkpoints import locate, quietly
 from safe_framework.model import SafeModel
 
 OFF, PREFILL, DECODE, BUILD, LOAD = 1.02, 1.08, 1.06, 1.1, 0.3
@@ -168,7 +169,7 @@ def loading(recipe: Recipe, rounds: int) -> list[Row]:
         waken(model).save_pretrained(folder)
         arms: dict[str, Callable[[], float | None]] = {
             "base": lambda: _making(lambda: load_base(recipe.base)),
-            "parts": lambda: _making(lambda: (load_base(recipe.base), encoders_of(recipe))),
+            "parts": lambda: _making(lambda: (load_base(recipe.base), whisper_of(recipe))),
             "build": lambda: _making(lambda: build(recipe)),
             "load": lambda: _making(lambda: load(folder)),
             "load on base": lambda: _on_base(folder, model),
@@ -185,6 +186,14 @@ def loading(recipe: Recipe, rounds: int) -> list[Row]:
         amount("load on a base in memory, whose weights are hashed", found["load on base"], "s"),
         amount("save", found["save"], "s"),
     ]
+
+
+def whisper_of(recipe: Recipe) -> tuple[Any, Any]:
+    """The whole Whisper and its feature extractor, as one would load them without us."""
+    from transformers import WhisperFeatureExtractor, WhisperModel
+
+    place = locate(recipe.modalities[MODALITY].encoder.options["model"])
+    return WhisperModel.from_pretrained(place), WhisperFeatureExtractor.from_pretrained(place)
 
 
 def _making(make: Callable[[], object]) -> float:

@@ -15,12 +15,17 @@ from typing import Annotated, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from safe_framework.folding import (
+    CLAMP,
+    MASKED,
+    Folded,
+    WeightOf,
+    exact,
+    fold,
+    pays,
+    plain_weight,
+)
 from safe_framework.shapes import BaseFacts, Memory, Tokens
-
-CLAMP = 50.0
-"""Scores stay between minus and plus this."""
-MASKED = -1e4
-"""The score of a masked token; beside any other, its share is exactly 0 in float32."""
 
 _OBSERVER: ContextVar[Callable[[Tensor], None] | None] = ContextVar(
     "safe_framework_observer", default=None
@@ -74,7 +79,7 @@ def attend(
         nothing: each head's score of attending to nothing, (heads,); None for no such choice.
         dropout: part of the shares that is dropped.
     """
-    with torch.autocast(query.device.type, enabled=False):
+    with exact(query.device.type):
         scores = query.float() @ key.float().mT / query.shape[-1] ** 0.5
         scores = scores.clamp(-CLAMP, CLAMP).masked_fill(~mask[:, None, None], MASKED)
         if nothing is None:
@@ -164,6 +169,27 @@ class CrossAttention(nn.Module):
         out: Tensor = self.output(context.transpose(1, 2).flatten(2))  # (batch, length, hidden)
         return out
 
+    def folded(
+        self, key: Tensor, value: Tensor, mask: Tensor, weight_of: WeightOf
+    ) -> Folded | None:
+        """Keys and values with the projections in them; None where that cannot be or pay."""
+        if not pays(key, self.nothing is not None):
+            return None
+        query, output = weight_of(self.query), weight_of(self.output)
+        if query is None or output is None:
+            return None
+        return fold(key, value, mask, query, output, self.nothing)
+
+    def from_folded(
+        self, hidden: Annotated[Tensor, "batch length hidden"], folded: Folded
+    ) -> Annotated[Tensor, "batch length hidden"]:
+        """As ``forward``, of keys and values that have the projections in them."""
+        shares = folded.shares(unit_rms(hidden) if self.norm_query else hidden)
+        if _ever_observed:
+            seen = shares.transpose(1, 2)  # (batch, heads, length, columns)
+            _tell(seen if self.nothing is None else seen[..., :-1])
+        return folded.given(shares).to(hidden.dtype)
+
     def _split(self, values: Tensor) -> Tensor:
         batch, length, width = values.shape
         heads = values.reshape(batch, length, self.heads, width // self.heads)
@@ -175,28 +201,49 @@ class CrossAttentions(nn.ModuleDict):
 
     Args:
         blocks: by layer.
+        weight_of: the matrix of a query or output projection, where it is more than a linear layer.
     """
 
-    def __init__(self, blocks: Mapping[int, CrossAttention]) -> None:
+    def __init__(
+        self, blocks: Mapping[int, CrossAttention], weight_of: WeightOf = plain_weight
+    ) -> None:
         super().__init__({str(layer): block for layer, block in blocks.items()})
+        self._weight_of = weight_of
 
     def remember(self, tokens: Tokens) -> Memory:
-        """Keys and values of every layer, each (batch, heads, tokens, dim)."""
+        """Keys and values of every layer, each (batch, heads, tokens, dim), and them folded."""
         kept: dict[str, Tensor] = {}
         values = torch.where(tokens.mask.unsqueeze(-1), tokens.values, 0.0)  # 0 * NaN is NaN
+        folding = not torch.is_grad_enabled() and not self.training
         for layer in self:
-            key, value = self.at(layer).keys_and_values(values)
+            block = self.at(layer)
+            key, value = block.keys_and_values(values)
             kept |= {f"key.{layer}": key, f"value.{layer}": value}
+            folded = block.folded(key, value, tokens.mask, self._weight_of) if folding else None
+            if folded is not None:
+                kept |= {f"{name}.{layer}": getattr(folded, part) for name, part in _FOLDED.items()}
         return Memory(kept, tokens.mask)
 
     def attend(
         self, hidden: Annotated[Tensor, "batch length hidden"], memory: Memory, layer: int
     ) -> Annotated[Tensor, "batch length hidden"]:
         """What the attention of ``layer`` gives to each position."""
-        key, value = memory.tensors[f"key.{layer}"], memory.tensors[f"value.{layer}"]
-        given: Tensor = self.at(layer)(hidden, key, value, memory.mask)
+        kept, block = memory.tensors, self.at(layer)
+        if not torch.is_grad_enabled() and f"folded_keys.{layer}" in kept:
+            return block.from_folded(hidden, Folded(*[kept[f"{name}.{layer}"] for name in _FOLDED]))
+        key, value = kept[f"key.{layer}"], kept[f"value.{layer}"]
+        given: Tensor = block(hidden, key, value, memory.mask)
         return given
 
     def at(self, layer: int | str) -> CrossAttention:
         """The block of ``layer``."""
         return cast(CrossAttention, self[str(layer)])
+
+
+_FOLDED = {
+    "folded_keys": "keys",
+    "folded_values": "values",
+    "folded_filling": "filling",
+    "folded_open": "open",
+}
+"""Names in a memory of the parts of a ``Folded``, in its order."""

@@ -47,9 +47,15 @@ class ActiveSense:
     layout: Layout = PLAIN
     tokens: Tokens | None = None
     around: Callable[[int], AbstractContextManager[None]] | None = None
-    _expanded: dict[tuple[int, torch.device], tuple[Memory, Tensor, Tensor]] = attrs.field(
+    _expanded: dict[tuple[int, torch.device], tuple[Memory, Tensor, Tensor | None]] = attrs.field(
         factory=dict, init=False
     )
+    _dtype: torch.dtype | None = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Look for the adapter's type once, since every layer and step asks for it."""
+        floating = (p.dtype for p in self.fusion.parameters() if p.is_floating_point())
+        self._dtype = next(floating, None)
 
     def apply(self, hidden: Tensor, layer: int) -> Tensor:
         """Hidden states in which the present rows carry the gated delta of ``layer``.
@@ -63,7 +69,8 @@ class ActiveSense:
         everyone = len(rows) == hidden.shape[self.layout.batch]
         mine = hidden if everyone else hidden.index_select(self.layout.batch, rows)
         delta = self._propose(self.layout.shown(mine), memory, layer)
-        scaled = self.layout.spread(gates.to(delta.dtype) * delta).to(hidden.dtype)
+        gated = delta if gates is None else gates.to(delta.dtype) * delta
+        scaled = self.layout.spread(gated).to(hidden.dtype)
         fused = mine + scaled
         if not torch.is_grad_enabled():  # adding 0.0 to -0.0 flips its sign bit
             fused = torch.where(scaled == 0, mine, fused)
@@ -72,8 +79,11 @@ class ActiveSense:
             return hidden.clone().index_copy_(self.layout.batch, rows, fused)
         return fused if fused.stride() == hidden.stride() else hidden.clone().copy_(fused)
 
-    def _for(self, hidden: Tensor) -> tuple[Memory, Tensor, Tensor]:
-        """Memory, rows and gates for the copies in this layer call, computed once for each."""
+    def _for(self, hidden: Tensor) -> tuple[Memory, Tensor, Tensor | None]:
+        """Memory, rows and gates for the copies in this layer call, computed once for each.
+
+        The gates are None where all are 1, by which nothing has to be multiplied.
+        """
         samples = hidden.shape[self.layout.batch]
         copies, rest = divmod(samples, self.batch)
         if rest:
@@ -86,20 +96,20 @@ class ActiveSense:
             self._expanded[key] = self._expand(copies, hidden.device)
         return self._expanded[key]
 
-    def _expand(self, copies: int, device: torch.device) -> tuple[Memory, Tensor, Tensor]:
+    def _expand(self, copies: int, device: torch.device) -> tuple[Memory, Tensor, Tensor | None]:
         memory, rows, gates = self.memory.to(device), self.rows.to(device), self.gates.to(device)
         if copies > 1:
             sample = torch.arange(len(rows), device=device).repeat_interleave(copies)
             copy = torch.arange(copies, device=device).repeat(len(rows))
             memory, gates = memory.rows(sample), gates[sample]
             rows = rows[sample] * copies + copy
-        return memory, rows, gates[:, None, None]
+        return memory, rows, None if bool((gates == 1).all()) else gates[:, None, None]
 
     def _propose(self, hidden: Tensor, memory: Memory, layer: int) -> Tensor:
         """The plugin's delta; it is shown a copy, so nothing it writes reaches the base."""
         grad = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(grad):
-            shown = hidden.clone().to(_dtype_of(self.fusion, hidden.dtype))
+            shown = hidden.clone().to(self._dtype or hidden.dtype)
             version = shown._version
             try:
                 delta = self._given(shown, memory, layer)
@@ -127,11 +137,6 @@ class ActiveSense:
             f"`{self.name}` {what}",
             hint="a fusion adapter must return a new delta of the same shape",
         )
-
-
-def _dtype_of(fusion: FusionAdapter, default: torch.dtype) -> torch.dtype:
-    floating = (p.dtype for p in fusion.parameters() if p.is_floating_point())
-    return next(floating, default)
 
 
 @attrs.define(eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain, islice
 from typing import Any
 
 from torch import nn
@@ -25,7 +26,8 @@ def ordinary_ids(base: nn.Module, count: int) -> list[int]:
     """
     special, size = special_ids(base.config), vocabulary_size(base)
     start = size // 3  # the first ids are often special without being named
-    ids = [word for word in (*range(start, size), *range(start)) if word not in special][:count]
+    words = (word for word in chain(range(start, size), range(start)) if word not in special)
+    ids = list(islice(words, count))
     if len(ids) < count:
         raise UnsupportedBaseError(
             f"`{type(base).__name__}` has {len(ids)} ordinary token ids, fewer than {count}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from safe_framework.checkpoints.location import locate
@@ -10,7 +11,12 @@ from safe_framework.errors import CheckpointError
 
 
 def load_pretrained(
-    checkpoint: str, architecture: Any, *preparers: Any, kind: str, title: str
+    checkpoint: str,
+    architecture: Any,
+    *preparers: Any,
+    kind: str,
+    title: str,
+    key_mapping: Mapping[str, str] | None = None,
 ) -> tuple[Any, ...]:
     """Load a model in float32 and its preparers, and nothing that is not in the checkpoint.
 
@@ -20,6 +26,8 @@ def load_pretrained(
         *preparers: classes of its feature extractor, tokenizer or the like.
         kind: the ``model_type`` that the checkpoint's config must name.
         title: what messages call such a model, as ``"Whisper"``.
+        key_mapping: patterns of weights' names and what stands there instead, where the class is
+            a part of what the checkpoint holds.
 
     Returns:
         The model in evaluation mode, then each preparer.
@@ -37,7 +45,10 @@ def load_pretrained(
             if found != kind:
                 raise CheckpointError(f"`{checkpoint}` is a {found}, not a {title}")
             model, report = architecture.from_pretrained(
-                place, dtype=torch.float32, output_loading_info=True
+                place,
+                dtype=torch.float32,
+                output_loading_info=True,
+                key_mapping=None if key_mapping is None else dict(key_mapping),
             )
             others = [preparer.from_pretrained(place) for preparer in preparers]
     except (OSError, ValueError, RuntimeError) as error:

@@ -2,11 +2,13 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, WhisperModel
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, WhisperForConditionalGeneration, WhisperModel
 
 from safe_framework.checkpoints import quietly
 from safe_framework.data.audio import Waveform
@@ -160,6 +162,29 @@ def test_an_option_out_of_range_is_named(
     """Law: the message starts with the option's name and says its range."""
     with pytest.raises(ValueError, match=words):
         WhisperEncoder(model=folder, **options)  # type: ignore[arg-type]  # mypy joins the types
+
+
+@pytest.mark.parametrize("architecture", [WhisperModel, WhisperForConditionalGeneration])
+def test_weights_are_those_of_either_whole_model(tmp_path: Path, architecture: Any) -> None:
+    """Law: it reads the encoder's own weights, however the checkpoint was written."""
+    folder = write_whisper(tmp_path)
+    with quietly():
+        whole = architecture.from_pretrained(folder)
+        whole.save_pretrained(folder)
+    expected = whole.get_encoder().state_dict()
+    seen = WhisperEncoder(model=folder).encoder.state_dict()
+    assert seen.keys() == expected.keys()
+    assert all(torch.equal(seen[name], expected[name]) for name in expected)
+
+
+def test_a_checkpoint_without_a_weight_is_refused(tmp_path: Path) -> None:
+    """Law: a weight of the encoder that the checkpoint lacks is an error, not a random one."""
+    folder = write_whisper(tmp_path)
+    path = Path(folder, "model.safetensors")
+    kept = {name: t for name, t in load_file(path).items() if "encoder.layers.0.fc1.w" not in name}
+    save_file(kept, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks 1 weights, such as `layers\.0\.fc1\.weight"):
+        WhisperEncoder(model=folder)
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:

@@ -45,13 +45,18 @@ class WhisperEncoder(Encoder):
     def __init__(
         self, *, model: str, layer: int | None = None, seconds: float | None = None
     ) -> None:
-        from transformers import WhisperFeatureExtractor, WhisperModel
+        from transformers import WhisperFeatureExtractor
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder as Architecture
 
         super().__init__()
-        whole, self._extractor = load_pretrained(
-            model, WhisperModel, WhisperFeatureExtractor, kind="whisper", title="Whisper"
+        self.encoder, self._extractor = load_pretrained(
+            model,
+            Architecture,
+            WhisperFeatureExtractor,
+            kind="whisper",
+            title="Whisper",
+            key_mapping={r"^(model\.)?encoder\.": ""},  # the decoder's weights are never read
         )
-        self.encoder = whole.encoder
         self.dim = self.encoder.config.d_model
         self.sampling_rate = self._extractor.sampling_rate
         self._stride = _stride(self.encoder, self._extractor)

@@ -12,12 +12,13 @@ which the modality does not concern can leave it alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from safe_framework import BaseFacts, FusionAdapter, Memory, Tokens
 from safe_framework.attention import CrossAttention, CrossAttentions
+from safe_framework.folding import plain_weight, watched
 from safe_framework.fusion import chosen_layers
 
 Target = Literal["query", "key", "value"]
@@ -68,7 +69,8 @@ class LoraFusion(FusionAdapter):
             {
                 layer: CrossAttention(base, layer, init=init, heads=heads, nothing=True)
                 for layer in self.layers
-            }
+            },
+            _weight_of,
         )
         # DoRA divides by a projection's norm, so that the output, which is zero, cannot have it.
         groups = (
@@ -118,3 +120,23 @@ class LoraFusion(FusionAdapter):
     def forward(self, hidden: Tensor, memory: Memory, layer: int) -> Tensor:
         """The attention's output for each position, (batch, length, hidden)."""
         return self.blocks.attend(hidden, memory, layer)
+
+
+def _weight_of(projection: nn.Module) -> Tensor | None:
+    """A projection's frozen matrix and its pairs in one; None where they are more than a sum."""
+    from peft.tuners.lora import Linear as LoraLinear
+
+    if not isinstance(projection, LoraLinear):
+        return plain_weight(projection)
+    if projection.disable_adapters or projection.lora_variant or watched(projection):
+        return None
+    weight = plain_weight(projection.get_base_layer())
+    if weight is None or projection.merged:
+        return weight
+    for name in (name for name in projection.active_adapters if name in projection.lora_A):
+        pair: tuple[Any, Any] = projection.lora_A[name], projection.lora_B[name]
+        down, up = (part.weight for part in pair)
+        if projection.lora_bias[name] or not weight.dtype == up.dtype == down.dtype:
+            return None
+        weight = weight.addmm(up, down, alpha=projection.scaling[name])  # in one pass over it
+    return weight
