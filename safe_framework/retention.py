@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from safe_framework.comparison import Comparison
     from safe_framework.model import SafeModel
     from safe_framework.retention_store import RetentionStore
 
@@ -28,6 +29,8 @@ class RetentionRegularizer(ABC):  # noqa: B024  # each method has a default: ove
         every_step: whether it wants a batch of them at each step, for ``penalty``; if not, they
             are given to ``begin`` alone, and a step costs no forward pass more.
         lets_the_base_change: whether it can defend a base that is trained too, as in stage B.
+        temperatures: at which ``penalty_of`` takes a divergence: what the base has to say at them
+            is computed before the first step, where it is kept.
 
     Laws:
         zero_at_base: the penalty is 0 where the outputs are the base's, and the parameter
@@ -40,6 +43,7 @@ class RetentionRegularizer(ABC):  # noqa: B024  # each method has a default: ove
     counterfactual: tuple[str, ...] = ()
     every_step: bool = True
     lets_the_base_change: bool = True
+    temperatures: tuple[float, ...] = ()
 
     def begin(
         self, model: SafeModel, examples: Sequence[Mapping[str, Tensor]], store: RetentionStore
@@ -75,6 +79,17 @@ class RetentionRegularizer(ABC):  # noqa: B024  # each method has a default: ove
         Training gives the words of all its texts as one row; they are to be taken one by one.
         """
         return None
+
+    def penalty_of(self, comparison: Comparison) -> Tensor | None:
+        """What training asks for: ``penalty`` of a comparison's logits, if not overridden.
+
+        Override it, beside ``penalty``, where all that is needed of the logits is a divergence:
+        ``comparison.divergence(T)`` does not make them.
+
+        Args:
+            comparison: of the words of a step's texts, where all of them count.
+        """
+        return self.penalty(comparison.logits, comparison.base_logits, comparison.mask)
 
     def parameter_penalty(self) -> Tensor | None:
         """A scalar to add to the loss at each step that depends on the parameters alone."""

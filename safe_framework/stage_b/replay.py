@@ -20,7 +20,7 @@ from safe_framework.retention_store import Progress
 from safe_framework.stage_b.change import original
 from safe_framework.training.batches import attention_mask, pad_right
 from safe_framework.training.capture import on_device
-from safe_framework.training.losses import logits_at
+from safe_framework.training.comparing import Comparing
 from safe_framework.training.made_when_read import MadeWhenRead
 from safe_framework.training.order import TextOrder
 from safe_framework.training.parts import WHOLE, Part
@@ -28,9 +28,10 @@ from safe_framework.training.retention import CounterfactualRetention, Weighted
 from safe_framework.training.retention_start import RetentionExamples
 from safe_framework.training.states import TextStates
 from safe_framework.training.teacher import Teacher
+from safe_framework.vocabulary_losses import Expected
 
 
-class FrozenTeacher:
+class FrozenTeacher(Teacher):
     """A teacher that answers as the base did before it was changed.
 
     Args:
@@ -39,12 +40,22 @@ class FrozenTeacher:
     """
 
     def __init__(self, model: SafeModel, teacher: Teacher) -> None:
-        self.model, self.teacher = model, teacher
+        super().__init__(model, teacher.pad, teacher.states)
 
     def logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """The original base's logits at every word, row after row, (words, vocabulary)."""
+        """The original base's logits, (words, vocabulary)."""
         with original(self.model):
-            return self.teacher.logits(rows)
+            return super().logits(rows)
+
+    def hidden(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """What went into the original's output embeddings, (words, hidden)."""
+        with original(self.model):
+            return super().hidden(rows)
+
+    def expected(self, rows: Sequence[Sequence[int]], temperature: float) -> Expected:
+        """The original's softmax over the vocabulary, as a divergence needs it."""
+        with original(self.model):
+            return super().expected(rows, temperature)
 
 
 @attrs.frozen(eq=False)
@@ -53,7 +64,7 @@ class Replay:
 
     Attributes:
         rows: token ids of the texts.
-        teacher: knows what the original base says of them.
+        comparing: sets the model beside the original base.
         method: whose penalty is taken.
         weight: of the penalty.
         order: which texts a step has.
@@ -62,7 +73,7 @@ class Replay:
     """
 
     rows: Sequence[Sequence[int]]
-    teacher: FrozenTeacher
+    comparing: Comparing
     method: RetentionRegularizer
     weight: float
     order: TextOrder
@@ -74,6 +85,7 @@ class Replay:
         if self.states is not None:
             needed = [self.rows[place] for place in self.order.needed(steps)]
             self.states.warm(needed, "reading texts to replay", progress)
+            self.comparing.warm(needed, [self.method], progress)
 
     def loss(
         self, model: SafeModel, wrapped: nn.Module, step: int, part: Part = WHOLE
@@ -91,10 +103,8 @@ class Replay:
         words = sum(map(len, rows)) / sum(len(self.rows[place]) for place in whole)
         batch = {"input_ids": pad_right(rows, self.pad), "attention_mask": attention_mask(rows)}
         batch = on_device(batch, model.device)
-        logits = logits_at(wrapped, model.base, batch, batch["attention_mask"].bool())
-        mask = torch.ones(1, len(logits), dtype=torch.bool, device=logits.device)
-        before = self.teacher.logits(rows).unsqueeze(0)  # (1, words, vocabulary)
-        penalty = self.method.penalty(logits.unsqueeze(0), before, mask)
+        compared = self.comparing.compare(wrapped, batch, batch["attention_mask"].bool(), rows)
+        penalty = self.method.penalty_of(compared)
         share = self.weight * self.order.share(whole) * words
         return None if penalty is None else share * penalty
 
@@ -140,9 +150,9 @@ class StageBRetention:
     ) -> None:
         self.model, self.counterfactual, self.replay = model, counterfactual, replay
         self.methods: Sequence[Weighted] = counterfactual.methods if counterfactual else ()
-        if counterfactual is not None:
-            frozen = FrozenTeacher(model, counterfactual.teacher)
-            counterfactual.teacher = frozen  # type: ignore[assignment]  # asked for logits alone
+        if counterfactual is not None and counterfactual.comparing is not None:
+            comparing = counterfactual.comparing
+            comparing.teacher = FrozenTeacher(model, comparing.teacher)
 
     def begin(self, folder: Path, *, resumed: bool, progress: Progress) -> None:
         """Let each method see the start of the stage, or what was kept of it.

@@ -94,8 +94,9 @@ class Caches:
 
         kinds = [BELOW] * (layer is not None) + [FINAL] * final
         states = TextStates(rows, compute, kinds, self._folder(layer, final), self.pad)
+        # The teacher makes as much again of its states, for a divergence.
         itemsize = next(self.model.base.parameters()).element_size()
-        size = states.words * len(kinds) * self.model.stack.hidden_size * itemsize
+        size = states.words * (len(kinds) + final) * self.model.stack.hidden_size * itemsize
         if size <= self.room:
             return states
         self.notes.append(

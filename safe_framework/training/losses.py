@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from safe_framework.training.batches import IGNORED
 from safe_framework.training.classes import Classes, mean_loss
+from safe_framework.vocabulary_losses import cross_entropy, takes_hidden
 
 
 def answer_loss(
@@ -19,6 +20,8 @@ def answer_loss(
     base: nn.Module,
     batch: Mapping[str, Tensor],
     count: Tensor | None = None,
+    *,
+    plain: bool = False,
 ) -> Tensor:
     """Mean next-token cross-entropy over the labelled positions.
 
@@ -29,6 +32,8 @@ def answer_loss(
             read at their tokens.
         count: of labelled positions (and rows that are read at their tokens), over which the
             mean is taken, where the batch is a part of those that share them; its own if None.
+        plain: whether the base's logits are known to be its output embeddings of something and
+            nothing more, so that they need not be made.
     """
     inputs = dict(batch)
     classes = Classes.taken(inputs)
@@ -37,9 +42,26 @@ def answer_loss(
     if classes is not None:
         logits = logits_at(model, base, inputs, places | classes.places)
         return mean_loss(logits, targets, classes, count)
-    logits = logits_at(model, base, inputs, places)
-    total = nn.functional.cross_entropy(logits.float(), targets[places], reduction="sum")
+    total = _total(model, base, inputs, places, targets[places], plain)
     return total / (places.sum() if count is None else count)
+
+
+def _total(
+    model: nn.Module,
+    base: nn.Module,
+    inputs: Mapping[str, Any],
+    places: Tensor,
+    targets: Tensor,
+    plain: bool,
+) -> Tensor:
+    """Summed cross-entropy at the places."""
+    head: nn.Module = base.get_output_embeddings()  # type: ignore[operator]  # a method
+    if plain and takes_hidden(head):
+        hidden = hidden_at(model, base, inputs, places)
+        if hidden is not None:
+            return cross_entropy(hidden, head, targets)
+    logits = logits_at(model, base, inputs, places)
+    return nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 def logits_at(
@@ -57,8 +79,7 @@ def logits_at(
         places: True at each chosen position, (batch, length).
     """
     chosen = int(places.sum())
-    takes_cache = "use_cache" in inspect.signature(base.forward).parameters
-    options = {"use_cache": False} if takes_cache else {}
+    options = _without_cache(base)
     with _shown_only(base, places):
         logits: Tensor = model(**inputs, **options).logits
     if logits.shape[:2] == (1, chosen):
@@ -66,6 +87,50 @@ def logits_at(
     if logits.shape[:2] != places.shape:  # the base does something to positions behind its head
         logits = model(**inputs, **options).logits
     return logits[places]
+
+
+def hidden_at(
+    model: nn.Module, base: nn.Module, inputs: Mapping[str, Any], places: Tensor
+) -> Tensor | None:
+    """What would enter the output embeddings at chosen places, (chosen, hidden).
+
+    It comes out of the model as its logits do, so that a wrapper sees what it has to.
+
+    Args:
+        model: the SafeModel, possibly wrapped.
+        base: its base, whose logits are its output embeddings of something and nothing more.
+        inputs: of the call.
+        places: True at each chosen position, (batch, length).
+
+    Returns:
+        None where the output embeddings are not shown one hidden state for each position.
+    """
+    held: list[Tensor] = []
+
+    def hold(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Keep the hidden states, and show none."""
+        if not args or args[0].shape[:2] != places.shape:
+            return None
+        held.append(args[0][places.to(args[0].device)].unsqueeze(0))
+        return (args[0][:, :0], *args[1:])
+
+    def give(module: nn.Module, args: tuple[Any, ...], logits: Tensor) -> Tensor:
+        """The hidden states instead of the logits."""
+        return held[0] if held else logits
+
+    head = base.get_output_embeddings()  # type: ignore[operator]  # a method
+    handles = [head.register_forward_pre_hook(hold), head.register_forward_hook(give)]
+    try:
+        given: Tensor = model(**inputs, **_without_cache(base)).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+    return given[0] if held else None
+
+
+def _without_cache(base: nn.Module) -> dict[str, bool]:
+    takes_cache = "use_cache" in inspect.signature(base.forward).parameters
+    return {"use_cache": False} if takes_cache else {}
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from safe_framework.training.losses import answer_loss, check_finite
 from safe_framework.training.parts import Part
 from safe_framework.training.retention import CounterfactualRetention
 from safe_framework.training.states import TextStates
+from safe_framework.training.teacher import has_plain_head
 
 
 class Objective(nn.Module):
@@ -28,7 +29,7 @@ class Objective(nn.Module):
     way, so no device waits for a gradient that another does not have.
 
     Args:
-        model: being trained.
+        model: about to be trained, in eval mode.
         retention: the second loss; None for none.
         alignment: the third; None for none.
         align_weight: of the third.
@@ -54,6 +55,7 @@ class Objective(nn.Module):
         self.align_weight = align_weight
         self.caches, self.states = caches, states
         self.dials = dials or Dials()
+        self.plain = has_plain_head(model, [0, 0])
         self._ddp_params_and_buffers_to_ignore = _untrained(self)
 
     def forward(
@@ -78,7 +80,7 @@ class Objective(nn.Module):
         """
         model = self.model
         with self._beginning(batch):
-            task = answer_loss(model, model.base, batch, totals[0])
+            task = answer_loss(model, model.base, batch, totals[0], plain=self.plain)
         check_finite(task, "task loss", step)
         kept = torch.zeros((), device=task.device)
         if self.retention is not None and self.dials.retention:

@@ -10,6 +10,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from safe_framework.comparison import Comparison
 from safe_framework.data.distractors import distractor
 from safe_framework.data.frames import FrameStore
 from safe_framework.data.unencoded import Row, UnencodedSamples
@@ -21,7 +22,7 @@ from safe_framework.shapes import Sample
 from safe_framework.training.batches import attention_mask, carry, pad_right
 from safe_framework.training.caches import Caches
 from safe_framework.training.capture import on_device
-from safe_framework.training.losses import logits_at
+from safe_framework.training.comparing import Comparing
 from safe_framework.training.order import TextOrder, generator
 from safe_framework.training.parts import WHOLE, Part
 from safe_framework.training.processes import shared_frames
@@ -130,7 +131,8 @@ class CounterfactualRetention:
         self.batch_size, self.seed, self.pad = batch_size, seed, pad
         self.model, self.caches = model, caches
         self.states = caches.retention_texts(rows) if caches and kinds else None
-        self.teacher = Teacher(model, pad, self.states)
+        teacher = Teacher(model, pad, self.states)
+        self.comparing = Comparing(model, teacher, rows[0]) if kinds else None
         self.order = TextOrder([len(row) for row in rows], batch_size, seed, grouped)
         self.dims = {name: model.modality(name).encoder.dim for name in pools}
 
@@ -170,6 +172,8 @@ class CounterfactualRetention:
         if self.states is not None and self.kinds:
             needed = [self.rows[place] for place in self.order.needed(steps)]
             self.states.warm(needed, "reading retention texts", progress)
+            if self.comparing is not None:
+                self.comparing.warm(needed, [entry.method for entry in self.methods], progress)
 
     def loss(self, model: nn.Module, step: int, device: torch.device, part: Part = WHOLE) -> Tensor:
         """The weighted sum of the methods' penalties at a step, or a part's share in it.
@@ -189,7 +193,7 @@ class CounterfactualRetention:
             share = self.order.share(chosen) * self._words(part.of(chosen)) / self._words(chosen)
             compared = self._compared(model, chosen, step, device, part)
             for entry in self.methods:
-                penalty = entry.method.penalty(*compared)
+                penalty = entry.method.penalty_of(compared)
                 yield entry.weight, None if penalty is None else share * penalty
         for entry in self.methods:
             yield entry.weight / part.count, entry.method.parameter_penalty()
@@ -204,8 +208,9 @@ class CounterfactualRetention:
         step: int,
         device: torch.device,
         part: Part,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The model's logits and the base's at every word of a part's texts, as one long row."""
+    ) -> Comparison:
+        """The model and its base at every word of a part's texts, as one long row."""
+        assert self.comparing is not None  # there are kinds
         chosen = part.of(everyones)
         rows, marked = [self.rows[i] for i in chosen], [self.marked[i] for i in chosen]
         batch = {"input_ids": pad_right(marked, self.pad), "attention_mask": attention_mask(marked)}
@@ -213,9 +218,7 @@ class CounterfactualRetention:
             batch.update(carry(name, part.of(self._irrelevant(pool, step)), self.dims[name]))
         batch, places = on_device(batch, device), _words(rows, marked).to(device)
         with self._beginning(batch):
-            logits = logits_at(model, self.model.base, batch, places)  # (words, vocabulary)
-        mask = torch.ones(1, len(logits), dtype=torch.bool, device=device)
-        return logits.unsqueeze(0), self.teacher.logits(rows).unsqueeze(0), mask
+            return self.comparing.compare(model, batch, places, rows)
 
     def _beginning(self, batch: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         if self.caches is None:

@@ -11,14 +11,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from safe_framework.files import write_whole
 from safe_framework.fingerprint import text_fingerprint
 from safe_framework.training.batches import attention_mask, pad_right
 
 GROUP = 16
-Compute = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
+State = Mapping[str, Tensor]
+Compute = Callable[[Tensor, Tensor], State]
 Progress = Callable[[str, int, int], None]
 
 
@@ -45,7 +46,7 @@ class TextStates:
         distinct = sorted({tuple(row) for row in rows}, key=lambda row: (len(row), row))
         self._groups = [distinct[i : i + GROUP] for i in range(0, len(distinct), GROUP)]
         self._group_of = {row: n for n, group in enumerate(self._groups) for row in group}
-        self._kept: dict[tuple[int, ...], Mapping[str, Tensor]] = {}
+        self._kept: dict[tuple[int, ...], State] = {}
 
     def warm(
         self, needed: Collection[Sequence[int]], label: str, progress: Progress | None = None
@@ -57,7 +58,7 @@ class TextStates:
             if progress:
                 progress(label, done, len(numbers))
 
-    def of(self, rows: Sequence[Sequence[int]]) -> list[Mapping[str, Tensor]]:
+    def of(self, rows: Sequence[Sequence[int]]) -> list[State]:
         """The states of each text, (length, hidden) by name, without padding.
 
         Raises:
@@ -78,6 +79,28 @@ class TextStates:
     def holds(self, rows: Sequence[Sequence[int]]) -> bool:
         """Whether every one of the texts is kept, or can be."""
         return all(tuple(row) in self._group_of for row in rows)
+
+    def derived(self, name: str, compute: Callable[[State], State]) -> TextStates:
+        """A store of what can be made of the states here.
+
+        Args:
+            name: tells it from others that are made of the same states.
+            compute: makes it of the states of some texts, word after word.
+        """
+
+        def grouped(ids: Tensor, mask: Tensor) -> State:
+            """What is made of the texts of a group, padded as they are."""
+            rows = [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
+            states, lengths = self.of(rows), [len(row) for row in rows]
+            made = compute({kind: torch.cat([s[kind] for s in states]) for kind in self.kinds})
+            return {
+                kind: nn.utils.rnn.pad_sequence(list(torch.split(whole, lengths)), batch_first=True)
+                for kind, whole in made.items()
+            }
+
+        rows = [row for group in self._groups for row in group]
+        folder = self.folder.with_name(text_fingerprint([self.folder.name, name])[:32])
+        return TextStates(rows, grouped, (), folder, self.pad)
 
     def _keep(self, number: int) -> None:
         from safetensors.torch import load_file

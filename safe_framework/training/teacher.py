@@ -1,4 +1,4 @@
-"""The base's logits on fixed retention texts, from what went into its output embeddings.
+"""What the base says of fixed retention texts, from what went into its output embeddings.
 
 That is a vocabulary's width smaller than the logits, and computed once. Where the base does
 something to the logits behind its output embeddings, or nothing shall be kept, it runs each time.
@@ -6,19 +6,24 @@ something to the logits behind its output embeddings, or nothing shall be kept, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from safe_framework.model import SafeModel
 from safe_framework.training.batches import attention_mask, pad_right
 from safe_framework.training.capture import FINAL, capture, head_of, on_device
-from safe_framework.training.states import TextStates
+from safe_framework.training.states import Progress, State, TextStates
+from safe_framework.vocabulary_losses import Expected, expected
+
+Rows = Sequence[Sequence[int]]
+_LOG_SUM, _EMBEDDING = "log_sum", "embedding"
 
 
 class Teacher:
-    """Gives the base's logits on rows of text.
+    """Gives what the base makes of rows of text, at every word, row after row.
 
     Args:
         model: whose base, with every modality off, is the teacher.
@@ -27,20 +32,90 @@ class Teacher:
     """
 
     def __init__(self, model: SafeModel, pad: int, states: TextStates | None = None) -> None:
-        self.model, self.pad, self.states = model, pad, states
+        self.model, self.pad = model, pad
+        self.states = states if states is not None and FINAL in states.kinds else None
+        self._expected: dict[float, TextStates] = {}
+
+    def warm(self, rows: Rows, temperatures: Iterable[float], progress: Progress) -> None:
+        """Compute what shall be kept for divergences of the texts at the temperatures."""
+        for temperature in set(temperatures) if self.states is not None else ():
+            self._kept(temperature).warm(rows, "reading the base's answers", progress)
 
     @torch.no_grad()
-    def logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """The base's logits at every word, row after row, (words, vocabulary)."""
-        if self.states is not None and FINAL in self.states.kinds:
-            final = torch.cat([state[FINAL] for state in self.states.of(rows)])
-            logits: Tensor = head_of(self.model.base)(final.to(self.model.device).unsqueeze(0))[0]
+    def logits(self, rows: Rows) -> Tensor:
+        """The base's logits, (words, vocabulary)."""
+        if self.states is not None:
+            logits: Tensor = head_of(self.model.base)(self.hidden(rows).unsqueeze(0))[0]
             return logits
         batch = {"input_ids": pad_right(rows, self.pad), "attention_mask": attention_mask(rows)}
         given = on_device(batch, self.model.device)
         with self.model.off():
             whole: Tensor = self.model(**given).logits
         return whole[given["attention_mask"].bool()]
+
+    def hidden(self, rows: Rows) -> Tensor:
+        """What goes into the output embeddings, (words, hidden)."""
+        if self.states is not None:
+            return _joined(self.states.of(rows), FINAL, self.model)
+        mask = attention_mask(rows)
+        final = capture(self.model, pad_right(rows, self.pad), mask, final=True)[FINAL]
+        return final[mask.bool().to(final.device)]
+
+    def expected(self, rows: Rows, temperature: float) -> Expected:
+        """The softmax over the vocabulary, as a divergence needs it.
+
+        Args:
+            rows: token ids of the texts.
+            temperature: by which logits are divided.
+        """
+        if self.states is None:
+            return expected(self.hidden(rows), self._head, temperature)
+        kept = self._kept(temperature).of(rows)
+        return Expected(*(_joined(kept, kind, self.model) for kind in (_LOG_SUM, _EMBEDDING)))
+
+    @property
+    def _head(self) -> nn.Linear:
+        head = head_of(self.model.base)
+        assert isinstance(head, nn.Linear)  # or no divergence is taken of what enters it
+        return head
+
+    def _kept(self, temperature: float) -> TextStates:
+        def compute(state: State) -> dict[str, Tensor]:
+            """What is kept of some texts."""
+            hidden = state[FINAL].to(self.model.device)
+            found = expected(hidden, self._head, temperature)
+            return {_LOG_SUM: found.log_sum, _EMBEDDING: found.embedding}
+
+        if temperature not in self._expected:
+            assert self.states is not None
+            name = f"expected at {temperature}"
+            self._expected[temperature] = self.states.derived(name, compute)
+        return self._expected[temperature]
+
+
+@attrs.frozen
+class TaughtWords:
+    """What a teacher says of some texts.
+
+    Attributes:
+        teacher: of the texts.
+        rows: their token ids.
+    """
+
+    teacher: Teacher
+    rows: Rows
+
+    def logits(self) -> Tensor:
+        """(words, vocabulary)."""
+        return self.teacher.logits(self.rows)
+
+    def hidden(self) -> Tensor:
+        """What goes into the output embeddings, (words, hidden)."""
+        return self.teacher.hidden(self.rows)
+
+    def expected(self, temperature: float) -> Expected:
+        """Of those hidden states."""
+        return self.teacher.expected(self.rows, temperature)
 
 
 @torch.no_grad()
@@ -59,3 +134,7 @@ def has_plain_head(model: SafeModel, row: Sequence[int]) -> bool:
     with model.off():
         logits: Tensor = model(input_ids=ids, attention_mask=mask).logits
     return torch.equal(head_of(model.base)(hidden), logits)
+
+
+def _joined(states: Sequence[Mapping[str, Tensor]], kind: str, model: SafeModel) -> Tensor:
+    return torch.cat([state[kind] for state in states]).to(model.device)

@@ -13,11 +13,11 @@ def broken_off(recipe: Path, folder: Path, loss: int) -> None:
     """Run until the answers' loss is asked for the ``loss``-th time."""
     original, calls = objective.answer_loss, list[int]()
 
-    def breaking(*args: Any) -> Any:
+    def breaking(*args: Any, **rest: Any) -> Any:
         calls.append(1)
         if len(calls) == loss:
             raise KeyboardInterrupt
-        return original(*args)
+        return original(*args, **rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(objective, "answer_loss", breaking)

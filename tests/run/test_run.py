@@ -138,7 +138,9 @@ def test_starting_anew_takes_every_step_again(
     """Law: with resume off, all steps are taken, to the same weights since the seed is the same."""
     before, steps = weights(copied), []
     original = objective.answer_loss
-    monkeypatch.setattr(objective, "answer_loss", lambda *args: steps.append(1) or original(*args))
+    monkeypatch.setattr(
+        objective, "answer_loss", lambda *args, **rest: steps.append(1) or original(*args, **rest)
+    )
     run_recipe(str(world / "recipe.toml"), output=copied, resume=False, quiet=True)
     assert (len(steps), weights(copied)) == (9, before)
 
@@ -185,7 +187,9 @@ def test_a_loss_that_is_no_number_stops_the_run(
 ) -> None:
     """Law: a NaN loss is an error that names the step and the option to change."""
     original = objective.answer_loss
-    monkeypatch.setattr(objective, "answer_loss", lambda *args: original(*args) * float("nan"))
+    monkeypatch.setattr(
+        objective, "answer_loss", lambda *args, **rest: original(*args, **rest) * float("nan")
+    )
     with pytest.raises(FloatingPointError, match=r"task loss is nan at step 0\nhint: .*rates"):
         run_recipe(str(world / "recipe.toml"), output=tmp_path / "run", quiet=True)
 

@@ -107,7 +107,7 @@ def test_alignment_trains_the_encoder_too(
     path.write_text(recipe.read_text().replace(f"{own}2e-2", own + rate))
     seen: list[dict[str, torch.Tensor]] = []
 
-    def breaking(model, *rest):  # type: ignore[no-untyped-def]  # as the original
+    def breaking(model, *rest, **options):  # type: ignore[no-untyped-def]  # as the original
         named = model.trainable_parameters()
         seen.append({n: p.detach().clone() for n, p in named.items() if ".encoder." in n})
         raise KeyboardInterrupt

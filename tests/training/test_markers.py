@@ -99,9 +99,9 @@ def test_retention_compares_the_texts_own_words(
     seen = []
 
     class Watching(DistillationRegularizer):
-        def penalty(self, logits, base_logits, mask):  # type: ignore[no-untyped-def]  # as above
-            seen.append((logits.detach(), base_logits, mask))
-            return super().penalty(logits, base_logits, mask)
+        def penalty_of(self, comparison):  # type: ignore[no-untyped-def]  # as above
+            seen.append((comparison.logits.detach(), comparison.base_logits, comparison.mask))
+            return super().penalty_of(comparison)
 
     kept = CounterfactualRetention(
         model, [Weighted(1.0, Watching())], rows, pools, kinds=KINDS, batch_size=4, seed=3,

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from safe_framework import RetentionRegularizer
+from safe_framework.comparison import Comparison, LogitComparison
 
 
 class DistillationRegularizer(RetentionRegularizer):
@@ -38,11 +39,13 @@ class DistillationRegularizer(RetentionRegularizer):
         if not counterfactual:
             raise ValueError("`counterfactual` must name at least one kind of sample")
         self.temperature = temperature
+        self.temperatures = (temperature,)
         self.counterfactual = tuple(counterfactual)
 
     def penalty(self, logits: Tensor, base_logits: Tensor, mask: Tensor) -> Tensor:
         """Mean divergence over the positions that count, times the squared temperature."""
-        ours = (logits[mask].float() / self.temperature).log_softmax(-1)
-        base = (base_logits[mask].float() / self.temperature).log_softmax(-1)
-        divergence = nn.functional.kl_div(ours, base, log_target=True, reduction="batchmean")
-        return divergence * self.temperature**2
+        return self.penalty_of(LogitComparison(logits, base_logits, mask))
+
+    def penalty_of(self, comparison: Comparison) -> Tensor:
+        """The same of a comparison, which need not make logits."""
+        return comparison.divergence(self.temperature) * self.temperature**2

@@ -1,0 +1,93 @@
+"""Losses over a wide vocabulary, without the logits.
+
+At 49 152 words and a hidden size of 576, logits and their gradients are most of what a training
+step of a small base moves through memory. A loss needs two things of them: the log-sum of their
+exponentials, and, for its gradient, the output embeddings' expected row ``E[W]`` under the softmax.
+Both are gathered in one pass over slices of the vocabulary, as attention does over keys (Dao et
+al. 2022, arXiv:2205.14135).
+"""
+
+from __future__ import annotations
+
+from typing import TypeGuard
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+SLICE = 4096  # words of the vocabulary at a time: what they make stays in a core's cache
+
+
+@attrs.frozen(eq=False)
+class Expected:
+    """The softmax over the vocabulary, as far as a divergence needs it.
+
+    Attributes:
+        log_sum: of the exponentials of the logits, in float64, (words,).
+        embedding: mean of the output embeddings' rows under the softmax, (words, hidden).
+    """
+
+    log_sum: Tensor
+    embedding: Tensor
+
+
+@torch.no_grad()
+def expected(hidden: Tensor, head: nn.Linear, temperature: float = 1.0) -> Expected:
+    """Read the softmax of ``head(hidden) / temperature``, a slice of the vocabulary at a time.
+
+    Args:
+        hidden: (words, hidden).
+        head: the output embeddings.
+        temperature: above 0.
+    """
+    most = hidden.new_full((len(hidden), 1), -torch.inf)
+    total, weighted = torch.zeros_like(most, dtype=torch.float64), torch.zeros_like(hidden)
+    for start in range(0, len(head.weight), SLICE):
+        rows = head.weight[start : start + SLICE]
+        bias = None if head.bias is None else head.bias[start : start + SLICE]
+        logits = nn.functional.linear(hidden, rows, bias).div_(temperature)
+        higher = torch.maximum(most, logits.amax(-1, keepdim=True))
+        shrink = (most - higher).exp_()
+        weights = logits.sub_(higher).exp_()
+        total = total * shrink + weights.sum(-1, keepdim=True)
+        weighted.mul_(shrink).addmm_(weights, rows)
+        most = higher
+    return Expected((most + total.log()).squeeze(-1), weighted / total.float())
+
+
+def takes_hidden(head: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether hidden states can be compared through these output embeddings.
+
+    In lower precision the two expected rows would differ by less than their rounding.
+    """
+    return (
+        type(head) is nn.Linear
+        and head.weight.dtype == torch.float32
+        and not any(parameter.requires_grad for parameter in head.parameters())
+        and not torch.is_autocast_enabled(head.weight.device.type)
+    )
+
+
+def cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
+    """Summed cross-entropy of ``head(hidden)``, a scalar whose gradient is for ``hidden`` alone.
+
+    ``lse(W h) - (W h)_target``, with the gradient ``E[W] - W_target``.
+
+    Args:
+        hidden: (words, hidden).
+        head: the output embeddings, which do not train.
+        targets: token ids, (words,).
+    """
+    fixed = hidden.detach()
+    found = expected(fixed, head)
+    rows = head.weight[targets]
+    logits = (fixed * rows).double().sum(-1)
+    if head.bias is not None:
+        logits = logits + head.bias[targets]
+    value = (found.log_sum - logits).sum().float()
+    return with_slope(value, hidden, found.embedding - rows)
+
+
+def with_slope(value: Tensor, hidden: Tensor, slope: Tensor) -> Tensor:
+    """``value``, whose gradient for ``hidden`` is ``slope``."""
+    return value.detach() + ((hidden - hidden.detach()) * slope.detach()).sum()
