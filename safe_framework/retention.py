@@ -36,6 +36,7 @@ class RetentionRegularizer(ABC):  # noqa: B024  # each method has a default: ove
         zero_at_base: the penalty is 0 where the outputs are the base's, and the parameter
             penalty is 0 where training starts.
         nonnegative: a penalty is never below 0.
+        one_penalty: ``penalty_of`` a comparison is the ``penalty`` of its logits.
         mask_respected: positions whose mask is False have no effect.
         base_untouched: neither ``begin`` nor ``constrain`` changes the base.
     """

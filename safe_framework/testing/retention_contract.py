@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 from torch import Tensor
 
+from safe_framework.comparison import LogitComparison
 from safe_framework.fingerprint import fingerprint
 from safe_framework.model import SafeModel
 from safe_framework.retention import RetentionRegularizer
@@ -95,6 +96,17 @@ class RetentionRegularizerContract(ABC):
             assert penalty.shape == ()
             assert torch.isfinite(penalty)
             assert penalty.item() >= -_ROUNDING
+
+    @tried()
+    @given(_calls())
+    def test_one_penalty(self, call: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Law: the penalty of a comparison is that of its logits."""
+        regularizer = self._after_a_while
+        whole, single = regularizer.penalty_of(LogitComparison(*call)), regularizer.penalty(*call)
+        if whole is None or single is None:
+            assert whole is single
+        else:
+            assert_near(whole, single)
 
     @tried()
     @given(_calls(), hostile_values())

@@ -16,7 +16,7 @@ BELOW, FINAL = "below", "final"
 
 
 class _Reached(Exception):  # noqa: N818  # it ends a run, and is no error
-    """Ends a run of the base whose other layers nobody needs."""
+    """Ends a run of the base, the rest of which nobody needs."""
 
 
 @torch.no_grad()
@@ -44,8 +44,9 @@ def capture(
             raise _Reached
 
     def leave(module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Keep what the output embeddings are given."""
+        """Keep what the output embeddings are given; nobody needs the logits."""
         seen[FINAL] = args[0]
+        raise _Reached
 
     handles = []
     if layer is not None:

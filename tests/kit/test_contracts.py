@@ -186,6 +186,13 @@ class CountsPadding(Regularizes):
         return (logits - base_logits).square().mean()
 
 
+class SaysTwoThings(Regularizes):
+    breaks = "one_penalty"
+
+    def penalty_of(self, comparison):
+        return comparison.divergence(1.0)
+
+
 class TrainsTheBase(Regularizes):
     breaks = "base_untouched"
 
