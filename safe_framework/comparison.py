@@ -57,14 +57,15 @@ class LogitComparison(Comparison):
 class BaseWords(Protocol):
     """What the base makes of the words, each row after row."""
 
-    def logits(self) -> Tensor:
-        """(words, vocabulary)."""
-
+    @property
     def hidden(self) -> Tensor:
         """What enters the output embeddings, (words, hidden)."""
 
+    def logits(self) -> Tensor:
+        """(words, vocabulary)."""
+
     def expected(self, temperature: float) -> Expected:
-        """Of those hidden states."""
+        """Of the hidden states."""
 
 
 @attrs.frozen(eq=False)
@@ -104,7 +105,7 @@ class HiddenComparison(Comparison):
         ``z = W h / T``. Its gradient, for ``h_ours`` alone, is ``(E_ours[W] - E_base[W]) / T``.
         """
         ours = expected(self.hidden.detach(), self.head, temperature)
-        base, before = self.base.expected(temperature), self.base.hidden()
+        base, before = self.base.expected(temperature), self.base.hidden
         moved = (self.hidden.detach() - before) * base.embedding
         each = ours.log_sum - base.log_sum - moved.double().sum(-1) / temperature
         slope = (ours.embedding - base.embedding) / (temperature * len(each))

@@ -52,10 +52,12 @@ class FrozenTeacher(Teacher):
         with original(self.model):
             return super().hidden(rows)
 
-    def expected(self, rows: Sequence[Sequence[int]], temperature: float) -> Expected:
+    def expected(
+        self, rows: Sequence[Sequence[int]], hidden: Tensor, temperature: float
+    ) -> Expected:
         """The original's softmax over the vocabulary, as a divergence needs it."""
         with original(self.model):
-            return super().expected(rows, temperature)
+            return super().expected(rows, hidden, temperature)
 
 
 @attrs.frozen(eq=False)

@@ -7,11 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from safe_framework.comparison import (
-    Comparison,
-    HiddenComparison,
-    LogitComparison,
-)
+from safe_framework.comparison import Comparison, HiddenComparison, LogitComparison
 from safe_framework.model import SafeModel
 from safe_framework.retention import RetentionRegularizer
 from safe_framework.training.capture import head_of

@@ -7,8 +7,8 @@ something to the logits behind its output embeddings, or nothing shall be kept, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
-import attrs
 import torch
 from torch import Tensor, nn
 
@@ -61,15 +61,16 @@ class Teacher:
         final = capture(self.model, pad_right(rows, self.pad), mask, final=True)[FINAL]
         return final[mask.bool().to(final.device)]
 
-    def expected(self, rows: Rows, temperature: float) -> Expected:
+    def expected(self, rows: Rows, hidden: Tensor, temperature: float) -> Expected:
         """The softmax over the vocabulary, as a divergence needs it.
 
         Args:
             rows: token ids of the texts.
+            hidden: what goes into the output embeddings there, as ``hidden`` gives it.
             temperature: by which logits are divided.
         """
         if self.states is None:
-            return expected(self.hidden(rows), self._head, temperature)
+            return expected(hidden, self._head, temperature)
         kept = self._kept(temperature).of(rows)
         return Expected(*(_joined(kept, kind, self.model) for kind in (_LOG_SUM, _EMBEDDING)))
 
@@ -93,29 +94,29 @@ class Teacher:
         return self._expected[temperature]
 
 
-@attrs.frozen
 class TaughtWords:
-    """What a teacher says of some texts.
+    """What a teacher says of some texts; a base that keeps nothing runs once for all of it.
 
-    Attributes:
+    Args:
         teacher: of the texts.
         rows: their token ids.
     """
 
-    teacher: Teacher
-    rows: Rows
+    def __init__(self, teacher: Teacher, rows: Rows) -> None:
+        self.teacher, self.rows = teacher, rows
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """What goes into the output embeddings, (words, hidden)."""
+        return self.teacher.hidden(self.rows)
 
     def logits(self) -> Tensor:
         """(words, vocabulary)."""
         return self.teacher.logits(self.rows)
 
-    def hidden(self) -> Tensor:
-        """What goes into the output embeddings, (words, hidden)."""
-        return self.teacher.hidden(self.rows)
-
     def expected(self, temperature: float) -> Expected:
-        """Of those hidden states."""
-        return self.teacher.expected(self.rows, temperature)
+        """Of the hidden states."""
+        return self.teacher.expected(self.rows, self.hidden, temperature)
 
 
 @torch.no_grad()
@@ -126,6 +127,8 @@ def has_plain_head(model: SafeModel, row: Sequence[int]) -> bool:
         model: whose base is asked.
         row: token ids of any text.
     """
+    if head_of(model.base) is None:
+        return False
     ids = torch.tensor([list(row)], device=model.device)
     mask = torch.ones_like(ids)
     hidden = capture(model, ids, mask, final=True).get(FINAL)

@@ -44,16 +44,13 @@ class Base:
     """The base's side of a comparison."""
 
     def __init__(self, hidden: Tensor, head: nn.Linear) -> None:
-        self.states, self.head = hidden, head
+        self.hidden, self.head = hidden, head
 
     def logits(self) -> Tensor:
-        return self.head(self.states)
-
-    def hidden(self) -> Tensor:
-        return self.states
+        return self.head(self.hidden)
 
     def expected(self, temperature: float) -> Expected:
-        return expected(self.states, self.head, temperature)
+        return expected(self.hidden, self.head, temperature)
 
 
 @settings(deadline=None)

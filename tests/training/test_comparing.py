@@ -12,7 +12,7 @@ from safe_framework.model import SafeModel
 from safe_framework.training.batches import IGNORED, attention_mask, pad_right
 from safe_framework.training.comparing import Comparing
 from safe_framework.training.losses import answer_loss
-from safe_framework.training.teacher import Teacher, has_plain_head
+from safe_framework.training.teacher import TaughtWords, Teacher, has_plain_head
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
 from tests.toys import PAD, felt, gpt2, llama
 from tests.training.conftest import ROWS, perturb, sensing
@@ -56,6 +56,15 @@ def test_both_ways_agree(base: str, kept: bool, tmp_path: Path) -> None:
     torch.testing.assert_close(short.base_logits, long.base_logits)
 
 
+def test_a_teacher_that_keeps_nothing_runs_once(model: SafeModel) -> None:
+    """Law: a divergence runs the base once, and as far as its head."""
+    ran: list[int] = []
+    model.base.model.norm.register_forward_hook(lambda *call: ran.append(len(call[-1])))
+    model.base.lm_head.register_forward_hook(lambda *call: ran.append(0))
+    TaughtWords(Teacher(model, PAD), ROWS).expected(2.0)
+    assert ran == [len(ROWS)]
+
+
 def doubled() -> nn.Module:
     """A base that changes its logits behind the head."""
     base = llama()
@@ -94,10 +103,10 @@ def test_what_a_divergence_needs_is_kept(
         ROWS, [DistillationRegularizer(temperature=2.0)], lambda label, *_: told.add(label)
     )
     assert told == {"reading the base's answers"}
-    fresh = Teacher(model, PAD).expected(ROWS, 2.0)
+    fresh = TaughtWords(Teacher(model, PAD), ROWS).expected(2.0)
     monkeypatch.setattr("safe_framework.training.teacher.expected", None)
     for knowing in (teacher, Teacher(model, PAD, states_of(model, tmp_path))):
-        kept = knowing.expected(ROWS, 2.0)
+        kept = TaughtWords(knowing, ROWS).expected(2.0)
         torch.testing.assert_close(kept.log_sum, fresh.log_sum)
         torch.testing.assert_close(kept.embedding, fresh.embedding)
 

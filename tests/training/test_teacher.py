@@ -15,6 +15,7 @@ from safe_framework.training.states import TextStates
 from safe_framework.training.teacher import Teacher, has_plain_head
 from tests.toys import PAD, llama
 from tests.training.conftest import ROWS, perturb, sensing
+from tests.training.test_losses import Headless, as_kind
 
 
 class Doubled(LlamaForCausalLM):
@@ -57,6 +58,11 @@ def test_a_plain_head_is_told_from_another(model: SafeModel) -> None:
     base.__class__ = Doubled
     assert has_plain_head(model, ROWS[0])
     assert not has_plain_head(sensing(base), ROWS[0])
+
+
+def test_a_base_that_hides_its_head_has_no_plain_one() -> None:
+    """Law: where no module makes the logits, none is relied on."""
+    assert not has_plain_head(sensing(as_kind(Headless)()), ROWS[0])
 
 
 def test_the_teacher_does_not_hear(model: SafeModel) -> None:
