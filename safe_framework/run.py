@@ -250,7 +250,7 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
     """What a run's weights depend on, as far as the recipe and the files that it names go."""
     data = RecipeData(recipe)
     keys = [*data.trained_on(), *map(stage_key, range(len(recipe.curriculum)))]
-    keys += ["validation", "retention_validation"] if recipe.monitor else []
+    keys += ["validation", "retention_validation", "foreign_validation"] if recipe.monitor else []
     trained_on = {key: data.digest(key) for key in keys if key in data.sources}
     return {"recipe": text_fingerprint(recipe.text), "data": trained_on | start_of(recipe)}
 

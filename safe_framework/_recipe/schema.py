@@ -156,6 +156,7 @@ class DataSpec:
         foreign_test: the same, held out.
         validation: samples of the task that the monitor measures gain on during training.
         retention_validation: text of the base's domain that it measures retention on.
+        foreign_validation: samples from outside the task that it puts beside some of that text.
         prompt: what the base is asked, around each row's question.
         question: what is asked where a row has none.
         fields: what a field is called in the data, by the name that it has here.
@@ -174,6 +175,7 @@ class DataSpec:
     foreign_test: str | None = None
     validation: str | None = None
     retention_validation: str | None = None
+    foreign_validation: str | None = None
     prompt: str = "{question}"
     question: str | None = None
     fields: Mapping[str, str] = attrs.field(factory=dict)
@@ -211,6 +213,7 @@ DATA_FILES = (
     "foreign_test",
     "validation",
     "retention_validation",
+    "foreign_validation",
 )
 DATASET = "hf:"
 COMPOSE_FILES = ("train", "test")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import attrs
@@ -14,6 +14,7 @@ from safe_framework.data.frames import sample_key
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.encoder import Encoder
 from safe_framework.errors import DataError
+from safe_framework.shapes import Sample
 from safe_framework.training.curriculum import members_of
 from safe_framework.training.order import shuffled_slice
 
@@ -29,12 +30,14 @@ class Plan:
         members: for each stage, the places of its own among them.
         held: examples that the monitor measures gain on; none without a monitor.
         texts: that the monitor measures retention on; none without a monitor.
+        foreign: samples by modality, from outside the task, to put beside some of them.
     """
 
     examples: list[Example]
     members: tuple[list[int], ...] = ()
     held: tuple[Example, ...] = ()
     texts: tuple[str, ...] = ()
+    foreign: Mapping[str, Sequence[Sample]] = attrs.field(factory=dict)
 
 
 def plan_of(
@@ -67,7 +70,13 @@ def plan_of(
                 hint="give it more rows, or name `validation` in [data]",
             )
     texts = _texts(recipe, recipe.monitor, data)
-    return Plan([every[place] for place in left], members, tuple(held), tuple(texts))
+    foreign = {
+        name: data.samples("foreign_validation", name, encoder)
+        for name, encoder in encoders.items()
+        if data is not None and "foreign_validation" in data.sources
+    }
+    trained = [every[place] for place in left]
+    return Plan(trained, members, tuple(held), tuple(texts), foreign)
 
 
 def _stages(

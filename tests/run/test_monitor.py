@@ -9,6 +9,7 @@ import pytest
 
 import safe_framework
 from safe_framework.cli import main
+from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import DataError
 from safe_framework.run import run_recipe
 from safe_framework.training.monitor.journal import read_events
@@ -142,3 +143,17 @@ def test_a_monitor_needs_texts(world: Path, tmp_path: Path) -> None:
     (world / "textless.toml").write_text(without)
     with pytest.raises(DataError, match="needs text of the base's own domain"):
         run_recipe(str(world / "textless.toml"), output=tmp_path / "run", quiet=True)
+
+
+def test_foreign_samples_are_measured_beside(world: Path, tmp_path: Path) -> None:
+    """Law: a run reads `foreign_validation`, and its identity depends on what the file holds."""
+    path = Path(write_recipe(world, "strange", WATCHED, max_steps="2"))
+    named = '[data]\nforeign_validation = "foreign_test.jsonl"'
+    path.write_text(path.read_text().replace("[data]", named))
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = RecipeData.samples
+        patch.setattr(RecipeData, "samples", lambda *args: asked.append(args[1]) or original(*args))
+        folder = run_recipe(str(path), output=tmp_path / "run", quiet=True)
+    assert "foreign_validation" in asked
+    assert "foreign_validation" in json.loads((folder / "run.json").read_text())["data"]

@@ -11,6 +11,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from safe_framework._recipe import MonitorSpec
+from safe_framework.data.examples import Example
 from safe_framework.data.frames import FrameStore
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.metrics import Estimate
@@ -29,7 +30,8 @@ from safe_framework.training.monitor.reading import (
 )
 from safe_framework.training.monitor.ruler import HeldText, Ruler, undisturbed
 from safe_framework.training.monitor.snapshot import Snapshot
-from safe_framework.training.monitor.watch import refuse_deepspeed
+from safe_framework.training.monitor.watch import held_texts, refuse_deepspeed
+from safe_framework.training.plan import Plan
 from tests.toys import END, PAD
 from tests.training.conftest import ROWS, perturb
 
@@ -218,3 +220,22 @@ def test_deepspeed_is_refused() -> None:
     with pytest.raises(SafeError, match="an optimizer of DeepSpeed's"):
         refuse_deepspeed(DistributedType.DEEPSPEED)
     refuse_deepspeed(DistributedType.MULTI_CPU)
+
+
+@pytest.mark.parametrize("foreign", [True, False])
+def test_texts_are_read_beside_every_kind(
+    model: SafeModel, samples: list[np.ndarray], tmp_path: Path, foreign: bool
+) -> None:
+    """Law: kinds take turns, and samples from outside the task are one where there are any."""
+    strange = [np.full_like(samples[0], 7.0)]
+    held = (Example("w5", "w6", {"touch": samples[0]}, "1"),)
+    plan = Plan([], (), held, ("w5 w6",) * 8, {"touch": strange} if foreign else {})
+    store = FrameStore(model.modality("touch"), tmp_path)
+    texts = held_texts(model, plan, {"touch": store}, seed=0)
+    (wanted,) = store.frames(strange)
+    places = [
+        number
+        for number, text in enumerate(texts)
+        if torch.equal(text.frames["touch"].values, wanted.values)
+    ]
+    assert places == ([3, 7] if foreign else [])

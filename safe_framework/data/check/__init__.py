@@ -28,7 +28,7 @@ Progress = Callable[[str, int, int], None]
 
 NO_READINGS: Mapping[str, Reading] = MappingProxyType({})
 TEXTS = ("retention", "retention_test", "retention_validation")
-FOREIGN = ("foreign", "foreign_test")
+FOREIGN = ("foreign", "foreign_test", "foreign_validation")
 
 
 def check_data(

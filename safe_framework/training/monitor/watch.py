@@ -11,7 +11,7 @@ from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
 from safe_framework._recipe import Recipe
-from safe_framework.data.distractors import KINDS
+from safe_framework.data.distractors import FOREIGN, KINDS
 from safe_framework.data.frames import FrameStore
 from safe_framework.data.unencoded import UnencodedSamples
 from safe_framework.errors import DataError, SafeError
@@ -233,13 +233,17 @@ def watch_of(
 def held_texts(
     model: SafeModel, plan: Plan, stores: Mapping[str, FrameStore | UnencodedSamples], seed: int
 ) -> list[HeldText]:
-    """The held-out texts, each beside irrelevant samples made of held-out ones, kinds in turn."""
+    """The held-out texts, each beside irrelevant samples, of which no one is trained on.
+
+    The kinds take turns. Foreign samples are one, where every modality has some.
+    """
     samples = {
         name: [e.samples[name] for e in plan.held if name in e.samples] for name in model.modalities
     }
     there = {name: store for name, store in stores.items() if samples[name]}
-    pools = distractor_pools(list(KINDS), samples, there, seed + 1)
-    kinds, markers = list(KINDS), model.processor.markers
+    kinds = [*KINDS, *([FOREIGN] if there and all(map(plan.foreign.get, there)) else [])]
+    pools = distractor_pools(kinds, samples, there, seed + 1, plan.foreign)
+    markers = model.processor.markers
     texts = []
     for number, text in enumerate(plan.texts):
         round_, turn = divmod(number, len(kinds))
