@@ -109,10 +109,11 @@ def hidden_at(
 
     def hold(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Keep the hidden states, and show none."""
-        if not args or args[0].shape[:2] != places.shape:
+        picked = _picked(args, places)
+        if picked is None:
             return None
-        held.append(args[0][places.to(args[0].device)].unsqueeze(0))
-        return (args[0][:, :0], *args[1:])
+        held.append(picked)
+        return (picked[:, :0], *args[1:])
 
     def give(module: nn.Module, args: tuple[Any, ...], logits: Tensor) -> Tensor:
         """The hidden states instead of the logits."""
@@ -133,15 +134,22 @@ def _without_cache(base: nn.Module) -> dict[str, bool]:
     return {"use_cache": False} if takes_cache else {}
 
 
+def _picked(args: tuple[Any, ...], places: Tensor) -> Tensor | None:
+    """The hidden states at the places as one row, of a module's arguments; None if of others."""
+    if not args or args[0].shape[:2] != places.shape:
+        return None
+    hidden: Tensor = args[0]
+    return hidden[places.to(hidden.device)].unsqueeze(0)
+
+
 @contextmanager
 def _shown_only(base: nn.Module, places: Tensor) -> Iterator[None]:
     """Within the block, the output embeddings see the hidden states at ``places`` as one row."""
 
     def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """The chosen places of what goes into the output embeddings."""
-        if not args or args[0].shape[:2] != places.shape:
-            return None
-        return (args[0][places.to(args[0].device)].unsqueeze(0), *args[1:])
+        picked = _picked(args, places)
+        return None if picked is None else (picked, *args[1:])
 
     head = base.get_output_embeddings()  # type: ignore[operator]  # a method
     if head is None:

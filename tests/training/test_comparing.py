@@ -83,15 +83,17 @@ def test_logits_are_compared_where_hidden_states_would_not_do(make: Any) -> None
     assert isinstance(found, LogitComparison)
 
 
-def test_a_base_that_cuts_its_states_is_compared_by_logits(model: SafeModel) -> None:
-    """Law: where the head is shown other positions than the call's, logits are made."""
-    comparing = Comparing(model, Teacher(model, PAD), ROWS[0])
-    norm = model.base.model.norm
-    handle = norm.register_forward_hook(lambda *call: nn.functional.pad(call[-1], (0, 0, 0, 1)))
-    with pytest.raises(IndexError):  # nothing is known of such logits, and nobody hides that
-        compared(model, comparing)
-    assert not comparing.plain
-    handle.remove()
+def test_a_head_that_is_shown_other_positions_is_not_asked_again(
+    model: SafeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: where a step finds no state for each position, logits are compared from then on."""
+    comparing, asked = Comparing(model, Teacher(model, PAD), ROWS[0]), []
+    monkeypatch.setattr(
+        "safe_framework.training.comparing.hidden_at", lambda *call: asked.append(call)
+    )
+    assert isinstance(compared(model, comparing), LogitComparison)
+    assert isinstance(compared(model, comparing), LogitComparison)
+    assert len(asked) == 1
 
 
 def test_what_a_divergence_needs_is_kept(

@@ -257,14 +257,12 @@ def test_bfloat16_computes_by_autocast(
     """Law: layers compute in bfloat16, weights stay float32, and nothing is lost at the base."""
     seen = set()
     layer = model.base.get_submodule("model.layers.0.mlp.up_proj")
-
-    def see(module: nn.Module, args: Any, out: torch.Tensor) -> None:
-        if len(out) > 1:  # a look at the base, before the first step, is of one text
-            seen.add(out.dtype)
-
-    handle = layer.register_forward_hook(see)
     spec = attrs.evolve(SPEC, precision="bfloat16")
-    trainer = trained(model, examples, tmp_path, spec=spec, retention=retention)
+    trainer = SafeTrainer(
+        model, arguments(spec, tmp_path), examples, spec, pad=PAD, retention=retention
+    )
+    handle = layer.register_forward_hook(lambda module, args, out: seen.add(out.dtype))
+    trainer.train()
     handle.remove()
     assert seen == {torch.bfloat16}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
