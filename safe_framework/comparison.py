@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from safe_framework.vocabulary_losses import Expected, expected, with_slope
+from safe_framework.vocabulary_losses import Expected, with_slope
 
 
 class Comparison(ABC):
@@ -54,18 +54,19 @@ class LogitComparison(Comparison):
         return nn.functional.kl_div(ours, base, log_target=True, reduction="batchmean")
 
 
-class BaseWords(Protocol):
-    """What the base makes of the words, each row after row."""
+class Said(Protocol):
+    """Words that one side says, of which there is what enters the output embeddings."""
 
     @property
     def hidden(self) -> Tensor:
-        """What enters the output embeddings, (words, hidden)."""
+        """What enters them, (words, hidden)."""
 
+    @property
     def logits(self) -> Tensor:
-        """(words, vocabulary)."""
+        """What comes out, (words, vocabulary)."""
 
     def expected(self, temperature: float) -> Expected:
-        """Of the hidden states."""
+        """The softmax of these words."""
 
 
 @attrs.frozen(eq=False)
@@ -73,30 +74,28 @@ class HiddenComparison(Comparison):
     """A comparison of what enters the output embeddings, which alone make the logits.
 
     Attributes:
-        hidden: of the model, (words, hidden).
-        head: the output embeddings of both, which do not train.
-        base: the same words as the base sees them.
+        ours: the words as the model says them.
+        base: the same words as the base says them.
     """
 
-    hidden: Tensor
-    head: nn.Linear
-    base: BaseWords
+    ours: Said
+    base: Said
 
     @property
     def logits(self) -> Tensor:
         """The model's, as one row."""
-        logits: Tensor = self.head(self.hidden.unsqueeze(0))
-        return logits
+        return self.ours.logits.unsqueeze(0)
 
     @property
     def base_logits(self) -> Tensor:
         """The base's, as one row."""
-        return self.base.logits().unsqueeze(0)
+        return self.base.logits.unsqueeze(0)
 
     @property
     def mask(self) -> Tensor:
         """All words count."""
-        return torch.ones(1, len(self.hidden), dtype=torch.bool, device=self.hidden.device)
+        hidden = self.ours.hidden
+        return torch.ones(1, len(hidden), dtype=torch.bool, device=hidden.device)
 
     def divergence(self, temperature: float) -> Tensor:
         """The same without the logits.
@@ -104,10 +103,10 @@ class HiddenComparison(Comparison):
         ``KL(base || ours) = lse(z_ours) - lse(z_base) - (h_ours - h_base) . E_base[W] / T`` where
         ``z = W h / T``. Its gradient, for ``h_ours`` alone, is ``(E_ours[W] - E_base[W]) / T``.
         """
-        ours = expected(self.hidden.detach(), self.head, temperature)
-        base, before = self.base.expected(temperature), self.base.hidden
-        moved = (self.hidden.detach() - before) * base.embedding
+        hidden = self.ours.hidden
+        ours, base = self.ours.expected(temperature), self.base.expected(temperature)
+        moved = (hidden.detach() - self.base.hidden) * base.embedding
         each = ours.log_sum - base.log_sum - moved.double().sum(-1) / temperature
         slope = (ours.embedding - base.embedding) / (temperature * len(each))
         value = each.clamp(min=0).mean().float()  # below 0 is rounding
-        return with_slope(value, self.hidden, slope)
+        return with_slope(value, hidden, slope)

@@ -9,6 +9,7 @@ al. 2022, arXiv:2205.14135).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeGuard
 
 import attrs
@@ -32,20 +33,24 @@ class Expected:
 
 
 @torch.no_grad()
-def expected(hidden: Tensor, head: nn.Linear, temperature: float = 1.0) -> Expected:
+def expected(hidden: Tensor, head: nn.Linear, temperature: float | Tensor = 1.0) -> Expected:
     """Read the softmax of ``head(hidden) / temperature``, a slice of the vocabulary at a time.
 
     Args:
         hidden: (words, hidden).
         head: the output embeddings.
-        temperature: above 0.
+        temperature: above 0; a number, or one for each word, (words, 1).
     """
     most = hidden.new_full((len(hidden), 1), -torch.inf)
     total, weighted = torch.zeros_like(most, dtype=torch.float64), torch.zeros_like(hidden)
+    room = hidden.new_empty(len(hidden) * SLICE)  # used again and again
+    hidden = hidden / temperature
     for start in range(0, len(head.weight), SLICE):
         rows = head.weight[start : start + SLICE]
-        bias = None if head.bias is None else head.bias[start : start + SLICE]
-        logits = nn.functional.linear(hidden, rows, bias).div_(temperature)
+        logits = room[: len(hidden) * len(rows)].view(-1, len(rows))
+        torch.mm(hidden, rows.mT, out=logits)
+        if head.bias is not None:
+            logits += head.bias[start : start + SLICE] / temperature
         higher = torch.maximum(most, logits.amax(-1, keepdim=True))
         shrink = (most - higher).exp_()
         weights = logits.sub_(higher).exp_()
@@ -53,6 +58,22 @@ def expected(hidden: Tensor, head: nn.Linear, temperature: float = 1.0) -> Expec
         weighted.mul_(shrink).addmm_(weights, rows)
         most = higher
     return Expected((most + total.log()).squeeze(-1), weighted / total.float())
+
+
+def expected_together(asked: Sequence[tuple[Tensor, float]], head: nn.Linear) -> list[Expected]:
+    """Several such readings in one pass over the vocabulary, whose weights are read but once.
+
+    Args:
+        asked: hidden states, (words, hidden), and the temperature of each reading.
+        head: the output embeddings.
+    """
+    hidden = torch.cat([one for one, _ in asked])
+    counts = [len(one) for one, _ in asked]
+    each = hidden.new_tensor([temperature for _, temperature in asked])
+    numbers = torch.tensor(counts, device=hidden.device)
+    found = expected(hidden, head, each.repeat_interleave(numbers).unsqueeze(-1))
+    parts = torch.split(found.log_sum, counts), torch.split(found.embedding, counts)
+    return [Expected(log_sum, embedding) for log_sum, embedding in zip(*parts, strict=True)]
 
 
 def takes_hidden(head: nn.Module) -> TypeGuard[nn.Linear]:
@@ -68,7 +89,7 @@ def takes_hidden(head: nn.Module) -> TypeGuard[nn.Linear]:
     )
 
 
-def cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
+def cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor, found: Expected) -> Tensor:
     """Summed cross-entropy of ``head(hidden)``, a scalar whose gradient is for ``hidden`` alone.
 
     ``lse(W h) - (W h)_target``, with the gradient ``E[W] - W_target``.
@@ -77,9 +98,9 @@ def cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
         hidden: (words, hidden).
         head: the output embeddings, which do not train.
         targets: token ids, (words,).
+        found: the softmax at temperature 1.
     """
     fixed = hidden.detach()
-    found = expected(fixed, head)
     rows = head.weight[targets]
     logits = (fixed * rows).double().sum(-1)
     if head.bias is not None:

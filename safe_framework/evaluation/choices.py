@@ -12,7 +12,7 @@ from safe_framework.evaluation.groups import batches
 from safe_framework.prepare import IGNORED, answer_ids, with_answers
 from safe_framework.shapes import Sample
 from safe_framework.training.classes import class_logits, first_ids, token_places
-from safe_framework.training.losses import logits_at
+from safe_framework.training.places import logits_at
 
 if TYPE_CHECKING:
     from safe_framework.data.examples import Example

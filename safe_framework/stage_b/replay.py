@@ -12,22 +12,23 @@ from pathlib import Path
 
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from safe_framework.model import SafeModel
 from safe_framework.retention import RetentionRegularizer
 from safe_framework.retention_store import Progress
 from safe_framework.stage_b.change import original
 from safe_framework.training.batches import attention_mask, pad_right
+from safe_framework.training.calls import Call, Term
 from safe_framework.training.capture import on_device
-from safe_framework.training.comparing import Comparing
 from safe_framework.training.made_when_read import MadeWhenRead
 from safe_framework.training.order import TextOrder
 from safe_framework.training.parts import WHOLE, Part
 from safe_framework.training.retention import CounterfactualRetention, Weighted
 from safe_framework.training.retention_start import RetentionExamples
 from safe_framework.training.states import TextStates
-from safe_framework.training.teacher import Teacher
+from safe_framework.training.teacher import TaughtWords, Teacher
+from safe_framework.training.words import Words
 from safe_framework.vocabulary_losses import Expected
 
 
@@ -66,7 +67,7 @@ class Replay:
 
     Attributes:
         rows: token ids of the texts.
-        comparing: sets the model beside the original base.
+        teacher: the original base.
         method: whose penalty is taken.
         weight: of the penalty.
         order: which texts a step has.
@@ -75,40 +76,42 @@ class Replay:
     """
 
     rows: Sequence[Sequence[int]]
-    comparing: Comparing
+    teacher: Teacher
     method: RetentionRegularizer
     weight: float
     order: TextOrder
     states: TextStates | None
     pad: int
 
-    def warm(self, steps: int, progress: Progress) -> None:
-        """Compute what shall be kept of the texts that these many steps ask for."""
+    def warm(self, steps: int, progress: Progress, *, autocast: bool = False) -> None:
+        """Compute what shall be kept of the texts; the arguments are those of Stage A's."""
         if self.states is not None:
             needed = [self.rows[place] for place in self.order.needed(steps)]
             self.states.warm(needed, "reading texts to replay", progress)
-            self.comparing.warm(needed, [self.method], progress)
+            if not autocast:
+                self.teacher.warm(needed, self.method.temperatures, progress)
 
-    def loss(
-        self, model: SafeModel, wrapped: nn.Module, step: int, part: Part = WHOLE
-    ) -> Tensor | None:
+    def terms(self, step: int, device: torch.device, part: Part = WHOLE) -> Iterator[Term]:
         """The weighted penalty at a step, or a part's share in it.
 
         Args:
-            model: being trained.
-            wrapped: the same, possibly wrapped for distributed training.
             step: of the optimizer.
+            device: of the model.
             part: of the step.
         """
         whole = self.order.step(step)
         rows = [self.rows[place] for place in part.of(whole)]
         words = sum(map(len, rows)) / sum(len(self.rows[place]) for place in whole)
         batch = {"input_ids": pad_right(rows, self.pad), "attention_mask": attention_mask(rows)}
-        batch = on_device(batch, model.device)
-        compared = self.comparing.compare(wrapped, batch, batch["attention_mask"].bool(), rows)
-        penalty = self.method.penalty_of(compared)
+        batch = on_device(batch, device)
         share = self.weight * self.order.share(whole) * words
-        return None if penalty is None else share * penalty
+
+        def loss(said: Words) -> Tensor:
+            """What the texts are worth."""
+            penalty = self.method.penalty_of(said.beside(TaughtWords(self.teacher, rows)))
+            return torch.zeros((), device=device) if penalty is None else share * penalty
+
+        yield Term(Call(batch, batch["attention_mask"].bool(), self.method.temperatures), loss)
 
 
 class BothWays(MadeWhenRead[Mapping[str, Tensor]]):
@@ -152,9 +155,8 @@ class StageBRetention:
     ) -> None:
         self.model, self.counterfactual, self.replay = model, counterfactual, replay
         self.methods: Sequence[Weighted] = counterfactual.methods if counterfactual else ()
-        if counterfactual is not None and counterfactual.comparing is not None:
-            comparing = counterfactual.comparing
-            comparing.teacher = FrozenTeacher(model, comparing.teacher)
+        if counterfactual is not None:
+            counterfactual.teacher = FrozenTeacher(model, counterfactual.teacher)
 
     def begin(self, folder: Path, *, resumed: bool, progress: Progress) -> None:
         """Let each method see the start of the stage, or what was kept of it.
@@ -167,29 +169,29 @@ class StageBRetention:
         if self.counterfactual is not None:
             self.counterfactual.begin(folder, resumed=resumed, progress=progress, examples=BothWays)
 
-    def warm(self, steps: int, progress: Progress) -> None:
+    def warm(self, steps: int, progress: Progress, *, autocast: bool = False) -> None:
         """Compute what shall be kept of the original base, for these many steps."""
-        for part in (self.counterfactual, self.replay):
-            if part is not None:
-                with original(self.model):
-                    part.warm(steps, progress)
+        for part in self._parts():
+            with original(self.model):
+                part.warm(steps, progress, autocast=autocast)
 
     @property
     def kinds(self) -> Sequence[str]:
         """Of irrelevant sample that a step's texts carry in turn; or that there are texts."""
         return self.counterfactual.kinds if self.counterfactual is not None else ("replayed",)
 
-    def loss(self, model: nn.Module, step: int, device: torch.device, part: Part = WHOLE) -> Tensor:
-        """The weighted sum of all penalties at a step, or a part's share in it."""
-        losses = list(self._losses(model, step, device, part))
-        return torch.stack(losses).sum() if losses else torch.zeros((), device=device)
+    def terms(self, step: int, device: torch.device, part: Part = WHOLE) -> Iterator[Term]:
+        """What each part of it asks for."""
+        for one in self._parts():
+            yield from one.terms(step, device, part)
 
-    def _losses(
-        self, model: nn.Module, step: int, device: torch.device, part: Part
-    ) -> Iterator[Tensor]:
-        if self.counterfactual is not None:
-            yield self.counterfactual.loss(model, step, device, part)
-        if self.replay is not None:
-            replayed = self.replay.loss(self.model, model, step, part)
-            if replayed is not None:
-                yield replayed
+    def parameter_loss(self, device: torch.device, part: Part = WHOLE) -> Tensor:
+        """The weighted sum of the penalties that depend on the parameters alone, or a part's."""
+        if self.counterfactual is None:
+            return torch.zeros((), device=device)
+        return self.counterfactual.parameter_loss(device, part)
+
+    def _parts(self) -> Iterator[CounterfactualRetention | Replay]:
+        for part in (self.counterfactual, self.replay):
+            if part is not None:
+                yield part

@@ -24,7 +24,6 @@ from safe_framework.stage_b.replay import FrozenTeacher, Replay, StageBRetention
 from safe_framework.training.batches import marked_ids
 from safe_framework.training.caches import Caches
 from safe_framework.training.checkpoints import latest_complete
-from safe_framework.training.comparing import Comparing
 from safe_framework.training.material import (
     caches_of,
     encode_examples,
@@ -206,7 +205,7 @@ def _replay(
     distillation: Any = _registry.retention_regularizers.load("distillation")
     return Replay(
         rows,
-        Comparing(model, FrozenTeacher(model, Teacher(model, pad, states)), rows[0]),
+        FrozenTeacher(model, Teacher(model, pad, states)),
         distillation(),
         stage.replay_weight,
         TextOrder(lengths, spec.retention_batch_size, spec.seed + _APART, spec.group_by_length),

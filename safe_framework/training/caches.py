@@ -60,9 +60,10 @@ class Caches:
         final = "teacher" in self.keep and bool(rows) and has_plain_head(self.model, rows[0])
         return self._states(rows, final=final) if final or self.prefix is not None else None
 
-    @contextmanager
-    def beginning(self, states: TextStates | None, ids: Tensor, mask: Tensor) -> Iterator[None]:
-        """Within the block, a call on these texts begins at the first fused layer, if it can.
+    def begun(
+        self, states: TextStates | None, ids: Tensor, mask: Tensor
+    ) -> Sequence[Tensor] | None:
+        """What enters the first fused layer, each (length of a row, hidden); None if not kept.
 
         Args:
             states: of the texts.
@@ -71,13 +72,19 @@ class Caches:
         """
         rows = [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
         if self.prefix is None or states is None or not states.holds(rows):
-            yield
-            return
-        kept = [state[BELOW] for state in states.of(rows)]
-        padded = nn.utils.rnn.pad_sequence(kept, batch_first=True)  # (batch, longest, hidden)
-        missing = ids.shape[1] - padded.shape[1]
-        hidden = nn.functional.pad(padded, (0, 0, 0, missing)).to(self.model.device)
-        with self.prefix.given(hidden):
+            return None
+        return [state[BELOW] for state in states.of(rows)]
+
+    @contextmanager
+    def beginning(self, begun: Sequence[Tensor]) -> Iterator[None]:
+        """Within the block, a call on these texts begins at the first fused layer.
+
+        Args:
+            begun: what enters it, as ``begun`` gives it.
+        """
+        assert self.prefix is not None  # or nothing would have been kept
+        hidden = nn.utils.rnn.pad_sequence(list(begun), batch_first=True)
+        with self.prefix.given(hidden.to(self.model.device)):
             yield
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,13 +13,14 @@ from safe_framework.model import SafeModel
 from safe_framework.training.align import Alignment
 from safe_framework.training.batches import IGNORED
 from safe_framework.training.caches import Caches
+from safe_framework.training.calls import Call, Term
 from safe_framework.training.dials import Dials
 from safe_framework.training.holding import hold
-from safe_framework.training.losses import answer_loss, check_finite
+from safe_framework.training.losses import Answers, check_finite
 from safe_framework.training.parts import Part
+from safe_framework.training.reader import Reader
 from safe_framework.training.retention import CounterfactualRetention
 from safe_framework.training.states import TextStates
-from safe_framework.training.teacher import has_plain_head
 
 
 class Objective(nn.Module):
@@ -51,11 +52,11 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.retention = model, retention
+        self.reader = Reader(model, caches)
         self.alignment = alignment if align_weight else None
         self.align_weight = align_weight
         self.caches, self.states = caches, states
         self.dials = dials or Dials()
-        self.plain = has_plain_head(model, [0, 0])
         self._ddp_params_and_buffers_to_ignore = _untrained(self)
 
     def forward(
@@ -78,14 +79,18 @@ class Objective(nn.Module):
         Raises:
             FloatingPointError: a loss is NaN or infinite.
         """
-        model = self.model
-        with self._beginning(batch):
-            task = answer_loss(model, model.base, batch, totals[0], plain=self.plain)
+        model, device = self.model, batch["input_ids"].device
+        defends = self.retention is not None and self.dials.retention
+        terms = [self._task(batch, totals[0])]
+        if self.retention is not None and defends:
+            terms += self.retention.terms(step, device, part)
+        words = self.reader.words([term.call for term in terms])
+        task, *penalties = [term.loss(said) for term, said in zip(terms, words, strict=True)]
         check_finite(task, "task loss", step)
-        kept = torch.zeros((), device=task.device)
-        if self.retention is not None and self.dials.retention:
-            kept = self.dials.retention * self.retention.loss(model, step, task.device, part)
-            check_finite(kept, "retention loss", step)
+        kept = torch.zeros((), device=device)
+        if self.retention is not None and defends:
+            kept = sum(penalties, self.retention.parameter_loss(device, part))
+            kept = check_finite(self.dials.retention * kept, "retention loss", step)
         loss = task + kept
         if self.alignment is not None:
             present = dict(zip(model.modalities, totals[1:], strict=True))
@@ -94,10 +99,12 @@ class Objective(nn.Module):
         held = hold(loss, model.trainable_parameters().values())
         return held, torch.stack([task.detach(), kept.detach()])
 
-    def _beginning(self, batch: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        if self.caches is None:
-            return nullcontext()
-        return self.caches.beginning(self.states, batch["input_ids"], batch["attention_mask"])
+    def _task(self, batch: Mapping[str, Tensor], count: Tensor) -> Term:
+        answers, begun = Answers.of(batch), None
+        if self.caches is not None:
+            begun = self.caches.begun(self.states, batch["input_ids"], batch["attention_mask"])
+        call = Call(answers.inputs, answers.places, answers.temperatures, begun)
+        return Term(call, partial(answers.loss, count=count))
 
 
 def totals_of(batches: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Tensor:

@@ -41,7 +41,8 @@ class FrozenPrefix:
         """Within the block, a call that hears a sense begins with these hidden states.
 
         Args:
-            hidden: what enters the layer, for the texts that are called, (batch, length, hidden).
+            hidden: what enters the layer, for the texts that are called, (batch, length, hidden);
+                filled up or cut on the right to what is called.
         """
         last = self.layer - 1
         aside: dict[Any, StandIn] = {}
@@ -124,7 +125,9 @@ def _passing(hidden: Tensor | None, as_tuple: bool) -> StandIn:
 
     def forward(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What stands in for the layer's own."""
-        out = hidden_of(args, kwargs) if hidden is None else hidden
+        out = given = hidden_of(args, kwargs)
+        if hidden is not None:
+            out = nn.functional.pad(hidden, (0, 0, 0, given.shape[1] - hidden.shape[1]))
         return (out,) if as_tuple else out
 
     return forward

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from safe_framework.comparison import Comparison
 from safe_framework.data.distractors import distractor
 from safe_framework.data.frames import FrameStore
 from safe_framework.data.unencoded import Row, UnencodedSamples
@@ -21,13 +19,14 @@ from safe_framework.retention_store import Progress
 from safe_framework.shapes import Sample
 from safe_framework.training.batches import attention_mask, carry, pad_right
 from safe_framework.training.caches import Caches
+from safe_framework.training.calls import Call, Term
 from safe_framework.training.capture import on_device
-from safe_framework.training.comparing import Comparing
 from safe_framework.training.order import TextOrder, generator
 from safe_framework.training.parts import WHOLE, Part
 from safe_framework.training.processes import shared_frames
 from safe_framework.training.retention_start import RetentionExamples, store_of
-from safe_framework.training.teacher import Teacher
+from safe_framework.training.teacher import TaughtWords, Teacher
+from safe_framework.training.words import Words
 
 _NOISES = 24
 Examples = Sequence[Mapping[str, Tensor]]
@@ -131,8 +130,7 @@ class CounterfactualRetention:
         self.batch_size, self.seed, self.pad = batch_size, seed, pad
         self.model, self.caches = model, caches
         self.states = caches.retention_texts(rows) if caches and kinds else None
-        teacher = Teacher(model, pad, self.states)
-        self.comparing = Comparing(model, teacher, rows[0]) if kinds else None
+        self.teacher = Teacher(model, pad, self.states)
         self.order = TextOrder([len(row) for row in rows], batch_size, seed, grouped)
         self.dims = {name: model.modality(name).encoder.dim for name in pools}
 
@@ -167,63 +165,69 @@ class CounterfactualRetention:
                 entry.method.begin(self.model, examples(self, kinds), store)
         self.model.train(training)
 
-    def warm(self, steps: int, progress: Progress) -> None:
-        """Compute what shall be kept of the texts that these many steps ask for."""
+    def warm(self, steps: int, progress: Progress, *, autocast: bool = False) -> None:
+        """Compute what shall be kept of the texts that these many steps ask for.
+
+        Args:
+            steps: of the run.
+            progress: the bar.
+            autocast: whether steps are computed in lower precision than the base is.
+        """
         if self.states is not None and self.kinds:
             needed = [self.rows[place] for place in self.order.needed(steps)]
             self.states.warm(needed, "reading retention texts", progress)
-            if self.comparing is not None:
-                self.comparing.warm(needed, [entry.method for entry in self.methods], progress)
+            if not autocast:
+                self.teacher.warm(needed, self._temperatures, progress)
 
-    def loss(self, model: nn.Module, step: int, device: torch.device, part: Part = WHOLE) -> Tensor:
-        """The weighted sum of the methods' penalties at a step, or a part's share in it.
+    def terms(self, step: int, device: torch.device, part: Part = WHOLE) -> Iterator[Term]:
+        """The weighted sum of the methods' penalties on a step's texts, or a part's share in it.
 
         A penalty is a mean over words, so a part counts by how many of the step's it has.
         """
-        total = torch.zeros((), device=device)
-        for weight, penalty in self._penalties(model, step, device, part):
-            total = total if penalty is None else total + weight * penalty
-        return total
+        if not self.kinds or not any(self.model.gates.values()):
+            return  # the model is its base
+        everyones = self.order.step(step)
+        chosen = part.of(everyones)
+        rows = [self.rows[i] for i in chosen]
+        share = self.order.share(everyones) * self._words(chosen) / self._words(everyones)
 
-    def _penalties(
-        self, model: nn.Module, step: int, device: torch.device, part: Part
-    ) -> Iterator[tuple[float, Tensor | None]]:
-        if self.kinds and any(self.model.gates.values()):  # else the model is its base
-            chosen = self.order.step(step)
-            share = self.order.share(chosen) * self._words(part.of(chosen)) / self._words(chosen)
-            compared = self._compared(model, chosen, step, device, part)
+        def loss(words: Words) -> Tensor:
+            """What the texts are worth."""
+            compared = words.beside(TaughtWords(self.teacher, rows))
+            total = torch.zeros((), device=device)
             for entry in self.methods:
                 penalty = entry.method.penalty_of(compared)
-                yield entry.weight, None if penalty is None else share * penalty
+                total = total if penalty is None else total + entry.weight * share * penalty
+            return total
+
+        yield Term(self._call(chosen, step, device, part), loss)
+
+    def parameter_loss(self, device: torch.device, part: Part = WHOLE) -> Tensor:
+        """The weighted sum of the penalties that depend on the parameters alone, or a part's."""
+        total = torch.zeros((), device=device)
         for entry in self.methods:
-            yield entry.weight / part.count, entry.method.parameter_penalty()
+            penalty = entry.method.parameter_penalty()
+            total = total if penalty is None else total + entry.weight / part.count * penalty
+        return total
+
+    @property
+    def _temperatures(self) -> list[float]:
+        return [t for entry in self.methods for t in entry.method.temperatures]
 
     def _words(self, chosen: Sequence[int]) -> int:
         return sum(len(self.rows[i]) for i in chosen)
 
-    def _compared(
-        self,
-        model: nn.Module,
-        everyones: Sequence[int],
-        step: int,
-        device: torch.device,
-        part: Part,
-    ) -> Comparison:
-        """The model and its base at every word of a part's texts, as one long row."""
-        assert self.comparing is not None  # there are kinds
-        chosen = part.of(everyones)
+    def _call(self, chosen: Sequence[int], step: int, device: torch.device, part: Part) -> Call:
+        """A part's texts beside irrelevant samples, read at every word of theirs."""
         rows, marked = [self.rows[i] for i in chosen], [self.marked[i] for i in chosen]
         batch = {"input_ids": pad_right(marked, self.pad), "attention_mask": attention_mask(marked)}
         for name, pool in self.pools.items():
             batch.update(carry(name, part.of(self._irrelevant(pool, step)), self.dims[name]))
         batch, places = on_device(batch, device), _words(rows, marked).to(device)
-        with self._beginning(batch):
-            return self.comparing.compare(model, batch, places, rows)
-
-    def _beginning(self, batch: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        if self.caches is None:
-            return nullcontext()
-        return self.caches.beginning(self.states, batch["input_ids"], batch["attention_mask"])
+        begun = None
+        if self.caches is not None:
+            begun = self.caches.begun(self.states, batch["input_ids"], batch["attention_mask"])
+        return Call(batch, places, self._temperatures, begun)
 
     def _irrelevant(self, pool: Mapping[str, Sequence[Row]], step: int) -> list[Row]:
         """One irrelevant sample for each text, the kinds in turn."""

@@ -16,7 +16,7 @@ from safe_framework.model import SafeModel
 from safe_framework.training.batches import attention_mask, pad_right
 from safe_framework.training.capture import FINAL, capture, head_of, on_device
 from safe_framework.training.states import Progress, State, TextStates
-from safe_framework.vocabulary_losses import Expected, expected
+from safe_framework.vocabulary_losses import Expected, expected, takes_hidden
 
 Rows = Sequence[Sequence[int]]
 _LOG_SUM, _EMBEDDING = "log_sum", "embedding"
@@ -38,7 +38,8 @@ class Teacher:
 
     def warm(self, rows: Rows, temperatures: Iterable[float], progress: Progress) -> None:
         """Compute what shall be kept for divergences of the texts at the temperatures."""
-        for temperature in set(temperatures) if self.states is not None else ():
+        keeps = self.states is not None and takes_hidden(head_of(self.model.base))
+        for temperature in set(temperatures) if keeps else ():
             self._kept(temperature).warm(rows, "reading the base's answers", progress)
 
     @torch.no_grad()
@@ -110,6 +111,7 @@ class TaughtWords:
         """What goes into the output embeddings, (words, hidden)."""
         return self.teacher.hidden(self.rows)
 
+    @property
     def logits(self) -> Tensor:
         """(words, vocabulary)."""
         return self.teacher.logits(self.rows)

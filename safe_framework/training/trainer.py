@@ -217,7 +217,8 @@ class SafeTrainer(Trainer):
             needed = [self._rows[place] for place in chosen]
             self._states.warm(needed, "reading training texts", progress)
         if self.retention is not None:
-            self.retention.warm(self.spec.max_steps, progress)
+            autocast = self.spec.precision == "bfloat16"
+            self.retention.warm(self.spec.max_steps, progress, autocast=autocast)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> FixedOrder:
         """The order of the whole run, so that a resumed run sees what an unbroken one does."""

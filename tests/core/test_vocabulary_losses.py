@@ -12,6 +12,7 @@ from safe_framework.vocabulary_losses import (
     Expected,
     cross_entropy,
     expected,
+    expected_together,
     takes_hidden,
     with_slope,
 )
@@ -40,17 +41,23 @@ def states(seed: int, scale: float = 1.0) -> Tensor:
     return scale * torch.randn(WORDS, HIDDEN, generator=generator)
 
 
-class Base:
-    """The base's side of a comparison."""
+class Spoken:
+    """Either side of a comparison."""
 
     def __init__(self, hidden: Tensor, head: nn.Linear) -> None:
         self.hidden, self.head = hidden, head
 
+    @property
     def logits(self) -> Tensor:
         return self.head(self.hidden)
 
     def expected(self, temperature: float) -> Expected:
         return expected(self.hidden, self.head, temperature)
+
+
+def compared(hidden: Tensor, before: Tensor, head: nn.Linear) -> HiddenComparison:
+    """What the model says beside what it said before."""
+    return HiddenComparison(Spoken(hidden, head), Spoken(before, head))
 
 
 @settings(deadline=None)
@@ -66,12 +73,26 @@ def test_expected_is_the_softmax(seed: int, scale: float, temperature: float, bi
 
 
 @settings(deadline=None)
+@given(seeds, scales, st.lists(temperatures, min_size=1, max_size=4), st.booleans())
+def test_readings_together_are_those_alone(
+    seed: int, scale: float, each: list[float], bias: bool
+) -> None:
+    """Law: hidden states of several calls, at temperatures of their own, are read as if alone."""
+    head = head_of(seed, bias=bias)
+    asked = [(states(seed + i, scale)[: i + 1], t) for i, t in enumerate(each)]
+    for found, (hidden, temperature) in zip(expected_together(asked, head), asked, strict=True):
+        alone = expected(hidden, head, temperature)
+        torch.testing.assert_close(found.log_sum, alone.log_sum, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.embedding, alone.embedding, rtol=1e-3, atol=1e-3)
+
+
+@settings(deadline=None)
 @given(seeds, scales, st.booleans())
 def test_cross_entropy_is_torchs(seed: int, scale: float, bias: bool) -> None:
     """Law: value and gradient are those of the logits."""
     head, hidden = head_of(seed, bias=bias), states(seed, scale).requires_grad_()
     targets = torch.arange(WORDS) * 4
-    loss = cross_entropy(hidden, head, targets)
+    loss = cross_entropy(hidden, head, targets, expected(hidden, head))
     (gradient,) = torch.autograd.grad(loss, hidden)
     exact = hidden.detach().double().requires_grad_()
     wanted = nn.functional.cross_entropy(head.double()(exact), targets, reduction="sum")
@@ -88,7 +109,7 @@ def test_a_divergence_is_that_of_the_logits(
     """Law: value and gradient are those of the logits, however little the model has moved."""
     head, before = head_of(seed, bias=bias), states(seed, scale)
     hidden = (before + moved * states(seed + 1, scale)).requires_grad_()
-    value = HiddenComparison(hidden, head, Base(before, head)).divergence(temperature)
+    value = compared(hidden, before, head).divergence(temperature)
     (gradient,) = torch.autograd.grad(value, hidden)
     exact, wide = hidden.detach().double().requires_grad_(), head.double()
     ours, base = wide(exact) / temperature, wide(before.double()) / temperature
@@ -107,7 +128,7 @@ def test_a_model_that_is_its_base_diverges_by_nothing(
     """Law: where the hidden states are the base's, divergence and gradient are exactly 0."""
     head, before = head_of(seed), states(seed, scale)
     hidden = before.clone().requires_grad_()
-    value = HiddenComparison(hidden, head, Base(before, head)).divergence(temperature)
+    value = compared(hidden, before, head).divergence(temperature)
     (gradient,) = torch.autograd.grad(value, hidden)
     assert value.item() == 0
     assert not gradient.any()
@@ -116,7 +137,7 @@ def test_a_model_that_is_its_base_diverges_by_nothing(
 def test_a_comparison_of_hidden_states_has_logits() -> None:
     """Law: a method that wants logits finds those that the output embeddings make."""
     head, before, hidden = head_of(0), states(0), states(1)
-    found = HiddenComparison(hidden, head, Base(before, head))
+    found = compared(hidden, before, head)
     assert torch.equal(found.logits, head(hidden)[None])
     assert torch.equal(found.base_logits, head(before)[None])
     assert found.mask.shape == (1, WORDS)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from safe_framework.data.frames import FrameStore
 from safe_framework.model import SafeModel
 from safe_framework.shapes import Frames
+from safe_framework.training.reader import Reader
 from safe_framework.training.retention import CounterfactualRetention, Weighted, distractor_pools
 from safe_framework_plugins.projectors.standard import StandardProjector
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
@@ -72,6 +73,16 @@ def retention(
     return CounterfactualRetention(
         model, [method], ROWS, pools, kinds=KINDS, batch_size=2, seed=3, pad=PAD
     )
+
+
+def loss_of(retention: CounterfactualRetention, step: int) -> Tensor:
+    """What a step's texts are worth, and the parameters."""
+    terms = list(retention.terms(step, torch.device("cpu")))
+    if not terms:
+        return retention.parameter_loss(torch.device("cpu"))
+    words = Reader(retention.model, retention.caches).words([term.call for term in terms])
+    penalties = [term.loss(said) for term, said in zip(terms, words, strict=True)]
+    return sum(penalties, retention.parameter_loss(torch.device("cpu")))
 
 
 def perturb(model: SafeModel) -> None:

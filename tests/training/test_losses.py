@@ -12,8 +12,8 @@ from safe_framework.training.batches import IGNORED, AnswerCollator, TokenizedEx
 from safe_framework.training.losses import (
     answer_loss,
     check_finite,
-    logits_at,
 )
+from safe_framework.training.places import logits_at
 from tests.toys import END, PAD, gpt2, llama
 from tests.training.conftest import sensing
 

@@ -20,7 +20,7 @@ from safe_framework.training.trainer import SafeTrainer, arguments
 from safe_framework_plugins.projectors.standard import StandardProjector
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
 from tests.toys import DIM, HIDDEN, PAD, llama, lora, tokenizer
-from tests.training.conftest import KINDS, ArrayEncoder
+from tests.training.conftest import KINDS, ArrayEncoder, loss_of
 
 TEXTS = ["w5 w6 w7 w8", "w9 <touch> w10", "w11 w12 w13 w14 w15 w16", "w17"]
 
@@ -107,7 +107,7 @@ def test_retention_compares_the_texts_own_words(
         model, [Weighted(1.0, Watching())], rows, pools, kinds=KINDS, batch_size=4, seed=3,
         pad=PAD, marked=marked,
     )  # fmt: skip
-    loss = kept.loss(model, 0, torch.device("cpu"))
+    loss = loss_of(kept, 0)
     loss.backward()
     assert table(model).grad is not None
     ((logits, base, mask),) = seen

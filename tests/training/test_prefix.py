@@ -1,6 +1,7 @@
 """The frozen prefix: steps that begin at the first fused layer are the steps that do not."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,15 @@ from safe_framework.model import SafeModel
 from safe_framework.shapes import Frames
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
 from safe_framework.training.caches import Caches
+from safe_framework.training.calls import Call
 from safe_framework.training.losses import answer_loss
 from safe_framework.training.prefix import FrozenPrefix, first_fused_layer
+from safe_framework.training.reader import Reader
 from safe_framework.training.retention import CounterfactualRetention, Weighted
+from safe_framework.training.states import TextStates
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
 from tests.toys import DIM, END, PAD, ToyFusion, attached, gpt2, llama, opt
-from tests.training.conftest import KINDS, ROWS, ArrayEncoder, perturb
+from tests.training.conftest import KINDS, ROWS, ArrayEncoder, loss_of, perturb
 
 CPU = torch.device("cpu")
 ALL = ("prefix", "teacher")
@@ -52,6 +56,14 @@ def example() -> dict[str, Tensor]:
     return made
 
 
+def beginning(
+    caches: Caches, states: TextStates | None, given: dict[str, Tensor]
+) -> AbstractContextManager[None]:
+    """Within the block, a call on these texts begins at the first fused layer if it can."""
+    begun = caches.begun(states, given["input_ids"], given["attention_mask"])
+    return nullcontext() if begun is None else caches.beginning(begun)
+
+
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("safe_framework.training.caches.cache_folder", lambda: tmp_path)
@@ -67,7 +79,7 @@ def test_task_loss_and_gradient_are_those_of_whole_calls(kind: str) -> None:
     found = []
     for kept in (None, states):
         model.zero_grad()
-        with caches.beginning(kept, given["input_ids"], given["attention_mask"]):
+        with beginning(caches, kept, given):
             loss = answer_loss(model, model.base, given)
         loss.backward()
         found.append([loss.detach(), *(p.grad for p in model.trainable_parameters().values())])
@@ -92,9 +104,29 @@ def test_retention_loss_is_that_of_whole_calls(
             kinds=KINDS, batch_size=3, seed=3, pad=PAD, caches=caches,
         )  # fmt: skip
         retention.warm(4, lambda *told: None)
-        losses.append([retention.loss(model, step, CPU).item() for step in range(4)])
+        losses.append([loss_of(retention, step).item() for step in range(4)])
     assert min(losses[0]) > 1e-3
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_calls_made_as_one_begin_together(kind: str) -> None:
+    """Law: two calls whose texts are kept begin as one, and say what they say from the start."""
+    model, given = hearing(BASES[kind]()), example()
+    caches = Caches(model, ALL, given, PAD)
+    texts = [[*p, *a] for p, a in TASK]
+    shown, found = list[int](), []
+    head = model.base.get_output_embeddings()
+    head.register_forward_pre_hook(lambda module, args: shown.append(len(args[0])))
+    for states in (None, caches.task_texts(texts)):
+        begun = caches.begun(states, given["input_ids"], given["attention_mask"])
+        call = Call(given, given["attention_mask"].bool(), begun=begun)
+        reader = Reader(model, caches)
+        shown.clear()
+        found.append([words.logits for words in reader.words([call, call])])
+        assert shown[0] == 2 * len(TASK)
+    for whole, early in zip(*found, strict=True):
+        torch.testing.assert_close(early, whole, rtol=1e-6, atol=1e-6)
 
 
 def test_layers_below_do_not_run() -> None:
@@ -107,7 +139,7 @@ def test_layers_below_do_not_run() -> None:
     ran: list[str] = []
     for number, layer in enumerate(model.base.model.layers):
         layer.mlp.register_forward_hook(lambda *args, n=number: ran.append(n))
-    with caches.beginning(states, given["input_ids"], given["attention_mask"]):
+    with beginning(caches, states, given):
         answer_loss(model, model.base, given)
     assert ran == [1]
 
@@ -117,7 +149,7 @@ def test_an_unknown_text_runs_whole() -> None:
     model, given = hearing(llama()), batch()
     caches = Caches(model, ALL, example(), PAD)
     states = caches.task_texts([[*p, *a] for p, a in TASK[:2]])
-    with caches.beginning(states, given["input_ids"], given["attention_mask"]):
+    with beginning(caches, states, given):
         loss = answer_loss(model, model.base, given)
     assert torch.equal(loss, answer_loss(model, model.base, given))
 
@@ -169,7 +201,7 @@ def test_other_calls_are_the_bases() -> None:
     caches = Caches(model, ALL, given, PAD)
     states = caches.task_texts([[*p, *a] for p, a in TASK])
     assert same_bits(model(**given).logits, before)
-    with caches.beginning(states, given["input_ids"], given["attention_mask"]):
+    with beginning(caches, states, given):
         with model.off():
             assert same_bits(model(**given).logits, bare)
         assert same_bits(model.base(**_own(given)).logits, bare)

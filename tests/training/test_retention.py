@@ -1,26 +1,28 @@
 """Counterfactual retention: texts, irrelevant samples, and the loss."""
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 
 from safe_framework.model import SafeModel
 from safe_framework.shapes import Frames
 from safe_framework.training.retention import CounterfactualRetention
-from tests.training.conftest import KINDS, perturb
-
-CPU = torch.device("cpu")
+from tests.training.conftest import KINDS, loss_of, perturb
+from tests.training.test_teacher import states_of
 
 
 def test_a_fresh_sense_loses_nothing(model: SafeModel, retention: CounterfactualRetention) -> None:
     """Law: the loss of a fresh, silent sense is 0, but for the rounding of padded texts."""
     for step in range(4):
-        assert abs(retention.loss(model, step, CPU).item()) < 1e-9
+        assert abs(loss_of(retention, step).item()) < 1e-9
 
 
 def test_an_open_sense_loses(model: SafeModel, retention: CounterfactualRetention) -> None:
     """Law: once the sense changes answers, the loss is above 0."""
     perturb(model)
-    assert retention.loss(model, 0, CPU).item() > 1e-4
+    assert loss_of(retention, 0).item() > 1e-4
 
 
 def test_the_gradient_reaches_the_adapters_alone(
@@ -28,7 +30,7 @@ def test_the_gradient_reaches_the_adapters_alone(
 ) -> None:
     """Law: fusion and projector get a gradient; base and encoder get none."""
     perturb(model)
-    retention.loss(model, 0, CPU).backward()
+    loss_of(retention, 0).backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert reached == {f"modalities.{name}" for name in model.trainable_parameters()}
 
@@ -36,9 +38,9 @@ def test_the_gradient_reaches_the_adapters_alone(
 def test_the_weight_scales_the_loss(model: SafeModel, retention: CounterfactualRetention) -> None:
     """Law: the loss is the sum of the methods' penalties times their weights."""
     perturb(model)
-    once = retention.loss(model, 0, CPU)
+    once = loss_of(retention, 0)
     retention.methods = [*retention.methods, *retention.methods]
-    torch.testing.assert_close(retention.loss(model, 0, CPU), 2 * once)
+    torch.testing.assert_close(loss_of(retention, 0), 2 * once)
 
 
 def test_a_step_is_a_function_of_its_number(
@@ -46,9 +48,9 @@ def test_a_step_is_a_function_of_its_number(
 ) -> None:
     """Law: texts and samples depend on seed and step alone, not on what was drawn before."""
     perturb(model)
-    first = [retention.loss(model, step, CPU).item() for step in range(4)]
+    first = [loss_of(retention, step).item() for step in range(4)]
     torch.manual_seed(99)
-    again = [retention.loss(model, step, CPU).item() for step in reversed(range(4))]
+    again = [loss_of(retention, step).item() for step in reversed(range(4))]
     assert again == first[::-1]
     assert len(set(first)) == 4
 
@@ -81,8 +83,19 @@ def test_a_closed_gate_runs_no_text(model: SafeModel, retention: CounterfactualR
     runs: list[int] = []
     model.base.register_forward_pre_hook(lambda *args: runs.append(1))
     model.set_gate(0.0)
-    assert retention.loss(model, 0, CPU).item() == 0.0
+    assert loss_of(retention, 0).item() == 0.0
     assert not runs
     model.set_gate(0.5)
-    assert retention.loss(model, 0, CPU).item() > 0.0
+    assert loss_of(retention, 0).item() > 0.0
     assert runs
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_steps_in_lower_precision_keep_no_side_of_a_divergence(
+    retention: CounterfactualRetention, tmp_path: Path, autocast: bool
+) -> None:
+    """Law: such steps compare logits, so no divergence without them is prepared."""
+    told: set[str] = set()
+    retention.states = retention.teacher.states = states_of(retention.model, tmp_path)
+    retention.warm(2, lambda label, *_: told.add(label), autocast=autocast)
+    assert ("reading the base's answers" in told) is not autocast

@@ -13,7 +13,7 @@ from safe_framework.shapes import Frames
 from safe_framework.training.retention import CounterfactualRetention, Weighted
 from safe_framework.training.retention_start import RetentionExamples
 from tests.toys import PAD
-from tests.training.conftest import KINDS, ROWS, perturb
+from tests.training.conftest import KINDS, ROWS, loss_of, perturb
 
 CPU = torch.device("cpu")
 Pools = dict[str, dict[str, list[Frames]]]
@@ -112,7 +112,7 @@ def test_a_step_without_texts_runs_no_model(
 ) -> None:
     """Law: where no method wants texts at each step, the loss is the parameter penalty alone."""
     model.base.register_forward_pre_hook(lambda *args: pytest.fail("the base was run"))
-    assert watching.loss(model, 0, CPU).item() == 0.5 * 3.0
+    assert loss_of(watching, 0).item() == 0.5 * 3.0
     assert seen(watching).compared == 0
 
 

@@ -12,7 +12,7 @@ from safe_framework.model import SafeModel
 from safe_framework.training.batches import attention_mask, pad_right
 from safe_framework.training.capture import FINAL, capture
 from safe_framework.training.states import TextStates
-from safe_framework.training.teacher import Teacher, has_plain_head
+from safe_framework.training.teacher import TaughtWords, Teacher, has_plain_head
 from tests.toys import PAD, llama
 from tests.training.conftest import ROWS, perturb, sensing
 from tests.training.test_losses import Headless, as_kind
@@ -121,3 +121,35 @@ def test_an_unknown_text_is_not_held(model: SafeModel, tmp_path: Path) -> None:
     states = states_of(model, tmp_path)
     assert states.holds(ROWS)
     assert not states.holds([*ROWS, [5, 5]])
+
+
+def test_a_teacher_that_keeps_nothing_runs_once(model: SafeModel) -> None:
+    """Law: a divergence runs the base once, and as far as its head."""
+    ran: list[int] = []
+    model.base.model.norm.register_forward_hook(lambda *call: ran.append(len(call[-1])))
+    model.base.lm_head.register_forward_hook(lambda *call: ran.append(0))
+    TaughtWords(Teacher(model, PAD), ROWS).expected(2.0)
+    assert ran == [len(ROWS)]
+
+
+def test_what_a_divergence_needs_is_kept(
+    model: SafeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: once warm, the base's side of a divergence reads the vocabulary no more."""
+    teacher, told = Teacher(model, PAD, states_of(model, tmp_path)), set[str]()
+    teacher.warm(ROWS, [2.0], lambda label, *_: told.add(label))
+    assert told == {"reading the base's answers"}
+    fresh = TaughtWords(Teacher(model, PAD), ROWS).expected(2.0)
+    monkeypatch.setattr("safe_framework.training.teacher.expected", None)
+    for knowing in (teacher, Teacher(model, PAD, states_of(model, tmp_path))):
+        kept = TaughtWords(knowing, ROWS).expected(2.0)
+        torch.testing.assert_close(kept.log_sum, fresh.log_sum)
+        torch.testing.assert_close(kept.embedding, fresh.embedding)
+
+
+def test_nothing_is_kept_for_a_head_that_is_read_by_its_logits(tmp_path: Path) -> None:
+    """Law: where no divergence will ask for it, the base's side of one is not computed."""
+    model = sensing(llama().bfloat16())
+    teacher, told = Teacher(model, PAD, states_of(model, tmp_path)), list[str]()
+    teacher.warm(ROWS, [2.0], lambda label, *_: told.append(label))
+    assert not told

@@ -1,0 +1,186 @@
+"""What a loss may leave out, since nothing that it reads depends on it.
+
+Words behind the last one that counts reach nothing before them. A feed-forward module sees each
+position by itself, so it needs no padding, and in the last layer nothing but the words that count.
+Of a base all this is found out, not believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from safe_framework.model import SafeModel
+from safe_framework.training.calls import Call
+from safe_framework.training.teacher import has_plain_head
+
+_LENGTH = 6  # words of the text on which a base is tried
+_WORTH = 0.95  # of the positions: to leave out fewer takes longer than it saves
+
+
+@attrs.frozen(eq=False)
+class Shortcuts:
+    """What is known of a base.
+
+    Attributes:
+        plain: its logits are its output embeddings of something and nothing more, so that they
+            need not be made.
+        causal: a position depends on none behind it.
+        feed_forwards: of its layers; they see each position by itself.
+        last: that of the last layer, behind which nothing mixes positions; None if there is none.
+    """
+
+    plain: bool = False
+    causal: bool = False
+    feed_forwards: tuple[nn.Module, ...] = ()
+    last: nn.Module | None = None
+
+    def shortened(self, call: Call) -> Call:
+        """The call without the columns that no place depends on."""
+        if not (self.causal and call.places.any()):
+            return call
+        length = int(call.places.any(0).nonzero()[-1]) + 1
+        shape = call.places.shape
+        own = {key: value for key, value in call.inputs.items() if "__" not in key}
+        cut = {key: value[:, :length] for key, value in own.items() if _is(value, shape)}
+        return attrs.evolve(call, inputs={**call.inputs, **cut}, places=call.places[:, :length])
+
+    @contextmanager
+    def leaving_out(self, places: Tensor) -> Iterator[None]:
+        """Within the block, feed-forward modules compute what the places depend on.
+
+        Args:
+            places: True where something is read, (batch, length).
+        """
+        needed = places.flip(1).cummax(1).values.flip(1) if self.causal else places | True
+        with ExitStack() as stack:
+            for module in self.feed_forwards:
+                stack.enter_context(_narrowed(module, places if module is self.last else needed))
+            yield
+
+
+NONE = Shortcuts()
+"""Nothing is known."""
+
+
+@torch.no_grad()
+def shortcuts_of(model: SafeModel) -> Shortcuts:
+    """Find out what a loss of this model may leave out.
+
+    Args:
+        model: in eval mode.
+    """
+    found = Shortcuts(plain=has_plain_head(model, [0, 0]))
+    ids = torch.zeros(1, _LENGTH, dtype=torch.long, device=model.device)
+    other = ids.clone()
+    other[:, -1] = 1
+    try:
+        with model.off():
+            whole, changed = _logits(model, ids), _logits(model, other)
+            if whole.shape[:2] != ids.shape or not torch.equal(whole[:, :-1], changed[:, :-1]):
+                return found
+            found = attrs.evolve(found, causal=True)
+            modules = _feed_forwards(model, other)
+            last = modules.get(len(model.stack.of(model.base)) - 1)
+            narrow = attrs.evolve(found, feed_forwards=tuple(modules.values()), last=last)
+            return narrow if _agrees(model, narrow, other, changed) else found
+    except Exception:  # whatever a foreign base raises on this text, nothing is left out
+        return found
+
+
+def _logits(model: SafeModel, ids: Tensor) -> Tensor:
+    logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    return logits
+
+
+def _agrees(model: SafeModel, shortcuts: Shortcuts, ids: Tensor, whole: Tensor) -> bool:
+    """Whether a call that leaves out what it may gives what a whole one gives."""
+    places = torch.zeros_like(ids, dtype=torch.bool)
+    places[:, [0, _LENGTH // 2]] = True
+    call = shortcuts.shortened(Call({"input_ids": ids}, places))
+    with shortcuts.leaving_out(call.places):
+        given = _logits(model, call.inputs["input_ids"])[call.places]
+    rounding = 64 * torch.finfo(whole.dtype).eps * whole.abs().max()
+    return bool((given - whole[places]).abs().max() <= rounding)
+
+
+def _feed_forwards(model: SafeModel, ids: Tensor) -> dict[int, nn.Module]:
+    """By layer, its largest module that sees each position by itself, as one run shows it."""
+    seen: dict[nn.Module, Tensor] = {}
+
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """Keep the hidden states of a module that is shown nothing else."""
+        if len(args) == 1 and not kwargs and _is(args[0], ids.shape) and _is(out, args[0].shape):
+            seen[module] = args[0]
+
+    layers = model.stack.of(model.base)
+    modules = [child for layer in layers for child in layer.children()]
+    handles = [one.register_forward_hook(look, with_kwargs=True) for one in modules]
+    try:
+        _logits(model, ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = {}
+    for place, layer in enumerate(layers):
+        fitting = [one for one in layer.children() if one in seen and _matrices(one)]
+        largest = max(fitting, key=_matrices, default=None)
+        if largest is not None and _sees_each_alone(largest, seen[largest]):
+            found[place] = largest
+    return found
+
+
+def _sees_each_alone(module: nn.Module, hidden: Tensor) -> bool:
+    """Whether a change of the first position, or of the last, changes nothing elsewhere."""
+    before = module(hidden)
+    for changed, others in ((0, slice(1, None)), (-1, slice(-1))):
+        other = hidden.clone()
+        other[:, changed] = 1 - hidden[:, changed]
+        if not torch.equal(module(other)[:, others], before[:, others]):
+            return False
+    return True
+
+
+def _matrices(module: nn.Module) -> int:
+    """How many numbers are in a module's matrices."""
+    return sum(one.numel() for one in module.parameters() if one.ndim > 1)
+
+
+def _is(value: Any, shape: torch.Size) -> bool:
+    """Whether this is a tensor whose axes begin with these."""
+    return isinstance(value, Tensor) and value.shape[: len(shape)] == shape
+
+
+@contextmanager
+def _narrowed(module: nn.Module, keep: Tensor) -> Iterator[None]:
+    """Within the block, the module is shown some positions as one row, and gives 0 elsewhere."""
+    if float(keep.float().mean()) > _WORTH:
+        yield
+        return
+    at = keep.flatten().nonzero().squeeze(-1)
+
+    def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """The chosen positions."""
+        if args[0].shape[:2] != keep.shape:
+            return None
+        hidden: Tensor = args[0].flatten(0, 1)
+        return (hidden.index_select(0, at.to(hidden.device)).unsqueeze(0),)
+
+    def put(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
+        """What was given, where it belongs."""
+        if out.shape[:2] != (1, len(at)):
+            return None
+        rows = out.new_zeros(keep.numel(), out.shape[-1])
+        return rows.index_copy(0, at.to(out.device), out[0]).view(*keep.shape, -1)
+
+    handles = [module.register_forward_pre_hook(pick), module.register_forward_hook(put)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

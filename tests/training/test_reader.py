@@ -1,0 +1,197 @@
+"""Reading what a model says in several calls, by whichever way is shortest."""
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from torch import Tensor, nn
+
+from safe_framework.comparison import Comparison, HiddenComparison, LogitComparison
+from safe_framework.model import SafeModel
+from safe_framework.training.batches import IGNORED, attention_mask, pad_right
+from safe_framework.training.calls import Call
+from safe_framework.training.losses import Answers
+from safe_framework.training.reader import Reader
+from safe_framework.training.shortcuts import NONE
+from safe_framework.training.teacher import TaughtWords, Teacher
+from safe_framework.training.words import HiddenWords, LogitWords
+from safe_framework_plugins.retention.distillation import DistillationRegularizer
+from tests.toys import PAD, felt, gpt2, llama, opt
+from tests.training.conftest import ROWS, perturb, sensing
+from tests.training.test_teacher import Doubled, states_of
+
+BASES = {"llama": llama, "gpt2": gpt2, "opt": opt}
+ANSWERED = [[5, 6, 7, 8, 9, 10, 11], [12, 13], [14, 15, 16]]
+
+
+def learned(make: Any) -> SafeModel:
+    """A trained sense on a base."""
+    model = sensing(make())
+    perturb(model)
+    return model
+
+
+def encoded(rows: int) -> dict[str, Tensor]:
+    """A sample beside each row, as the encoder leaves it."""
+    names = {"touch__values": "touch__frames", "touch__mask": "touch__frames_mask"}
+    return {names.get(key, key): value for key, value in felt(rows).items()}
+
+
+def texts(rows: list[list[int]] = ROWS, temperature: float = 3.0) -> Call:
+    """Texts beside a sample, read at every word."""
+    batch = {"input_ids": pad_right(rows, PAD), "attention_mask": attention_mask(rows)}
+    return Call(batch | encoded(len(rows)), batch["attention_mask"].bool(), (temperature,))
+
+
+def answers() -> Answers:
+    """Rows whose later words are scored."""
+    ids, mask = pad_right(ANSWERED, PAD), attention_mask(ANSWERED)
+    labels = torch.where(mask.bool(), ids, IGNORED)
+    labels[:, 0] = labels[0, 1] = IGNORED
+    return Answers.of(
+        {"input_ids": ids, "attention_mask": mask, "labels": labels} | encoded(len(ANSWERED))
+    )
+
+
+def compared(model: SafeModel, reader: Reader, teacher: Teacher) -> Comparison:
+    """All texts beside a sample, and the base."""
+    (words,) = reader.words([texts()])
+    return words.beside(TaughtWords(teacher, ROWS))
+
+
+def gradients(model: SafeModel, loss: Tensor) -> tuple[Tensor, ...]:
+    """Of a loss, for what trains."""
+    return torch.autograd.grad(loss, list(model.trainable_parameters().values()))
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("kept", [True, False])
+def test_both_ways_agree(base: str, kept: bool, tmp_path: Path) -> None:
+    """Law: hidden states give the penalty and the gradients that logits give."""
+    model = learned(BASES[base])
+    teacher = Teacher(model, PAD, states_of(model, tmp_path) if kept else None)
+    short = compared(model, Reader(model), teacher)
+    long = compared(model, Reader(model, shortcuts=NONE), teacher)
+    assert isinstance(short, HiddenComparison)
+    assert isinstance(long, LogitComparison)
+    method = DistillationRegularizer()
+    ours, wanted = method.penalty_of(short), method.penalty_of(long)
+    assert wanted > 1e-4
+    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        gradients(model, ours), gradients(model, wanted), rtol=1e-3, atol=1e-6
+    )
+    torch.testing.assert_close(short.logits, long.logits)
+    torch.testing.assert_close(short.base_logits, long.base_logits)
+    assert short.mask.all()
+
+
+def doubled() -> nn.Module:
+    """A base that changes its logits behind the head."""
+    base = llama()
+    base.__class__ = Doubled
+    return base
+
+
+@pytest.mark.parametrize(
+    "make", [doubled, lambda: llama().bfloat16()], ids=["changed behind the head", "bfloat16"]
+)
+def test_logits_are_made_where_hidden_states_would_not_do(make: Any) -> None:
+    """Law: a base whose logits are not its head's in float32 is read by its logits."""
+    model = sensing(make())
+    model.base.requires_grad_(False)
+    assert isinstance(Reader(model).words([texts()])[0], LogitWords)
+
+
+def test_a_head_that_is_shown_other_positions_is_not_asked_again(
+    model: SafeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: where a step finds no state for each position, logits are made from then on."""
+    reader, asked = Reader(model), list[tuple[Any, ...]]()
+    monkeypatch.setattr(
+        "safe_framework.training.reader.hidden_at", lambda *call: asked.append(call)
+    )
+    assert isinstance(reader.words([texts()])[0], LogitWords)
+    assert isinstance(reader.words([texts()])[0], LogitWords)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_tasks_loss_needs_no_logits(base: str) -> None:
+    """Law: the loss and its gradients are the same with and without logits."""
+    model, task, shown = learned(BASES[base]), answers(), list[int]()
+    head = model.base.get_output_embeddings()
+    head.register_forward_hook(lambda module, args, output: shown.append(args[0].shape[1]))
+    found = []
+    for reader in (Reader(model), Reader(model, shortcuts=NONE)):
+        shown.clear()
+        (words,) = reader.words([Call(task.inputs, task.places, task.temperatures)])
+        loss = task.loss(words)
+        found.append((loss, gradients(model, loss), shown[0]))
+    assert found[0][2] == 0
+    assert found[1][2] == int(task.places.sum())
+    torch.testing.assert_close(found[0][:2], found[1][:2], rtol=1e-4, atol=1e-6)
+
+
+def both_losses(model: SafeModel, reader: Reader) -> tuple[Tensor, Tensor]:
+    """Of the task and of texts, asked for at once."""
+    task = answers()
+    calls = [Call(task.inputs, task.places, task.temperatures), texts()]
+    said, told = reader.words(calls)
+    penalty = DistillationRegularizer().penalty_of(
+        told.beside(TaughtWords(Teacher(model, PAD), ROWS))
+    )
+    return task.loss(said), penalty
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("base", BASES)
+def test_calls_made_as_one_are_the_calls(base: str, checkpointing: bool) -> None:
+    """Law: losses and gradients of two calls do not depend on whether they are made as one."""
+    model, runs = learned(BASES[base]), list[int]()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    known, found = Reader(model), []
+    apart = Reader(model, shortcuts=attrs.evolve(NONE, plain=True))
+    counting = model.base.get_output_embeddings()
+    counting.register_forward_pre_hook(lambda module, args: runs.append(1))
+    for reader in (known, apart):
+        runs.clear()
+        losses = both_losses(model, reader)
+        found.append((losses, gradients(model, sum(losses)), len(runs)))
+    assert found[0][2] < found[1][2]
+    torch.testing.assert_close(found[0][:2], found[1][:2], rtol=1e-4, atol=1e-6)
+
+
+def test_calls_of_other_senses_are_apart(model: SafeModel) -> None:
+    """Law: a text without a sample is a call of its own, and each call's words are its own."""
+    perturb(model)
+    heard = texts()
+    bare = attrs.evolve(heard, inputs={k: v for k, v in heard.inputs.items() if "__" not in k})
+    first, second = Reader(model).words([heard, bare])
+    torch.testing.assert_close(second.logits, model.base(**bare.inputs).logits[bare.places])
+    assert not torch.allclose(first.logits, second.logits)
+
+
+def test_the_vocabulary_is_read_once(model: SafeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: softmaxes that calls have named are read together, any other when it is asked for."""
+    reads: list[int] = []
+
+    def reading(asked: Any, head: nn.Linear) -> Any:
+        reads.append(len(asked))
+        return together(asked, head)
+
+    from safe_framework.training import words as module
+
+    together = module.expected_together
+    monkeypatch.setattr(module, "expected_together", reading)
+    first, second = Reader(model).words([texts(temperature=1.0), texts(ROWS[:2], 2.0)])
+    assert isinstance(first, HiddenWords)
+    assert isinstance(second, HiddenWords)
+    for words, temperature in ((first, 1.0), (second, 2.0), (first, 1.0)):
+        words.expected(temperature)
+    assert reads == [2]
+    second.expected(5.0)
+    assert reads == [2, 1]

@@ -1,0 +1,165 @@
+"""What is found out of a base, and what is left out by it."""
+
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from safe_framework.model import SafeModel
+from safe_framework.training.calls import Call
+from safe_framework.training.shortcuts import NONE, Shortcuts, shortcuts_of
+from tests.toys import LAYERS, PAD, gpt2, llama, mixtral, opt
+from tests.training.conftest import sensing
+from tests.training.test_losses import Headless, as_kind
+
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, PAD, PAD, PAD]])
+
+
+def known(make: Any) -> Shortcuts:
+    """What is found out of a base."""
+    return shortcuts_of(sensing(make()))
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_a_usual_base_is_seen_through(make: Any) -> None:
+    """Law: causality, a plain head and every layer's feed-forward module are found."""
+    model = sensing(make())
+    found = shortcuts_of(model)
+    assert found.plain
+    assert found.causal
+    layers = list(model.stack.of(model.base))
+    assert list(found.feed_forwards) == [layer.mlp for layer in layers]
+    assert found.last is layers[-1].mlp
+    assert len(layers) == LAYERS
+
+
+def test_experts_see_each_position_alone() -> None:
+    """Law: a mixture of experts is either left whole or gives what it gave."""
+    found = known(mixtral)
+    assert found.causal
+    assert len(found.feed_forwards) in (0, LAYERS)
+
+
+def test_layers_without_such_a_module_run_whole() -> None:
+    """Law: where the layer itself holds the two matrices, nothing of it is narrowed."""
+    found = known(opt)
+    assert found.causal
+    assert not found.feed_forwards
+    assert found.last is None
+
+
+def test_a_base_without_a_head_is_still_causal() -> None:
+    """Law: what is found of a base does not hang on its other properties."""
+    found = known(as_kind(Headless))
+    assert not found.plain
+    assert found.causal
+    assert found.feed_forwards
+
+
+def hooked(where: str, change: Any) -> Any:
+    """Makes a Llama whose module gives something else."""
+
+    def make() -> nn.Module:
+        base = llama()
+        base.get_submodule(where).register_forward_hook(lambda module, args, out: change(out))
+        return base
+
+    return make
+
+
+def looking_back(out: Tensor) -> Tensor:
+    """Each position with all before it."""
+    return out + 0.1 * out.cumsum(1)
+
+
+def test_a_base_that_looks_ahead_is_not_causal() -> None:
+    """Law: where a word changes what is before it, nothing is left out."""
+    found = known(hooked("model.layers.0.mlp", lambda out: out + 0.1 * out.mean(1, keepdim=True)))
+    assert attrs.astuple(found) == (True, False, (), None)
+
+
+def test_a_module_that_mixes_positions_is_left_whole() -> None:
+    """Law: a module of its layer's shape that looks back is not taken for a feed-forward one."""
+    make = hooked("model.layers.0.mlp", looking_back)
+    model = sensing(make())
+    found = shortcuts_of(model)
+    assert found.causal
+    assert list(found.feed_forwards) == [model.base.model.layers[1].mlp]
+
+
+def test_mixing_behind_the_last_layer_is_seen() -> None:
+    """Law: where what is read depends on other positions of the last layer, all of it runs."""
+    found = known(hooked("model.norm", looking_back))
+    assert found.causal
+    assert not found.feed_forwards
+
+
+class Choosy(nn.Module):
+    """Refuses one word."""
+
+    def forward(self, out: Tensor) -> Tensor:
+        """Nothing but an error."""
+        raise RuntimeError("not this word")
+
+
+def test_a_base_that_refuses_the_words_is_left_whole() -> None:
+    """Law: a base on which nothing can be tried is trained as it is."""
+    model = sensing(llama())
+    refuse = Choosy()
+    model.base.model.embed_tokens.register_forward_hook(
+        lambda module, args, out: refuse(out) if (args[0] == 1).any() else None
+    )
+    assert attrs.astuple(shortcuts_of(model)) == (True, False, (), None)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.booleans(), min_size=12, max_size=12), st.sampled_from([llama, gpt2]))
+def test_what_is_read_is_what_a_whole_call_gives(chosen: list[bool], make: Any) -> None:
+    """Law: at the places, logits and gradients are those of a call that leaves nothing out."""
+    model = sensing(make())
+    places = torch.tensor(chosen).view(2, 6)
+    found = []
+    for shortcuts in (shortcuts_of(model), NONE):
+        call = shortcuts.shortened(Call({"input_ids": IDS}, places))
+        embedded = model.base.get_input_embeddings()(call.inputs["input_ids"]).detach()
+        embedded.requires_grad_()
+        with shortcuts.leaving_out(call.places):
+            logits = model.base(inputs_embeds=embedded).logits[call.places]
+        (gradient,) = torch.autograd.grad(logits.square().sum(), embedded, allow_unused=True)
+        wide = nn.functional.pad(gradient, (0, 0, 0, 6 - gradient.shape[1]))
+        found.append((logits, wide))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)
+
+
+def test_feed_forwards_see_what_is_needed(model: SafeModel) -> None:
+    """Law: they are shown no word behind the last place, and the last layer's only the places."""
+    seen: list[int] = []
+    shortcuts = shortcuts_of(model)
+    for module in shortcuts.feed_forwards:
+        module.gate_proj.register_forward_hook(
+            lambda _, args, out: seen.append(out[..., 0].numel())
+        )
+    places = torch.zeros_like(IDS, dtype=torch.bool)
+    places[0, 3] = places[1, 0] = places[1, 2] = True
+    call = shortcuts.shortened(Call({"input_ids": IDS, "touch__frames": torch.ones(2, 6)}, places))
+    assert call.inputs["input_ids"].shape == (2, 4)
+    assert call.inputs["touch__frames"].shape == (2, 6)
+    with shortcuts.leaving_out(call.places):
+        model.base(input_ids=call.inputs["input_ids"])
+    assert seen == [4 + 3, 3]
+    model.base(input_ids=IDS)
+    assert seen[2:] == [12, 12]
+
+
+def test_a_module_that_is_called_otherwise_is_left_alone(model: SafeModel) -> None:
+    """Law: a call of another shape within the block runs whole."""
+    shortcuts = shortcuts_of(model)
+    places = torch.zeros_like(IDS, dtype=torch.bool)
+    places[0, 0] = True
+    whole = model.base(input_ids=IDS[:1]).logits
+    with shortcuts.leaving_out(places):
+        assert torch.equal(model.base(input_ids=IDS[:1]).logits, whole)
