@@ -60,8 +60,9 @@ class Reader:
             known = attrs.evolve(known, feed_forwards=(), last=None)
         calls = [known.shortened(call) for call in calls]
         padding = _PADDING if known.feed_forwards else _WHOLE_PADDING
+        alone = [[number] for number in range(len(calls))]
         found: dict[int, Tensor] = {}
-        for group in together(calls, padding):
+        for group in together(calls, padding) if known.rows_apart else alone:
             call = joined([calls[number] for number in group])
             with self._beginning(call), known.leaving_out(call.places):
                 seen = look(self.model, self.model.base, call.inputs, call.places)

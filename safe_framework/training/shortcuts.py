@@ -31,12 +31,14 @@ class Shortcuts:
         plain: its logits are its output embeddings of something and nothing more, so that they
             need not be made.
         causal: a position depends on none behind it.
+        rows_apart: a row depends on no other.
         feed_forwards: of its layers; they see each position by itself.
         last: that of the last layer, behind which nothing mixes positions; None if there is none.
     """
 
     plain: bool = False
     causal: bool = False
+    rows_apart: bool = False
     feed_forwards: tuple[nn.Module, ...] = ()
     last: nn.Module | None = None
 
@@ -58,9 +60,10 @@ class Shortcuts:
             places: True where something is read, (batch, length).
         """
         needed = places.flip(1).cummax(1).values.flip(1) if self.causal else places | True
+        behind, at_last = _Chosen.of(needed), _Chosen.of(places)
         with ExitStack() as stack:
             for module in self.feed_forwards:
-                stack.enter_context(_narrowed(module, places if module is self.last else needed))
+                stack.enter_context(_narrowed(module, at_last if module is self.last else behind))
             yield
 
 
@@ -76,15 +79,17 @@ def shortcuts_of(model: SafeModel) -> Shortcuts:
         model: in eval mode.
     """
     found = Shortcuts(plain=has_plain_head(model, [0, 0]))
-    ids = torch.zeros(1, _LENGTH, dtype=torch.long, device=model.device)
+    ids = torch.zeros(2, _LENGTH, dtype=torch.long, device=model.device)
     other = ids.clone()
-    other[:, -1] = 1
+    other[1, -1] = 1
     try:
         with model.off():
             whole, changed = _logits(model, ids), _logits(model, other)
-            if whole.shape[:2] != ids.shape or not torch.equal(whole[:, :-1], changed[:, :-1]):
+            if whole.shape[:2] != ids.shape:
                 return found
-            found = attrs.evolve(found, causal=True)
+            apart = torch.equal(whole[0], changed[0])
+            causal = torch.equal(whole[1, :-1], changed[1, :-1])
+            found = attrs.evolve(found, causal=causal, rows_apart=apart)
             modules = _feed_forwards(model, other)
             last = modules.get(len(model.stack.of(model.base)) - 1)
             narrow = attrs.evolve(found, feed_forwards=tuple(modules.values()), last=last)
@@ -136,12 +141,13 @@ def _feed_forwards(model: SafeModel, ids: Tensor) -> dict[int, nn.Module]:
 
 
 def _sees_each_alone(module: nn.Module, hidden: Tensor) -> bool:
-    """Whether a change of the first position, or of the last, changes nothing elsewhere."""
-    before = module(hidden)
+    """Whether a change of the first position of all, or of the last, changes nothing elsewhere."""
+    before = module(hidden).flatten(0, 1)
     for changed, others in ((0, slice(1, None)), (-1, slice(-1))):
-        other = hidden.clone()
-        other[:, changed] = 1 - hidden[:, changed]
-        if not torch.equal(module(other)[:, others], before[:, others]):
+        other = hidden.flatten(0, 1).clone()
+        other[changed] = 1 - other[changed]
+        after = module(other.view_as(hidden)).flatten(0, 1)
+        if not torch.equal(after[others], before[others]):
             return False
     return True
 
@@ -156,27 +162,47 @@ def _is(value: Any, shape: torch.Size) -> bool:
     return isinstance(value, Tensor) and value.shape[: len(shape)] == shape
 
 
+@attrs.frozen(eq=False)
+class _Chosen:
+    """Some positions of a call.
+
+    Attributes:
+        shape: of the call, (batch, length).
+        at: the positions, row after row.
+    """
+
+    shape: torch.Size
+    at: Tensor
+
+    @classmethod
+    def of(cls, keep: Tensor) -> _Chosen | None:
+        """Where a mask is True; None where that is nearly everywhere."""
+        at = keep.flatten().nonzero().squeeze(-1)
+        return cls(keep.shape, at) if len(at) <= _WORTH * keep.numel() else None
+
+
 @contextmanager
-def _narrowed(module: nn.Module, keep: Tensor) -> Iterator[None]:
-    """Within the block, the module is shown some positions as one row, and gives 0 elsewhere."""
-    if float(keep.float().mean()) > _WORTH:
+def _narrowed(module: nn.Module, chosen: _Chosen | None) -> Iterator[None]:
+    """Within the block, the module is shown these positions as one row, and gives 0 elsewhere."""
+    if chosen is None:
         yield
         return
-    at = keep.flatten().nonzero().squeeze(-1)
+    shape, at, shown = chosen.shape, chosen.at, list[bool]()
 
     def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """The chosen positions."""
-        if args[0].shape[:2] != keep.shape:
+        """The chosen positions, where the call is of all."""
+        shown.append(args[0].shape[:2] == shape)
+        if not shown[-1]:
             return None
         hidden: Tensor = args[0].flatten(0, 1)
         return (hidden.index_select(0, at.to(hidden.device)).unsqueeze(0),)
 
     def put(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
         """What was given, where it belongs."""
-        if out.shape[:2] != (1, len(at)):
+        if not shown.pop():
             return None
-        rows = out.new_zeros(keep.numel(), out.shape[-1])
-        return rows.index_copy(0, at.to(out.device), out[0]).view(*keep.shape, -1)
+        rows = out.new_zeros(shape.numel(), out.shape[-1])
+        return rows.index_copy(0, at.to(out.device), out[0]).view(*shape, -1)
 
     handles = [module.register_forward_pre_hook(pick), module.register_forward_hook(put)]
     try:

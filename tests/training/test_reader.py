@@ -165,6 +165,19 @@ def test_calls_made_as_one_are_the_calls(base: str, checkpointing: bool) -> None
     torch.testing.assert_close(found[0][:2], found[1][:2], rtol=1e-4, atol=1e-6)
 
 
+def test_rows_that_are_mixed_are_called_apart(model: SafeModel) -> None:
+    """Law: on a base that mixes rows, each call has the rows that it was given."""
+    rows: list[int] = []
+    model.base.get_output_embeddings().register_forward_pre_hook(
+        lambda module, args: rows.append(len(args[0]))
+    )
+    known = Reader(model).shortcuts
+    for apart in (True, False):
+        rows.clear()
+        Reader(model, shortcuts=attrs.evolve(known, rows_apart=apart)).words([texts(), texts()])
+        assert rows == ([2 * len(ROWS)] if apart else [len(ROWS)] * 2)
+
+
 def test_calls_of_other_senses_are_apart(model: SafeModel) -> None:
     """Law: a text without a sample is a call of its own, and each call's words are its own."""
     perturb(model)

@@ -31,6 +31,7 @@ def test_a_usual_base_is_seen_through(make: Any) -> None:
     found = shortcuts_of(model)
     assert found.plain
     assert found.causal
+    assert found.rows_apart
     layers = list(model.stack.of(model.base))
     assert list(found.feed_forwards) == [layer.mlp for layer in layers]
     assert found.last is layers[-1].mlp
@@ -77,9 +78,28 @@ def looking_back(out: Tensor) -> Tensor:
 
 
 def test_a_base_that_looks_ahead_is_not_causal() -> None:
-    """Law: where a word changes what is before it, nothing is left out."""
-    found = known(hooked("model.layers.0.mlp", lambda out: out + 0.1 * out.mean(1, keepdim=True)))
-    assert attrs.astuple(found) == (True, False, (), None)
+    """Law: where a word changes what is before it, no word behind another is left out."""
+    make = hooked("model.layers.0.mlp", lambda out: out + 0.1 * out.mean(1, keepdim=True))
+    model = sensing(make())
+    found = shortcuts_of(model)
+    assert not found.causal
+    assert found.rows_apart
+    assert list(found.feed_forwards) == [model.base.model.layers[1].mlp]
+    places = torch.zeros_like(IDS, dtype=torch.bool)
+    places[0, 1] = True
+    whole = model.base(input_ids=IDS).logits[places]
+    call = found.shortened(Call({"input_ids": IDS}, places))
+    with found.leaving_out(call.places):
+        given = model.base(**call.inputs).logits[places]
+    torch.testing.assert_close(given, whole)
+
+
+def test_a_base_that_mixes_rows_is_seen() -> None:
+    """Law: where a row changes another, no calls are made as one."""
+    make = hooked("model.layers.1.mlp", lambda out: out + 0.1 * out.mean(0, keepdim=True))
+    found = known(make)
+    assert found.causal
+    assert not found.rows_apart
 
 
 def test_a_module_that_mixes_positions_is_left_whole() -> None:
@@ -113,7 +133,7 @@ def test_a_base_that_refuses_the_words_is_left_whole() -> None:
     model.base.model.embed_tokens.register_forward_hook(
         lambda module, args, out: refuse(out) if (args[0] == 1).any() else None
     )
-    assert attrs.astuple(shortcuts_of(model)) == (True, False, (), None)
+    assert attrs.astuple(shortcuts_of(model)) == (True, False, False, (), None)
 
 
 @settings(deadline=None, max_examples=30)
@@ -160,6 +180,7 @@ def test_a_module_that_is_called_otherwise_is_left_alone(model: SafeModel) -> No
     shortcuts = shortcuts_of(model)
     places = torch.zeros_like(IDS, dtype=torch.bool)
     places[0, 0] = True
-    whole = model.base(input_ids=IDS[:1]).logits
-    with shortcuts.leaving_out(places):
-        assert torch.equal(model.base(input_ids=IDS[:1]).logits, whole)
+    for other in (IDS[:1], IDS[:1, :1]):
+        whole = model.base(input_ids=other).logits
+        with shortcuts.leaving_out(places):
+            assert torch.equal(model.base(input_ids=other).logits, whole)
