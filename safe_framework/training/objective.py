@@ -37,6 +37,7 @@ class Objective(nn.Module):
         caches: what is kept of the frozen base; None keeps nothing.
         states: of the task's texts, among it.
         dials: the factor on retention; None leaves it at 1.
+        joins: whether calls of the model may be made as one.
     """
 
     def __init__(
@@ -49,10 +50,11 @@ class Objective(nn.Module):
         caches: Caches | None = None,
         states: TextStates | None = None,
         dials: Dials | None = None,
+        joins: bool = True,
     ) -> None:
         super().__init__()
         self.model, self.retention = model, retention
-        self.reader = Reader(model, caches)
+        self.reader = Reader(model, caches, joins=joins)
         self.alignment = alignment if align_weight else None
         self.align_weight = align_weight
         self.caches, self.states = caches, states

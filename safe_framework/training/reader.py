@@ -10,6 +10,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from safe_framework.data.unencoded import inputs_of
+from safe_framework.modality import FRAMES, FRAMES_MASK, PRESENT, Modality
 from safe_framework.model import SafeModel
 from safe_framework.training.caches import Caches
 from safe_framework.training.calls import Call, joined, together
@@ -32,6 +34,8 @@ class Reader:
         model: about to be trained, in eval mode.
         caches: what is kept of the frozen base; None keeps nothing.
         shortcuts: what is known of the base; found out if None.
+        joins: whether calls may be made as one. Where devices share the base's layers they may
+            not: all have to make as many calls, and each knows only its own rows.
     """
 
     def __init__(
@@ -39,12 +43,16 @@ class Reader:
         model: SafeModel,
         caches: Caches | None = None,
         shortcuts: Shortcuts | None = None,
+        *,
+        joins: bool = True,
     ) -> None:
-        self.model, self.caches = model, caches
+        self.model, self.caches, self.joins = model, caches, joins
         self.shortcuts = shortcuts_of(model) if shortcuts is None else shortcuts
 
     def words(self, calls: Sequence[Call]) -> Sequence[Words]:
         """What the model says at the places of each call, several calls as one where they fit."""
+        if len(calls) > 1:
+            calls = [self._encoded(call) for call in calls]
         head = head_of(self.model.base)
         if self.shortcuts.plain and takes_hidden(head):
             hidden = self._looked(calls, hidden_at)
@@ -59,10 +67,11 @@ class Reader:
         if self.model.is_gradient_checkpointing:  # a layer that is run again runs whole
             known = attrs.evolve(known, feed_forwards=(), last=None)
         calls = [known.shortened(call) for call in calls]
-        padding = _PADDING if known.feed_forwards else _WHOLE_PADDING
-        alone = [[number] for number in range(len(calls))]
+        groups = [[number] for number in range(len(calls))]
+        if self.joins and known.rows_apart:
+            groups = together(calls, _PADDING if known.feed_forwards else _WHOLE_PADDING)
         found: dict[int, Tensor] = {}
-        for group in together(calls, padding) if known.rows_apart else alone:
+        for group in groups:
             call = joined([calls[number] for number in group])
             with self._beginning(call), known.leaving_out(call.places):
                 seen = look(self.model, self.model.base, call.inputs, call.places)
@@ -72,7 +81,35 @@ class Reader:
             found.update(zip(group, torch.split(seen, counts), strict=True))
         return [found[number] for number in range(len(calls))]
 
+    def _encoded(self, call: Call) -> Call:
+        """The call with frames instead of samples: of these it is known how to fill them up."""
+        inputs = dict(call.inputs)
+        for name in self.model.modalities:
+            own = inputs_of(name, inputs)
+            if FRAMES in own or f"{name}__{PRESENT}" not in inputs:
+                continue
+            modality, rows = self.model.modality(name), inputs[f"{name}__{PRESENT}"].bool()
+            inputs = {key: inputs[key] for key in inputs if key.partition("__")[0] != name}
+            inputs |= {
+                f"{name}__{key}": value for key, value in _framed(modality, own, rows).items()
+            }
+        return attrs.evolve(call, inputs=inputs)
+
     def _beginning(self, call: Call) -> AbstractContextManager[None]:
         if self.caches is None or call.begun is None:
             return nullcontext()
         return self.caches.beginning(call.begun)
+
+
+def _framed(modality: Modality, own: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """A modality's part of a call, encoded; ``rows`` have a sample, (batch,)."""
+    if not rows.any():
+        values = torch.zeros(len(rows), 1, modality.encoder.dim, device=rows.device)
+        mask = torch.zeros(len(rows), 1, dtype=torch.bool, device=rows.device)
+        return {PRESENT: rows, FRAMES: values, FRAMES_MASK: mask}
+    frames = modality.encode({key: value[rows] for key, value in own.items()})
+    values = frames.values.new_zeros(len(rows), *frames.values.shape[1:])
+    mask = frames.mask.new_zeros(len(rows), frames.mask.shape[1])
+    at = rows.nonzero().squeeze(-1).to(values.device)
+    values, mask = values.index_copy(0, at, frames.values), mask.index_copy(0, at, frames.mask)
+    return {PRESENT: rows, FRAMES: values, FRAMES_MASK: mask}

@@ -129,7 +129,7 @@ class SafeTrainer(Trainer):
         super().__init__(
             model=Objective(
                 model, retention, alignment, spec.align_weight,
-                caches=caches, states=self._states, dials=self.watch.dials,
+                caches=caches, states=self._states, dials=self.watch.dials, joins=not sharded,
             ),
             args=args,
             train_dataset=range(spec.max_steps * spec.batch_size) if staged else self.examples,

@@ -10,16 +10,16 @@ from safe_framework.training import objective
 
 
 def broken_off(recipe: Path, folder: Path, loss: int) -> None:
-    """Run until the answers' loss is asked for the ``loss``-th time."""
-    original, calls = objective.answer_loss, list[int]()
+    """Run until a loss is asked for the ``loss``-th time."""
+    original, calls = objective.Reader.words, list[int]()
 
-    def breaking(*args: Any, **rest: Any) -> Any:
+    def breaking(*args: Any) -> Any:
         calls.append(1)
         if len(calls) == loss:
             raise KeyboardInterrupt
-        return original(*args, **rest)
+        return original(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objective, "answer_loss", breaking)
+        patch.setattr(objective.Reader, "words", breaking)
         with pytest.raises(KeyboardInterrupt):
             run_recipe(str(recipe), output=folder, quiet=True)

@@ -127,7 +127,7 @@ def test_a_finished_run_is_not_trained_again(
 ) -> None:
     """Law: a second call takes no step, and writes the same adapter again."""
     before = weights(copied)
-    monkeypatch.setattr(objective, "answer_loss", None)  # a step would call it
+    monkeypatch.setattr(objective.Reader, "words", None)  # a step would call it
     run_recipe(str(world / "recipe.toml"), output=copied, quiet=True)
     assert weights(copied) == before
 
@@ -137,10 +137,8 @@ def test_starting_anew_takes_every_step_again(
 ) -> None:
     """Law: with resume off, all steps are taken, to the same weights since the seed is the same."""
     before, steps = weights(copied), []
-    original = objective.answer_loss
-    monkeypatch.setattr(
-        objective, "answer_loss", lambda *args, **rest: steps.append(1) or original(*args, **rest)
-    )
+    original = objective.Reader.words
+    monkeypatch.setattr(objective.Reader, "words", lambda *args: steps.append(1) or original(*args))
     run_recipe(str(world / "recipe.toml"), output=copied, resume=False, quiet=True)
     assert (len(steps), weights(copied)) == (9, before)
 
@@ -186,9 +184,9 @@ def test_a_loss_that_is_no_number_stops_the_run(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Law: a NaN loss is an error that names the step and the option to change."""
-    original = objective.answer_loss
+    original = objective.Answers.loss
     monkeypatch.setattr(
-        objective, "answer_loss", lambda *args, **rest: original(*args, **rest) * float("nan")
+        objective.Answers, "loss", lambda *args, **rest: original(*args, **rest) * float("nan")
     )
     with pytest.raises(FloatingPointError, match=r"task loss is nan at step 0\nhint: .*rates"):
         run_recipe(str(world / "recipe.toml"), output=tmp_path / "run", quiet=True)

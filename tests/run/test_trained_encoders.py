@@ -107,12 +107,12 @@ def test_alignment_trains_the_encoder_too(
     path.write_text(recipe.read_text().replace(f"{own}2e-2", own + rate))
     seen: list[dict[str, torch.Tensor]] = []
 
-    def breaking(model, *rest, **options):  # type: ignore[no-untyped-def]  # as the original
-        named = model.trainable_parameters()
+    def breaking(reader, calls):  # type: ignore[no-untyped-def]  # as the original
+        named = reader.model.trainable_parameters()
         seen.append({n: p.detach().clone() for n, p in named.items() if ".encoder." in n})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(objective, "answer_loss", breaking)
+    monkeypatch.setattr(objective.Reader, "words", breaking)
     with pytest.raises(KeyboardInterrupt):
         run_recipe(str(path), output=tmp_path / "run", quiet=True)
     fresh = safe_framework.build(path).trainable_parameters()

@@ -178,6 +178,33 @@ def test_rows_that_are_mixed_are_called_apart(model: SafeModel) -> None:
         assert rows == ([2 * len(ROWS)] if apart else [len(ROWS)] * 2)
 
 
+def test_calls_are_apart_where_devices_share_layers(model: SafeModel) -> None:
+    """Law: told to, a reader makes each call by itself: other devices wait for as many."""
+    runs: list[int] = []
+    model.base.register_forward_pre_hook(lambda *call: runs.append(1))
+    reader = Reader(model, joins=False)
+    runs.clear()
+    reader.words([texts(), texts()])
+    assert len(runs) == 2
+
+
+@pytest.mark.parametrize("present", [[True] * 4, [True, False, True, False], [False] * 4])
+def test_samples_are_encoded_to_make_calls_as_one(present: list[bool]) -> None:
+    """Law: samples that are not encoded yet are, row by row, and the words stay what they are."""
+    model, runs, found = learned(llama), list[int](), []
+    one = {"input_ids": pad_right(ROWS, PAD), "attention_mask": attention_mask(ROWS)}
+    raw = Call(one | felt(len(ROWS), present=present), one["attention_mask"].bool())
+    if not any(present):
+        raw.inputs.pop("touch__values")  # as a batch without a sample is
+        raw.inputs.pop("touch__mask")
+    model.base.register_forward_pre_hook(lambda *call: runs.append(1))
+    for reader in (Reader(model), Reader(model, shortcuts=NONE)):
+        runs.clear()
+        found.append(([words.logits for words in reader.words([raw, texts()])], len(runs)))
+    assert [count for _, count in found] == [1, 2]
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-5)
+
+
 def test_calls_of_other_senses_are_apart(model: SafeModel) -> None:
     """Law: a text without a sample is a call of its own, and each call's words are its own."""
     perturb(model)
