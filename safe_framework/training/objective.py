@@ -82,16 +82,16 @@ class Objective(nn.Module):
             FloatingPointError: a loss is NaN or infinite.
         """
         model, device = self.model, batch["input_ids"].device
-        defends = self.retention is not None and self.dials.retention
+        retention = self.retention if self.dials.retention else None
         terms = [self._task(batch, totals[0])]
-        if self.retention is not None and defends:
-            terms += self.retention.terms(step, device, part)
+        if retention is not None:
+            terms += retention.terms(step, device, part)
         words = self.reader.words([term.call for term in terms])
         task, *penalties = [term.loss(said) for term, said in zip(terms, words, strict=True)]
         check_finite(task, "task loss", step)
         kept = torch.zeros((), device=device)
-        if self.retention is not None and defends:
-            kept = sum(penalties, self.retention.parameter_loss(device, part))
+        if retention is not None:
+            kept = sum(penalties, retention.parameter_loss(device, part))
             kept = check_finite(self.dials.retention * kept, "retention loss", step)
         loss = task + kept
         if self.alignment is not None:
