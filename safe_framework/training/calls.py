@@ -8,10 +8,11 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from safe_framework.modality import FRAMES, FRAMES_MASK, PRESENT
 from safe_framework.training.words import Words
 
 _TEXT = ("input_ids", "attention_mask")
-_FRAMES = ("present", "frames", "frames_mask")
+_FRAMES = (PRESENT, FRAMES, FRAMES_MASK)
 
 
 @attrs.frozen(eq=False)
@@ -30,11 +31,6 @@ class Call:
     places: Tensor
     temperatures: Sequence[float] = ()
     begun: Sequence[Tensor] | None = None
-
-    @property
-    def positions(self) -> int:
-        """How many are computed."""
-        return self.places.numel()
 
 
 @attrs.frozen(eq=False)
@@ -102,7 +98,7 @@ def _padding(calls: Sequence[Call]) -> float:
     """Positions that filling rows up to the longest call adds, as a share of all others."""
     rows = sum(len(call.places) for call in calls)
     longest = max(call.places.shape[1] for call in calls)
-    return rows * longest / sum(call.positions for call in calls) - 1
+    return rows * longest / sum(call.places.numel() for call in calls) - 1
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:

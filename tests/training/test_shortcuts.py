@@ -141,6 +141,7 @@ def test_a_base_that_refuses_the_words_is_left_whole() -> None:
 def test_what_is_read_is_what_a_whole_call_gives(chosen: list[bool], make: Any) -> None:
     """Law: at the places, logits and gradients are those of a call that leaves nothing out."""
     model = sensing(make())
+    model.base.double()
     places = torch.tensor(chosen).view(2, 6)
     found = []
     for shortcuts in (shortcuts_of(model), NONE):
@@ -152,7 +153,7 @@ def test_what_is_read_is_what_a_whole_call_gives(chosen: list[bool], make: Any) 
         (gradient,) = torch.autograd.grad(logits.square().sum(), embedded, allow_unused=True)
         wide = nn.functional.pad(gradient, (0, 0, 0, 6 - gradient.shape[1]))
         found.append((logits, wide))
-    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
 
 
 def test_feed_forwards_see_what_is_needed(model: SafeModel) -> None:
