@@ -15,16 +15,8 @@ from typing import Annotated, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from safe_framework.folding import (
-    CLAMP,
-    MASKED,
-    Folded,
-    WeightOf,
-    exact,
-    fold,
-    pays,
-    plain_weight,
-)
+from safe_framework.factored import FactoredOf, plain
+from safe_framework.folding import CLAMP, MASKED, Folded, exact, fold, pays
 from safe_framework.shapes import BaseFacts, Memory, Tokens
 
 _OBSERVER: ContextVar[Callable[[Tensor], None] | None] = ContextVar(
@@ -157,28 +149,29 @@ class CrossAttention(nn.Module):
 
     def forward(
         self, hidden: Annotated[Tensor, "batch length hidden"], key: Tensor, value: Tensor,
-        mask: Tensor,
+        mask: Tensor, factored_of: FactoredOf = plain,
     ) -> Annotated[Tensor, "batch length hidden"]:  # fmt: skip
         """What each position is given of the keys and values."""
-        query = self._split(self.query(unit_rms(hidden) if self.norm_query else hidden))
+        to_query, to_output = (factored_of(one) or one for one in (self.query, self.output))
+        query = self._split(to_query(unit_rms(hidden) if self.norm_query else hidden))
         context = attend(
             query, key, value, mask,
             nothing=self.nothing, dropout=self.dropout if self.training else 0.0,
         )  # fmt: skip
         context = context.to(hidden.dtype)  # (batch, heads, length, dim)
-        out: Tensor = self.output(context.transpose(1, 2).flatten(2))  # (batch, length, hidden)
-        return out
+        out: Tensor = to_output(context.transpose(1, 2).flatten(2))
+        return out  # (batch, length, hidden)
 
     def folded(
-        self, key: Tensor, value: Tensor, mask: Tensor, weight_of: WeightOf
+        self, key: Tensor, value: Tensor, mask: Tensor, factored_of: FactoredOf
     ) -> Folded | None:
         """Keys and values with the projections in them; None where that cannot be or pay."""
         if not pays(key, self.nothing is not None):
             return None
-        query, output = weight_of(self.query), weight_of(self.output)
+        query, output = factored_of(self.query), factored_of(self.output)
         if query is None or output is None:
             return None
-        return fold(key, value, mask, query, output, self.nothing)
+        return fold(key, value, mask, query.matrix(), output.matrix(), self.nothing)
 
     def from_folded(
         self, hidden: Annotated[Tensor, "batch length hidden"], folded: Folded
@@ -201,14 +194,15 @@ class CrossAttentions(nn.ModuleDict):
 
     Args:
         blocks: by layer.
-        weight_of: the matrix of a query or output projection, where it is more than a linear layer.
+        factored_of: the matrix of a query or output projection, where it is more than a linear
+            layer.
     """
 
     def __init__(
-        self, blocks: Mapping[int, CrossAttention], weight_of: WeightOf = plain_weight
+        self, blocks: Mapping[int, CrossAttention], factored_of: FactoredOf = plain
     ) -> None:
         super().__init__({str(layer): block for layer, block in blocks.items()})
-        self._weight_of = weight_of
+        self._factored_of = factored_of
 
     def remember(self, tokens: Tokens) -> Memory:
         """Keys and values of every layer, each (batch, heads, tokens, dim), and them folded."""
@@ -219,7 +213,7 @@ class CrossAttentions(nn.ModuleDict):
             block = self.at(layer)
             key, value = block.keys_and_values(values)
             kept |= {f"key.{layer}": key, f"value.{layer}": value}
-            folded = block.folded(key, value, tokens.mask, self._weight_of) if folding else None
+            folded = block.folded(key, value, tokens.mask, self._factored_of) if folding else None
             if folded is not None:
                 kept |= {f"{name}.{layer}": getattr(folded, part) for name, part in _FOLDED.items()}
         return Memory(kept, tokens.mask)
@@ -232,7 +226,7 @@ class CrossAttentions(nn.ModuleDict):
         if not torch.is_grad_enabled() and f"folded_keys.{layer}" in kept:
             return block.from_folded(hidden, Folded(*[kept[f"{name}.{layer}"] for name in _FOLDED]))
         key, value = kept[f"key.{layer}"], kept[f"value.{layer}"]
-        given: Tensor = block(hidden, key, value, memory.mask)
+        given: Tensor = block(hidden, key, value, memory.mask, self._factored_of)
         return given
 
     def at(self, layer: int | str) -> CrossAttention:

@@ -8,7 +8,6 @@ does the same to its compressed keys. Nothing is folded where a gradient is want
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
 
@@ -20,10 +19,6 @@ CLAMP = 50.0
 """Scores stay between minus and plus this."""
 MASKED = -1e4
 """The score of a masked token; beside any other, its share is exactly 0 in float32."""
-
-WeightOf = Callable[[nn.Module], Tensor | None]
-"""The matrix that a projection multiplies with; None where it does more than that."""
-
 
 @attrs.frozen(eq=False)
 class Folded:
@@ -59,22 +54,6 @@ def exact(device: str) -> AbstractContextManager[object]:
     if torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
-
-
-def plain_weight(projection: nn.Module) -> Tensor | None:
-    """The weight of a linear layer without bias, which nobody watches or has sharded."""
-    if type(projection) is not nn.Linear or projection.bias is not None or watched(projection):
-        return None
-    weight = projection.weight
-    return weight if type(weight) is nn.Parameter else None
-
-
-def watched(projection: nn.Module) -> bool:
-    """Whether a hook or another forward would miss the calls that folding saves."""
-    return any(
-        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-        for module in projection.modules()
-    )
 
 
 def fold(

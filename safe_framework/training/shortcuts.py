@@ -202,7 +202,7 @@ def _narrowed(module: nn.Module, chosen: _Chosen | None) -> Iterator[None]:
         if not shown.pop():
             return None
         rows = out.new_zeros(shape.numel(), out.shape[-1])
-        return rows.index_copy(0, at.to(out.device), out[0]).view(*shape, -1)
+        return rows.index_copy_(0, at.to(out.device), out[0]).view(*shape, -1)
 
     handles = [module.register_forward_pre_hook(pick), module.register_forward_hook(put)]
     try:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from safe_framework import BaseFacts, FusionAdapter, Memory, Tokens
 from safe_framework.attention import CrossAttention, CrossAttentions
-from safe_framework.folding import plain_weight, watched
+from safe_framework.factored import Factored, Pair, plain, watched
 from safe_framework.fusion import chosen_layers
 
 Target = Literal["query", "key", "value"]
@@ -70,8 +70,10 @@ class LoraFusion(FusionAdapter):
                 layer: CrossAttention(base, layer, init=init, heads=heads, nothing=True)
                 for layer in self.layers
             },
-            _weight_of,
+            _factored,
         )
+        for block in map(self.blocks.at, self.blocks):
+            block.output = _Zero(block.output.in_features, block.output.out_features, bias=False)
         # DoRA divides by a projection's norm, so that the output, which is zero, cannot have it.
         groups = (
             [(targets, True), (("output",), False)] if dora else [((*targets, "output"), False)]
@@ -122,21 +124,38 @@ class LoraFusion(FusionAdapter):
         return self.blocks.attend(hidden, memory, layer)
 
 
-def _weight_of(projection: nn.Module) -> Tensor | None:
-    """A projection's frozen matrix and its pairs in one; None where they are more than a sum."""
+class _Zero(nn.Linear):
+    """A projection that gives nothing: its weight is zero and stays so."""
+
+    def reset_parameters(self) -> None:
+        """Start at zero."""
+        nn.init.zeros_(self.weight)
+
+
+def _factored(projection: nn.Module) -> Factored | None:
+    """A projection's frozen matrix and its pairs; None where they are more than a sum."""
     from peft.tuners.lora import Linear as LoraLinear
 
     if not isinstance(projection, LoraLinear):
-        return plain_weight(projection)
+        return plain(projection)
     if projection.disable_adapters or projection.lora_variant or watched(projection):
         return None
-    weight = plain_weight(projection.get_base_layer())
-    if weight is None or projection.merged:
-        return weight
-    for name in (name for name in projection.active_adapters if name in projection.lora_A):
-        pair: tuple[Any, Any] = projection.lora_A[name], projection.lora_B[name]
-        down, up = (part.weight for part in pair)
-        if projection.lora_bias[name] or not weight.dtype == up.dtype == down.dtype:
-            return None
-        weight = weight.addmm(up, down, alpha=projection.scaling[name])  # in one pass over it
-    return weight
+    frozen = projection.get_base_layer()
+    whole = plain(frozen)
+    if whole is None or projection.merged:
+        return whole
+    names = [name for name in projection.active_adapters if name in projection.lora_A]
+    pairs = [_pair(projection, name, whole.full) for name in names]
+    if not all(pairs):
+        return None
+    return Factored(whole.full, tuple(filter(None, pairs)), silent=isinstance(frozen, _Zero))
+
+
+def _pair(projection: Any, name: str, full: Tensor) -> Pair | None:
+    """What PEFT adds under this name; None if it does more than multiply, or in another dtype."""
+    up, down = projection.lora_B[name].weight, projection.lora_A[name].weight
+    dropout = projection.lora_dropout[name]
+    dropping = dropout.training and not isinstance(dropout, nn.Identity)
+    if projection.lora_bias[name] or dropping or not full.dtype == up.dtype == down.dtype:
+        return None
+    return Pair(up, down, projection.scaling[name])

@@ -1,0 +1,78 @@
+"""The matrix of a projection, as the parts that it is the sum of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+from torch import Tensor, nn
+
+
+@attrs.frozen(eq=False)
+class Pair:
+    """``scale * up @ down``, a low-rank part of a matrix (LoRA, Hu et al. 2021, arXiv:2106.09685).
+
+    Attributes:
+        up: (out, rank).
+        down: (rank, in).
+        scale: of their product.
+    """
+
+    up: Tensor
+    down: Tensor
+    scale: float
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """What this part makes of values, (..., in) to (..., out)."""
+        narrow = nn.functional.linear(values, self.down) * self.scale
+        return nn.functional.linear(narrow, self.up)
+
+
+@attrs.frozen(eq=False)
+class Factored:
+    """A matrix and low-rank pairs, which together are what a projection multiplies with.
+
+    Attributes:
+        full: the matrix, (out, in).
+        pairs: what is added to it.
+        silent: the matrix is all zeros, so that the pairs alone need be computed.
+    """
+
+    full: Tensor
+    pairs: tuple[Pair, ...] = ()
+    silent: bool = False
+
+    def matrix(self) -> Tensor:
+        """All of it as one matrix, (out, in)."""
+        whole = self.full
+        for pair in self.pairs:
+            whole = whole.addmm(pair.up, pair.down, alpha=pair.scale)  # in one pass over it
+        return whole
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """What the projection makes of values, (..., in) to (..., out)."""
+        parts = [pair(values) for pair in self.pairs]
+        if not (self.silent and parts):
+            parts.insert(0, nn.functional.linear(values, self.full))
+        return sum(parts[1:], parts[0])
+
+
+FactoredOf = Callable[[nn.Module], Factored | None]
+"""The matrix of a projection; None where it is more than a product with one."""
+
+
+def plain(projection: nn.Module) -> Factored | None:
+    """The weight of a linear layer without bias, which nobody watches or has sharded."""
+    linear = type(projection).forward is nn.Linear.forward
+    if not linear or projection.bias is not None or watched(projection):
+        return None
+    weight = projection.weight
+    return Factored(weight) if type(weight) is nn.Parameter else None
+
+
+def watched(projection: nn.Module) -> bool:
+    """Whether a hook or another forward would miss a call that is not made."""
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+        for module in projection.modules()
+    )

@@ -1,0 +1,107 @@
+"""Projections as the sum of their parts, against PEFT's own calls of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from safe_framework.factored import Factored, Pair
+from safe_framework.fusion import FusionAdapter
+from safe_framework.model import SafeModel
+from safe_framework.shapes import Tokens
+from tests.fusions import fresh, learned
+from tests.toys import HIDDEN, llama
+
+ROWS, LENGTH, COUNT = 2, 5, 3
+TARGETS = ("query", "key", "value")
+
+
+def adapter(variant: str = "lora", **options: Any) -> FusionAdapter:
+    """A trained one, in training mode."""
+    return learned(fresh(variant, SafeModel(llama()).facts(), **options), spread=0.1).train()
+
+
+def called(fusion: Any) -> Any:
+    """The same adapter, whose projections are called, since something watches them."""
+    for layer in fusion.layers:
+        for name in ("query", "output"):
+            getattr(fusion.blocks.at(layer), name).register_forward_hook(lambda *_: None)
+    return fusion
+
+
+def delta(fusion: FusionAdapter) -> Tensor:
+    """What it gives to hidden states that are the same every time."""
+    draws = torch.Generator().manual_seed(0)
+    hidden = torch.randn(ROWS, LENGTH, HIDDEN, generator=draws).requires_grad_()
+    values = torch.randn(ROWS, COUNT, HIDDEN, generator=draws)
+    memory = fusion.remember(Tokens(values, torch.ones(ROWS, COUNT, dtype=torch.bool)))
+    return fusion(hidden, memory, 0)
+
+
+@pytest.mark.parametrize(
+    ("variant", "options"),
+    [
+        ("lora", {}),
+        ("lora", {"targets": TARGETS, "alpha": 3.0}),
+        ("lora", {"targets": ()}),
+        ("lora, rslora", {}),
+        ("lora, dora", {}),
+        ("multilayer", {}),
+    ],
+)
+def test_sums_are_what_the_projections_give(variant: str, options: dict[str, Any]) -> None:
+    """Law: deltas and gradients are those of projections that are called."""
+    summed, whole = adapter(variant, **options), called(adapter(variant, **options))
+    given, expected = delta(summed), delta(whole)
+    torch.testing.assert_close(given, expected)
+    given.square().sum().backward()  # type: ignore[no-untyped-call]
+    expected.square().sum().backward()  # type: ignore[no-untyped-call]
+    for one, other in zip(summed.parameters(), whole.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        if one.grad is not None:
+            assert (one.grad - other.grad).abs().max() <= 1e-5 * other.grad.abs().max()
+
+
+def work(fusion: FusionAdapter) -> int:
+    """Floating-point operations of products, forward and back."""
+    with FlopCounterMode(display=False) as counter:
+        delta(fusion).sum().backward()  # type: ignore[no-untyped-call]
+    return counter.get_total_flops()
+
+
+def test_nothing_is_multiplied_with_zeros() -> None:
+    """Law: the output's frozen zeros take part in no product, on the way there or back."""
+    forward = 2 * ROWS * LENGTH * HIDDEN * HIDDEN
+    assert work(called(adapter())) - work(adapter()) == 2 * forward
+
+
+def test_a_merged_output_is_heard() -> None:
+    """Law: once PEFT has written a pair into the zeros, these are multiplied with."""
+    fusion: Any = adapter().eval()
+    expected = delta(fusion)
+    for layer in fusion.layers:
+        fusion.blocks.at(layer).output.merge()
+    assert delta(fusion).any()
+    torch.testing.assert_close(delta(fusion), expected)
+
+
+def test_dropout_acts_in_training_and_only_there() -> None:
+    """Law: with dropout a projection is called while it trains, and is a sum when it does not."""
+    fusion = adapter(dropout=0.5)
+    torch.manual_seed(0)
+    assert not torch.equal(delta(fusion), delta(fusion))
+    assert torch.equal(delta(fusion.eval()), delta(adapter().eval()))
+
+
+def test_a_matrix_alone_and_with_pairs() -> None:
+    """Law: as one matrix or part by part, values become the same."""
+    draws = torch.Generator().manual_seed(0)
+    full, up, down = (torch.randn(shape, generator=draws) for shape in ((4, 3), (4, 2), (2, 3)))
+    values = torch.randn(5, 3, generator=draws)
+    for whole in (Factored(full), Factored(full, (Pair(up, down, 0.5), Pair(up, down, 2.0)))):
+        torch.testing.assert_close(whole(values), values @ whole.matrix().T)
+    assert torch.equal(Factored(full, silent=True)(values), Factored(full)(values))
