@@ -129,18 +129,13 @@ class CrossAttention(nn.Module):
         width = hidden if weights is None else weights.query.shape[0]
         if width % self.heads:
             raise ValueError(f"`heads` must divide {width}, not {self.heads}")
-        self.query = nn.Linear(hidden, width, bias=False)
-        self.key = nn.Linear(hidden, width, bias=False)
-        self.value = nn.Linear(hidden, width, bias=False)
-        self.output = nn.Linear(width, hidden, bias=False)
+        self.query = _projection(hidden, width, weights.query if weights else None)
+        self.key = _projection(hidden, width, weights.key if weights else None)
+        self.value = _projection(hidden, width, weights.value if weights else None)
+        copied = weights.output if weights and not silent else None
+        self.output = _projection(width, hidden, torch.zeros(hidden, width) if silent else copied)
         self.nothing = nn.Parameter(torch.zeros(self.heads)) if nothing else None
         self.dropout, self.norm_query, self.norm_tokens = dropout, norm_query, norm_tokens
-        if weights is not None:
-            with torch.no_grad():
-                for name in ("query", "key", "value", "output"):
-                    getattr(self, name).weight.copy_(getattr(weights, name))
-        if silent:
-            nn.init.zeros_(self.output.weight)
 
     def keys_and_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """What every position will attend to, each (batch, heads, tokens, dim)."""
@@ -187,6 +182,16 @@ class CrossAttention(nn.Module):
         batch, length, width = values.shape
         heads = values.reshape(batch, length, self.heads, width // self.heads)
         return heads.transpose(1, 2)  # (batch, heads, length, dim)
+
+
+def _projection(inputs: int, outputs: int, weight: Tensor | None) -> nn.Linear:
+    """A linear layer without bias and with this weight; at random where that is None."""
+    if weight is None:
+        return nn.Linear(inputs, outputs, bias=False)
+    like = torch.empty(0)  # where and as what torch makes tensors now
+    linear = nn.Linear(inputs, outputs, bias=False, device="meta")  # so that nothing is drawn
+    linear.weight = nn.Parameter(weight.to(like.device, like.dtype).contiguous())
+    return linear
 
 
 class CrossAttentions(nn.ModuleDict):

@@ -139,7 +139,7 @@ def _attention(layer: nn.Module, heads: int, blueprint: bool) -> AttentionWeight
         query=query,
         key=_repeat_heads(key, width, head),
         value=_repeat_heads(value, width, head),
-        output=output.clone(),
+        output=output,
         num_heads=heads,
     )
 
@@ -179,8 +179,8 @@ def _adds_one(norm: nn.Module, weight: Tensor) -> bool:
 
 def _repeat_heads(weight: Tensor, width: int, head: int) -> Tensor:
     """Grouped key or value heads, each repeated for the query heads that share it."""
-    grouped = weight.reshape(-1, head, weight.shape[1])  # (groups, head, hidden)
-    return grouped.repeat_interleave(width // weight.shape[0], dim=0).flatten(0, 1)
+    grouped = weight.reshape(-1, 1, head, weight.shape[1])  # (groups, 1, head, hidden)
+    return grouped.expand(-1, width // len(weight), -1, -1).flatten(0, 2)
 
 
 def hooks_of(base: nn.Module) -> list[LayerHook | EmbeddingHook | ChangeHook]:

@@ -9,7 +9,7 @@ layer by layer, each layer compiled, and the hooks between them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,11 +67,7 @@ def refuse_compiled(base: nn.Module, paths: Sequence[str]) -> None:
         UnsupportedBaseError: one does, and would run without the hooks.
     """
     lists = [base.get_submodule(path) for path in paths]
-    around = [
-        module
-        for module in base.modules()
-        if any(found is inner for found in lists for inner in module.modules())
-    ]
+    around = list(_enclosing(base, {id(found) for found in lists}))
     layers = [layer for found in lists for layer in found.children()]
     wrapped = [module for module in around if "_orig_mod" in module._modules]
     graphs = [
@@ -84,6 +80,14 @@ def refuse_compiled(base: nn.Module, paths: Sequence[str]) -> None:
             f"`{type((wrapped + graphs)[0]).__name__}` is compiled already",
             hint="attach to the base as it was, then call safe_framework.compile(model)",
         )
+
+
+def _enclosing(module: nn.Module, wanted: Set[int]) -> Iterator[nn.Module]:
+    """This module and those within it that are, or hold, one of the wanted ones."""
+    inner = [found for child in module.children() for found in _enclosing(child, wanted)]
+    if inner or id(module) in wanted:
+        yield module
+        yield from inner
 
 
 def uncompiled(base: nn.Module) -> dict[str, bool]:

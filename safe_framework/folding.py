@@ -20,6 +20,7 @@ CLAMP = 50.0
 MASKED = -1e4
 """The score of a masked token; beside any other, its share is exactly 0 in float32."""
 
+
 @attrs.frozen(eq=False)
 class Folded:
     """What a layer keeps of the tokens; a column is a token, or nothing, of one head.

@@ -108,7 +108,7 @@ class SafeModel(nn.Module):
         self.seal = Seal.of(base, tokenizer)
         self._recompute: Options = None
         self.attention_probe = AttentionProbe()
-        self.eval()  # as a loaded model is: dropout only after train()
+        self.training = self.modalities.training = False  # as a loaded model: no dropout yet
 
     # Modalities
 
@@ -350,8 +350,9 @@ class SafeModel(nn.Module):
 
     def train(self, mode: bool = True) -> SafeModel:
         """Switch the trainable parts; the base stays in evaluation mode."""
-        super().train(mode)
-        self.base.eval()
+        self.training = mode
+        for child in self.children():
+            child.train(mode and child is not self.base)
         return self
 
     @property

@@ -114,15 +114,19 @@ class AttentionWeights:
         query: (heads * head_dim, hidden).
         key: (heads * head_dim, hidden).
         value: (heads * head_dim, hidden).
-        output: (hidden, heads * head_dim).
-        num_heads: how many heads the first three hold.
+        num_heads: how many heads the three hold.
     """
 
     query: Tensor
     key: Tensor
     value: Tensor
-    output: Tensor
+    _output: Tensor
     num_heads: int
+
+    @property
+    def output(self) -> Tensor:
+        """A copy made now, since most adapters start without it: (hidden, heads * head_dim)."""
+        return self._output.clone()
 
 
 def all_real(values: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What a base was when it was wrapped, kept in a few kilobytes.
 
 Weights are not hashed: that would take seconds. A tensor is recognised by its object, its shape and
-type, the counter that every in-place operation of torch raises, and the bits at 64 places.
+type, the counter that every in-place operation of torch raises, and 64 of its numbers, bit by bit.
 """
 
 from __future__ import annotations
@@ -9,16 +9,20 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import attrs
+import torch
 from torch import Tensor, nn
 
 from safe_framework.bits import integers
 from safe_framework.certificate.hooks import HookName, class_name, hooks_on, names_of
 
-_PLACES = 64
+_PLACES, _RUN = 4, 16  # fewer pages of a file that is mapped are read than by single numbers
+_WORDS = 64
+_PACKED = (NotImplementedError, RuntimeError, TypeError)  # what tensors of other kinds raise
 
 
 @attrs.define(slots=False)
@@ -28,7 +32,7 @@ class TensorMark:
     Attributes:
         shape: of the tensor.
         dtype: of the tensor.
-        sample: its bits at a few places; empty where it is not in memory.
+        sample: the bits of a few of its numbers; empty where it is not in memory.
         embedding: whether it is the table of an ``nn.Embedding``.
         frozen: whether it takes no gradient.
         version: how often it was written in place; None where torch does not count.
@@ -80,7 +84,7 @@ class Seal:
         modules = {path or type(base).__name__: module for path, module in base.named_modules()}
         return cls(
             modules={path: class_name(type(module)) for path, module in modules.items()},
-            tensors=dict(_tensors(base)),
+            tensors=_tensors(base),
             settings=dict(_settings(base)),
             words=_words(tokenizer),
             hooks=names_of(hooks_on(base)),
@@ -90,28 +94,34 @@ class Seal:
 
     @property
     def glance(self) -> str:
-        """A hash of what the tensors are recognised by: shapes, types, and bits at some places."""
+        """A hash of what the tensors are recognised by: shapes, types, and a few numbers."""
         seen = hashlib.sha256()
         for path, mark in sorted(self.tensors.items()):
             seen.update(f"{path}|{mark.shape}|{mark.dtype}|".encode() + mark.sample)
         return seen.hexdigest()
 
 
-def _tensors(base: nn.Module) -> Iterator[tuple[str, TensorMark]]:
+def _tensors(base: nn.Module) -> dict[str, TensorMark]:
     tables = {id(m.weight) for m in base.modules() if isinstance(m, nn.Embedding)}
-    for path, parameter in base.named_parameters():
-        yield path, _mark(parameter, id(parameter) in tables, weakref.ref(parameter))
     persistent = base.state_dict(keep_vars=True).keys()
-    for path, buffer in base.named_buffers():
-        if path in persistent:
-            yield path, _mark(buffer, False, None)
+    found: dict[str, Tensor] = dict(base.named_parameters())
+    references: list[Any] = [weakref.ref(parameter) for parameter in found.values()]
+    found |= {path: buffer for path, buffer in base.named_buffers() if path in persistent}
+    references += [None] * (len(found) - len(references))
+    samples = _samples(list(found.values()))
+    return {
+        path: _mark(tensor, sample, id(tensor) in tables, reference)
+        for (path, tensor), sample, reference in zip(
+            found.items(), samples, references, strict=True
+        )
+    }
 
 
-def _mark(tensor: Tensor, embedding: bool, reference: Any) -> TensorMark:
+def _mark(tensor: Tensor, sample: bytes, embedding: bool, reference: Any) -> TensorMark:
     return TensorMark(
         shape=tuple(tensor.shape),
         dtype=str(tensor.dtype).removeprefix("torch."),
-        sample=_sample(tensor),
+        sample=sample,
         embedding=embedding,
         frozen=not tensor.requires_grad,
         version=None if tensor.is_inference() or tensor.is_meta else tensor._version,
@@ -119,15 +129,40 @@ def _mark(tensor: Tensor, embedding: bool, reference: Any) -> TensorMark:
     )
 
 
-def _sample(tensor: Tensor) -> bytes:
-    if tensor.is_meta or not tensor.numel():
-        return b""
+def _samples(tensors: Sequence[Tensor]) -> list[bytes]:
+    """The bits of a few numbers of each, those of one kind in one go: a GPU is asked once."""
+    kinds: dict[tuple[Any, ...], list[int]] = {}
+    seen = [_few(tensor) for tensor in tensors]
+    for number, part in enumerate(seen):
+        kinds.setdefault((type(part), part.dtype, part.device), []).append(number)
+    found = [b""] * len(tensors)
+    for numbers in kinds.values():
+        for number, bits in zip(numbers, _bits([seen[n] for n in numbers]), strict=True):
+            found[number] = bits
+    return found
+
+
+def _few(tensor: Tensor) -> Tensor:
+    """A few of its numbers; none where it is not in memory, or packed without such views."""
+    if tensor.is_meta:
+        return torch.empty(0)
     try:
         flat = tensor.detach().flatten()
-        step = max(1, flat.numel() // _PLACES)
-        return integers(flat[::step][:_PLACES].cpu()).numpy().tobytes()
-    except (NotImplementedError, RuntimeError, TypeError):  # a packed type without such views
-        return b""
+        if len(flat) <= _PLACES * _RUN:
+            return flat
+        return flat.unfold(0, _RUN, len(flat) // _PLACES)[:_PLACES].flatten()
+    except _PACKED:
+        return torch.empty(0)
+
+
+def _bits(parts: Sequence[Tensor]) -> list[bytes]:
+    try:
+        joined = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+        bits = integers(joined.cpu()).numpy().tobytes()
+    except _PACKED:
+        return [bits for part in parts for bits in _bits([part])] if len(parts) > 1 else [b""]
+    ends = list(accumulate(part.element_size() * len(part) for part in parts))
+    return [bits[start:end] for start, end in pairwise([0, *ends])]
 
 
 def _settings(base: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -156,7 +191,7 @@ def _words(tokenizer: Any) -> dict[str, Any]:
 
 def _word_marks(inner: Any) -> dict[str, Any]:
     count = len(inner)
-    places = range(0, count, max(1, count // _PLACES))
+    places = range(0, count, max(1, count // _WORDS))
     return {
         "count": count,
         "added": {str(token): number for token, number in inner.get_added_vocab().items()},

@@ -95,7 +95,7 @@ def base_facts(
         """A layer's random projections, always the same; None if none can be read."""
         generator = torch.Generator().manual_seed(seed + layer)
         drawn = torch.randn(4, hidden, hidden, generator=generator) / hidden**0.5
-        query, key, value, output = drawn.unbind()
+        query, key, value, output = (part.clone() for part in drawn)
         return AttentionWeights(query, key, value, output, count) if readable else None
 
     return BaseFacts(hidden, layers, count, attention)

@@ -20,7 +20,8 @@ LENGTH, COUNT = 5, 3
 
 def adapter(variant: str) -> FusionAdapter:
     """A trained one, of one head, whose width leaves room for a few tokens."""
-    return learned(fresh(variant, SafeModel(llama()).facts(), heads=1, init="random"))
+    facts = SafeModel(llama()).facts()
+    return learned(fresh(variant, facts, heads=1, init="random"), spread=0.2)
 
 
 def hidden() -> Tensor:

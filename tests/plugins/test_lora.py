@@ -107,7 +107,8 @@ def test_the_order_of_tokens_does_not_matter() -> None:
     order = torch.tensor([2, 0, 3, 1])
     mixed = Tokens(given.values[:, order], given.mask[:, order])
     expected = fusion(hidden(), fusion.remember(given), 0)
-    torch.testing.assert_close(fusion(hidden(), fusion.remember(mixed), 0), expected)
+    seen = fusion(hidden(), fusion.remember(mixed), 0)
+    assert (seen - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("targets", [["query"], ["query", "key", "value"]])

@@ -73,7 +73,7 @@ class LoraFusion(FusionAdapter):
             _factored,
         )
         for block in map(self.blocks.at, self.blocks):
-            block.output = _Zero(block.output.in_features, block.output.out_features, bias=False)
+            block.output = _Zero.of(block.output)
         # DoRA divides by a projection's norm, so that the output, which is zero, cannot have it.
         groups = (
             [(targets, True), (("output",), False)] if dora else [((*targets, "output"), False)]
@@ -127,9 +127,12 @@ class LoraFusion(FusionAdapter):
 class _Zero(nn.Linear):
     """A projection that gives nothing: its weight is zero and stays so."""
 
-    def reset_parameters(self) -> None:
-        """Start at zero."""
-        nn.init.zeros_(self.weight)
+    @classmethod
+    def of(cls, silent: nn.Linear) -> _Zero:
+        """The same of a projection that is silent as yet."""
+        zero = cls(silent.in_features, silent.out_features, bias=False, device="meta")
+        zero.weight = silent.weight
+        return zero
 
 
 def _factored(projection: nn.Module) -> Factored | None:
