@@ -134,7 +134,7 @@ def _samples(tensors: Sequence[Tensor]) -> list[bytes]:
     kinds: dict[tuple[Any, ...], list[int]] = {}
     seen = [_few(tensor) for tensor in tensors]
     for number, part in enumerate(seen):
-        kinds.setdefault((type(part), part.dtype, part.device), []).append(number)
+        kinds.setdefault((type(part), part.dtype, part.device, part.ndim), []).append(number)
     found = [b""] * len(tensors)
     for numbers in kinds.values():
         for number, bits in zip(numbers, _bits([seen[n] for n in numbers]), strict=True):
@@ -147,10 +147,10 @@ def _few(tensor: Tensor) -> Tensor:
     if tensor.is_meta:
         return torch.empty(0)
     try:
-        flat = tensor.detach().flatten()
+        flat = tensor.detach().contiguous().view(-1)
         if len(flat) <= _PLACES * _RUN:
             return flat
-        return flat.unfold(0, _RUN, len(flat) // _PLACES)[:_PLACES].flatten()
+        return flat.as_strided((_PLACES, _RUN), (len(flat) // _PLACES, 1))
     except _PACKED:
         return torch.empty(0)
 
@@ -161,7 +161,7 @@ def _bits(parts: Sequence[Tensor]) -> list[bytes]:
         bits = integers(joined.cpu()).numpy().tobytes()
     except _PACKED:
         return [bits for part in parts for bits in _bits([part])] if len(parts) > 1 else [b""]
-    ends = list(accumulate(part.element_size() * len(part) for part in parts))
+    ends = list(accumulate(part.element_size() * part.numel() for part in parts))
     return [bits[start:end] for start, end in pairwise([0, *ends])]
 
 
