@@ -25,14 +25,14 @@ def adapter(**options: Any) -> LoraFusion:
     return LoraFusion(facts(), **{"layers": [0, 1], "rank": 2} | options).eval()
 
 
-def perturbed(**options: Any) -> LoraFusion:
+def perturbed(spread: float = 1.0, **options: Any) -> LoraFusion:
     """An adapter after something has been learned."""
     fusion = adapter(**options)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in fusion.parameters():
             if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator))
+                parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
     return fusion
 
 
@@ -103,12 +103,12 @@ def test_a_row_attends_to_its_own_tokens() -> None:
 
 def test_the_order_of_tokens_does_not_matter() -> None:
     """Law: attention has no positions, so permuted tokens give the same delta."""
-    fusion, given = perturbed(), tokens()
+    fusion, given = perturbed(spread=0.1), tokens()
     order = torch.tensor([2, 0, 3, 1])
     mixed = Tokens(given.values[:, order], given.mask[:, order])
     expected = fusion(hidden(), fusion.remember(given), 0)
-    seen = fusion(hidden(), fusion.remember(mixed), 0)
-    assert (seen - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert expected.any()
+    torch.testing.assert_close(fusion(hidden(), fusion.remember(mixed), 0), expected)
 
 
 @pytest.mark.parametrize("targets", [["query"], ["query", "key", "value"]])
