@@ -83,10 +83,11 @@ class PlainLoop:
         labels = [[*[IGNORED] * len(row.prompt), *row.answer] for row in rows]
         frames = self.model.encode(MODALITY, [self.samples[i] for i in chosen])
         batch = self._batch(ids, frames)
-        loss: Tensor = self.model(**batch, labels=pad_right(labels, IGNORED)).loss
+        wanted = pad_right(labels, IGNORED).to(self.model.device)
+        loss: Tensor = self.model(**batch, labels=wanted).loss
         tokens = self.model.modality(MODALITY).projector(frames)
-        wanted = self.alignment.indices([row.text for row in rows])
-        return loss + self.recipe.training.align_weight * self.alignment.loss(tokens, wanted)
+        answers = self.alignment.indices([row.text for row in rows])
+        return loss + self.recipe.training.align_weight * self.alignment.loss(tokens, answers)
 
     def _retention(self, step: int) -> Tensor:
         size = self.recipe.training.retention_batch_size
@@ -96,9 +97,10 @@ class PlainLoop:
         kinds = [self.kinds[(step * size + row) % len(self.kinds)] for row in range(size)]
         pools = {kind: self.foreign if kind == "foreign" else self.samples for kind in kinds}
         samples = [distractor(kind, pools[kind], draw) for kind in kinds]
-        mask = attention_mask(ids).bool()
+        words = pad_right(ids, self.pad).to(self.model.device)
+        mask = attention_mask(ids).bool().to(self.model.device)
         with torch.no_grad(), self.model.off():
-            wanted = self.model(input_ids=pad_right(ids, self.pad), attention_mask=mask).logits
+            wanted = self.model(input_ids=words, attention_mask=mask).logits
         frames = self.model.encode(MODALITY, samples)
         logits = self.model(**self._batch(ids, frames)).logits
         ours = (logits[mask] / self.temperature).log_softmax(-1)
@@ -107,10 +109,11 @@ class PlainLoop:
         return divergence * self.temperature**2
 
     def _batch(self, ids: Sequence[Sequence[int]], frames: Frames) -> dict[str, Any]:
+        device = self.model.device
         return {
-            "input_ids": pad_right(ids, self.pad),
-            "attention_mask": attention_mask(ids),
-            f"{MODALITY}__present": torch.ones(len(ids), dtype=torch.bool),
+            "input_ids": pad_right(ids, self.pad).to(device),
+            "attention_mask": attention_mask(ids).to(device),
+            f"{MODALITY}__present": torch.ones(len(ids), dtype=torch.bool, device=device),
             f"{MODALITY}__frames": frames.values,
             f"{MODALITY}__frames_mask": frames.mask,
         }

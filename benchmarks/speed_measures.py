@@ -166,10 +166,9 @@ def calls_of(model: SafeModel, name: str, length: int) -> Calls:
     from safe_framework_plugins.projectors.standard import StandardProjector
 
     dim = model.modality(name).encoder.dim
-    wide = StandardProjector(
-        dim, model.stack.hidden_size, tokens=MANY_TOKENS, hidden_dim=256
-    ).eval()
-    return Calls(model, name, length, wide)
+    wide = StandardProjector(dim, model.stack.hidden_size, tokens=MANY_TOKENS, hidden_dim=256)
+    like = next(model.modality(name).projector.parameters())
+    return Calls(model, name, length, wide.eval().to(like))
 
 
 def loading(recipe: Recipe, rounds: int) -> list[Row]:

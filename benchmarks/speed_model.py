@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
+from speed_turns import now
 from torch import Tensor, nn
 from transformers import LogitsProcessor
 
@@ -68,6 +68,7 @@ class Calls:
         size = self.model.base.get_input_embeddings().weight.shape[0]
         generator = torch.Generator().manual_seed(self.length)
         ids = torch.randint(size // 8, size, (1, self.length), generator=generator)
+        ids = ids.to(self.model.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     @property
@@ -75,14 +76,16 @@ class Calls:
         """What an encoder might have given."""
         dim = self.model.modality(self.name).encoder.dim
         values = torch.randn(1, _FRAMES, dim, generator=torch.Generator().manual_seed(1))
-        return Frames(values, torch.ones(1, _FRAMES, dtype=torch.bool))
+        mask = torch.ones(1, _FRAMES, dtype=torch.bool)
+        kind = next(self.wide.parameters())
+        return Frames(values.to(kind), mask.to(kind.device))
 
     @property
     def sample(self) -> dict[str, Tensor]:
         """The frames as a batch carries them."""
         frames = self.frames
         return {
-            f"{self.name}__present": torch.ones(1, dtype=torch.bool),
+            f"{self.name}__present": torch.ones(1, dtype=torch.bool, device=frames.mask.device),
             f"{self.name}__frames": frames.values,
             f"{self.name}__frames_mask": frames.mask,
         }
@@ -103,8 +106,8 @@ class Calls:
     def _prefixed(self, text: Mapping[str, Tensor], projector: nn.Module, frames: Frames) -> None:
         """The base on projected tokens and text, as a model of prefix tokens calls it."""
         words = self.model.base.get_input_embeddings()(text["input_ids"])
-        whole = torch.cat([projector(frames).values, words], dim=1)
-        mask = torch.ones(whole.shape[:2], dtype=torch.long)
+        whole = torch.cat([projector(frames).values.to(words.dtype), words], dim=1)
+        mask = whole.new_ones(whole.shape[:2], dtype=torch.long)
         _done(self.model.base(inputs_embeds=whole, attention_mask=mask))
 
     def decodings(self, steps: int) -> dict[str, Callable[[], float]]:
@@ -138,7 +141,7 @@ class Clock(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The scores as they are."""
-        self.times.append(time.perf_counter())
+        self.times.append(now())
         return scores
 
     def step(self) -> float:

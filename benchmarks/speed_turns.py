@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import attrs
+import torch
 
 Seconds = Mapping[str, Sequence[float]]
 
@@ -57,9 +58,16 @@ def taking_turns(
 
 def clocked(work: Callable[[], float | None]) -> float:
     """Seconds that ``work`` took, or says that it took."""
-    start = time.perf_counter()
+    start = now()
     told = work()
-    return time.perf_counter() - start if told is None else told
+    return now() - start if told is None else told
+
+
+def now() -> float:
+    """Seconds of a clock, once a GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def compare(found: Seconds, arm: str, against: str) -> Compared:

@@ -19,15 +19,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
 from plain_loop import MODALITY, PlainLoop
 from rich.console import Console
 from rich.table import Table
+from speed_turns import now
 from transformers import TrainerCallback
 
 from safe_framework._recipe import Recipe, read_recipe
@@ -79,16 +80,16 @@ class Watch:
         self.test = data.examples("test", {MODALITY: model.modality(MODALITY).encoder})
         self.seconds: list[float] = []
         self.curve: list[tuple[int, float, float]] = []
-        self.start = time.perf_counter()
+        self.start = now()
 
     def step(self, number: int) -> bool:
         """Note a finished step; whether it was the last one wanted."""
-        self.seconds.append(time.perf_counter() - self.start)
+        self.seconds.append(now() - self.start)
         done = number >= self.steps
         if self.until is not None and (number % EVERY == 0 or done):
             accuracy = self._accuracy()
             self.curve.append((number, sum(self.seconds), accuracy))
-        self.start = time.perf_counter()
+        self.start = now()
         return done
 
     def _accuracy(self) -> float:
@@ -106,7 +107,7 @@ class Steps(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
-        self.watch.start = time.perf_counter()
+        self.watch.start = now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop when the watch has seen enough."""
@@ -140,21 +141,29 @@ def measure(
             trainer.add_callback(Steps(watch))
             trainer.train()
         ready.caches.close()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"seconds": watch.seconds, "curve": watch.curve, "reading": reading, "peak_gib": peak}
+    return {
+        "seconds": watch.seconds, "curve": watch.curve, "reading": reading, "peak_gib": _peak(),
+    }  # fmt: skip
+
+
+def _peak() -> float:
+    """Most memory that was held in GiB, of the GPU if there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _run(loop: PlainLoop, watch: Watch) -> None:
-    watch.start = time.perf_counter()
+    watch.start = now()
     for number in loop.steps():
         if watch.step(number):
             return
 
 
 def _seconds(work: Callable[[], None]) -> float:
-    start = time.perf_counter()
+    start = now()
     work()
-    return time.perf_counter() - start
+    return now() - start
 
 
 def child(arm: str, fused: Sequence[int], steps: int, until: float | None, seed: int) -> Any:

@@ -166,7 +166,7 @@ class CrossAttention(nn.Module):
         query, output = factored_of(self.query), factored_of(self.output)
         if query is None or output is None:
             return None
-        return fold(key, value, mask, query.matrix(), output.matrix(), self.nothing)
+        return fold(key, value, mask, query, output, self.nothing)
 
     def from_folded(
         self, hidden: Annotated[Tensor, "batch length hidden"], folded: Folded

@@ -42,19 +42,22 @@ class Factored:
     pairs: tuple[Pair, ...] = ()
     silent: bool = False
 
-    def matrix(self) -> Tensor:
-        """All of it as one matrix, (out, in)."""
-        whole = self.full
-        for pair in self.pairs:
-            whole = whole.addmm(pair.up, pair.down, alpha=pair.scale)  # in one pass over it
-        return whole
+    def transposed(self) -> Factored:
+        """The parts of the transposed matrix, (in, out)."""
+        pairs = [Pair(pair.down.mT, pair.up.mT, pair.scale) for pair in self.pairs]
+        return Factored(self.full.mT, tuple(pairs), self.silent)
 
     def __call__(self, values: Tensor) -> Tensor:
         """What the projection makes of values, (..., in) to (..., out)."""
         parts = [pair(values) for pair in self.pairs]
-        if not (self.silent and parts):
+        if not self.only_pairs:
             parts.insert(0, nn.functional.linear(values, self.full))
         return sum(parts[1:], parts[0])
+
+    @property
+    def only_pairs(self) -> bool:
+        """Whether the pairs are all that need be computed."""
+        return self.silent and bool(self.pairs)
 
 
 FactoredOf = Callable[[nn.Module], Factored | None]
@@ -70,9 +73,9 @@ def plain(projection: nn.Module) -> Factored | None:
     return Factored(weight) if type(weight) is nn.Parameter else None
 
 
-def watched(projection: nn.Module) -> bool:
+def watched(*modules: nn.Module) -> bool:
     """Whether a hook or another forward would miss a call that is not made."""
     return any(
         module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-        for module in projection.modules()
+        for module in modules
     )

@@ -15,6 +15,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from safe_framework.factored import Factored
+
 CLAMP = 50.0
 """Scores stay between minus and plus this."""
 MASKED = -1e4
@@ -61,26 +63,44 @@ def fold(
     key: Annotated[Tensor, "batch heads tokens dim"],
     value: Annotated[Tensor, "batch heads tokens dim"],
     mask: Annotated[Tensor, "batch tokens"],
-    query: Annotated[Tensor, "heads*dim hidden"],
-    output: Annotated[Tensor, "hidden heads*dim"],
+    query: Factored,
+    output: Factored,
     nothing: Annotated[Tensor, "heads"] | None,
 ) -> Folded:
     """Fold the projections ``query`` and ``output`` into keys and values."""
     heads, dim = key.shape[1], key.shape[3]
-    with exact(key.device.type):
-        scaled, by_head = key.float() / dim**0.5, query.float().reshape(heads, dim, -1)
-        keys = torch.einsum("bhtd,hdk->bhtk", scaled, by_head)
-        by_head = output.float().reshape(-1, heads, dim)
-        values = torch.einsum("bhtd,khd->bhtk", value.float(), by_head)
     filling = torch.where(mask, 0.0, MASKED)[:, None].expand(-1, heads, -1)
-    if nothing is not None:  # one more column, whose value is zero
-        keys, values = (nn.functional.pad(part, (0, 0, 0, 1)) for part in (keys, values))
+    if nothing is not None:  # one more column, of zeros
+        key, value = (nn.functional.pad(part, (0, 0, 0, 1)) for part in (key, value))
         score = nothing.float()[None, :, None].expand(len(mask), -1, 1)
         filling = torch.cat([filling, score], dim=-1)
         mask = nn.functional.pad(mask, (0, 1), value=False)
-    return Folded(
-        keys.flatten(1, 2).mT, values.flatten(1, 2), filling[:, None], mask[:, None, None]
-    )
+    with exact(key.device.type):
+        keys = _through(key.float() / dim**0.5, query)
+        values = _through(value.float(), output.transposed())
+    return Folded(keys.mT, values, filling[:, None], mask[:, None, None])
+
+
+def _through(
+    values: Annotated[Tensor, "batch heads columns dim"], matrix: Factored
+) -> Annotated[Tensor, "batch heads*columns hidden"]:
+    """Each head's values times its rows of a matrix of (heads * dim, hidden)."""
+    batch, heads, columns, dim = values.shape
+    by_head = values.transpose(0, 1).flatten(1, 2)  # (heads, batch*columns, dim)
+
+    def times(part: Tensor) -> Tensor:
+        rows = part.float().reshape(heads, dim, -1)
+        return torch.bmm(by_head, rows).flatten(0, 1)  # (heads*batch*columns, width of the part)
+
+    pairs = [(times(pair.up) * pair.scale, pair.down.float()) for pair in matrix.pairs]
+    if matrix.only_pairs:
+        (narrow, wide), *pairs = pairs
+        whole = narrow @ wide
+    else:
+        whole = times(matrix.full)
+    for narrow, wide in pairs:
+        whole = whole.addmm(narrow, wide)
+    return whole.view(heads, batch, columns, -1).transpose(0, 1).flatten(1, 2)
 
 
 def pays(key: Annotated[Tensor, "batch heads tokens dim"], nothing: bool) -> bool:

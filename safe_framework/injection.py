@@ -109,7 +109,7 @@ class ActiveSense:
         """The plugin's delta; it is shown a copy, so nothing it writes reaches the base."""
         grad = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(grad):
-            shown = hidden.clone().to(self._dtype or hidden.dtype)
+            shown = hidden.to(self._dtype or hidden.dtype, copy=True)
             version = shown._version
             try:
                 delta = self._given(shown, memory, layer)

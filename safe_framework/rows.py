@@ -89,6 +89,8 @@ def _as_long(texts: Tensor, others: Tensor, fill: int) -> Tensor:
 
 
 def union(rows: Sequence[Tensor]) -> Tensor:
-    """The numbers that are in any of ``rows``, each once and in order."""
+    """The numbers that are in any of ``rows``, which are ascending: each once and in order."""
+    if len(rows) == 1:
+        return rows[0]
     found: Tensor = torch.unique(torch.cat(list(rows)))
     return found

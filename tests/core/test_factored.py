@@ -98,10 +98,12 @@ def test_dropout_acts_in_training_and_only_there() -> None:
 
 
 def test_a_matrix_alone_and_with_pairs() -> None:
-    """Law: as one matrix or part by part, values become the same."""
+    """Law: the parts give what their sum does, and transposed what its transpose does."""
     draws = torch.Generator().manual_seed(0)
     full, up, down = (torch.randn(shape, generator=draws) for shape in ((4, 3), (4, 2), (2, 3)))
-    values = torch.randn(5, 3, generator=draws)
-    for whole in (Factored(full), Factored(full, (Pair(up, down, 0.5), Pair(up, down, 2.0)))):
-        torch.testing.assert_close(whole(values), values @ whole.matrix().T)
+    pairs = (Pair(up, down, 0.5), Pair(up, down, 2.0))
+    values, others = torch.randn(5, 3, generator=draws), torch.randn(5, 4, generator=draws)
+    for whole, matrix in ((Factored(full), full), (Factored(full, pairs), full + 2.5 * up @ down)):
+        torch.testing.assert_close(whole(values), values @ matrix.T)
+        torch.testing.assert_close(whole.transposed()(others), others @ matrix)
     assert torch.equal(Factored(full, silent=True)(values), Factored(full)(values))

@@ -156,9 +156,11 @@ def _factored(projection: nn.Module) -> Factored | None:
 
 def _pair(projection: Any, name: str, full: Tensor) -> Pair | None:
     """What PEFT adds under this name; None if it does more than multiply, or in another dtype."""
-    up, down = projection.lora_B[name].weight, projection.lora_A[name].weight
-    dropout = projection.lora_dropout[name]
+    wide, narrow = projection.lora_B[name], projection.lora_A[name]
+    dropout, up, down = projection.lora_dropout[name], wide.weight, narrow.weight
+    if projection.lora_bias[name] or watched(wide, narrow, dropout):
+        return None
     dropping = dropout.training and not isinstance(dropout, nn.Identity)
-    if projection.lora_bias[name] or dropping or not full.dtype == up.dtype == down.dtype:
+    if dropping or not full.dtype == up.dtype == down.dtype:
         return None
     return Pair(up, down, projection.scaling[name])

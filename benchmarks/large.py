@@ -1,0 +1,135 @@
+"""Speed on a base of billions of parameters, which wants a GPU: what a sense costs it.
+
+    python benchmarks/large.py --write-docs
+
+The base has the shape of Llama 3.1 8B (its published configuration) and random weights, which cost
+as much time as trained ones; nothing is downloaded. The arms and the table are those of speed.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from rich.console import Console
+from speed_measures import certificate, decode, operation_rows, prefill, step_rows
+from speed_model import TOKENS, Calls, waken
+from speed_rows import Row, amount, page, replaced, shown
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from safe_framework.certificate.target import MadeUpEncoder
+from safe_framework.model import SafeModel
+from safe_framework.run import versions
+
+PAGE = Path(__file__).with_name("README.md")
+MARKS = ("<!-- large -->", "<!-- /large -->")
+SHAPES: dict[str, dict[str, Any]] = {
+    "8b": {
+        "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "max_position_embeddings": 8192, "rope_theta": 500_000.0,
+    },
+    "tiny": {
+        "vocab_size": 1024, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8192,
+    },
+}  # fmt: skip
+"""Of https://huggingface.co/meta-llama/Llama-3.1-8B/blob/main/config.json, and one to try it."""
+
+
+def built(shape: str, device: str, kind: torch.dtype) -> tuple[SafeModel, list[Row]]:
+    """The base of a shape in bfloat16, made where it lies, with a sense that was woken.
+
+    Args:
+        shape: one of ``SHAPES``.
+        device: of the base.
+        kind: the numbers of projector and adapter.
+
+    Returns:
+        The model, and the rows of what attaching the sense took.
+    """
+    with torch.device(device):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            base = LlamaForCausalLM(LlamaConfig(**SHAPES[shape], pad_token_id=0)).eval()
+        finally:
+            torch.set_default_dtype(before)
+    start = time.perf_counter()
+    model = SafeModel(base)
+    model.add_modality("sense", **_parts(model))
+    took = amount("a sense attached to a base in memory", [time.perf_counter() - start], "s")
+    waken(model).modality("sense").to(kind)
+    return model.eval(), [took]
+
+
+def _parts(model: SafeModel) -> dict[str, nn.Module]:
+    from safe_framework_plugins.fusion.lora import LoraFusion
+    from safe_framework_plugins.projectors.standard import StandardProjector
+
+    facts, encoder = model.facts(), MadeUpEncoder()
+    projector = StandardProjector(encoder.dim, facts.hidden_size, tokens=TOKENS, hidden_dim=256)
+    fusion = LoraFusion(facts, layers=[0.4, 0.55, 0.7, 0.8], rank=16, alpha=32.0)
+    return {"encoder": encoder, "projector": projector, "fusion": fusion}
+
+
+def measured(model: SafeModel, lengths: Sequence[int], rounds: int) -> dict[str, list[Row]]:
+    """The groups of rows, in their order."""
+    found: dict[str, list[Row]] = {"off": operation_rows(_calls(model, lengths[0]))}
+    found["prefill"] = [row for length in lengths for row in prefill(_calls(model, length), rounds)]
+    found["decode"] = step_rows(_calls(model, lengths[0]))
+    for length in lengths:
+        found["decode"] += decode(_calls(model, length), rounds, steps=12)
+    found["certificate"] = certificate(model)
+    return found
+
+
+def _calls(model: SafeModel, length: int) -> Calls:
+    from speed_measures import calls_of
+
+    return calls_of(model, "sense", length)
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the numbers depend on beside versions."""
+    cuda = device.startswith("cuda")
+    return {"device": torch.cuda.get_device_name(device) if cuda else device}
+
+
+def main() -> None:
+    """Read the command line, measure, print and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="8b")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--sense", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 2048])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--output", type=Path, default=Path("runs/large.json"))
+    parser.add_argument("--write-docs", action="store_true", help="put the table into README.md")
+    chosen = parser.parse_args()
+    console = Console(width=120)
+    with torch.no_grad():
+        model, attached = built(chosen.shape, chosen.device, getattr(torch, chosen.sense))
+        rows = {"attaching": attached, **measured(model, chosen.lengths, chosen.rounds)}
+    for name, found in rows.items():
+        console.print(shown(name, found))
+    result = {
+        "machine": machine(chosen.device),
+        "versions": versions(),
+        "groups": {name: [attrs.asdict(row) for row in found] for name, found in rows.items()},
+    }
+    chosen.output.parent.mkdir(parents=True, exist_ok=True)
+    chosen.output.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    if chosen.write_docs:
+        PAGE.write_text(replaced(PAGE.read_text("utf-8"), page(result), *MARKS), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
