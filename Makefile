@@ -17,7 +17,7 @@ help:
 	@echo "make check-torchaudio  tests on a torchaudio that is kept apart"
 	@echo "make check-deepspeed  two processes under DeepSpeed, which is kept apart"
 	@echo "make check-zoo   the laws on every architecture of transformers (minutes)"
-	@echo "make check-gpu   the certificate on a CUDA device"
+	@echo "make check-gpu   training, evaluation and the certificate on a CUDA device"
 	@echo "make clean       remove what these commands made, but for runs/"
 
 demo: $(VENV)/.demo
@@ -55,7 +55,11 @@ check-deepspeed: $(VENV)/.test $(VENV)/deepspeed
 check-zoo: $(VENV)/.test
 	@$(VENV)/bin/python -m tests.zoo
 
+ON_GPU := training stage_b run evaluation compose checkpoints data
+APART := real or torchaudio or browser or harness or deepspeed or processes
+
 check-gpu: demo $(VENV)/.test
+	@SAFE_TEST_ON_GPU=1 $(VENV)/bin/pytest -m "not ($(APART))" $(addprefix tests/,$(ON_GPU))
 	@$(VENV)/bin/python -m tests.zoo.gpu
 
 clean:

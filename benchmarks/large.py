@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
 from rich.console import Console
-from speed_measures import certificate, decode, operation_rows, prefill, step_rows
-from speed_model import TOKENS, Calls, waken
+from speed import machine
+from speed_measures import calls_of, certificate, decode, operation_rows, prefill, step_rows
+from speed_model import TOKENS, waken
 from speed_rows import Row, amount, page, replaced, shown
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -29,6 +31,7 @@ from safe_framework.model import SafeModel
 from safe_framework.run import versions
 
 PAGE = Path(__file__).with_name("README.md")
+GROUPS = ("off", "prefill", "decode", "certificate")
 MARKS = ("<!-- large -->", "<!-- /large -->")
 SHAPES: dict[str, dict[str, Any]] = {
     "8b": {
@@ -80,27 +83,22 @@ def _parts(model: SafeModel) -> dict[str, nn.Module]:
     return {"encoder": encoder, "projector": projector, "fusion": fusion}
 
 
-def measured(model: SafeModel, lengths: Sequence[int], rounds: int) -> dict[str, list[Row]]:
-    """The groups of rows, in their order."""
-    found: dict[str, list[Row]] = {"off": operation_rows(_calls(model, lengths[0]))}
-    found["prefill"] = [row for length in lengths for row in prefill(_calls(model, length), rounds)]
-    found["decode"] = step_rows(_calls(model, lengths[0]))
-    for length in lengths:
-        found["decode"] += decode(_calls(model, length), rounds, steps=12)
-    found["certificate"] = certificate(model)
-    return found
-
-
-def _calls(model: SafeModel, length: int) -> Calls:
-    from speed_measures import calls_of
-
-    return calls_of(model, "sense", length)
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What the numbers depend on beside versions."""
-    cuda = device.startswith("cuda")
-    return {"device": torch.cuda.get_device_name(device) if cuda else device}
+def measured(
+    model: SafeModel, wanted: Sequence[str], lengths: Sequence[int], rounds: int
+) -> dict[str, list[Row]]:
+    """The wanted groups of rows."""
+    calls = {length: calls_of(model, "sense", length) for length in lengths}
+    first = calls[lengths[0]]
+    groups: Mapping[str, Callable[[], list[Row]]] = {
+        "off": lambda: operation_rows(first),
+        "prefill": lambda: [row for one in calls.values() for row in prefill(one, rounds)],
+        "decode": lambda: [
+            *step_rows(first),
+            *(row for one in calls.values() for row in decode(one, rounds, steps=12)),
+        ],
+        "certificate": lambda: certificate(model),
+    }
+    return {name: groups[name]() for name in wanted}
 
 
 def main() -> None:
@@ -109,26 +107,28 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="8b")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--sense", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 2048])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path, default=Path("runs/large.json"))
     parser.add_argument("--write-docs", action="store_true", help="put the table into README.md")
     chosen = parser.parse_args()
-    console = Console(width=120)
+    console, before = Console(width=120), os.getloadavg()[0]
     with torch.no_grad():
         model, attached = built(chosen.shape, chosen.device, getattr(torch, chosen.sense))
-        rows = {"attaching": attached, **measured(model, chosen.lengths, chosen.rounds)}
+        rows = measured(model, chosen.groups, chosen.lengths, chosen.rounds)
+    rows = {"attaching": attached, **rows}
     for name, found in rows.items():
         console.print(shown(name, found))
     result = {
-        "machine": machine(chosen.device),
+        "machine": machine() | {"load": [before, os.getloadavg()[0]]},
         "versions": versions(),
         "groups": {name: [attrs.asdict(row) for row in found] for name, found in rows.items()},
     }
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
     chosen.output.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     if chosen.write_docs:
-        PAGE.write_text(replaced(PAGE.read_text("utf-8"), page(result), *MARKS), "utf-8")
+        PAGE.write_text(replaced(PAGE.read_text("utf-8"), page(result, MARKS), MARKS), "utf-8")
 
 
 if __name__ == "__main__":

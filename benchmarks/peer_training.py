@@ -21,6 +21,7 @@ from safe_framework.assembly import build
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
+from safe_framework.training import processes
 from safe_framework.training.align import Alignment
 from safe_framework.training.batches import AnswerCollator, TokenizedExample, marked_ids
 from safe_framework.training.losses import answer_loss, check_finite
@@ -66,7 +67,7 @@ class Clock(TrainerCallback):
 
 def train_safe(recipe: Recipe, data: RecipeData, folder: Path, progress: WorkProgress) -> Trained:
     """What ``safe run`` trains from a recipe."""
-    model = build(recipe)
+    model = build(recipe, device=processes.device())
     examples = data.examples("train", _encoders(model))
     ready, clock = make_ready(model, recipe, examples, folder, progress, data), Clock()
     trainer = ready.trainer
@@ -97,7 +98,7 @@ def train_peer(
 
     The projector starts aligned, as SAFE's does.
     """
-    safe = build(recipe)
+    safe = build(recipe, device=processes.device())
     examples = data.examples("train", _encoders(safe))
     stores = frame_stores(safe, recipe)
     tokenized = encode_examples(safe, examples, stores, progress)

@@ -93,6 +93,7 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
     }
 
 

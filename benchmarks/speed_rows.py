@@ -10,7 +10,7 @@ import attrs
 from rich.table import Table
 from speed_turns import Compared, spread
 
-BEGIN, END = "<!-- speed -->", "<!-- /speed -->"
+MARKS = ("<!-- speed -->", "<!-- /speed -->")
 
 
 @attrs.frozen
@@ -85,25 +85,26 @@ def shown(title: str, rows: Sequence[Row]) -> Table:
     return table
 
 
-def page(result: Mapping[str, Any]) -> str:
+def page(result: Mapping[str, Any], marks: tuple[str, str] = MARKS) -> str:
     """The tables and the machine as a block of Markdown, between its two marks."""
-    lines = [BEGIN, _machine_line(result), ""]
+    lines = [marks[0], _machine_line(result), ""]
     for title, rows in result["groups"].items():
         lines += [f"**{title}**", "", f"| {' | '.join(_HEADS)} |", "|---|---|---|---|---|---|---|"]
         lines += [f"| {' | '.join(Row(**row).cells())} |" for row in rows]
         lines.append("")
-    return "\n".join([*lines, END])
+    return "\n".join([*lines, marks[1]])
 
 
-def replaced(document: str, block: str) -> str:
+def replaced(document: str, block: str, marks: tuple[str, str] = MARKS) -> str:
     """The document with another block between the marks.
 
     Raises:
         ValueError: the document lacks one of the marks.
     """
-    if BEGIN not in document or END not in document:
-        raise ValueError(f"the page has no block between `{BEGIN}` and `{END}`")
-    before, after = document.split(BEGIN)[0], document.split(END)[-1]
+    begin, end = marks
+    if begin not in document or end not in document:
+        raise ValueError(f"the page has no block between `{begin}` and `{end}`")
+    before, after = document.split(begin)[0], document.split(end)[-1]
     return before + block + after
 
 
@@ -111,9 +112,10 @@ def _machine_line(result: Mapping[str, Any]) -> str:
     machine, versions = result["machine"], result["versions"]
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
     load = " to ".join(f"{value:.1f}" for value in machine["load"])
+    gpu = f"{machine['gpu']}; " if machine.get("gpu") else ""
     return (
-        f"{machine['cores']} cores, {machine['threads']} threads of torch, {machine['processor']}; "
-        f"{named}; the machine's load average before and after: {load}."
+        f"{gpu}{machine['cores']} cores, {machine['threads']} threads of torch, "
+        f"{machine['processor']}; {named}; the machine's load average before and after: {load}."
     )
 
 

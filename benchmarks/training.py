@@ -39,6 +39,7 @@ from safe_framework.evaluation.metrics import exact_match
 from safe_framework.model import SafeModel
 from safe_framework.progress import WorkProgress
 from safe_framework.run import versions
+from safe_framework.training import processes
 from safe_framework.training.batches import marked_ids
 from safe_framework.training.start import prepare_projectors
 from safe_framework.training.train import make_ready
@@ -119,7 +120,7 @@ def measure(
 ) -> dict[str, Any]:
     """One arm in this process."""
     recipe = recipe_of(arm, fused, seed)
-    model, data = build(recipe), RecipeData(recipe)
+    model, data = build(recipe, device=processes.device()), RecipeData(recipe)
     examples = data.examples("train", {MODALITY: model.modality(MODALITY).encoder})
     watch = Watch(model, data, until, steps)
     progress, reading = WorkProgress(Console(quiet=True)), 0.0

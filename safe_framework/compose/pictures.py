@@ -26,7 +26,7 @@ class Captioned:
     Attributes:
         caption: what is to be said of it.
         file: where it is.
-        patches: what the projector is given of it, (tokens, dim).
+        patches: what the projector is given of it, (tokens, dim), on the CPU.
     """
 
     caption: str
@@ -88,7 +88,7 @@ def _see(model: Any, processor: Any, files: Sequence[Path]) -> Tensor:
     pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
     tower = model.model.vision_tower
     with torch.no_grad():
-        return patches(model, pixels.to(tower.device, tower.dtype))
+        return patches(model, pixels.to(tower.device, tower.dtype)).cpu()  # all of them are kept
 
 
 def _fields(place: str, row: Mapping[str, Any], folder: Path) -> tuple[Path, str]:

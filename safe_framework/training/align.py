@@ -46,14 +46,9 @@ class Alignment:
         rarity = torch.tensor([1 / counts[answer] for answer in self.candidates])
         self.weights = (rarity * len(answers) / len(self.candidates)).to(self.targets.device)
 
-    def to(self, device: torch.device) -> Alignment:
-        """Move what it holds."""
-        self.targets, self.weights = self.targets.to(device), self.weights.to(device)
-        return self
-
     def indices(self, answers: Sequence[str]) -> Tensor:
-        """The place of each answer among the candidates, (answers,)."""
-        return torch.tensor([self.position[a] for a in answers], device=self.targets.device)
+        """The place of each answer among the candidates, (answers,), on the CPU."""
+        return torch.tensor([self.position[a] for a in answers])
 
     def loss(self, tokens: Tokens, wanted: Tensor) -> Tensor:
         """Contrast and pull of every token, each distinct answer counting the same.
@@ -62,6 +57,7 @@ class Alignment:
             tokens: (batch, tokens, hidden).
             wanted: the place of each sample's answer among the candidates, (batch,).
         """
+        wanted = self._on(tokens.values.device, wanted)
         heard = nn.functional.normalize(tokens.values.float(), dim=-1)
         count = heard.shape[1]
         contrast = nn.functional.cross_entropy(
@@ -73,6 +69,11 @@ class Alignment:
         pull = 1 - (heard * self.targets[wanted].unsqueeze(1)).sum(-1)  # (batch, tokens)
         per_sample = (contrast.reshape(-1, count) + _PULL * pull).mean(1)
         return (per_sample * self.weights[wanted]).mean()
+
+    def _on(self, device: torch.device, wanted: Tensor) -> Tensor:
+        """Go where tokens are, which may not be where the base was, and take ``wanted`` along."""
+        self.targets, self.weights = self.targets.to(device), self.weights.to(device)
+        return wanted.to(device)
 
     def batch_loss(
         self,
@@ -99,7 +100,7 @@ class Alignment:
                 frames = modality.encode({key: value[rows] for key, value in given.items()})
                 tokens = modality.projector(frames)
                 share = 1 if present is None else len(rows) / present[name]
-                total = total + share * self.loss(tokens, wanted[rows])
+                total = total + share * self.loss(tokens, wanted.to(rows.device)[rows])
         return total
 
 
@@ -164,7 +165,7 @@ def align(
     for module in aligned.rates:
         module.train()
     for step in range(spec.align_steps):
-        rows = torch.randperm(len(answers), device=wanted.device)[: aligned.batch]
+        rows = torch.randperm(len(answers))[: aligned.batch]
         loss = alignment.loss(aligned.projector(aligned.frames(rows)), wanted[rows])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped

@@ -13,6 +13,7 @@ from torch import Tensor, distributed
 
 from safe_framework.data.frames import FrameStore, Progress
 from safe_framework.data.unencoded import Unencoded, UnencodedSamples
+from safe_framework.errors import SafeError
 from safe_framework.shapes import Frames, Sample
 from safe_framework.training.sharding import Sharding, sharding_wanted
 
@@ -26,10 +27,14 @@ def joined() -> Iterator[Sharding | None]:
 
     Yields:
         How the base's layers are to be shared out among them; None to leave them whole.
+
+    Raises:
+        SafeError: there are more of them on this machine than it has devices.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield None
         return
+    _check_devices(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     with sharding_wanted() as sharding:
         mine = not distributed.is_initialized()
         state = PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
@@ -38,6 +43,17 @@ def joined() -> Iterator[Sharding | None]:
         finally:
             if mine:
                 state.destroy_process_group()
+
+
+def _check_devices(here: int) -> None:
+    devices = torch.accelerator.device_count()
+    if 0 < devices < here:
+        raise SafeError(
+            f"{here} processes were started on a machine with {devices} "
+            f"{'device' if devices == 1 else 'devices'}",
+            hint="start one process a device; or hide the devices to train on CPUs, such as by "
+            "CUDA_VISIBLE_DEVICES=",
+        )
 
 
 def is_first() -> bool:

@@ -84,7 +84,6 @@ def train(
             retention.begin(folder, resumed=checkpoint is not None, progress=progress)
     with processes.first_before_others():
         trainer.warm(progress)
-    alignment.to(trainer.args.device)  # where devices share a base, it is on the CPU
     try:
         with _as_asked(model, recipe, sharding):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -35,7 +35,7 @@ def warm_up(source: str, *, quiet: bool = False) -> None:
     """
     recipe = read_recipe(source)
     with WorkProgress(Console(quiet=quiet)).showing() as progress:
-        model, data = build(recipe), RecipeData(recipe)
+        model, data = build(recipe, device=processes.device()), RecipeData(recipe)
         examples = data.examples("train", _encoders(model))
         with tempfile.TemporaryDirectory() as folder:
             ready = make_ready(model, recipe, examples, Path(folder), progress, data)

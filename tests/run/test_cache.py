@@ -57,6 +57,7 @@ def test_what_is_cached_beforehand_is_not_computed_again(
     assert frames == {path for path in written if "frames" in path.parts}
 
 
+@pytest.mark.processes
 def test_two_processes_compute_what_one_does(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.processes
 SCRIPT = Path(__file__).parent / "random_kills.py"
 COUNT, SEED = 20, 0
 

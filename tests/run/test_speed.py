@@ -103,9 +103,9 @@ def test_the_page_gets_the_table_between_its_marks(modules: Any) -> None:
     row = rows.Row("on", "base", 1.2, 1.1, 1.3, least=1.1, seconds=0.1, rounds=5, most=1.08)
     machine = {"cores": 2, "threads": 2, "processor": "some", "load": [0.1, 0.2]}
     result = {"machine": machine, "versions": {"torch": "2"}, "groups": {"g": [attrs.asdict(row)]}}
-    whole = rows.replaced(f"before\n{rows.BEGIN}\nold\n{rows.END}\nafter", rows.page(result))
-    assert whole.startswith(f"before\n{rows.BEGIN}\n2 cores")
-    assert whole.endswith(f"{rows.END}\nafter")
+    whole = rows.replaced("before\n<!-- speed -->\nold\n<!-- /speed -->\nafter", rows.page(result))
+    assert whole.startswith("before\n<!-- speed -->\n2 cores")
+    assert whole.endswith("<!-- /speed -->\nafter")
     assert "old" not in whole
     assert (
         "| on | base | 1.200 | 1.100 to 1.300 | 1.100 | 100.0 ms | at most 1.080, missed |" in whole
@@ -115,6 +115,19 @@ def test_the_page_gets_the_table_between_its_marks(modules: Any) -> None:
 
 
 def test_the_page_has_a_block_for_the_table(modules: Any) -> None:
-    """Law: ``--write-docs`` finds its place in the benchmarks' page."""
+    """Law: ``--write-docs`` of both scripts finds its place in the benchmarks' page."""
     text = (BENCHMARKS / "README.md").read_text("utf-8")
-    assert modules("_rows").replaced(text, "block") != text
+    for marks in (modules("_rows").MARKS, import_module("large").MARKS):
+        assert modules("_rows").replaced(text, "block", marks) != text
+
+
+def test_the_large_base_is_measured_in_its_own_numbers(modules: Any) -> None:
+    """Law: the base is bfloat16, the sense what is asked for, and off sends the same operations."""
+    large = import_module("large")
+    with torch.no_grad():
+        model, attached = large.built("tiny", "cpu", torch.float32)
+        rows = large.measured(model, ["off"], [9], 2)["off"]
+    kinds = {p.dtype for p in model.trainable_parameters().values()}
+    assert (model.base.dtype, kinds) == (torch.bfloat16, {torch.float32})
+    assert [row.value for row in rows] == [0.0, 0.0]
+    assert [row.unit for row in attached] == ["s"]

@@ -109,7 +109,7 @@ def test_alignment_trains_the_encoder_too(
 
     def breaking(reader, calls):  # type: ignore[no-untyped-def]  # as the original
         named = reader.model.trainable_parameters()
-        seen.append({n: p.detach().clone() for n, p in named.items() if ".encoder." in n})
+        seen.append({n: p.detach().cpu().clone() for n, p in named.items() if ".encoder." in n})
         raise KeyboardInterrupt
 
     monkeypatch.setattr(objective.Reader, "words", breaking)

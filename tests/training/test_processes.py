@@ -30,6 +30,16 @@ def test_a_process_alone_is_the_first() -> None:
         processes.wait()
 
 
+def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: where there are devices, each process of a machine needs one; CPUs they may share."""
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    words = "2 processes were started on a machine with 1 device\nhint: start one process a device"
+    with pytest.raises(SafeError, match=words), processes.joined():
+        pass
+
+
 def test_a_process_alone_keeps_its_noise() -> None:
     """Law: the first process's random numbers are those of a run by itself."""
     before = torch.random.get_rng_state()
