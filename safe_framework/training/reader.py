@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -65,21 +66,31 @@ class Reader:
         """What is looked at in each call, (words, ...); None where it cannot be seen."""
         known = self.shortcuts
         if self.model.is_gradient_checkpointing:  # a layer that is run again runs whole
-            known = attrs.evolve(known, feed_forwards=(), last=None)
+            known = attrs.evolve(known, feed_forwards=(), last=None, packs=False)
         calls = [known.shortened(call) for call in calls]
         groups = [[number] for number in range(len(calls))]
         if self.joins and known.rows_apart:
-            groups = together(calls, _PADDING if known.feed_forwards else _WHOLE_PADDING)
+            groups = together(calls, _most_padding(known))
         found: dict[int, Tensor] = {}
         for group in groups:
-            call = joined([calls[number] for number in group])
-            with self._beginning(call), known.leaving_out(call.places):
-                seen = look(self.model, self.model.base, call.inputs, call.places)
+            seen = self._seen(joined([calls[number] for number in group]), look, known)
             if seen is None:
                 return None
             counts = [int(calls[number].places.sum()) for number in group]
             found.update(zip(group, torch.split(seen, counts), strict=True))
         return [found[number] for number in range(len(calls))]
+
+    def _seen(self, call: Call, look: Look, known: Shortcuts) -> Tensor | None:
+        """What is looked at in a call, packed where that pays."""
+        packing = known.packing(call) if self.joins else None
+        if packing is None:
+            with self._beginning(call.begun), known.leaving_out(call.places):
+                return look(self.model, self.model.base, call.inputs, call.places)
+        places = packing.places(call.places)
+        begun = None if call.begun is None else packing.rows(call.begun)
+        with self._beginning(begun), known.leaving_out(places), packing.entered(self.model):
+            seen = look(self.model, self.model.base, call.inputs, places)
+        return None if seen is None else packing.in_order(seen, places)
 
     def _encoded(self, call: Call) -> Call:
         """The call with frames instead of samples: of these it is known how to fill them up."""
@@ -95,10 +106,17 @@ class Reader:
             }
         return attrs.evolve(call, inputs=inputs)
 
-    def _beginning(self, call: Call) -> AbstractContextManager[None]:
-        if self.caches is None or call.begun is None:
+    def _beginning(self, begun: Sequence[Tensor] | None) -> AbstractContextManager[None]:
+        if self.caches is None or begun is None:
             return nullcontext()
-        return self.caches.beginning(call.begun)
+        return self.caches.beginning(begun)
+
+
+def _most_padding(known: Shortcuts) -> float:
+    """That calls may add to each other by becoming one."""
+    if known.packs:
+        return math.inf
+    return _PADDING if known.feed_forwards else _WHOLE_PADDING
 
 
 def _framed(modality: Modality, own: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:

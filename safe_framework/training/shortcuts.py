@@ -2,7 +2,8 @@
 
 Words behind the last one that counts reach nothing before them. A feed-forward module sees each
 position by itself, so it needs no padding, and in the last layer nothing but the words that count.
-Of a base all this is found out, not believed.
+Texts can stand side by side in a row where a base takes their positions and a mask. Of a base all
+this is found out, not believed.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from torch import Tensor, nn
 
 from safe_framework.model import SafeModel
 from safe_framework.training.calls import Call
+from safe_framework.training.packing import WORTH, Packing, can_pack, packing_of
 from safe_framework.training.teacher import has_plain_head
 
 _LENGTH = 6  # words of the text on which a base is tried
-_WORTH = 0.95  # of the positions: to leave out fewer takes longer than it saves
 
 
 @attrs.frozen(eq=False)
@@ -34,6 +35,7 @@ class Shortcuts:
         rows_apart: a row depends on no other.
         feed_forwards: of its layers; they see each position by itself.
         last: that of the last layer, behind which nothing mixes positions; None if there is none.
+        packs: texts can be packed.
     """
 
     plain: bool = False
@@ -41,6 +43,7 @@ class Shortcuts:
     rows_apart: bool = False
     feed_forwards: tuple[nn.Module, ...] = ()
     last: nn.Module | None = None
+    packs: bool = False
 
     def shortened(self, call: Call) -> Call:
         """The call without the columns that no place depends on."""
@@ -52,6 +55,21 @@ class Shortcuts:
         cut = {key: value[:, :length] for key, value in own.items() if _is(value, shape)}
         return attrs.evolve(call, inputs={**call.inputs, **cut}, places=call.places[:, :length])
 
+    def packing(self, call: Call) -> Packing | None:
+        """How to pack what the places of a call depend on; None where it stays as it is."""
+        own = {key for key in call.inputs if "__" not in key}
+        if not self.packs or own != {"input_ids", "attention_mask"}:
+            return None
+        needed = self._needed(call.places)
+        begun = bool(
+            call.inputs["attention_mask"][needed].all()
+        )  # texts begin at their rows' begin
+        return packing_of(needed) if begun else None
+
+    def _needed(self, places: Tensor) -> Tensor:
+        """Positions on which the places depend, (batch, length)."""
+        return places.flip(1).cummax(1).values.flip(1) if self.causal else places | True
+
     @contextmanager
     def leaving_out(self, places: Tensor) -> Iterator[None]:
         """Within the block, feed-forward modules compute what the places depend on.
@@ -59,8 +77,7 @@ class Shortcuts:
         Args:
             places: True where something is read, (batch, length).
         """
-        needed = places.flip(1).cummax(1).values.flip(1) if self.causal else places | True
-        behind, at_last = _Chosen.of(needed), _Chosen.of(places)
+        behind, at_last = _Chosen.of(self._needed(places)), _Chosen.of(places)
         with ExitStack() as stack:
             for module in self.feed_forwards:
                 stack.enter_context(_narrowed(module, at_last if module is self.last else behind))
@@ -93,7 +110,8 @@ def shortcuts_of(model: SafeModel) -> Shortcuts:
             modules = _feed_forwards(model, other)
             last = modules.get(len(model.stack.of(model.base)) - 1)
             narrow = attrs.evolve(found, feed_forwards=tuple(modules.values()), last=last)
-            return narrow if _agrees(model, narrow, other, changed) else found
+            found = narrow if _agrees(model, narrow, other, changed) else found
+            return attrs.evolve(found, packs=causal and apart and _packs(model))
     except Exception:  # whatever a foreign base raises on this text, nothing is left out
         return found
 
@@ -110,8 +128,34 @@ def _agrees(model: SafeModel, shortcuts: Shortcuts, ids: Tensor, whole: Tensor) 
     call = shortcuts.shortened(Call({"input_ids": ids}, places))
     with shortcuts.leaving_out(call.places):
         given = _logits(model, call.inputs["input_ids"])[call.places]
-    rounding = 64 * torch.finfo(whole.dtype).eps * whole.abs().max()
-    return bool((given - whole[places]).abs().max() <= rounding)
+    return _near(given, whole[places])
+
+
+def _near(given: Tensor, wanted: Tensor) -> bool:
+    """Whether two computations differ by no more than rounding."""
+    rounding = 64 * torch.finfo(wanted.dtype).eps * wanted.abs().max()
+    return bool((given - wanted).abs().max() <= rounding)
+
+
+def _packs(model: SafeModel) -> bool:
+    """Whether texts of different words give side by side what they give in rows of their own."""
+    if not can_pack(model):
+        return False
+    words: Any = model.base.get_input_embeddings()  # type: ignore[operator]  # a method
+    ids = torch.arange(2 * _LENGTH, device=model.device).view(2, -1) % len(words.weight)
+    needed = torch.arange(_LENGTH, device=ids.device) < torch.tensor([[4], [2]], device=ids.device)
+    packing = packing_of(needed)
+    assert packing is not None  # six of twelve positions
+    whole = _logits(model, ids)
+    try:
+        with packing.entered(model):
+            given = _logits(model, ids)
+    except Exception:  # the base takes no positions, or no mask for each pair of them
+        return False
+    places = packing.places(needed)
+    if given.shape[:2] != places.shape:
+        return False
+    return _near(packing.in_order(given[places], places), whole[needed])
 
 
 def _feed_forwards(model: SafeModel, ids: Tensor) -> dict[int, nn.Module]:
@@ -178,7 +222,7 @@ class _Chosen:
     def of(cls, keep: Tensor) -> _Chosen | None:
         """Where a mask is True; None where that is nearly everywhere."""
         at = keep.flatten().nonzero().squeeze(-1)
-        return cls(keep.shape, at) if len(at) <= _WORTH * keep.numel() else None
+        return cls(keep.shape, at) if len(at) <= WORTH * keep.numel() else None
 
 
 @contextmanager

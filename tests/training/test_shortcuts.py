@@ -133,7 +133,7 @@ def test_a_base_that_refuses_the_words_is_left_whole() -> None:
     model.base.model.embed_tokens.register_forward_hook(
         lambda module, args, out: refuse(out) if (args[0] == 1).any() else None
     )
-    assert attrs.astuple(shortcuts_of(model)) == (True, False, False, (), None)
+    assert attrs.astuple(shortcuts_of(model)) == (True, False, False, (), None, False)
 
 
 @settings(deadline=None, max_examples=30)

@@ -1,0 +1,173 @@
+"""Texts side by side in fewer rows: where they stand, and that the base computes the same."""
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from safe_framework.model import SafeModel
+from safe_framework.training.calls import Call
+from safe_framework.training.packing import Packing, can_pack, packing_of
+from safe_framework.training.reader import Reader
+from safe_framework.training.shortcuts import shortcuts_of
+from tests.toys import gpt2, llama, mixtral, opt
+from tests.training.conftest import perturb, sensing
+from tests.training.test_reader import gradients, texts
+
+LENGTHS = st.lists(st.integers(0, 12), min_size=1, max_size=9)
+
+
+def needed_of(lengths: list[int], length: int = 12) -> Tensor:
+    """The first positions of each row, so many."""
+    return torch.arange(length) < torch.tensor(lengths).unsqueeze(1)
+
+
+def packing(lengths: list[int]) -> Packing:
+    """Of rows that leave much out."""
+    found = packing_of(needed_of(lengths, 40))
+    assert found is not None
+    return found
+
+
+@given(LENGTHS)
+def test_every_position_stands_once_in_a_text_of_its_own(lengths: list[int]) -> None:
+    """Law: what is needed is kept, in order, each text in one piece, and no more room is taken."""
+    needed = needed_of(lengths)
+    found = packing_of(needed)
+    if found is None:
+        assert not any(lengths) or needed.sum() > 0.6 * needed.numel()
+        return
+    assert found.source.numel() < needed.numel()
+    stand = found.text >= 0
+    assert sorted(found.source[stand].tolist()) == needed.flatten().nonzero().flatten().tolist()
+    for number, length in enumerate(lengths):
+        rows, columns = (found.text == number).nonzero(as_tuple=True)
+        assert len(set(rows.tolist())) <= 1
+        assert columns.tolist() == [
+            *range(columns[0] if length else 0, (columns[0] if length else 0) + length)
+        ]
+        assert found.positions[found.text == number].tolist() == list(range(length))
+
+
+@given(LENGTHS)
+def test_unpacked_is_what_was_packed(lengths: list[int]) -> None:
+    """Law: at every needed position the values come back, and what is read there, in order."""
+    needed = needed_of(lengths)
+    found = packing_of(needed)
+    if found is None:
+        return
+    values = torch.randn(*needed.shape, 3)
+    there = found.packed(values)
+    assert torch.equal(found.unpacked(there)[needed], values[needed])
+    read = needed & (torch.arange(needed.shape[1]) % 2 == 0)
+    places = found.places(read)
+    assert torch.equal(found.in_order(there[places], places), values[read])
+
+
+def test_gaps_are_filled_as_well_as_can_be() -> None:
+    """Law: rows whose texts fit without a gap are found, where first-fit would leave some."""
+    found = packing([7, 6, 5, 5, 4, 3])  # first-fit at 10: 7 3 / 6 4 / 5 5; at 15: 7 6 / 5 5 4 / 3
+    assert found.source.numel() == 30
+    assert (found.text >= 0).all()
+
+
+def test_a_text_sees_itself_alone_and_backwards() -> None:
+    """Law: nothing is added where a text looks back at itself, and nothing else is seen."""
+    found = packing([3, 2])
+    seen = (found.mask(torch.float32) == 0).squeeze(1)
+    for row in range(len(found.text)):
+        for here in range(found.text.shape[1]):
+            for there in range(found.text.shape[1]):
+                same = bool(found.text[row, here] == found.text[row, there])
+                assert bool(seen[row, here, there]) == (same and there <= here)
+
+
+def doubled(call: Call) -> Call:
+    """The same in double precision."""
+    inputs = {k: v.double() if v.is_floating_point() else v for k, v in call.inputs.items()}
+    return attrs.evolve(call, inputs=inputs)
+
+
+@pytest.mark.parametrize("make", [llama, gpt2, opt])
+def test_packed_calls_say_the_same(make: Callable[[], nn.Module]) -> None:
+    """Law: beside samples, words and gradients are those of texts in rows of their own."""
+    model = sensing(make()).double()
+    perturb(model)
+    known, positions = shortcuts_of(model), list[int]()
+    assert known.packs
+    model.base.get_input_embeddings().register_forward_pre_hook(
+        lambda module, args: positions.append(args[0].numel())
+    )
+    asked = [doubled(texts()), doubled(texts([[5, 6], [7, 8, 9, 10, 11, 12, 13]]))]
+    found = []
+    for shortcuts in (known, attrs.evolve(known, packs=False)):
+        positions.clear()
+        words = Reader(model, shortcuts=shortcuts).words(asked)
+        loss = torch.stack([one.logits.square().mean() for one in words]).sum()
+        found.append((loss, gradients(model, loss), sum(positions)))
+    assert found[0][2] < 0.8 * found[1][2]
+    torch.testing.assert_close(found[0][:2], found[1][:2], rtol=1e-6, atol=2e-8)  # in part float32
+
+
+def without(inner: str, key: str) -> Callable[[Any], None]:
+    """Makes a module of a base deaf to one of its arguments."""
+
+    def forget(base: Any) -> None:
+        base.get_submodule(inner).register_forward_pre_hook(
+            lambda module, args, kwargs: (args, {**kwargs, key: None}), with_kwargs=True
+        )
+
+    return forget
+
+
+@pytest.mark.parametrize(
+    ("make", "deafen"),
+    [
+        (gpt2, without("transformer", "position_ids")),
+        (llama, without("model.layers.0.self_attn", "attention_mask")),
+        (mixtral, without("model.layers.1.self_attn", "attention_mask")),
+    ],
+    ids=["positions", "mask", "mask of experts"],
+)
+def test_a_base_that_does_not_listen_is_not_packed(make: Any, deafen: Any) -> None:
+    """Law: where positions or the mask have no effect, rows stay as they are."""
+    base = make()
+    deafen(base)
+    found = shortcuts_of(sensing(base))
+    assert found.causal
+    assert not found.packs
+
+
+def windowed(model: SafeModel) -> None:
+    """Layers that see a few words back, which a mask of ours would widen."""
+    model.base.config.sliding_window = 4
+
+
+def parted(model: SafeModel) -> None:
+    """Rows without a sample run in a call of their own."""
+    model.split_rows = True
+
+
+@pytest.mark.parametrize("change", [windowed, parted])
+def test_what_is_known_to_keep_texts_apart_is_heeded(model: SafeModel, change: Any) -> None:
+    """Law: neither sliding windows nor rows that are called apart are packed."""
+    assert can_pack(model)
+    change(model)
+    assert not can_pack(model)
+
+
+def test_texts_that_begin_late_stay_in_their_rows(model: SafeModel) -> None:
+    """Law: padding on the left, or inputs that nobody knows, and the call is left as it is."""
+    known, call = shortcuts_of(model), texts([[5, 6, 7, 8, 9, 10], [11], [12]])
+    assert known.packing(call) is not None
+    mask = call.inputs["attention_mask"].clone()
+    mask[0, 0] = 0
+    late = Call({**call.inputs, "attention_mask": mask}, call.places)
+    more = Call({**call.inputs, "token_type_ids": mask}, call.places)
+    assert known.packing(late) is None
+    assert known.packing(more) is None
