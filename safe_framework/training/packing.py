@@ -23,6 +23,7 @@ from safe_framework.model import SafeModel
 WORTH = 0.95
 """Share of a call's positions: to leave out fewer than the rest takes longer than it saves."""
 _WIDEST = 3  # times the longest text
+# What of a configuration bounds how far a layer looks back: a mask of our own would widen it.
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 _ATTENTION = 3000  # positions that attend to each other cost as much as all else does for one
 
@@ -114,8 +115,8 @@ class Packing:
 def can_pack(model: SafeModel) -> bool:
     """Whether nothing is known of a model that would keep its texts from being packed."""
     modalities = [model.modality(name) for name in model.modalities]
-    config: Any = model.base.config
-    windows = (getattr(config, name, None) for name in _WINDOWS)  # a mask would widen them
+    configs: list[Any] = [model.base.config, model.base.config.get_text_config()]  # type: ignore[union-attr, operator]
+    windows = (getattr(config, name, None) for config in configs for name in _WINDOWS)
     return (
         not model.split_rows
         and model.stack.passes == 1

@@ -134,9 +134,13 @@ def without(inner: str, key: str) -> Callable[[Any], None]:
     ],
     ids=["positions", "mask", "mask of experts"],
 )
-def test_a_base_that_does_not_listen_is_not_packed(make: Any, deafen: Any) -> None:
-    """Law: where positions or the mask have no effect, rows stay as they are."""
-    base = make()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_base_that_does_not_listen_is_not_packed(
+    make: Any, deafen: Any, dtype: torch.dtype
+) -> None:
+    """Law: where positions or the mask have no effect, rows stay as they are, in any precision."""
+    assert shortcuts_of(sensing(make().to(dtype))).packs
+    base = make().to(dtype)
     deafen(base)
     found = shortcuts_of(sensing(base))
     assert found.causal
