@@ -170,10 +170,10 @@ def _adds_one(norm: nn.Module, weight: Tensor) -> bool:
     wave[1::2] = -1  # of mean 0, where the width is even, and of root mean square 1
     try:
         with torch.no_grad():
-            up, down = norm(wave[None, None]), norm(-wave[None, None])  # (1, 1, hidden)
+            up, down = norm(torch.stack([wave, -wave])[None])[0]  # each (hidden,)
     except Exception:  # a norm that takes more than its input says nothing of itself
         return False
-    scale = ((up - down) / 2 * wave).flatten()
+    scale = (up - down) / 2 * wave
     return bool((scale - weight - 1).norm() < (scale - weight).norm())
 
 

@@ -81,7 +81,7 @@ class Packing:
 
     @contextmanager
     def entered(self, model: SafeModel) -> Iterator[None]:
-        """Within the block, calls of the model's base are packed, unless they carry positions."""
+        """Within the block, texts with which the base is called are packed."""
         fused = {layer for name in model.modalities for layer in model.modality(name).fusion.layers}
         layers, base = model.stack.of(model.base), model.base
         with ExitStack() as stack:
