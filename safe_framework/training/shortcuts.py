@@ -61,10 +61,9 @@ class Shortcuts:
         if not self.packs or own != {"input_ids", "attention_mask"}:
             return None
         needed = self._needed(call.places)
-        begun = bool(
-            call.inputs["attention_mask"][needed].all()
-        )  # texts begin at their rows' begin
-        return packing_of(needed) if begun else None
+        real = call.inputs["attention_mask"].bool()
+        begin_rows = not bool((needed & ~real).any())  # else there is padding on the left
+        return packing_of(needed) if begin_rows else None
 
     def _needed(self, places: Tensor) -> Tensor:
         """Positions on which the places depend, (batch, length)."""
