@@ -113,8 +113,8 @@ def test_half_of_it_is_the_divergence(
 
     Estimated on many draws; the divergence is the mean over the same positions.
     """
-    repeated = [examples[i % len(examples)] for i in range(200)]
-    method = FisherRegularizer(examples=200)
+    repeated = [examples[i % len(examples)] for i in range(800)]
+    method = FisherRegularizer(examples=800)
     method.begin(model, repeated, RetentionStore(tmp_path / "f.safetensors", dict, start="s"))
     parameter = model.trainable_parameters()["touch.projector.mlp.0.bias"]
     with torch.no_grad():
@@ -125,7 +125,7 @@ def test_half_of_it_is_the_divergence(
         nn.functional.kl_div(new, old, log_target=True, reduction="sum")
         for new, old in zip(after, before, strict=True)
     ) / sum(map(len, before))
-    assert method.parameter_penalty().item() / 2 == pytest.approx(float(divergence), rel=0.25)
+    assert method.parameter_penalty().item() / 2 == pytest.approx(float(divergence), rel=0.1)
 
 
 def test_at_the_silent_start_only_the_last_projections_are_held(
