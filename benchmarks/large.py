@@ -9,28 +9,24 @@ as much time as trained ones; nothing is downloaded. The arms and the table are 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
 from rich.console import Console
-from speed import machine
+from speed import write
 from speed_measures import calls_of, certificate, decode, operation_rows, prefill, step_rows
 from speed_model import TOKENS, waken
-from speed_rows import Row, amount, page, replaced, shown
+from speed_rows import Row, amount, shown
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from safe_framework.certificate.target import MadeUpEncoder
 from safe_framework.model import SafeModel
-from safe_framework.run import versions
 
-PAGE = Path(__file__).with_name("README.md")
 GROUPS = ("off", "prefill", "decode", "certificate")
 MARKS = ("<!-- large -->", "<!-- /large -->")
 SHAPES: dict[str, dict[str, Any]] = {
@@ -120,15 +116,7 @@ def main() -> None:
     rows = {"attaching": attached, **rows}
     for name, found in rows.items():
         console.print(shown(name, found))
-    result = {
-        "machine": machine() | {"load": [before, os.getloadavg()[0]]},
-        "versions": versions(),
-        "groups": {name: [attrs.asdict(row) for row in found] for name, found in rows.items()},
-    }
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    chosen.output.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    if chosen.write_docs:
-        PAGE.write_text(replaced(PAGE.read_text("utf-8"), page(result, MARKS), MARKS), "utf-8")
+    write(rows, before, chosen.output, MARKS if chosen.write_docs else None)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from speed_measures import (
     step_rows,
 )
 from speed_model import MODALITY, recipe_of, waken
-from speed_rows import Row, page, replaced, shown
+from speed_rows import MARKS, Row, page, replaced, shown
 
 from safe_framework.assembly import build
 from safe_framework.data.audio import Waveform
@@ -104,6 +104,31 @@ def _processor() -> str:
     return next(named, platform.processor() or platform.machine())
 
 
+def write(
+    rows: Mapping[str, Sequence[Row]],
+    load: float,
+    output: Path,
+    marks: tuple[str, str] | None,
+) -> None:
+    """Keep the rows as JSON, and as tables in the page.
+
+    Args:
+        rows: by group.
+        load: the machine's load average before they were measured.
+        output: the JSON file.
+        marks: around the page's tables; None leaves the page as it is.
+    """
+    result = {
+        "machine": machine() | {"load": [load, os.getloadavg()[0]]},
+        "versions": versions(),
+        "groups": {name: [attrs.asdict(row) for row in found] for name, found in rows.items()},
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    if marks is not None:
+        PAGE.write_text(replaced(PAGE.read_text("utf-8"), page(result, marks), marks), "utf-8")
+
+
 def main() -> None:
     """Read the command line, measure, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -119,15 +144,7 @@ def main() -> None:
         return
     console, before = Console(width=120), os.getloadavg()[0]
     rows = measured(chosen.groups, chosen.lengths, chosen.rounds, console.print)
-    result = {
-        "machine": machine() | {"load": [before, os.getloadavg()[0]]},
-        "versions": versions(),
-        "groups": {name: [attrs.asdict(row) for row in found] for name, found in rows.items()},
-    }
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    chosen.output.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    if chosen.write_docs:
-        PAGE.write_text(replaced(PAGE.read_text("utf-8"), page(result)), "utf-8")
+    write(rows, before, chosen.output, MARKS if chosen.write_docs else None)
 
 
 if __name__ == "__main__":

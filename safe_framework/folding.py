@@ -89,6 +89,7 @@ def _through(
     by_head = values.transpose(0, 1).flatten(1, 2)  # (heads, batch*columns, dim)
 
     def times(part: Tensor) -> Tensor:
+        """Each head's values times its rows of a part."""
         rows = part.float().reshape(heads, dim, -1)
         return torch.bmm(by_head, rows).flatten(0, 1)  # (heads*batch*columns, width of the part)
 
