@@ -184,14 +184,22 @@ class CrossAttention(nn.Module):
         return heads.transpose(1, 2)  # (batch, heads, length, dim)
 
 
+class Given(nn.Linear):
+    """A linear layer without bias whose weight, (out, in), is given, so that none is drawn."""
+
+    def __init__(self, weight: Tensor) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = weight.shape
+        self.weight = nn.Parameter(weight)
+        self.register_parameter("bias", None)
+
+
 def _projection(inputs: int, outputs: int, weight: Tensor | None) -> nn.Linear:
     """A linear layer without bias and with this weight; at random where that is None."""
     if weight is None:
         return nn.Linear(inputs, outputs, bias=False)
     like = torch.empty(0)  # where and as what torch makes tensors now
-    linear = nn.Linear(inputs, outputs, bias=False, device="meta")  # so that nothing is drawn
-    linear.weight = nn.Parameter(weight.to(like.device, like.dtype).contiguous())
-    return linear
+    return Given(weight.to(like.device, like.dtype).contiguous())
 
 
 class CrossAttentions(nn.ModuleDict):

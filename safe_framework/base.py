@@ -76,7 +76,9 @@ def _model_class(place: str, common: dict[str, str], trust_remote_code: bool) ->
 
 def freeze(base: nn.Module) -> nn.Module:
     """The same model, in evaluation mode and without gradients."""
-    return base.eval().requires_grad_(False)
+    if any(module.training for module in base.modules()):  # a loaded one is in evaluation mode
+        base.eval()
+    return base.requires_grad_(False)
 
 
 def facts_of(base: nn.Module, stack: LayerStack, *, blueprint: bool = False) -> BaseFacts:
@@ -129,16 +131,15 @@ def _attention(layer: nn.Module, heads: int, blueprint: bool) -> AttentionWeight
     ):
         return None
     query, key, value, output = (linear.weight.detach() for linear in linears)
-    scale = _norm_scale(layer, query.shape[1])
-    query, key, value = query * scale, key * scale, value * scale
     width = query.shape[0]
     head = width // heads
     if width % heads or width % key.shape[0] or key.shape[0] % head or output.shape[1] != width:
         return None
+    scale = _norm_scale(layer, query.shape[1])
     return AttentionWeights(
-        query=query,
-        key=_repeat_heads(key, width, head),
-        value=_repeat_heads(value, width, head),
+        query=query * scale,
+        key=_heads_of(key, scale, width, head),
+        value=_heads_of(value, scale, width, head),
         output=output,
         num_heads=heads,
     )
@@ -177,10 +178,10 @@ def _adds_one(norm: nn.Module, weight: Tensor) -> bool:
     return bool((scale - weight - 1).norm() < (scale - weight).norm())
 
 
-def _repeat_heads(weight: Tensor, width: int, head: int) -> Tensor:
-    """Grouped key or value heads, each repeated for the query heads that share it."""
+def _heads_of(weight: Tensor, scale: Tensor | float, width: int, head: int) -> Tensor:
+    """Grouped key or value heads, scaled, each repeated for the query heads that share it."""
     grouped = weight.reshape(-1, 1, head, weight.shape[1])  # (groups, 1, head, hidden)
-    return grouped.expand(-1, width // len(weight), -1, -1).flatten(0, 2)
+    return (grouped.expand(-1, width // len(weight), -1, -1) * scale).flatten(0, 2)
 
 
 def hooks_of(base: nn.Module) -> list[LayerHook | EmbeddingHook | ChangeHook]:

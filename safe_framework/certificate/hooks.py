@@ -71,9 +71,10 @@ def hooks_on(base: nn.Module) -> list[PlacedHook]:
     """Every hook that can act on a call of ``base``, in the order of its modules."""
     modules = [(path or type(base).__name__, module) for path, module in base.named_modules()]
     tables = [
-        (path, kind, getattr(module, table))
+        (path, kind, hooks)
         for path, module in modules
         for table, kind in _KINDS.items()
+        if (hooks := getattr(module, table))
     ]
     tables += [
         (EVERYWHERE, kind, getattr(every_module, f"_global{table}"))

@@ -20,7 +20,11 @@ from torch import Tensor, nn
 from safe_framework.bits import integers
 from safe_framework.certificate.hooks import HookName, class_name, hooks_on, names_of
 
-_PLACES, _RUN = 4, 16  # fewer pages of a file that is mapped are read than by single numbers
+_PLACES, _RUN = 4, 16
+"""Runs of numbers, from a tensor's first to its last.
+
+Of a mapped file, that reads fewer pages than single numbers would, and two tensors share one.
+"""
 _WORDS = 64
 _PACKED = (NotImplementedError, RuntimeError, TypeError)  # what tensors of other kinds raise
 
@@ -103,10 +107,9 @@ class Seal:
 
 def _tensors(base: nn.Module) -> dict[str, TensorMark]:
     tables = {id(m.weight) for m in base.modules() if isinstance(m, nn.Embedding)}
-    persistent = base.state_dict(keep_vars=True).keys()
     found: dict[str, Tensor] = dict(base.named_parameters())
     references: list[Any] = [weakref.ref(parameter) for parameter in found.values()]
-    found |= {path: buffer for path, buffer in base.named_buffers() if path in persistent}
+    found |= _saved_buffers(base)
     references += [None] * (len(found) - len(references))
     samples = _samples(list(found.values()))
     return {
@@ -115,6 +118,18 @@ def _tensors(base: nn.Module) -> dict[str, TensorMark]:
             found.items(), samples, references, strict=True
         )
     }
+
+
+def _saved_buffers(base: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a checkpoint holds; others, such as a rotary embedding's, are derived."""
+    buffers = dict(base.named_buffers())
+    owners = {path.rpartition(".")[0] for path in buffers}
+    saved = {
+        f"{owner}.{name}".lstrip(".")
+        for owner in owners
+        for name in base.get_submodule(owner).state_dict(keep_vars=True)
+    }
+    return {path: buffer for path, buffer in buffers.items() if path in saved}
 
 
 def _mark(tensor: Tensor, sample: bytes, embedding: bool, reference: Any) -> TensorMark:
@@ -147,10 +162,10 @@ def _few(tensor: Tensor) -> Tensor:
     if tensor.is_meta:
         return torch.empty(0)
     try:
-        flat = tensor.detach().contiguous().view(-1)
-        if len(flat) <= _PLACES * _RUN:
-            return flat
-        return flat.as_strided((_PLACES, _RUN), (len(flat) // _PLACES, 1))
+        whole, count = tensor.detach().contiguous(), tensor.numel()
+        if count <= _PLACES * _RUN:
+            return whole.view(-1)
+        return whole.as_strided((_PLACES, _RUN), ((count - _RUN) // (_PLACES - 1), 1))
     except _PACKED:
         return torch.empty(0)
 

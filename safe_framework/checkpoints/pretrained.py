@@ -41,11 +41,13 @@ def load_pretrained(
     place = locate(checkpoint)
     try:
         with quietly():
-            found = AutoConfig.from_pretrained(place).model_type
-            if found != kind:
+            config = AutoConfig.from_pretrained(place)
+            if (found := config.model_type) != kind:
                 raise CheckpointError(f"`{checkpoint}` is a {found}, not a {title}")
             model, report = architecture.from_pretrained(
                 place,
+                # one that is not of its class holds it as a part, and is read again
+                config=config if isinstance(config, architecture.config_class) else None,
                 dtype=torch.float32,
                 output_loading_info=True,
                 key_mapping=None if key_mapping is None else dict(key_mapping),

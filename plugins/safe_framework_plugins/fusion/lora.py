@@ -17,11 +17,13 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from safe_framework import BaseFacts, FusionAdapter, Memory, Tokens
-from safe_framework.attention import CrossAttention, CrossAttentions
+from safe_framework.attention import CrossAttention, CrossAttentions, Given
 from safe_framework.factored import Factored, Pair, plain, watched
 from safe_framework.fusion import chosen_layers
 
 Target = Literal["query", "key", "value"]
+
+_PAIR = "default"  # PEFT's name for the pair of a projection that has one
 
 
 class LoraFusion(FusionAdapter):
@@ -73,7 +75,7 @@ class LoraFusion(FusionAdapter):
             _factored,
         )
         for block in map(self.blocks.at, self.blocks):
-            block.output = _Zero.of(block.output)
+            block.output = _Zero(block.output.weight)
         # DoRA divides by a projection's norm, so that the output, which is zero, cannot have it.
         groups = (
             [(targets, True), (("output",), False)] if dora else [((*targets, "output"), False)]
@@ -93,18 +95,21 @@ class LoraFusion(FusionAdapter):
         rslora: bool,
         dora: bool,
     ) -> None:
-        from peft import LoraConfig, inject_adapter_in_model
+        from peft import LoraConfig
+        from peft.tuners.lora import Linear as LoraLinear
 
-        config = LoraConfig(
-            r=rank,
-            lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it; a float is fine
-            lora_dropout=dropout,
-            target_modules=list(names),
-            use_rslora=rslora,
-            use_dora=dora,
-        )
-        # PEFT marks what it is given and warns of a second time: give it a list made for it.
-        inject_adapter_in_model(config, nn.ModuleList([self.blocks]))
+        config = LoraConfig(lora_dropout=dropout, use_rslora=rslora, use_dora=dora)
+        for block in map(self.blocks.at, self.blocks):
+            for name, projection in list(block.named_children()):
+                if name in names:
+                    pair = LoraLinear(
+                        projection,
+                        _PAIR,
+                        config=config,
+                        r=rank,
+                        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it; a float is fine
+                    )
+                    setattr(block, name, pair)
 
     def _is_rebuilt(self, name: str) -> bool:
         """Whether a parameter, such as ``blocks.4.query.base_layer.weight``, follows from the base.
@@ -124,15 +129,8 @@ class LoraFusion(FusionAdapter):
         return self.blocks.attend(hidden, memory, layer)
 
 
-class _Zero(nn.Linear):
+class _Zero(Given):
     """A projection that gives nothing: its weight is zero and stays so."""
-
-    @classmethod
-    def of(cls, silent: nn.Linear) -> _Zero:
-        """The same of a projection that is silent as yet."""
-        zero = cls(silent.in_features, silent.out_features, bias=False, device="meta")
-        zero.weight = silent.weight
-        return zero
 
 
 def _factored(projection: nn.Module) -> Factored | None:
