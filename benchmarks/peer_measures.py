@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,9 +11,11 @@ from typing import Any
 
 import attrs
 import torch
+from accelerate.utils import send_to_device
 from peer_models import PrefixModel
 from peer_training import Trained
 from safetensors.torch import save_file
+from speed_turns import spent
 
 from safe_framework._recipe import Recipe
 from safe_framework.base import freeze, load_base
@@ -51,7 +52,7 @@ def measures(
     """
     model = trained.model
     if model.base is None:  # it was trained itself: what it is compared with is loaded again
-        model.base = freeze(load_base(recipe.base)[0])
+        model.base = freeze(load_base(recipe.base)[0]).to(model.device)
     name = next(iter(model.modalities))
     encoder = model.modality(name).encoder
     test = data.examples("test", {name: encoder})
@@ -136,8 +137,7 @@ def costs(trained: Trained) -> dict[str, Estimate]:
 def latencies(model: Any, name: str, sample: Any, texts: Sequence[str]) -> dict[str, Estimate]:
     """How much longer than the base's the first word takes, and each further one.
 
-    In seconds of a core. The encoder is left out, as it is the same for all. Base and model take
-    turns.
+    The encoder is left out, as it is the same for all. Base and model take turns.
     """
     frames = model.encode(name, [sample])
     joined = model.tokenizer("\n".join(texts))["input_ids"]
@@ -145,7 +145,8 @@ def latencies(model: Any, name: str, sample: Any, texts: Sequence[str]) -> dict[
     room = _room(model.base, model.modality(name).projector.tokens)
     ids = torch.tensor([words[: min(WORDS, room)]])
     plain = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    given = plain | carry(name, [frames], frames.values.shape[-1])
+    plain = send_to_device(plain, model.device)
+    given = plain | send_to_device(carry(name, [frames], frames.values.shape[-1]), model.device)
     base, ours = _timed(model.base.generate, plain), _timed(model.generate, given)
     rounds = [(base(), ours()) for _ in range(REPEATS + 1)][1:]  # the first warms up
     alone, heard = (
@@ -183,9 +184,9 @@ def _room(base: Any, tokens: int) -> int:
 
 def _timed(generate: Callable[..., Any], given: Mapping[str, Any]) -> Callable[[], Any]:
     def seconds(new: int) -> float:
-        start = time.process_time()
+        start = spent()
         generate(**given, min_new_tokens=new, max_new_tokens=new, do_sample=False)
-        return time.process_time() - start
+        return spent() - start
 
     def both() -> tuple[float, float]:
         first = seconds(1)

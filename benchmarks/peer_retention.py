@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from peer_arms import Arm
 from peer_models import PrefixModel
 from torch import Tensor, nn
@@ -84,8 +85,9 @@ def fisher_of(base: Any, texts: Sequence[Sequence[int]], seed: int) -> dict[str,
     draw, words = torch.Generator().manual_seed(seed), 0
     weights = [layer.weight.requires_grad_(True) for layer in layers.values()]
     for text in texts[:FISHER_TEXTS]:
-        logits = base(input_ids=torch.tensor([text]), use_cache=False).logits[0].log_softmax(-1)
-        drawn = torch.multinomial(logits.detach().exp(), 1, generator=draw)
+        ids = torch.tensor([text], device=head.weight.device)
+        logits = base(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+        drawn = torch.multinomial(logits.detach().exp().cpu(), 1, generator=draw).to(logits.device)
         gradients = torch.autograd.grad(logits.gather(1, drawn).sum(), weights)
         for name, gradient in zip(found, gradients, strict=True):
             found[name] += gradient.square()
@@ -132,6 +134,7 @@ class Distilled(PeerRetention):
         if frames is not None:
             dim = self.model.modality(self.model.name).encoder.dim
             given |= carry(self.model.name, frames, dim)
+        plain, given, mask = send_to_device((plain, given, mask), self.model.device)
         with torch.no_grad(), self.model.off():
             wanted = self.model(**plain, use_cache=False).logits
         logits = self.model(**given, use_cache=False).logits

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import resource
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
+from accelerate.utils import send_to_device
 from peer_arms import PROJECTOR_RATE, Arm
 from peer_models import PrefixModel
 from peer_retention import PeerRetention, fisher_of, retention_of
+from speed_turns import spent
 from torch import nn
 from transformers import TrainerCallback, get_cosine_schedule_with_warmup
 
@@ -37,7 +38,7 @@ class Trained:
 
     Attributes:
         model: a ``SafeModel`` or a ``PrefixModel``.
-        seconds: of a core, of each step: other work on the machine does not count.
+        seconds: of each step, as ``spent`` counts them.
         losses: of each step; of SAFE, which logs now and then, what was logged.
         peak_gib: the process's memory so far.
         penalties: of a peer's retention, at each step.
@@ -58,11 +59,11 @@ class Clock(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start."""
-        self.start = time.process_time()
+        self.start = spent()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop."""
-        self.seconds.append(time.process_time() - self.start)
+        self.seconds.append(spent() - self.start)
 
 
 def train_safe(recipe: Recipe, data: RecipeData, folder: Path, progress: WorkProgress) -> Trained:
@@ -115,9 +116,9 @@ def train_peer(
     model.train()
     seconds, losses = [], []
     for step in range(spec.max_steps):
-        start = time.process_time()
+        start = spent()
         losses.append(loop.step(step))
-        seconds.append(time.process_time() - start)
+        seconds.append(spent() - start)
         progress("training", step + 1, spec.max_steps, f"loss {losses[-1]:.3f}")
     return Trained(model.eval(), seconds, losses, peak_gib(), loop.penalties)
 
@@ -172,6 +173,7 @@ class PeerLoop:
         rows = [self.examples[i] for i in self.order[step * size : (step + 1) * size]]
         batch = self.collate(rows)
         answers = batch.pop("answers")
+        batch = send_to_device(batch, self.model.device)
         task = check_finite(answer_loss(self.model, self.model.language, batch), "task loss", step)
         loss = task
         if self.spec.align_weight:
@@ -188,7 +190,9 @@ class PeerLoop:
 
 
 def peak_gib() -> float:
-    """The most memory that this process has had."""
+    """The most memory that this process has had, of the GPU if there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

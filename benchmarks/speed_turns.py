@@ -70,6 +70,11 @@ def now() -> float:
     return time.perf_counter()
 
 
+def spent() -> float:
+    """Seconds of a core, so that other work does not count; on a GPU, those of ``now``."""
+    return now() if torch.cuda.is_available() else time.process_time()
+
+
 def compare(found: Seconds, arm: str, against: str) -> Compared:
     """One arm's times against those of another in the same rounds."""
     ratios = [own / other for own, other in zip(found[arm], found[against], strict=True)]

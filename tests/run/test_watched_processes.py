@@ -14,6 +14,8 @@ from safe_framework.training.monitor.journal import read_events
 from tests.run.test_launch import SCRIPT, environment
 from tests.run.watched import STAGED, WATCHED, write_recipe
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def pair(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
