@@ -29,29 +29,44 @@ def load_base(spec: BaseSpec, *, trust_remote_code: bool = False) -> tuple[nn.Mo
         trust_remote_code: let the checkpoint run code of its own; off, and no recipe can
             turn it on.
     """
-    from transformers import AutoTokenizer
-
-    from safe_framework.checkpoints import locate, quietly, revision_of
+    from safe_framework.checkpoints import locate, quietly
 
     if spec.compose is not None and not Path(spec.model).expanduser().is_dir():
         raise CheckpointError(
             f"`{spec.model}`, which [base.compose] describes, has not been made",
             hint="safe compose RECIPE",
         )
-    place, revision = locate(spec.model), spec.revision or revision_of(spec.model)
-    common = {"revision": revision} if revision else {}
-    if spec.gguf_file:
-        common["gguf_file"] = spec.gguf_file
+    place, common = locate(spec.model), _common(spec)
     options: dict[str, Any] = {"dtype": spec.dtype, "trust_remote_code": trust_remote_code}
     if spec.attn_implementation:
         options["attn_implementation"] = spec.attn_implementation
     with quietly():
         kind = _model_class(place, common, trust_remote_code)
         model = kind.from_pretrained(place, **common, **options)
-        tokenizer = AutoTokenizer.from_pretrained(
-            place, trust_remote_code=trust_remote_code, **common
-        )
-    return model, tokenizer
+        return model, _tokenizer(place, common, trust_remote_code)
+
+
+def load_tokenizer(spec: BaseSpec, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer (or processor) alone of what ``load_base`` loads."""
+    from safe_framework.checkpoints import locate, quietly
+
+    with quietly():
+        return _tokenizer(locate(spec.model), _common(spec), trust_remote_code)
+
+
+def _tokenizer(place: str, common: dict[str, str], trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **common)
+
+
+def _common(spec: BaseSpec) -> dict[str, str]:
+    """What every part of a checkpoint is loaded with."""
+    from safe_framework.checkpoints import revision_of
+
+    revision = spec.revision or revision_of(spec.model)
+    found = {"revision": revision} if revision else {}
+    return {**found, "gguf_file": spec.gguf_file} if spec.gguf_file else found
 
 
 def _model_class(place: str, common: dict[str, str], trust_remote_code: bool) -> Any:

@@ -38,6 +38,7 @@ from safe_framework.prepare import prepare_multimodal_inputs
 from safe_framework.probe import check_arrival, example_inputs, probe
 from safe_framework.processor import SafeProcessor, padding_id
 from safe_framework.projector import Projector
+from safe_framework.prompts import template_of
 from safe_framework.rows import call_apart, refuse_shared, union
 from safe_framework.shapes import BaseFacts, Frames, Sample
 from safe_framework.stage_b.change import BaseChange, drop_change, refuse_changed
@@ -327,7 +328,7 @@ class SafeModel(nn.Module):
         """Turns texts and samples into batches for this model."""
         if self._processor is None:  # copying a tokenizer takes a while
             encoders = {name: self.modality(name).encoder for name in self.modalities}
-            prompt = self.recipe.data.prompt if self.recipe and self.recipe.data else "{question}"
+            prompt = template_of(self.recipe, self.tokenizer)
             spans = {name: markers.span for name, markers in self._markers().items()}
             self._processor = SafeProcessor(self.tokenizer, encoders, prompt=prompt, spans=spans)
         return self._processor

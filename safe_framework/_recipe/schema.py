@@ -158,6 +158,8 @@ class DataSpec:
         retention_validation: text of the base's domain that it measures retention on.
         foreign_validation: samples from outside the task that it puts beside some of that text.
         prompt: what the base is asked, around each row's question.
+        chat: ask in the base's chat template: the prompt is the user's message.
+        system: the system's message in that chat; the template's own if None.
         question: what is asked where a row has none.
         fields: what a field is called in the data, by the name that it has here.
         on_bad_row: stop before training at a row that cannot be used, or leave it out and list it.
@@ -177,6 +179,8 @@ class DataSpec:
     retention_validation: str | None = None
     foreign_validation: str | None = None
     prompt: str = "{question}"
+    chat: bool = False
+    system: str | None = None
     question: str | None = None
     fields: Mapping[str, str] = attrs.field(factory=dict)
     on_bad_row: Literal["stop", "skip"] = "stop"

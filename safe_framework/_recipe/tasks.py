@@ -21,6 +21,9 @@ def check_tasks(document: dict[str, Any], findings: list[Finding]) -> None:
     if data is WRONG:  # which has been reported, or there is none
         return
     findings += _one_form(data)
+    if data.system is not None and not data.chat:
+        message = "`data.system` is the system's message in a chat"
+        findings.append(Finding(("data", "system"), message, "add `chat = true`", at="key"))
     for place, one in _placed(data):
         findings += _task(one, place, _any_inline(document.get("modalities")))
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 
 from safe_framework._recipe import Recipe
-from safe_framework._recipe.schema import DataSpec, MixSpec, mixed
+from safe_framework._recipe.schema import BaseSpec, DataSpec, MixSpec, mixed
+from safe_framework.base import load_tokenizer
 from safe_framework.data.examples import Example, read_samples, read_task, read_texts
 from safe_framework.data.tasks import CLASSES, NO_FIELDS, Reading, distinct
 from safe_framework.encoder import Encoder
 from safe_framework.errors import DataError
+from safe_framework.prompts import around
 from safe_framework.shapes import Sample
 
 _Read = TypeVar("_Read")
@@ -37,6 +40,7 @@ class RecipeData:
         if recipe.data is None:
             raise DataError("the recipe has no [data]", hint='add `train = "train.jsonl"` to it')
         self.spec: DataSpec = recipe.data
+        self._base: BaseSpec = recipe.base
         self.sources = recipe.data_files()
         self.skipped: dict[str, list[DataError]] = {}
         self._read: dict[tuple[str, ...], Any] = {}
@@ -81,12 +85,20 @@ class RecipeData:
         return Reading(
             dataset=name,
             task=one.task,
-            prompt=one.prompt or "",
+            prompt=self._around(one.prompt or ""),
             question=one.question,
             labels=one.labels if labels is None else labels,
             at_tokens=one.read_at == "tokens",
             fields=one.fields or NO_FIELDS,
         )
+
+    def _around(self, prompt: str) -> str:
+        """The prompt in the base's chat template, if there is to be one."""
+        return around(self.spec, prompt, self._tokenizer if self.spec.chat else None)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self._base)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -103,9 +115,8 @@ class RecipeData:
 
         def read(skipped: list[DataError] | None) -> list[str]:
             """The texts in the file."""
-            return read_texts(
-                self.sources[key], self.spec.prompt, fields=self.spec.fields, skipped=skipped
-            )
+            template = self._around(self.spec.prompt)
+            return read_texts(self.sources[key], template, fields=self.spec.fields, skipped=skipped)
 
         return self._once((key,), read) if key in self.sources else []
 

@@ -27,6 +27,7 @@ from safe_framework.evaluation.changed import HELD_OUT, SHIPPED, BaseChanged
 from safe_framework.evaluation.changed_wording import drifted
 from safe_framework.evaluation.drift import told, told_of
 from safe_framework.model import SafeModel
+from safe_framework.prompts import template_of
 
 _TEXTS = 64
 _RELATIVE = ("L4", "L5", "L6")
@@ -56,7 +57,9 @@ def _held_out(model: SafeModel) -> tuple[list[str], str]:
     data = model.recipe.data if model.recipe else None
     named = model.recipe.data_files().get("retention_test") if model.recipe else None
     if data is not None and isinstance(named, Path) and named.exists():
-        return read_texts(named, data.prompt, fields=data.fields), HELD_OUT
+        return read_texts(
+            named, template_of(model.recipe, model.tokenizer), fields=data.fields
+        ), HELD_OUT
     return read_texts(FOLDER / "data" / "text" / "test.jsonl", "{question}"), SHIPPED
 
 

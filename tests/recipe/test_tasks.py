@@ -78,6 +78,10 @@ def test_a_mix_fills_in_what_its_datasets_leave_open(installed: None, tmp_path: 
             mix('train = "a"\nprompt = "what"'),
             '`data.mix[0].prompt` must contain "{question}", not "what"',
         ),
+        (
+            data('train = "a"\nsystem = "Be brief."'),
+            "`data.system` is the system's message in a chat",
+        ),
         (mix('tran = "a"'), "`data.mix[0].train` is missing"),
     ],
 )
