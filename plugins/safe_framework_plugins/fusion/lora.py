@@ -82,7 +82,7 @@ class LoraFusion(FusionAdapter):
         )
         for names, decomposed in groups:
             self._add_pairs(names, rank, alpha, dropout, rslora, decomposed)
-        for name, parameter in self.named_parameters():  # PEFT freezes all that is not its own
+        for name, parameter in self.named_parameters():  # what was copied or drawn stays frozen
             parameter.requires_grad_("lora_" in name or name.endswith(".nothing"))
         self.rebuilt = frozenset(filter(self._is_rebuilt, dict(self.named_parameters())))
 
