@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from accelerate.utils import send_to_device
 from peer_arms import PROJECTOR_RATE, Arm
 from peer_models import PrefixModel
 from peer_retention import PeerRetention, fisher_of, retention_of
-from speed_turns import spent
+from speed_turns import peak_gib, spent
 from torch import nn
 from transformers import TrainerCallback, get_cosine_schedule_with_warmup
 
@@ -187,13 +186,6 @@ class PeerLoop:
         self.schedule.step()
         self.optimizer.zero_grad()
         return task.item()
-
-
-def peak_gib() -> float:
-    """The most memory that this process has had, of the GPU if there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _encoders(model: SafeModel) -> dict[str, Any]:

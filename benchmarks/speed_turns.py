@@ -6,6 +6,7 @@ minute falls on all of them, and the ratio of two arms within one round says mor
 
 from __future__ import annotations
 
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -73,6 +74,13 @@ def now() -> float:
 def spent() -> float:
     """Seconds of a core, so that other work does not count; on a GPU, those of ``now``."""
     return now() if torch.cuda.is_available() else time.process_time()
+
+
+def peak_gib() -> float:
+    """The most memory that this process has had, of the GPU if there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def compare(found: Seconds, arm: str, against: str) -> Compared:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,11 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import torch
 from plain_loop import MODALITY, PlainLoop
 from rich.console import Console
 from rich.table import Table
-from speed_turns import now
+from speed_turns import now, peak_gib
 from transformers import TrainerCallback
 
 from safe_framework._recipe import Recipe, read_recipe
@@ -143,15 +141,8 @@ def measure(
             trainer.train()
         ready.caches.close()
     return {
-        "seconds": watch.seconds, "curve": watch.curve, "reading": reading, "peak_gib": _peak(),
+        "seconds": watch.seconds, "curve": watch.curve, "reading": reading, "peak_gib": peak_gib(),
     }  # fmt: skip
-
-
-def _peak() -> float:
-    """Most memory that was held in GiB, of the GPU if there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _run(loop: PlainLoop, watch: Watch) -> None:

@@ -94,7 +94,7 @@ class RecipeData:
 
     def _around(self, prompt: str) -> str:
         """The prompt in the base's chat template, if there is to be one."""
-        return around(self.spec, prompt, self._tokenizer if self.spec.chat else None)
+        return around(self.spec, prompt, self._tokenizer) if self.spec.chat else prompt
 
     @cached_property
     def _tokenizer(self) -> Any:

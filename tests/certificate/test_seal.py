@@ -60,3 +60,26 @@ def test_a_write_behind_torch_is_seen(name: str) -> None:
     module[name].data = module[name].data + 1
     after = samples(module)
     assert {path for path in before if before[path] != after[path]} == {name}
+
+
+def test_only_saved_buffers_are_sealed() -> None:
+    """Law: a buffer that no checkpoint holds is derived, wherever it is; any other is sealed."""
+
+    def owning(*children: nn.Module) -> nn.Module:
+        """A module with a buffer of each sort, around others."""
+        made = nn.Sequential(*children)
+        made.register_buffer("kept", torch.ones(3))
+        made.register_buffer("derived", torch.ones(3), persistent=False)
+        return made
+
+    sealed = Seal.of(owning(owning(), nn.Linear(2, 2), owning(owning()))).tensors
+    assert set(sealed) == {"kept", "0.kept", "1.weight", "1.bias", "2.kept", "2.0.kept"}
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_the_first_and_the_last_number_are_looked_at(place: int) -> None:
+    """Law: a change at either end of a tensor shows."""
+    module = holding({"numbers": torch.arange(float(_COUNT))})
+    before = Seal.of(module).tensors["numbers"].sample
+    module["numbers"].data[place] = 1e6
+    assert Seal.of(module).tensors["numbers"].sample != before
