@@ -21,7 +21,7 @@ from safe_framework.bits import integers
 from safe_framework.certificate.hooks import HookName, class_name, hooks_on, names_of
 
 _PLACES, _RUN = 4, 16
-"""Runs of numbers, from a tensor's first to its last.
+"""Runs of numbers, from a tensor's first to within two of its last.
 
 Of a mapped file, that reads fewer pages than single numbers would, and two tensors share one.
 """
