@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safe_framework.data import images
 from safe_framework.data.audio import Waveform, read_audio, resample
 from safe_framework.errors import DataError, SafeError
-from safe_framework.shapes import Sample
+from safe_framework.interfaces.types import Sample
 
 Held = Mapping[str, Any]
 """A sample in the row itself: ``bytes`` of a file, or an ``array`` with its ``sampling_rate``."""

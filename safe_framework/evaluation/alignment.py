@@ -10,13 +10,13 @@ import torch
 
 from safe_framework.data.examples import distinct
 from safe_framework.evaluation.answers import Progress, silent
-from safe_framework.evaluation.groups import batches
 from safe_framework.evaluation.metrics import Estimate, bootstrap
-from safe_framework.training.align import answer_embeddings
+from safe_framework.training.alignment import answer_embeddings
+from safe_framework.utils.sequences_groups import batches
 
 if TYPE_CHECKING:
+    from safe_framework.core.model import SafeModel
     from safe_framework.data.examples import Example
-    from safe_framework.model import SafeModel
 
 
 @attrs.frozen

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from safe_framework.data.tasks import CLASSES
-from safe_framework.evaluation.choices import choose
-from safe_framework.evaluation.groups import batches
+from safe_framework.evaluation.answers_choices import choose
 from safe_framework.evaluation.metrics import normalise
-from safe_framework.shapes import Sample
+from safe_framework.interfaces.types import Sample
+from safe_framework.utils.sequences_groups import batches
 
 if TYPE_CHECKING:
+    from safe_framework.core.model import SafeModel
     from safe_framework.data.examples import Example
-    from safe_framework.model import SafeModel
 
 Progress = Callable[[str, int, int], None]
 """Called with a label, how many are done, and of how many."""

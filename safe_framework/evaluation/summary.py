@@ -8,10 +8,10 @@ import attrs
 
 from safe_framework.data.tasks import CAPTIONS
 from safe_framework.errors import DataError
-from safe_framework.evaluation.changed import BaseChanged
+from safe_framework.evaluation.base_drift_changed import BaseChanged
 from safe_framework.evaluation.metrics import Estimate
 from safe_framework.evaluation.results import Agreement, DatasetGain, Evaluation
-from safe_framework.evaluation.wording import (
+from safe_framework.utils.formatting import (
     count,
     duration,
     interval,

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from safe_framework.core.base_change import original
+from safe_framework.core.modality import FRAMES, FRAMES_MASK, PRESENT
 from safe_framework.data.distractors import FOREIGN, KINDS, distractor
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import Progress, answer, evaluating, inputs, silent
-from safe_framework.evaluation.groups import batches
 from safe_framework.evaluation.metrics import bootstrap, exact_match
 from safe_framework.evaluation.retention import (
     LOGIT_ROWS,
@@ -24,14 +25,13 @@ from safe_framework.evaluation.retention import (
     merged_sums,
     opened,
 )
-from safe_framework.evaluation.sweep_results import GatePoint, GateSweep
-from safe_framework.modality import FRAMES, FRAMES_MASK, PRESENT
-from safe_framework.shapes import Sample
-from safe_framework.stage_b.change import original
+from safe_framework.evaluation.sweep_sweep_results import GatePoint, GateSweep
+from safe_framework.interfaces.types import Sample
+from safe_framework.utils.sequences_groups import batches
 
 if TYPE_CHECKING:
+    from safe_framework.core.model import SafeModel
     from safe_framework.data.examples import Example
-    from safe_framework.model import SafeModel
 
 GATES = tuple(number / 10 for number in range(11))
 """Strengths that are tried where none are asked for."""

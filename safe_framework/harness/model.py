@@ -10,12 +10,12 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from safe_framework.assembly import load
+from safe_framework.core.build import load
+from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
-from safe_framework.fingerprint import tensors_fingerprint
-from safe_framework.harness.accompanied import Accompanied
-from safe_framework.harness.samples import ABSENT, sample_beside
-from safe_framework.model import SafeModel
+from safe_framework.harness.model_accompanied import Accompanied
+from safe_framework.harness.model_samples import ABSENT, sample_beside
+from safe_framework.utils.hashing import tensors_fingerprint
 
 
 class SafeLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed

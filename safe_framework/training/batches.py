@@ -9,14 +9,14 @@ import attrs
 import torch
 from torch import Tensor
 
-from safe_framework.beginning import begun
+from safe_framework.core.class_readout import ClassTarget, class_columns, class_target
+from safe_framework.core.markers.text import MarkerText
+from safe_framework.core.processor_beginning import begun
 from safe_framework.data.examples import Example
-from safe_framework.data.frames import stack
-from safe_framework.data.unencoded import Row, Unencoded, prepared
+from safe_framework.data.frame_cache import stack
+from safe_framework.data.frame_cache_unencoded import Row, Unencoded, prepared
 from safe_framework.errors import DataError
-from safe_framework.marker_text import MarkerText
-from safe_framework.shapes import Frames
-from safe_framework.training.classes import ClassTarget, class_columns, class_target
+from safe_framework.interfaces.types import Frames
 
 IGNORED = -100
 

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from safe_framework.model import SafeModel
-from safe_framework.training.align import Alignment
+from safe_framework.core.model import SafeModel
+from safe_framework.training.alignment import Alignment
 from safe_framework.training.batches import IGNORED
-from safe_framework.training.caches import Caches
-from safe_framework.training.calls import Call, Term
-from safe_framework.training.dials import Dials
-from safe_framework.training.holding import hold
-from safe_framework.training.losses import Answers, check_finite
-from safe_framework.training.parts import Part
-from safe_framework.training.reader import Reader
-from safe_framework.training.retention import CounterfactualRetention
-from safe_framework.training.states import TextStates
+from safe_framework.training.compute.activation_cache import Caches
+from safe_framework.training.compute.activation_cache_states import TextStates
+from safe_framework.training.compute.calls import Call, Term
+from safe_framework.training.compute.forward import Reader
+from safe_framework.training.distributed_holding import hold
+from safe_framework.training.distributed_parts import Part
+from safe_framework.training.objective_losses import Answers, check_finite
+from safe_framework.training.retention.counterfactual import CounterfactualRetention
+from safe_framework.training.schedules import Dials
 
 
 class Objective(nn.Module):

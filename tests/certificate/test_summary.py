@@ -10,8 +10,8 @@ import attrs
 import pytest
 from rich.console import Console
 
-from safe_framework.certificate.result import Certificate, Comparison, Law, Verdict
-from safe_framework.certificate.summary import summary
+from safe_framework.verification.certificate import Certificate, Comparison, Law, Verdict
+from safe_framework.verification.certificate_summary import summary
 
 HERE = Path(__file__).parent
 LAWS = (

@@ -14,10 +14,10 @@ from transformers import (
     WhisperModel,
 )
 
-from safe_framework.checkpoints import quietly
-from safe_framework.checkpoints.ctranslate2 import read_variables
-from safe_framework.checkpoints.whisper import write_whisper
 from safe_framework.errors import CheckpointError
+from safe_framework.pretrained import quietly
+from safe_framework.pretrained.converters.ctranslate2_whisper import write_whisper
+from safe_framework.pretrained.converters.ctranslate2_whisper_ctranslate2 import read_variables
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from safe_framework.core.modality import Modality
 from safe_framework.data.audio import Waveform
-from safe_framework.data.frames import FrameStore, sample_key, stack
+from safe_framework.data.frame_cache import FrameStore, sample_key, stack
 from safe_framework.errors import SafeError, SampleError
-from safe_framework.modality import Modality
-from safe_framework.shapes import Frames, all_real
+from safe_framework.interfaces.types import Frames, all_real
 from tests.toys import DIM, HIDDEN, ToyEncoder, ToyFusion, ToyProjector
 
 

@@ -9,9 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework import RetentionStore, SafeModel
-from safe_framework.data.frames import FrameStore
-from safe_framework.training.retention import CounterfactualRetention, Weighted, distractor_pools
-from safe_framework.training.retention_start import RetentionExamples
+from safe_framework.data.frame_cache import FrameStore
+from safe_framework.training.retention.counterfactual import (
+    CounterfactualRetention,
+    Weighted,
+    distractor_pools,
+)
+from safe_framework.training.retention.counterfactual_retention_start import RetentionExamples
 from safe_framework_plugins.projectors.standard import StandardProjector
 from safe_framework_plugins.retention.nullspace import NullSpaceRegularizer
 from tests.toys import DIM, HIDDEN, PAD, llama, lora, tokenizer

@@ -8,14 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from safe_framework._recipe import TrainingSpec
+from safe_framework.config.schema import TrainingSpec
+from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
-from safe_framework.data.frames import FrameStore
+from safe_framework.data.frame_cache import FrameStore
 from safe_framework.evaluation.answers import answer
 from safe_framework.evaluation.retention import gate_zero, retention
-from safe_framework.model import SafeModel
 from safe_framework.training.batches import marked_ids, tokenize
-from safe_framework.training.retention import CounterfactualRetention, Weighted, distractor_pools
+from safe_framework.training.retention.counterfactual import (
+    CounterfactualRetention,
+    Weighted,
+    distractor_pools,
+)
 from safe_framework.training.trainer import SafeTrainer, arguments
 from safe_framework_plugins.projectors.standard import StandardProjector
 from safe_framework_plugins.retention.distillation import DistillationRegularizer

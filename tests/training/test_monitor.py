@@ -10,16 +10,17 @@ import torch
 from accelerate.utils import DistributedType
 from torch import nn
 
-from safe_framework._recipe import MonitorSpec
+from safe_framework.config.schema_watching import MonitorSpec
+from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
-from safe_framework.data.frames import FrameStore
+from safe_framework.data.frame_cache import FrameStore
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.metrics import Estimate
-from safe_framework.model import SafeModel
-from safe_framework.shapes import Frames
+from safe_framework.interfaces.types import Frames
 from safe_framework.training.batches import TokenizedExample
-from safe_framework.training.dials import Dials, Factors, RateDial
-from safe_framework.training.monitor.reading import (
+from safe_framework.training.monitor.callback import held_texts, refuse_deepspeed
+from safe_framework.training.monitor.measurement import HeldText, Ruler, undisturbed
+from safe_framework.training.monitor.measurement_reading import (
     Counts,
     Reading,
     best,
@@ -28,10 +29,9 @@ from safe_framework.training.monitor.reading import (
     keeps,
     limit,
 )
-from safe_framework.training.monitor.ruler import HeldText, Ruler, undisturbed
-from safe_framework.training.monitor.snapshot import Snapshot
-from safe_framework.training.monitor.watch import held_texts, refuse_deepspeed
-from safe_framework.training.plan import Plan
+from safe_framework.training.monitor.monitor_snapshot import Snapshot
+from safe_framework.training.schedules import Dials, Factors, RateDial
+from safe_framework.training.splits import Plan
 from tests.toys import END, PAD
 from tests.training.conftest import ROWS, perturb
 

@@ -10,18 +10,25 @@ import attrs
 import torch
 from accelerate.utils import broadcast_object_list
 
-from safe_framework.evaluation.wording import interval, percent
-from safe_framework.model import SafeModel
-from safe_framework.training import processes
-from safe_framework.training.dials import Dials, Factors
-from safe_framework.training.monitor.journal import Journal
+from safe_framework.core.model import SafeModel
+from safe_framework.training import distributed_processes
+from safe_framework.training.monitor.event_log import Journal
+from safe_framework.training.monitor.measurement import Ruler
+from safe_framework.training.monitor.measurement_reading import (
+    Counts,
+    Reading,
+    best,
+    forgets,
+    keeps,
+    limit,
+)
+from safe_framework.training.monitor.monitor_snapshot import Snapshot
 from safe_framework.training.monitor.pareto import ParetoSet
-from safe_framework.training.monitor.reading import Counts, Reading, best, forgets, keeps, limit
-from safe_framework.training.monitor.ruler import Ruler
-from safe_framework.training.monitor.snapshot import Snapshot
+from safe_framework.training.schedules import Dials, Factors
+from safe_framework.utils.formatting import interval, percent
 
 if TYPE_CHECKING:
-    from safe_framework._recipe import MonitorSpec
+    from safe_framework.config.schema_watching import MonitorSpec
 
 _FILE = "monitor.json"
 
@@ -210,7 +217,7 @@ class Monitor:
         )
         if not keeps(chosen, self.spec):
             said += f", since no adapter kept {percent(self.limit)}"
-        processes.wait()  # the first has written it
+        distributed_processes.wait()  # the first has written it
         self.pareto.put(chosen.step)
         self.journal.tell("best", last, said, chosen=chosen.step)
         if self.writes:
@@ -221,6 +228,6 @@ class Monitor:
 def _agreed(counts: Counts) -> Counts:
     """What the first process counted, so that all of them decide alike."""
     held = [counts]
-    if processes.count() > 1:
+    if distributed_processes.count() > 1:
         broadcast_object_list(held)
     return held[0]

@@ -9,10 +9,16 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from safe_framework.adapter import WEIGHTS, adapter_tensors, copy_tensors, own_copy, write_folder
-from safe_framework.model import SafeModel
-from safe_framework.training.monitor.journal import write_whole
-from safe_framework.training.monitor.reading import Reading, front
+from safe_framework.core.adapter import (
+    WEIGHTS,
+    adapter_tensors,
+    copy_tensors,
+    own_copy,
+    write_folder,
+)
+from safe_framework.core.model import SafeModel
+from safe_framework.training.monitor.event_log import write_whole
+from safe_framework.training.monitor.measurement_reading import Reading, front
 
 FOLDER, INDEX = "pareto", "pareto.json"
 

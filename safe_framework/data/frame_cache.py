@@ -1,0 +1,140 @@
+"""Encoder outputs on disk: each sample is encoded once, whatever run asks for it.
+
+A file is keyed by the sample's content, the encoder's weights and its options; none is ever
+stale. Files are written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from safe_framework.core.modality import Modality
+from safe_framework.errors import SafeError, SampleError
+from safe_framework.interfaces.types import Frames, Sample, all_real
+from safe_framework.utils.files import write_whole
+from safe_framework.utils.hashing import fingerprint, text_fingerprint
+
+Progress = Callable[[str, int, int], None]
+
+
+class FrameStore:
+    """Frames of one modality's samples, computed on demand and kept.
+
+    Args:
+        modality: whose frozen encoder computes them.
+        folder: where they are kept; shared by all runs.
+        options: the encoder's options in the recipe, which belong to the key.
+
+    Raises:
+        SafeError: the encoder is trainable: what it gave once would not stay true.
+    """
+
+    def __init__(self, modality: Modality, folder: Path, options: object = None) -> None:
+        encoder = modality.encoder
+        if modality.encoder_trains:
+            raise SafeError(
+                f"the encoder of modality `{modality.name}` is trainable, so its frames change with"
+                " every step and cannot be kept",
+                hint="keep its samples: `safe_framework.data.frame_cache_unencoded.UnencodedSamples`",
+            )
+        kind = f"{type(encoder).__module__}.{type(encoder).__qualname__}"
+        key = text_fingerprint(kind, fingerprint(encoder), options)
+        self.modality = modality
+        self.folder = folder / key[:32]
+
+    def frames(
+        self,
+        samples: Sequence[Sample],
+        progress: Progress | None = None,
+        places: Sequence[str] | None = None,
+    ) -> list[Frames]:
+        """One row of frames for each sample, without the padding at its end.
+
+        Args:
+            samples: to encode, or to read where they have been encoded before.
+            progress: called after each sample that had to be encoded.
+            places: where each sample comes from, for messages.
+
+        Raises:
+            SampleError: a sample cannot be encoded, or its frames are not finite.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        paths = [self.folder / f"{sample_key(sample)}.safetensors" for sample in samples]
+        named = places or [f"samples[{i}]" for i in range(len(samples))]
+        todo = {path: i for i, path in enumerate(paths) if not path.exists()}
+        for done, (path, i) in enumerate(todo.items(), start=1):
+            self._encode(path, samples[i], named[i])
+            if progress:
+                progress("encoding samples", done, len(todo))
+        return [_read(path) for path in paths]
+
+    def _encode(self, path: Path, sample: Sample, place: str) -> None:
+        """Encode one sample alone: beside others its last bits would depend on them."""
+        modality = self.modality
+        try:
+            prepared = modality.encoder.prepare([sample])
+        except SampleError as error:
+            raise SampleError(f"{place}: {error.message}", hint=error.hint) from error
+        device = next(iter(modality.projector.parameters())).device
+        with torch.no_grad():
+            frames = modality.encode({key: value.to(device) for key, value in prepared.items()})
+        _write(path, frames.values[0].cpu(), frames.mask[0].cpu(), place)
+
+
+def sample_key(sample: Sample) -> str:
+    """SHA-256 of a sample's content: its array, and its rate if it has one.
+
+    Raises:
+        SampleError: it holds no array.
+    """
+    values = sample if isinstance(sample, Tensor) else getattr(sample, "values", sample)
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    if not isinstance(values, np.ndarray):
+        raise SampleError(f"a sample of type {type(sample).__name__} holds no array to hash")
+    about = f"{values.dtype}|{values.shape}|{getattr(sample, 'sampling_rate', '')}|"
+    content = np.ascontiguousarray(values).tobytes()
+    return hashlib.sha256(about.encode() + content).hexdigest()
+
+
+def stack(frames: Sequence[Frames | None], dim: int) -> Frames:
+    """Rows of frames as one batch, padded to the longest; None is a row without frames."""
+    width = max((f.values.shape[1] for f in frames if f is not None), default=1) or 1
+    values = torch.zeros(len(frames), width, dim)
+    mask = torch.zeros(len(frames), width, dtype=torch.bool)
+    for row, one in enumerate(frames):
+        if one is not None:
+            values[row, : one.values.shape[1]] = one.values[0]
+            mask[row, : one.values.shape[1]] = one.mask[0]
+    return Frames(values, mask)
+
+
+def _read(path: Path) -> Frames:
+    from safetensors.torch import load_file
+
+    held = load_file(path)
+    values = held["frames"].unsqueeze(0)  # (1, frames, dim)
+    mask = held["mask"].unsqueeze(0) if "mask" in held else all_real(values)
+    return Frames(values, mask)
+
+
+def _write(path: Path, values: Tensor, mask: Tensor, place: str) -> None:
+    """Keep frames up to the last real one; the mask too where one before it is not real."""
+    from safetensors.torch import save
+
+    if not torch.isfinite(values[mask]).all():
+        raise SampleError(
+            f"{place}: the encoder gave NaN or infinite frames", hint="check the recording"
+        )
+    length = int(mask.nonzero().max()) + 1 if mask.any() else 0
+    values, mask = values[:length].float(), mask[:length]
+    held = {"frames": torch.where(mask.unsqueeze(-1), values, 0.0).contiguous()}
+    if not mask.all():
+        held["mask"] = mask.contiguous()
+    write_whole(path, save(held))
