@@ -21,7 +21,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import read_examples
 from safe_framework.evaluation.answers import inputs
 from safe_framework.runs.run import ADAPTER, CHECKPOINTS
-from safe_framework.training.retention.counterfactual_retention_start import RetentionExamples
+from safe_framework.training.retention.counterfactual import RetentionExamples
 from safe_framework.training.setup import frame_stores, retention_of
 
 

@@ -32,7 +32,7 @@ from safe_framework.core.base_model import load_base
 from safe_framework.core.build import build, load
 from safe_framework.core.model import SafeModel
 from safe_framework.pretrained import locate, quietly
-from safe_framework.verification.outcome_trace import Operation, trace_difference
+from safe_framework.verification.outcome import Operation, trace_difference
 from safe_framework.verification.verify import verify
 
 OFF, PREFILL, DECODE, BUILD, LOAD = 1.02, 1.08, 1.06, 1.1, 0.3

@@ -18,7 +18,7 @@ from safe_framework.config.read import parse_recipe, read_recipe
 from safe_framework.config.schema import Recipe
 from safe_framework.core.model import SafeModel
 from safe_framework.interfaces.types import Frames
-from safe_framework.verification.outcome_trace import Operation, traced
+from safe_framework.verification.outcome import Operation, traced
 
 MODALITY = "audio"
 TOKENS, MANY_TOKENS = 8, 32

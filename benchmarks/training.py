@@ -37,8 +37,8 @@ from safe_framework.data.recipe_data import RecipeData
 from safe_framework.evaluation.answers import answer
 from safe_framework.evaluation.metrics import exact_match
 from safe_framework.runs.run import versions
-from safe_framework.training import distributed_processes
-from safe_framework.training.alignment_start import prepare_projectors
+from safe_framework.training import distributed
+from safe_framework.training.alignment import prepare_projectors
 from safe_framework.training.batches import marked_ids
 from safe_framework.training.train import make_ready
 from safe_framework.utils.progress import WorkProgress
@@ -119,7 +119,7 @@ def measure(
 ) -> dict[str, Any]:
     """One arm in this process."""
     recipe = recipe_of(arm, fused, seed)
-    model, data = build(recipe, device=distributed_processes.device()), RecipeData(recipe)
+    model, data = build(recipe, device=distributed.device()), RecipeData(recipe)
     examples = data.examples("train", {MODALITY: model.modality(MODALITY).encoder})
     watch = Watch(model, data, until, steps)
     progress, reading = WorkProgress(Console(quiet=True)), 0.0

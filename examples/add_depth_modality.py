@@ -39,8 +39,7 @@ from safe_framework.evaluation.answers import answer, without
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.runs.run import ADAPTER, METRICS, run_recipe
 from safe_framework.utils.catalogue import recipe_path
-from safe_framework.verification.certificate import FILE, Certificate
-from safe_framework.verification.certificate_summary import summary
+from safe_framework.verification.certificate import FILE, Certificate, summary
 
 SHIPPED = "../data/depth"
 VISION_STEPS = 50

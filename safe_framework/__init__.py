@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from safe_framework.interfaces.encoder import Encoder
     from safe_framework.interfaces.fusion import FusionAdapter
     from safe_framework.interfaces.projector import Projector
-    from safe_framework.interfaces.retention import RetentionRegularizer
-    from safe_framework.interfaces.retention_retention_store import RetentionStore
+    from safe_framework.interfaces.retention import RetentionRegularizer, RetentionStore
     from safe_framework.interfaces.types import AttentionWeights, BaseFacts, Frames, Memory, Tokens
     from safe_framework.serving.pipeline import pipeline
     from safe_framework.verification.verify import verify
@@ -39,7 +38,7 @@ _HOMES = {
     "SafeModel": "core.model",
     "Projector": "interfaces.projector",
     "RetentionRegularizer": "interfaces.retention",
-    "RetentionStore": "interfaces.retention_retention_store",
+    "RetentionStore": "interfaces.retention",
     "AttentionWeights": "interfaces.types",
     "BaseFacts": "interfaces.types",
     "Frames": "interfaces.types",

@@ -15,8 +15,16 @@ from typing import Annotated, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from safe_framework.attention.folded import CLAMP, MASKED, Folded, exact, fold, pays
-from safe_framework.attention.folded_factored import FactoredOf, plain
+from safe_framework.attention.folded import (
+    CLAMP,
+    MASKED,
+    FactoredOf,
+    Folded,
+    exact,
+    fold,
+    pays,
+    plain,
+)
 from safe_framework.interfaces.types import BaseFacts, Memory, Tokens
 
 _OBSERVER: ContextVar[Callable[[Tensor], None] | None] = ContextVar(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from safe_framework.experimental.vision_language.train_score import Captioning, Scores
+    from safe_framework.experimental.vision_language.train import Captioning, Scores
 
 
 def add(commands: Any) -> None:

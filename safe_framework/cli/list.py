@@ -43,8 +43,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _section(title: str, points: Sequence[EntryPoint]) -> None:
     """Plugins of one kind, the options of each below it."""
-    from safe_framework.config.plugin_options import told_options
-    from safe_framework.config.plugin_options_docstrings import docstring, summary
+    from safe_framework.config.plugin_options import docstring, summary, told_options
     from safe_framework.interfaces.registry import origin
 
     print(title if points else f"{title}\n  none")
@@ -81,10 +80,8 @@ def _print_json(files: Mapping[str, Mapping[str, str]]) -> None:
 
 def _record(kind: str, point: EntryPoint) -> dict[str, Any]:
     """A plugin as JSON holds it; ``options`` is null where its source does not tell them."""
-    from safe_framework.config.options import REQUIRED
-    from safe_framework.config.options_words import phrase
-    from safe_framework.config.plugin_options import told_options
-    from safe_framework.config.plugin_options_docstrings import arguments, docstring, summary
+    from safe_framework.config.options import REQUIRED, phrase
+    from safe_framework.config.plugin_options import arguments, docstring, summary, told_options
 
     text, options = docstring(point), told_options(point)
     said = arguments(text)

@@ -45,8 +45,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _show_plugin(kind: str, name: str) -> None:
-    from safe_framework.config.plugin_options import told_options
-    from safe_framework.config.plugin_options_docstrings import arguments, docstring, summary
+    from safe_framework.config.plugin_options import arguments, docstring, summary, told_options
     from safe_framework.interfaces.registry import REGISTRIES
 
     registry = REGISTRIES[kind]
@@ -68,8 +67,7 @@ def _show_plugin(kind: str, name: str) -> None:
 
 
 def _row(option: Option) -> tuple[str, str, str]:
-    from safe_framework.config.options import REQUIRED
-    from safe_framework.config.options_words import phrase, quote
+    from safe_framework.config.options import REQUIRED, phrase, quote
 
     if option.default is REQUIRED:
         default = "required"

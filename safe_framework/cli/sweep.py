@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from safe_framework.evaluation.sweep_sweep_results import GatePoint, GateSweep
+    from safe_framework.evaluation.sweep import GatePoint, GateSweep
 
 _TEXTS = 64
 
@@ -45,8 +45,7 @@ def _numbers(text: str) -> list[float]:
 def _run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from safe_framework.evaluation.sweep import BUDGET, GATES
-    from safe_framework.evaluation.sweep_sweep_results import write_sweep
+    from safe_framework.evaluation.sweep import BUDGET, GATES, write_sweep
     from safe_framework.runs.finished import open_run
     from safe_framework.runs.inspection import swept
     from safe_framework.utils.progress import WorkProgress

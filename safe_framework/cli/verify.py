@@ -32,8 +32,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from safe_framework.utils.progress import WorkProgress
-    from safe_framework.verification.certificate import FILE
-    from safe_framework.verification.certificate_summary import summary
+    from safe_framework.verification.certificate import FILE, summary
     from safe_framework.verification.target import open_target
     from safe_framework.verification.verify import verify
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import attrs
 
-from safe_framework.config.toml_positions import Path, Place, Span, key_positions
+from safe_framework.config.toml_positions import KeyPath, Place, Span, key_positions
 from safe_framework.errors import SafeError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Finding:
         at: whether the key or the value is to be pointed at.
     """
 
-    path: Path
+    path: KeyPath
     message: str
     hint: str = ""
     at: Literal["key", "value"] = "value"
@@ -80,7 +80,7 @@ class RecipeError(SafeError, ValueError):
         return cls("\n\n".join(blocks), problems=ordered)
 
     @classmethod
-    def at(cls, recipe: Recipe, path: Path, message: str, hint: str = "") -> RecipeError:
+    def at(cls, recipe: Recipe, path: KeyPath, message: str, hint: str = "") -> RecipeError:
         """The error that shows one mistake where ``path`` is written in ``recipe``."""
         return cls.of(locate([Finding(path, message, hint)], recipe.text, recipe.source))
 
@@ -109,7 +109,7 @@ def problem_at(span: Span, text: str, source: str, message: str, hint: str = "")
     return Problem(*span, message=message, hint=hint, source=source, excerpt=excerpt)
 
 
-def positioned(recipe: Recipe, path: Path, error: Exception, owner: str) -> RecipeError:
+def positioned(recipe: Recipe, path: KeyPath, error: Exception, owner: str) -> RecipeError:
     """Show where a recipe says what a plugin's constructor refused.
 
     Args:
@@ -133,7 +133,7 @@ def rename(message: str, name: str) -> str:
     return f"{name} {match[2]}" if match else f"{name}: {message}"
 
 
-def _span(places: dict[Path, Place], found: Finding) -> Span:
+def _span(places: dict[KeyPath, Place], found: Finding) -> Span:
     """Where a path is written, or the closest table around it if it is not."""
     if place := places.get(found.path):
         return place.key if found.at == "key" else place.value

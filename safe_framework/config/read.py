@@ -8,9 +8,13 @@ from typing import Any
 
 import tomli
 
-from safe_framework.config.cross_checks import check_data_files, check_modality_names, check_stage_b
-from safe_framework.config.cross_checks_stages import check_stages
-from safe_framework.config.cross_checks_tasks import check_tasks
+from safe_framework.config.cross_checks import (
+    check_data_files,
+    check_modality_names,
+    check_stage_b,
+    check_stages,
+    check_tasks,
+)
 from safe_framework.config.diagnostics import Finding, RecipeError, locate, problem_at
 from safe_framework.config.options import schema_options
 from safe_framework.config.schema import Recipe

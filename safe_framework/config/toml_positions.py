@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import tomli
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 """Keys and indices from the root of a document, such as ``("retention", 0, "weight")``."""
 
 
@@ -45,7 +45,7 @@ _STRING = re.compile(
 _SCALAR = re.compile(r"[^\s,\]}#]+(?: [^\s,\]}#]+)?")  # a date and its time may be a space apart
 
 
-def key_positions(text: str) -> dict[Path, Place]:
+def key_positions(text: str) -> dict[KeyPath, Place]:
     r"""Map the path of every key and array item of valid TOML to where it is written.
 
     Items are counted from 0, so the second ``[[retention]]`` is ``("retention", 1)``.
@@ -59,13 +59,13 @@ def key_positions(text: str) -> dict[Path, Place]:
 class _Scanner:
     def __init__(self, text: str) -> None:
         self.text, self.at = text, 0
-        self.found: dict[Path, Place] = {}
-        self.tables: dict[Path, int] = {}  # how many [[headers]] each array of tables has had
+        self.found: dict[KeyPath, Place] = {}
+        self.tables: dict[KeyPath, int] = {}  # how many [[headers]] each array of tables has had
         self.lines = [0, *(match.end() for match in re.finditer("\n", text))]
 
-    def scan(self) -> dict[Path, Place]:
+    def scan(self) -> dict[KeyPath, Place]:
         """Every key's place, by its path."""
-        table: Path = ()
+        table: KeyPath = ()
         while self.skip() < len(self.text):
             if self.text[self.at] == "[":
                 table = self.header()
@@ -73,13 +73,13 @@ class _Scanner:
                 self.pair(table)
         return self.found
 
-    def header(self) -> Path:
+    def header(self) -> KeyPath:
         """Read ``[table]`` or ``[[table]]``, and give the path of what follows."""
         brackets = 2 if self.text.startswith("[[", self.at) else 1
         self.at += brackets
         self.skip()
         *parents, (name, span) = self.keys()
-        path: Path = ()
+        path: KeyPath = ()
         for parent, place in parents:
             path = self.implied((*path, parent), place)
             if path in self.tables:  # [a.b] after [[a]] is a[-1].b
@@ -94,7 +94,7 @@ class _Scanner:
         self.at += brackets
         return path
 
-    def pair(self, table: Path) -> None:
+    def pair(self, table: KeyPath) -> None:
         """Read ``key = value`` in a table."""
         *parents, (name, span) = self.keys()
         path = table
@@ -107,7 +107,7 @@ class _Scanner:
         self.value(path)
         self.found[path] = Place(span, self.span(start))
 
-    def value(self, path: Path) -> None:
+    def value(self, path: KeyPath) -> None:
         """Read a value, and keep the places inside it."""
         opening = self.text[self.at]
         if opening == "[":
@@ -120,7 +120,7 @@ class _Scanner:
         else:
             self.take(_STRING if opening in "\"'" else _SCALAR)
 
-    def array(self, path: Path) -> None:
+    def array(self, path: KeyPath) -> None:
         """Read an array; its items' paths end with their index."""
         self.at += 1
         index = 0
@@ -143,7 +143,7 @@ class _Scanner:
         start = self.at
         return _unquote(self.take(_KEY)), self.span(start)
 
-    def implied(self, path: Path, span: Span) -> Path:
+    def implied(self, path: KeyPath, span: Span) -> KeyPath:
         """Note a path where it is first mentioned."""
         self.found.setdefault(path, Place(span, span))
         return path

@@ -12,12 +12,13 @@ from typing import Any, Literal, get_args
 import attrs
 
 from safe_framework.config.diagnostics import Finding, rename
-from safe_framework.config.options import REQUIRED, Option, schema_options
-from safe_framework.config.options_words import (
+from safe_framework.config.options import (
     ARRAYS,
+    REQUIRED,
     SCALARS,
     TABLES,
     UNIONS,
+    Option,
     describe,
     example,
     items_of,
@@ -25,9 +26,10 @@ from safe_framework.config.options_words import (
     outer,
     phrase,
     quote,
+    schema_options,
 )
-from safe_framework.config.plugin_options_plugins import plugin_options
-from safe_framework.config.toml_positions import Path
+from safe_framework.config.plugin_options import plugin_options
+from safe_framework.config.toml_positions import KeyPath
 from safe_framework.errors import PluginError
 from safe_framework.utils.suggest import nearest
 
@@ -46,10 +48,10 @@ class Checker:
     """
 
     findings: list[Finding]
-    prefix: Path = ()
+    prefix: KeyPath = ()
     owner: str = ""
 
-    def value(self, value: Any, kind: Any, path: Path) -> Any:
+    def value(self, value: Any, kind: Any, path: KeyPath) -> Any:
         """The value as ``kind`` wants it, or :data:`WRONG`."""
         origin = outer(kind)
         if kind is Any:
@@ -66,7 +68,7 @@ class Checker:
             return self.mapping(value, kind, path)
         return self.scalar(value, kind, path)
 
-    def record(self, given: Mapping[str, Any], options: Sequence[Option], path: Path) -> Any:
+    def record(self, given: Mapping[str, Any], options: Sequence[Option], path: KeyPath) -> Any:
         """The values of the options that are given, by name, or :data:`WRONG`."""
         known = {option.name: option for option in options}
         values = {name: self.option(item, known, (*path, name)) for name, item in given.items()}
@@ -75,7 +77,7 @@ class Checker:
             self.missing(option, (*path, option.name))
         return WRONG if missing or _any_wrong(values.values()) else values
 
-    def option(self, value: Any, known: Mapping[str, Option], path: Path) -> Any:
+    def option(self, value: Any, known: Mapping[str, Option], path: KeyPath) -> Any:
         """The value of one key of a table."""
         option = known.get(str(path[-1]))
         if option is None:
@@ -88,7 +90,7 @@ class Checker:
                 return self.report(path, rename(str(error), self.name(path)))
         return checked
 
-    def table(self, value: Any, schema: type, path: Path) -> Any:
+    def table(self, value: Any, schema: type, path: KeyPath) -> Any:
         """A table of the schema."""
         is_plugin = "options" in attrs.fields_dict(schema)
         if not isinstance(value, dict):
@@ -100,7 +102,7 @@ class Checker:
         values = self.record(value, schema_options(schema), path)
         return WRONG if values is WRONG else schema(**values)
 
-    def plugin(self, value: dict[str, Any], schema: type, path: Path) -> Any:
+    def plugin(self, value: dict[str, Any], schema: type, path: KeyPath) -> Any:
         """A table whose ``use`` names a plugin, and whose other keys are mostly its options."""
         own = schema_options(schema)
         names = {option.name for option in own}
@@ -116,7 +118,7 @@ class Checker:
         rest = {name: values.pop(name) for name in list(values) if name not in names}
         return schema(**values, options=rest)
 
-    def find_plugin(self, use: Any, path: Path, schema: type) -> tuple[str, list[Option]] | None:
+    def find_plugin(self, use: Any, path: KeyPath, schema: type) -> tuple[str, list[Option]] | None:
         """The owner and options of the plugin called ``use``; None if there is no such one."""
         if not isinstance(use, str):
             return None
@@ -126,7 +128,7 @@ class Checker:
             self.report((*path, "use"), error.message, error.hint)
             return None
 
-    def union(self, value: Any, kind: Any, path: Path) -> Any:
+    def union(self, value: Any, kind: Any, path: KeyPath) -> Any:
         """The first member that takes the value, and never None, which TOML cannot write."""
         wanted = members(kind)
         if len(wanted) == 1:
@@ -137,7 +139,7 @@ class Checker:
                 return checked
         return self.wrong(value, kind, path)
 
-    def choice(self, value: Any, kind: Any, path: Path) -> Any:
+    def choice(self, value: Any, kind: Any, path: KeyPath) -> Any:
         """One of a few values."""
         choices = get_args(kind)
         if any(type(value) is type(choice) and value == choice for choice in choices):
@@ -146,7 +148,7 @@ class Checker:
         hint = nearest(value, words) if isinstance(value, str) else ""
         return self.wrong(value, kind, path, hint)
 
-    def array(self, value: Any, kind: Any, path: Path) -> Any:
+    def array(self, value: Any, kind: Any, path: KeyPath) -> Any:
         """An array as a tuple, each item checked."""
         if not isinstance(value, list):
             scalar = isinstance(value, (str, int, float))
@@ -161,7 +163,7 @@ class Checker:
         items = [self.value(item, kinds[index], (*path, index)) for index, item in enumerate(value)]
         return WRONG if _any_wrong(items) else tuple(items)
 
-    def mapping(self, value: Any, kind: Any, path: Path) -> Any:
+    def mapping(self, value: Any, kind: Any, path: KeyPath) -> Any:
         """A table whose keys are free and whose values share a type."""
         if not isinstance(value, dict):
             return self.wrong(value, kind, path)
@@ -169,7 +171,7 @@ class Checker:
         items = {key: self.value(item, wanted, (*path, key)) for key, item in value.items()}
         return WRONG if _any_wrong(items.values()) else items
 
-    def scalar(self, value: Any, kind: Any, path: Path) -> Any:
+    def scalar(self, value: Any, kind: Any, path: KeyPath) -> Any:
         """A value of exactly this type: True is an int to Python, but not to TOML."""
         if type(value) is kind:
             return value
@@ -181,12 +183,12 @@ class Checker:
             return self.report(path, message, "leave it out")
         return self.wrong(value, kind, path, _rewrite(value, kind))
 
-    def wrong(self, value: Any, kind: Any, path: Path, hint: str = "") -> Any:
+    def wrong(self, value: Any, kind: Any, path: KeyPath, hint: str = "") -> Any:
         """Report a value of another type than it must be."""
         message = f"{self.name(path)} must be {phrase(kind)}, not {describe(value)}"
         return self.report(path, message, hint)
 
-    def missing(self, option: Option, path: Path) -> None:
+    def missing(self, option: Option, path: KeyPath) -> None:
         """Report a key that has no default and is not there."""
         if attrs.has(option.kind) and len(path) == 1:
             hint = f"add a table `[{option.name}]`"
@@ -197,7 +199,7 @@ class Checker:
             hint = f"add `{option.name} = {shown}`"
         self.report(path, f"{self.name(path)} is missing", hint, at="key")
 
-    def unknown(self, value: Any, known: Mapping[str, Option], path: Path) -> Any:
+    def unknown(self, value: Any, known: Mapping[str, Option], path: KeyPath) -> Any:
         """Report a key that the table does not have."""
         noun = "option" if self.owner else "table" if isinstance(value, dict) else "key"
         listed = f"{'options' if self.owner else 'keys'}: {', '.join(known)}"
@@ -205,13 +207,13 @@ class Checker:
         return self.report(path, f"unknown {noun} {self.name(path)}", hint, at="key")
 
     def report(
-        self, path: Path, message: str, hint: str = "", at: Literal["key", "value"] = "value"
+        self, path: KeyPath, message: str, hint: str = "", at: Literal["key", "value"] = "value"
     ) -> Any:
         """Add a finding, and give what stands for a wrong value."""
         self.findings.append(Finding(path, message, hint, at))
         return WRONG
 
-    def name(self, path: Path) -> str:
+    def name(self, path: KeyPath) -> str:
         """A path as its author writes it, and whose it is.
 
         >>> Checker([], ("a",), "encoder `whisper`").name(("a", "layers", 2))

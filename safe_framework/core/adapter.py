@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from torch import Tensor
+from torch import Tensor, nn
 
 import safe_framework
 from safe_framework.core.base_change import named, original
-from safe_framework.core.layer_discovery_layers import text_config
+from safe_framework.core.layer_discovery import text_config
 from safe_framework.core.modality import Modality
 from safe_framework.errors import AdapterError
 from safe_framework.pretrained.probe_cache import recalled
@@ -27,6 +27,7 @@ from safe_framework.utils.hashing import fingerprint, text_fingerprint, tokenize
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
+
 
 FORMAT = 1
 WEIGHTS, CONFIG, RECIPE, CARD = (
@@ -334,7 +335,7 @@ def _check_identity(model: SafeModel, config: AdapterConfig, folder: Path) -> No
 
 
 def _kept(config: Mapping[str, Any]) -> str:
-    from safe_framework.evaluation.base_drift_changed_wording import for_the_card
+    from safe_framework.evaluation.base_drift import for_the_card
 
     if changed := config.get("base_change"):
         return for_the_card(changed)
@@ -351,3 +352,24 @@ def _card(model: SafeModel, config: Mapping[str, Any]) -> str:
         f"sense {senses}. {_kept(config)}\n\n"
         '```python\nimport safe_framework\n\nmodel = safe_framework.load("this/folder")\n```\n'
     )
+
+
+# What of a model training changes, by name and in numbers.
+
+
+def trainable_parameters(model: SafeModel) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name; those of a changed base are among them."""
+    changed = named(model.base_change, model.base)
+    return {
+        name: parameter
+        for name, parameter in (*model.modalities.named_parameters(), *changed.items())
+        if parameter.requires_grad or name in changed
+    }
+
+
+def trainable_summary(model: SafeModel) -> str:
+    """How many parameters are trainable, in PEFT's form."""
+    trainable = sum(p.numel() for p in trainable_parameters(model).values())
+    total = sum(p.numel() for p in model.parameters())
+    share = 100 * trainable / total
+    return f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share:.4f}"

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.base_change_context import ChangeHook
-from safe_framework.core.layer_discovery import LayerStack
-from safe_framework.core.layer_discovery_layers import text_config
-from safe_framework.core.layer_hooks_attachment import EmbeddingHook, LayerHook
+from safe_framework.core.base_change import ChangeHook
+from safe_framework.core.layer_discovery import LayerStack, text_config
+from safe_framework.core.layer_hooks import EmbeddingHook, LayerHook
 from safe_framework.errors import CheckpointError
 from safe_framework.interfaces.types import AttentionWeights, BaseFacts
 

@@ -15,7 +15,7 @@ from safe_framework.config.read import parse_recipe, read_recipe
 from safe_framework.config.schema import EncoderSpec, ModalitySpec, PluginSpec, Recipe
 from safe_framework.core.adapter import RECIPE, load_tensors, read_config
 from safe_framework.core.base_model import load_base
-from safe_framework.core.layer_discovery_layers import Side
+from safe_framework.core.layer_discovery import Side
 from safe_framework.core.markers.embeddings import inline_tokens
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import AdapterError, SafeError

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from safe_framework.data.samples_given import given_sample
+from safe_framework.data.samples import given_sample
 from safe_framework.errors import SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample

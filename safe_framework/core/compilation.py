@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from safe_framework.core.layer_hooks import LayerForward, give_back, take_over
-from safe_framework.core.layer_hooks_attachment import hearing
+from safe_framework.core.layer_hooks import LayerForward, give_back, hearing, take_over
 from safe_framework.errors import UnsupportedBaseError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import attrs
 from torch import nn
 from torch.nn.modules import module as every_module
 
-from safe_framework.core.layer_hooks_attachment import LayerHook
+from safe_framework.core.layer_hooks import LayerHook
 
 _KINDS = {
     "_forward_pre_hooks": "forward pre-hook",

@@ -14,9 +14,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from safe_framework.core.layer_discovery_layout import PLAIN, Layout
-from safe_framework.core.layer_hooks_attachment import LayerCall, hidden_of, with_hidden
-from safe_framework.core.markers.embeddings_marker_prompt import MarkedPrompt
+from safe_framework.core.layer_discovery import PLAIN, Layout
+from safe_framework.core.layer_hooks import LayerCall, hidden_of, with_hidden
+from safe_framework.core.markers.embeddings import MarkedPrompt
 from safe_framework.errors import InjectionError, PluginError
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.types import Memory, Tokens

@@ -3,19 +3,189 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.layer_discovery_layout import PLAIN, Layout, layout_named, layout_of
-from safe_framework.core.layer_hooks_attachment import LayerCall, hidden_of, with_hidden
+from safe_framework.core.layer_hooks import LayerCall, hidden_of, with_hidden
 from safe_framework.core.special_tokens import ordinary_ids
 from safe_framework.errors import UnsupportedBaseError
 from safe_framework.pretrained.probe_cache import recalled
+
+# Where the layers of a base model are, found by structure alone.
+
+
+Side = Literal["decoder", "encoder"]
+
+_COUNTS = {
+    "decoder": ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers"),
+    "encoder": ("encoder_layers", "num_hidden_layers", "num_layers"),
+}
+_NAMES = ("layers", "h", "blocks", "block", "layer")
+_FOREIGN = ("vision", "visual", "image", "audio", "speech", "video", "protein")
+
+
+def text_config(model: nn.Module) -> Any:
+    """The part of a transformers config that describes the decoder."""
+    config: Any = model.config
+    get: Callable[..., Any] | None = getattr(config, "get_text_config", None)
+    return get(decoder=True) if get is not None else config
+
+
+def find_layers(
+    model: nn.Module, layers_path: str | None = None, side: Side = "decoder"
+) -> tuple[str, ...]:
+    """The dotted paths of what may be the list of layers of any transformers model, best first.
+
+    They are the outermost lists of modules in the innermost decoder: those as long as the
+    config's layer count before others, a vision tower's last, then by usual name, then the
+    longest. Which of them a call really runs is for a probe to see.
+
+    Args:
+        model: a transformers model.
+        layers_path: of the list, for a model where the rule is wrong.
+        side: of an encoder-decoder model, which one.
+
+    Raises:
+        UnsupportedBaseError: the model holds no list of layers, or not at ``layers_path``.
+    """
+    if layers_path is not None:
+        return (_checked(model, layers_path),)
+    stack = _innermost_decoder(model) if side == "decoder" else _text_encoder(model)
+    config = text_config(model)
+    counts = (getattr(config, name, None) for name in _COUNTS[side])
+    count = next((number for number in counts if isinstance(number, int)), None)
+
+    def rank(found: tuple[str, nn.ModuleList]) -> tuple[bool, bool, bool, int]:
+        """What makes one list of layers likelier than another: the least is taken."""
+        path, layers = found
+        foreign = any(word in path for word in _FOREIGN)
+        return len(layers) != count, foreign, path.split(".")[-1] not in _NAMES, -len(layers)
+
+    paths = {id(module): path for path, module in reversed(list(model.named_modules()))}
+    ranked = sorted(_outermost_lists(stack), key=rank)
+    if not ranked:
+        raise UnsupportedBaseError(
+            f"`{type(model).__name__}` holds no list of layers",
+            hint="name the list by `layers_path` in [base]",
+        )
+    return tuple(paths[id(layers)] for _, layers in ranked)
+
+
+def _checked(model: nn.Module, path: str) -> str:
+    try:
+        found = model.get_submodule(path)
+    except AttributeError as error:
+        raise UnsupportedBaseError(
+            f"`{type(model).__name__}` has no module at `layers_path` = `{path}`",
+            hint="print(model) shows the paths",
+        ) from error
+    if not isinstance(found, nn.ModuleList) or not len(found):
+        raise UnsupportedBaseError(
+            f"`{path}` of `{type(model).__name__}` is a {type(found).__name__}, not a ModuleList",
+            hint="`layers_path` must name the list of layers",
+        )
+    return path
+
+
+def _outermost_lists(stack: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    lists = [
+        (name, module)
+        for name, module in stack.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module)
+    ]
+    names = [name for name, _ in lists]
+    return [
+        (name, module)
+        for name, module in lists
+        if not any(name.startswith(f"{other}.") for other in names)
+    ]
+
+
+def _innermost_decoder(model: nn.Module) -> nn.Module:
+    """Follow ``get_decoder`` until it stops; some models return an ``lm_head`` called decoder."""
+    seen: set[int] = set()
+    while hasattr(model, "get_decoder") and id(model) not in seen:
+        seen.add(id(model))
+        inner: nn.Module | None = model.get_decoder()  # type: ignore[operator]  # a method
+        if inner is None or not any(isinstance(m, nn.ModuleList) for m in inner.modules()):
+            break
+        model = inner
+    return model
+
+
+def _text_encoder(model: nn.Module) -> nn.Module:
+    """The encoder that stands beside a decoder."""
+    for module in model.modules():
+        encoder = getattr(module, "encoder", None)
+        if isinstance(encoder, nn.Module) and isinstance(
+            getattr(module, "decoder", None), nn.Module
+        ):
+            return encoder
+    raise UnsupportedBaseError(
+        f"`{type(model).__name__}` has no encoder beside its decoder",
+        hint='leave out `side`, which is then "decoder"',
+    )
+
+
+# How a base lays out the hidden states between its layers.
+#
+# Most hand on (batch, length, hidden). A few keep several parallel streams of hidden states
+# (hyper-connections, arXiv:2409.19606; AltUp, arXiv:2301.13310) or put the length first. A fusion
+# adapter is always shown (batch, length, hidden), the mean over streams; its delta goes to all.
+
+
+@attrs.frozen
+class Layout:
+    """The meaning of the axes of a hidden state; the last one is always its width.
+
+    Attributes:
+        axes: names of the axes, as messages show them.
+        batch: place of the samples.
+        length: place of the text positions.
+        streams: place of the parallel streams, if there are any.
+    """
+
+    axes: str
+    batch: int = 0
+    length: int = 1
+    streams: int | None = None
+
+    def shown(self, hidden: Tensor) -> Tensor:
+        """What a fusion adapter sees: (batch, length, hidden)."""
+        if self.streams is not None:
+            hidden = hidden.mean(self.streams)
+        return hidden.transpose(0, 1) if self.batch > self.length else hidden
+
+    def spread(self, delta: Tensor) -> Tensor:
+        """A delta of (batch, length, hidden) such that it can be added to a hidden state."""
+        if self.batch > self.length:
+            delta = delta.transpose(0, 1)
+        return delta if self.streams is None else delta.unsqueeze(self.streams)
+
+
+PLAIN = Layout("(batch, length, hidden)")
+LENGTH_FIRST = Layout("(length, batch, hidden)", batch=1, length=0)
+STREAMS_INSIDE = Layout("(batch, length, streams, hidden)", streams=2)
+STREAMS_OUTSIDE = Layout("(streams, batch, length, hidden)", batch=1, length=2, streams=0)
+
+
+def layout_of(shape: tuple[int, ...], batch: int) -> Layout | None:
+    """The layout of a hidden state of ``shape`` in a call of ``batch`` rows, if it is known."""
+    by_axes = {3: (PLAIN, LENGTH_FIRST), 4: (STREAMS_INSIDE, STREAMS_OUTSIDE)}
+    known = by_axes.get(len(shape), ())
+    return next((layout for layout in known if shape[layout.batch] == batch), None)
+
+
+def layout_named(axes: str) -> Layout:
+    """The known layout with these axes."""
+    known = (PLAIN, LENGTH_FIRST, STREAMS_INSIDE, STREAMS_OUTSIDE)
+    return next(layout for layout in known if layout.axes == axes)
+
 
 _ROWS, _LENGTH, _WORDS = 3, 5, 4
 _STILL = 1e-5

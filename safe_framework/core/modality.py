@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.injection import ActiveSense
-from safe_framework.core.layer_discovery_layout import PLAIN, Layout
+from safe_framework.core.layer_discovery import PLAIN, Layout
 from safe_framework.core.markers.embeddings import Markers
 from safe_framework.errors import PluginError, SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder

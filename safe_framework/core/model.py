@@ -13,10 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from safe_framework.core.adapter_parameters import trainable_parameters, trainable_summary
+from safe_framework.core.adapter import trainable_parameters, trainable_summary
 from safe_framework.core.attention_probe import AttentionProbe
-from safe_framework.core.base_change import BaseChange, drop_change, refuse_changed
-from safe_framework.core.base_change_context import acting, suspended
+from safe_framework.core.base_change import (
+    BaseChange,
+    acting,
+    drop_change,
+    refuse_changed,
+    suspended,
+)
 from safe_framework.core.base_model import device_of, facts_of, filling_id, freeze
 from safe_framework.core.base_snapshot import Seal
 from safe_framework.core.call import call_apart, refuse_shared, union
@@ -29,9 +34,14 @@ from safe_framework.core.gradient_checkpointing import (
     uncached,
 )
 from safe_framework.core.injection import ActiveSense, CallInjection
-from safe_framework.core.layer_discovery import check_arrival, example_inputs, probe
-from safe_framework.core.layer_discovery_layers import Side, find_layers
-from safe_framework.core.layer_hooks_attachment import active, install, install_embeddings
+from safe_framework.core.layer_discovery import (
+    Side,
+    check_arrival,
+    example_inputs,
+    find_layers,
+    probe,
+)
+from safe_framework.core.layer_hooks import active, install, install_embeddings
 from safe_framework.core.markers.call import prepare_call
 from safe_framework.core.markers.embeddings import (
     Markers,
@@ -46,8 +56,7 @@ from safe_framework.core.modality import (
     checked_gate,
     split_by_modality,
 )
-from safe_framework.core.processor import SafeProcessor, padding_id
-from safe_framework.core.processor_prepare import prepare_multimodal_inputs
+from safe_framework.core.processor import SafeProcessor, padding_id, prepare_multimodal_inputs
 from safe_framework.data.prompts import template_of
 from safe_framework.errors import SafeError
 from safe_framework.interfaces.encoder import Encoder

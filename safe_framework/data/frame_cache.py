@@ -7,15 +7,17 @@ stale. Files are written whole or not at all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import attrs
 import numpy as np
 import torch
 from torch import Tensor
 
-from safe_framework.core.modality import Modality
+from safe_framework.core.modality import PRESENT, Modality
 from safe_framework.errors import SafeError, SampleError
+from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Frames, Sample, all_real
 from safe_framework.utils.files import write_whole
 from safe_framework.utils.hashing import fingerprint, text_fingerprint
@@ -41,7 +43,7 @@ class FrameStore:
             raise SafeError(
                 f"the encoder of modality `{modality.name}` is trainable, so its frames change with"
                 " every step and cannot be kept",
-                hint="keep its samples: `safe_framework.data.frame_cache_unencoded.UnencodedSamples`",
+                hint="keep its samples: `safe_framework.data.frame_cache.UnencodedSamples`",
             )
         kind = f"{type(encoder).__module__}.{type(encoder).__qualname__}"
         key = text_fingerprint(kind, fingerprint(encoder), options)
@@ -138,3 +140,101 @@ def _write(path: Path, values: Tensor, mask: Tensor, place: str) -> None:
     if not mask.all():
         held["mask"] = mask.contiguous()
     write_whole(path, save(held))
+
+
+# Samples whose encoder trains: prepared with their batch, and encoded anew in each step.
+
+
+RawProgress = Callable[[str, int, int], None]
+
+
+@attrs.frozen(eq=False)
+class Unencoded:
+    """A row's sample where finished frames would not stay true.
+
+    Attributes:
+        sample: as it was read.
+        encoder: that prepares it, beside the others of its batch.
+    """
+
+    sample: Sample
+    encoder: Encoder
+
+
+Row = Frames | Unencoded
+"""One sample of a row: its frames, or the sample itself if its encoder trains."""
+
+
+class UnencodedSamples:
+    """What a ``FrameStore`` is to a frozen encoder, for one that trains: it keeps the samples.
+
+    Args:
+        modality: whose encoder trains.
+    """
+
+    def __init__(self, modality: Modality) -> None:
+        self.modality = modality
+
+    def frames(
+        self,
+        samples: Sequence[Sample],
+        progress: RawProgress | None = None,
+        places: Sequence[str] | None = None,
+    ) -> list[Unencoded]:
+        """One row for each sample, tried on the encoder now so that a bad one stops the run here.
+
+        Args:
+            samples: to keep.
+            progress: called after each sample.
+            places: where each sample comes from, for messages.
+
+        Raises:
+            SampleError: a sample cannot be used.
+        """
+        encoder = self.modality.encoder
+        named = places or [f"samples[{i}]" for i in range(len(samples))]
+        for done, (sample, place) in enumerate(zip(samples, named, strict=True), start=1):
+            try:
+                encoder.prepare([sample])
+            except SampleError as error:
+                raise SampleError(f"{place}: {error.message}", hint=error.hint) from error
+            if progress:
+                progress("trying samples", done, len(samples))
+        return [Unencoded(sample, encoder) for sample in samples]
+
+
+def prepared(name: str, encoder: Encoder, samples: Sequence[Sample | None]) -> dict[str, Tensor]:
+    """The part of a batch that carries modality ``name`` as its encoder takes it.
+
+    Args:
+        name: of the modality.
+        encoder: its own.
+        samples: one for each row; None is absent, and its row is zeros.
+    """
+    present = torch.tensor([sample is not None for sample in samples])
+    batch = {f"{name}__{PRESENT}": present}
+    if not present.any():
+        return batch
+    real = [sample for sample in samples if sample is not None]
+    for key, values in encoder.prepare(real).items():
+        rows = values.new_zeros(len(samples), *values.shape[1:])
+        rows[present] = values
+        batch[f"{name}__{key}"] = rows
+    return batch
+
+
+def inputs_of(name: str, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Modality ``name``'s part of a batch, by the keys that its encoder knows."""
+    prefix = f"{name}__"
+    return {
+        key.removeprefix(prefix): value
+        for key, value in batch.items()
+        if key.startswith(prefix) and key != prefix + PRESENT
+    }
+
+
+def contents(rows: Mapping[str, Row]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What tells rows from others: the frames of some, and hashes of the samples of the rest."""
+    frames = {key: row.values for key, row in rows.items() if isinstance(row, Frames)}
+    hashes = {key: sample_key(r.sample) for key, r in rows.items() if isinstance(r, Unencoded)}
+    return frames, hashes

@@ -12,7 +12,7 @@ from safe_framework.data.examples import distinct
 from safe_framework.evaluation.answers import Progress, silent
 from safe_framework.evaluation.metrics import Estimate, bootstrap
 from safe_framework.training.alignment import answer_embeddings
-from safe_framework.utils.sequences_groups import batches
+from safe_framework.utils.sequences import batches
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel

@@ -11,13 +11,64 @@ from torch import Tensor
 
 from safe_framework.core.base_change import WAIVED, original
 from safe_framework.evaluation.answers import Progress, inputs, silent
-from safe_framework.evaluation.base_drift_changed import HELD_OUT, MADE_UP, BaseChanged, Drift
-from safe_framework.evaluation.metrics import agrees, bootstrap, kl_per_position
-from safe_framework.utils.sequences_groups import batches
+from safe_framework.evaluation.metrics import Estimate, agrees, bootstrap, kl_per_position
+from safe_framework.utils.formatting import percent
+from safe_framework.utils.sequences import batches
 from safe_framework.utils.tensors import same_bits
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
+
+
+# What a result says of a base that Stage B changed.
+
+
+HELD_OUT, SHIPPED, MADE_UP = "held-out texts", "texts that ship with the framework", "made-up words"
+
+
+@attrs.frozen
+class Drift:
+    """The changed base without a sample, against the original, at the positions of some texts.
+
+    Attributes:
+        agreement: share of positions where both rank the same next token first.
+        kl: mean KL(original || changed) of a position, in nats.
+        largest: the largest difference of two logits.
+        positions: how many were compared.
+        texts: how many there were.
+        source: where they come from.
+        off_identical: whether ``off()`` gave the original's logits bit for bit.
+    """
+
+    agreement: Estimate
+    kl: Estimate
+    largest: float
+    positions: int
+    texts: int
+    source: str
+    off_identical: bool
+
+
+@attrs.frozen
+class BaseChanged:
+    """What every result of a model with a changed base says of it.
+
+    Attributes:
+        method: of ``[stage_b]``.
+        described: what was changed, for people.
+        parameters: how many numbers of the base, or beside it, were trained.
+        laws_given_up: keys of docs/laws.md.
+        off_is_the_original_base: whether ``off()`` is meant to be.
+        drift: how far the base was taken.
+    """
+
+    method: str
+    described: str
+    parameters: int
+    laws_given_up: tuple[str, ...]
+    off_is_the_original_base: bool
+    drift: Drift
+
 
 _ROWS = 16
 
@@ -128,3 +179,68 @@ def _drift(seen: Sequence[_Text], source: str, resamples: int, seed: int) -> Dri
         source,
         all(text.off_identical for text in seen),
     )
+
+
+# What every output of a model with a changed base says, in one place.
+
+
+def given_up(laws: Sequence[str]) -> str:
+    """Which laws do not hold.
+
+    >>> given_up(("L1", "L2"))
+    'L1 and L2 do not hold'
+    """
+    return f"{' and '.join(laws)} do not hold"
+
+
+def sentence(changed: BaseChanged) -> str:
+    """The base was changed: how, what that gives up, how far it went, and what off() is."""
+    return (
+        f"THE BASE WAS CHANGED ({changed.described}): {given_up(changed.laws_given_up)}. "
+        f"Without a sample, {drifted(changed.drift)}. {of_off(changed.off_is_the_original_base)}"
+    )
+
+
+def drifted(drift: Drift) -> str:
+    """How far the base went, in numbers."""
+    return (
+        f"{percent(drift.agreement.value)} of next tokens are the original's, KL "
+        f"{drift.kl.value:.2g} nats, largest logit difference {drift.largest:.2g} "
+        f"({drift.texts} {drift.source})"
+    )
+
+
+def of_off(original: bool) -> str:
+    """What switching everything off gives."""
+    if original:
+        return "off() is the original base, bit for bit."
+    return "off() is the changed base: its layers were trained in place."
+
+
+def for_the_card(facts: Mapping[str, Any]) -> str:
+    """What the model card of an adapter says, from the adapter's config."""
+    drift = facts["drift"]
+    told = (
+        f"Without a sample, {percent(drift['agreement'])} of next tokens on {drift['texts']} "
+        f"{drift['source']} were the original's (KL {drift['kl']:.2g} nats, largest logit "
+        f"difference {drift['largest']:.2g})."
+        if drift
+        else "How far it went from the original was not measured: `safe verify` does."
+    )
+    return (
+        f"**The base was changed** ({facts['described']}, {facts['parameters']:,} parameters). "
+        f"{given_up(facts['laws_given_up'])}: with the sense absent or its gate at 0, outputs are "
+        f"NOT the base model's. {told} {of_off(facts['off_is_the_original_base'])}"
+    )
+
+
+def for_the_adapter(drift: Drift) -> dict[str, Any]:
+    """The numbers that an adapter's config keeps."""
+    return {
+        "agreement": drift.agreement.value,
+        "kl": drift.kl.value,
+        "largest": drift.largest,
+        "positions": drift.positions,
+        "texts": drift.texts,
+        "source": drift.source,
+    }

@@ -13,10 +13,8 @@ from safe_framework.evaluation.alignment import cross_modal
 from safe_framework.evaluation.answers import Progress, evaluating, silent
 from safe_framework.evaluation.base_drift import told
 from safe_framework.evaluation.encoder_cache import encoded_once
-from safe_framework.evaluation.gain import gain
-from safe_framework.evaluation.gain_collect import collect
-from safe_framework.evaluation.gain_datasets import by_dataset, closed
-from safe_framework.evaluation.metrics_calibration import Calibration, calibration
+from safe_framework.evaluation.gain import by_dataset, closed, collect, gain
+from safe_framework.evaluation.metrics import Calibration, calibration
 from safe_framework.evaluation.results import Answered, Evaluation
 from safe_framework.evaluation.retention import gate_zero, retention
 from safe_framework.evaluation.semantic import SentenceEncoder

@@ -12,9 +12,8 @@ from cattrs.preconf.json import make_converter
 
 from safe_framework.data.tasks import QUESTIONS
 from safe_framework.evaluation.alignment import CrossModal
-from safe_framework.evaluation.base_drift_changed import BaseChanged
-from safe_framework.evaluation.metrics import Estimate, normalise
-from safe_framework.evaluation.metrics_calibration import Calibration
+from safe_framework.evaluation.base_drift import BaseChanged
+from safe_framework.evaluation.metrics import Calibration, Estimate, normalise
 from safe_framework.interfaces.types import Sample
 
 OTHER = "(other)"

@@ -16,7 +16,7 @@ from safe_framework.evaluation.answers import Progress, inputs, silent, without
 from safe_framework.evaluation.metrics import agrees, bootstrap, kl_per_position
 from safe_framework.evaluation.results import Absent, Agreement, GateZero, Retention
 from safe_framework.interfaces.types import Sample
-from safe_framework.utils.sequences_groups import batches
+from safe_framework.utils.sequences import batches
 from safe_framework.utils.tensors import same_bits
 
 if TYPE_CHECKING:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from abc import ABC
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Protocol
 
+import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from safe_framework.errors import DataError
+from safe_framework.training.compute.chunked_vocabulary import Expected, with_slope
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
-    from safe_framework.interfaces.retention_comparison import Comparison
-    from safe_framework.interfaces.retention_retention_store import RetentionStore
 
 
 class RetentionRegularizer(ABC):  # noqa: B024  # each method has a default: override any
@@ -99,3 +103,183 @@ class RetentionRegularizer(ABC):  # noqa: B024  # each method has a default: ove
     def constrain(self, optimizer: torch.optim.Optimizer) -> None:
         """Called after each optimizer step; may change the trainable parameters in place."""
         return None
+
+
+# What a model and its base say at the same words, for retention methods to compare.
+
+
+class Comparison(ABC):
+    """The words of a step's texts, as the model sees them and as its base does."""
+
+    @property
+    @abstractmethod
+    def logits(self) -> Annotated[Tensor, "batch length vocabulary"]:
+        """The model's."""
+
+    @property
+    @abstractmethod
+    def base_logits(self) -> Annotated[Tensor, "batch length vocabulary"]:
+        """The base's, without gradient."""
+
+    @property
+    @abstractmethod
+    def mask(self) -> Annotated[Tensor, "batch length"]:
+        """True at the positions that count."""
+
+    @abstractmethod
+    def divergence(self, temperature: float) -> Tensor:
+        """``mean KL(softmax(base / T) || softmax(ours / T))`` over positions that count, in nats.
+
+        Args:
+            temperature: T, above 0.
+        """
+
+
+@attrs.frozen(eq=False)
+class LogitComparison(Comparison):
+    """A comparison of logits that are at hand, (batch, length, vocabulary)."""
+
+    logits: Tensor
+    base_logits: Tensor
+    mask: Tensor
+
+    def divergence(self, temperature: float) -> Tensor:
+        """As the formula has it, in float32."""
+        ours = (self.logits[self.mask].float() / temperature).log_softmax(-1)
+        base = (self.base_logits[self.mask].float() / temperature).log_softmax(-1)
+        return nn.functional.kl_div(ours, base, log_target=True, reduction="batchmean")
+
+
+class Said(Protocol):
+    """Words that one side says, of which there is what enters the output embeddings."""
+
+    @property
+    def hidden(self) -> Tensor:
+        """What enters them, (words, hidden)."""
+
+    @property
+    def logits(self) -> Tensor:
+        """What comes out, (words, vocabulary)."""
+
+    def expected(self, temperature: float) -> Expected:
+        """The softmax of these words."""
+
+
+@attrs.frozen(eq=False)
+class HiddenComparison(Comparison):
+    """A comparison of what enters the output embeddings, which alone make the logits.
+
+    Attributes:
+        ours: the words as the model says them.
+        base: the same words as the base says them.
+    """
+
+    ours: Said
+    base: Said
+
+    @property
+    def logits(self) -> Tensor:
+        """The model's, as one row."""
+        return self.ours.logits.unsqueeze(0)
+
+    @property
+    def base_logits(self) -> Tensor:
+        """The base's, as one row."""
+        return self.base.logits.unsqueeze(0)
+
+    @property
+    def mask(self) -> Tensor:
+        """All words count."""
+        hidden = self.ours.hidden
+        return torch.ones(1, len(hidden), dtype=torch.bool, device=hidden.device)
+
+    def divergence(self, temperature: float) -> Tensor:
+        """The same without the logits.
+
+        ``KL(base || ours) = lse(z_ours) - lse(z_base) - (h_ours - h_base) . E_base[W] / T`` where
+        ``z = W h / T``. Its gradient, for ``h_ours`` alone, is ``(E_ours[W] - E_base[W]) / T``.
+        """
+        hidden = self.ours.hidden
+        ours, base = self.ours.expected(temperature), self.base.expected(temperature)
+        moved = (hidden.detach() - self.base.hidden) * base.embedding
+        each = ours.log_sum - base.log_sum - moved.double().sum(-1) / temperature
+        slope = (ours.embedding - base.embedding) / (temperature * len(each))
+        value = each.clamp(min=0).mean().float()  # below 0 is rounding
+        return with_slope(value, hidden, slope)
+
+
+# What a retention method computes before the first step, kept beside the run.
+
+
+Progress = Callable[[str, int, int], None]
+
+
+def _silent(label: str, done: int, total: int) -> None:
+    return None
+
+
+class RetentionStore:
+    """One safetensors file that is computed once, at the start of training.
+
+    Args:
+        path: of the file.
+        made_for: gives what the content depends on, as fingerprints by name; a file that was
+            made for anything else is refused. Only asked when the store is used.
+        start: fingerprint of the adapter at the start of training; None where a run goes on from
+            a later step: then the file must be there.
+        progress: called with a label, how much is done and of how much.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        made_for: Callable[[], Mapping[str, str]],
+        *,
+        start: str | None,
+        progress: Progress = _silent,
+    ) -> None:
+        self.path, self.made_for, self.start = path, made_for, start
+        self.progress = progress
+
+    def once(self, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The file's tensors on the CPU, computed and written if there is no file yet.
+
+        Raises:
+            DataError: the file was made for something else, or a run goes on without it.
+        """
+        from safetensors.torch import load_file
+
+        facts = dict(self.made_for())
+        if not self.path.exists():
+            if self.start is None:
+                raise DataError(
+                    f"`{self.path}` is missing, without which its run cannot go on",
+                    hint="start anew with --no-resume",
+                )
+            self._write(compute(), facts)
+        self._refuse_stale(facts)
+        return load_file(self.path)
+
+    def _write(self, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
+        """Rename a whole file into place, so that a kill leaves none that is half."""
+        from safetensors.torch import save_file
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        copies = {
+            name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
+        }
+        save_file(copies, part, metadata={**facts, "start": self.start or ""})
+        os.replace(part, self.path)
+
+    def _refuse_stale(self, facts: Mapping[str, str]) -> None:
+        from safetensors import safe_open
+
+        with safe_open(self.path, framework="pt") as file:
+            held = file.metadata() or {}
+        wanted = {**facts} if self.start is None else {**facts, "start": self.start}
+        if other := [name for name, value in wanted.items() if held.get(name) != value]:
+            raise DataError(
+                f"`{self.path}` is stale: it was made for another {' and another '.join(other)}",
+                hint="start anew with --no-resume",
+            )

@@ -12,7 +12,7 @@ from safe_framework.runs.report import write_report
 from safe_framework.runs.report.samples import chosen
 from safe_framework.runs.report.extras import Extras
 from safe_framework.evaluation.sweep import BUDGET, GATES, sweep
-from safe_framework.evaluation.sweep_sweep_results import GateSweep, read_sweeps, write_sweep
+from safe_framework.evaluation.sweep import GateSweep, read_sweeps, write_sweep
 from safe_framework.runs.finished import FinishedRun
 from safe_framework.runs.run import REPORT, versions
 from safe_framework.training.monitor.event_log import FILE as MONITOR

@@ -13,7 +13,7 @@ from safe_framework.core.build import parts_of
 from safe_framework.core.base_model import facts_of
 from safe_framework.pretrained.meta_models import base_blueprint, blueprints, card_of
 from safe_framework.errors import CheckpointError
-from safe_framework.core.layer_discovery_layers import find_layers, text_config
+from safe_framework.core.layer_discovery import find_layers, text_config
 from safe_framework.core.modality import check_layers
 from safe_framework.core.layer_discovery import LayerStack
 

@@ -25,18 +25,18 @@ from safe_framework.interfaces.encoder import Encoder
 from safe_framework.errors import DataError
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.evaluate import evaluate
-from safe_framework.evaluation.summary_table import table
+from safe_framework.evaluation.summary import table
 from safe_framework.evaluation.attention import ATTENTION
 from safe_framework.runs.report import write_report
-from safe_framework.runs.report.curves_monitor import write_figure
-from safe_framework.evaluation.sweep_sweep_results import SWEEP
+from safe_framework.runs.report.curves import write_figure
+from safe_framework.evaluation.sweep import SWEEP
 from safe_framework.utils.hashing import text_fingerprint
 from safe_framework.hooks import hook_manager
 from safe_framework.core.model import SafeModel
 from safe_framework.utils.progress import WorkProgress
-from safe_framework.experimental.base_finetuning.train_run import (remember_drift, start_of, warn_of)
-from safe_framework.experimental.base_finetuning.train_run import train_both as train
-from safe_framework.training import distributed_processes
+from safe_framework.experimental.base_finetuning.train import remember_drift, start_of, warn_of
+from safe_framework.experimental.base_finetuning.train import train_both as train
+from safe_framework.training import distributed
 from safe_framework.training.monitor.event_log import FILE as MONITOR
 from safe_framework.training.monitor.event_log import read_events
 from safe_framework.training.monitor.pareto import FOLDER as PARETO
@@ -79,13 +79,13 @@ def run_recipe(
     recipe = read_recipe(source)
     _check_data(recipe)
     folder = output or Path("runs") / Path(recipe.source).stem
-    with distributed_processes.joined() as sharding:
-        if distributed_processes.is_first():
+    with distributed.joined() as sharding:
+        if distributed.is_first():
             _claim(folder, recipe, resume)
-        distributed_processes.wait()
-        console = Console(quiet=quiet or not distributed_processes.is_first(), stderr=False)
+        distributed.wait()
+        console = Console(quiet=quiet or not distributed.is_first(), stderr=False)
         _run(recipe, folder, console, resume=resume, sharding=sharding)
-        distributed_processes.wait()
+        distributed.wait()
     return folder
 
 
@@ -93,13 +93,13 @@ def _run(
     recipe: Recipe, folder: Path, console: Console, *, resume: bool, sharding: Sharding | None
 ) -> None:
     """Everything that each of the processes does."""
-    clock, writes = Clock(), distributed_processes.is_first()
-    if (count := distributed_processes.count()) > 1:
+    clock, writes = Clock(), distributed.is_first()
+    if (count := distributed.count()) > 1:
         shared = ", which share the base's layers" if sharding else ""
         console.print(f"{count} processes{shared}", highlight=False)
     with WorkProgress(console).showing() as progress:
         with clock.timing("build"):
-            model = build(recipe, device=None if sharding else distributed_processes.device())
+            model = build(recipe, device=None if sharding else distributed.device())
         data = RecipeData(recipe)
         examples = _read_all(model, data)
         told = _tell_skipped(console, data, folder) if writes else 0

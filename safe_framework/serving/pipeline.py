@@ -10,8 +10,8 @@ import torch
 
 from safe_framework.core.build import load
 from safe_framework.core.model import SafeModel
-from safe_framework.core.processor_chat_batch import chat_rows
-from safe_framework.data.samples_given import given_sample
+from safe_framework.core.processor import chat_rows
+from safe_framework.data.samples import given_sample
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.answers import evaluating, new_tokens
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Frames, Sample
-from safe_framework.testing.assertions import check_shapes
-from safe_framework.testing.assertions_holding import assert_near, tried
+from safe_framework.testing.assertions import assert_near, check_shapes, tried
 from safe_framework.testing.strategies import seeds
 from safe_framework.utils.tensors import same_bits
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.types import BaseFacts, Memory, Tokens, all_real
-from safe_framework.testing.assertions import check_shapes
-from safe_framework.testing.assertions_holding import (
+from safe_framework.testing.assertions import (
     assert_near,
+    check_shapes,
     finite_gradients,
     moved,
     never_learning,

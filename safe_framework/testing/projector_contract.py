@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from safe_framework.interfaces.projector import Projector
 from safe_framework.interfaces.types import Frames, Tokens, all_real
-from safe_framework.testing.assertions import check_shapes
-from safe_framework.testing.assertions_holding import (
+from safe_framework.testing.assertions import (
     assert_near,
+    check_shapes,
     finite_gradients,
     never_learning,
     tried,

@@ -14,10 +14,12 @@ from hypothesis.strategies import DrawFn
 from torch import Tensor
 
 from safe_framework.core.model import SafeModel
-from safe_framework.interfaces.retention import RetentionRegularizer
-from safe_framework.interfaces.retention_comparison import LogitComparison
-from safe_framework.interfaces.retention_retention_store import RetentionStore
-from safe_framework.testing.assertions_holding import assert_near, moved, tried
+from safe_framework.interfaces.retention import (
+    LogitComparison,
+    RetentionRegularizer,
+    RetentionStore,
+)
+from safe_framework.testing.assertions import assert_near, moved, tried
 from safe_framework.testing.bases import VOCABULARY, llama, texts
 from safe_framework.testing.strategies import hostile_values, masks, seeds, sizes, spoilt
 from safe_framework.testing.toys import attached, felt

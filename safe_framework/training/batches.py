@@ -11,10 +11,9 @@ from torch import Tensor
 
 from safe_framework.core.class_readout import ClassTarget, class_columns, class_target
 from safe_framework.core.markers.text import MarkerText
-from safe_framework.core.processor_beginning import begun
+from safe_framework.core.processor import begun
 from safe_framework.data.examples import Example
-from safe_framework.data.frame_cache import stack
-from safe_framework.data.frame_cache_unencoded import Row, Unencoded, prepared
+from safe_framework.data.frame_cache import Row, Unencoded, prepared, stack
 from safe_framework.errors import DataError
 from safe_framework.interfaces.types import Frames
 

@@ -18,8 +18,7 @@ from safe_framework.training.sampling import balanced_order, shuffled_slice
 from safe_framework.training.schedules import Dials, Factors
 
 if TYPE_CHECKING:
-    from safe_framework.config.schema import TrainingSpec
-    from safe_framework.config.schema_watching import StageSpec, UntilSpec
+    from safe_framework.config.schema import StageSpec, TrainingSpec, UntilSpec
 
 FILE = "curriculum.json"
 _APART = 10_007  # between the seeds of two stages

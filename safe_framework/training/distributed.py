@@ -13,19 +13,69 @@ a hook on the lowest layer that any sense can change lets every backward pass co
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import attrs
 import torch
-from torch import Tensor, nn
+from accelerate import PartialState
+from torch import Tensor, distributed, nn
 from torch.utils.hooks import RemovableHandle
 
-from safe_framework.core.layer_hooks_attachment import LayerCall, hidden_of, with_hidden
+from safe_framework.core.layer_hooks import LayerCall, hidden_of, with_hidden
 from safe_framework.core.model import SafeModel
+from safe_framework.data.frame_cache import FrameStore, Progress, Unencoded, UnencodedSamples
 from safe_framework.errors import SafeError
-from safe_framework.training.distributed_holding import hold
+from safe_framework.interfaces.types import Frames, Sample
+
+# Trainable parameters that take part in every step, whatever its batch holds.
+#
+# Processes that average their gradients wait for each other's. A process whose batch has no sample
+# of a sense would have none to give for its parts, and all would wait forever; so it gives zeros.
+
+
+class _Held(torch.autograd.Function):
+    """The same bits, and a zero gradient for each parameter."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor, *parameters: Tensor) -> Tensor:
+        """The value as it is."""
+        context.parameters = parameters
+        return value.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        """Its gradient, and zeros for the parameters."""
+        return gradient, *(p.new_zeros(()).expand_as(p) for p in context.parameters)
+
+
+def hold(value: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
+    """``value``, bit for bit, on which every parameter depends with a gradient of zero.
+
+    >>> parameter = nn.Parameter(torch.tensor([float("inf")]))
+    >>> hold(torch.tensor(2.0), [parameter]).backward()
+    >>> parameter.grad
+    tensor([0.])
+    """
+    held: Tensor = _Held.apply(value, *parameters)  # type: ignore[no-untyped-call]  # torch's own
+    return held
+
+
+@torch.no_grad()
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over all processes, in one go and in a fixed order."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    for dtype in sorted({gradient.dtype for gradient in gradients}, key=str):
+        alike = [gradient for gradient in gradients if gradient.dtype == dtype]
+        flat = torch.cat([gradient.flatten() for gradient in alike])
+        distributed.all_reduce(flat)
+        flat /= distributed.get_world_size()
+        parts = torch.split(flat, [gradient.numel() for gradient in alike])
+        for gradient, part in zip(alike, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
 
 _SWITCH = "ACCELERATE_USE_FSDP"
 
@@ -124,3 +174,163 @@ class _Descent:
         if not torch.is_grad_enabled() or not isinstance(hidden, Tensor) or hidden.requires_grad:
             return None
         return with_hidden(args, kwargs, hold(hidden, self.parameters))
+
+
+# The equal parts in which a step is computed: by devices, and by each device one after another.
+#
+# What a step is depends on the recipe alone, so a run on two devices, or in two parts on one, comes
+# to the weights of a run that takes each step whole, up to rounding.
+
+
+_Row = TypeVar("_Row")
+
+
+@attrs.frozen
+class Part:
+    """One part of a step.
+
+    Attributes:
+        number: of this part, from 0.
+        count: how many parts the step has.
+    """
+
+    number: int = 0
+    count: int = 1
+
+    def of(self, rows: Sequence[_Row]) -> Sequence[_Row]:
+        """This part's rows of the step's.
+
+        >>> [Part(number, 2).of("abcd") for number in range(2)]
+        ['ac', 'bd']
+        """
+        return rows[self.number :: self.count]
+
+
+WHOLE = Part()
+
+
+def rows_of_part(key: str, rows: int, devices: int, accumulation: int) -> int:
+    """How many of a step's ``rows`` are in each part.
+
+    Args:
+        key: of the recipe, which says how many rows there are.
+        rows: in a step.
+        devices: that share a step.
+        accumulation: parts that each of them computes.
+
+    Raises:
+        SafeError: the rows cannot be shared out evenly.
+
+    >>> rows_of_part("batch_size", 16, devices=2, accumulation=4)
+    2
+    """
+    parts = devices * accumulation
+    if rows % parts:
+        raise SafeError(
+            f"`{key}` of {rows} cannot be shared out evenly among {devices} devices with "
+            f"`gradient_accumulation_steps` of {accumulation}",
+            hint=f"make `{key}` a multiple of {parts}",
+        )
+    return rows // parts
+
+
+# Several processes that train one model: who comes first, who writes, and what all agree on.
+
+
+_PATIENCE = timedelta(hours=6)  # the first process may work for long while the others wait
+_APART = 1_000_003
+
+
+@contextmanager
+def joined() -> Iterator[Sharding | None]:
+    """Within the block, this process is one of those that a launcher started, if one did.
+
+    Yields:
+        How the base's layers are to be shared out among them; None to leave them whole.
+
+    Raises:
+        SafeError: there are more of them on this machine than it has devices.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield None
+        return
+    _check_devices(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    with sharding_wanted() as sharding:
+        mine = not distributed.is_initialized()
+        state = PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
+        try:
+            yield sharding
+        finally:
+            if mine:
+                state.destroy_process_group()
+
+
+def _check_devices(here: int) -> None:
+    devices = torch.accelerator.device_count()
+    if 0 < devices < here:
+        raise SafeError(
+            f"{here} processes were started on a machine with {devices} "
+            f"{'device' if devices == 1 else 'devices'}",
+            hint="start one process a device; or hide the devices to train on CPUs, such as by "
+            "CUDA_VISIBLE_DEVICES=",
+        )
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and prints; a process alone is."""
+    return bool(PartialState().is_main_process)
+
+
+def count() -> int:
+    """How many processes train together."""
+    return int(PartialState().num_processes)
+
+
+def rank() -> int:
+    """The place of this process among them, from 0."""
+    return int(PartialState().process_index)
+
+
+def device() -> torch.device:
+    """Where this process computes."""
+    found: torch.device = PartialState().device
+    return found
+
+
+def wait() -> None:
+    """Go on when every process has come here."""
+    PartialState().wait_for_everyone()
+
+
+@contextmanager
+def first_before_others() -> Iterator[None]:
+    """Let the first process do the block before any other, which will find what it left."""
+    with PartialState().main_process_first():
+        yield
+
+
+def agree(tensors: Iterable[Tensor]) -> None:
+    """Give every process the first one's tensors, in place."""
+    if count() > 1:
+        for tensor in tensors:
+            distributed.broadcast(tensor, src=0)
+
+
+def seed_apart(seed: int) -> None:
+    """Let every process but the first draw other noise than it does."""
+    if rank():
+        torch.manual_seed(seed + _APART * rank())
+
+
+def shared_frames(
+    store: FrameStore | UnencodedSamples,
+    samples: Sequence[Sample],
+    progress: Progress | None = None,
+    places: Sequence[str] | None = None,
+) -> Sequence[Frames | Unencoded]:
+    """``store.frames`` of samples that every process needs, each encoding some of them."""
+    if count() > 1:
+        mine = slice(rank(), None, count())
+        store.frames(samples[mine], progress, places[mine] if places else None)
+        wait()
+    return store.frames(samples, progress, places)

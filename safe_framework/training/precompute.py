@@ -15,7 +15,7 @@ from safe_framework.core.build import build
 from safe_framework.core.model import SafeModel
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.training import distributed_processes
+from safe_framework.training import distributed
 from safe_framework.training.setup import encode_examples, frame_stores, retention_of
 from safe_framework.training.splits import plan_of
 from safe_framework.training.train import make_ready
@@ -35,7 +35,7 @@ def warm_up(source: str, *, quiet: bool = False) -> None:
     """
     recipe = read_recipe(source)
     with WorkProgress(Console(quiet=quiet)).showing() as progress:
-        model, data = build(recipe, device=distributed_processes.device()), RecipeData(recipe)
+        model, data = build(recipe, device=distributed.device()), RecipeData(recipe)
         examples = data.examples("train", _encoders(model))
         with tempfile.TemporaryDirectory() as folder:
             ready = make_ready(model, recipe, examples, Path(folder), progress, data)
@@ -48,10 +48,10 @@ def warm_up(source: str, *, quiet: bool = False) -> None:
 def encode(source: str, *, quiet: bool = False) -> None:
     """Encode the samples alone, shared out among the processes of a launcher."""
     recipe = read_recipe(source)
-    with distributed_processes.joined():
-        console = Console(quiet=quiet or not distributed_processes.is_first())
+    with distributed.joined():
+        console = Console(quiet=quiet or not distributed.is_first())
         with WorkProgress(console).showing() as progress:
-            model, data = build(recipe, device=distributed_processes.device()), RecipeData(recipe)
+            model, data = build(recipe, device=distributed.device()), RecipeData(recipe)
             encoders, stores = _encoders(model), frame_stores(model, recipe)
             plan = plan_of(recipe, data.examples("train", encoders), data, encoders)
             encode_examples(model, [*plan.examples, *plan.held], stores, progress)

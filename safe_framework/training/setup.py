@@ -8,15 +8,14 @@ from safe_framework.config.schema import Recipe
 from safe_framework.core.build import regularizers
 from safe_framework.core.class_readout import Classes
 from safe_framework.core.model import SafeModel
-from safe_framework.core.output_head_capture import on_device
+from safe_framework.core.output_head import on_device
 from safe_framework.data.examples import Example
-from safe_framework.data.frame_cache import FrameStore
-from safe_framework.data.frame_cache_unencoded import Row, UnencodedSamples
+from safe_framework.data.frame_cache import FrameStore, Row, UnencodedSamples
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import DataError
 from safe_framework.interfaces.types import Sample
 from safe_framework.pretrained.location import cache_folder
-from safe_framework.training import distributed_processes
+from safe_framework.training import distributed
 from safe_framework.training.batches import AnswerCollator, TokenizedExample, marked_ids, tokenize
 from safe_framework.training.compute.activation_cache import Caches
 from safe_framework.training.retention.counterfactual import (
@@ -67,9 +66,7 @@ def encode_examples(
         having = [i for i, example in enumerate(examples) if name in example.samples]
         samples = [examples[i].samples[name] for i in having]
         places = [examples[i].place for i in having]
-        encoded: Sequence[Row] = distributed_processes.shared_frames(
-            store, samples, progress, places
-        )
+        encoded: Sequence[Row] = distributed.shared_frames(store, samples, progress, places)
         for i, one in zip(having, encoded, strict=True):
             frames[i][name] = one
     markers = model.processor.markers

@@ -7,8 +7,7 @@ from typing import TypeVar
 
 import attrs
 
-from safe_framework.config.schema import Recipe, stage_key
-from safe_framework.config.schema_watching import MonitorSpec
+from safe_framework.config.schema import MonitorSpec, Recipe, stage_key
 from safe_framework.data.examples import Example, distinct
 from safe_framework.data.frame_cache import sample_key
 from safe_framework.data.recipe_data import RecipeData

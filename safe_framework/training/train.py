@@ -16,18 +16,16 @@ from safe_framework.core.adapter import adapter_tensors
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
 from safe_framework.data.recipe_data import RecipeData
-from safe_framework.training import distributed_processes
-from safe_framework.training.alignment import Alignment
-from safe_framework.training.alignment_start import prepare_projectors
+from safe_framework.training import distributed
+from safe_framework.training.alignment import Alignment, prepare_projectors
 from safe_framework.training.callbacks import ProgressReport
 from safe_framework.training.compute.activation_cache import Caches
 from safe_framework.training.distributed import Sharding, shard_layers
 from safe_framework.training.monitor.callback import Watch, watch_of
-from safe_framework.training.schedules_schedule import GateSchedule
+from safe_framework.training.schedules import GateSchedule
 from safe_framework.training.setup import caches_of, encode_examples, frame_stores, retention_of
 from safe_framework.training.splits import plan_of
-from safe_framework.training.trainer import SafeTrainer, arguments
-from safe_framework.training.trainer_checkpoints import latest_complete
+from safe_framework.training.trainer import SafeTrainer, arguments, latest_complete
 from safe_framework.utils.progress import WorkProgress
 
 Log = list[dict[str, Any]]
@@ -64,20 +62,20 @@ def train(
     ready = make_ready(model, recipe, examples, folder, progress, data, sharding)
     trainer, alignment = ready.trainer, ready.alignment
     retention, watch = trainer.retention, trainer.watch
-    with distributed_processes.first_before_others():
+    with distributed.first_before_others():
         checkpoint = latest_complete(folder) if resume else None
     watch.begin(checkpoint)
     if checkpoint is None:
         prepare_projectors(model, recipe, trainer.examples, alignment, progress)
-        distributed_processes.agree(adapter_tensors(model).values())
-        distributed_processes.seed_apart(recipe.training.seed)
+        distributed.agree(adapter_tensors(model).values())
+        distributed.seed_apart(recipe.training.seed)
     elif watch.stopped:
         ready.caches.close()
         return _stopped(watch, checkpoint)
     if retention is not None:
-        with distributed_processes.first_before_others():
+        with distributed.first_before_others():
             retention.begin(folder, resumed=checkpoint is not None, progress=progress)
-    with distributed_processes.first_before_others():
+    with distributed.first_before_others():
         trainer.warm(progress)
     try:
         with _as_asked(model, recipe, sharding):
@@ -161,7 +159,7 @@ def _as_asked(model: SafeModel, recipe: Recipe, sharding: Sharding | None) -> It
     """Within the block, layers are computed again in the backward pass, and shared out."""
     if recipe.training.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    handle = shard_layers(model, sharding, distributed_processes.device()) if sharding else None
+    handle = shard_layers(model, sharding, distributed.device()) if sharding else None
     try:
         yield
     finally:

@@ -14,6 +14,9 @@ from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
+
+from safe_framework.errors import DataError
 
 _why_aside: list[str] = []
 
@@ -80,3 +83,25 @@ def _forget_what_transformers_saw() -> None:
     forget = getattr(getattr(seen, "is_torchaudio_available", None), "cache_clear", None)
     if forget is not None:
         forget()
+
+
+# Libraries that only some kinds of data need.
+
+
+def needed(module: str, why: str) -> Any:
+    """Import a module of the extra ``data``.
+
+    Args:
+        module: its dotted name.
+        why: what needs it, for the message.
+
+    Raises:
+        DataError: it cannot be imported.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise DataError(
+            f"{why}, which cannot be imported: {error}",
+            hint="pip install 'safe-framework[data]'",
+        ) from error

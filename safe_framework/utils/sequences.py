@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar, overload
 
 T_co = TypeVar("T_co", covariant=True)
@@ -27,3 +27,14 @@ class MadeWhenRead(Sequence[T_co], ABC):
         if isinstance(numbers, int):
             return self.made(numbers)
         return [self.made(number) for number in numbers]
+
+
+# Items a few at a time.
+
+
+_Item = TypeVar("_Item")
+
+
+def batches(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
+    """The items in order, ``size`` at a time."""
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -19,15 +19,19 @@ import attrs
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import read_texts
 from safe_framework.data.prompts import template_of
-from safe_framework.evaluation.base_drift import told, told_of
-from safe_framework.evaluation.base_drift_changed import HELD_OUT, SHIPPED, BaseChanged
-from safe_framework.evaluation.base_drift_changed_wording import drifted
+from safe_framework.evaluation.base_drift import (
+    HELD_OUT,
+    SHIPPED,
+    BaseChanged,
+    drifted,
+    told,
+    told_of,
+)
 from safe_framework.utils.catalogue import FOLDER
 from safe_framework.verification.bench import Bench
 from safe_framework.verification.calls import CALLS, FORWARD, GREEDY, Call, Level
 from safe_framework.verification.certificate import Law, Verdict, judged, not_applicable
-from safe_framework.verification.outcome import outcome
-from safe_framework.verification.outcome_compare import difference
+from safe_framework.verification.outcome import difference, outcome
 
 _TEXTS = 64
 _RELATIVE = ("L4", "L5", "L6")

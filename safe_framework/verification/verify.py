@@ -27,18 +27,22 @@ from safe_framework.verification.certificate import (
     Verdict,
     not_applicable,
 )
-from safe_framework.verification.laws import broken
-from safe_framework.verification.laws_composition import senses_compose
-from safe_framework.verification.laws_decoding import cached_decoding_agrees
-from safe_framework.verification.laws_fresh import fresh_is_silent
-from safe_framework.verification.laws_heard import on_is_heard
-from safe_framework.verification.laws_nothing_silent import nothing_silent
-from safe_framework.verification.laws_off import compared, same_operations
-from safe_framework.verification.laws_plugins import plugins_propose
-from safe_framework.verification.laws_rows import rows_apart
-from safe_framework.verification.laws_threads import threads_apart
-from safe_framework.verification.laws_untouched import digests, untouched
-from safe_framework.verification.outcome_compare import difference
+from safe_framework.verification.laws import (
+    broken,
+    cached_decoding_agrees,
+    compared,
+    digests,
+    fresh_is_silent,
+    nothing_silent,
+    on_is_heard,
+    plugins_propose,
+    rows_apart,
+    same_operations,
+    senses_compose,
+    threads_apart,
+    untouched,
+)
+from safe_framework.verification.outcome import difference
 
 Progress = Callable[[str, int, int, str], None]
 

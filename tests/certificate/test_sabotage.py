@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework import verify
-from safe_framework.core import layer_hooks_attachment
+from safe_framework.core import layer_hooks
 from safe_framework.core.injection import ActiveSense, CallInjection
 from safe_framework.core.modality import Modality
 from safe_framework.core.model import SafeModel
@@ -246,7 +246,7 @@ class _Shared:
 
 def test_a_leak_between_threads_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hook that looks up a global instead of its thread's own state is found."""
-    monkeypatch.setattr(layer_hooks_attachment, "_ACTIVE", _Shared())
+    monkeypatch.setattr(layer_hooks, "_ACTIVE", _Shared())
     found = findings(verify(wrapped(), calls="quick"))
     assert list(found) == ["Threads"]
     assert "the sense leaked between threads" in found["Threads"]

@@ -258,7 +258,7 @@ def test_a_copy_keeps_its_seal(way: Any) -> None:
 
 def test_what_is_offloaded_is_told_apart() -> None:
     """Weights that are not in memory are counted, and not called the same bits."""
-    from safe_framework.verification.laws_untouched import digests, untouched
+    from safe_framework.verification.laws import digests, untouched
 
     base = llama()
     model = attached(base)

@@ -16,8 +16,7 @@ from transformers import (
 
 from safe_framework.errors import CheckpointError
 from safe_framework.pretrained import quietly
-from safe_framework.pretrained.converters.ctranslate2_whisper import write_whisper
-from safe_framework.pretrained.converters.ctranslate2_whisper_ctranslate2 import read_variables
+from safe_framework.pretrained.converters.ctranslate2_whisper import read_variables, write_whisper
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProc
 
 from safe_framework.cli import main
 from safe_framework.config.read import parse_recipe, read_recipe
-from safe_framework.config.schema_composing import ComposeSpec
+from safe_framework.config.schema import ComposeSpec
 from safe_framework.core import build
 from safe_framework.core.base_model import load_base
 from safe_framework.errors import CheckpointError, DataError, SafeError
@@ -20,17 +20,15 @@ from safe_framework.experimental.vision_language.compose import compose, project
 from safe_framework.experimental.vision_language.pictures import read_captioned, read_picture
 from safe_framework.experimental.vision_language.train import (
     CaptionCollator,
-    compose_recipe,
-    see,
-    train_projector,
-)
-from safe_framework.experimental.vision_language.train_score import (
     _another,
     _Asked,
     _choices,
     _overlap,
     _plain,
+    compose_recipe,
     score,
+    see,
+    train_projector,
 )
 from safe_framework.utils.progress import WorkProgress
 from safe_framework.utils.tensors import same_bits

@@ -16,7 +16,7 @@ from safe_framework.attention import cross_attention
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
 from safe_framework.utils.tensors import same_bits
-from safe_framework.verification.outcome_trace import traced
+from safe_framework.verification.outcome import traced
 from tests.fusions import VARIANTS, sensing
 from tests.toys import FRAMES, PAD, attached, felt, llama, texts
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_framework.core.layer_discovery_layers import Side
+from safe_framework.core.layer_discovery import Side
 from safe_framework.core.model import SafeModel
 from tests.laws.calls import all_same, copy_of, generate_tensors
 from tests.toys import HIDDEN, IMAGE, VOCABULARY, ToyEncoder, ToyFusion, ToyProjector, felt

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from safe_framework.attention.folded_factored import Factored, Pair
+from safe_framework.attention.folded import Factored, Pair
 from safe_framework.core.model import SafeModel
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.types import Tokens

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.base_model import hooks_of
-from safe_framework.core.layer_discovery_layers import find_layers
+from safe_framework.core.layer_discovery import find_layers
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import InjectionError, SafeError, UnsupportedBaseError
 from tests.toys import (

@@ -6,10 +6,10 @@ import torch
 
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
-from safe_framework.data.frame_cache_unencoded import UnencodedSamples
+from safe_framework.data.frame_cache import UnencodedSamples
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.training.batches import AnswerCollator, tokenize
-from safe_framework.training.objective_losses import answer_loss
+from safe_framework.training.objective import answer_loss
 from tests.marked import SAMPLE, ThreeTokens, marking
 from tests.toys import DIM, ToyFusion, llama, t5, tokenizer
 from tests.training.conftest import ArrayEncoder

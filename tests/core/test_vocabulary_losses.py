@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from safe_framework.interfaces.retention_comparison import HiddenComparison, LogitComparison
+from safe_framework.interfaces.retention import HiddenComparison, LogitComparison
 from safe_framework.training.compute import chunked_vocabulary
 from safe_framework.training.compute.chunked_vocabulary import (
     Expected,

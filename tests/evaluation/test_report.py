@@ -14,7 +14,7 @@ import pytest
 from safe_framework.data.audio import Waveform
 from safe_framework.errors import DataError
 from safe_framework.runs.report import write_report
-from safe_framework.runs.report.html_markup import element
+from safe_framework.runs.report.html import element
 from safe_framework.runs.report.samples import chosen, wav
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}

@@ -10,9 +10,9 @@ from PIL import Image
 
 from safe_framework.evaluation.attention import Attended
 from safe_framework.evaluation.metrics import Estimate
-from safe_framework.evaluation.sweep_sweep_results import GatePoint, GateSweep
+from safe_framework.evaluation.sweep import GatePoint, GateSweep
 from safe_framework.runs.report.extras import Extras
-from safe_framework.runs.report.samples_pictures import picture
+from safe_framework.runs.report.samples import picture
 from safe_framework.verification.certificate import Certificate, Comparison, judged, not_applicable
 from tests.evaluation.conftest import agreement
 from tests.evaluation.test_report import HOSTILE, Page, written

@@ -183,7 +183,7 @@ def test_a_run_gives_the_samples(kind: str, world: Path, run: Path) -> None:
 
     import safe_framework
     from safe_framework.data.audio import Waveform, read_audio
-    from safe_framework.harness.model_samples import sample_beside
+    from safe_framework.harness.model import sample_beside
 
     model = safe_framework.load(run / "adapter")
     found = sample_beside(model, "audio", run / "adapter", kind, seed=1)

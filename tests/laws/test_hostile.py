@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 import torch
 
-from safe_framework.core.layer_hooks_attachment import _ACTIVE
+from safe_framework.core.layer_hooks import _ACTIVE
 from safe_framework.errors import PluginError
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.utils.hashing import fingerprint

@@ -11,10 +11,10 @@ from safe_framework import RetentionStore, SafeModel
 from safe_framework.data.frame_cache import FrameStore
 from safe_framework.training.retention.counterfactual import (
     CounterfactualRetention,
+    RetentionExamples,
     Weighted,
     distractor_pools,
 )
-from safe_framework.training.retention.counterfactual_retention_start import RetentionExamples
 from safe_framework_plugins.retention.fisher import FisherRegularizer
 from tests.toys import DIM, PAD, llama
 from tests.training.conftest import KINDS, ROWS, perturb, sensing

@@ -12,10 +12,10 @@ from safe_framework import RetentionStore, SafeModel
 from safe_framework.data.frame_cache import FrameStore
 from safe_framework.training.retention.counterfactual import (
     CounterfactualRetention,
+    RetentionExamples,
     Weighted,
     distractor_pools,
 )
-from safe_framework.training.retention.counterfactual_retention_start import RetentionExamples
 from safe_framework_plugins.projectors.standard import StandardProjector
 from safe_framework_plugins.retention.nullspace import NullSpaceRegularizer
 from tests.toys import DIM, HIDDEN, PAD, llama, lora, tokenizer

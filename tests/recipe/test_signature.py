@@ -8,8 +8,12 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from safe_framework.config.options import REQUIRED
-from safe_framework.config.plugin_options import imported_options, read_options, static_options
-from safe_framework.config.plugin_options_source import UnreadableError
+from safe_framework.config.plugin_options import (
+    UnreadableError,
+    imported_options,
+    read_options,
+    static_options,
+)
 from safe_framework.errors import PluginError
 from safe_framework.interfaces.registry import REGISTRIES, encoders
 

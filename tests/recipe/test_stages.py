@@ -6,7 +6,7 @@ import pytest
 
 from safe_framework.config.diagnostics import RecipeError
 from safe_framework.config.read import parse_recipe, read_recipe
-from safe_framework.config.schema_watching import ForgetSpec, MonitorSpec, StageSpec, UntilSpec
+from safe_framework.config.schema import ForgetSpec, MonitorSpec, StageSpec, UntilSpec
 
 BASE = """\
 [base]

@@ -10,14 +10,13 @@ import transformers
 from transformers import AutoConfig
 
 from safe_framework.config.read import parse_recipe
-from safe_framework.config.schema import Recipe
-from safe_framework.config.schema_composing import ComposeSpec
+from safe_framework.config.schema import ComposeSpec, Recipe
 from safe_framework.experimental.vision_language.compose import compose
 from safe_framework.experimental.vision_language.train import write
 from safe_framework.pretrained import Card, quietly, read_card
 from safe_framework.utils import catalogue
 from tests.toys import tokenizer
-from tests.zoo.models import build_types, tiny
+from tests.zoo.models import build, tiny
 
 WIDTH, LAYERS = 16, 2
 SMALLER = {
@@ -80,7 +79,7 @@ def stand_in(card: Card, folder: Path) -> Path:
 
 @cache
 def _base(model_type: str) -> torch.nn.Module:
-    task = next(task for task, kind in build_types() if kind == model_type)
+    task = next(task for task, kind in build() if kind == model_type)
     return tiny(task, model_type).model
 
 

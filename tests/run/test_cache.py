@@ -8,7 +8,7 @@ import pytest
 from safe_framework.cli import main
 from safe_framework.pretrained import cache_folder
 from safe_framework.runs.run import run_recipe
-from safe_framework.training.compute.activation_cache_states import TextStates
+from safe_framework.training.compute.activation_cache import TextStates
 
 SWITCHES = ['["prefix", "teacher"]', '["frames", "teacher"]', '["frames", "prefix"]', "[]"]
 

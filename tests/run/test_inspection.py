@@ -9,7 +9,7 @@ import pytest
 from safe_framework.cli import main
 from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation.attention import read_attention
-from safe_framework.evaluation.sweep_sweep_results import read_sweeps
+from safe_framework.evaluation.sweep import read_sweeps
 from safe_framework.runs import run as runs
 from safe_framework.runs.finished import open_run
 from safe_framework.runs.run import run_recipe

@@ -16,8 +16,7 @@ from safetensors.torch import load_file
 from safe_framework.config.read import read_recipe
 from safe_framework.errors import SafeError
 from safe_framework.runs.run import run_recipe
-from safe_framework.training.distributed import sharding_wanted
-from safe_framework.training.distributed_parts import Part
+from safe_framework.training.distributed import Part, sharding_wanted
 from safe_framework.training.sampling import balanced_order
 from safe_framework.utils import catalogue
 from tests.run.conftest import write_rows

@@ -10,7 +10,7 @@ from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import answer
 from safe_framework.training.batches import IGNORED, AnswerCollator, tokenize
-from safe_framework.training.objective_losses import answer_loss
+from safe_framework.training.objective import answer_loss
 from tests.toys import DIM, PAD
 
 LABELS = ("w10", "w11 w12", "w13")

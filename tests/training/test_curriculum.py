@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from safe_framework.config.schema import TrainingSpec
-from safe_framework.config.schema_watching import StageSpec, UntilSpec
+from safe_framework.config.schema import StageSpec, TrainingSpec, UntilSpec
 from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
 from safe_framework.training.curriculum import Curriculum, members_of, reached

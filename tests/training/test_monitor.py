@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import DistributedType
 from torch import nn
 
-from safe_framework.config.schema_watching import MonitorSpec
+from safe_framework.config.schema import MonitorSpec
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
 from safe_framework.data.frame_cache import FrameStore
@@ -19,17 +19,19 @@ from safe_framework.evaluation.metrics import Estimate
 from safe_framework.interfaces.types import Frames
 from safe_framework.training.batches import TokenizedExample
 from safe_framework.training.monitor.callback import held_texts, refuse_deepspeed
-from safe_framework.training.monitor.measurement import HeldText, Ruler, undisturbed
-from safe_framework.training.monitor.measurement_reading import (
+from safe_framework.training.monitor.measurement import (
     Counts,
+    HeldText,
     Reading,
+    Ruler,
     best,
     forgets,
     front,
     keeps,
     limit,
+    undisturbed,
 )
-from safe_framework.training.monitor.monitor_snapshot import Snapshot
+from safe_framework.training.monitor.monitor import Snapshot
 from safe_framework.training.schedules import Dials, Factors, RateDial
 from safe_framework.training.splits import Plan
 from tests.toys import END, PAD

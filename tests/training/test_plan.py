@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from safe_framework.config.schema_watching import MonitorSpec
+from safe_framework.config.schema import MonitorSpec
 from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
 from safe_framework.training.splits import _held, every_nth, spread

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from safe_framework.core.model import SafeModel
 from safe_framework.interfaces.types import Frames
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
-from safe_framework.training.compute.activation_cache import Caches
-from safe_framework.training.compute.activation_cache_states import TextStates
+from safe_framework.training.compute.activation_cache import Caches, TextStates
 from safe_framework.training.compute.calls import Call
 from safe_framework.training.compute.forward import Reader
 from safe_framework.training.compute.frozen_prefix import FrozenPrefix, first_fused_layer
-from safe_framework.training.objective_losses import answer_loss
+from safe_framework.training.objective import answer_loss
 from safe_framework.training.retention.counterfactual import CounterfactualRetention, Weighted
 from safe_framework.utils.tensors import same_bits
 from safe_framework_plugins.retention.distillation import DistillationRegularizer

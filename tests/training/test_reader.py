@@ -9,17 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
-from safe_framework.interfaces.retention_comparison import (
-    Comparison,
-    HiddenComparison,
-    LogitComparison,
-)
+from safe_framework.interfaces.retention import Comparison, HiddenComparison, LogitComparison
 from safe_framework.training.batches import IGNORED, attention_mask, pad_right
-from safe_framework.training.compute.calls import Call
-from safe_framework.training.compute.calls_words import HiddenWords, LogitWords
+from safe_framework.training.compute.calls import Call, HiddenWords, LogitWords
 from safe_framework.training.compute.forward import Reader
 from safe_framework.training.compute.shortcuts import NONE
-from safe_framework.training.objective_losses import Answers
+from safe_framework.training.objective import Answers
 from safe_framework.training.retention.teacher import TaughtWords, Teacher
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
 from tests.toys import PAD, felt, gpt2, llama, opt
@@ -225,7 +220,7 @@ def test_the_vocabulary_is_read_once(model: SafeModel, monkeypatch: pytest.Monke
         reads.append(len(asked))
         return together(asked, head)
 
-    from safe_framework.training.compute import calls_words as module
+    from safe_framework.training.compute import calls as module
 
     together = module.expected_together
     monkeypatch.setattr(module, "expected_together", reading)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from safe_framework.config.schema import GateSpec
 from safe_framework.core.model import SafeModel
-from safe_framework.training.schedules_schedule import GateSchedule, gate_at
+from safe_framework.training.schedules import GateSchedule, gate_at
 
 specs = st.builds(
     GateSpec,

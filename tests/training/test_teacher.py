@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from safe_framework.core.model import SafeModel
-from safe_framework.core.output_head_capture import FINAL, capture
+from safe_framework.core.output_head import FINAL, capture, has_plain_head
 from safe_framework.training.batches import attention_mask, pad_right
-from safe_framework.training.compute.activation_cache_states import TextStates
-from safe_framework.training.retention.teacher import TaughtWords, Teacher, has_plain_head
+from safe_framework.training.compute.activation_cache import TextStates
+from safe_framework.training.retention.teacher import TaughtWords, Teacher
 from tests.toys import PAD, llama
 from tests.training.conftest import ROWS, perturb, sensing
 from tests.training.test_losses import Headless, as_kind
@@ -82,7 +82,7 @@ def test_what_is_kept_has_no_history(
     A wide base rounds a row differently with other rows beside it, so that a resumed run would
     otherwise end at other weights than an unbroken one.
     """
-    monkeypatch.setattr("safe_framework.training.compute.activation_cache_states.GROUP", 2)
+    monkeypatch.setattr("safe_framework.training.compute.activation_cache.GROUP", 2)
     ran = []
     for number, order in enumerate(([0, 3, 1, 2], [2, 1, 3, 0])):
         seen: set[str] = set()

@@ -20,7 +20,7 @@ from safe_framework.interfaces.types import Tokens
 from safe_framework.training import trainer as trainer_module
 from safe_framework.training.alignment import Alignment, answer_embeddings
 from safe_framework.training.batches import AnswerCollator, TokenizedExample, carry
-from safe_framework.training.distributed_parts import WHOLE
+from safe_framework.training.distributed import WHOLE
 from safe_framework.training.objective import Objective, totals_of
 from safe_framework.training.retention.counterfactual import CounterfactualRetention
 from safe_framework.training.trainer import SafeTrainer, arguments

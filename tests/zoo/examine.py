@@ -16,7 +16,7 @@ from safe_framework.errors import UnsupportedBaseError
 from safe_framework.verification.bench import Bench, steady
 from safe_framework.verification.calls import CALLS, FORWARD, GREEDY, Level
 from safe_framework.verification.certificate import Certificate, Law, Verdict
-from safe_framework.verification.laws_fresh import fresh_is_silent
+from safe_framework.verification.laws import fresh_is_silent
 from safe_framework.verification.target import with_made_up_sense
 from safe_framework.verification.verify import verify
 from tests.zoo.models import CannotBuild, TinyBase, tiny

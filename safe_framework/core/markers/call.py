@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.injection import ActiveSense
-from safe_framework.core.markers.embeddings import Markers
-from safe_framework.core.markers.embeddings_marker_prompt import MarkedPrompt
+from safe_framework.core.markers.embeddings import MarkedPrompt, Markers
 from safe_framework.core.padding import Rows, by_position, rearranged
 from safe_framework.errors import SafeError, SampleError
 

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from safe_framework.data.checks.findings import Counts, DataReport, Finding
-from safe_framework.data.checks.findings_splits import Seen, repeats, split_of
+from safe_framework.data.checks.findings import Counts, DataReport, Finding, Seen, repeats, split_of
 from safe_framework.data.checks.rows import Expected, faults, open_sample
 from safe_framework.data.examples import renamed, sources_of, text_of
 from safe_framework.data.frame_cache import sample_key

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safe_framework.config import schema
-from safe_framework.data.readers import datasets, datasets_folder, files, files_jsonl, files_parquet
+from safe_framework.data.readers import datasets, files
 from safe_framework.data.readers.row import Row
 from safe_framework.errors import DataError
 
@@ -21,10 +21,10 @@ Source = Path | str
 """A file, a folder, or ``hf:owner/name:split``."""
 
 READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
-    ".jsonl": files_jsonl.rows,
-    ".csv": files.rows,
-    ".tsv": files.rows,
-    ".parquet": files_parquet.rows,
+    ".jsonl": files.jsonl_rows,
+    ".csv": files.separated_rows,
+    ".tsv": files.separated_rows,
+    ".parquet": files.parquet_rows,
 }
 """The reader of a file by its ending."""
 
@@ -41,10 +41,10 @@ def iterate_rows(source: Source) -> Iterator[Row]:
         DataError: the source is missing, of an unknown kind, or cannot be read at all.
     """
     if isinstance(source, str) and is_dataset(source):
-        return datasets.rows(source)
+        return datasets.hub_rows(source)
     path = Path(source)
     if path.is_dir():
-        return datasets_folder.rows(path, READERS)
+        return datasets.folder_rows(path, READERS)
     if not path.is_file():
         raise DataError(f"the data file `{path}` does not exist")
     reader = READERS.get(path.suffix.lower())

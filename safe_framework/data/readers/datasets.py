@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from safe_framework.data.readers.row import Row
 from safe_framework.errors import DataError
-from safe_framework.utils.optional_imports_extra import needed
+from safe_framework.utils.optional_imports import needed
 
 _NAME = re.compile(
     r"hf:(?P<name>[^:@\[\]]+)(@(?P<revision>[^:\[\]]+))?(:(?P<config>[^:\[\]]+))?"
@@ -19,7 +19,7 @@ _NAME = re.compile(
 _WHY = "datasets need the library `datasets`"
 
 
-def rows(source: str) -> Iterator[Row]:
+def hub_rows(source: str) -> Iterator[Row]:
     """The rows of ``hf:NAME[@REVISION][:CONFIG]:SPLIT[START:STOP]``, numbered from 1.
 
     They are streamed: what is not asked for is not downloaded, and nothing is kept on disk.
@@ -80,3 +80,47 @@ def _rows(
             for column, value in values.items()
         }
         yield Row(f"{label}:{number}", folder, named)
+
+
+# A folder: one that lists its files, a saved dataset, or a folder for each answer.
+
+
+LIST = "metadata"
+"""Name, before its ending, of the file in a folder that lists the folder's files."""
+
+
+def folder_rows(
+    folder: Path, listed: Mapping[str, Callable[[Path], Iterator[Row]]]
+) -> Iterator[Row]:
+    """The rows of a folder.
+
+    If it holds a list such as ``metadata.jsonl``, they are that file's. If ``datasets`` saved it,
+    they are the dataset's. Otherwise each file in a folder within is a row: ``piano/a.wav`` has
+    the answer ``piano``, and its name as ``file_name``.
+
+    Args:
+        folder: to read.
+        listed: the reader of a list by its ending.
+
+    Raises:
+        DataError: it has two lists, or neither a list nor folders with files.
+    """
+    lists = [path for ending in listed if (path := folder / f"{LIST}{ending}").is_file()]
+    if len(lists) > 1:
+        raise DataError(
+            f"the folder `{folder}` has two lists: {', '.join(path.name for path in lists)}",
+            hint="keep one of them",
+        )
+    if lists:
+        return listed[lists[0].suffix](lists[0])
+    if is_saved(folder):
+        return saved_rows(folder)
+    return _by_answer(folder)
+
+
+def _by_answer(folder: Path) -> Iterator[Row]:
+    for file in sorted(folder.glob("*/*")):
+        if file.is_file() and not file.name.startswith("."):
+            name = file.relative_to(folder).as_posix()
+            values = {"file_name": name, "answer": file.parent.name}
+            yield Row(f"{folder.name}/{name}", folder, values)

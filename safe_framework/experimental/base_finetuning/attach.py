@@ -2,23 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from safe_framework.core.base_change import WAIVED, BaseChange
-from safe_framework.core.base_change_context import acting
+from safe_framework.core.base_change import WAIVED, BaseChange, acting
+from safe_framework.core.layer_discovery import text_config
 from safe_framework.errors import AdapterError, SafeError
-from safe_framework.experimental.base_finetuning.attach_targets import layers_of, projections_of
 from safe_framework.experimental.base_finetuning.layers import LayersChange, read_layers
 from safe_framework.experimental.base_finetuning.lora import LoraChange, read_lora
+from safe_framework.interfaces.fusion import chosen_layers
 from safe_framework.utils.hashing import tensors_fingerprint
 
 if TYPE_CHECKING:
     from safe_framework.config.schema import StageBSpec
     from safe_framework.core.model import SafeModel
+
+
+# Which layers and which of their projections a change of the base may touch.
+
+
+def layers_of(model: SafeModel, wanted: Sequence[int | float]) -> tuple[int, ...]:
+    """The numbers of the layers that ``[stage_b] layers`` names; all, where it names none.
+
+    Raises:
+        SafeError: the base has no such layer.
+    """
+    count = model.stack.count
+    try:
+        return chosen_layers(wanted, count) if wanted else tuple(range(count))
+    except ValueError as error:
+        raise SafeError(f"[stage_b]: {error}") from error
+
+
+def projections_of(
+    model: SafeModel, layers: Sequence[int], targets: Sequence[str]
+) -> tuple[str, ...]:
+    """Paths of the linear modules of some layers that are to get a low-rank pair.
+
+    Args:
+        model: whose base.
+        layers: numbers of its layers.
+        targets: the last words of paths, as PEFT takes them; PEFT's choice for the type of base
+            where there are none.
+
+    Raises:
+        SafeError: there is none such.
+    """
+    found = {
+        f"{model.stack.path}.{layer}.{name}"
+        for layer in layers
+        for name, module in model.stack.of(model.base)[layer].named_modules()
+        if is_linear(module)
+    }
+    wanted = tuple(targets) or _usual(model.base)
+    chosen = sorted(p for p in found if any(p.endswith(f".{target}") for target in wanted))
+    if missing := [t for t in wanted if not any(p.endswith(f".{t}") for p in chosen)]:
+        there = ", ".join(sorted({path.rpartition(".")[2] for path in found})) or "none"
+        if not chosen or targets:
+            raise SafeError(
+                f"`targets` of [stage_b] names `{missing[0]}`, which is no linear part of the "
+                f"layers {list(layers)}",
+                hint=f"linear parts: {there}",
+            )
+    if not chosen:
+        raise SafeError(
+            f"nobody says which parts of a `{text_config(model.base).model_type}` take LoRA",
+            hint="name them by `targets` in [stage_b]",
+        )
+    return tuple(chosen)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear map, of torch's or transformers' kind."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def _usual(base: nn.Module) -> tuple[str, ...]:
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL
+
+    return tuple(USUAL.get(text_config(base).model_type, ()))
 
 
 def change_base(model: SafeModel, spec: StageBSpec, *, seed: int = 0) -> BaseChange:

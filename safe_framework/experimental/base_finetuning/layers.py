@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.base_change import BaseChange
-from safe_framework.core.base_change_context import ChangedCall
+from safe_framework.core.base_change import BaseChange, ChangedCall
 from safe_framework.errors import SafeError
 
 WEIGHTS = "base_layers.safetensors"

@@ -18,8 +18,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from safe_framework.core.base_change import BaseChange
-from safe_framework.core.base_change_context import ChangedCall, ChangeHook, is_suspended, suspended
+from safe_framework.core.base_change import (
+    BaseChange,
+    ChangedCall,
+    ChangeHook,
+    is_suspended,
+    suspended,
+)
 from safe_framework.errors import SafeError
 
 if TYPE_CHECKING:

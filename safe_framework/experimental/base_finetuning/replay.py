@@ -16,17 +16,18 @@ from torch import Tensor
 
 from safe_framework.core.base_change import original
 from safe_framework.core.model import SafeModel
-from safe_framework.core.output_head_capture import on_device
-from safe_framework.interfaces.retention import RetentionRegularizer
-from safe_framework.interfaces.retention_retention_store import Progress
+from safe_framework.core.output_head import on_device
+from safe_framework.interfaces.retention import Progress, RetentionRegularizer
 from safe_framework.training.batches import attention_mask, pad_right
-from safe_framework.training.compute.activation_cache_states import TextStates
-from safe_framework.training.compute.calls import Call, Term
-from safe_framework.training.compute.calls_words import Words
+from safe_framework.training.compute.activation_cache import TextStates
+from safe_framework.training.compute.calls import Call, Term, Words
 from safe_framework.training.compute.chunked_vocabulary import Expected
-from safe_framework.training.distributed_parts import WHOLE, Part
-from safe_framework.training.retention.counterfactual import CounterfactualRetention, Weighted
-from safe_framework.training.retention.counterfactual_retention_start import RetentionExamples
+from safe_framework.training.distributed import WHOLE, Part
+from safe_framework.training.retention.counterfactual import (
+    CounterfactualRetention,
+    RetentionExamples,
+    Weighted,
+)
 from safe_framework.training.retention.teacher import TaughtWords, Teacher
 from safe_framework.training.sampling import TextOrder
 from safe_framework.utils.sequences import MadeWhenRead

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from safe_framework.evaluation.attention import Attended
-from safe_framework.evaluation.sweep_sweep_results import GateSweep
+from safe_framework.evaluation.sweep import GateSweep
 
 if TYPE_CHECKING:
     from safe_framework.verification.certificate import Certificate

@@ -13,12 +13,17 @@ from torch import Tensor, nn
 
 from safe_framework.core.modality import FRAMES, FRAMES_MASK, PRESENT, Modality
 from safe_framework.core.model import SafeModel
-from safe_framework.core.output_head import hidden_at, logits_at
-from safe_framework.core.output_head_capture import head_of
-from safe_framework.data.frame_cache_unencoded import inputs_of
+from safe_framework.core.output_head import head_of, hidden_at, logits_at
+from safe_framework.data.frame_cache import inputs_of
 from safe_framework.training.compute.activation_cache import Caches
-from safe_framework.training.compute.calls import Call, joined, together
-from safe_framework.training.compute.calls_words import LogitWords, Words, hidden_words
+from safe_framework.training.compute.calls import (
+    Call,
+    LogitWords,
+    Words,
+    hidden_words,
+    joined,
+    together,
+)
 from safe_framework.training.compute.chunked_vocabulary import takes_hidden
 from safe_framework.training.compute.shortcuts import Shortcuts, shortcuts_of
 

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.layer_discovery_layout import PLAIN
-from safe_framework.core.layer_hooks import STANDING_IN, StandIn, give_back, take_over
-from safe_framework.core.layer_hooks_attachment import hidden_of
+from safe_framework.core.layer_discovery import PLAIN
+from safe_framework.core.layer_hooks import STANDING_IN, StandIn, give_back, hidden_of, take_over
 from safe_framework.core.model import SafeModel
-from safe_framework.core.output_head_capture import BELOW, capture
+from safe_framework.core.output_head import BELOW, capture
 from safe_framework.utils.tensors import same_bits
 
 

@@ -16,8 +16,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.layer_discovery_layout import PLAIN
-from safe_framework.core.layer_hooks_attachment import LayerCall, hidden_of, with_hidden
+from safe_framework.core.layer_discovery import PLAIN
+from safe_framework.core.layer_hooks import LayerCall, hidden_of, with_hidden
 from safe_framework.core.model import SafeModel
 
 WORTH = 0.95

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
+from safe_framework.core.output_head import has_plain_head
 from safe_framework.training.compute.calls import Call
 from safe_framework.training.compute.packing import WORTH, Packing, can_pack, packing_of
-from safe_framework.training.retention.teacher import has_plain_head
 
 _LENGTH = 6  # words of the text on which a base is tried
 

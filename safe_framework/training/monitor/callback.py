@@ -13,10 +13,9 @@ from transformers import TrainerCallback
 from safe_framework.config.schema import Recipe
 from safe_framework.core.model import SafeModel
 from safe_framework.data.distractors import FOREIGN, KINDS
-from safe_framework.data.frame_cache import FrameStore
-from safe_framework.data.frame_cache_unencoded import UnencodedSamples
+from safe_framework.data.frame_cache import FrameStore, UnencodedSamples
 from safe_framework.errors import DataError, SafeError
-from safe_framework.training import distributed_processes
+from safe_framework.training import distributed
 from safe_framework.training.batches import TokenizedExample, marked_ids
 from safe_framework.training.curriculum import Curriculum
 from safe_framework.training.monitor.event_log import FILE, Journal
@@ -197,7 +196,7 @@ def watch_of(
         folder: of the run.
         progress: its console shows the events.
     """
-    writes = distributed_processes.is_first()
+    writes = distributed.is_first()
     journal = Journal(folder / FILE, progress, writes=writes)
     dials, curriculum = Dials(), None
     if recipe.curriculum:

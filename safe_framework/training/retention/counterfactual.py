@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -9,27 +11,106 @@ import attrs
 import torch
 from torch import Tensor
 
+import safe_framework
+from safe_framework.core.adapter import adapter_tensors
 from safe_framework.core.model import SafeModel
-from safe_framework.core.output_head_capture import on_device
+from safe_framework.core.output_head import on_device
 from safe_framework.data.distractors import distractor
-from safe_framework.data.frame_cache import FrameStore
-from safe_framework.data.frame_cache_unencoded import Row, UnencodedSamples
+from safe_framework.data.frame_cache import FrameStore, Row, UnencodedSamples, contents
 from safe_framework.errors import DataError
-from safe_framework.interfaces.retention import RetentionRegularizer
-from safe_framework.interfaces.retention_retention_store import Progress
+from safe_framework.interfaces.retention import Progress, RetentionRegularizer, RetentionStore
 from safe_framework.interfaces.types import Sample
 from safe_framework.training.batches import attention_mask, carry, pad_right
 from safe_framework.training.compute.activation_cache import Caches
-from safe_framework.training.compute.calls import Call, Term
-from safe_framework.training.compute.calls_words import Words
-from safe_framework.training.distributed_parts import WHOLE, Part
-from safe_framework.training.distributed_processes import shared_frames
-from safe_framework.training.retention.counterfactual_retention_start import (
-    RetentionExamples,
-    store_of,
-)
+from safe_framework.training.compute.calls import Call, Term, Words
+from safe_framework.training.distributed import WHOLE, Part, shared_frames
 from safe_framework.training.retention.teacher import TaughtWords, Teacher
 from safe_framework.training.sampling import TextOrder, generator
+from safe_framework.utils.hashing import fingerprint, tensors_fingerprint, text_fingerprint
+from safe_framework.utils.sequences import MadeWhenRead
+
+# What retention methods are given before the first step: texts one by one, and a file to keep.
+
+
+class RetentionExamples(MadeWhenRead[Mapping[str, Tensor]]):
+    """Each retention text alone, beside an irrelevant sample; made when it is read.
+
+    Text ``i`` gets the kind ``kinds[i % len(kinds)]``, and each kind's samples come in turn.
+
+    Args:
+        retention: has the texts and the samples.
+        kinds: of irrelevant sample; without any there are no examples.
+    """
+
+    def __init__(self, retention: CounterfactualRetention, kinds: Sequence[str]) -> None:
+        self.retention, self.kinds = retention, tuple(kinds)
+
+    def __len__(self) -> int:
+        return len(self.retention.marked) if self.kinds else 0
+
+    def made(self, number: int) -> Mapping[str, Tensor]:
+        """A text and its irrelevant sample, as a batch of one row."""
+        round_, turn = divmod(number, len(self.kinds))
+        ids = torch.tensor([list(self.retention.marked[number])])  # (1, length)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        for name, pools in self.retention.pools.items():
+            pool = pools[self.kinds[turn]]
+            batch |= carry(name, [pool[round_ % len(pool)]], self.retention.dims[name])
+        device = self.retention.model.device
+        return {key: value.to(device) for key, value in batch.items()}
+
+
+def store_of(
+    path: Path,
+    retention: CounterfactualRetention,
+    entry: Weighted,
+    *,
+    resumed: bool,
+    progress: Progress,
+) -> RetentionStore:
+    """Where a method keeps what it computes, bound to all that it computes it from.
+
+    Args:
+        path: of the file.
+        retention: has the model, the texts and the samples.
+        entry: the method and its options.
+        resumed: whether training goes on from a later step, so that its start is not here.
+        progress: the bar.
+    """
+
+    def made_for() -> dict[str, str]:
+        """What the kept files depend on."""
+        return {
+            "base": fingerprint(retention.model.base),
+            "retention data": _data(retention),
+            "version of the code": _code(entry),
+            "retention method": text_fingerprint(type(entry.method).__qualname__, entry.options),
+        }
+
+    start = None if resumed else tensors_fingerprint(adapter_tensors(retention.model))
+    return RetentionStore(path, made_for, start=start, progress=progress)
+
+
+def _data(retention: CounterfactualRetention) -> str:
+    pooled = {
+        f"{name}.{kind}.{number}": one
+        for name, pools in retention.pools.items()
+        for kind, pool in pools.items()
+        for number, one in enumerate(pool)
+    }
+    rows = [list(map(int, row)) for row in retention.marked]
+    frames, samples = contents(pooled)
+    if not samples:
+        return text_fingerprint(rows, tensors_fingerprint(frames))
+    return text_fingerprint(rows, tensors_fingerprint(frames), samples)
+
+
+def _code(entry: Weighted) -> str:
+    """The framework's version, and the source of the method's module."""
+    source = inspect.getsourcefile(type(entry.method))
+    content = Path(source).read_bytes() if source else b""
+    return text_fingerprint(safe_framework.__version__, hashlib.sha256(content).hexdigest())
+
 
 _NOISES = 24
 Examples = Sequence[Mapping[str, Tensor]]

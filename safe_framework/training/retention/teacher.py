@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
-from safe_framework.core.output_head_capture import FINAL, capture, head_of, on_device
+from safe_framework.core.output_head import FINAL, capture, head_of, on_device
 from safe_framework.training.batches import attention_mask, pad_right
-from safe_framework.training.compute.activation_cache_states import Progress, State, TextStates
+from safe_framework.training.compute.activation_cache import Progress, State, TextStates
 from safe_framework.training.compute.chunked_vocabulary import Expected, expected, takes_hidden
 
 Rows = Sequence[Sequence[int]]
@@ -119,26 +119,6 @@ class TaughtWords:
     def expected(self, temperature: float) -> Expected:
         """Of the hidden states."""
         return self.teacher.expected(self.rows, self.hidden, temperature)
-
-
-@torch.no_grad()
-def has_plain_head(model: SafeModel, row: Sequence[int]) -> bool:
-    """Whether the logits are nothing but the output embeddings of what went into them.
-
-    Args:
-        model: whose base is asked.
-        row: token ids of any text.
-    """
-    if head_of(model.base) is None:
-        return False
-    ids = torch.tensor([list(row)], device=model.device)
-    mask = torch.ones_like(ids)
-    hidden = capture(model, ids, mask, final=True).get(FINAL)
-    if hidden is None or hidden.shape[:2] != ids.shape:
-        return False
-    with model.off():
-        logits: Tensor = model(input_ids=ids, attention_mask=mask).logits
-    return torch.equal(head_of(model.base)(hidden), logits)
 
 
 def _joined(states: Sequence[Mapping[str, Tensor]], kind: str, model: SafeModel) -> Tensor:

@@ -4,9 +4,7 @@
 ``types()`` names them all.
 """
 
-from tests.zoo.models.build import CannotBuild, TinyBase, tiny
-from tests.zoo.models.build_generate import generates
-from tests.zoo.models.build_types import types
+from tests.zoo.models.build import CannotBuild, TinyBase, generates, tiny, types
 from tests.zoo.models.inputs import text_inputs
 
 __all__ = ["CannotBuild", "TinyBase", "generates", "text_inputs", "tiny", "types"]

@@ -8,15 +8,73 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from safe_framework.errors import SafeError
-from tests.zoo.models.build_types import class_names
-from tests.zoo.models.build_weights import randomise
 from tests.zoo.models.exceptions import CHANGES, REPLACED
-from tests.zoo.models.inputs import text_inputs
-from tests.zoo.models.inputs_images import with_image
+from tests.zoo.models.inputs import text_inputs, with_image
 from tests.zoo.models.shrink import shrink
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+# Whether a model can write.
+
+
+def generates(model: nn.Module) -> bool:
+    """Whether ``generate`` is there for the model, by transformers' own word."""
+    can: Any = getattr(model, "can_generate", None)
+    return bool(can is not None and can())
+
+
+# Which types of model transformers has, by task.
+
+
+_MAPPINGS = {
+    "causal": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "image_text": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    "seq2seq": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+}
+
+
+def types() -> list[tuple[str, str]]:
+    """Every (task, model type) of the installed transformers, in a fixed order.
+
+    A type of two tasks is named under both, unless one class serves them; then the later of
+    causal, image_text, seq2seq names it.
+    """
+    found: dict[tuple[str, str], tuple[str, str]] = {}
+    for task in _MAPPINGS:
+        for model_type, name in class_names(task).items():
+            found[model_type, name] = (task, model_type)
+    return sorted(found.values())
+
+
+def class_names(task: str) -> dict[str, str]:
+    """The name of the class that serves each model type of a task."""
+    from transformers.models.auto import modeling_auto
+
+    mapping: dict[str, Any] = getattr(modeling_auto, _MAPPINGS[task])
+    return {kind: name if isinstance(name, str) else name[0] for kind, name in mapping.items()}
+
+
+# Random weights with which every layer and every token matters.
+
+
+_MATRIX, _VECTOR = 0.15, 0.05
+
+
+def randomise(model: nn.Module, seed: int) -> None:
+    """Redraw every matrix and table, and shift every vector: a gate that starts at 0 opens."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.empty_like(parameter).normal_(generator=generator)
+            if parameter.ndim > 1:
+                parameter.copy_(_MATRIX * noise)
+            else:
+                parameter.add_(_VECTOR * noise)
+
 
 _LARGEST = 5_000_000
 """Parameters that a tiny model may have."""
