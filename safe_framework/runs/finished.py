@@ -11,21 +11,21 @@ from typing import Any
 import attrs
 from cattrs.errors import BaseValidationError
 
-from safe_framework.config.schema import Recipe
 from safe_framework.config.read import read_recipe
+from safe_framework.config.schema import Recipe
 from safe_framework.core.adapter import CONFIG
 from safe_framework.core.build import encoders_of, load
-from safe_framework.verification.certificate import FILE as CERTIFICATE
-from safe_framework.verification.certificate import Certificate
+from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
 from safe_framework.data.recipe_data import RecipeData, apart
-from safe_framework.interfaces.encoder import Encoder
 from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation.results import Evaluation
-from safe_framework.utils.hashing import text_fingerprint
-from safe_framework.core.model import SafeModel
-from safe_framework.runs.run import ADAPTER, CURVES, METRICS, STATE
+from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
+from safe_framework.runs.run import ADAPTER, CURVES, METRICS, STATE
+from safe_framework.utils.hashing import text_fingerprint
+from safe_framework.verification.certificate import FILE as CERTIFICATE
+from safe_framework.verification.certificate import Certificate
 
 
 @attrs.define(slots=False)

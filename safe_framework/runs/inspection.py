@@ -7,13 +7,19 @@ from pathlib import Path
 
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import Progress
-from safe_framework.evaluation.attention import (Attended, attended, read_attention, write_attention)
-from safe_framework.runs.report import write_report
-from safe_framework.runs.report.samples import chosen
-from safe_framework.runs.report.extras import Extras
-from safe_framework.evaluation.sweep import BUDGET, GATES, sweep
-from safe_framework.evaluation.sweep import GateSweep, read_sweeps, write_sweep
+from safe_framework.evaluation.attention import Attended, attended, read_attention, write_attention
+from safe_framework.evaluation.sweep import (
+    BUDGET,
+    GATES,
+    GateSweep,
+    read_sweeps,
+    sweep,
+    write_sweep,
+)
 from safe_framework.runs.finished import FinishedRun
+from safe_framework.runs.report import write_report
+from safe_framework.runs.report.extras import Extras
+from safe_framework.runs.report.samples import chosen
 from safe_framework.runs.run import REPORT, versions
 from safe_framework.training.monitor.event_log import FILE as MONITOR
 from safe_framework.training.monitor.event_log import read_events

@@ -9,13 +9,12 @@ import attrs
 from torch import nn
 
 from safe_framework.config.schema import BaseSpec, Recipe
-from safe_framework.core.build import parts_of
 from safe_framework.core.base_model import facts_of
-from safe_framework.pretrained.meta_models import base_blueprint, blueprints, card_of
-from safe_framework.errors import CheckpointError
-from safe_framework.core.layer_discovery import find_layers, text_config
+from safe_framework.core.build import parts_of
+from safe_framework.core.layer_discovery import LayerStack, find_layers, text_config
 from safe_framework.core.modality import check_layers
-from safe_framework.core.layer_discovery import LayerStack
+from safe_framework.errors import CheckpointError
+from safe_framework.pretrained.meta_models import base_blueprint, blueprints, card_of
 
 _VECTORS = 2  # a start and an end marker
 _ABOUT = 0.15

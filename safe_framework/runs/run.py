@@ -15,32 +15,31 @@ from typing import Any
 import attrs
 from rich.console import Console
 
-from safe_framework.config.schema import Recipe
 from safe_framework.config.read import read_recipe
-from safe_framework.config.schema import stage_key
+from safe_framework.config.schema import Recipe, stage_key
 from safe_framework.core.build import build
+from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
 from safe_framework.data.recipe_data import RecipeData, apart, listing
-from safe_framework.interfaces.encoder import Encoder
 from safe_framework.errors import DataError
-from safe_framework.evaluation.results import Evaluation
-from safe_framework.evaluation.evaluate import evaluate
-from safe_framework.evaluation.summary import table
 from safe_framework.evaluation.attention import ATTENTION
-from safe_framework.runs.report import write_report
-from safe_framework.runs.report.curves import write_figure
+from safe_framework.evaluation.evaluate import evaluate
+from safe_framework.evaluation.results import Evaluation
+from safe_framework.evaluation.summary import table
 from safe_framework.evaluation.sweep import SWEEP
-from safe_framework.utils.hashing import text_fingerprint
-from safe_framework.hooks import hook_manager
-from safe_framework.core.model import SafeModel
-from safe_framework.utils.progress import WorkProgress
 from safe_framework.experimental.base_finetuning.train import remember_drift, start_of, warn_of
 from safe_framework.experimental.base_finetuning.train import train_both as train
+from safe_framework.hooks import hook_manager
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.runs.report import write_report
+from safe_framework.runs.report.curves import write_figure
 from safe_framework.training import distributed
+from safe_framework.training.distributed import Sharding
 from safe_framework.training.monitor.event_log import FILE as MONITOR
 from safe_framework.training.monitor.event_log import read_events
 from safe_framework.training.monitor.pareto import FOLDER as PARETO
-from safe_framework.training.distributed import Sharding
+from safe_framework.utils.hashing import text_fingerprint
+from safe_framework.utils.progress import WorkProgress
 
 ADAPTER, CHECKPOINTS, CURVES, METRICS, REPORT, SKIPPED, STATE = (
     "adapter",

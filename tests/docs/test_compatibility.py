@@ -6,7 +6,7 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.zoo.models import build
+from tests.zoo.models import types
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 READS = {"text": "causal", "image and text": "image_text", "sequence to sequence": "seq2seq"}
@@ -16,7 +16,7 @@ def test_every_type_is_on_the_page() -> None:
     """The page has one line for each type, and none of another."""
     rows = re.findall(r"^\| `([^`]+)` \| ([a-z ]+) \|", PAGE.read_text("utf-8"), re.MULTILINE)
     found = [(READS[reads], name) for name, reads in rows if reads in READS]
-    assert sorted(found) == sorted(build())
+    assert sorted(found) == sorted(types())
 
 
 def test_it_is_of_the_installed_version() -> None:

@@ -16,7 +16,7 @@ from safe_framework.experimental.vision_language.train import write
 from safe_framework.pretrained import Card, quietly, read_card
 from safe_framework.utils import catalogue
 from tests.toys import tokenizer
-from tests.zoo.models import build, tiny
+from tests.zoo.models import tiny, types
 
 WIDTH, LAYERS = 16, 2
 SMALLER = {
@@ -79,7 +79,7 @@ def stand_in(card: Card, folder: Path) -> Path:
 
 @cache
 def _base(model_type: str) -> torch.nn.Module:
-    task = next(task for task, kind in build() if kind == model_type)
+    task = next(task for task, kind in types() if kind == model_type)
     return tiny(task, model_type).model
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tests.zoo.examine import Entry
-from tests.zoo.models import build
+from tests.zoo.models import types
 from tests.zoo.page import page
 from tests.zoo.sweep import sweep
 
@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("types", nargs="*", help="only these model types; the page stays")
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
-    chosen = [pair for pair in build() if not arguments.types or pair[1] in arguments.types]
+    chosen = [pair for pair in types() if not arguments.types or pair[1] in arguments.types]
     console = Console()
     with Progress(console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("types", total=len(chosen))

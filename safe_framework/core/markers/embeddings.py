@@ -2,7 +2,8 @@
 
 A base's vocabulary is never resized. The ids of markers lie behind it, ``size + 3 * number`` and
 the two that follow, and the base is never shown one: :mod:`safe_framework.core.markers.call`
-replaces them, and a hook on the input embeddings puts their vectors where the replaced ids were looked up.
+replaces them, and a hook on the input embeddings puts their vectors where the replaced ids were
+looked up.
 """
 
 from __future__ import annotations

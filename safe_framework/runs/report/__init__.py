@@ -9,18 +9,16 @@ from string import Template
 from typing import Any
 
 from safe_framework.evaluation.base_drift import sentence
+from safe_framework.evaluation.results import Evaluation
+from safe_framework.evaluation.summary import headlines, sections
 from safe_framework.runs.report.attention import attention
-from safe_framework.runs.report.samples import clips
 from safe_framework.runs.report.curves import curves as drawn
+from safe_framework.runs.report.curves import monitor_figure
 from safe_framework.runs.report.extras import Extras
 from safe_framework.runs.report.gates import gate_sweep
 from safe_framework.runs.report.html import Markup, element, join
-from safe_framework.runs.report.results import matrix
-from safe_framework.runs.report.curves import monitor_figure
-from safe_framework.runs.report.results import proof
-from safe_framework.runs.report.results import cards, per_class, table, tables
-from safe_framework.evaluation.results import Evaluation
-from safe_framework.evaluation.summary import headlines, sections
+from safe_framework.runs.report.results import cards, matrix, per_class, proof, table, tables
+from safe_framework.runs.report.samples import clips
 from safe_framework.utils.formatting import count
 
 

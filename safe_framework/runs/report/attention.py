@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from safe_framework.data.audio import Waveform
 from safe_framework.evaluation.attention import Attended
-from safe_framework.runs.report.html import ACCENT, SOFT, figure
-from safe_framework.runs.report.html import Markup, element
-from safe_framework.runs.report.results import table
 from safe_framework.evaluation.results import Answered
+from safe_framework.runs.report.html import ACCENT, SOFT, Markup, element, figure
+from safe_framework.runs.report.results import table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

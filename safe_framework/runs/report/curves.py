@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from numpy.typing import NDArray
-from safe_framework.runs.report.html import ACCENT, figure
-from safe_framework.runs.report.html import Markup
-from pathlib import Path
-from safe_framework.runs.report.html import ACCENT, INK, SOFT, WRONG, figure, svg_file
+
+from safe_framework.runs.report.html import ACCENT, INK, SOFT, WRONG, Markup, figure, svg_file
 from safe_framework.utils.formatting import percent
 
 if TYPE_CHECKING:
-    from matplotlib.figure import (Figure)
-    from matplotlib.axes import (Axes)
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 _FIRST = ("task_loss", "retention_loss", "loss", "gate")
@@ -195,4 +195,3 @@ def _stages(axes: Axes, events: Events, *, named: bool) -> None:
 
 def _of(events: Events, kind: str) -> list[Mapping[str, Any]]:
     return [event for event in events if event["event"] == kind]
-

@@ -1,23 +1,21 @@
-"""Matplotlib figures as inline SVG that takes its colours from the page."""
+"""HTML in which plain text cannot be anything but text, and Matplotlib figures as inline SVG.
+
+Figures take their colours from the page.
+"""
 
 from __future__ import annotations
 
-from html import escape
 import io
 import re
 import warnings
 from collections.abc import Callable
+from html import escape
 from typing import TYPE_CHECKING, Any
+
 from safe_framework.errors import DataError
 
 if TYPE_CHECKING:
-    from matplotlib.figure import (Figure)
-
-
-# HTML in which plain text cannot be anything but text.
-#
-# >>> element("p", "a < b ", element("b", "& c"), id="x")
-# '<p id="x">a &lt; b <b>&amp; c</b></p>'
+    from matplotlib.figure import Figure
 
 
 _VOID = frozenset({"br", "img", "meta"})
@@ -31,6 +29,9 @@ class Markup(str):
 
 def element(name: str, *children: str, **attributes: str) -> Markup:
     """One HTML element.
+
+    >>> element("p", "a < b ", element("b", "& c"), id="x")
+    '<p id="x">a &lt; b <b>&amp; c</b></p>'
 
     Args:
         name: of the element.
@@ -166,4 +167,3 @@ def _inline(svg: str, width: float) -> Markup:
     for stand_in, variable in _VARIABLES.items():
         svg = svg.replace(stand_in, variable)
     return Markup(svg)
-

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from safe_framework.evaluation.metrics import Estimate
-from safe_framework.runs.report.html import Markup, element
-from safe_framework.evaluation.summary import Headline, Row, Section
-from safe_framework.utils.formatting import interval, percent
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
-from safe_framework.runs.report.html import ACCENT, INK, PAPER, WRONG, figure
-from safe_framework.runs.report.html import Markup
+
+from safe_framework.evaluation.metrics import Estimate
 from safe_framework.evaluation.results import OTHER
+from safe_framework.evaluation.summary import Headline, Row, Section
+from safe_framework.runs.report.html import ACCENT, INK, PAPER, WRONG, Markup, element, figure
+from safe_framework.utils.formatting import interval, percent
 from safe_framework.verification.certificate import Certificate, Law, Verdict
 
 if TYPE_CHECKING:
-    from matplotlib.axes import (Axes)
-    from matplotlib.figure import (Figure)
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def cards(three: Sequence[Headline]) -> list[Markup]:
@@ -217,4 +216,3 @@ def _verdict(law: Law) -> Markup:
 
 def _detail(law: Law) -> str:
     return "; ".join((law.detail, *law.findings[:3]))
-

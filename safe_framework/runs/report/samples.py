@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import io
-from pathlib import Path
-from typing import Any
-import numpy as np
 import base64
+import io
 import wave
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
 from safe_framework.data.audio import Waveform
 from safe_framework.evaluation.metrics import normalise
+from safe_framework.evaluation.results import Answered
 from safe_framework.runs.report.extras import Extras
 from safe_framework.runs.report.html import Markup, element
-from safe_framework.evaluation.results import Answered
-
 
 # A sample that is seen: an image file as it is, or an array as a PNG.
 
@@ -189,4 +190,3 @@ def wav(waveform: Waveform) -> bytes:
         file.setframerate(waveform.sampling_rate)
         file.writeframes(scaled.tobytes())
     return content.getvalue()
-
