@@ -18,12 +18,13 @@ from safetensors.torch import save_file
 from speed_turns import spent
 
 from safe_framework.config.schema import Recipe
-from safe_framework.core.base_model import freeze, load_base
+from safe_framework.core.base_model import freeze
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.evaluation.answers import answer, evaluating, inputs, shuffled
 from safe_framework.evaluation.encoder_cache import encoded_once
 from safe_framework.evaluation.metrics import Estimate, bootstrap, exact_match
 from safe_framework.evaluation.retention import gate_zero, retention
+from safe_framework.pretrained.base_model import load_base
 from safe_framework.training.batches import carry
 from safe_framework.utils.progress import WorkProgress
 from safe_framework.utils.tensors import same_bits

@@ -15,8 +15,8 @@ from peer_arms import Arm
 from peer_models import PrefixModel
 from torch import Tensor, nn
 
+from safe_framework.config.plugins import regularizers
 from safe_framework.config.schema import Recipe
-from safe_framework.core.build import regularizers
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.interfaces.retention import RetentionRegularizer
 from safe_framework.interfaces.types import Frames

@@ -28,10 +28,10 @@ from speed_rows import Row, amount, ratio
 from speed_turns import Seconds, compare, taking_turns
 
 from safe_framework.config.schema import Recipe
-from safe_framework.core.base_model import load_base
 from safe_framework.core.build import build, load
 from safe_framework.core.model import SafeModel
 from safe_framework.pretrained import locate, quietly
+from safe_framework.pretrained.base_model import load_base
 from safe_framework.verification.outcome import Operation, trace_difference
 from safe_framework.verification.verify import verify
 

@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from safe_framework.utils.optional_imports import guard_transformers
+from safe_framework.utils.versions import FRAMEWORK_VERSION
 
-__version__ = "0.1.0"
+__version__ = FRAMEWORK_VERSION
 
 if TYPE_CHECKING:
     from safe_framework.core.build import attach, build, load

@@ -78,7 +78,8 @@ def table(sweep: GateSweep) -> Table:
 
 
 def _cells(sweep: GateSweep, point: GatePoint) -> tuple[str, ...]:
-    from safe_framework.utils.formatting import interval, percent
+    from safe_framework.evaluation.metrics import interval
+    from safe_framework.utils.formatting import percent
 
     kept = point.kept.agreement
     mark = "*" if point in sweep.front else " "

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from torch import Tensor, nn
 
-import safe_framework
 from safe_framework.core.base_change import named, original
 from safe_framework.core.layer_discovery import text_config
 from safe_framework.core.modality import Modality
 from safe_framework.errors import AdapterError
 from safe_framework.pretrained.probe_cache import recalled
 from safe_framework.utils.hashing import fingerprint, text_fingerprint, tokenizer_fingerprint
+from safe_framework.utils.versions import FRAMEWORK_VERSION
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
@@ -163,7 +163,7 @@ def _config_of(model: SafeModel) -> AdapterConfig:
 
     return AdapterConfig(
         format=FORMAT,
-        framework=safe_framework.__version__,
+        framework=FRAMEWORK_VERSION,
         base=base_identity(model),
         modalities={name: _modality_identity(model.modality(name)) for name in model.modalities},
         parameters=sum(p.numel() for p in model.trainable_parameters().values()),

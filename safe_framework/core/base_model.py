@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,81 +10,12 @@ from torch import Tensor, nn
 from safe_framework.core.base_change import ChangeHook
 from safe_framework.core.layer_discovery import LayerStack, text_config
 from safe_framework.core.layer_hooks import EmbeddingHook, LayerHook
-from safe_framework.errors import CheckpointError
 from safe_framework.interfaces.types import AttentionWeights, BaseFacts
 
 if TYPE_CHECKING:
-    from safe_framework.config.schema import BaseSpec
+    pass
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
-def load_base(spec: BaseSpec, *, trust_remote_code: bool = False) -> tuple[nn.Module, Any]:
-    """The model and the tokenizer (or processor) that ``[base]`` of a recipe names.
-
-    Args:
-        spec: a hub id, a folder or the name of a card, and how to load it.
-        trust_remote_code: let the checkpoint run code of its own; off, and no recipe can
-            turn it on.
-    """
-    from safe_framework.pretrained import locate, quietly
-
-    if spec.compose is not None and not Path(spec.model).expanduser().is_dir():
-        raise CheckpointError(
-            f"`{spec.model}`, which [base.compose] describes, has not been made",
-            hint="safe compose RECIPE",
-        )
-    place, common = locate(spec.model), _common(spec)
-    options: dict[str, Any] = {"dtype": spec.dtype, "trust_remote_code": trust_remote_code}
-    if spec.attn_implementation:
-        options["attn_implementation"] = spec.attn_implementation
-    with quietly():
-        kind = _model_class(place, common, trust_remote_code)
-        model = kind.from_pretrained(place, **common, **options)
-        return model, _tokenizer(place, common, trust_remote_code)
-
-
-def load_tokenizer(spec: BaseSpec, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer (or processor) alone of what ``load_base`` loads."""
-    from safe_framework.pretrained import locate, quietly
-
-    with quietly():
-        return _tokenizer(locate(spec.model), _common(spec), trust_remote_code)
-
-
-def _tokenizer(place: str, common: dict[str, str], trust_remote_code: bool) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **common)
-
-
-def _common(spec: BaseSpec) -> dict[str, str]:
-    """What every part of a checkpoint is loaded with."""
-    from safe_framework.pretrained import revision_of
-
-    revision = spec.revision or revision_of(spec.model)
-    found = {"revision": revision} if revision else {}
-    return {**found, "gguf_file": spec.gguf_file} if spec.gguf_file else found
-
-
-def _model_class(place: str, common: dict[str, str], trust_remote_code: bool) -> Any:
-    """The auto class that maps this checkpoint's type: image-text first, causal last."""
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForImageTextToText,
-        AutoModelForSeq2SeqLM,
-    )
-    from transformers.models.auto import modeling_auto as auto
-
-    config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **common)
-    kind = config.model_type
-    if kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        return AutoModelForImageTextToText
-    causal = kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.is_encoder_decoder
-    if not causal and kind in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
-        return AutoModelForSeq2SeqLM
-    return AutoModelForCausalLM
 
 
 def freeze(base: nn.Module) -> nn.Module:

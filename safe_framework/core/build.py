@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,23 +10,19 @@ import torch
 from torch import nn
 
 from safe_framework.config.diagnostics import positioned
+from safe_framework.config.plugins import parts_of
 from safe_framework.config.read import parse_recipe, read_recipe
-from safe_framework.config.schema import EncoderSpec, ModalitySpec, PluginSpec, Recipe
+from safe_framework.config.schema import ModalitySpec, Recipe
 from safe_framework.core.adapter import RECIPE, load_tensors, read_config
-from safe_framework.core.base_model import load_base
 from safe_framework.core.layer_discovery import Side
 from safe_framework.core.markers.embeddings import inline_tokens
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import AdapterError, SafeError
-from safe_framework.interfaces import registry
+from safe_framework.pretrained.base_model import load_base
 from safe_framework.pretrained.probe_cache import origin_of, recalling
 
 if TYPE_CHECKING:
-    from safe_framework.interfaces.encoder import Encoder
-    from safe_framework.interfaces.fusion import FusionAdapter
-    from safe_framework.interfaces.projector import Projector
-    from safe_framework.interfaces.retention import RetentionRegularizer
-    from safe_framework.interfaces.types import BaseFacts
+    pass
 
 
 def build(
@@ -187,65 +182,11 @@ def _load_beside(model: SafeModel, place: Path) -> None:
     load_tensors(model, place, recipe.modalities)
 
 
-def encoders_of(recipe: Recipe) -> dict[str, Encoder]:
-    """The encoder of each modality, without the base."""
-    return {
-        name: _make(
-            recipe, ("modalities", name, "encoder"), "encoders", spec.encoder.use,
-            spec.encoder.options,
-        )
-        for name, spec in recipe.modalities.items()
-    }  # fmt: skip
-
-
-def regularizers(
-    recipe: Recipe, *, stage_b: bool = False
-) -> list[tuple[float, RetentionRegularizer]]:
-    """The recipe's retention methods with their weights, of stage A or of stage B."""
-    own = recipe.stage_b.retention if stage_b and recipe.stage_b else ()
-    table = ("stage_b", "retention") if own else ("retention",)
-    return [
-        (
-            spec.weight,
-            _make(recipe, (*table, index), "retention_regularizers", spec.use, spec.options),
-        )
-        for index, spec in enumerate(own or recipe.retention)
-    ]
-
-
 def _add_all(model: SafeModel, recipe: Recipe) -> None:
     with torch.random.fork_rng(devices=[]):  # building must not move the caller's seed
         torch.manual_seed(recipe.training.seed)
         for name, spec in recipe.modalities.items():
             _add(model, recipe, name, spec)
-
-
-def parts_of(
-    recipe: Recipe, name: str, spec: ModalitySpec, facts: BaseFacts, *, device: str | None = None
-) -> tuple[Encoder, Projector, FusionAdapter]:
-    """The three plugins of one modality, fresh.
-
-    Args:
-        recipe: which to show where an option is wrong.
-        name: of the modality.
-        spec: what it is made of.
-        facts: of the base.
-        device: where the projector and the adapter are made; by default as they are.
-    """
-
-    def part(kind: str, table: str, plugin: PluginSpec, *wired: Any) -> Any:
-        """One plugin, made from its table."""
-        path = ("modalities", name, table)
-        return _make(recipe, path, kind, plugin.use, plugin.options, *wired)
-
-    encoder = part("encoders", "encoder", spec.encoder)
-    if not any(p.requires_grad for p in encoder.parameters()):
-        encoder.eval()
-    with torch.device(device) if device is not None else nullcontext():
-        sizes = encoder.dim, facts.hidden_size
-        projector = part("projectors", "projector", spec.projector, *sizes)
-        fusion = part("fusion_adapters", "fusion", spec.fusion, facts)
-    return encoder, projector, fusion
 
 
 def _add(model: SafeModel, recipe: Recipe, name: str, spec: ModalitySpec) -> None:
@@ -264,26 +205,3 @@ def _add(model: SafeModel, recipe: Recipe, name: str, spec: ModalitySpec) -> Non
         markers=spec.markers,
         inline=spec.inline,
     )
-
-
-def _make(
-    recipe: Recipe, path: tuple[str | int, ...], kind: str, use: str, options: Any, *wired: Any
-) -> Any:
-    """Call a plugin's constructor; a complaint about an option is shown where it is written."""
-    plugin = getattr(registry, kind).load(use)
-    made = {name: _made(recipe, (*path, name), value) for name, value in options.items()}
-    try:
-        return plugin(*wired, **made)
-    except (ValueError, TypeError) as error:
-        raise positioned(recipe, path, error, owner=f"`{use}`") from error
-
-
-def _made(recipe: Recipe, path: tuple[str | int, ...], value: Any) -> Any:
-    """An option's value with every encoder that it names built."""
-    if isinstance(value, EncoderSpec):
-        return _make(recipe, path, "encoders", value.use, value.options)
-    if isinstance(value, tuple):
-        return tuple(_made(recipe, (*path, place), item) for place, item in enumerate(value))
-    if isinstance(value, Mapping):
-        return {key: _made(recipe, (*path, key), item) for key, item in value.items()}
-    return value

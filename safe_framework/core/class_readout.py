@@ -17,7 +17,7 @@ from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
 
 if TYPE_CHECKING:
-    from safe_framework.training.batches import TokenizedExample
+    pass
 
 _NONE = -100
 _KEYS = ("class_ids", "class_target", "class_places")
@@ -77,23 +77,6 @@ def first_ids(tokenizer: Any, labels: Sequence[str]) -> tuple[int, ...]:
             )
         owner[first] = label
     return tuple(owner)
-
-
-def class_columns(examples: Sequence[TokenizedExample], width: int) -> dict[str, Tensor]:
-    """The part of a batch that says which classes are read where; empty where none is."""
-    wanted = [example.classes for example in examples]
-    if not any(wanted):
-        return {}
-    most = max(len(one.ids) for one in wanted if one)
-    ids = torch.full((len(wanted), most), _NONE)
-    target = torch.full((len(wanted),), _NONE)
-    places = torch.zeros(len(wanted), width, dtype=torch.bool)
-    for row, one in enumerate(wanted):
-        if one is not None:
-            ids[row, : len(one.ids)] = torch.tensor(one.ids)
-            target[row] = one.target
-            places[row, list(one.places)] = True
-    return dict(zip(_KEYS, (ids, target, places), strict=True))
 
 
 @attrs.frozen(eq=False)

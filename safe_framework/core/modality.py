@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +13,12 @@ from torch import Tensor, nn
 from safe_framework.core.injection import ActiveSense
 from safe_framework.core.layer_discovery import PLAIN, Layout
 from safe_framework.core.markers.embeddings import Markers
+from safe_framework.data.frame_cache import FrameCache
 from safe_framework.errors import PluginError, SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.projector import Projector
-from safe_framework.interfaces.types import Frames
-
-PRESENT = "present"
-FRAMES, FRAMES_MASK = "frames", "frames_mask"
+from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT, Frames
 
 
 class Modality(nn.Module):
@@ -81,6 +80,22 @@ class Modality(nn.Module):
                 f"encoder of modality `{self.name}` gave {type(frames).__name__}, not Frames"
             )
         return frames
+
+    def frame_cache(self, folder: Path, options: object = None) -> FrameCache:
+        """Frames of this modality's samples on disk, each computed once.
+
+        Args:
+            folder: where they are kept; shared by all runs.
+            options: the encoder's options in the recipe, which belong to the key.
+
+        Raises:
+            SafeError: the encoder is trainable: what it gave once would not stay true.
+        """
+        return FrameCache(self.name, self.encoder, self._encode_prepared, folder, options)
+
+    def _encode_prepared(self, prepared: Mapping[str, Tensor]) -> Frames:
+        device = next(iter(self.projector.parameters())).device
+        return self.encode({key: value.to(device) for key, value in prepared.items()})
 
     def sense_at(
         self,

@@ -15,21 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from safe_framework.core.modality import PRESENT, Modality
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import Frames, Sample, all_real
+from safe_framework.interfaces.types import PRESENT, Frames, Sample, all_real
 from safe_framework.utils.files import write_whole
 from safe_framework.utils.hashing import fingerprint, text_fingerprint
 
 Progress = Callable[[str, int, int], None]
 
 
-class FrameStore:
+class FrameCache:
     """Frames of one modality's samples, computed on demand and kept.
 
     Args:
-        modality: whose frozen encoder computes them.
+        name: of the modality, for messages.
+        encoder: whose frames they are; frozen.
+        encode: frames of what the encoder prepared, wherever the encoder is.
         folder: where they are kept; shared by all runs.
         options: the encoder's options in the recipe, which belong to the key.
 
@@ -37,17 +38,23 @@ class FrameStore:
         SafeError: the encoder is trainable: what it gave once would not stay true.
     """
 
-    def __init__(self, modality: Modality, folder: Path, options: object = None) -> None:
-        encoder = modality.encoder
-        if modality.encoder_trains:
+    def __init__(
+        self,
+        name: str,
+        encoder: Encoder,
+        encode: Callable[[Mapping[str, Tensor]], Frames],
+        folder: Path,
+        options: object = None,
+    ) -> None:
+        if any(parameter.requires_grad for parameter in encoder.parameters()):
             raise SafeError(
-                f"the encoder of modality `{modality.name}` is trainable, so its frames change with"
+                f"the encoder of modality `{name}` is trainable, so its frames change with"
                 " every step and cannot be kept",
-                hint="keep its samples: `safe_framework.data.frame_cache.UnencodedSamples`",
+                hint="keep its samples: `safe_framework.data.frame_cache.RawSampleStore`",
             )
         kind = f"{type(encoder).__module__}.{type(encoder).__qualname__}"
         key = text_fingerprint(kind, fingerprint(encoder), options)
-        self.modality = modality
+        self.encoder, self.encode = encoder, encode
         self.folder = folder / key[:32]
 
     def frames(
@@ -78,14 +85,12 @@ class FrameStore:
 
     def _encode(self, path: Path, sample: Sample, place: str) -> None:
         """Encode one sample alone: beside others its last bits would depend on them."""
-        modality = self.modality
         try:
-            prepared = modality.encoder.prepare([sample])
+            prepared = self.encoder.prepare([sample])
         except SampleError as error:
             raise SampleError(f"{place}: {error.message}", hint=error.hint) from error
-        device = next(iter(modality.projector.parameters())).device
         with torch.no_grad():
-            frames = modality.encode({key: value.to(device) for key, value in prepared.items()})
+            frames = self.encode(prepared)
         _write(path, frames.values[0].cpu(), frames.mask[0].cpu(), place)
 
 
@@ -145,11 +150,8 @@ def _write(path: Path, values: Tensor, mask: Tensor, place: str) -> None:
 # Samples whose encoder trains: prepared with their batch, and encoded anew in each step.
 
 
-RawProgress = Callable[[str, int, int], None]
-
-
 @attrs.frozen(eq=False)
-class Unencoded:
+class RawSample:
     """A row's sample where finished frames would not stay true.
 
     Attributes:
@@ -161,26 +163,26 @@ class Unencoded:
     encoder: Encoder
 
 
-Row = Frames | Unencoded
+Row = Frames | RawSample
 """One sample of a row: its frames, or the sample itself if its encoder trains."""
 
 
-class UnencodedSamples:
-    """What a ``FrameStore`` is to a frozen encoder, for one that trains: it keeps the samples.
+class RawSampleStore:
+    """What a ``FrameCache`` is to a frozen encoder, for one that trains: it keeps the samples.
 
     Args:
-        modality: whose encoder trains.
+        encoder: that trains.
     """
 
-    def __init__(self, modality: Modality) -> None:
-        self.modality = modality
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
 
     def frames(
         self,
         samples: Sequence[Sample],
-        progress: RawProgress | None = None,
+        progress: Progress | None = None,
         places: Sequence[str] | None = None,
-    ) -> list[Unencoded]:
+    ) -> list[RawSample]:
         """One row for each sample, tried on the encoder now so that a bad one stops the run here.
 
         Args:
@@ -191,7 +193,7 @@ class UnencodedSamples:
         Raises:
             SampleError: a sample cannot be used.
         """
-        encoder = self.modality.encoder
+        encoder = self.encoder
         named = places or [f"samples[{i}]" for i in range(len(samples))]
         for done, (sample, place) in enumerate(zip(samples, named, strict=True), start=1):
             try:
@@ -200,7 +202,7 @@ class UnencodedSamples:
                 raise SampleError(f"{place}: {error.message}", hint=error.hint) from error
             if progress:
                 progress("trying samples", done, len(samples))
-        return [Unencoded(sample, encoder) for sample in samples]
+        return [RawSample(sample, encoder) for sample in samples]
 
 
 def prepared(name: str, encoder: Encoder, samples: Sequence[Sample | None]) -> dict[str, Tensor]:
@@ -236,5 +238,5 @@ def inputs_of(name: str, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def contents(rows: Mapping[str, Row]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """What tells rows from others: the frames of some, and hashes of the samples of the rest."""
     frames = {key: row.values for key, row in rows.items() if isinstance(row, Frames)}
-    hashes = {key: sample_key(r.sample) for key, r in rows.items() if isinstance(r, Unencoded)}
+    hashes = {key: sample_key(r.sample) for key, r in rows.items() if isinstance(r, RawSample)}
     return frames, hashes

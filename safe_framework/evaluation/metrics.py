@@ -222,3 +222,21 @@ def _bin(confidence: NDArray[np.float64], right: NDArray[np.float64]) -> Bin:
 def _error(confidence: NDArray[np.float64], right: NDArray[np.float64]) -> float:
     gaps = np.bincount(_places(confidence), weights=right - confidence, minlength=BINS)
     return float(np.abs(gaps).sum() / confidence.size)
+
+
+def interval(estimate: Estimate) -> str:
+    """The 95 % interval of a share, in percent.
+
+    >>> interval(Estimate(0.5, 0.4, 0.6, 20))
+    '40.0 to 60.0'
+    """
+    return f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f}"
+
+
+def interval_points(estimate: Estimate) -> str:
+    """The 95 % interval of a difference of two shares, in percentage points.
+
+    >>> interval_points(Estimate(0.1, -0.01, 0.2, 20))
+    '-1.0 to +20.0'
+    """
+    return f"{100 * estimate.low:+.1f} to {100 * estimate.high:+.1f}"

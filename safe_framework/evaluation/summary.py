@@ -14,17 +14,9 @@ from rich.text import Text
 from safe_framework.data.tasks import CAPTIONS
 from safe_framework.errors import DataError
 from safe_framework.evaluation.base_drift import BaseChanged
-from safe_framework.evaluation.metrics import Estimate
+from safe_framework.evaluation.metrics import Estimate, interval, interval_points
 from safe_framework.evaluation.results import Agreement, DatasetGain, Evaluation
-from safe_framework.utils.formatting import (
-    count,
-    duration,
-    interval,
-    interval_points,
-    percent,
-    points,
-    size,
-)
+from safe_framework.utils.formatting import count, duration, percent, points, size
 
 
 @attrs.frozen

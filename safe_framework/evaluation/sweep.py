@@ -18,7 +18,6 @@ from cattrs.errors import BaseValidationError
 from cattrs.preconf.json import make_converter
 
 from safe_framework.core.base_change import original
-from safe_framework.core.modality import FRAMES, FRAMES_MASK, PRESENT
 from safe_framework.data.distractors import FOREIGN, KINDS, distractor
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import Progress, answer, evaluating, inputs, silent
@@ -31,7 +30,7 @@ from safe_framework.evaluation.retention import (
     merged_sums,
     opened,
 )
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT, Sample
 from safe_framework.utils.sequences import batches
 
 if TYPE_CHECKING:

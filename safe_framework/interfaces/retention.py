@@ -6,14 +6,13 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated
 
 import attrs
 import torch
 from torch import Tensor, nn
 
 from safe_framework.errors import DataError
-from safe_framework.training.compute.chunked_vocabulary import Expected, with_slope
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
@@ -148,64 +147,6 @@ class LogitComparison(Comparison):
         ours = (self.logits[self.mask].float() / temperature).log_softmax(-1)
         base = (self.base_logits[self.mask].float() / temperature).log_softmax(-1)
         return nn.functional.kl_div(ours, base, log_target=True, reduction="batchmean")
-
-
-class Said(Protocol):
-    """Words that one side says, of which there is what enters the output embeddings."""
-
-    @property
-    def hidden(self) -> Tensor:
-        """What enters them, (words, hidden)."""
-
-    @property
-    def logits(self) -> Tensor:
-        """What comes out, (words, vocabulary)."""
-
-    def expected(self, temperature: float) -> Expected:
-        """The softmax of these words."""
-
-
-@attrs.frozen(eq=False)
-class HiddenComparison(Comparison):
-    """A comparison of what enters the output embeddings, which alone make the logits.
-
-    Attributes:
-        ours: the words as the model says them.
-        base: the same words as the base says them.
-    """
-
-    ours: Said
-    base: Said
-
-    @property
-    def logits(self) -> Tensor:
-        """The model's, as one row."""
-        return self.ours.logits.unsqueeze(0)
-
-    @property
-    def base_logits(self) -> Tensor:
-        """The base's, as one row."""
-        return self.base.logits.unsqueeze(0)
-
-    @property
-    def mask(self) -> Tensor:
-        """All words count."""
-        hidden = self.ours.hidden
-        return torch.ones(1, len(hidden), dtype=torch.bool, device=hidden.device)
-
-    def divergence(self, temperature: float) -> Tensor:
-        """The same without the logits.
-
-        ``KL(base || ours) = lse(z_ours) - lse(z_base) - (h_ours - h_base) . E_base[W] / T`` where
-        ``z = W h / T``. Its gradient, for ``h_ours`` alone, is ``(E_ours[W] - E_base[W]) / T``.
-        """
-        hidden = self.ours.hidden
-        ours, base = self.ours.expected(temperature), self.base.expected(temperature)
-        moved = (hidden.detach() - self.base.hidden) * base.embedding
-        each = ours.log_sum - base.log_sum - moved.double().sum(-1) / temperature
-        slope = (ours.embedding - base.embedding) / (temperature * len(each))
-        value = each.clamp(min=0).mean().float()  # below 0 is rounding
-        return with_slope(value, hidden, slope)
 
 
 # What a retention method computes before the first step, kept beside the run.

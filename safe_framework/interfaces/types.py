@@ -132,3 +132,8 @@ class AttentionWeights:
 def all_real(values: Tensor) -> Tensor:
     """A mask of (batch, frames) that leaves out nothing."""
     return torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
+
+
+PRESENT = "present"
+
+FRAMES, FRAMES_MASK = "frames", "frames_mask"

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from torch import nn
 
-import safe_framework
 from safe_framework.errors import CheckpointError
 from safe_framework.utils.files import write_whole
 from safe_framework.utils.hashing import text_fingerprint
+from safe_framework.utils.versions import FRAMEWORK_VERSION
 
 if TYPE_CHECKING:
     from safe_framework.config.schema import BaseSpec
@@ -146,7 +146,7 @@ def _versions() -> list[str]:
     import torch
     import transformers
 
-    return [safe_framework.__version__, torch.__version__, transformers.__version__]
+    return [FRAMEWORK_VERSION, torch.__version__, transformers.__version__]
 
 
 def _folder() -> Path:

@@ -11,10 +11,11 @@ from typing import Any
 import attrs
 from cattrs.errors import BaseValidationError
 
+from safe_framework.config.plugins import encoders_of
 from safe_framework.config.read import read_recipe
 from safe_framework.config.schema import Recipe
 from safe_framework.core.adapter import CONFIG
-from safe_framework.core.build import encoders_of, load
+from safe_framework.core.build import load
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
 from safe_framework.data.recipe_data import RecipeData, apart

@@ -8,9 +8,9 @@ from typing import Any
 import attrs
 from torch import nn
 
+from safe_framework.config.plugins import parts_of
 from safe_framework.config.schema import BaseSpec, Recipe
 from safe_framework.core.base_model import facts_of
-from safe_framework.core.build import parts_of
 from safe_framework.core.layer_discovery import LayerStack, find_layers, text_config
 from safe_framework.core.modality import check_layers
 from safe_framework.errors import CheckpointError

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +38,7 @@ from safe_framework.training.monitor.event_log import read_events
 from safe_framework.training.monitor.pareto import FOLDER as PARETO
 from safe_framework.utils.hashing import text_fingerprint
 from safe_framework.utils.progress import WorkProgress
+from safe_framework.utils.versions import installed_versions
 
 ADAPTER, CHECKPOINTS, CURVES, METRICS, REPORT, SKIPPED, STATE = (
     "adapter",
@@ -169,8 +168,7 @@ class Clock:
 
 def versions() -> dict[str, str]:
     """The versions that a run's numbers depend on."""
-    names = ("safe-framework", "torch", "transformers", "peft", "accelerate")
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
+    return installed_versions("safe-framework", "torch", "transformers", "peft", "accelerate")
 
 
 def _check_data(recipe: Recipe) -> None:

@@ -21,6 +21,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import distinct
 from safe_framework.data.frame_cache import Row, inputs_of, stack
 from safe_framework.errors import DataError
+from safe_framework.evaluation.alignment import answer_embeddings
 from safe_framework.interfaces.types import Frames, Tokens
 from safe_framework.training.batches import TokenizedExample, carry
 from safe_framework.utils.progress import WorkProgress
@@ -105,19 +106,6 @@ class Alignment:
                 share = 1 if present is None else len(rows) / present[name]
                 total = total + share * self.loss(tokens, wanted.to(rows.device)[rows])
         return total
-
-
-@torch.no_grad()
-def answer_embeddings(model: SafeModel, answers: Sequence[str]) -> Tensor:
-    """Unit vectors towards each answer's mean input embedding, less their common mean."""
-    embed: nn.Module = model.base.get_input_embeddings()  # type: ignore[operator]  # a method
-    means = []
-    for answer in answers:
-        ids = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
-        means.append(embed(torch.tensor(ids, device=model.device)).float().mean(0))
-    stacked = torch.stack(means)  # (answers, hidden)
-    centred = stacked - stacked.mean(0) if len(answers) > 1 else stacked
-    return nn.functional.normalize(centred, dim=-1)
 
 
 @attrs.frozen(eq=False)

@@ -26,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 
 from safe_framework.core.layer_hooks import LayerCall, hidden_of, with_hidden
 from safe_framework.core.model import SafeModel
-from safe_framework.data.frame_cache import FrameStore, Progress, Unencoded, UnencodedSamples
+from safe_framework.data.frame_cache import FrameCache, Progress, RawSample, RawSampleStore
 from safe_framework.errors import SafeError
 from safe_framework.interfaces.types import Frames, Sample
 
@@ -323,11 +323,11 @@ def seed_apart(seed: int) -> None:
 
 
 def shared_frames(
-    store: FrameStore | UnencodedSamples,
+    store: FrameCache | RawSampleStore,
     samples: Sequence[Sample],
     progress: Progress | None = None,
     places: Sequence[str] | None = None,
-) -> Sequence[Frames | Unencoded]:
+) -> Sequence[Frames | RawSample]:
     """``store.frames`` of samples that every process needs, each encoding some of them."""
     if count() > 1:
         mine = slice(rank(), None, count())

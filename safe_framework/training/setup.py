@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from safe_framework.config.plugins import regularizers
 from safe_framework.config.schema import Recipe
-from safe_framework.core.build import regularizers
 from safe_framework.core.class_readout import Classes
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import on_device
 from safe_framework.data.examples import Example
-from safe_framework.data.frame_cache import FrameStore, Row, UnencodedSamples
+from safe_framework.data.frame_cache import FrameCache, RawSampleStore, Row
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import DataError
 from safe_framework.interfaces.types import Sample
@@ -32,13 +32,13 @@ def frame_stores(model: SafeModel, recipe: Recipe) -> Stores:
 
     That is where its encoder trains, and where the recipe's ``cache`` leaves frames out.
     """
-    found: dict[str, FrameStore | UnencodedSamples] = {}
+    found: dict[str, FrameCache | RawSampleStore] = {}
     for name, spec in recipe.modalities.items():
         modality, folder = model.modality(name), cache_folder() / "frames"
         if modality.encoder_trains or "frames" not in recipe.training.cache:
-            found[name] = UnencodedSamples(modality)
+            found[name] = RawSampleStore(modality.encoder)
         else:
-            found[name] = FrameStore(modality, folder, spec.encoder.options)
+            found[name] = modality.frame_cache(folder, spec.encoder.options)
     return found
 
 

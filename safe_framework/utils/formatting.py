@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from safe_framework.evaluation.metrics import Estimate
-
 _MINUTE, _HOUR = 60, 3600
 
 
@@ -25,24 +23,6 @@ def points(difference: float) -> str:
     ('+25.0 points', '-3.1 points')
     """
     return f"{100 * difference:+.1f} points"
-
-
-def interval(estimate: Estimate) -> str:
-    """The 95 % interval of a share, in percent.
-
-    >>> interval(Estimate(0.5, 0.4, 0.6, 20))
-    '40.0 to 60.0'
-    """
-    return f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f}"
-
-
-def interval_points(estimate: Estimate) -> str:
-    """The 95 % interval of a difference of two shares, in percentage points.
-
-    >>> interval_points(Estimate(0.1, -0.01, 0.2, 20))
-    '-1.0 to +20.0'
-    """
-    return f"{100 * estimate.low:+.1f} to {100 * estimate.high:+.1f}"
 
 
 def count(number: float) -> str:

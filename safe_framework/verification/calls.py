@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from safe_framework.core.layer_discovery import decodes_apart
-from safe_framework.core.modality import FRAMES, FRAMES_MASK, PRESENT, Modality
+from safe_framework.core.modality import Modality
 from safe_framework.core.model import SafeModel
 from safe_framework.core.special_tokens import special_ids, vocabulary_size
+from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT
 from safe_framework.verification.outcome import Mode
 
 # What the calls of a certificate are given: ordinary words, and made-up frames.

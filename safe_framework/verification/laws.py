@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from safe_framework.core.base_snapshot import Seal, TensorMark
 from safe_framework.core.hook_inventory import hooks_on, stray, taken_off
-from safe_framework.core.modality import PRESENT
 from safe_framework.core.model import SafeModel
 from safe_framework.interfaces import registry
+from safe_framework.interfaces.types import PRESENT
 from safe_framework.utils.tensors import integers
 from safe_framework.verification.bench import Bench, counted, loud, moved
 from safe_framework.verification.calls import (

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from safe_framework.config.schema import BaseSpec
 from safe_framework.core.adapter import CONFIG
-from safe_framework.core.base_model import load_base
 from safe_framework.core.build import build, load
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
 from safe_framework.interfaces import registry
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Frames, all_real
+from safe_framework.pretrained.base_model import load_base
 from safe_framework.utils import catalogue
 
 _DIM = 16

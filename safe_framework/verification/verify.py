@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
 from safe_framework.pretrained import quietly
 from safe_framework.utils.hashing import tensors_fingerprint
+from safe_framework.utils.versions import installed_versions
 from safe_framework.verification.base_change import changed_base, restated
 from safe_framework.verification.bench import Bench, steady
 from safe_framework.verification.calls import CALLS, FORWARD, GREEDY, Level
@@ -157,12 +156,11 @@ def _check_runs(bench: Bench) -> None:
 def _circumstances(model: SafeModel) -> dict[str, Any]:
     """Versions, device, types and attention, on which bits may depend."""
     config: Any = model.base.config
-    names = ("safe-framework", "torch", "transformers")
     kinds = {str(p.dtype).removeprefix("torch.") for p in model.base.parameters()}
     device = device_of(model.base)
     cuda = device.type == "cuda"
     return {
-        "versions": {"python": platform.python_version()} | {n: version(n) for n in names},
+        "versions": installed_versions("safe-framework", "torch", "transformers"),
         "device": torch.cuda.get_device_name(device) if cuda else str(device),
         "dtype": ", ".join(sorted(kinds)),
         "attention": str(getattr(config, "_attn_implementation", "")),

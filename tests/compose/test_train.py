@@ -13,7 +13,6 @@ from safe_framework.cli import main
 from safe_framework.config.read import parse_recipe, read_recipe
 from safe_framework.config.schema import ComposeSpec
 from safe_framework.core import build
-from safe_framework.core.base_model import load_base
 from safe_framework.errors import CheckpointError, DataError, SafeError
 from safe_framework.experimental.vision_language import train as training
 from safe_framework.experimental.vision_language.compose import compose, projector_of
@@ -30,6 +29,7 @@ from safe_framework.experimental.vision_language.train import (
     see,
     train_projector,
 )
+from safe_framework.pretrained.base_model import load_base
 from safe_framework.utils.progress import WorkProgress
 from safe_framework.utils.tensors import same_bits
 

@@ -14,10 +14,10 @@ import torch
 
 import safe_framework
 from safe_framework.config.diagnostics import RecipeError
+from safe_framework.config.plugins import regularizers
 from safe_framework.config.read import read_recipe
 from safe_framework.core.adapter import RECIPE, adapter_tensors
 from safe_framework.core.base_model import hooks_of
-from safe_framework.core.build import regularizers
 from safe_framework.data.audio import Waveform
 from safe_framework.errors import AdapterError, SampleError
 from safe_framework.utils.hashing import fingerprint, tensors_fingerprint

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from safe_framework.interfaces.retention import HiddenComparison, LogitComparison
+from safe_framework.interfaces.retention import LogitComparison
 from safe_framework.training.compute import chunked_vocabulary
+from safe_framework.training.compute.calls import HiddenComparison
 from safe_framework.training.compute.chunked_vocabulary import (
     Expected,
     cross_entropy,

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework import RetentionStore, SafeModel
-from safe_framework.data.frame_cache import FrameStore
 from safe_framework.training.retention.counterfactual import (
     CounterfactualRetention,
     RetentionExamples,
@@ -33,7 +32,7 @@ def examples(model: SafeModel, tmp_path: Path) -> RetentionExamples:
     """Four texts beside irrelevant samples."""
     random = np.random.default_rng(0)
     samples = [random.normal(size=(3, DIM)).astype(np.float32) for _ in range(6)]
-    stores = {"touch": FrameStore(model.modality("touch"), tmp_path / "frames")}
+    stores = {"touch": model.modality("touch").frame_cache(tmp_path / "frames")}
     pools = distractor_pools(KINDS, {"touch": samples}, stores, seed=3)
     retention = CounterfactualRetention(
         model, [Weighted(1.0, FisherRegularizer())], ROWS, pools,

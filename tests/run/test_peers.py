@@ -13,7 +13,8 @@ import torch
 from rich.console import Console
 
 from safe_framework import Frames
-from safe_framework.core.build import build, regularizers
+from safe_framework.config.plugins import regularizers
+from safe_framework.core.build import build
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.training.train import make_ready
 from safe_framework.utils.progress import WorkProgress

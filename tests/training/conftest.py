@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
-from safe_framework.data.frame_cache import FrameStore
 from safe_framework.interfaces.types import Frames
 from safe_framework.training.compute.forward import Reader
 from safe_framework.training.retention.counterfactual import (
@@ -64,7 +63,7 @@ def pools(
     model: SafeModel, samples: list[np.ndarray], tmp_path: Path
 ) -> dict[str, dict[str, list[Frames]]]:
     """Frames of irrelevant samples."""
-    stores = {"touch": FrameStore(model.modality("touch"), tmp_path)}
+    stores = {"touch": model.modality("touch").frame_cache(tmp_path)}
     return distractor_pools(KINDS, {"touch": samples}, stores, seed=3)
 
 

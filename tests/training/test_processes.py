@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from safe_framework.core.model import SafeModel
-from safe_framework.data.frame_cache import FrameStore
+from safe_framework.data.frame_cache import FrameCache
 from safe_framework.errors import SafeError
 from safe_framework.interfaces.types import Sample
 from safe_framework.training import distributed
@@ -66,14 +66,14 @@ def test_each_process_encodes_a_share(
     model: SafeModel, samples: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Law: before all meet, a process encodes its own samples alone; afterwards it has them all."""
-    store, asked = FrameStore(model.modality("touch"), tmp_path), []
-    encode = FrameStore.frames
+    store, asked = model.modality("touch").frame_cache(tmp_path), []
+    encode = FrameCache.frames
 
-    def frames(self: FrameStore, some: Sequence[Sample], *rest: Any) -> Any:
+    def frames(self: FrameCache, some: Sequence[Sample], *rest: Any) -> Any:
         asked.append(len(some))
         return encode(self, some, *rest)
 
-    monkeypatch.setattr(FrameStore, "frames", frames)
+    monkeypatch.setattr(FrameCache, "frames", frames)
     monkeypatch.setattr(distributed, "count", lambda: 4)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     monkeypatch.setattr(distributed, "wait", lambda: asked.append(0))

@@ -16,9 +16,10 @@ from safe_framework.config.schema import TrainingSpec
 from safe_framework.core.adapter import adapter_tensors
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
+from safe_framework.evaluation.alignment import answer_embeddings
 from safe_framework.interfaces.types import Tokens
 from safe_framework.training import trainer as trainer_module
-from safe_framework.training.alignment import Alignment, answer_embeddings
+from safe_framework.training.alignment import Alignment
 from safe_framework.training.batches import AnswerCollator, TokenizedExample, carry
 from safe_framework.training.distributed import WHOLE
 from safe_framework.training.objective import Objective, totals_of

@@ -9,9 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
-from safe_framework import __version__
 from safe_framework.errors import SafeError
 from safe_framework.interfaces.registry import REGISTRIES
+from safe_framework.utils.versions import FRAMEWORK_VERSION
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -68,7 +68,7 @@ def _files(name: str, kind: str) -> dict[str, str]:
         "group": REGISTRIES[kind].group,
         "class_name": name.title().replace("-", "").removesuffix(suffix) + suffix,
         "usage": _USAGES[kind].format(name=name),
-        "version": __version__,
+        "version": FRAMEWORK_VERSION,
     }
     sources = {
         "pyproject.toml": "common/pyproject.toml.txt",

@@ -47,7 +47,7 @@ def check_target(
     path = Path(target)
     if is_dataset(target) or path.is_dir() or path.suffix.lower() in READERS:
         return _check_source(target, longest, rate, progress)
-    from safe_framework.core.build import encoders_of
+    from safe_framework.config.plugins import encoders_of
 
     recipe = read_recipe(target)
     data = RecipeData(recipe)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from safe_framework.evaluation.metrics import interval
 from safe_framework.evaluation.sweep import GatePoint, GateSweep
 from safe_framework.runs.report.html import ACCENT, INK, SOFT, WRONG, Markup, element, figure
 from safe_framework.runs.report.results import table
-from safe_framework.utils.formatting import interval, percent, points
+from safe_framework.utils.formatting import percent, points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

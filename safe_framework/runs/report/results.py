@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from safe_framework.evaluation.metrics import Estimate
+from safe_framework.evaluation.metrics import Estimate, interval
 from safe_framework.evaluation.results import OTHER
 from safe_framework.evaluation.summary import Headline, Row, Section
 from safe_framework.runs.report.html import ACCENT, INK, PAPER, WRONG, Markup, element, figure
-from safe_framework.utils.formatting import interval, percent
+from safe_framework.utils.formatting import percent
 from safe_framework.verification.certificate import Certificate, Law, Verdict
 
 if TYPE_CHECKING:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.modality import FRAMES, FRAMES_MASK, PRESENT
-from safe_framework.interfaces.retention import Comparison, HiddenComparison, LogitComparison
+from safe_framework.interfaces.retention import Comparison, LogitComparison
+from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT
 from safe_framework.training.compute.chunked_vocabulary import (
     Expected,
     cross_entropy,
     expected_together,
+    with_slope,
 )
 from safe_framework.training.retention.teacher import TaughtWords
 
@@ -216,3 +218,61 @@ def _stacked(tensors: Sequence[Tensor]) -> Tensor:
 def _filled(tensor: Tensor, length: int) -> Tensor:
     beyond = (0, 0) * (tensor.ndim - 2)
     return nn.functional.pad(tensor, (*beyond, 0, length - tensor.shape[1]))
+
+
+class Said(Protocol):
+    """Words that one side says, of which there is what enters the output embeddings."""
+
+    @property
+    def hidden(self) -> Tensor:
+        """What enters them, (words, hidden)."""
+
+    @property
+    def logits(self) -> Tensor:
+        """What comes out, (words, vocabulary)."""
+
+    def expected(self, temperature: float) -> Expected:
+        """The softmax of these words."""
+
+
+@attrs.frozen(eq=False)
+class HiddenComparison(Comparison):
+    """A comparison of what enters the output embeddings, which alone make the logits.
+
+    Attributes:
+        ours: the words as the model says them.
+        base: the same words as the base says them.
+    """
+
+    ours: Said
+    base: Said
+
+    @property
+    def logits(self) -> Tensor:
+        """The model's, as one row."""
+        return self.ours.logits.unsqueeze(0)
+
+    @property
+    def base_logits(self) -> Tensor:
+        """The base's, as one row."""
+        return self.base.logits.unsqueeze(0)
+
+    @property
+    def mask(self) -> Tensor:
+        """All words count."""
+        hidden = self.ours.hidden
+        return torch.ones(1, len(hidden), dtype=torch.bool, device=hidden.device)
+
+    def divergence(self, temperature: float) -> Tensor:
+        """The same without the logits.
+
+        ``KL(base || ours) = lse(z_ours) - lse(z_base) - (h_ours - h_base) . E_base[W] / T`` where
+        ``z = W h / T``. Its gradient, for ``h_ours`` alone, is ``(E_ours[W] - E_base[W]) / T``.
+        """
+        hidden = self.ours.hidden
+        ours, base = self.ours.expected(temperature), self.base.expected(temperature)
+        moved = (hidden.detach() - self.base.hidden) * base.embedding
+        each = ours.log_sum - base.log_sum - moved.double().sum(-1) / temperature
+        slope = (ours.embedding - base.embedding) / (temperature * len(each))
+        value = each.clamp(min=0).mean().float()  # below 0 is rounding
+        return with_slope(value, hidden, slope)

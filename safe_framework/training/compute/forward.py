@@ -11,10 +11,11 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.modality import FRAMES, FRAMES_MASK, PRESENT, Modality
+from safe_framework.core.modality import Modality
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import head_of, hidden_at, logits_at
 from safe_framework.data.frame_cache import inputs_of
+from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT
 from safe_framework.training.compute.activation_cache import Caches
 from safe_framework.training.compute.calls import (
     Call,

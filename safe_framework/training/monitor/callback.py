@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from safe_framework.config.schema import Recipe
 from safe_framework.core.model import SafeModel
 from safe_framework.data.distractors import FOREIGN, KINDS
-from safe_framework.data.frame_cache import FrameStore, UnencodedSamples
+from safe_framework.data.frame_cache import FrameCache, RawSampleStore
 from safe_framework.errors import DataError, SafeError
 from safe_framework.training import distributed
 from safe_framework.training.batches import TokenizedExample, marked_ids
@@ -181,7 +181,7 @@ def watch_of(
     recipe: Recipe,
     plan: Plan,
     held: Sequence[TokenizedExample],
-    stores: Mapping[str, FrameStore | UnencodedSamples],
+    stores: Mapping[str, FrameCache | RawSampleStore],
     folder: Path,
     progress: WorkProgress,
 ) -> Watch:
@@ -230,7 +230,7 @@ def watch_of(
 
 
 def held_texts(
-    model: SafeModel, plan: Plan, stores: Mapping[str, FrameStore | UnencodedSamples], seed: int
+    model: SafeModel, plan: Plan, stores: Mapping[str, FrameCache | RawSampleStore], seed: int
 ) -> list[HeldText]:
     """The held-out texts, each beside irrelevant samples, of which no one is trained on.
 

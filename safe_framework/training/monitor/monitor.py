@@ -14,6 +14,7 @@ from torch import Tensor
 
 from safe_framework.core.adapter import adapter_tensors, copy_tensors, own_copy
 from safe_framework.core.model import SafeModel
+from safe_framework.evaluation.metrics import interval
 from safe_framework.training import distributed
 from safe_framework.training.monitor.event_log import Journal
 from safe_framework.training.monitor.measurement import (
@@ -27,7 +28,7 @@ from safe_framework.training.monitor.measurement import (
 )
 from safe_framework.training.monitor.pareto import ParetoSet
 from safe_framework.training.schedules import Dials, Factors
-from safe_framework.utils.formatting import interval, percent
+from safe_framework.utils.formatting import percent
 
 if TYPE_CHECKING:
     from safe_framework.config.schema import MonitorSpec

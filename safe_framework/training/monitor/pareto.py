@@ -21,9 +21,10 @@ from safe_framework.core.adapter import (
 )
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import DataError
+from safe_framework.evaluation.metrics import interval
 from safe_framework.training.monitor.event_log import write_whole
 from safe_framework.training.monitor.measurement import Reading, front
-from safe_framework.utils.formatting import interval, percent
+from safe_framework.utils.formatting import percent
 
 FOLDER, INDEX = "pareto", "pareto.json"
 

@@ -11,12 +11,11 @@ import attrs
 import torch
 from torch import Tensor
 
-import safe_framework
 from safe_framework.core.adapter import adapter_tensors
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import on_device
 from safe_framework.data.distractors import distractor
-from safe_framework.data.frame_cache import FrameStore, Row, UnencodedSamples, contents
+from safe_framework.data.frame_cache import FrameCache, RawSampleStore, Row, contents
 from safe_framework.errors import DataError
 from safe_framework.interfaces.retention import Progress, RetentionRegularizer, RetentionStore
 from safe_framework.interfaces.types import Sample
@@ -28,6 +27,7 @@ from safe_framework.training.retention.teacher import TaughtWords, Teacher
 from safe_framework.training.sampling import TextOrder, generator
 from safe_framework.utils.hashing import fingerprint, tensors_fingerprint, text_fingerprint
 from safe_framework.utils.sequences import MadeWhenRead
+from safe_framework.utils.versions import FRAMEWORK_VERSION
 
 # What retention methods are given before the first step: texts one by one, and a file to keep.
 
@@ -109,13 +109,13 @@ def _code(entry: Weighted) -> str:
     """The framework's version, and the source of the method's module."""
     source = inspect.getsourcefile(type(entry.method))
     content = Path(source).read_bytes() if source else b""
-    return text_fingerprint(safe_framework.__version__, hashlib.sha256(content).hexdigest())
+    return text_fingerprint(FRAMEWORK_VERSION, hashlib.sha256(content).hexdigest())
 
 
 _NOISES = 24
 Examples = Sequence[Mapping[str, Tensor]]
 Pools = Mapping[str, Mapping[str, Sequence[Row]]]
-Stores = Mapping[str, FrameStore | UnencodedSamples]
+Stores = Mapping[str, FrameCache | RawSampleStore]
 
 
 @attrs.frozen(eq=False)
