@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from safe_framework.config.schema import TrainingSpec
-from safe_framework.core.adapter import adapter_tensors, copy_tensors, own_copy
+from safe_framework.core.adapter import adapter_tensors, copy_tensors
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
 from safe_framework.interfaces.retention import Progress
@@ -30,6 +30,7 @@ from safe_framework.training.objective import Objective, totals_of
 from safe_framework.training.optimizer import make_optimizer
 from safe_framework.training.retention.counterfactual import CounterfactualRetention
 from safe_framework.training.sampling import FixedOrder, run_order
+from safe_framework.utils.tensors import cpu_copy
 
 # Checkpoints that a kill at any moment cannot spoil: a marker is written last.
 
@@ -288,7 +289,7 @@ class SafeTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
         tensors = adapter_tensors(self.safe_model)
-        save_file({key: own_copy(tensor) for key, tensor in tensors.items()}, folder / WEIGHTS)
+        save_file({key: cpu_copy(tensor) for key, tensor in tensors.items()}, folder / WEIGHTS)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None

@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from safe_framework.core.adapter import adapter_tensors, copy_tensors, own_copy
+from safe_framework.core.adapter import adapter_tensors, copy_tensors
 from safe_framework.core.model import SafeModel
 from safe_framework.evaluation.metrics import interval
 from safe_framework.training import distributed
@@ -29,6 +29,7 @@ from safe_framework.training.monitor.measurement import (
 from safe_framework.training.monitor.pareto import ParetoSet
 from safe_framework.training.schedules import Dials, Factors
 from safe_framework.utils.formatting import percent
+from safe_framework.utils.tensors import cpu_copy
 
 if TYPE_CHECKING:
     from safe_framework.config.schema import MonitorSpec
@@ -58,9 +59,9 @@ class Snapshot:
         """Copy what training has come to."""
         held = optimizer.state_dict()["state"]
         return cls(
-            {name: own_copy(tensor) for name, tensor in adapter_tensors(model).items()},
+            {name: cpu_copy(tensor) for name, tensor in adapter_tensors(model).items()},
             {
-                f"{number}.{name}": own_copy(tensor)
+                f"{number}.{name}": cpu_copy(tensor)
                 for number, kept in held.items()
                 for name, tensor in kept.items()
             },
