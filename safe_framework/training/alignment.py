@@ -32,6 +32,7 @@ _SMOOTHING = 0.1
 _PULL = 2.0
 _WEIGHT_DECAY = 0.05
 _BATCH = 256
+_CHUNK = 32  # samples at a time that an encoder which trains is shown before the first step
 
 
 class Alignment:
@@ -51,7 +52,7 @@ class Alignment:
         self.weights = (rarity * len(answers) / len(self.candidates)).to(self.targets.device)
 
     def indices(self, answers: Sequence[str]) -> Tensor:
-        """The place of each answer among the candidates, (answers,), on the CPU."""
+        """The index of each answer among the candidates, (answers,), on the CPU."""
         return torch.tensor([self.position[a] for a in answers])
 
     def loss(self, tokens: Tokens, wanted: Tensor) -> Tensor:
@@ -59,23 +60,23 @@ class Alignment:
 
         Args:
             tokens: (batch, tokens, hidden).
-            wanted: the place of each sample's answer among the candidates, (batch,).
+            wanted: the index of each sample's answer among the candidates, (batch,).
         """
-        wanted = self._on(tokens.values.device, wanted)
-        heard = nn.functional.normalize(tokens.values.float(), dim=-1)
-        count = heard.shape[1]
+        wanted = self._to(tokens.values.device, wanted)
+        unit = nn.functional.normalize(tokens.values.float(), dim=-1)
+        count = unit.shape[1]
         contrast = nn.functional.cross_entropy(
-            (heard @ self.targets.T / _TEMPERATURE).flatten(0, 1),
+            (unit @ self.targets.T / _TEMPERATURE).flatten(0, 1),
             wanted.repeat_interleave(count),
             label_smoothing=_SMOOTHING,
             reduction="none",
         )
-        pull = 1 - (heard * self.targets[wanted].unsqueeze(1)).sum(-1)  # (batch, tokens)
+        pull = 1 - (unit * self.targets[wanted].unsqueeze(1)).sum(-1)  # (batch, tokens)
         per_sample = (contrast.reshape(-1, count) + _PULL * pull).mean(1)
         return (per_sample * self.weights[wanted]).mean()
 
-    def _on(self, device: torch.device, wanted: Tensor) -> Tensor:
-        """Go where tokens are, which may not be where the base was, and take ``wanted`` along."""
+    def _to(self, device: torch.device, wanted: Tensor) -> Tensor:
+        """Move to the tokens' device, which may not be the base's, and move ``wanted`` too."""
         self.targets, self.weights = self.targets.to(device), self.weights.to(device)
         return wanted.to(device)
 
@@ -93,7 +94,7 @@ class Alignment:
             batch: with frames, or samples of encoders that train.
             answers: of its rows.
             present: rows that have each modality, over which the means are taken, where the
-                batch is a part of those that share them; its own if None.
+                batch is a shard of a step; its own if None.
         """
         wanted = self.indices(answers)
         total = self.targets.new_zeros(())
@@ -110,7 +111,7 @@ class Alignment:
 
 @attrs.frozen(eq=False)
 class AlignmentStage:
-    """What the stage trains.
+    """Alignment before fusion: what it trains, and on what.
 
     Attributes:
         projector: gives the tokens.
@@ -127,7 +128,7 @@ class AlignmentStage:
 
 
 def align(
-    aligned: AlignmentStage,
+    stage: AlignmentStage,
     alignment: Alignment,
     answers: Sequence[str],
     spec: TrainingSpec,
@@ -136,7 +137,7 @@ def align(
     """Train a projector, without the base, for ``spec.align_steps`` steps.
 
     Args:
-        aligned: what is trained.
+        stage: what is trained.
         alignment: the loss.
         answers: the answer of each row.
         spec: steps.
@@ -147,28 +148,22 @@ def align(
     wanted = alignment.indices(answers)
     groups = [
         {"params": [p for p in module.parameters() if p.requires_grad], "lr": rate}
-        for module, rate in aligned.rates.items()
+        for module, rate in stage.rates.items()
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=_WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, list(aligned.rates.values()), total_steps=spec.align_steps, pct_start=0.1
+        optimizer, list(stage.rates.values()), total_steps=spec.align_steps, pct_start=0.1
     )
-    for module in aligned.rates:
+    for module in stage.rates:
         module.train()
     for step in range(spec.align_steps):
-        rows = torch.randperm(len(answers))[: aligned.batch]
-        loss = alignment.loss(aligned.projector(aligned.frames(rows)), wanted[rows])
+        rows = torch.randperm(len(answers))[: stage.batch]
+        loss = alignment.loss(stage.projector(stage.frames(rows)), wanted[rows])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
         optimizer.step()
         schedule.step()
         progress(LABEL, step + 1, spec.align_steps, f"loss {loss.item():.3f}")
-
-
-# The first stage of a run: each projector is shown its frames, and aligned if asked to.
-
-
-_CHUNK = 32
 
 
 def prepare_projectors(
@@ -195,9 +190,9 @@ def prepare_projectors(
         rows = [example.frames[name] for example in having]
         first = _first_frames(modality, rows, model.device)
         modality.projector.fit(first)
-        aligned = _aligned(modality, rows, first, model.device, recipe.training)
+        stage = _stage_of(modality, rows, first, model.device, recipe.training)
         answers = [example.text for example in having]
-        align(aligned, alignment, answers, recipe.training, progress)
+        align(stage, alignment, answers, recipe.training, progress)
 
 
 def frames_of(modality: Modality, rows: Sequence[Row], device: torch.device) -> Frames:
@@ -221,14 +216,14 @@ def _first_frames(modality: Modality, rows: Sequence[Row], device: torch.device)
     return Frames(stacked.values.to(device), stacked.mask.to(device))
 
 
-def _aligned(
+def _stage_of(
     modality: Modality,
     rows: Sequence[Row],
     first: Frames,
     device: torch.device,
     spec: TrainingSpec,
 ) -> AlignmentStage:
-    """What alignment trains, and how it comes by frames."""
+    """What alignment trains, and how it gets frames."""
     rates: dict[nn.Module, float] = {modality.projector: spec.align_learning_rate}
     if not modality.encoder_trains:
         return AlignmentStage(modality.projector, first.rows, rates)

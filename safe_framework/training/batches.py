@@ -41,8 +41,8 @@ class TokenizedExample:
     classes: ClassTarget | None = None
 
     @property
-    def spelled(self) -> Sequence[int]:
-        """The answer's tokens that training shows: none where a class is read at tokens."""
+    def target_ids(self) -> Sequence[int]:
+        """The answer's tokens that are learned: none where a class is read instead."""
         return () if self.classes else self.answer
 
 
@@ -89,7 +89,7 @@ def attention_mask(rows: Sequence[Sequence[int]]) -> Tensor:
 
 
 def modality_columns(name: str, rows: Sequence[Row | None], dim: int) -> dict[str, Tensor]:
-    """The part of a batch that carries modality ``name``: finished frames of width ``dim``.
+    """A batch's columns of modality ``name``: finished frames of width ``dim``.
 
     Where the encoder trains, what it has prepared of the samples instead.
     """
@@ -119,8 +119,8 @@ class AnswerCollator:
 
     def __call__(self, examples: Sequence[TokenizedExample]) -> dict[str, Any]:
         """``input_ids``, ``attention_mask``, ``labels``, the modalities, and ``answers``."""
-        rows = [[*e.prompt, *e.spelled] for e in examples]
-        labels = [[*[IGNORED] * len(e.prompt), *e.spelled] for e in examples]
+        rows = [[*e.prompt, *e.target_ids] for e in examples]
+        labels = [[*[IGNORED] * len(e.prompt), *e.target_ids] for e in examples]
         batch: dict[str, Any] = {
             "input_ids": pad_right(rows, self.pad),
             "attention_mask": attention_mask(rows),
@@ -134,7 +134,7 @@ class AnswerCollator:
 
 
 def class_columns(examples: Sequence[TokenizedExample], width: int) -> dict[str, Tensor]:
-    """The part of a batch that says which classes are read where; empty where none is."""
+    """A batch's columns of the classes that are read at tokens; empty where none is."""
     wanted = [example.classes for example in examples]
     if not any(wanted):
         return {}

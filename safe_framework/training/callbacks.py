@@ -1,4 +1,4 @@
-"""Tells the terminal and the installed hooks how training goes."""
+"""Reports the course of training to the terminal and to the installed hooks."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Training in stages: which data, how much retention, how fast, and when to move on.
 
-The place of a sample in the run is known beforehand; which sample stands there is only looked up
-when its step is trained, since a stage may end on what was measured just before. So nothing that
-a loader fetches in advance, in whatever process, can belong to another stage.
+The positions of a run are known beforehand; which example is at a position is only looked up when
+its step is trained, since a stage may end on what was measured just before. So nothing that a
+loader fetches in advance, in whatever process, can belong to another stage.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from safe_framework.config.schema import StageSpec, TrainingSpec, UntilSpec
 
 FILE = "curriculum.json"
-_APART = 10_007  # between the seeds of two stages
+_SEED_STRIDE = 10_007  # between the seeds of two stages
 
 
 class Curriculum:
@@ -29,10 +29,10 @@ class Curriculum:
 
     Args:
         stages: as the recipe gives them; at least one.
-        members: for each stage, the places of its examples among all that are trained on.
+        members: for each stage, the indices of its examples among all that are trained on.
         answers: of all examples that are trained on.
         spec: the recipe's ``[training]``.
-        scales: turned at each change of stage.
+        scales: set at each change of stage.
 
     Attributes:
         starts: the step at which each stage that was entered began.
@@ -50,7 +50,7 @@ class Curriculum:
         self.spec, self.scales = spec, scales
         self.starts = [0]
         self._orders: dict[int, list[int]] = {}
-        self._turn()
+        self._apply_scales()
 
     @property
     def number(self) -> int:
@@ -62,27 +62,27 @@ class Curriculum:
         """What the present stage is called."""
         return self.stages[self.number].name or f"stage {self.number + 1}"
 
-    def example_at(self, place: int, step_size: int) -> int:
-        """Which example stands at a place of the run.
+    def example_at(self, position: int, step_size: int) -> int:
+        """Which example is at a position of the run.
 
         Args:
-            place: among all samples of the run, counted from 0.
+            position: among all samples of the run, counted from 0.
             step_size: samples in a step, of all processes.
         """
-        step = place // step_size
+        step = position // step_size
         stage = max(n for n, start in enumerate(self.starts) if start <= step)
         if stage not in self._orders:
             self._orders[stage] = self._order(stage, step_size)
-        return self._orders[stage][place - self.starts[stage] * step_size]
+        return self._orders[stage][position - self.starts[stage] * step_size]
 
     def _order(self, stage: int, step_size: int) -> list[int]:
         count = (self.spec.max_steps - self.starts[stage]) * step_size
-        seed, places = self.spec.seed + stage * _APART, self.members[stage]
+        seed, indices = self.spec.seed + stage * _SEED_STRIDE, self.members[stage]
         if self.spec.balance:
-            chosen = balanced_order(seed, [self.answers[place] for place in places], count)
+            chosen = balanced_order(seed, [self.answers[index] for index in indices], count)
         else:
-            chosen = shuffled_slice(seed, 0, count, len(places))
-        return [places[one] for one in chosen]
+            chosen = shuffled_slice(seed, 0, count, len(indices))
+        return [indices[one] for one in chosen]
 
     def advance(self, step: int, measured: Mapping[str, float] | None = None) -> bool:
         """Move on to the next stage if the present one is over.
@@ -98,10 +98,10 @@ class Curriculum:
         if not (over or (stage.until and measured and is_reached(stage.until, measured))):
             return False
         self.starts.append(step)
-        self._turn()
+        self._apply_scales()
         return True
 
-    def _turn(self) -> None:
+    def _apply_scales(self) -> None:
         stage = self.stages[self.number]
         self.scales.stage = Scales(stage.learning_rate, stage.retention_weight)
 
@@ -113,7 +113,7 @@ class Curriculum:
         """Go on from where a checkpoint is."""
         self.starts = json.loads((checkpoint / FILE).read_text("utf-8"))["starts"]
         self._orders.clear()
-        self._turn()
+        self._apply_scales()
 
 
 def is_reached(until: UntilSpec, measured: Mapping[str, float]) -> bool:
@@ -127,17 +127,17 @@ def is_reached(until: UntilSpec, measured: Mapping[str, float]) -> bool:
 
 
 def stage_indices(
-    stage: StageSpec, examples: Sequence[Example], places: Sequence[int]
+    stage: StageSpec, examples: Sequence[Example], indices: Sequence[int]
 ) -> list[int]:
-    """Those of some places whose examples have the fields that a stage wants.
+    """Those of some indices whose examples have the fields that a stage wants.
 
     Raises:
         DataError: none has; the message says what there is.
     """
-    found = [place for place in places if _fits(stage.where, examples[place].fields)]
+    found = [index for index in indices if _fits(stage.where, examples[index].fields)]
     if not found:
         field = next(iter(stage.where), "")
-        values = sorted({repr(examples[place].fields.get(field)) for place in places})
+        values = sorted({repr(examples[index].fields.get(field)) for index in indices})
         raise DataError(
             f"no training row is of the stage `{stage.name}`: {_shown(stage.where)}",
             hint=f"its rows have for `{field}`: {', '.join(values[:8])}",

@@ -1,4 +1,4 @@
-"""The loss of a step in one call, which is what several devices wrap and average."""
+"""The loss of a step: task, retention and alignment, in one module that several devices wrap."""
 
 from __future__ import annotations
 
@@ -22,22 +22,20 @@ from safe_framework.training.distributed import StepShard, touch_parameters
 from safe_framework.training.retention.counterfactual import CounterfactualRetention
 from safe_framework.training.schedules import TrainingScales
 
-# The task's loss: what a batch asks of a model, and what its words are worth.
-
 
 @attrs.frozen(eq=False)
 class Answers:
-    """A batch's inputs, and the answers that are wanted.
+    """The task's loss on a batch: the inputs of a call, and the answers that are wanted.
 
     Attributes:
         inputs: of the call.
-        places: True where a word is scored, (batch, length).
+        positions: True where a prediction is scored, (batch, length).
         targets: the next token of each position, ``IGNORED`` where none is scored.
         classes: what is read at a modality's tokens; None for nothing.
     """
 
     inputs: Mapping[str, Tensor]
-    places: Tensor
+    positions: Tensor
     targets: Tensor
     classes: Classes | None
 
@@ -47,43 +45,43 @@ class Answers:
         inputs = dict(batch)
         classes = Classes.taken(inputs)
         targets = nn.functional.pad(inputs.pop("labels")[:, 1:], (0, 1), value=IGNORED)
-        places = targets != IGNORED  # position t predicts token t + 1
+        positions = targets != IGNORED  # position t predicts token t + 1
         if classes is not None:
-            places = places | classes.places
-        return cls(inputs, places, targets, classes)
+            positions = positions | classes.places
+        return cls(inputs, positions, targets, classes)
 
     @property
     def temperatures(self) -> tuple[float, ...]:
-        """At which the loss looks at the softmax of its words; class logits are looked at whole."""
+        """Of the softmax that the loss takes of its predictions; class logits are needed whole."""
         return (1.0,) if self.classes is None else ()
 
     def loss(self, words: Words, count: Tensor | None = None) -> Tensor:
-        """Mean next-token cross-entropy over the words.
+        """Mean next-token cross-entropy over the predictions.
 
         Args:
-            words: at the places.
+            words: the predictions at the positions.
             count: of labelled positions (and rows that are read at their tokens), over which the
-                mean is taken, where the batch is a part of those that share them; its own if None.
+                mean is taken, where the batch is a shard of a step; its own if None.
         """
         if self.classes is not None:
             return mean_loss(words.logits, self.targets, self.classes, count)
-        wanted = self.targets[self.places]
+        wanted = self.targets[self.positions]
         return words.cross_entropy(wanted) / (len(wanted) if count is None else count)
 
 
 def answer_loss(
     model: nn.Module, base: nn.Module, batch: Mapping[str, Any], count: Tensor | None = None
 ) -> Tensor:
-    """The loss of one batch by a call of its own, which makes the logits of its words.
+    """The loss of one batch by a call of its own, from the logits at its positions.
 
     Args:
         model: a SafeModel, or what is called like one.
-        base: its base, whose output embeddings are shown only some positions.
+        base: its base, whose output embeddings are applied at those positions alone.
         batch: as ``Answers.of`` wants it.
         count: as in ``Answers.loss``.
     """
     answers = Answers.of(batch)
-    logits = logits_at(model, base, answers.inputs, answers.places)
+    logits = logits_at(model, base, answers.inputs, answers.positions)
     return answers.loss(LogitWords(logits), count)
 
 
@@ -102,7 +100,7 @@ def check_finite(loss: Tensor, name: str, step: int) -> Tensor:
 
 
 class Objective(nn.Module):
-    """Task, retention and alignment; the losses of a step's parts add up to the step's.
+    """Task, retention and alignment; the losses of a step's shards add up to the step's.
 
     Every trainable parameter takes part in every call, with a gradient of zero if in no other
     way, so no device waits for a gradient that another does not have.
@@ -137,7 +135,7 @@ class Objective(nn.Module):
         self.align_weight = align_weight
         self.caches, self.states = caches, states
         self.scales = scales or TrainingScales()
-        self._ddp_params_and_buffers_to_ignore = _untrained(self)
+        self._ddp_params_and_buffers_to_ignore = _frozen_names(self)
 
     def forward(
         self,
@@ -145,16 +143,16 @@ class Objective(nn.Module):
         answers: Sequence[str],
         totals: Tensor,
         step: int,
-        part: StepShard,
+        shard: StepShard,
     ) -> tuple[Tensor, Tensor]:
-        """The loss of one part, and the task's and retention's share in it, (2,).
+        """The loss of one shard, and the task's and retention's share in it, (2,).
 
         Args:
-            batch: the part's rows, with ``labels``.
+            batch: the shard's rows, with ``labels``.
             answers: of the rows, as they were written.
             totals: of the whole step, as ``step_totals`` adds them up.
             step: how many came before.
-            part: which part it is.
+            shard: which shard it is.
 
         Raises:
             FloatingPointError: a loss is NaN or infinite.
@@ -163,27 +161,27 @@ class Objective(nn.Module):
         retention = self.retention if self.scales.retention else None
         terms = [self._task(batch, totals[0])]
         if retention is not None:
-            terms += retention.terms(step, device, part)
+            terms += retention.terms(step, device, shard)
         words = self.reader.words([term.call for term in terms])
         task, *penalties = [term.loss(said) for term, said in zip(terms, words, strict=True)]
         check_finite(task, "task loss", step)
         kept = torch.zeros((), device=device)
         if retention is not None:
-            kept = sum(penalties, retention.parameter_loss(device, part))
+            kept = sum(penalties, retention.parameter_loss(device, shard))
             kept = check_finite(self.scales.retention * kept, "retention loss", step)
         loss = task + kept
         if self.alignment is not None:
             present = dict(zip(model.modalities, totals[1:], strict=True))
-            pulled = self.alignment.batch_loss(model, batch, answers, present)
-            loss = loss + self.align_weight * pulled
-        held = touch_parameters(loss, model.trainable_parameters().values())
-        return held, torch.stack([task.detach(), kept.detach()])
+            alignment = self.alignment.batch_loss(model, batch, answers, present)
+            loss = loss + self.align_weight * alignment
+        loss = touch_parameters(loss, model.trainable_parameters().values())
+        return loss, torch.stack([task.detach(), kept.detach()])
 
     def _task(self, batch: Mapping[str, Tensor], count: Tensor) -> Term:
         answers, begun = Answers.of(batch), None
         if self.caches is not None:
             begun = self.caches.begun(self.states, batch["input_ids"], batch["attention_mask"])
-        call = Call(answers.inputs, answers.places, answers.temperatures, begun)
+        call = Call(answers.inputs, answers.positions, answers.temperatures, begun)
         return Term(call, partial(answers.loss, count=count))
 
 
@@ -202,8 +200,8 @@ def _scored(batch: Mapping[str, Any]) -> int:
     return int((batch["labels"][:, 1:] != IGNORED).sum()) + read
 
 
-def _untrained(module: nn.Module) -> list[str]:
-    """What training never changes: DistributedDataParallel is told to leave it alone."""
+def _frozen_names(module: nn.Module) -> list[str]:
+    """Names of what training never changes, which DistributedDataParallel ignores."""
     trained = {id(parameter) for parameter in module.parameters() if parameter.requires_grad}
-    held = [*module.named_parameters(), *module.named_buffers()]
-    return [name for name, tensor in held if id(tensor) not in trained]
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return [name for name, tensor in named if id(tensor) not in trained]

@@ -41,7 +41,7 @@ def parameter_groups(
     Without a rate of their own, encoders that train have the projectors'.
 
     Matrices decay. Vectors and numbers (biases, norms, gates) do not, nor do the vectors of
-    markers, which start as words of the base and not at zero.
+    markers, which start as embeddings of the base and not at zero.
     """
     rates = {"fusion": fusion_rate}
     if encoder_rate is not None:

@@ -1,4 +1,4 @@
-"""Compute what a run keeps, before it is needed, in as many processes as are given."""
+"""Fill the caches of a run before it starts, in as many processes as are given."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def precompute(source: str, *, quiet: bool = False) -> None:
         model, data = build(recipe, device=distributed.device()), RecipeData(recipe)
         examples = data.examples("train", _encoders(model))
         with tempfile.TemporaryDirectory() as folder:
-            ready = prepare_training(model, recipe, examples, Path(folder), progress, data)
+            prepared = prepare_training(model, recipe, examples, Path(folder), progress, data)
             try:
-                ready.trainer.precompute(progress)
+                prepared.trainer.precompute(progress)
             finally:
-                ready.caches.close()
+                prepared.caches.close()
 
 
 def encode_samples(source: str, *, quiet: bool = False) -> None:
@@ -61,11 +61,11 @@ def encode_samples(source: str, *, quiet: bool = False) -> None:
 
 def precompute_in_processes(count: int, source: str, *, quiet: bool = False) -> int:
     """``precompute``, with the samples encoded by ``count`` new processes; the exit code."""
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-    words += ["-m", "safe_framework.cli", "cache", source, "--samples"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    command += ["-m", "safe_framework.cli", "cache", source, "--samples"]
     threads = str(max(1, (os.cpu_count() or 1) // count))
     environment = {"OMP_NUM_THREADS": threads} | dict(os.environ)
-    launched = [sys.executable, *words, *(["--quiet"] if quiet else [])]
+    launched = [sys.executable, *command, *(["--quiet"] if quiet else [])]
     code = subprocess.run(launched, env=environment, check=False).returncode
     if code == 0:
         precompute(source, quiet=quiet)

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch.utils.data import Sampler
 
+_SEED_STRIDE = 1_000_003  # between the seeds of two datasets, beyond any number of answers
+_SPAN = 16  # steps whose texts are dealt out together
+
 
 def generator(*numbers: int) -> torch.Generator:
     """A generator seeded by a few numbers, such as a run's seed and a step."""
@@ -22,10 +25,10 @@ def balanced_order(seed: int, labels: Sequence[str], count: int) -> list[int]:
 
     Labels are dealt in shuffled passes, and each label's positions are read in shuffled passes.
     """
-    places: dict[str, list[int]] = {}
+    positions: dict[str, list[int]] = {}
     for position, label in enumerate(labels):
-        places.setdefault(label, []).append(position)
-    groups = list(places.values())
+        positions.setdefault(label, []).append(position)
+    groups = list(positions.values())
     dealt = shuffled_slice(seed, 0, count, len(groups))
     times = Counter(dealt)
     readers = [
@@ -48,75 +51,6 @@ def shuffled_slice(seed: int, start: int, count: int, size: int) -> list[int]:
     return chosen
 
 
-class FixedOrder(Sampler[int]):
-    """Draws places in an order that is known beforehand."""
-
-    def __init__(self, order: Sequence[int]) -> None:
-        self.order = order
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.order)
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-
-_SPAN = 16  # steps whose texts are dealt out together
-
-
-class TextOrder:
-    """Which texts each step reads: every one once in each pass, from the step's number alone.
-
-    Args:
-        lengths: words in each text.
-        batch_size: texts in a step.
-        seed: of the order.
-        grouped: give a step texts of like length. Which texts a span of steps reads is the same
-            either way, and so is what each word weighs in the sum of their losses: see ``share``.
-    """
-
-    def __init__(
-        self, lengths: Sequence[int], batch_size: int, seed: int, grouped: bool = False
-    ) -> None:
-        self.lengths, self.batch_size, self.seed = list(lengths), batch_size, seed
-        self.grouped = grouped
-
-    def step(self, step: int) -> list[int]:
-        """Places of the texts of a step."""
-        size, count = self.batch_size, len(self.lengths)
-        if not self.grouped:
-            return shuffled_slice(self.seed, step * size, size, count)
-        span, turn = divmod(step, _SPAN)
-        dealt = shuffled_slice(self.seed, span * _SPAN * size, _SPAN * size, count)
-        dealt.sort(key=self.lengths.__getitem__)
-        first = size * int(torch.randperm(_SPAN, generator=generator(self.seed, span, 2))[turn])
-        return dealt[first : first + size]
-
-    def share(self, chosen: Sequence[int]) -> float:
-        """What the mean over a step's words is to be multiplied with: their share of a usual step.
-
-        1 where texts are not grouped. Where they are, a step of short texts would otherwise weigh
-        each of its words more than a step of long ones does.
-        """
-        if not self.grouped:
-            return 1.0
-        usual = self.batch_size * sum(self.lengths) / len(self.lengths)
-        return sum(self.lengths[place] for place in chosen) / usual
-
-    def needed(self, steps: int) -> list[int]:
-        """Places of all texts that the first ``steps`` steps read."""
-        whole = -(-steps // _SPAN) * _SPAN  # spans are read whole
-        if whole * self.batch_size >= len(self.lengths):
-            return list(range(len(self.lengths)))
-        return shuffled_slice(self.seed, 0, whole * self.batch_size, len(self.lengths))
-
-
-# Which example comes when, from one dataset or from several that are mixed by weight.
-
-
-_APART = 1_000_003  # between the seeds of two datasets, beyond any number of answers
-
-
 def training_order(
     datasets: Sequence[str],
     answers: Sequence[str],
@@ -126,7 +60,9 @@ def training_order(
     balance: bool,
     weights: Mapping[str, float] | None = None,
 ) -> list[int]:
-    """``count`` places in the examples, of which any beginning depends on the seed alone.
+    """``count`` indices into the examples, of which any prefix depends on the seed alone.
+
+    They come from one dataset, or from several that are mixed by weight.
 
     Args:
         datasets: the dataset of each example.
@@ -141,7 +77,7 @@ def training_order(
     turns = weighted_turns([(weights or {}).get(name, 1.0) for name in names], count)
     readers = []
     for number, name in enumerate(names):
-        own, drawn = seed + number * _APART, turns.count(number)
+        own, drawn = seed + number * _SEED_STRIDE, turns.count(number)
         if balance:
             order = balanced_order(own, [answers[i] for i in members[name]], drawn)
         else:
@@ -151,11 +87,11 @@ def training_order(
 
 
 def weighted_turns(weights: Sequence[float], count: int) -> list[int]:
-    """Whose turn it is ``count`` times, such that any beginning is shared out by weight.
+    """Whose turn it is ``count`` times, such that any prefix is shared by weight.
 
     Whoever is furthest behind its share is next; the first of equals.
 
-    >>> shares([2.0, 1.0], 6)
+    >>> weighted_turns([2.0, 1.0], 6)
     [0, 1, 0, 0, 1, 0]
     """
     total, drawn, turns = sum(weights), [0] * len(weights), list[int]()
@@ -165,3 +101,63 @@ def weighted_turns(weights: Sequence[float], count: int) -> list[int]:
         drawn[turn] += 1
         turns.append(turn)
     return turns
+
+
+class FixedOrder(Sampler[int]):
+    """Draws indices in an order that is known beforehand."""
+
+    def __init__(self, order: Sequence[int]) -> None:
+        self.order = order
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+
+class TextOrder:
+    """Which texts each step reads: every one once in each pass, from the step's number alone.
+
+    Args:
+        lengths: tokens in each text.
+        batch_size: texts in a step.
+        seed: of the order.
+        grouped: give a step texts of like length. Which texts a span of steps reads is the same
+            either way, and so is what each token weighs in the sum of their losses: see ``share``.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int, grouped: bool = False
+    ) -> None:
+        self.lengths, self.batch_size, self.seed = list(lengths), batch_size, seed
+        self.grouped = grouped
+
+    def step(self, step: int) -> list[int]:
+        """Indices of the texts of a step."""
+        size, count = self.batch_size, len(self.lengths)
+        if not self.grouped:
+            return shuffled_slice(self.seed, step * size, size, count)
+        span, turn = divmod(step, _SPAN)
+        dealt = shuffled_slice(self.seed, span * _SPAN * size, _SPAN * size, count)
+        dealt.sort(key=self.lengths.__getitem__)
+        first = size * int(torch.randperm(_SPAN, generator=generator(self.seed, span, 2))[turn])
+        return dealt[first : first + size]
+
+    def share(self, chosen: Sequence[int]) -> float:
+        """The factor on the mean over a step's tokens: how many they are, relative to a usual step.
+
+        1 where texts are not grouped. Where they are, a step of short texts would otherwise weigh
+        each of its tokens more than a step of long ones does.
+        """
+        if not self.grouped:
+            return 1.0
+        usual = self.batch_size * sum(self.lengths) / len(self.lengths)
+        return sum(self.lengths[index] for index in chosen) / usual
+
+    def needed(self, steps: int) -> list[int]:
+        """Indices of all texts that the first ``steps`` steps read."""
+        whole = -(-steps // _SPAN) * _SPAN  # spans are read whole
+        if whole * self.batch_size >= len(self.lengths):
+            return list(range(len(self.lengths)))
+        return shuffled_slice(self.seed, 0, whole * self.batch_size, len(self.lengths))

@@ -1,4 +1,4 @@
-"""Factors on the learning rates and on retention's weight, which change while training goes on."""
+"""What changes with the steps of training: gates, learning rates, the weight of retention."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Scales:
 
 @attrs.define
 class TrainingScales:
-    """The factors of all who may turn them.
+    """The factors of every part that sets some.
 
     Attributes:
         stage: of the curriculum's present stage.
@@ -51,7 +51,7 @@ class TrainingScales:
 
 
 class LearningRateScaler(TrainerCallback):
-    """Turns the rates around each optimizer step, so that the schedule's own stay what they are.
+    """Scales the learning rates for each optimizer step, and restores the scheduled ones after it.
 
     Args:
         scales: read before each step.
@@ -59,22 +59,19 @@ class LearningRateScaler(TrainerCallback):
 
     def __init__(self, scales: TrainingScales) -> None:
         self.scales = scales
-        self._own: list[float] = []
+        self._scheduled: list[float] = []
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Multiply the scheduled rates."""
         groups = kwargs["optimizer"].param_groups
-        self._own = [group["lr"] for group in groups]
+        self._scheduled = [group["lr"] for group in groups]
         for group in groups:
             group["lr"] = group["lr"] * self.scales.rate
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the scheduled rates back."""
-        for group, own in zip(kwargs["optimizer"].param_groups, self._own, strict=True):
-            group["lr"] = own
-
-
-# How open a gate is at each step of training.
+        for group, rate in zip(kwargs["optimizer"].param_groups, self._scheduled, strict=True):
+            group["lr"] = rate
 
 
 def gate_at(step: int, spec: GateSpec) -> float:

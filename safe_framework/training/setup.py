@@ -1,4 +1,4 @@
-"""What training works with: rows and their frames, texts to retain, what is kept of the base."""
+"""Builds what training works with: rows and their frames, retention, the caches of a recipe."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from safe_framework.utils.progress import WorkProgress
 
 
 def frame_stores(model: SafeModel, recipe: Recipe) -> Stores:
-    """Where each modality's frames are kept; its samples, if it is encoded in each step.
+    """Where each modality's frames are kept; its samples, if they are encoded in each step.
 
-    That is where its encoder trains, and where the recipe's ``cache`` leaves frames out.
+    They are where its encoder trains, and where the recipe's ``cache`` leaves frames out.
     """
     found: dict[str, FrameCache | RawSampleStore] = {}
     for name, spec in recipe.modalities.items():

@@ -1,4 +1,4 @@
-"""Who learns from what: each stage's rows, and what is kept from training to measure on."""
+"""How a recipe's data are split: the examples of each stage, and what is held out to measure on."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def split_data(
     data: RecipeData | None,
     encoders: dict[str, Encoder],
 ) -> DataSplit:
-    """Divide a recipe's data.
+    """Split a recipe's data.
 
     Args:
         recipe: its ``[[curriculum]]`` and ``[monitor]`` say how.
@@ -56,12 +56,12 @@ def split_data(
     Raises:
         DataError: a stage has no row, or there is nothing to measure on.
     """
-    every, parts = _stages(recipe, examples, data, encoders)
+    every, stages = _stages(recipe, examples, data, encoders)
     if recipe.monitor is None:
-        return DataSplit(every, parts)
-    held, left = _held(recipe.monitor, recipe.training.seed, every, data, encoders)
-    new = {old: place for place, old in enumerate(left)}
-    members = tuple([new[place] for place in part if place in new] for part in parts)
+        return DataSplit(every, stages)
+    held_out, remaining = hold_out(recipe.monitor, recipe.training.seed, every, data, encoders)
+    new = {old: index for index, old in enumerate(remaining)}
+    members = tuple([new[index] for index in part if index in new] for part in stages)
     for stage, part in zip(recipe.curriculum, members, strict=True):
         if not part:
             raise DataError(
@@ -74,8 +74,8 @@ def split_data(
         for name, encoder in encoders.items()
         if data is not None and "foreign_validation" in data.sources
     }
-    trained = [every[place] for place in left]
-    return DataSplit(trained, members, tuple(held), tuple(texts), foreign)
+    trained = [every[index] for index in remaining]
+    return DataSplit(trained, members, tuple(held_out), tuple(texts), foreign)
 
 
 def _stages(
@@ -84,58 +84,58 @@ def _stages(
     data: RecipeData | None,
     encoders: dict[str, Encoder],
 ) -> tuple[list[Example], tuple[list[int], ...]]:
-    """All examples of all stages, and the places of each stage's."""
+    """All examples of all stages, and the indices of each stage's."""
     every, parts = list(examples), []
     known: dict[str, list[int]] = {}
     for number, stage in enumerate(recipe.curriculum):
-        places = list(range(len(examples)))
+        indices = list(range(len(examples)))
         if stage.train is not None:
             if stage.train not in known:
                 found = (data or RecipeData(recipe)).examples(stage_key(number), encoders)
                 known[stage.train] = list(range(len(every), len(every) + len(found)))
                 every += found
-            places = known[stage.train]
-        parts.append(stage_indices(stage, every, places))
+            indices = known[stage.train]
+        parts.append(stage_indices(stage, every, indices))
     return every, tuple(parts)
 
 
-def _held(
+def hold_out(
     spec: MonitorSpec,
     seed: int,
     every: Sequence[Example],
     data: RecipeData | None,
     encoders: dict[str, Encoder],
 ) -> tuple[list[Example], list[int]]:
-    """The examples to measure on, and the places of those that are left for training."""
+    """The examples to measure on, and the indices of those that remain for training."""
     most = spec.max_examples or len(every)
     if data is not None and "validation" in data.sources:
         named = [one for one in data.examples("validation", encoders) if one.samples]
         if not named:
             raise DataError("no row of `validation` has a sample of any modality")
         return [
-            named[place] for place in balanced_subset(named, min(most, len(named)), seed)
+            named[index] for index in balanced_subset(named, min(most, len(named)), seed)
         ], list(range(len(every)))
-    places = balanced_subset(every, min(most, max(1, round(spec.held_out * len(every)))), seed)
-    contents = {_content(every[place]) for place in places}
-    left = [place for place, one in enumerate(every) if _content(one) not in contents]
-    if not left or not places:
+    indices = balanced_subset(every, min(most, max(1, round(spec.held_out * len(every)))), seed)
+    held_out_keys = {_sample_keys(every[index]) for index in indices}
+    remaining = [index for index, one in enumerate(every) if _sample_keys(one) not in held_out_keys]
+    if not remaining or not indices:
         raise DataError(
             f"there are too few training rows to hold some of the {len(every)} out",
             hint="name `validation` in [data]",
         )
-    return [every[place] for place in places], left
+    return [every[index] for index in indices], remaining
 
 
 def balanced_subset(examples: Sequence[Example], count: int, seed: int) -> list[int]:
-    """Places of ``count`` examples with samples, each answer as often as it comes in all of them.
+    """Indices of ``count`` examples with samples, each answer as often as it comes in all of them.
 
     Of examples with the same samples there is one: the others must not be trained on.
     """
     first: dict[str, int] = {}
-    for place in shuffled_slice(seed, 0, len(examples), len(examples)):
-        if examples[place].samples:
-            first.setdefault(_content(examples[place]), place)
-    sorted_ = sorted(first.values(), key=lambda place: examples[place].answer)
+    for index in shuffled_slice(seed, 0, len(examples), len(examples)):
+        if examples[index].samples:
+            first.setdefault(_sample_keys(examples[index]), index)
+    sorted_ = sorted(first.values(), key=lambda index: examples[index].answer)
     return sorted(evenly_spaced(sorted_, count))
 
 
@@ -146,11 +146,11 @@ def evenly_spaced(items: Sequence[_Item], count: int) -> list[_Item]:
     ['b', 'e', 'g']
     """
     count = min(count, len(items))
-    return [items[(2 * place + 1) * len(items) // (2 * count)] for place in range(count)]
+    return [items[(2 * index + 1) * len(items) // (2 * count)] for index in range(count)]
 
 
-def _content(example: Example) -> str:
-    """What tells an example's samples from others; its place where it has none."""
+def _sample_keys(example: Example) -> str:
+    """A key of an example's samples; where it comes from if it has none."""
     keys = [f"{name}:{sample_key(one)}" for name, one in sorted(example.samples.items())]
     return " ".join(keys) or example.place or str(id(example))
 
@@ -172,4 +172,4 @@ def _texts(recipe: Recipe, spec: MonitorSpec, data: RecipeData | None) -> list[s
             hint="name `retention_validation` in [data]",
         )
     order = shuffled_slice(recipe.training.seed, 0, len(texts), len(texts))
-    return [texts[place] for place in order[: min(share, spec.max_texts or share)]]
+    return [texts[index] for index in order[: min(share, spec.max_texts or share)]]

@@ -55,7 +55,7 @@ def train(
         model: built from the recipe.
         recipe: its ``[training]``, ``[[retention]]`` and ``[data]`` are used.
         examples: of the task.
-        folder: where checkpoints go; what the monitor keeps goes beside it.
+        folder: where checkpoints go; what the monitor keeps goes next to it.
         progress: the bars.
         resume: go on from the newest whole checkpoint in ``folder``.
         data: what the recipe names, where some of it has been read already.
@@ -64,8 +64,8 @@ def train(
     Returns:
         What was logged: one row for each logging step, from the run's first step on.
     """
-    ready = prepare_training(model, recipe, examples, folder, progress, data, sharding)
-    trainer, alignment = ready.trainer, ready.alignment
+    prepared = prepare_training(model, recipe, examples, folder, progress, data, sharding)
+    trainer, alignment = prepared.trainer, prepared.alignment
     retention, watch = trainer.retention, trainer.watch
     with distributed.main_process_first():
         checkpoint = latest_complete(folder) if resume else None
@@ -75,21 +75,21 @@ def train(
         distributed.broadcast(adapter_tensors(model).values())
         distributed.seed_processes(recipe.training.seed)
     elif watch.stopped:
-        ready.caches.close()
-        return _stopped(watch, checkpoint)
+        prepared.caches.close()
+        return _finish_stopped(watch, checkpoint)
     if retention is not None:
         with distributed.main_process_first():
             retention.begin(folder, resumed=checkpoint is not None, progress=progress)
     with distributed.main_process_first():
         trainer.precompute(progress)
     try:
-        with _as_asked(model, recipe, sharding):
+        with _memory_saving(model, recipe, sharding):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
-        ready.caches.close()
+        prepared.caches.close()
         model.eval()
     watch.finish()
-    return _losses(trainer.state)
+    return _loss_rows(trainer.state)
 
 
 @attrs.frozen(eq=False)
@@ -149,19 +149,19 @@ def prepare_training(
     return PreparedTraining(trainer, alignment, caches)
 
 
-def _stopped(watch: Watch, checkpoint: Path) -> Log:
-    """End a run again whose training the monitor had stopped."""
+def _finish_stopped(watch: Watch, checkpoint: Path) -> Log:
+    """Finish a run again whose training the monitor had stopped."""
     watch.finish()
-    return _losses(TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)))
+    return _loss_rows(TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)))
 
 
-def _losses(state: TrainerState) -> Log:
+def _loss_rows(state: TrainerState) -> Log:
     return [row for row in state.log_history if "loss" in row]
 
 
 @contextmanager
-def _as_asked(model: SafeModel, recipe: Recipe, sharding: Sharding | None) -> Iterator[None]:
-    """Within the block, layers are computed again in the backward pass, and shared out."""
+def _memory_saving(model: SafeModel, recipe: Recipe, sharding: Sharding | None) -> Iterator[None]:
+    """Within the block, layers are recomputed in the backward pass and sharded, if asked for."""
     if recipe.training.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     handle = shard_layers(model, sharding, distributed.device()) if sharding else None

@@ -145,7 +145,7 @@ class SafeTrainer(Trainer):
             accumulation = spec.gradient_accumulation_steps
             rows = spec.retention_batch_size
             rows_per_shard("retention_batch_size", rows, distributed.world_size(), accumulation)
-        self._rows = [[*e.prompt, *e.spelled] for e in self.examples]
+        self._rows = [[*e.prompt, *e.target_ids] for e in self.examples]
         self._states = caches.task_texts(self._rows) if caches else None
         dims = {name: model.modality(name).encoder.dim for name in model.modalities}
         self.watch = watch or Watch()
@@ -210,13 +210,13 @@ class SafeTrainer(Trainer):
     ) -> Any:
         """A part's share in the loss of its step, times the devices over which it is averaged."""
         devices = self.args.world_size
-        part = StepShard(
+        shard = StepShard(
             self._micro_step * devices + self.args.process_index,
             self.spec.gradient_accumulation_steps * devices,
         )
         batch = dict(inputs)
         answers = batch.pop("answers")
-        loss, shares = model(batch, answers, num_items_in_batch, self.state.global_step, part)
+        loss, shares = model(batch, answers, num_items_in_batch, self.state.global_step, shard)
         self._shares.append(shares)
         return loss * devices
 

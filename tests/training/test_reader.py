@@ -126,18 +126,18 @@ def test_the_tasks_loss_needs_no_logits(base: str) -> None:
     found = []
     for reader in (Reader(model), Reader(model, shortcuts=NONE)):
         shown.clear()
-        (words,) = reader.words([Call(task.inputs, task.places, task.temperatures)])
+        (words,) = reader.words([Call(task.inputs, task.positions, task.temperatures)])
         loss = task.loss(words)
         found.append((loss, gradients(model, loss), shown[0]))
     assert found[0][2] == 0
-    assert found[1][2] == int(task.places.sum())
+    assert found[1][2] == int(task.positions.sum())
     torch.testing.assert_close(found[0][:2], found[1][:2], rtol=1e-4, atol=1e-6)
 
 
 def both_losses(model: SafeModel, reader: Reader) -> tuple[Tensor, Tensor]:
     """Of the task and of texts, asked for at once."""
     task = answers()
-    calls = [Call(task.inputs, task.places, task.temperatures), texts()]
+    calls = [Call(task.inputs, task.positions, task.temperatures), texts()]
     said, told = reader.words(calls)
     penalty = DistillationRegularizer().penalty_of(
         told.beside(TaughtWords(Teacher(model, PAD), ROWS))

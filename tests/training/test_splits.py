@@ -9,7 +9,7 @@ import pytest
 from safe_framework.config.schema import MonitorSpec
 from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
-from safe_framework.training.splits import _held, balanced_subset, evenly_spaced
+from safe_framework.training.splits import balanced_subset, evenly_spaced, hold_out
 
 
 def rows(answers: Sequence[str], contents: Sequence[int]) -> list[Example]:
@@ -23,10 +23,10 @@ def rows(answers: Sequence[str], contents: Sequence[int]) -> list[Example]:
 def test_held_out_rows_share_no_sample_with_training() -> None:
     """Law: a sample that is measured on stands in no row that is trained on."""
     every = rows("abababababab", [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5])
-    held, left = _held(MonitorSpec(held_out=0.25), 3, every, None, {})
+    held, left = hold_out(MonitorSpec(held_out=0.25), 3, every, None, {})
     known = {float(one.samples["touch"][0]) for one in held}
     assert len(held) == len(known) == 3
-    assert not known & {float(every[place].samples["touch"][0]) for place in left}
+    assert not known & {float(every[index].samples["touch"][0]) for index in left}
     assert len(left) == 6
 
 
@@ -34,7 +34,7 @@ def test_answers_keep_their_shares() -> None:
     """Law: of what is held out each answer has its part."""
     every = rows("a" * 30 + "b" * 10, range(40))
     for seed in range(5):
-        found = [every[place].answer for place in balanced_subset(every, 8, seed)]
+        found = [every[index].answer for index in balanced_subset(every, 8, seed)]
         assert Counter(found) == {"a": 6, "b": 2}
 
 
@@ -49,14 +49,14 @@ def test_the_seed_decides() -> None:
 def test_rows_without_a_sample_are_trained_on() -> None:
     """Law: a row that carries nothing to hear is never held out."""
     every = [*rows("ab", [1, 2]), *[Example("", "a", place=f"bare:{n}") for n in range(6)]]
-    held, left = _held(MonitorSpec(held_out=0.1), 0, every, None, {})
+    held, left = hold_out(MonitorSpec(held_out=0.1), 0, every, None, {})
     assert len(held) == 1
     assert set(range(2, 8)) <= set(left)
 
 
 def test_no_more_is_held_out_than_is_measured() -> None:
     """Law: `max_examples` leaves the rest to training."""
-    held, left = _held(
+    held, left = hold_out(
         MonitorSpec(held_out=0.5, max_examples=2), 0, rows("a" * 9, range(9)), None, {}
     )
     assert (len(held), len(left)) == (2, 7)
@@ -65,11 +65,11 @@ def test_no_more_is_held_out_than_is_measured() -> None:
 def test_too_few_rows_are_refused() -> None:
     """Law: where nothing would be left to train on, an error says what to do."""
     with pytest.raises(DataError, match="too few training rows"):
-        _held(MonitorSpec(), 0, rows("aa", [1, 1]), None, {})
+        hold_out(MonitorSpec(), 0, rows("aa", [1, 1]), None, {})
 
 
 @pytest.mark.parametrize("count", [1, 3, 8, 20])
-def test_every_nth_takes_as_many_as_there_are(count: int) -> None:
+def test_evenly_spaced_takes_as_many_as_there_are(count: int) -> None:
     """Law: the items are distinct, in order, and as many as were asked for or all."""
     found = evenly_spaced(range(8), count)
     assert found == sorted(set(found))
