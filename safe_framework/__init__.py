@@ -14,8 +14,7 @@ from safe_framework.utils.versions import FRAMEWORK_VERSION
 __version__ = FRAMEWORK_VERSION
 
 if TYPE_CHECKING:
-    from safe_framework.core.build import attach, build, load
-    from safe_framework.core.compilation import compile
+    from safe_framework.core.build import attach, build, compile, load
     from safe_framework.core.model import SafeModel
     from safe_framework.errors import SafeError
     from safe_framework.interfaces.encoder import Encoder
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "attach": "core.build",
     "build": "core.build",
-    "compile": "core.compilation",
+    "compile": "core.build",
     "load": "core.build",
     "pipeline": "serving.pipeline",
     "verify": "verification.verify",

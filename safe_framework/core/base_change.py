@@ -1,28 +1,29 @@
-"""The interface of a change of the base, and how to compute with the base as it was."""
+"""The interface of a change of the base (Stage B), and whose calls run the changed base.
+
+Whether a call runs the base as it was or as it was changed is context, never state of the base. A
+hook on a changed module looks up a ``ContextVar``: outside a call of the model that owns the change
+it returns None, so that the base, called by itself or in another thread, is the original. How a
+base is changed is known to :mod:`safe_framework.experimental.base_finetuning` alone, which is
+imported where an adapter says that it was.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from safe_framework.errors import InjectionError, SafeError
-
-if TYPE_CHECKING:
-    from safe_framework.core.model import SafeModel
-
-
-# Whether a call runs the base as it was or as it was changed: context, never state of the base.
-#
-# A hook on a changed module looks up a ``ContextVar``. Outside a call of the model that owns the
-# change it returns None, so that the base, called by itself or in another thread, is the original.
+from safe_framework.errors import AdapterError, InjectionError, SafeError
+from safe_framework.utils.formatting import percent
+from safe_framework.utils.hashing import tensors_fingerprint
 
 
 @attrs.define(eq=False)
@@ -168,19 +169,18 @@ class BaseChange(nn.Module, ABC):
     def describe(self) -> str:
         """What was changed, for people, such as ``"layers 2 and 3 trained in place"``."""
 
-
-@contextmanager
-def original(model: SafeModel) -> Iterator[None]:
-    """Within the block, ``model`` and its base compute with the base as it was.
-
-    Of a change in place the block is no other thread's to call the model in.
-    """
-    change = model.base_change
-    if change is None:
-        yield
-        return
-    with change.original(model.base):
-        yield
+    def adapter_facts(self, base: nn.Module) -> dict[str, Any]:
+        """What an adapter's config says of the change: how to make it again, and its numbers."""
+        tensors = self.tensors(base)
+        return {
+            **self.facts(),
+            "described": self.describe(),
+            "laws_given_up": list(WAIVED),
+            "off_is_the_original_base": self.reversible,
+            "parameters": sum(p.numel() for p in tensors.values()),
+            "weights": tensors_fingerprint(tensors),
+            "drift": dict(self.drift),
+        }
 
 
 def refuse_changed(change: BaseChange | None) -> None:
@@ -203,9 +203,97 @@ def named(change: BaseChange | None, base: nn.Module) -> dict[str, nn.Parameter]
     return {f"{CHANGE}.{name}": tensor for name, tensor in change.tensors(base).items()}
 
 
-def drop_change(model: SafeModel) -> None:
-    """Give a model's base back as it was, if it was changed."""
-    if model.base_change is not None:
-        model.base_change.remove(model.base)
-        model.base_change = None
-        model.seal.changed = frozenset()
+@torch.no_grad()
+def check_reached(change: BaseChange, run: Callable[[], object]) -> None:
+    """See that one tiny call of the base runs through every module that is changed by a hook.
+
+    Args:
+        change: of the base.
+        run: calls the base.
+
+    Raises:
+        SafeError: it passes one by, as experts that are not chosen are.
+    """
+    call = change.call()
+    if call is None:
+        return
+    with acting(call):
+        run()
+    if missed := [path for path in change.facts()["modules"] if path not in call.fired]:
+        raise SafeError(
+            f"`{missed[0]}` of the base was not called in a tiny call, so its change might not "
+            "be heard",
+            hint="choose other `targets` or `layers` in [stage_b]",
+        )
+
+
+_READERS = {
+    "lora": "safe_framework.experimental.base_finetuning.lora",
+    "layers": "safe_framework.experimental.base_finetuning.layers",
+}
+"""By method, the module whose ``read`` makes the change that an adapter's folder holds."""
+
+
+def read_change(
+    base: nn.Module, config: Mapping[str, Any], folder: Path, *, owner: str, layers_path: str
+) -> BaseChange:
+    """Change a base as an adapter says.
+
+    Args:
+        base: as it was before.
+        config: what ``adapter_facts`` gave.
+        folder: the adapter's, with the change's tensors.
+        owner: key of the model whose calls run the changed base.
+        layers_path: of the base's list of layers.
+
+    Raises:
+        AdapterError: the folder's tensors are not those that its config tells of.
+    """
+    reader = import_module(_READERS[config["method"]])
+    try:
+        change: BaseChange = reader.read(base, config, folder, owner=owner, layers_path=layers_path)
+    except (OSError, ValueError) as error:
+        raise AdapterError(
+            f"the changed base of `{folder}` cannot be read: {error}", hint="copy the adapter again"
+        ) from error
+    change.drift = dict(config["drift"])
+    if tensors_fingerprint(change.tensors(base)) != config["weights"]:
+        change.remove(base)
+        raise AdapterError(
+            f"the changed base of `{folder}` holds other weights than it was saved with",
+            hint="copy or save the adapter again",
+        )
+    return change
+
+
+def given_up(laws: Sequence[str]) -> str:
+    """Which laws do not hold.
+
+    >>> given_up(("L1", "L2"))
+    'L1 and L2 do not hold'
+    """
+    return f"{' and '.join(laws)} do not hold"
+
+
+def of_off(original: bool) -> str:
+    """What switching everything off gives."""
+    if original:
+        return "off() is the original base, bit for bit."
+    return "off() is the changed base: its layers were trained in place."
+
+
+def for_the_card(facts: Mapping[str, Any]) -> str:
+    """What the model card of an adapter says, from the adapter's config."""
+    drift = facts["drift"]
+    told = (
+        f"Without a sample, {percent(drift['agreement'])} of next tokens on {drift['texts']} "
+        f"{drift['source']} were the original's (KL {drift['kl']:.2g} nats, largest logit "
+        f"difference {drift['largest']:.2g})."
+        if drift
+        else "How far it went from the original was not measured: `safe verify` does."
+    )
+    return (
+        f"**The base was changed** ({facts['described']}, {facts['parameters']:,} parameters). "
+        f"{given_up(facts['laws_given_up'])}: with the sense absent or its gate at 0, outputs are "
+        f"NOT the base model's. {told} {of_off(facts['off_is_the_original_base'])}"
+    )

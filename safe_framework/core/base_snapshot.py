@@ -57,7 +57,7 @@ class TensorMark:
 
 
 @attrs.define(eq=False)
-class Seal:
+class BaseSnapshot:
     """What a base was.
 
     Attributes:
@@ -83,7 +83,7 @@ class Seal:
     changed: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, base: nn.Module, tokenizer: Any = None) -> Seal:
+    def of(cls, base: nn.Module, tokenizer: Any = None) -> BaseSnapshot:
         """The seal of a base and its tokenizer as they are now."""
         modules = {path or type(base).__name__: module for path, module in base.named_modules()}
         return cls(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,15 @@ from safe_framework.config.diagnostics import positioned
 from safe_framework.config.plugins import parts_of
 from safe_framework.config.read import parse_recipe, read_recipe
 from safe_framework.config.schema import ModalitySpec, Recipe
-from safe_framework.core.adapter import RECIPE, load_tensors, read_config
+from safe_framework.core.adapter import (
+    RECIPE,
+    AdapterConfig,
+    copy_tensors,
+    encoder_identity,
+    read_config,
+    read_tensors,
+)
+from safe_framework.core.compilation import compile_layers
 from safe_framework.core.layer_discovery import Side
 from safe_framework.core.markers.embeddings import inline_tokens
 from safe_framework.core.model import SafeModel
@@ -22,6 +30,8 @@ from safe_framework.pretrained.base_model import load_base
 from safe_framework.pretrained.probe_cache import origin_of, recalling
 
 if TYPE_CHECKING:
+    from safe_framework.core.model import SafeModel
+
     pass
 
 
@@ -148,6 +158,23 @@ def load(
     return model
 
 
+def compile(model: SafeModel, **options: Any) -> SafeModel:
+    """Compile the base of ``model`` in place; its module tree and weights stay.
+
+    The first call of each kind compiles. Copies and pickles of the model are not compiled, and
+    ``detach`` gives the base back uncompiled.
+
+    Args:
+        model: with modalities or without; modalities may still be added and removed.
+        **options: of ``torch.compile``.
+
+    Returns:
+        The same model.
+    """
+    compile_layers(model.base, model.stack.of(model.base), **options)
+    return model
+
+
 def _loaded(recipe: Recipe, trust_remote_code: bool) -> tuple[nn.Module, Any, str | None]:
     """A recipe's base and tokenizer, and their origin if the files stood still meanwhile."""
     before = None if trust_remote_code else origin_of(recipe.base)
@@ -161,7 +188,8 @@ def _recipe_in(place: Path) -> Recipe:
     if not (place / RECIPE).is_file():
         raise AdapterError(
             f"`{place}` has no `{RECIPE}`: its model was put together by hand",
-            hint="add the same modalities to the base, then call adapter.load_tensors",
+            hint="add the same modalities to the base, then call "
+            "safe_framework.core.build.load_tensors",
         )
     return parse_recipe((place / RECIPE).read_text("utf-8"), str(place / RECIPE), place)
 
@@ -205,3 +233,50 @@ def _add(model: SafeModel, recipe: Recipe, name: str, spec: ModalitySpec) -> Non
         markers=spec.markers,
         inline=spec.inline,
     )
+
+
+def load_tensors(model: SafeModel, folder: Path, names: Collection[str] | None = None) -> None:
+    """Put the adapter's tensors into a model built from its recipe.
+
+    Args:
+        model: on the adapter's base.
+        folder: the adapter.
+        names: of the modalities that it holds, if the model has others beside them.
+
+    Raises:
+        AdapterError: the base or an encoder is another one, or tensors are missing, unknown
+            or of another shape; the message says what differs.
+    """
+    config = read_config(folder)
+    _check_identity(model, config, folder)
+    target = {
+        key: tensor
+        for key, tensor in model.modality_tensors().items()
+        if names is None or key.partition(".")[0] in names
+    }
+    copy_tensors(target, read_tensors(folder), folder)
+    model.restore_base_change(config.base_change, folder)
+    model.base_snapshot.identity = config.base
+    for name, identity in config.modalities.items():
+        model.set_gate(identity["gate"], name)
+
+
+def _check_identity(model: SafeModel, config: AdapterConfig, folder: Path) -> None:
+    now = model.base_identity()
+    differing = [
+        part
+        for part in ("class", "weights", "config", "tokenizer")
+        if now[part] != config.base[part] and now[part]
+    ]
+    if differing:
+        raise AdapterError(
+            f"`{folder}` was made for another base "
+            f"(`{config.base['model'] or config.base['class']}`): {' and '.join(differing)} differ",
+            hint="load it on the base that it was trained on",
+        )
+    for name, identity in config.modalities.items():
+        if encoder_identity(model.modality(name)) != identity["encoder"]:
+            raise AdapterError(
+                f"the encoder of modality `{name}` is not the one that `{folder}` was trained with",
+                hint="use the same checkpoint and options of the encoder",
+            )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence, Set
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,38 +18,28 @@ from torch import nn
 from safe_framework.core.layer_hooks import LayerForward, give_back, hearing, take_over
 from safe_framework.errors import UnsupportedBaseError
 
-if TYPE_CHECKING:
-    from safe_framework.core.model import SafeModel
-
 _VARIANTS = 16
 """Graphs that one layer may need: shapes, grad modes, kinds of cache."""
 
 
-def compile(model: SafeModel, **options: Any) -> SafeModel:
-    """Compile the base of ``model`` in place; its module tree and weights stay.
-
-    The first call of each kind compiles. Copies and pickles of the model are not compiled, and
-    ``detach`` gives the base back uncompiled.
+def compile_layers(base: nn.Module, layers: nn.ModuleList, **options: Any) -> None:
+    """Compile a base in place, whole and layer by layer; its module tree and weights stay.
 
     Args:
-        model: with senses or without; senses may still be added and removed.
+        base: with hooks or without.
+        layers: of the base.
         **options: of ``torch.compile``.
-
-    Returns:
-        The same model.
     """
-    layers = model.stack.of(model.base)
     _allow_graphs(_VARIANTS * len(layers))
-    model.base._compiled_call_impl = CompiledCall(model.base, options)
+    base._compiled_call_impl = CompiledCall(base, options)
     apart: dict[str, Any] = {**_ISOLATED, **options}
     for layer in layers:
         forward = take_over(layer)
         forward.compiled = torch.compile(forward.plain, **apart)
-    return model
 
 
 def uncompile(base: nn.Module, layers: nn.ModuleList) -> None:
-    """Undo ``compile``; what others have compiled stays."""
+    """Undo ``compile_layers``; what others have compiled stays."""
     if isinstance(base._compiled_call_impl, CompiledCall):
         del base._compiled_call_impl  # None again, which is the class's attribute
     for layer in layers:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -13,17 +14,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from safe_framework.core.adapter import trainable_parameters, trainable_summary
+from safe_framework.core.adapter import (
+    AdapterState,
+    adapter_config,
+    base_identity,
+    modality_tensors,
+    write_adapter,
+)
 from safe_framework.core.attention_probe import AttentionProbe
 from safe_framework.core.base_change import (
     BaseChange,
     acting,
-    drop_change,
+    check_reached,
+    named,
+    read_change,
     refuse_changed,
     suspended,
 )
 from safe_framework.core.base_model import device_of, facts_of, filling_id, freeze
-from safe_framework.core.base_snapshot import Seal
+from safe_framework.core.base_snapshot import BaseSnapshot
 from safe_framework.core.call import call_apart, refuse_shared, union
 from safe_framework.core.compilation import refuse_compiled, uncompile, uncompiled
 from safe_framework.core.gradient_checkpointing import (
@@ -56,7 +65,7 @@ from safe_framework.core.modality import (
     checked_gate,
     split_by_modality,
 )
-from safe_framework.core.processor import SafeProcessor, padding_id, prepare_multimodal_inputs
+from safe_framework.core.processor import SafeProcessor, padding_id
 from safe_framework.data.prompts import template_of
 from safe_framework.errors import SafeError
 from safe_framework.interfaces.encoder import Encoder
@@ -94,8 +103,9 @@ class SafeModel(nn.Module):
         split_rows: as given; may be changed between calls.
         modalities: the senses by name.
         base_change: what stage B changed in the base; None where L1 and L2 hold.
+        owner: key by which hooks on the base know this model's calls.
         recipe: what the model was built from, if it was built from a recipe.
-        seal: what the base was when it was wrapped.
+        base_snapshot: what the base was when it was wrapped.
         attention_probe: what text attended to, once ``configure_attention_probe`` enabled it.
 
     Raises:
@@ -123,10 +133,10 @@ class SafeModel(nn.Module):
         self.base_change: BaseChange | None = None
         self.recipe: Recipe | None = None
         self.tokenizer = tokenizer
-        self._owner = uuid4().hex
+        self.owner = uuid4().hex
         self._processor: SafeProcessor | None = None
         self._handles: dict[str, list[RemovableHandle]] = {}
-        self.seal = Seal.of(base, tokenizer)
+        self.base_snapshot = BaseSnapshot.of(base, tokenizer)
         self._recompute: Options = None
         self.attention_probe = AttentionProbe()
         self.training = self.modalities.training = False  # as a loaded model: no dropout yet
@@ -162,16 +172,20 @@ class SafeModel(nn.Module):
         check_name(name, self.modalities)
         refuse_changed(self.base_change)
         taken, tokens = self._markers().values(), inline_tokens(projector) if inline else None
-        marks = make_markers(self, taken, tokens) if markers or inline else None
+        marks = (
+            make_markers(self.base, self.device, self.stack.hidden_size, taken, tokens)
+            if markers or inline
+            else None
+        )
         modality = Modality(name, encoder, projector, fusion, gate, marks)
         modality.encoder.eval()
         check_layers(name, fusion.layers, self.stack.count)
         check_arrival(self.base, self.stack, fusion.layers, self._example_inputs())
         self.modalities[name] = modality.to(self.device).train(self.training)
         self._processor = None
-        self._handles[name] = install(self._owner, name, self.stack.of(self.base), fusion.layers)
+        self._handles[name] = install(self.owner, name, self.stack.of(self.base), fusion.layers)
         if marks is not None:
-            self._handles[name] += install_embeddings(self._owner, name, embeddings_of(self.base))
+            self._handles[name] += install_embeddings(self.owner, name, embeddings_of(self.base))
 
     def remove_modality(self, name: str) -> None:
         """Detach one sense; its hooks leave the base."""
@@ -186,13 +200,8 @@ class SafeModel(nn.Module):
             self.remove_modality(name)
         self.gradient_checkpointing_disable()
         uncompile(self.base, self.stack.of(self.base))
-        drop_change(self)
+        self._remove_base_change()
         return self.base
-
-    @property
-    def base_changed(self) -> bool:
-        """Whether stage B changed the base, so that L1 and L2 do not hold."""
-        return self.base_change is not None
 
     def facts(self) -> BaseFacts:
         """What a fusion adapter's constructor is told of the base."""
@@ -279,7 +288,7 @@ class SafeModel(nn.Module):
         def heard() -> Any:
             """The base's call, with the modalities that are on."""
             stack = self.stack
-            injection = CallInjection(self._owner, senses, stack.passes, stack.entry, call.prompts)
+            injection = CallInjection(self.owner, senses, stack.passes, stack.entry, call.prompts)
             watched = self.attention_probe.watching(senses, call.inputs, method is not self.base)
             with active(injection), acting(changed), watched:
                 out = method(*call.args, **{**call.inputs, **(when_heard or {})})
@@ -353,7 +362,50 @@ class SafeModel(nn.Module):
             self._processor = SafeProcessor(self.tokenizer, encoders, prompt=prompt, spans=spans)
         return self._processor
 
-    prepare_multimodal_inputs = prepare_multimodal_inputs
+    def prepare_multimodal_inputs(
+        self,
+        text: str | Sequence[str],
+        images: Any = None,
+        audio: Sample | Sequence[Sample | None] | None = None,
+        answers: str | Sequence[str | None] | None = None,
+        training_mode: bool = False,
+        *,
+        sampling_rate: int | None = None,
+        **samples: Any,
+    ) -> Any:
+        """A batch of texts with samples of any modality, and in training the labels to learn.
+
+        In training mode, each answer and the end-of-text token follow their text, rows are padded
+        on the right, and ``labels`` holds the answers' ids where they stand and -100 everywhere
+        else, at markers and padding too. Otherwise answers are not looked at, there are no labels,
+        and rows are padded on the left, ready for ``generate``.
+
+        Args:
+            text: one text or several.
+            images: for the base's own processor, or for a modality of that name; None in a list
+                is a text without one.
+            audio: a sample for each text, or None, for the modality ``audio``.
+            answers: what should follow each text; None in a list is a text without a target.
+            training_mode: give labels.
+            sampling_rate: of plain arrays given as samples, in hertz.
+            **samples: the same as ``audio``, by the name of any other modality.
+
+        Returns:
+            Tensors for ``model(**batch)``, on the CPU.
+
+        Raises:
+            SafeError: answers are missing or empty, or a modality is not attached.
+            SampleError: a sample cannot be used, or there are not as many as texts.
+        """
+        processor = self.processor
+        given = processor.by_modality({"audio": audio, "images": images, **samples})
+        if not training_mode:
+            return processor(text=text, sampling_rate=sampling_rate, **given)
+        config: Any = self.base.config
+        separate = bool(config.is_encoder_decoder)
+        return processor.training_batch(
+            text, answers, given, encoder_decoder=separate, sampling_rate=sampling_rate
+        )
 
     def encode(self, name: str, samples: Sequence[Sample]) -> Frames:
         """The encoder's frames of raw samples, without gradient."""
@@ -398,20 +450,117 @@ class SafeModel(nn.Module):
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name; those of a changed base are among them."""
-        return trainable_parameters(self)
+        changed = named(self.base_change, self.base)
+        return {
+            name: parameter
+            for name, parameter in (*self.modalities.named_parameters(), *changed.items())
+            if parameter.requires_grad or name in changed
+        }
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters are trainable, in PEFT's form."""
-        print(trainable_summary(self))
+        trainable = sum(p.numel() for p in self.trainable_parameters().values())
+        total = sum(p.numel() for p in self.parameters())
+        share = 100 * trainable / total
+        print(
+            f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share:.4f}"
+        )
 
     def save_pretrained(self, folder: str | Path, is_main_process: bool = True) -> Path:
         """Write the adapter, without the base, to ``folder`` in one step.
 
         Processes that share the base's layers all call this, and one of them writes.
         """
-        from safe_framework.core.adapter import save_adapter
+        state = self.adapter_state()  # every process helps to read a base that is shared out
+        if is_main_process:
+            write_adapter(state, Path(folder))
+        return Path(folder)
 
-        return save_adapter(self, Path(folder), writes=is_main_process)
+    def adapter_state(self) -> AdapterState:
+        """All that ``save_pretrained`` writes."""
+        change = self.base_change
+        names = list(self.modalities)
+        recipe = self.recipe
+        return AdapterState(
+            tensors=self.modality_tensors(),
+            config=adapter_config(
+                self.base_identity(),
+                [self.modality(name) for name in names],
+                sum(p.numel() for p in self.trainable_parameters().values()),
+                None if change is None else change.adapter_facts(self.base),
+            ),
+            recipe=recipe.text if recipe and set(recipe.modalities) == set(names) else None,
+            write_base_change=None if change is None else partial(change.write, self.base),
+        )
+
+    def modality_tensors(self) -> dict[str, Tensor]:
+        """The modalities' tensors that an adapter holds, by name.
+
+        That is all but frozen encoders and what can be rebuilt from the base.
+        """
+        return {
+            f"{name}.{key}": tensor
+            for name in self.modalities
+            for key, tensor in modality_tensors(self.modality(name)).items()
+        }
+
+    def adapter_tensors(self) -> dict[str, Tensor]:
+        """``modality_tensors``, and what stage B changes in the base where it does."""
+        changed = named(self.base_change, self.base)
+        return self.modality_tensors() | {key: value.detach() for key, value in changed.items()}
+
+    def base_identity(self) -> dict[str, str]:
+        """What tells the base, as it was before any change, from another one."""
+        with self.original_base():
+            name = self.recipe.base.model if self.recipe else ""
+            return base_identity(self.base, self.tokenizer, self.base_snapshot, name)
+
+    # A changed base (stage B)
+
+    @property
+    def base_changed(self) -> bool:
+        """Whether stage B changed the base, so that L1 and L2 do not hold."""
+        return self.base_change is not None
+
+    def original_base(self) -> AbstractContextManager[None]:
+        """A block within which the model and its base compute with the base as it was.
+
+        Of a change in place the block is no other thread's to call the model in.
+        """
+        return nullcontext() if self.base_change is None else self.base_change.original(self.base)
+
+    def set_base_change(self, change: BaseChange) -> BaseChange:
+        """Let calls run the base that ``change`` makes; from here on L1 and L2 are given up.
+
+        Raises:
+            SafeError: a tiny call of the base passes a changed module by.
+        """
+        try:
+            check_reached(change, lambda: self.base(**self._example_inputs()))
+        except BaseException:
+            change.remove(self.base)
+            raise
+        self.base_change = change.train(self.training)
+        in_place = frozenset() if change.reversible else frozenset(change.tensors(self.base))
+        self.base_snapshot.changed = in_place
+        return change
+
+    def restore_base_change(self, config: Mapping[str, Any] | None, folder: Path) -> None:
+        """Change the base as an adapter in ``folder`` says, if it says so.
+
+        Raises:
+            AdapterError: the folder's tensors are not those that its config tells of.
+        """
+        if config is not None:
+            owner, path = self.owner, self.stack.path
+            change = read_change(self.base, config, folder, owner=owner, layers_path=path)
+            self.set_base_change(change)
+
+    def _remove_base_change(self) -> None:
+        if self.base_change is not None:
+            self.base_change.remove(self.base)
+            self.base_change = None
+            self.base_snapshot.changed = frozenset()
 
     def _known(self, name: str) -> str:
         if name not in self.modalities:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +18,6 @@ from safe_framework.data.frame_cache import prepared
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
-
-if TYPE_CHECKING:
-    from safe_framework.core.model import SafeModel
-
 
 # What a text begins with that has no tokens of its own: a model cannot continue nothing.
 
@@ -221,6 +217,71 @@ class SafeProcessor:
         """
         return chat_batch(self, conversation, sampling_rate, options)
 
+    def training_batch(
+        self,
+        text: str | Sequence[str],
+        answers: str | Sequence[str | None] | None,
+        samples: Mapping[str, Any],
+        *,
+        encoder_decoder: bool = False,
+        sampling_rate: int | None = None,
+    ) -> Any:
+        """A batch of texts with the answers that follow them, and the labels to learn.
+
+        Args:
+            text: one text or several.
+            answers: what should follow each text; None in a list is a text without a target.
+            samples: by modality, one for each text or None; ``images`` too.
+            encoder_decoder: whether labels are a text of their own, for the decoder.
+            sampling_rate: of plain arrays given as samples, in hertz.
+
+        Returns:
+            Rows padded on the right; ``labels`` hold the answers' ids, with the end-of-text token
+            behind them, where they stand and -100 everywhere else, at markers and padding too.
+
+        Raises:
+            SafeError: answers are missing or empty.
+            SampleError: a sample cannot be used, or there are not as many as texts.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        batch = self(text=texts, sampling_rate=sampling_rate, padding_side="right", **samples)
+        targets = _targets(self.tokenizer, answers, len(texts))
+        if encoder_decoder:
+            batch["labels"] = _filled(targets, [0] * len(texts))
+            return batch
+        batch.update(with_answers(batch, targets, self.padding))
+        return batch
+
+    def by_modality(self, samples: Mapping[str, Any]) -> dict[str, Any]:
+        """The samples that are there, each known to a modality or to the base's own processor.
+
+        Args:
+            samples: by modality; those under ``images`` are the base's where no modality is
+                called so.
+
+        Raises:
+            SafeError: there are images, and neither the base nor a modality takes them.
+            SampleError: there is no such modality.
+        """
+        given = {name: value for name, value in samples.items() if value is not None}
+        if "images" in given and "images" not in self.encoders:
+            images = given.pop("images")
+            listed = list(images) if isinstance(images, (list, tuple)) else [images]
+            shown = [image for image in listed if image is not None]
+            if shown and not hasattr(self.tokenizer, "image_processor"):
+                raise SafeError(
+                    "the base takes no images: the model has no processor for them",
+                    hint="attach a modality `images`, or give the base's own processor",
+                )
+            given |= {"images": shown} if shown else {}
+        for name in given:
+            if name not in self.encoders and name != "images":
+                raise SampleError(
+                    f"there is no modality `{name}`",
+                    hint=f"attached modalities: {', '.join(self.encoders) or 'none'}",
+                )
+        return given
+
     @property
     def padding(self) -> int:
         """The id that fills rows up; it is masked, so any would do."""
@@ -297,62 +358,8 @@ def _with_padding(tokenizer: Any) -> Any:
     return tokenizer
 
 
-# Batches for a training loop of one's own: texts, samples and the answers to be learned.
-
-
 IGNORED = -100
 """The label of a position that no loss looks at."""
-
-
-def prepare_multimodal_inputs(
-    model: SafeModel,
-    text: str | Sequence[str],
-    images: Any = None,
-    audio: Sample | Sequence[Sample | None] | None = None,
-    answers: str | Sequence[str | None] | None = None,
-    training_mode: bool = False,
-    *,
-    sampling_rate: int | None = None,
-    **samples: Any,
-) -> Any:
-    """A batch of texts with samples of any modality, and in training the labels to learn.
-
-    In training mode, each answer and the end-of-text token follow their text, rows are padded on
-    the right, and ``labels`` holds the answers' ids where they stand and -100 everywhere else, at
-    markers and padding too. Otherwise answers are not looked at, there are no labels, and rows
-    are padded on the left, ready for ``generate``.
-
-    Args:
-        model: whose processor is used.
-        text: one text or several.
-        images: for the base's own processor, or for a modality of that name; None in a list is a
-            text without one.
-        audio: a sample for each text, or None, for the modality ``audio``.
-        answers: what should follow each text; None in a list is a text without a target.
-        training_mode: give labels.
-        sampling_rate: of plain arrays given as samples, in hertz.
-        **samples: the same as ``audio``, by the name of any other modality.
-
-    Returns:
-        Tensors for ``model(**batch)``, on the CPU.
-
-    Raises:
-        SafeError: answers are missing or empty, or a modality is not attached.
-        SampleError: a sample cannot be used, or there are not as many as texts.
-    """
-    texts = [text] if isinstance(text, str) else list(text)
-    given = _by_modality(model, {"audio": audio, "images": images, **samples})
-    side = "right" if training_mode else "left"
-    batch = model.processor(text=texts, sampling_rate=sampling_rate, padding_side=side, **given)
-    if not training_mode:
-        return batch
-    targets = _targets(model.tokenizer, answers, len(texts))
-    config: Any = model.base.config
-    if config.is_encoder_decoder:  # whose labels are a text of their own
-        batch["labels"] = _filled(targets, [0] * len(texts))
-        return batch
-    batch.update(with_answers(batch, targets, model.processor.padding))
-    return batch
 
 
 def with_answers(batch: Any, answers: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
@@ -383,27 +390,6 @@ def _filled(answers: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
     for row, (start, end, answer) in enumerate(zip(starts, ends, answers, strict=True)):
         labels[row, start:end] = torch.tensor(answer, dtype=labels.dtype)
     return labels
-
-
-def _by_modality(model: SafeModel, samples: dict[str, Any]) -> dict[str, Any]:
-    given = {name: value for name, value in samples.items() if value is not None}
-    if "images" in given and "images" not in model.modalities:
-        images = given.pop("images")
-        listed = list(images) if isinstance(images, (list, tuple)) else [images]
-        shown = [image for image in listed if image is not None]
-        if shown and not hasattr(model.tokenizer, "image_processor"):
-            raise SafeError(
-                "the base takes no images: the model has no processor for them",
-                hint="attach a modality `images`, or give the base's own processor",
-            )
-        given |= {"images": shown} if shown else {}
-    for name in given:
-        if name not in model.modalities and name != "images":
-            raise SampleError(
-                f"there is no modality `{name}`",
-                hint=f"attached modalities: {', '.join(model.modalities) or 'none'}",
-            )
-    return given
 
 
 def _targets(

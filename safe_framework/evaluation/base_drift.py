@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from safe_framework.core.base_change import WAIVED, original
+from safe_framework.core.base_change import WAIVED, given_up, of_off
 from safe_framework.evaluation.answers import Progress, inputs, silent
 from safe_framework.evaluation.metrics import Estimate, agrees, bootstrap, kl_per_position
 from safe_framework.utils.formatting import percent
@@ -138,7 +138,7 @@ def _compared(
 ) -> list[_Text]:
     seen: list[_Text] = []
     for plain in given:
-        with original(model):
+        with model.original_base():
             before: Tensor = model.base(**plain).logits
         after: Tensor = model(**plain).logits
         with model.off():
@@ -184,15 +184,6 @@ def _drift(seen: Sequence[_Text], source: str, resamples: int, seed: int) -> Dri
 # What every output of a model with a changed base says, in one place.
 
 
-def given_up(laws: Sequence[str]) -> str:
-    """Which laws do not hold.
-
-    >>> given_up(("L1", "L2"))
-    'L1 and L2 do not hold'
-    """
-    return f"{' and '.join(laws)} do not hold"
-
-
 def sentence(changed: BaseChanged) -> str:
     """The base was changed: how, what that gives up, how far it went, and what off() is."""
     return (
@@ -207,30 +198,6 @@ def drifted(drift: Drift) -> str:
         f"{percent(drift.agreement.value)} of next tokens are the original's, KL "
         f"{drift.kl.value:.2g} nats, largest logit difference {drift.largest:.2g} "
         f"({drift.texts} {drift.source})"
-    )
-
-
-def of_off(original: bool) -> str:
-    """What switching everything off gives."""
-    if original:
-        return "off() is the original base, bit for bit."
-    return "off() is the changed base: its layers were trained in place."
-
-
-def for_the_card(facts: Mapping[str, Any]) -> str:
-    """What the model card of an adapter says, from the adapter's config."""
-    drift = facts["drift"]
-    told = (
-        f"Without a sample, {percent(drift['agreement'])} of next tokens on {drift['texts']} "
-        f"{drift['source']} were the original's (KL {drift['kl']:.2g} nats, largest logit "
-        f"difference {drift['largest']:.2g})."
-        if drift
-        else "How far it went from the original was not measured: `safe verify` does."
-    )
-    return (
-        f"**The base was changed** ({facts['described']}, {facts['parameters']:,} parameters). "
-        f"{given_up(facts['laws_given_up'])}: with the sense absent or its gate at 0, outputs are "
-        f"NOT the base model's. {told} {of_off(facts['off_is_the_original_base'])}"
     )
 
 

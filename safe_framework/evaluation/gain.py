@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from safe_framework.core.base_change import original
 from safe_framework.data.tasks import CAPTIONS
 from safe_framework.evaluation.answers import (
     Progress,
@@ -107,7 +106,7 @@ def collect(
     ask: Callable[..., list[str]] = partial(answer, model, **options)
     told = answer_surely(model, test, label="answers with the sense", **options)
     astray = ask(shuffled(test, modality, seed=seed), label="answers with shuffled samples")
-    with original(model):
+    with model.original_base():
         bare = answer_without(ask, test, modality, label="answers of the base")
     columns = (
         told,

@@ -9,7 +9,6 @@ import attrs
 import torch
 from torch import Tensor
 
-from safe_framework.core.base_change import original
 from safe_framework.data.distractors import FOREIGN, KINDS, distractor
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.answers import Progress, inputs, silent, without
@@ -91,7 +90,7 @@ def _beside_texts(
     found: dict[str, list[TextSums]] = {kind: [] for kind in pools}
     for rows in batches(sorted(texts, key=len), LOGIT_ROWS):  # alike in length: little padding
         plain = inputs(model, rows)
-        with original(model):
+        with model.original_base():
             base = model.base(**plain).logits
         safe = model(**plain).logits
         identical &= same_bits(base, safe)
@@ -112,7 +111,7 @@ def _with_own_samples(
     for rows in batches(examples, LOGIT_ROWS):
         base, plain = _reference(model, modality, rows)
         prompts, samples = [row.prompt for row in rows], [row.samples for row in rows]
-        with original(model):
+        with model.original_base():
             before = base(**plain).logits
         found += _beside(model, modality, prompts, samples, plain, before)
         progress("relevant samples", len(found), len(examples))
@@ -210,7 +209,7 @@ def gate_zero(
     for number, rows in enumerate(batches(examples, LOGIT_ROWS)):
         given = inputs(model, [row.prompt for row in rows], [row.samples for row in rows])
         base, plain = _reference(model, modality, rows)
-        with original(model):
+        with model.original_base():
             before, said = base(**plain).logits, base.generate(**plain, **options)
         logits &= same_bits(model(**given, gate=shut).logits, before)
         tokens &= same_bits(model.generate(**given, gate=shut, **options), said)

@@ -8,7 +8,6 @@ import attrs
 import torch
 from torch import Tensor
 
-from safe_framework.core.base_change import original
 from safe_framework.evaluation.answers import evaluating, inputs
 from safe_framework.evaluation.metrics import agrees
 from safe_framework.utils.tensors import same_bits
@@ -67,7 +66,7 @@ def side_by_side(
     options = {"max_new_tokens": max_new_tokens, "do_sample": False}
     with evaluating(model):
         plain, given = inputs(model, [prompt]), inputs(model, [prompt], [heard])
-        with original(model):  # what stage B changed is not the base's
+        with model.original_base():  # what stage B changed is not the base's
             generate: Any = model.base.generate
             base, said = model.base(**plain).logits, generate(**plain, **options)
         safe = model(**given, gate={modality: gate}).logits

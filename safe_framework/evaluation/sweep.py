@@ -17,7 +17,6 @@ import torch
 from cattrs.errors import BaseValidationError
 from cattrs.preconf.json import make_converter
 
-from safe_framework.core.base_change import original
 from safe_framework.data.distractors import FOREIGN, KINDS, distractor
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import Progress, answer, evaluating, inputs, silent
@@ -245,7 +244,7 @@ def _kept(
     done = 0
     for rows in batches(sorted(texts, key=len), LOGIT_ROWS):
         plain = inputs(model, rows)
-        with original(model):
+        with model.original_base():
             base = model.base(**plain).logits
         beside = list(_besides(model, modality, rows, pools, seed + done))
         for gate in gates:

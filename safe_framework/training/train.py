@@ -12,7 +12,6 @@ from transformers import PrinterCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from safe_framework.config.schema import Recipe
-from safe_framework.core.adapter import adapter_tensors
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
 from safe_framework.data.recipe_data import RecipeData
@@ -72,7 +71,7 @@ def train(
     watch.begin(checkpoint)
     if checkpoint is None:
         prepare_projectors(model, recipe, trainer.examples, alignment, progress)
-        distributed.broadcast(adapter_tensors(model).values())
+        distributed.broadcast(model.adapter_tensors().values())
         distributed.seed_processes(recipe.training.seed)
     elif watch.stopped:
         prepared.caches.close()

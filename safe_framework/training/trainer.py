@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from safe_framework.config.schema import TrainingSpec
-from safe_framework.core.adapter import adapter_tensors, copy_tensors
+from safe_framework.core.adapter import copy_tensors
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
 from safe_framework.interfaces.retention import Progress
@@ -288,14 +288,14 @@ class SafeTrainer(Trainer):
             return
         folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = adapter_tensors(self.safe_model)
+        tensors = self.safe_model.adapter_tensors()
         save_file({key: cpu_copy(tensor) for key, tensor in tensors.items()}, folder / WEIGHTS)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         place = Path(resume_from_checkpoint) / WEIGHTS
-        copy_tensors(adapter_tensors(self.safe_model), load_file(place), place)
+        copy_tensors(self.safe_model.adapter_tensors(), load_file(place), place)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

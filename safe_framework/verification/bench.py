@@ -106,7 +106,7 @@ class Bench:
         """Take the core's hooks off the base, and any that came after it was wrapped."""
         hooks = hooks_on(self.model.base)
         ours = [p for p in hooks if p.ours and not isinstance(p.hook, ChangeHook)]
-        with taken_off([*ours, *stray(hooks, self.model.seal.hooks)]):
+        with taken_off([*ours, *stray(hooks, self.model.base_snapshot.hooks)]):
             yield
 
     @contextmanager

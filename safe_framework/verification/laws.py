@@ -15,7 +15,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.base_snapshot import Seal, TensorMark
+from safe_framework.core.base_snapshot import BaseSnapshot, TensorMark
 from safe_framework.core.hook_inventory import hooks_on, stray, taken_off
 from safe_framework.core.model import SafeModel
 from safe_framework.interfaces import registry
@@ -46,9 +46,9 @@ from safe_framework.verification.outcome import (
 )
 
 
-def broken(seal: Seal, base: nn.Module, tokenizer: Any = None) -> list[str]:
+def broken(seal: BaseSnapshot, base: nn.Module, tokenizer: Any = None) -> list[str]:
     """What of ``base`` and its tokenizer is no longer as it was sealed."""
-    now = Seal.of(base, tokenizer)
+    now = BaseSnapshot.of(base, tokenizer)
     return [
         *_tensors(seal, now.tensors),
         *_modules(seal.modules, now.modules),
@@ -60,7 +60,7 @@ def broken(seal: Seal, base: nn.Module, tokenizer: Any = None) -> list[str]:
     ]
 
 
-def _tensors(seal: Seal, now: Mapping[str, TensorMark]) -> Iterator[str]:
+def _tensors(seal: BaseSnapshot, now: Mapping[str, TensorMark]) -> Iterator[str]:
     for path, mark in seal.tensors.items():
         if path not in now:
             yield f"weight `{path}` is gone"
@@ -108,7 +108,7 @@ def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
             yield f"`{name}` was {old} and is {new}"
 
 
-def _hooks(seal: Seal, base: nn.Module) -> Iterator[str]:
+def _hooks(seal: BaseSnapshot, base: nn.Module) -> Iterator[str]:
     for placed in stray(hooks_on(base), seal.hooks):
         module, kind, name = placed.name
         yield f"`{module}` has a stray {kind} of `{name}`"
@@ -612,7 +612,7 @@ def _digest(tensor: Tensor) -> str:
 
 def untouched(
     base: nn.Module,
-    seal: Seal,
+    seal: BaseSnapshot,
     found: list[str],
     before: Mapping[str, str],
     identity: Mapping[str, str],
@@ -642,7 +642,7 @@ def untouched(
     return judged("L1", "Untouched", _untouched_detail(seal, after, base), findings)
 
 
-def _untouched_detail(seal: Seal, after: Mapping[str, str], base: nn.Module) -> str:
+def _untouched_detail(seal: BaseSnapshot, after: Mapping[str, str], base: nn.Module) -> str:
     offloaded = len(list(base.named_parameters())) + len(list(base.named_buffers())) - len(after)
     parts = [
         f"{len(after)} tensors hashed before and after",

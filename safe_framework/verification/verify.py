@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from safe_framework.core.adapter import base_identity, modality_tensors
+from safe_framework.core.adapter import modality_tensors
 from safe_framework.core.base_model import device_of
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
@@ -90,7 +90,7 @@ def verify(
     if not model.modalities:
         raise SafeError("the model has no modality to verify", hint="add one, or load an adapter")
     start = time.perf_counter()
-    found = broken(model.seal, model.base, model.tokenizer)
+    found = broken(model.base_snapshot, model.base, model.tokenizer)
     advance = _Steps(progress)
     with quietly(), steady(model):
         bench = Bench.of(model, inputs)
@@ -99,9 +99,9 @@ def verify(
         off, comparisons = compared(bench, calls, advance)
         advance("operations")
         laws = [off, same_operations(bench, comparisons), *_asked(bench, advance)]
-        found += broken(model.seal, model.base, model.tokenizer)
-        identity = base_identity(model)
-        laws = [untouched(model.base, model.seal, found, before, identity), *laws]
+        found += broken(model.base_snapshot, model.base, model.tokenizer)
+        identity = model.base_identity()
+        laws = [untouched(model.base, model.base_snapshot, found, before, identity), *laws]
         changed = changed_base(bench, texts)
         laws = restated(bench, laws, changed, calls)
     return Certificate(

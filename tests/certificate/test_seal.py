@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.base_snapshot import Seal
+from safe_framework.core.base_snapshot import BaseSnapshot
 
 _COUNT = 210
 
@@ -30,7 +30,7 @@ def holding(tensors: dict[str, Tensor]) -> nn.ParameterDict:
 
 def samples(module: nn.Module) -> dict[str, bytes]:
     """By parameter, what its seal keeps of it."""
-    return {path: mark.sample for path, mark in Seal.of(module).tensors.items()}
+    return {path: mark.sample for path, mark in BaseSnapshot.of(module).tensors.items()}
 
 
 def test_a_layout_in_memory_does_not_count() -> None:
@@ -72,7 +72,7 @@ def test_only_saved_buffers_are_sealed() -> None:
         made.register_buffer("derived", torch.ones(3), persistent=False)
         return made
 
-    sealed = Seal.of(owning(owning(), nn.Linear(2, 2), owning(owning()))).tensors
+    sealed = BaseSnapshot.of(owning(owning(), nn.Linear(2, 2), owning(owning()))).tensors
     assert set(sealed) == {"kept", "0.kept", "1.weight", "1.bias", "2.kept", "2.0.kept"}
 
 
@@ -80,6 +80,6 @@ def test_only_saved_buffers_are_sealed() -> None:
 def test_both_ends_are_looked_at(place: int) -> None:
     """Law: a change of the first number, or of the third from the end, shows."""
     module = holding({"numbers": torch.arange(float(_COUNT))})
-    before = Seal.of(module).tensors["numbers"].sample
+    before = BaseSnapshot.of(module).tensors["numbers"].sample
     module["numbers"].data[place] = 1e6
-    assert Seal.of(module).tensors["numbers"].sample != before
+    assert BaseSnapshot.of(module).tensors["numbers"].sample != before

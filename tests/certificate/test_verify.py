@@ -248,12 +248,12 @@ def test_a_copy_keeps_its_seal(way: Any) -> None:
     """A copied model is not taken for a broken one, and a broken copy is found."""
     model = attached(llama(), tokenizer=tokenizer())
     other = way(model)
-    assert broken(other.seal, other.base, other.tokenizer) == []
+    assert broken(other.base_snapshot, other.base, other.tokenizer) == []
     other.base.lm_head.weight.data.add_(1)
-    assert broken(other.seal, other.base, other.tokenizer) == [
+    assert broken(other.base_snapshot, other.base, other.tokenizer) == [
         "weight `lm_head.weight` holds other numbers"
     ]
-    assert broken(model.seal, model.base, model.tokenizer) == []
+    assert broken(model.base_snapshot, model.base, model.tokenizer) == []
 
 
 def test_what_is_offloaded_is_told_apart() -> None:
@@ -263,16 +263,16 @@ def test_what_is_offloaded_is_told_apart() -> None:
     base = llama()
     model = attached(base)
     base.lm_head.to("meta")
-    law = untouched(base, model.seal, [], digests(base), {})
+    law = untouched(base, model.base_snapshot, [], digests(base), {})
     assert "1 offloaded tensors by shape alone" in law.detail
-    assert broken(model.seal, base) == []
+    assert broken(model.base_snapshot, base) == []
 
 
 def test_another_base_than_the_recorded_one_is_found(tmp_path: Path) -> None:
     """One number written behind torch's back is found by the adapter's fingerprint."""
     folder = with_lora(1.0).save_pretrained(tmp_path / "adapter")
     model = with_lora(0.0)
-    safe_framework.core.adapter.load_tensors(model, folder)
+    safe_framework.core.build.load_tensors(model, folder)
     assert (
         "as recorded with the adapter" in by_name(verify(model, calls="quick"))["Untouched"].detail
     )
@@ -287,5 +287,5 @@ def test_attach_seals_with_the_tokenizer() -> None:
     words = tokenizer(eos_token="end", unk_token="unknown")
     model = attach(llama(), words)
     assert model.processor is not None
-    assert broken(model.seal, model.base, words) == []
-    assert model.seal.words["count"] == len(words)
+    assert broken(model.base_snapshot, model.base, words) == []
+    assert model.base_snapshot.words["count"] == len(words)

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from safe_framework.core import adapter
-from safe_framework.core.adapter import CONFIG, WEIGHTS, adapter_tensors, load_tensors
+from safe_framework.core.adapter import CONFIG, WEIGHTS
+from safe_framework.core.build import load_tensors
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import AdapterError, SafeError
 from safe_framework.utils.hashing import tensors_fingerprint
@@ -75,8 +76,8 @@ def test_special_values_survive(tmp_path: Path) -> None:
     parameter = next(iter(model.trainable_parameters().values()))
     parameter.data.flatten()[:4] = torch.tensor([float("nan"), -0.0, float("inf"), 1e-45])
     load_tensors(other, model.save_pretrained(tmp_path / "adapter"))
-    assert tensors_fingerprint(adapter_tensors(other)) == tensors_fingerprint(
-        adapter_tensors(model)
+    assert tensors_fingerprint(other.adapter_tensors()) == tensors_fingerprint(
+        model.adapter_tensors()
     )
 
 
@@ -133,10 +134,10 @@ def test_another_base_is_refused(folder: Path, kind: str) -> None:
     """A base that differs in one weight or one fact is refused, and the error says in what."""
     make, message = OTHER_BASES[kind]
     model = sensing(make(), seed=3)
-    before = tensors_fingerprint(adapter_tensors(model))
+    before = tensors_fingerprint(model.adapter_tensors())
     with pytest.raises(AdapterError, match=f"made for another base .*: {message}"):
         load_tensors(model, folder)
-    assert tensors_fingerprint(adapter_tensors(model)) == before
+    assert tensors_fingerprint(model.adapter_tensors()) == before
 
 
 def test_another_tokenizer_is_refused(folder: Path) -> None:
@@ -157,10 +158,10 @@ def test_another_encoder_is_refused(folder: Path) -> None:
 def test_another_shape_is_refused(folder: Path, options: dict[str, Any]) -> None:
     """An adapter of other options is refused, some differing tensors named, none copied."""
     model = sensing(seed=3, **options)
-    before = tensors_fingerprint(adapter_tensors(model))
+    before = tensors_fingerprint(model.adapter_tensors())
     with pytest.raises(AdapterError, match=r"does not fit the model: touch\.fusion"):
         load_tensors(model, folder)
-    assert tensors_fingerprint(adapter_tensors(model)) == before
+    assert tensors_fingerprint(model.adapter_tensors()) == before
 
 
 def test_another_sense_is_refused(folder: Path) -> None:
@@ -184,10 +185,10 @@ def test_a_truncated_file_is_named(folder: Path, name: str, share: float) -> Non
     whole = (folder / name).read_bytes().rstrip()
     (folder / name).write_bytes(whole[: int(len(whole) * share)])
     model = sensing(seed=3)
-    before = tensors_fingerprint(adapter_tensors(model))
+    before = tensors_fingerprint(model.adapter_tensors())
     with pytest.raises(AdapterError, match=f"`{name}` of `.*` cannot be read"):
         load_tensors(model, folder)
-    assert tensors_fingerprint(adapter_tensors(model)) == before
+    assert tensors_fingerprint(model.adapter_tensors()) == before
 
 
 def test_a_config_of_other_keys_is_refused(folder: Path) -> None:
@@ -218,7 +219,7 @@ def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     assert (sensing().save_pretrained(tmp_path) / WEIGHTS).is_file()
 
 
-@pytest.mark.parametrize("step", ["_card", "_config_of", "cpu_copy"])
+@pytest.mark.parametrize("step", ["_card", "_modality_identity", "cpu_copy"])
 def test_a_crash_while_writing_keeps_the_old_adapter(
     folder: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

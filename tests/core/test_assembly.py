@@ -16,7 +16,7 @@ import safe_framework
 from safe_framework.config.diagnostics import RecipeError
 from safe_framework.config.plugins import regularizers
 from safe_framework.config.read import read_recipe
-from safe_framework.core.adapter import RECIPE, adapter_tensors
+from safe_framework.core.adapter import RECIPE
 from safe_framework.core.base_model import hooks_of
 from safe_framework.data.audio import Waveform
 from safe_framework.errors import AdapterError, SampleError
@@ -83,7 +83,7 @@ def test_the_seed_decides_the_fresh_weights(recipe: Write) -> None:
     torch.manual_seed(99)
     second = safe_framework.build(recipe(seed=1))
     third = safe_framework.build(recipe(seed=2))
-    names = [tensors_fingerprint(adapter_tensors(model)) for model in (first, second, third)]
+    names = [tensors_fingerprint(model.adapter_tensors()) for model in (first, second, third)]
     assert names[0] == names[1] != names[2]
 
 

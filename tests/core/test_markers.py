@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import safe_framework
 from safe_framework.config.diagnostics import RecipeError
-from safe_framework.core.adapter import load_tensors
 from safe_framework.core.base_model import hooks_of
+from safe_framework.core.build import load_tensors
 from safe_framework.core.markers.embeddings import embeddings_of
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import InjectionError, SafeError, SampleError, UnsupportedBaseError

@@ -12,7 +12,6 @@ import torch
 import safe_framework
 from safe_framework.config.read import read_recipe
 from safe_framework.core import adapter, layer_discovery
-from safe_framework.core.adapter import base_identity
 from safe_framework.errors import AdapterError, UnsupportedBaseError
 from safe_framework.pretrained import probe_cache
 from tests.toys import llama
@@ -73,7 +72,7 @@ def test_a_second_load_does_not_hash_the_base(saved: Path, looks: list[str]) -> 
     first = safe_framework.load(saved)
     assert looks == ["hash", "hash"]
     looks.clear()
-    assert safe_framework.load(saved).seal.identity == first.seal.identity
+    assert safe_framework.load(saved).base_snapshot.identity == first.base_snapshot.identity
     assert looks == ["hash"]
 
 
@@ -115,7 +114,7 @@ def test_saving_hashes_the_base_as_it_is(saved: Path, tmp_path: Path) -> None:
         next(model.base.parameters()).data.add_(1)
     config = model.save_pretrained(tmp_path / "again") / "adapter_config.json"
     written = json.loads(config.read_text("utf-8"))["base"]
-    assert written == base_identity(model)
+    assert written == model.base_identity()
     assert (
         written["weights"]
         != json.loads((saved / config.name).read_text("utf-8"))["base"]["weights"]

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 
-from safe_framework.core.adapter import adapter_tensors, copy_tensors, load_tensors, own_copy
+from safe_framework.core.adapter import copy_tensors
 from safe_framework.core.base_model import hooks_of
+from safe_framework.core.build import load_tensors
 from safe_framework.core.model import SafeModel
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.utils.hashing import fingerprint
+from safe_framework.utils.tensors import cpu_copy
 from safe_framework_plugins.projectors.standard import StandardProjector
 from tests.fusions import VARIANTS, fresh
 from tests.laws.calls import DECODING, MODES, all_same, copy_of, forward_tensors, generate_tensors
@@ -123,9 +125,9 @@ class Life(RuleBasedStateMachine):
     @rule()
     def save(self) -> None:
         self.model.save_pretrained(Path(self.folder.name) / "adapter")
-        self.saved = tuple(sorted(adapter_tensors(self.model)))
+        self.saved = tuple(sorted(self.model.adapter_tensors()))
 
-    @precondition(lambda self: self.saved == tuple(sorted(adapter_tensors(self.model))))
+    @precondition(lambda self: self.saved == tuple(sorted(self.model.adapter_tensors())))
     @rule()
     def load(self) -> None:
         load_tensors(self.model, Path(self.folder.name) / "adapter")
@@ -133,8 +135,8 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.model.modalities)
     @rule()
     def reset_in_memory(self) -> None:
-        target = adapter_tensors(self.model)
-        kept = {key: own_copy(tensor) for key, tensor in target.items()}
+        target = self.model.adapter_tensors()
+        kept = {key: cpu_copy(tensor) for key, tensor in target.items()}
         for tensor in target.values():
             tensor.zero_()
         copy_tensors(target, kept, Path("memory"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_framework.core.adapter import load_tensors
+from safe_framework.core.build import load_tensors
 from safe_framework.core.model import SafeModel
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.registry import fusion_adapters

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from safe_framework.config.schema import StageBSpec
-from safe_framework.core.base_change import original
 from safe_framework.core.base_model import hooks_of
-from safe_framework.core.compilation import compile
+from safe_framework.core.build import compile
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import InjectionError, SafeError
 from safe_framework.experimental.base_finetuning.attach import change_base
@@ -67,7 +66,7 @@ def test_a_sense_alone_off_leaves_the_changed_base() -> None:
         assert same_bits(model(**batch, **sample, gate=0.0).logits, plain)
         with model.off("touch"):
             assert same_bits(model(**batch, **sample).logits, plain)
-        with original(model):
+        with model.original_base():
             assert not same_bits(model(**batch).logits, plain)
 
 
@@ -130,16 +129,16 @@ def test_lora_touches_no_tensor_and_no_module() -> None:
     model(**texts(model.base, 2, 5)).logits.sum().backward()
     assert fingerprint(model.base) == before
     assert [name for name, _ in model.base.named_modules()] == modules
-    assert broken(model.seal, model.base) == []
+    assert broken(model.base_snapshot, model.base) == []
 
 
 def test_layers_say_which_tensors_changed() -> None:
     """Law: the seal lets the changed layers pass by name, and still finds any other change."""
     model = changed(llama(), LAYERS)
-    assert broken(model.seal, model.base) == []
+    assert broken(model.base_snapshot, model.base) == []
     with torch.no_grad():
         model.base.get_parameter("model.layers.0.mlp.up_proj.weight").add_(1)
-    assert len(broken(model.seal, model.base)) == 1
+    assert len(broken(model.base_snapshot, model.base)) == 1
 
 
 @pytest.mark.parametrize("spec", [LORA, LAYERS], ids=["lora", "layers"])
@@ -159,7 +158,10 @@ def test_detach_says_that_the_original_is_gone() -> None:
     """Law: where the original weights were not kept, detach warns and what needs them refuses."""
     model = changed(llama(), LAYERS)
     model.base_change.forget_original()
-    with pytest.raises(SafeError, match="were not kept\nhint: load the base anew"), original(model):
+    with (
+        pytest.raises(SafeError, match="were not kept\nhint: load the base anew"),
+        model.original_base(),
+    ):
         pass
     with pytest.warns(RuntimeWarning, match="the base keeps its change"):
         model.detach()
@@ -173,7 +175,7 @@ def test_layers_within_original(name: str) -> None:
     batch = texts(model.base, 2, 5)
     with torch.no_grad():
         plain = model(**batch).logits
-        with original(model):
+        with model.original_base():
             expected = bare(**batch).logits
             assert same_bits(model.base(**batch).logits, expected)
         assert same_bits(model(**batch).logits, plain)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from safe_framework.config.schema import StageBSpec
-from safe_framework.core.adapter import base_identity, load_tensors
+from safe_framework.core.build import load_tensors
 from safe_framework.errors import AdapterError
 from safe_framework.utils.tensors import same_bits
 from tests.stage_b.changed import LAYERS, LORA, changed
@@ -55,7 +55,7 @@ def test_it_is_bound_to_the_original(spec: StageBSpec, tmp_path: Path) -> None:
     model, bare = changed(llama(), spec), attached(llama())
     folder = model.save_pretrained(tmp_path / "adapter")
     held = json.loads((folder / "adapter_config.json").read_text())["base"]
-    assert held == base_identity(bare) == base_identity(model)
+    assert held == bare.base_identity() == model.base_identity()
     with torch.no_grad():
         bare.base.get_parameter("model.layers.1.mlp.up_proj.weight")[0, 0] += 1
     with pytest.raises(AdapterError, match="was made for another base"):

@@ -13,7 +13,6 @@ from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
 from safe_framework.config.schema import TrainingSpec
-from safe_framework.core.adapter import adapter_tensors
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.alignment import answer_embeddings
@@ -227,7 +226,7 @@ def test_a_checkpoint_holds_what_is_trained_alone(
     """Law: no tensor of the base is in a checkpoint's weights or in its optimizer's state."""
     trained(model, examples, tmp_path)
     (folder,) = tmp_path.glob("checkpoint-*")
-    assert load_file(folder / "adapter.safetensors").keys() == adapter_tensors(model).keys()
+    assert load_file(folder / "adapter.safetensors").keys() == model.adapter_tensors().keys()
     state = torch.load(folder / "optimizer.pt", weights_only=True)["state"]
     assert len(state) == len(model.trainable_parameters())
     assert not list(folder.glob("model*"))

@@ -9,7 +9,6 @@ looked up.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import attrs
 import torch
@@ -19,10 +18,6 @@ from safe_framework.core.layer_discovery import decodes_apart
 from safe_framework.core.special_tokens import ordinary_ids, special_ids, vocabulary_size
 from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.interfaces.projector import Projector
-
-if TYPE_CHECKING:
-    from safe_framework.core.model import SafeModel
-
 
 _IDS = 3
 _SAMPLE = 1024
@@ -102,11 +97,19 @@ class Markers(nn.Module):
         return vectors.index_put((kinds == 2,), scaled)
 
 
-def make_markers(model: SafeModel, taken: Iterable[Markers], tokens: int | None = None) -> Markers:
+def make_markers(
+    base: nn.Module,
+    device: torch.device,
+    hidden_size: int,
+    taken: Iterable[Markers],
+    tokens: int | None = None,
+) -> Markers:
     """Fresh markers with the first free ids.
 
     Args:
-        model: with whose base's words they begin.
+        base: with whose words they begin.
+        device: where the base's input goes.
+        hidden_size: of the base's layers.
         taken: markers of its other modalities.
         tokens: how many tokens stand between them; None for none.
 
@@ -115,12 +118,12 @@ def make_markers(model: SafeModel, taken: Iterable[Markers], tokens: int | None 
     """
     numbers = {markers.number for markers in taken}
     free = next(number for number in range(len(numbers) + 1) if number not in numbers)
-    vocabulary = Vocabulary.of(model.base)
-    words = _word_vectors(model.base, vocabulary, model.device)
-    width, hidden = words.shape[1], model.stack.hidden_size
-    if tokens is not None and width != hidden:
+    vocabulary = Vocabulary.of(base)
+    words = _word_vectors(base, vocabulary, device)
+    width = words.shape[1]
+    if tokens is not None and width != hidden_size:
         raise UnsupportedBaseError(
-            f"`inline` cannot put tokens of width {hidden} among words of width {width}",
+            f"`inline` cannot put tokens of width {hidden_size} among words of width {width}",
             hint="leave `inline` out; `markers` alone work with this base",
         )
     return Markers(vocabulary, free, words, tokens)

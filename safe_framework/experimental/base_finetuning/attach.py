@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from safe_framework.core.base_change import WAIVED, BaseChange, acting
+from safe_framework.core.base_change import BaseChange
 from safe_framework.core.layer_discovery import text_config
-from safe_framework.errors import AdapterError, SafeError
-from safe_framework.experimental.base_finetuning.layers import LayersChange, read_layers
-from safe_framework.experimental.base_finetuning.lora import LoraChange, read_lora
+from safe_framework.errors import SafeError
+from safe_framework.experimental.base_finetuning.layers import LayersChange
+from safe_framework.experimental.base_finetuning.lora import LoraChange
 from safe_framework.interfaces.fusion import chosen_layers
-from safe_framework.utils.hashing import tensors_fingerprint
 
 if TYPE_CHECKING:
     from safe_framework.config.schema import StageBSpec
@@ -109,7 +107,7 @@ def change_base(model: SafeModel, spec: StageBSpec, *, seed: int = 0) -> BaseCha
         )
     layers = layers_of(model, spec.layers)
     if spec.method == "layers":
-        return _attach(model, LayersChange(model.base, model.stack.path, layers))
+        return model.set_base_change(LayersChange(model.base, model.stack.path, layers))
     from peft import LoraConfig
 
     places = projections_of(model, layers, spec.targets)
@@ -123,80 +121,5 @@ def change_base(model: SafeModel, spec: StageBSpec, *, seed: int = 0) -> BaseCha
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        change = LoraChange(model.base, config, model._owner)
-    return _attach(model, change)
-
-
-def _attach(model: SafeModel, change: BaseChange) -> BaseChange:
-    try:
-        _check_arrival(model, change)
-    except BaseException:
-        change.remove(model.base)
-        raise
-    model.base_change = change.train(model.training)
-    model.seal.changed = frozenset() if change.reversible else frozenset(change.tensors(model.base))
-    return change
-
-
-@torch.no_grad()
-def _check_arrival(model: SafeModel, change: BaseChange) -> None:
-    """See that one tiny call of the base runs through every module that has a pair.
-
-    Raises:
-        SafeError: it passes one by, as experts that are not chosen are.
-    """
-    call = change.call()
-    if call is None:
-        return
-    with acting(call):
-        model.base(**model._example_inputs())
-    if missed := [place for place in change.facts()["modules"] if place not in call.fired]:
-        raise SafeError(
-            f"`{missed[0]}` of the base was not called in a tiny call, so its change might not "
-            "be heard",
-            hint="choose other `targets` or `layers` in [stage_b]",
-        )
-
-
-def change_facts(model: SafeModel) -> dict[str, Any] | None:
-    """What an adapter's config says of the change; None where the base was not changed."""
-    change = model.base_change
-    if change is None:
-        return None
-    tensors = change.tensors(model.base)
-    return {
-        **change.facts(),
-        "described": change.describe(),
-        "laws_given_up": list(WAIVED),
-        "off_is_the_original_base": change.reversible,
-        "parameters": sum(p.numel() for p in tensors.values()),
-        "weights": tensors_fingerprint(tensors),
-        "drift": dict(change.drift),
-    }
-
-
-def restore_change(model: SafeModel, facts: Mapping[str, Any] | None, folder: Path) -> None:
-    """Change a base as an adapter in ``folder`` says, if it says so.
-
-    Raises:
-        AdapterError: the folder's tensors are not those that its config tells of.
-    """
-    if facts is None:
-        return
-    try:
-        if facts["method"] == LoraChange.method:
-            change: BaseChange = read_lora(model.base, folder, model._owner)
-        else:
-            change = read_layers(model.base, model.stack.path, facts["layers"], folder)
-    except (OSError, ValueError) as error:
-        raise AdapterError(
-            f"the changed base of `{folder}` cannot be read: {error}", hint="copy the adapter again"
-        ) from error
-    change.drift = dict(facts["drift"])
-    if tensors_fingerprint(change.tensors(model.base)) != facts["weights"]:
-        change.remove(model.base)
-        raise AdapterError(
-            f"the changed base of `{folder}` holds other weights than it was saved with",
-            hint="copy or save the adapter again",
-        )
-    _attach(model, change)
+        change = LoraChange(model.base, config, model.owner)
+    return model.set_base_change(change)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from safe_framework.core.adapter import copy_tensors
 from safe_framework.core.base_change import BaseChange, ChangedCall
 from safe_framework.errors import SafeError
 from safe_framework.utils.tensors import cpu_copy
@@ -131,13 +132,13 @@ class LayersChange(BaseChange):
         return f"{many} {', '.join(map(str, self.layers))} of the base trained in place"
 
 
-def read_layers(base: nn.Module, path: str, layers: Sequence[int], folder: Path) -> LayersChange:
-    """The change that ``write`` put into an adapter's folder."""
+def read(
+    base: nn.Module, config: Mapping[str, Any], folder: Path, *, owner: str, layers_path: str
+) -> LayersChange:
+    """The change that ``write`` put into an adapter's folder; ``owner`` is not needed."""
     from safetensors.torch import load_file
 
-    from safe_framework.core.adapter import copy_tensors
-
-    change = LayersChange(base, path, layers)
+    change = LayersChange(base, layers_path, config["layers"])
     target = {key: tensor.detach() for key, tensor in change.tensors(base).items()}
     copy_tensors(target, load_file(folder / WEIGHTS), folder / WEIGHTS)
     return change

@@ -10,7 +10,7 @@ written, and switching the pairs off is a branch not taken, for one thread alone
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from safe_framework.core.adapter import copy_tensors
 from safe_framework.core.base_change import (
     BaseChange,
     ChangedCall,
@@ -129,15 +130,15 @@ class LoraChange(BaseChange):
         return f"LoRA of rank {self.config.r} in {len(self.places)} modules of the base"
 
 
-def read_lora(base: nn.Module, folder: Path, owner: str) -> LoraChange:
-    """The change that ``write`` put into an adapter's folder."""
+def read(
+    base: nn.Module, config: Mapping[str, Any], folder: Path, *, owner: str, layers_path: str
+) -> LoraChange:
+    """The change that ``write`` put into an adapter's folder, where PEFT's config tells all."""
     from peft import LoraConfig
     from safetensors.torch import load_file
 
-    from safe_framework.core.adapter import copy_tensors
-
-    config: Any = LoraConfig.from_pretrained(str(folder / FOLDER))
-    change = LoraChange(base, config, owner)
+    pairs: Any = LoraConfig.from_pretrained(str(folder / FOLDER))
+    change = LoraChange(base, pairs, owner)
     place = folder / FOLDER / WEIGHTS
     source = {key.removeprefix(_PEFT_PREFIX): tensor for key, tensor in load_file(place).items()}
     target = {key: tensor.detach() for key, tensor in change.tensors(base).items()}

@@ -14,7 +14,6 @@ import attrs
 import torch
 from torch import Tensor
 
-from safe_framework.core.base_change import original
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import on_device
 from safe_framework.interfaces.retention import Progress, RetentionRegularizer
@@ -46,19 +45,19 @@ class FrozenTeacher(Teacher):
 
     def logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """The original base's logits, (words, vocabulary)."""
-        with original(self.model):
+        with self.model.original_base():
             return super().logits(rows)
 
     def hidden(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """What went into the original's output embeddings, (words, hidden)."""
-        with original(self.model):
+        with self.model.original_base():
             return super().hidden(rows)
 
     def expected(
         self, rows: Sequence[Sequence[int]], hidden: Tensor, temperature: float
     ) -> Expected:
         """The original's softmax over the vocabulary, as a divergence needs it."""
-        with original(self.model):
+        with self.model.original_base():
             return super().expected(rows, hidden, temperature)
 
 
@@ -175,7 +174,7 @@ class StageBRetention:
     def warm(self, steps: int, progress: Progress, *, autocast: bool = False) -> None:
         """Compute what shall be kept of the original base, for these many steps."""
         for part in self._parts():
-            with original(self.model):
+            with self.model.original_base():
                 part.warm(steps, progress, autocast=autocast)
 
     @property

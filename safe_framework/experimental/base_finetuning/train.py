@@ -15,7 +15,8 @@ from transformers import PrinterCallback
 
 from safe_framework.config.plugins import regularizers
 from safe_framework.config.schema import Recipe, StageBSpec, TrainingSpec
-from safe_framework.core.adapter import CONFIG, WEIGHTS, load_tensors, read_config
+from safe_framework.core.adapter import CONFIG, WEIGHTS, read_config
+from safe_framework.core.build import load_tensors
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
 from safe_framework.data.recipe_data import RecipeData

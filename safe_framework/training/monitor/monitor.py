@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from safe_framework.core.adapter import adapter_tensors, copy_tensors
+from safe_framework.core.adapter import copy_tensors
 from safe_framework.core.model import SafeModel
 from safe_framework.evaluation.metrics import interval
 from safe_framework.training import distributed
@@ -59,7 +59,7 @@ class Snapshot:
         """Copy what training has come to."""
         held = optimizer.state_dict()["state"]
         return cls(
-            {name: cpu_copy(tensor) for name, tensor in adapter_tensors(model).items()},
+            {name: cpu_copy(tensor) for name, tensor in model.adapter_tensors().items()},
             {
                 f"{number}.{name}": cpu_copy(tensor)
                 for number, kept in held.items()
@@ -69,7 +69,7 @@ class Snapshot:
 
     def put_back(self, model: SafeModel, optimizer: torch.optim.Optimizer) -> None:
         """Make model and optimizer what they were; the optimizer's rates stay what they are."""
-        copy_tensors(adapter_tensors(model), self.adapter, Path("the last good adapter"))
+        copy_tensors(model.adapter_tensors(), self.adapter, Path("the last good adapter"))
         state: dict[int, dict[str, Tensor]] = {}
         for key, tensor in self.moments.items():
             number, name = key.split(".", 1)

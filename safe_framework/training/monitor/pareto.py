@@ -11,7 +11,11 @@ import attrs
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 
-from safe_framework.core.adapter import WEIGHTS, adapter_tensors, copy_tensors, read_config
+from safe_framework.core.adapter import (
+    WEIGHTS,
+    copy_tensors,
+    read_config,
+)
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import DataError
 from safe_framework.evaluation.metrics import interval
@@ -70,7 +74,7 @@ class ParetoSet:
     def put(self, step: int) -> None:
         """Give the model the adapter of a step."""
         place = self.place(step) / WEIGHTS
-        copy_tensors(adapter_tensors(self.model), load_file(place), place)
+        copy_tensors(self.model.adapter_tensors(), load_file(place), place)
 
     def place(self, step: int) -> Path:
         """The folder of a step's adapter."""
@@ -98,7 +102,7 @@ class ParetoSet:
     def _fill(self, folder: Path) -> None:
         for name, content in (self._facts or {}).items():
             (folder / name).write_bytes(content)
-        tensors = adapter_tensors(self.model).items()
+        tensors = self.model.adapter_tensors().items()
         save_file(
             {name: cpu_copy(tensor) for name, tensor in tensors},
             folder / WEIGHTS,

@@ -11,7 +11,6 @@ import attrs
 import torch
 from torch import Tensor
 
-from safe_framework.core.adapter import adapter_tensors
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import on_device
 from safe_framework.data.distractors import distractor
@@ -87,7 +86,7 @@ def store_of(
             "retention method": text_fingerprint(type(entry.method).__qualname__, entry.options),
         }
 
-    start = None if resumed else tensors_fingerprint(adapter_tensors(retention.model))
+    start = None if resumed else tensors_fingerprint(retention.model.adapter_tensors())
     return RetentionStore(path, made_for, start=start, progress=progress)
 
 
