@@ -20,8 +20,7 @@ from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import PRESENT, Frames, Sample, all_real
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.hashing import fingerprint, text_fingerprint
-
-Progress = Callable[[str, int, int], None]
+from safe_framework.utils.progress import ProgressCallback
 
 
 class FrameCache:
@@ -60,7 +59,7 @@ class FrameCache:
     def frames(
         self,
         samples: Sequence[Sample],
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
         places: Sequence[str] | None = None,
     ) -> list[Frames]:
         """One row of frames for each sample, without the padding at its end.
@@ -180,7 +179,7 @@ class RawSampleStore:
     def frames(
         self,
         samples: Sequence[Sample],
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
         places: Sequence[str] | None = None,
     ) -> list[RawSample]:
         """One row for each sample, tried on the encoder now so that a bad one stops the run here.

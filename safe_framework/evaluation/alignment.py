@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import distinct
-from safe_framework.evaluation.answers import Progress, silent
 from safe_framework.evaluation.metrics import Estimate, bootstrap
+from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batches
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def cross_modal(
     batch_size: int = 32,
     resamples: int = 1000,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: ProgressCallback = no_progress,
 ) -> CrossModal | None:
     """Alignment of the test samples; None where they have less than two different answers.
 

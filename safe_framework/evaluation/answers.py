@@ -16,6 +16,7 @@ from safe_framework.core.processor import IGNORED, answer_ids, with_answers
 from safe_framework.data.tasks import CLASSES
 from safe_framework.evaluation.metrics import normalise
 from safe_framework.interfaces.types import Sample
+from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batches
 
 if TYPE_CHECKING:
@@ -104,14 +105,6 @@ def _inputs(model: SafeModel, asked: Sequence[Heard], side: str) -> Mapping[str,
     return made
 
 
-Progress = Callable[[str, int, int], None]
-"""Called with a label, how many are done, and of how many."""
-
-
-def silent(label: str, done: int, total: int) -> None:
-    """The progress callback that shows nothing."""
-
-
 @contextmanager
 def evaluating(model: SafeModel) -> Iterator[None]:
     """Within the block, the model is in eval mode."""
@@ -142,7 +135,7 @@ def answer(
     batch_size: int = 32,
     gate: Mapping[str, float] | None = None,
     label: str = "answers",
-    progress: Progress = silent,
+    progress: ProgressCallback = no_progress,
 ) -> list[str]:
     """The greedy answer to each example, with the samples that it carries.
 
@@ -174,7 +167,7 @@ def answer_surely(
     batch_size: int = 32,
     gate: Mapping[str, float] | None = None,
     label: str = "answers",
-    progress: Progress = silent,
+    progress: ProgressCallback = no_progress,
 ) -> list[tuple[str, float | None]]:
     """As ``answer``, each with its probability: the product of its tokens', its end included.
 

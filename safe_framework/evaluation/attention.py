@@ -21,8 +21,9 @@ from torch import Tensor
 from safe_framework.core.attention_probe import AttentionRecord
 from safe_framework.data.audio import Waveform
 from safe_framework.errors import DataError
-from safe_framework.evaluation.answers import Progress, answer, evaluating, silent
+from safe_framework.evaluation.answers import answer, evaluating
 from safe_framework.interfaces.types import Frames
+from safe_framework.utils.progress import ProgressCallback, no_progress
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
@@ -72,7 +73,7 @@ def attended(
     *,
     max_new_tokens: int = 8,
     stretches: int = _STRETCHES,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> tuple[Attended, ...]:
     """Answer each example with the gate at 1, and say what its sample was attended to.
 
@@ -87,7 +88,7 @@ def attended(
         stretches: into how many parts a sample is cut, if it has as many frames.
         progress: called with a label, how many are done and of how many.
     """
-    tell, found = progress or silent, list[Attended]()
+    tell, found = progress or no_progress, list[Attended]()
     probe = model.attention_probe
     before = probe.enabled, probe.limit, probe.records
     model.configure_attention_probe(enabled=True, limit=len(model.modalities))

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from safe_framework.core.base_change import WAIVED, given_up, of_off
-from safe_framework.evaluation.answers import Progress, inputs, silent
+from safe_framework.evaluation.answers import inputs
 from safe_framework.evaluation.metrics import Estimate, agrees, bootstrap, kl_per_position
 from safe_framework.utils.formatting import percent
+from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batches
 from safe_framework.utils.tensors import same_bits
 
@@ -80,7 +81,7 @@ def told(
     source: str = HELD_OUT,
     resamples: int = 1000,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: ProgressCallback = no_progress,
 ) -> BaseChanged | None:
     """What is to be said of a model's changed base; None where it was not changed.
 
@@ -104,7 +105,7 @@ def told_of(model: SafeModel, given: Mapping[str, Any]) -> BaseChanged | None:
     """The same, measured on one batch of made-up words: keyword arguments of the base."""
     if model.base_change is None:
         return None
-    compared = _compared(model, iter([given]), 1, silent)
+    compared = _compared(model, iter([given]), 1, no_progress)
     return _said(model, _drift(compared, MADE_UP, 1000, 0))
 
 
@@ -134,7 +135,7 @@ class _Text:
 
 @torch.no_grad()
 def _compared(
-    model: SafeModel, given: Iterator[Mapping[str, Any]], total: int, progress: Progress
+    model: SafeModel, given: Iterator[Mapping[str, Any]], total: int, progress: ProgressCallback
 ) -> list[_Text]:
     seen: list[_Text] = []
     for plain in given:

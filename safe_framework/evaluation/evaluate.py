@@ -10,7 +10,7 @@ import torch
 from safe_framework.data.tasks import CAPTIONS
 from safe_framework.errors import DataError
 from safe_framework.evaluation.alignment import cross_modal
-from safe_framework.evaluation.answers import Progress, evaluating, silent
+from safe_framework.evaluation.answers import evaluating
 from safe_framework.evaluation.base_drift import told
 from safe_framework.evaluation.encoder_cache import encoded_once
 from safe_framework.evaluation.gain import by_dataset, closed, collect, gain
@@ -18,6 +18,7 @@ from safe_framework.evaluation.metrics import Calibration, calibration
 from safe_framework.evaluation.results import Answered, Evaluation
 from safe_framework.evaluation.retention import gate_zero, retention
 from safe_framework.evaluation.semantic import SentenceEncoder
+from safe_framework.utils.progress import ProgressCallback, no_progress
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
@@ -41,7 +42,7 @@ def evaluate(
     bootstrap: int = 1000,
     seed: int = 0,
     semantic: str | None = None,
-    progress: Progress = silent,
+    progress: ProgressCallback = no_progress,
 ) -> Evaluation:
     """Measure gain against the base, shuffled samples, chance and a probe; and retention.
 

@@ -12,18 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from safe_framework.data.tasks import CAPTIONS
-from safe_framework.evaluation.answers import (
-    Progress,
-    answer,
-    answer_surely,
-    answer_without,
-    shuffled,
-    silent,
-)
+from safe_framework.evaluation.answers import answer, answer_surely, answer_without, shuffled
 from safe_framework.evaluation.metrics import bootstrap, exact_match, normalise, token_f1
 from safe_framework.evaluation.probe import Features, pool, probe
 from safe_framework.evaluation.results import OTHER, Answered, DatasetGain, Gain
 from safe_framework.evaluation.semantic import SentenceEncoder, similarity
+from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batches
 
 if TYPE_CHECKING:
@@ -98,7 +92,7 @@ def collect(
     max_new_tokens: int = 8,
     batch_size: int = 32,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: ProgressCallback = no_progress,
 ) -> tuple[Answered, ...]:
     """Every test example with all the answers to it, the modality's gate taken as 1."""
     options: Any = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
@@ -153,7 +147,7 @@ def _probed(
     test: Sequence[Example],
     batch_size: int,
     seed: int,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> tuple[str, ...]:
     train = [example for example in train if example.task != CAPTIONS]
     asked = [place for place, example in enumerate(test) if example.task != CAPTIONS]
@@ -189,7 +183,7 @@ def _features(
     modality: str,
     examples: Sequence[Example],
     batch_size: int,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> Features:
     """Pooled frames of each example; a file of which several are asked is encoded once."""
     keys = [example.files.get(modality) or place for place, example in enumerate(examples)]

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from safe_framework.data.distractors import FOREIGN, KINDS, distractor
 from safe_framework.errors import SafeError
-from safe_framework.evaluation.answers import Progress, inputs, silent, without
+from safe_framework.evaluation.answers import inputs, without
 from safe_framework.evaluation.metrics import agrees, bootstrap, kl_per_position
 from safe_framework.evaluation.results import Absent, Agreement, GateZero, Retention
 from safe_framework.interfaces.types import Sample
+from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batches
 from safe_framework.utils.tensors import same_bits
 
@@ -49,7 +50,7 @@ def retention(
     *,
     resamples: int = 1000,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: ProgressCallback = no_progress,
 ) -> Retention:
     """Compare the model with its base on texts never trained on, and on the test prompts.
 
@@ -83,7 +84,7 @@ def _beside_texts(
     texts: Sequence[str],
     pools: Mapping[str, Sequence[Sample]],
     seed: int,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> tuple[Absent, Mapping[str, list[TextSums]]]:
     own, other = (torch.Generator().manual_seed(seed) for _ in range(2))
     identical, unaided = True, list[TextSums]()
@@ -105,7 +106,7 @@ def _beside_texts(
 
 
 def _with_own_samples(
-    model: SafeModel, modality: str, examples: Sequence[Example], progress: Progress
+    model: SafeModel, modality: str, examples: Sequence[Example], progress: ProgressCallback
 ) -> list[TextSums]:
     found: list[TextSums] = []
     for rows in batches(examples, LOGIT_ROWS):
@@ -200,7 +201,7 @@ def gate_zero(
     examples: Sequence[Example],
     *,
     max_new_tokens: int = 8,
-    progress: Progress = silent,
+    progress: ProgressCallback = no_progress,
 ) -> GateZero:
     """Whether the model with the samples given but the gate at 0 is its base bit for bit."""
     logits, tokens = True, True

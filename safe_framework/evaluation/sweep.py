@@ -19,7 +19,7 @@ from cattrs.preconf.json import make_converter
 
 from safe_framework.data.distractors import FOREIGN, KINDS, distractor
 from safe_framework.errors import DataError
-from safe_framework.evaluation.answers import Progress, answer, evaluating, inputs, silent
+from safe_framework.evaluation.answers import answer, evaluating, inputs
 from safe_framework.evaluation.metrics import Estimate, bootstrap, exact_match
 from safe_framework.evaluation.results import Agreement
 from safe_framework.evaluation.retention import (
@@ -30,6 +30,7 @@ from safe_framework.evaluation.retention import (
     opened,
 )
 from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT, Sample
+from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batches
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def sweep(
     batch_size: int = 32,
     resamples: int = 1000,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> GateSweep:
     """Measure gain and retention at each of ``gates``; the model is left as it was.
 
@@ -189,7 +190,7 @@ def sweep(
         DataError: there is no example or no text, or a gate or the budget is not from 0 to 1.
     """
     strengths = _checked(gates, budget, test, texts)
-    tell = progress or silent
+    tell = progress or no_progress
     ask = partial(answer, model, test, max_new_tokens=max_new_tokens, batch_size=batch_size)
     with evaluating(model):
         answers = {
@@ -235,7 +236,7 @@ def _kept(
     texts: Sequence[str],
     foreign: Sequence[Sample],
     seed: int,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> Mapping[float, list[TextSums]]:
     """By gate, for each text how it fares beside all kinds of irrelevant samples together."""
     pool = [example.samples[modality] for example in test]

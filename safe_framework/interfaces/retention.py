@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from safe_framework.errors import DataError
 from safe_framework.utils.files import atomic_write
+from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.tensors import cpu_copy
 
 if TYPE_CHECKING:
@@ -153,13 +154,6 @@ class LogitComparison(Comparison):
 # What a retention method computes before the first step, kept beside the run.
 
 
-Progress = Callable[[str, int, int], None]
-
-
-def _silent(label: str, done: int, total: int) -> None:
-    return None
-
-
 class RetentionStore:
     """One safetensors file that is computed once, at the start of training.
 
@@ -178,7 +172,7 @@ class RetentionStore:
         made_for: Callable[[], Mapping[str, str]],
         *,
         start: str | None,
-        progress: Progress = _silent,
+        progress: ProgressCallback = no_progress,
     ) -> None:
         self.path, self.made_for, self.start = path, made_for, start
         self.progress = progress

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safe_framework.errors import DataError
-from safe_framework.evaluation.answers import Progress
 from safe_framework.evaluation.attention import Attended, attended, read_attention, write_attention
 from safe_framework.evaluation.sweep import (
     BUDGET,
@@ -23,6 +22,7 @@ from safe_framework.runs.report.samples import chosen
 from safe_framework.runs.run import REPORT, versions
 from safe_framework.training.monitor.event_log import FILE as MONITOR
 from safe_framework.training.monitor.event_log import read_events
+from safe_framework.utils.progress import ProgressCallback
 
 
 def swept(
@@ -32,7 +32,7 @@ def swept(
     gates: Sequence[float] = GATES,
     budget: float = BUDGET,
     most_texts: int = 64,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> GateSweep:
     """Move the gate of a run's modality over its own test data.
 
@@ -68,7 +68,7 @@ def swept(
     )
 
 
-def looked_at(run: FinishedRun, progress: Progress | None = None) -> tuple[Attended, ...]:
+def looked_at(run: FinishedRun, progress: ProgressCallback | None = None) -> tuple[Attended, ...]:
     """What the samples that the report shows are attended to."""
     name = run.evaluation.modality
     shown = {row.place for row in chosen(run.evaluation.answers)}
@@ -83,7 +83,7 @@ def report_on(
     output: Path | None = None,
     measure: bool = True,
     most_texts: int = 64,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Path:
     """Write a finished run's report, with its gate sweep, attention and certificate.
 

@@ -35,9 +35,10 @@ from torch.utils.hooks import RemovableHandle
 
 from safe_framework.core.layer_hooks import LayerCall, hidden_of, with_hidden
 from safe_framework.core.model import SafeModel
-from safe_framework.data.frame_cache import FrameCache, Progress, RawSample, RawSampleStore
+from safe_framework.data.frame_cache import FrameCache, RawSample, RawSampleStore
 from safe_framework.errors import SafeError
 from safe_framework.interfaces.types import Frames, Sample
+from safe_framework.utils.progress import ProgressCallback
 
 _Row = TypeVar("_Row")
 
@@ -130,7 +131,7 @@ def seed_processes(seed: int) -> None:
 def encode_shared(
     store: FrameCache | RawSampleStore,
     samples: Sequence[Sample],
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     places: Sequence[str] | None = None,
 ) -> Sequence[Frames | RawSample]:
     """``store.frames`` of samples that every process needs; each process encodes some of them."""

@@ -19,7 +19,6 @@ from safe_framework.config.schema import TrainingSpec
 from safe_framework.core.adapter import copy_tensors
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
-from safe_framework.interfaces.retention import Progress
 from safe_framework.training import distributed
 from safe_framework.training.alignment import Alignment
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
@@ -234,7 +233,7 @@ class SafeTrainer(Trainer):
             average_gradients(list(self.safe_model.trainable_parameters().values()))
         return loss
 
-    def precompute(self, progress: Progress) -> None:
+    def precompute(self, progress: ProgressCallback) -> None:
         """Compute what shall be kept of the frozen base, for all steps of the run."""
         if self._states is not None:
             staged = self.watch.curriculum is not None  # which rows come is not known yet

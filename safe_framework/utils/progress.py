@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
+ProgressCallback = Callable[[str, int, int], None]
+"""Called with a label, how many are done, and of how many."""
 
 _TENTHS = 10
+
+
+def no_progress(label: str, done: int, total: int) -> None:
+    """The progress callback that shows nothing."""
 
 
 class WorkProgress:
@@ -28,6 +28,16 @@ class WorkProgress:
     """
 
     def __init__(self, console: Console) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
         self.console = console
         self._bars = Progress(
             SpinnerColumn(finished_text="[green]✓[/]"),

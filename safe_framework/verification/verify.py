@@ -43,7 +43,7 @@ from safe_framework.verification.laws import (
 )
 from safe_framework.verification.outcome import difference
 
-Progress = Callable[[str, int, int, str], None]
+VerificationProgress = Callable[[str, int, int, str], None]
 
 _LAWS: tuple[Callable[[Bench], Law], ...] = (
     plugins_propose,
@@ -66,7 +66,7 @@ def verify(
     inputs: Mapping[str, Any] | None = None,
     calls: Level = "full",
     texts: Sequence[str] | None = None,
-    progress: Progress | None = None,
+    progress: VerificationProgress | None = None,
 ) -> Certificate:
     """Run a model beside its bare base, and say of each law whether it holds.
 
@@ -120,7 +120,7 @@ def verify(
 
 
 class _Steps:
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: VerificationProgress | None) -> None:
         self.progress, self.done = progress, 0
 
     def __call__(self, step: str) -> None:

@@ -16,10 +16,10 @@ from safe_framework.data.readers import Row, Source, is_dataset, iterate_rows, n
 from safe_framework.data.samples import Held
 from safe_framework.data.tasks import CAPTIONS, NO_FIELDS, Reading
 from safe_framework.errors import DataError
+from safe_framework.utils.progress import ProgressCallback
 
 __all__ = ["DataReport", "Expected", "Finding", "check_data"]
 
-Progress = Callable[[str, int, int], None]
 
 NO_READINGS: Mapping[str, Reading] = MappingProxyType({})
 TEXTS = ("retention", "retention_test", "retention_validation")
@@ -33,7 +33,7 @@ def check_data(
     question: str | None = None,
     fields: Mapping[str, str] = NO_FIELDS,
     readings: Mapping[str, Reading] = NO_READINGS,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> DataReport:
     """Read every row and every sample of some data.
 
@@ -77,7 +77,7 @@ class _SourceCheck:
         self.rows, self.seconds = 0, 0.0
         self.samples, self.answers = Counter[str](), Counter[str]()
 
-    def run(self, progress: Progress | None) -> None:
+    def run(self, progress: ProgressCallback | None) -> None:
         """Look at every row."""
         try:
             total = 0 if is_dataset(self.source) else sum(1 for _ in iterate_rows(self.source))

@@ -10,7 +10,7 @@ from typing import Any
 from safe_framework.config.read import read_recipe
 from safe_framework.config.schema import mixed
 from safe_framework.data import images
-from safe_framework.data.checks import Progress, check_data
+from safe_framework.data.checks import check_data
 from safe_framework.data.checks.findings import DataReport
 from safe_framework.data.checks.rows import Expected
 from safe_framework.data.readers import READERS, is_dataset, iterate_rows
@@ -18,6 +18,7 @@ from safe_framework.data.recipe_data import RecipeData
 from safe_framework.data.samples import read_sound
 from safe_framework.data.tasks import CAPTIONS, CLASSES, QUESTIONS, Reading
 from safe_framework.errors import SafeError
+from safe_framework.utils.progress import ProgressCallback
 
 SOUNDS = frozenset({".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav"})
 """Endings of the files that are taken for sounds where no recipe says what they are."""
@@ -30,7 +31,11 @@ _LOOKED_AT = 100  # rows, to see which fields hold samples
 
 
 def check_target(
-    target: str, *, longest: float, rate: int | None = None, progress: Progress | None = None
+    target: str,
+    *,
+    longest: float,
+    rate: int | None = None,
+    progress: ProgressCallback | None = None,
 ) -> DataReport:
     """Check a recipe's data against its encoders, or one source for what can be seen in it.
 
@@ -70,7 +75,7 @@ def check_target(
 
 
 def _check_source(
-    target: str, longest: float, rate: int | None, progress: Progress | None
+    target: str, longest: float, rate: int | None, progress: ProgressCallback | None
 ) -> DataReport:
     source = target if is_dataset(target) else Path(target)
     kinds, texts, names = dict[str, bool](), True, set[str]()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import on_device
-from safe_framework.interfaces.retention import Progress, RetentionRegularizer
+from safe_framework.interfaces.retention import RetentionRegularizer
 from safe_framework.training.batches import attention_mask, pad_right
 from safe_framework.training.compute.activation_cache import TextStates
 from safe_framework.training.compute.calls import Call, Term, Words
@@ -29,6 +29,7 @@ from safe_framework.training.retention.counterfactual import (
 )
 from safe_framework.training.retention.teacher import TaughtWords, Teacher
 from safe_framework.training.sampling import TextOrder
+from safe_framework.utils.progress import ProgressCallback
 from safe_framework.utils.sequences import MadeWhenRead
 
 
@@ -83,7 +84,7 @@ class Replay:
     states: TextStates | None
     pad: int
 
-    def warm(self, steps: int, progress: Progress, *, autocast: bool = False) -> None:
+    def warm(self, steps: int, progress: ProgressCallback, *, autocast: bool = False) -> None:
         """Compute what shall be kept of the texts; the arguments are those of Stage A's."""
         if self.states is not None:
             needed = [self.rows[place] for place in self.order.needed(steps)]
@@ -160,7 +161,7 @@ class StageBRetention:
         if counterfactual is not None:
             counterfactual.teacher = FrozenTeacher(model, counterfactual.teacher)
 
-    def begin(self, folder: Path, *, resumed: bool, progress: Progress) -> None:
+    def begin(self, folder: Path, *, resumed: bool, progress: ProgressCallback) -> None:
         """Let each method see the start of the stage, or what was kept of it.
 
         Args:
@@ -171,7 +172,7 @@ class StageBRetention:
         if self.counterfactual is not None:
             self.counterfactual.begin(folder, resumed=resumed, progress=progress, examples=BothWays)
 
-    def warm(self, steps: int, progress: Progress, *, autocast: bool = False) -> None:
+    def warm(self, steps: int, progress: ProgressCallback, *, autocast: bool = False) -> None:
         """Compute what shall be kept of the original base, for these many steps."""
         for part in self._parts():
             with self.model.original_base():

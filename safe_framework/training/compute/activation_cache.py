@@ -18,6 +18,7 @@ from safe_framework.training.batches import attention_mask, pad_right
 from safe_framework.training.compute.frozen_prefix import FrozenPrefix, first_fused_layer
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.hashing import fingerprint, text_fingerprint
+from safe_framework.utils.progress import ProgressCallback
 
 # What the frozen base makes of fixed texts, computed once and kept on disk.
 #
@@ -29,7 +30,6 @@ from safe_framework.utils.hashing import fingerprint, text_fingerprint
 GROUP = 16
 State = Mapping[str, Tensor]
 Compute = Callable[[Tensor, Tensor], State]
-Progress = Callable[[str, int, int], None]
 
 
 class TextStates:
@@ -58,7 +58,10 @@ class TextStates:
         self._kept: dict[tuple[int, ...], State] = {}
 
     def warm(
-        self, needed: Collection[Sequence[int]], label: str, progress: Progress | None = None
+        self,
+        needed: Collection[Sequence[int]],
+        label: str,
+        progress: ProgressCallback | None = None,
     ) -> None:
         """Compute what is missing for the texts that will be asked for."""
         numbers = sorted({self._group_of[tuple(row)] for row in needed})

@@ -16,7 +16,7 @@ from safe_framework.core.output_head import on_device
 from safe_framework.data.distractors import distractor
 from safe_framework.data.frame_cache import FrameCache, RawSampleStore, Row, contents
 from safe_framework.errors import DataError
-from safe_framework.interfaces.retention import Progress, RetentionRegularizer, RetentionStore
+from safe_framework.interfaces.retention import RetentionRegularizer, RetentionStore
 from safe_framework.interfaces.types import Sample
 from safe_framework.training.batches import attention_mask, modality_columns, pad_right
 from safe_framework.training.compute.activation_cache import Caches
@@ -25,6 +25,7 @@ from safe_framework.training.distributed import WHOLE_STEP, StepShard, encode_sh
 from safe_framework.training.retention.teacher import TaughtWords, Teacher
 from safe_framework.training.sampling import TextOrder, generator
 from safe_framework.utils.hashing import fingerprint, tensors_fingerprint, text_fingerprint
+from safe_framework.utils.progress import ProgressCallback
 from safe_framework.utils.sequences import MadeWhenRead
 from safe_framework.utils.versions import FRAMEWORK_VERSION
 
@@ -65,7 +66,7 @@ def store_of(
     entry: Weighted,
     *,
     resumed: bool,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> RetentionStore:
     """Where a method keeps what it computes, bound to all that it computes it from.
 
@@ -222,7 +223,7 @@ class CounterfactualRetention:
         folder: Path,
         *,
         resumed: bool,
-        progress: Progress,
+        progress: ProgressCallback,
         examples: Callable[[CounterfactualRetention, Sequence[str]], Examples] = RetentionExamples,
     ) -> None:
         """Let each method see the start of training, or what was kept of it.
@@ -248,7 +249,7 @@ class CounterfactualRetention:
                 entry.method.begin(self.model, examples(self, kinds), store)
         self.model.train(training)
 
-    def warm(self, steps: int, progress: Progress, *, autocast: bool = False) -> None:
+    def warm(self, steps: int, progress: ProgressCallback, *, autocast: bool = False) -> None:
         """Compute what shall be kept of the texts that these many steps ask for.
 
         Args:

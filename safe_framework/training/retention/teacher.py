@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import FINAL, capture, head_of, on_device
 from safe_framework.training.batches import attention_mask, pad_right
-from safe_framework.training.compute.activation_cache import Progress, State, TextStates
+from safe_framework.training.compute.activation_cache import State, TextStates
 from safe_framework.training.compute.chunked_vocabulary import Expected, expected, takes_hidden
+from safe_framework.utils.progress import ProgressCallback
 
 Rows = Sequence[Sequence[int]]
 _LOG_SUM, _EMBEDDING = "log_sum", "embedding"
@@ -36,7 +37,7 @@ class Teacher:
         self.states = states if states is not None and FINAL in states.kinds else None
         self._expected: dict[float, TextStates] = {}
 
-    def warm(self, rows: Rows, temperatures: Iterable[float], progress: Progress) -> None:
+    def warm(self, rows: Rows, temperatures: Iterable[float], progress: ProgressCallback) -> None:
         """Compute what shall be kept for divergences of the texts at the temperatures."""
         keeps = self.states is not None and takes_hidden(head_of(self.model.base))
         for temperature in set(temperatures) if keeps else ():
