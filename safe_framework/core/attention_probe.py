@@ -20,8 +20,8 @@ from torch import Tensor
 from safe_framework.attention.cross_attention import observed
 from safe_framework.core.injection import ActiveSense
 from safe_framework.errors import SafeError
+from safe_framework.interfaces.types import IGNORED
 
-_IGNORED = -100
 _Shares = list[Tensor]  # one for each time a layer ran, (rows, heads, length, tokens)
 
 
@@ -184,7 +184,7 @@ def _answer(inputs: Mapping[str, Any], row: int, length: int) -> Tensor:
     found = torch.zeros(length, dtype=torch.bool)
     labels = inputs.get("labels")
     if isinstance(labels, Tensor) and labels.shape[1] == length:
-        found[:-1] = (labels[row, 1:] != _IGNORED).cpu()
+        found[:-1] = (labels[row, 1:] != IGNORED).cpu()
     if not found.any():
         found[_words(inputs, row, length).nonzero().max()] = True
     return found

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from safe_framework.core.markers.text import MarkerText
 from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
+from safe_framework.interfaces.types import IGNORED
 
 if TYPE_CHECKING:
     pass
 
-_NONE = -100
 _KEYS = ("class_ids", "class_target", "class_places")
 
 
@@ -108,8 +108,8 @@ class Classes:
         owner = chosen.nonzero()[:, 0]  # (chosen,)
         here = self.places[chosen]  # (chosen,)
         found = []
-        for row in (self.target != _NONE).nonzero().flatten().tolist():
-            ids = self.ids[row][self.ids[row] != _NONE]
+        for row in (self.target != IGNORED).nonzero().flatten().tolist():
+            ids = self.ids[row][self.ids[row] != IGNORED]
             read = class_logits(logits[here & (owner == row)], ids)  # (tokens, labels)
             wanted = self.target[row].expand(len(read))
             found.append(nn.functional.cross_entropy(read, wanted))
@@ -132,10 +132,10 @@ def mean_loss(
         classes: what is read at tokens.
         count: of these units, where the batch is a part of those that share them.
     """
-    chosen = (targets != _NONE) | classes.places
+    chosen = (targets != IGNORED) | classes.places
     spelled = nn.functional.cross_entropy(
-        logits.float(), targets[chosen], ignore_index=_NONE, reduction="sum"
+        logits.float(), targets[chosen], ignore_index=IGNORED, reduction="sum"
     )
     read = classes.losses(logits, chosen)
-    own = int((targets != _NONE).sum()) + len(read)
+    own = int((targets != IGNORED).sum()) + len(read)
     return (spelled + read.sum()) / (own if count is None else count)

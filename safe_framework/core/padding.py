@@ -9,6 +9,8 @@ import attrs
 import torch
 from torch import Tensor
 
+from safe_framework.interfaces.types import IGNORED
+
 NEW_PADDING = -1
 _ENDINGS = ("mask", "ids", "labels")
 _OTHERS = ("decoder_", "pixel_")
@@ -90,7 +92,7 @@ def by_position(
 
 def rearranged(inputs: Mapping[str, Tensor], index: Tensor, pad: int) -> dict[str, Tensor]:
     """Every tensor with its columns as ``index`` says; ``pad`` is the id of new padding."""
-    fills = {"input_ids": pad, "inputs": pad, "labels": -100}
+    fills = {"input_ids": pad, "inputs": pad, "labels": IGNORED}
     return {name: _taken(value, index, fills.get(name, 0)) for name, value in inputs.items()}
 
 

@@ -17,7 +17,7 @@ from safe_framework.core.padding import Rows, by_position, lengthened, rearrange
 from safe_framework.data.frame_cache import prepared
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.types import IGNORED, Sample
 
 # What a text begins with that has no tokens of its own: a model cannot continue nothing.
 
@@ -358,7 +358,6 @@ def _with_padding(tokenizer: Any) -> Any:
     return tokenizer
 
 
-IGNORED = -100
 """The label of a position that no loss looks at."""
 
 

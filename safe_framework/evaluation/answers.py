@@ -12,10 +12,10 @@ from torch import Tensor
 
 from safe_framework.core.class_readout import class_logits, first_ids, token_places
 from safe_framework.core.output_head import logits_at
-from safe_framework.core.processor import IGNORED, answer_ids, with_answers
+from safe_framework.core.processor import answer_ids, with_answers
 from safe_framework.data.tasks import CLASSES
 from safe_framework.evaluation.metrics import normalise
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.types import IGNORED, Sample
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batches
 

@@ -135,5 +135,10 @@ def all_real(values: Tensor) -> Tensor:
 
 
 PRESENT = "present"
+"""Key of which rows of a batch carry a modality: ``NAME__present``."""
 
 FRAMES, FRAMES_MASK = "frames", "frames_mask"
+"""Keys of frames that are encoded already: ``NAME__frames`` and ``NAME__frames_mask``."""
+
+IGNORED = -100
+"""The label of a position that no loss counts, as torch and transformers have it."""

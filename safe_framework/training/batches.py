@@ -9,15 +9,13 @@ import attrs
 import torch
 from torch import Tensor
 
-from safe_framework.core.class_readout import _KEYS, _NONE, ClassTarget, class_target
+from safe_framework.core.class_readout import _KEYS, ClassTarget, class_target
 from safe_framework.core.markers.text import MarkerText
 from safe_framework.core.processor import begun
 from safe_framework.data.examples import Example
 from safe_framework.data.frame_cache import RawSample, Row, prepared, stack
 from safe_framework.errors import DataError
-from safe_framework.interfaces.types import Frames
-
-IGNORED = -100
+from safe_framework.interfaces.types import IGNORED, Frames
 
 
 @attrs.frozen(eq=False)
@@ -139,8 +137,8 @@ def class_columns(examples: Sequence[TokenizedExample], width: int) -> dict[str,
     if not any(wanted):
         return {}
     most = max(len(one.ids) for one in wanted if one)
-    ids = torch.full((len(wanted), most), _NONE)
-    target = torch.full((len(wanted),), _NONE)
+    ids = torch.full((len(wanted), most), IGNORED)
+    target = torch.full((len(wanted),), IGNORED)
     places = torch.zeros(len(wanted), width, dtype=torch.bool)
     for row, one in enumerate(wanted):
         if one is not None:

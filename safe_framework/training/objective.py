@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from safe_framework.core.class_readout import Classes, mean_loss
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import logits_at
+from safe_framework.interfaces.types import IGNORED
 from safe_framework.training.alignment import Alignment
-from safe_framework.training.batches import IGNORED
 from safe_framework.training.compute.activation_cache import Caches, TextStates
 from safe_framework.training.compute.calls import Call, LogitWords, Term, Words
 from safe_framework.training.compute.forward import Reader

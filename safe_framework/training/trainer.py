@@ -29,6 +29,7 @@ from safe_framework.training.objective import Objective, step_totals
 from safe_framework.training.optimizer import make_optimizer
 from safe_framework.training.retention.counterfactual import CounterfactualRetention
 from safe_framework.training.sampling import FixedOrder, training_order
+from safe_framework.utils.progress import ProgressCallback
 from safe_framework.utils.tensors import cpu_copy
 
 # Checkpoints that a kill at any moment cannot spoil: a marker is written last.

@@ -7,9 +7,8 @@ import torch
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
-from safe_framework.interfaces.types import Frames, all_real
+from safe_framework.interfaces.types import IGNORED, Frames, all_real
 from safe_framework.training.batches import (
-    IGNORED,
     AnswerCollator,
     TokenizedExample,
     attention_mask,

@@ -9,7 +9,8 @@ from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import answer
-from safe_framework.training.batches import IGNORED, AnswerCollator, tokenize
+from safe_framework.interfaces.types import IGNORED
+from safe_framework.training.batches import AnswerCollator, tokenize
 from safe_framework.training.objective import answer_loss
 from tests.toys import DIM, PAD
 

@@ -9,7 +9,8 @@ from transformers import LlamaForCausalLM
 
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import logits_at
-from safe_framework.training.batches import IGNORED, AnswerCollator, TokenizedExample
+from safe_framework.interfaces.types import IGNORED
+from safe_framework.training.batches import AnswerCollator, TokenizedExample
 from safe_framework.training.objective import answer_loss, check_finite
 from tests.toys import END, PAD, gpt2, llama
 from tests.training.conftest import sensing

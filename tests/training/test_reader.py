@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
 from safe_framework.interfaces.retention import Comparison, LogitComparison
-from safe_framework.training.batches import IGNORED, attention_mask, pad_right
+from safe_framework.interfaces.types import IGNORED
+from safe_framework.training.batches import attention_mask, pad_right
 from safe_framework.training.compute.calls import Call, HiddenComparison, HiddenWords, LogitWords
 from safe_framework.training.compute.forward import Reader
 from safe_framework.training.compute.shortcuts import NONE

@@ -14,8 +14,7 @@ from safe_framework.core.injection import ActiveSense
 from safe_framework.core.markers.embeddings import MarkedPrompt, Markers
 from safe_framework.core.padding import Rows, by_position, rearranged
 from safe_framework.errors import SafeError, SampleError
-
-_IGNORED = -100
+from safe_framework.interfaces.types import IGNORED
 
 
 @attrs.frozen(eq=False)
@@ -176,7 +175,7 @@ class _Call:
         self.inputs[self.key] = given.masked_fill(marked, self.vocabulary.filler)
         labels = self.inputs.get("labels")
         if isinstance(labels, Tensor) and labels.shape == given.shape and not self.vocabulary.apart:
-            self.inputs["labels"] = labels.masked_fill(marked, _IGNORED)
+            self.inputs["labels"] = labels.masked_fill(marked, IGNORED)
         found = {sense.name: self._prompt(given, marked, sense) for sense in senses}
         prompts = {name: prompt for name, prompt in found.items() if prompt is not None}
         return PreparedCall((), self.inputs, prompts, given if self.generating else None)

@@ -24,10 +24,10 @@ from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation.metrics import Estimate, bootstrap
 from safe_framework.experimental.vision_language.compose import compose, projector_of
 from safe_framework.experimental.vision_language.pictures import Captioned, read_captioned
-from safe_framework.interfaces.types import Frames, Tokens, all_real
+from safe_framework.interfaces.types import IGNORED, Frames, Tokens, all_real
 from safe_framework.pretrained import quietly
 from safe_framework.training.alignment import Alignment, AlignmentStage, align
-from safe_framework.training.batches import IGNORED, attention_mask, pad_right
+from safe_framework.training.batches import attention_mask, pad_right
 from safe_framework.training.callbacks import ProgressReport
 from safe_framework.training.objective import answer_loss, check_finite
 from safe_framework.training.sampling import FixedOrder, shuffled_slice

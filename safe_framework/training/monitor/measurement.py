@@ -16,8 +16,8 @@ from safe_framework.core.model import SafeModel
 from safe_framework.data.frame_cache import Row
 from safe_framework.evaluation.answers import new_tokens
 from safe_framework.evaluation.metrics import Estimate, bootstrap, exact_match
+from safe_framework.interfaces.types import IGNORED
 from safe_framework.training.batches import (
-    IGNORED,
     AnswerCollator,
     TokenizedExample,
     attention_mask,
