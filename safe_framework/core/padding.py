@@ -1,4 +1,4 @@
-"""The text columns of a padded batch put in another order, as spans come in or go out."""
+"""Padding of batches: rows put together, and columns moved as spans come in or go out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from safe_framework.interfaces.types import IGNORED
 
@@ -118,3 +118,17 @@ def _column(columns: Mapping[str, Tensor], name: str, value: Tensor, width: int)
     if name in columns:
         return columns[name].to(value)
     return value.new_zeros(value.shape[0], width, *value.shape[2:])
+
+
+def concatenate_rows(tensors: Sequence[Tensor]) -> Tensor:
+    """The rows of all tensors, padded with 0 on the right of their second axis if they have one."""
+    if tensors[0].ndim == 1:
+        return torch.cat(list(tensors))
+    longest = max(tensor.shape[1] for tensor in tensors)
+    return torch.cat([pad_to_length(tensor, longest) for tensor in tensors])
+
+
+def pad_to_length(values: Tensor, length: int) -> Tensor:
+    """(batch, n, ...) padded with 0, or cut, on the right of the second axis to ``length``."""
+    beyond = (0, 0) * (values.ndim - 2)
+    return nn.functional.pad(values, (*beyond, 0, length - values.shape[1]))

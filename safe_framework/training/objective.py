@@ -15,9 +15,14 @@ from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import logits_at
 from safe_framework.interfaces.types import IGNORED
 from safe_framework.training.alignment import Alignment
-from safe_framework.training.compute.activation_cache import Caches, TextStates
-from safe_framework.training.compute.calls import Call, LogitWords, Term, Words
-from safe_framework.training.compute.forward import Reader
+from safe_framework.training.compute.activation_cache import ActivationCaches, ActivationStore
+from safe_framework.training.compute.calls import (
+    ForwardCall,
+    LogitPredictions,
+    LossTerm,
+    Predictions,
+)
+from safe_framework.training.compute.forward import ForwardPlanner
 from safe_framework.training.distributed import StepShard, touch_parameters
 from safe_framework.training.retention.counterfactual import CounterfactualRetention
 from safe_framework.training.schedules import TrainingScales
@@ -55,18 +60,18 @@ class Answers:
         """Of the softmax that the loss takes of its predictions; class logits are needed whole."""
         return (1.0,) if self.classes is None else ()
 
-    def loss(self, words: Words, count: Tensor | None = None) -> Tensor:
+    def loss(self, predictions: Predictions, count: Tensor | None = None) -> Tensor:
         """Mean next-token cross-entropy over the predictions.
 
         Args:
-            words: the predictions at the positions.
+            predictions: the predictions at the positions.
             count: of labelled positions (and rows that are read at their tokens), over which the
                 mean is taken, where the batch is a shard of a step; its own if None.
         """
         if self.classes is not None:
-            return mean_loss(words.logits, self.targets, self.classes, count)
+            return mean_loss(predictions.logits, self.targets, self.classes, count)
         wanted = self.targets[self.positions]
-        return words.cross_entropy(wanted) / (len(wanted) if count is None else count)
+        return predictions.cross_entropy(wanted) / (len(wanted) if count is None else count)
 
 
 def answer_loss(
@@ -82,7 +87,7 @@ def answer_loss(
     """
     answers = Answers.of(batch)
     logits = logits_at(model, base, answers.inputs, answers.positions)
-    return answers.loss(LogitWords(logits), count)
+    return answers.loss(LogitPredictions(logits), count)
 
 
 def check_finite(loss: Tensor, name: str, step: int) -> Tensor:
@@ -113,7 +118,7 @@ class Objective(nn.Module):
         caches: what is kept of the frozen base; None keeps nothing.
         states: of the task's texts, among it.
         scales: the factor on retention; None leaves it at 1.
-        joins: whether calls of the model may be made as one.
+        merges: whether calls of the model may be made as one.
     """
 
     def __init__(
@@ -123,14 +128,14 @@ class Objective(nn.Module):
         alignment: Alignment | None = None,
         align_weight: float = 0.0,
         *,
-        caches: Caches | None = None,
-        states: TextStates | None = None,
+        caches: ActivationCaches | None = None,
+        states: ActivationStore | None = None,
         scales: TrainingScales | None = None,
-        joins: bool = True,
+        merges: bool = True,
     ) -> None:
         super().__init__()
         self.model, self.retention = model, retention
-        self.reader = Reader(model, caches, joins=joins)
+        self.planner = ForwardPlanner(model, caches, merges=merges)
         self.alignment = alignment if align_weight else None
         self.align_weight = align_weight
         self.caches, self.states = caches, states
@@ -162,8 +167,8 @@ class Objective(nn.Module):
         terms = [self._task(batch, totals[0])]
         if retention is not None:
             terms += retention.terms(step, device, shard)
-        words = self.reader.words([term.call for term in terms])
-        task, *penalties = [term.loss(said) for term, said in zip(terms, words, strict=True)]
+        predictions = self.planner.predictions([term.call for term in terms])
+        task, *penalties = [term.loss(said) for term, said in zip(terms, predictions, strict=True)]
         check_finite(task, "task loss", step)
         kept = torch.zeros((), device=device)
         if retention is not None:
@@ -177,12 +182,14 @@ class Objective(nn.Module):
         loss = touch_parameters(loss, model.trainable_parameters().values())
         return loss, torch.stack([task.detach(), kept.detach()])
 
-    def _task(self, batch: Mapping[str, Tensor], count: Tensor) -> Term:
-        answers, begun = Answers.of(batch), None
+    def _task(self, batch: Mapping[str, Tensor], count: Tensor) -> LossTerm:
+        answers, prefix_states = Answers.of(batch), None
         if self.caches is not None:
-            begun = self.caches.begun(self.states, batch["input_ids"], batch["attention_mask"])
-        call = Call(answers.inputs, answers.positions, answers.temperatures, begun)
-        return Term(call, partial(answers.loss, count=count))
+            prefix_states = self.caches.prefix_states(
+                self.states, batch["input_ids"], batch["attention_mask"]
+            )
+        call = ForwardCall(answers.inputs, answers.positions, answers.temperatures, prefix_states)
+        return LossTerm(call, partial(answers.loss, count=count))
 
 
 def step_totals(batches: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Tensor:

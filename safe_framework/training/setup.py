@@ -17,7 +17,7 @@ from safe_framework.interfaces.types import Sample
 from safe_framework.pretrained.location import cache_folder
 from safe_framework.training import distributed
 from safe_framework.training.batches import AnswerCollator, TokenizedExample, token_ids, tokenize
-from safe_framework.training.compute.activation_cache import Caches
+from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.retention.counterfactual import (
     CounterfactualRetention,
     Stores,
@@ -44,14 +44,16 @@ def frame_stores(model: SafeModel, recipe: Recipe) -> Stores:
 
 def activation_caches(
     model: SafeModel, recipe: Recipe, examples: Sequence[TokenizedExample], pad: int
-) -> Caches:
+) -> ActivationCaches:
     """What a recipe lets training keep of the frozen base."""
     dims = {name: model.modality(name).encoder.dim for name in model.modalities}
     batch = AnswerCollator(dims, pad)([e for e in examples if e.frames][:2] or examples[:2])
     Classes.taken(batch)
     given = {key: batch[key] for key in batch if key not in ("labels", "answers")}
     spec = recipe.training
-    return Caches(model, spec.cache, on_device(given, model.device), pad, spec.cache_gib * 2**30)
+    return ActivationCaches(
+        model, spec.cache, on_device(given, model.device), pad, spec.cache_gib * 2**30
+    )
 
 
 def encode_examples(
@@ -80,7 +82,7 @@ def make_retention(
     stores: Stores,
     pad: int,
     data: RecipeData | None = None,
-    caches: Caches | None = None,
+    caches: ActivationCaches | None = None,
     *,
     held_out: Collection[str] = (),
 ) -> CounterfactualRetention | None:

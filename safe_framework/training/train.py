@@ -18,7 +18,7 @@ from safe_framework.data.recipe_data import RecipeData
 from safe_framework.training import distributed
 from safe_framework.training.alignment import Alignment, prepare_projectors
 from safe_framework.training.callbacks import ProgressReport
-from safe_framework.training.compute.activation_cache import Caches
+from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.distributed import Sharding, shard_layers
 from safe_framework.training.monitor.callback import Watch, watch_of
 from safe_framework.training.schedules import GateSchedule
@@ -103,7 +103,7 @@ class PreparedTraining:
 
     trainer: SafeTrainer
     alignment: Alignment
-    caches: Caches
+    caches: ActivationCaches
 
 
 def prepare_training(

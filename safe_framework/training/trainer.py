@@ -22,7 +22,7 @@ from safe_framework.errors import SafeError
 from safe_framework.training import distributed
 from safe_framework.training.alignment import Alignment
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
-from safe_framework.training.compute.activation_cache import Caches
+from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.distributed import StepShard, average_gradients, rows_per_shard
 from safe_framework.training.monitor.callback import Watch
 from safe_framework.training.objective import Objective, step_totals
@@ -131,7 +131,7 @@ class SafeTrainer(Trainer):
         *,
         retention: CounterfactualRetention | None = None,
         alignment: Alignment | None = None,
-        caches: Caches | None = None,
+        caches: ActivationCaches | None = None,
         pad: int = 0,
         sharded: bool = False,
         watch: Watch | None = None,
@@ -154,7 +154,7 @@ class SafeTrainer(Trainer):
         super().__init__(
             model=Objective(
                 model, retention, alignment, spec.align_weight,
-                caches=caches, states=self._states, scales=self.watch.scales, joins=not sharded,
+                caches=caches, states=self._states, scales=self.watch.scales, merges=not sharded,
             ),
             args=args,
             train_dataset=range(spec.max_steps * spec.batch_size) if staged else self.examples,
@@ -240,10 +240,10 @@ class SafeTrainer(Trainer):
             staged = self.watch.curriculum is not None  # which rows come is not known yet
             chosen = range(len(self._rows)) if staged else self._get_train_sampler()
             needed = [self._rows[place] for place in chosen]
-            self._states.warm(needed, "reading training texts", progress)
+            self._states.precompute(needed, "reading training texts", progress)
         if self.retention is not None:
             autocast = self.spec.precision == "bfloat16"
-            self.retention.warm(self.spec.max_steps, progress, autocast=autocast)
+            self.retention.precompute(self.spec.max_steps, progress, autocast=autocast)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> FixedOrder:
         """The order of the whole run, so that a resumed run sees what an unbroken one does."""

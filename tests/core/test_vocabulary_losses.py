@@ -10,12 +10,12 @@ from safe_framework.interfaces.retention import LogitComparison
 from safe_framework.training.compute import chunked_vocabulary
 from safe_framework.training.compute.calls import HiddenComparison
 from safe_framework.training.compute.chunked_vocabulary import (
-    Expected,
+    SoftmaxStatistics,
     cross_entropy,
-    expected,
-    expected_together,
-    takes_hidden,
-    with_slope,
+    softmax_statistics,
+    softmax_statistics_of_all,
+    supports_chunked_loss,
+    with_custom_gradient,
 )
 
 WORDS, HIDDEN, VOCABULARY = 5, 6, 23
@@ -27,7 +27,7 @@ temperatures = st.sampled_from([0.5, 1.0, 3.0, 20.0])
 @pytest.fixture(autouse=True)
 def narrow_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slices that the vocabulary does not fill evenly."""
-    monkeypatch.setattr(chunked_vocabulary, "SLICE", 7)
+    monkeypatch.setattr(chunked_vocabulary, "CHUNK_SIZE", 7)
 
 
 def head_of(seed: int, *, bias: bool = False) -> nn.Linear:
@@ -52,8 +52,8 @@ class Spoken:
     def logits(self) -> Tensor:
         return self.head(self.hidden)
 
-    def expected(self, temperature: float) -> Expected:
-        return expected(self.hidden, self.head, temperature)
+    def softmax(self, temperature: float) -> SoftmaxStatistics:
+        return softmax_statistics(self.hidden, self.head, temperature)
 
 
 def compared(hidden: Tensor, before: Tensor, head: nn.Linear) -> HiddenComparison:
@@ -66,7 +66,7 @@ def compared(hidden: Tensor, before: Tensor, head: nn.Linear) -> HiddenCompariso
 def test_expected_is_the_softmax(seed: int, scale: float, temperature: float, bias: bool) -> None:
     """Law: log-sum and mean row are those of the whole softmax, however large the logits."""
     head, hidden = head_of(seed, bias=bias), states(seed, scale)
-    found = expected(hidden, head, temperature)
+    found = softmax_statistics(hidden, head, temperature)
     logits = head.double()(hidden.double()) / temperature
     torch.testing.assert_close(found.log_sum, logits.logsumexp(-1), rtol=1e-5, atol=1e-5)
     mean = logits.softmax(-1) @ head.weight
@@ -81,8 +81,10 @@ def test_readings_together_are_those_alone(
     """Law: hidden states of several calls, at temperatures of their own, are read as if alone."""
     head = head_of(seed, bias=bias)
     asked = [(states(seed + i, scale)[: i + 1], t) for i, t in enumerate(each)]
-    for found, (hidden, temperature) in zip(expected_together(asked, head), asked, strict=True):
-        alone = expected(hidden, head, temperature)
+    for found, (hidden, temperature) in zip(
+        softmax_statistics_of_all(asked, head), asked, strict=True
+    ):
+        alone = softmax_statistics(hidden, head, temperature)
         torch.testing.assert_close(found.log_sum, alone.log_sum, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(found.embedding, alone.embedding, rtol=1e-3, atol=1e-3)
 
@@ -93,7 +95,7 @@ def test_cross_entropy_is_torchs(seed: int, scale: float, bias: bool) -> None:
     """Law: value and gradient are those of the logits."""
     head, hidden = head_of(seed, bias=bias), states(seed, scale).requires_grad_()
     targets = torch.arange(WORDS) * 4
-    loss = cross_entropy(hidden, head, targets, expected(hidden, head))
+    loss = cross_entropy(hidden, head, targets, softmax_statistics(hidden, head))
     (gradient,) = torch.autograd.grad(loss, hidden)
     exact = hidden.detach().double().requires_grad_()
     wanted = nn.functional.cross_entropy(head.double()(exact), targets, reduction="sum")
@@ -159,18 +161,18 @@ def test_masked_logits_do_not_count(seed: int, temperature: float) -> None:
 
 def test_which_heads_can_be_read_by_slices() -> None:
     """Law: a frozen linear map in float32, and outside of autocast."""
-    assert takes_hidden(head_of(0))
-    assert not takes_hidden(head_of(0).requires_grad_())
-    assert not takes_hidden(head_of(0).bfloat16())
-    assert not takes_hidden(nn.Sequential(head_of(0)))
+    assert supports_chunked_loss(head_of(0))
+    assert not supports_chunked_loss(head_of(0).requires_grad_())
+    assert not supports_chunked_loss(head_of(0).bfloat16())
+    assert not supports_chunked_loss(nn.Sequential(head_of(0)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not takes_hidden(head_of(0))
+        assert not supports_chunked_loss(head_of(0))
 
 
 def test_a_slope_is_the_gradient() -> None:
     """Law: the value is untouched, and the gradient scales with what comes after."""
     hidden, slope = states(0).requires_grad_(), states(1)
-    value = with_slope(torch.tensor(0.25), hidden, slope)
+    value = with_custom_gradient(torch.tensor(0.25), hidden, slope)
     assert value.item() == 0.25
     (gradient,) = torch.autograd.grad(3 * value, hidden)
     torch.testing.assert_close(gradient, 3 * slope)

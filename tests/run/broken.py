@@ -11,7 +11,7 @@ from safe_framework.training import objective
 
 def broken_off(recipe: Path, folder: Path, loss: int) -> None:
     """Run until a loss is asked for the ``loss``-th time."""
-    original, calls = objective.Reader.words, list[int]()
+    original, calls = objective.ForwardPlanner.predictions, list[int]()
 
     def breaking(*args: Any) -> Any:
         calls.append(1)
@@ -20,6 +20,6 @@ def broken_off(recipe: Path, folder: Path, loss: int) -> None:
         return original(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objective.Reader, "words", breaking)
+        patch.setattr(objective.ForwardPlanner, "predictions", breaking)
         with pytest.raises(KeyboardInterrupt):
             run_recipe(str(recipe), output=folder, quiet=True)

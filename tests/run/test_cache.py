@@ -8,7 +8,7 @@ import pytest
 from safe_framework.cli import main
 from safe_framework.pretrained import cache_folder
 from safe_framework.runs.run import run_recipe
-from safe_framework.training.compute.activation_cache import TextStates
+from safe_framework.training.compute.activation_cache import ActivationStore
 
 SWITCHES = ['["prefix", "teacher"]', '["frames", "teacher"]', '["frames", "prefix"]', "[]"]
 
@@ -50,7 +50,7 @@ def test_what_is_cached_beforehand_is_not_computed_again(
     written = {path: path.stat().st_mtime_ns for path in cache_folder().rglob("*.safetensors")}
     assert {path.parts[-3] for path in written} == {"frames", "texts"}
     computed: list[object] = []
-    monkeypatch.setattr(TextStates, "_write", lambda *told: computed.append(told))
+    monkeypatch.setattr(ActivationStore, "_write", lambda *told: computed.append(told))
     run_recipe(source, output=tmp_path / "run", quiet=True)
     assert not computed
     frames = {path for path in cache_folder().rglob("*.safetensors") if "frames" in path.parts}

@@ -127,7 +127,7 @@ def test_a_finished_run_is_not_trained_again(
 ) -> None:
     """Law: a second call takes no step, and writes the same adapter again."""
     before = weights(copied)
-    monkeypatch.setattr(objective.Reader, "words", None)  # a step would call it
+    monkeypatch.setattr(objective.ForwardPlanner, "predictions", None)  # a step would call it
     run_recipe(str(world / "recipe.toml"), output=copied, quiet=True)
     assert weights(copied) == before
 
@@ -137,8 +137,10 @@ def test_starting_anew_takes_every_step_again(
 ) -> None:
     """Law: with resume off, all steps are taken, to the same weights since the seed is the same."""
     before, steps = weights(copied), []
-    original = objective.Reader.words
-    monkeypatch.setattr(objective.Reader, "words", lambda *args: steps.append(1) or original(*args))
+    original = objective.ForwardPlanner.predictions
+    monkeypatch.setattr(
+        objective.ForwardPlanner, "predictions", lambda *args: steps.append(1) or original(*args)
+    )
     run_recipe(str(world / "recipe.toml"), output=copied, resume=False, quiet=True)
     assert (len(steps), weights(copied)) == (9, before)
 

@@ -112,7 +112,7 @@ def test_alignment_trains_the_encoder_too(
         seen.append({n: p.detach().cpu().clone() for n, p in named.items() if ".encoder." in n})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(objective.Reader, "words", breaking)
+    monkeypatch.setattr(objective.ForwardPlanner, "predictions", breaking)
     with pytest.raises(KeyboardInterrupt):
         run_recipe(str(path), output=tmp_path / "run", quiet=True)
     fresh = safe_framework.build(path).trainable_parameters()

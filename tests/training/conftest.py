@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
 from safe_framework.interfaces.types import Frames
-from safe_framework.training.compute.forward import Reader
+from safe_framework.training.compute.forward import ForwardPlanner
 from safe_framework.training.retention.counterfactual import (
     CounterfactualRetention,
     Weighted,
@@ -83,8 +83,10 @@ def loss_of(retention: CounterfactualRetention, step: int) -> Tensor:
     terms = list(retention.terms(step, torch.device("cpu")))
     if not terms:
         return retention.parameter_loss(torch.device("cpu"))
-    words = Reader(retention.model, retention.caches).words([term.call for term in terms])
-    penalties = [term.loss(said) for term, said in zip(terms, words, strict=True)]
+    predictions = ForwardPlanner(retention.model, retention.caches).predictions(
+        [term.call for term in terms]
+    )
+    penalties = [term.loss(said) for term, said in zip(terms, predictions, strict=True)]
     return sum(penalties, retention.parameter_loss(torch.device("cpu")))
 
 

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
-from safe_framework.training.compute.calls import Call
-from safe_framework.training.compute.forward import Reader
-from safe_framework.training.compute.packing import Packing, can_pack, packing_of
-from safe_framework.training.compute.shortcuts import shortcuts_of
+from safe_framework.training.compute.base_properties import find_base_properties
+from safe_framework.training.compute.calls import ForwardCall
+from safe_framework.training.compute.forward import ForwardPlanner
+from safe_framework.training.compute.packing import Packing, can_pack, plan_packing
 from tests.toys import gpt2, llama, mixtral, opt
 from tests.training.conftest import perturb, sensing
-from tests.training.test_reader import gradients, texts
+from tests.training.test_forward import gradients, texts
 
 LENGTHS = st.lists(st.integers(0, 12), min_size=1, max_size=9)
 
@@ -29,7 +29,7 @@ def needed_of(lengths: list[int], length: int = 12) -> Tensor:
 
 def packing(lengths: list[int]) -> Packing:
     """Of rows that leave much out."""
-    found = packing_of(needed_of(lengths, 40))
+    found = plan_packing(needed_of(lengths, 40))
     assert found is not None
     return found
 
@@ -38,7 +38,7 @@ def packing(lengths: list[int]) -> Packing:
 def test_every_position_stands_once_in_a_text_of_its_own(lengths: list[int]) -> None:
     """Law: what is needed is kept, in order, each text in one piece, and no more room is taken."""
     needed = needed_of(lengths)
-    found = packing_of(needed)
+    found = plan_packing(needed)
     if found is None:
         assert not any(lengths) or needed.sum() > 0.6 * needed.numel()
         return
@@ -51,22 +51,22 @@ def test_every_position_stands_once_in_a_text_of_its_own(lengths: list[int]) -> 
         assert columns.tolist() == [
             *range(columns[0] if length else 0, (columns[0] if length else 0) + length)
         ]
-        assert found.positions[found.text == number].tolist() == list(range(length))
+        assert found.position_ids[found.text == number].tolist() == list(range(length))
 
 
 @given(LENGTHS)
 def test_unpacked_is_what_was_packed(lengths: list[int]) -> None:
     """Law: at every needed position the values come back, and what is read there, in order."""
     needed = needed_of(lengths)
-    found = packing_of(needed)
+    found = plan_packing(needed)
     if found is None:
         return
     values = torch.randn(*needed.shape, 3)
-    there = found.packed(values)
-    assert torch.equal(found.unpacked(there)[needed], values[needed])
+    there = found.pack(values)
+    assert torch.equal(found.unpack(there)[needed], values[needed])
     read = needed & (torch.arange(needed.shape[1]) % 2 == 0)
-    places = found.places(read)
-    assert torch.equal(found.in_order(there[places], places), values[read])
+    positions = found.pack_mask(read)
+    assert torch.equal(found.unpack_selected(there[positions], positions), values[read])
 
 
 def test_gaps_are_filled_as_well_as_can_be() -> None:
@@ -87,7 +87,7 @@ def test_a_text_sees_itself_alone_and_backwards() -> None:
                 assert bool(seen[row, here, there]) == (same and there <= here)
 
 
-def doubled(call: Call) -> Call:
+def doubled(call: ForwardCall) -> ForwardCall:
     """The same in double precision."""
     inputs = {k: v.double() if v.is_floating_point() else v for k, v in call.inputs.items()}
     return attrs.evolve(call, inputs=inputs)
@@ -95,20 +95,20 @@ def doubled(call: Call) -> Call:
 
 @pytest.mark.parametrize("make", [llama, gpt2, opt])
 def test_packed_calls_say_the_same(make: Callable[[], nn.Module]) -> None:
-    """Law: beside samples, words and gradients are those of texts in rows of their own."""
+    """Law: with samples, predictions and gradients are those of texts in rows of their own."""
     model = sensing(make()).double()
     perturb(model)
-    known, positions = shortcuts_of(model), list[int]()
+    known, positions = find_base_properties(model), list[int]()
     assert known.packs
     model.base.get_input_embeddings().register_forward_pre_hook(
         lambda module, args: positions.append(args[0].numel())
     )
     asked = [doubled(texts()), doubled(texts([[5, 6], [7, 8, 9, 10, 11, 12, 13]]))]
     found = []
-    for shortcuts in (known, attrs.evolve(known, packs=False)):
+    for properties in (known, attrs.evolve(known, packs=False)):
         positions.clear()
-        words = Reader(model, shortcuts=shortcuts).words(asked)
-        loss = torch.stack([one.logits.square().mean() for one in words]).sum()
+        predictions = ForwardPlanner(model, properties=properties).predictions(asked)
+        loss = torch.stack([one.logits.square().mean() for one in predictions]).sum()
         found.append((loss, gradients(model, loss), sum(positions)))
     assert found[0][2] < 0.8 * found[1][2]
     torch.testing.assert_close(found[0][:2], found[1][:2], rtol=1e-6, atol=2e-8)  # in part float32
@@ -139,10 +139,10 @@ def test_a_base_that_does_not_listen_is_not_packed(
     make: Any, deafen: Any, dtype: torch.dtype
 ) -> None:
     """Law: where positions or the mask have no effect, rows stay as they are, in any precision."""
-    assert shortcuts_of(sensing(make().to(dtype))).packs
+    assert find_base_properties(sensing(make().to(dtype))).packs
     base = make().to(dtype)
     deafen(base)
-    found = shortcuts_of(sensing(base))
+    found = find_base_properties(sensing(base))
     assert found.causal
     assert not found.packs
 
@@ -167,11 +167,11 @@ def test_what_is_known_to_keep_texts_apart_is_heeded(model: SafeModel, change: A
 
 def test_texts_that_begin_late_stay_in_their_rows(model: SafeModel) -> None:
     """Law: padding on the left, or inputs that nobody knows, and the call is left as it is."""
-    known, call = shortcuts_of(model), texts([[5, 6, 7, 8, 9, 10], [11], [12]])
-    assert known.packing(call) is not None
+    known, call = find_base_properties(model), texts([[5, 6, 7, 8, 9, 10], [11], [12]])
+    assert known.plan_packing(call) is not None
     mask = call.inputs["attention_mask"].clone()
     mask[0, 0] = 0
-    late = Call({**call.inputs, "attention_mask": mask}, call.places)
-    more = Call({**call.inputs, "token_type_ids": mask}, call.places)
-    assert known.packing(late) is None
-    assert known.packing(more) is None
+    late = ForwardCall({**call.inputs, "attention_mask": mask}, call.positions)
+    more = ForwardCall({**call.inputs, "token_type_ids": mask}, call.positions)
+    assert known.plan_packing(late) is None
+    assert known.plan_packing(more) is None

@@ -97,5 +97,5 @@ def test_steps_in_lower_precision_keep_no_side_of_a_divergence(
     """Law: such steps compare logits, so no divergence without them is prepared."""
     told: set[str] = set()
     retention.states = retention.teacher.states = states_of(retention.model, tmp_path)
-    retention.warm(2, lambda label, *_: told.add(label), autocast=autocast)
+    retention.precompute(2, lambda label, *_: told.add(label), autocast=autocast)
     assert ("reading the base's answers" in told) is not autocast

@@ -11,8 +11,8 @@ from transformers import LlamaForCausalLM
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import FINAL, capture, has_plain_head
 from safe_framework.training.batches import attention_mask, pad_right
-from safe_framework.training.compute.activation_cache import TextStates
-from safe_framework.training.retention.teacher import TaughtWords, Teacher
+from safe_framework.training.compute.activation_cache import ActivationStore
+from safe_framework.training.retention.teacher import Teacher, TeacherPredictions
 from tests.toys import PAD, llama
 from tests.training.conftest import ROWS, perturb, sensing
 from tests.training.test_losses import Headless, as_kind
@@ -27,13 +27,13 @@ class Doubled(LlamaForCausalLM):
         return out
 
 
-def states_of(model: SafeModel, folder: Path) -> TextStates:
+def states_of(model: SafeModel, folder: Path) -> ActivationStore:
     """The store of the final states of all texts."""
 
     def compute(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         return capture(model, ids, mask, final=True)
 
-    return TextStates(ROWS, compute, [FINAL], folder, PAD)
+    return ActivationStore(ROWS, compute, [FINAL], folder, PAD)
 
 
 def base_logits(model: SafeModel, chosen: list[int]) -> Tensor:
@@ -82,7 +82,7 @@ def test_what_is_kept_has_no_history(
     A wide base rounds a row differently with other rows beside it, so that a resumed run would
     otherwise end at other weights than an unbroken one.
     """
-    monkeypatch.setattr("safe_framework.training.compute.activation_cache.GROUP", 2)
+    monkeypatch.setattr("safe_framework.training.compute.activation_cache.GROUP_SIZE", 2)
     ran = []
     for number, order in enumerate(([0, 3, 1, 2], [2, 1, 3, 0])):
         seen: set[str] = set()
@@ -105,7 +105,7 @@ def test_a_text_is_run_once(model: SafeModel, tmp_path: Path) -> None:
     first = states_of(model, tmp_path).of(ROWS)
     assert len(runs) == 1
     again = states_of(model, tmp_path)
-    again.warm(ROWS, "reading")
+    again.precompute(ROWS, "reading")
     assert len(runs) == 1
     assert all(torch.equal(a[FINAL], b[FINAL]) for a, b in zip(first, again.of(ROWS), strict=True))
 
@@ -119,8 +119,8 @@ def test_states_are_without_padding(model: SafeModel, tmp_path: Path) -> None:
 def test_an_unknown_text_is_not_held(model: SafeModel, tmp_path: Path) -> None:
     """Law: a store says of a batch with another text that it does not hold it."""
     states = states_of(model, tmp_path)
-    assert states.holds(ROWS)
-    assert not states.holds([*ROWS, [5, 5]])
+    assert states.contains(ROWS)
+    assert not states.contains([*ROWS, [5, 5]])
 
 
 def test_a_teacher_that_keeps_nothing_runs_once(model: SafeModel) -> None:
@@ -128,7 +128,7 @@ def test_a_teacher_that_keeps_nothing_runs_once(model: SafeModel) -> None:
     ran: list[int] = []
     model.base.model.norm.register_forward_hook(lambda *call: ran.append(len(call[-1])))
     model.base.lm_head.register_forward_hook(lambda *call: ran.append(0))
-    TaughtWords(Teacher(model, PAD), ROWS).expected(2.0)
+    TeacherPredictions(Teacher(model, PAD), ROWS).softmax(2.0)
     assert ran == [len(ROWS)]
 
 
@@ -137,12 +137,12 @@ def test_what_a_divergence_needs_is_kept(
 ) -> None:
     """Law: once warm, the base's side of a divergence reads the vocabulary no more."""
     teacher, told = Teacher(model, PAD, states_of(model, tmp_path)), set[str]()
-    teacher.warm(ROWS, [2.0], lambda label, *_: told.add(label))
+    teacher.precompute(ROWS, [2.0], lambda label, *_: told.add(label))
     assert told == {"reading the base's answers"}
-    fresh = TaughtWords(Teacher(model, PAD), ROWS).expected(2.0)
-    monkeypatch.setattr("safe_framework.training.retention.teacher.expected", None)
+    fresh = TeacherPredictions(Teacher(model, PAD), ROWS).softmax(2.0)
+    monkeypatch.setattr("safe_framework.training.retention.teacher.softmax_statistics", None)
     for knowing in (teacher, Teacher(model, PAD, states_of(model, tmp_path))):
-        kept = TaughtWords(knowing, ROWS).expected(2.0)
+        kept = TeacherPredictions(knowing, ROWS).softmax(2.0)
         torch.testing.assert_close(kept.log_sum, fresh.log_sum)
         torch.testing.assert_close(kept.embedding, fresh.embedding)
 
@@ -151,5 +151,5 @@ def test_nothing_is_kept_for_a_head_that_is_read_by_its_logits(tmp_path: Path) -
     """Law: where no divergence will ask for it, the base's side of one is not computed."""
     model = sensing(llama().bfloat16())
     teacher, told = Teacher(model, PAD, states_of(model, tmp_path)), list[str]()
-    teacher.warm(ROWS, [2.0], lambda label, *_: told.append(label))
+    teacher.precompute(ROWS, [2.0], lambda label, *_: told.append(label))
     assert not told

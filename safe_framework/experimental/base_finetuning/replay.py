@@ -18,16 +18,16 @@ from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import on_device
 from safe_framework.interfaces.retention import RetentionRegularizer
 from safe_framework.training.batches import attention_mask, pad_right
-from safe_framework.training.compute.activation_cache import TextStates
-from safe_framework.training.compute.calls import Call, Term, Words
-from safe_framework.training.compute.chunked_vocabulary import Expected
+from safe_framework.training.compute.activation_cache import ActivationStore
+from safe_framework.training.compute.calls import ForwardCall, LossTerm, Predictions
+from safe_framework.training.compute.chunked_vocabulary import SoftmaxStatistics
 from safe_framework.training.distributed import WHOLE_STEP, StepShard
 from safe_framework.training.retention.counterfactual import (
     CounterfactualRetention,
     RetentionExamples,
     Weighted,
 )
-from safe_framework.training.retention.teacher import TaughtWords, Teacher
+from safe_framework.training.retention.teacher import Teacher, TeacherPredictions
 from safe_framework.training.sampling import TextOrder
 from safe_framework.utils.progress import ProgressCallback
 from safe_framework.utils.sequences import MadeWhenRead
@@ -54,12 +54,12 @@ class FrozenTeacher(Teacher):
         with self.model.original_base():
             return super().hidden(rows)
 
-    def expected(
+    def softmax(
         self, rows: Sequence[Sequence[int]], hidden: Tensor, temperature: float
-    ) -> Expected:
+    ) -> SoftmaxStatistics:
         """The original's softmax over the vocabulary, as a divergence needs it."""
         with self.model.original_base():
-            return super().expected(rows, hidden, temperature)
+            return super().softmax(rows, hidden, temperature)
 
 
 @attrs.frozen(eq=False)
@@ -81,20 +81,20 @@ class Replay:
     method: RetentionRegularizer
     weight: float
     order: TextOrder
-    states: TextStates | None
+    states: ActivationStore | None
     pad: int
 
-    def warm(self, steps: int, progress: ProgressCallback, *, autocast: bool = False) -> None:
+    def precompute(self, steps: int, progress: ProgressCallback, *, autocast: bool = False) -> None:
         """Compute what shall be kept of the texts; the arguments are those of Stage A's."""
         if self.states is not None:
             needed = [self.rows[place] for place in self.order.needed(steps)]
-            self.states.warm(needed, "reading texts to replay", progress)
+            self.states.precompute(needed, "reading texts to replay", progress)
             if not autocast:
-                self.teacher.warm(needed, self.method.temperatures, progress)
+                self.teacher.precompute(needed, self.method.temperatures, progress)
 
     def terms(
         self, step: int, device: torch.device, part: StepShard = WHOLE_STEP
-    ) -> Iterator[Term]:
+    ) -> Iterator[LossTerm]:
         """The weighted penalty at a step, or a part's share in it.
 
         Args:
@@ -109,12 +109,15 @@ class Replay:
         batch = on_device(batch, device)
         share = self.weight * self.order.share(whole) * words
 
-        def loss(said: Words) -> Tensor:
-            """What the texts are worth."""
-            penalty = self.method.penalty_of(said.beside(TaughtWords(self.teacher, rows)))
+        def loss(predictions: Predictions) -> Tensor:
+            """Of the texts."""
+            compared = predictions.compare_with(TeacherPredictions(self.teacher, rows))
+            penalty = self.method.penalty_of(compared)
             return torch.zeros((), device=device) if penalty is None else share * penalty
 
-        yield Term(Call(batch, batch["attention_mask"].bool(), self.method.temperatures), loss)
+        yield LossTerm(
+            ForwardCall(batch, batch["attention_mask"].bool(), self.method.temperatures), loss
+        )
 
 
 class BothWays(MadeWhenRead[Mapping[str, Tensor]]):
@@ -172,11 +175,11 @@ class StageBRetention:
         if self.counterfactual is not None:
             self.counterfactual.begin(folder, resumed=resumed, progress=progress, examples=BothWays)
 
-    def warm(self, steps: int, progress: ProgressCallback, *, autocast: bool = False) -> None:
+    def precompute(self, steps: int, progress: ProgressCallback, *, autocast: bool = False) -> None:
         """Compute what shall be kept of the original base, for these many steps."""
         for part in self._parts():
             with self.model.original_base():
-                part.warm(steps, progress, autocast=autocast)
+                part.precompute(steps, progress, autocast=autocast)
 
     @property
     def kinds(self) -> Sequence[str]:
@@ -185,7 +188,7 @@ class StageBRetention:
 
     def terms(
         self, step: int, device: torch.device, part: StepShard = WHOLE_STEP
-    ) -> Iterator[Term]:
+    ) -> Iterator[LossTerm]:
         """What each part of it asks for."""
         for one in self._parts():
             yield from one.terms(step, device, part)

@@ -32,7 +32,7 @@ from safe_framework.interfaces import registry
 from safe_framework.training import distributed
 from safe_framework.training.batches import token_ids
 from safe_framework.training.callbacks import ProgressReport
-from safe_framework.training.compute.activation_cache import Caches
+from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.distributed import Sharding
 from safe_framework.training.retention.counterfactual import Stores
 from safe_framework.training.retention.teacher import Teacher
@@ -158,7 +158,7 @@ def retention_for(
     examples: Sequence[Example],
     stores: Stores,
     data: RecipeData | None,
-    caches: Caches,
+    caches: ActivationCaches,
 ) -> StageBRetention:
     """What defends the base while it changes.
 
@@ -197,7 +197,7 @@ def _replay(
     model: SafeModel,
     recipe: Recipe,
     data: RecipeData | None,
-    caches: Caches,
+    caches: ActivationCaches,
 ) -> Replay | None:
     stage, spec, pad = recipe.stage_b, recipe.training, model.tokenizer.eos_token_id
     assert stage is not None

@@ -1,4 +1,9 @@
-"""What training keeps of the frozen base: hidden states of the task's texts and of retention's."""
+"""Hidden states of the frozen base for fixed texts, computed once and kept on disk.
+
+Texts are run in fixed groups of similar length, whichever is asked for first: the last bits of a
+row depend on the other rows of its batch, and a resumed run must find the same ones. A file is
+named by everything that its content depends on, so none is ever stale; it is mapped into memory.
+"""
 
 from __future__ import annotations
 
@@ -20,44 +25,39 @@ from safe_framework.utils.files import atomic_write
 from safe_framework.utils.hashing import fingerprint, text_fingerprint
 from safe_framework.utils.progress import ProgressCallback
 
-# What the frozen base makes of fixed texts, computed once and kept on disk.
-#
-# Texts are run in fixed groups of like length, whatever is asked for first: a row's last bits
-# depend on the rows beside it, and a resumed run must find the same ones. Files are named by all
-# that their content depends on, so none is ever stale; they are mapped into memory, not read.
+GROUP_SIZE = 16
+Activations = Mapping[str, Tensor]
+Compute = Callable[[Tensor, Tensor], Activations]
+Rows = Sequence[Sequence[int]]
+_GIB = 2**30
 
 
-GROUP = 16
-State = Mapping[str, Tensor]
-Compute = Callable[[Tensor, Tensor], State]
-
-
-class TextStates:
-    """Hidden states of texts by name, one row for each text.
+class ActivationStore:
+    """Hidden states of texts by kind, one entry for each text.
 
     Args:
-        rows: token ids of each text; repeats are kept once.
-        compute: gives states (batch, length, hidden) by name, from padded ids and their mask.
+        rows: token ids of each text; a repeated text is stored once.
+        compute: gives states (batch, length, hidden) by kind, from padded ids and their mask.
         kinds: names of the states.
-        folder: where they are kept; shared by all runs of the same base.
-        pad: id that fills rows up.
+        folder: where they are stored; shared by all runs of the same base.
+        pad: id of padding.
     """
 
     def __init__(
         self,
-        rows: Sequence[Sequence[int]],
+        rows: Rows,
         compute: Compute,
         kinds: Sequence[str],
         folder: Path,
         pad: int,
     ) -> None:
         self.compute, self.kinds, self.folder, self.pad = compute, tuple(kinds), folder, pad
-        distinct = sorted({tuple(row) for row in rows}, key=lambda row: (len(row), row))
-        self._groups = [distinct[i : i + GROUP] for i in range(0, len(distinct), GROUP)]
+        unique = sorted({tuple(row) for row in rows}, key=lambda row: (len(row), row))
+        self._groups = [unique[i : i + GROUP_SIZE] for i in range(0, len(unique), GROUP_SIZE)]
         self._group_of = {row: n for n, group in enumerate(self._groups) for row in group}
-        self._kept: dict[tuple[int, ...], State] = {}
+        self._loaded: dict[tuple[int, ...], Activations] = {}
 
-    def warm(
+    def precompute(
         self,
         needed: Collection[Sequence[int]],
         label: str,
@@ -66,67 +66,67 @@ class TextStates:
         """Compute what is missing for the texts that will be asked for."""
         numbers = sorted({self._group_of[tuple(row)] for row in needed})
         for done, number in enumerate(numbers, start=1):
-            self._keep(number)
+            self._load(number)
             if progress:
                 progress(label, done, len(numbers))
 
-    def of(self, rows: Sequence[Sequence[int]]) -> list[State]:
-        """The states of each text, (length, hidden) by name, without padding.
+    def of(self, rows: Rows) -> list[Activations]:
+        """The states of each text, (length, hidden) by kind, without padding.
 
         Raises:
-            KeyError: a text is not one of those that are kept.
+            KeyError: the store has no such text.
         """
         found = []
         for row in map(tuple, rows):
-            if row not in self._kept:
-                self._keep(self._group_of[row])
-            found.append(self._kept[row])
+            if row not in self._loaded:
+                self._load(self._group_of[row])
+            found.append(self._loaded[row])
         return found
 
     @property
-    def words(self) -> int:
-        """How many words all texts have together, each text counted once."""
+    def token_count(self) -> int:
+        """Tokens of all texts together, each text counted once."""
         return sum(len(row) for group in self._groups for row in group)
 
-    def holds(self, rows: Sequence[Sequence[int]]) -> bool:
-        """Whether every one of the texts is kept, or can be."""
+    def contains(self, rows: Rows) -> bool:
+        """Whether the store has each of the texts, computed already or not."""
         return all(tuple(row) in self._group_of for row in rows)
 
-    def derived(self, name: str, compute: Callable[[State], State]) -> TextStates:
-        """A store of what can be made of the states here.
+    def derive(self, name: str, compute: Callable[[Activations], Activations]) -> ActivationStore:
+        """A store of what is computed from the states of this one.
 
         Args:
-            name: tells it from others that are made of the same states.
-            compute: makes it of the states of some texts, word after word.
+            name: distinguishes it from others that are computed from the same states.
+            compute: computes it from the states of some texts, one token after another.
         """
 
-        def grouped(ids: Tensor, mask: Tensor) -> State:
-            """What is made of the texts of a group, padded as they are."""
+        def grouped(ids: Tensor, mask: Tensor) -> Activations:
+            """What is computed from the texts of a group, padded as they are."""
             rows = [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
             states, lengths = self.of(rows), [len(row) for row in rows]
-            made = compute({kind: torch.cat([s[kind] for s in states]) for kind in self.kinds})
+            derived = compute({kind: torch.cat([s[kind] for s in states]) for kind in self.kinds})
             return {
                 kind: nn.utils.rnn.pad_sequence(list(torch.split(whole, lengths)), batch_first=True)
-                for kind, whole in made.items()
+                for kind, whole in derived.items()
             }
 
         rows = [row for group in self._groups for row in group]
         folder = self.folder.with_name(text_fingerprint([self.folder.name, name])[:32])
-        return TextStates(rows, grouped, (), folder, self.pad)
+        return ActivationStore(rows, grouped, (), folder, self.pad)
 
-    def _keep(self, number: int) -> None:
+    def _load(self, number: int) -> None:
         from safetensors.torch import load_file
 
         group = self._groups[number]
         path = self.folder / f"{text_fingerprint(group)[:32]}.safetensors"
         if not path.exists():
             self._write(path, group)
-        held = load_file(path)
-        for place, row in enumerate(group):
-            prefix = f"{place}."
-            self._kept[row] = {
+        stored = load_file(path)
+        for index, row in enumerate(group):
+            prefix = f"{index}."
+            self._loaded[row] = {
                 name.removeprefix(prefix): tensor
-                for name, tensor in held.items()
+                for name, tensor in stored.items()
                 if name.startswith(prefix)
             }
 
@@ -136,31 +136,27 @@ class TextStates:
         with torch.no_grad():
             states = self.compute(pad_right(group, self.pad), attention_mask(group))
         tensors = {
-            f"{place}.{name}": state[place, : len(row)].cpu().clone()
+            f"{index}.{name}": state[index, : len(row)].cpu().clone()
             for name, state in states.items()
-            for place, row in enumerate(group)
+            for index, row in enumerate(group)
         }
         atomic_write(path, save(tensors))
 
 
-Rows = Sequence[Sequence[int]]
-_GIB = 2**30
-
-
-class Caches:
-    """Makes the stores of a run, and lets its calls begin at the first fused layer.
+class ActivationCaches:
+    """The activation stores of a run; lets its calls start at the first fused layer.
 
     Args:
         model: about to be trained, in eval mode.
-        keep: what shall be kept, of ``"prefix"`` and ``"teacher"``.
-        example: a batch of texts beside samples, on which a call that begins at the first fused
+        keep: what to store, of ``"prefix"`` and ``"teacher"``.
+        example: a batch of texts with samples, on which a call that starts at the first fused
             layer is compared with a whole one.
-        pad: id that fills rows up.
-        room: bytes that the states of one store may take; a larger one is not made.
+        pad: id of padding.
+        max_bytes: that the states of one store may take; a larger one is not made.
 
     Attributes:
-        prefix: None where nothing below the first fused layer is kept.
-        notes: what is not kept although it was asked for, and why, for people to read.
+        prefix: None where nothing below the first fused layer is stored.
+        notes: what is not stored although it was asked for, and why, for people to read.
     """
 
     def __init__(
@@ -169,46 +165,47 @@ class Caches:
         keep: Sequence[str],
         example: Mapping[str, Tensor],
         pad: int,
-        room: float = math.inf,
+        max_bytes: float = math.inf,
     ) -> None:
-        self.model, self.keep, self.pad, self.room = model, tuple(keep), pad, room
+        self.model, self.pad, self.max_bytes = model, pad, max_bytes
+        self._keep_final = "teacher" in keep
         self.notes: list[str] = []
         self.prefix = _prefix(model, example) if "prefix" in keep else None
 
-    def task_texts(self, rows: Rows) -> TextStates | None:
-        """The store of the task's texts; None where nothing is kept of them."""
-        return None if self.prefix is None else self._states(rows, final=False)
+    def task_texts(self, rows: Rows) -> ActivationStore | None:
+        """The store of the task's texts; None where nothing of them is stored."""
+        return None if self.prefix is None else self._store(rows, final=False)
 
-    def retention_texts(self, rows: Rows) -> TextStates | None:
-        """The store of retention's texts; None where nothing is kept of them."""
-        final = "teacher" in self.keep and bool(rows) and has_plain_head(self.model, rows[0])
-        return self._states(rows, final=final) if final or self.prefix is not None else None
+    def retention_texts(self, rows: Rows) -> ActivationStore | None:
+        """The store of retention's texts; None where nothing of them is stored."""
+        final = self._keep_final and bool(rows) and has_plain_head(self.model, rows[0])
+        return self._store(rows, final=final) if final or self.prefix is not None else None
 
-    def begun(
-        self, states: TextStates | None, ids: Tensor, mask: Tensor
+    def prefix_states(
+        self, states: ActivationStore | None, ids: Tensor, mask: Tensor
     ) -> Sequence[Tensor] | None:
-        """What enters the first fused layer, each (length of a row, hidden); None if not kept.
+        """What enters the first fused layer, each (length of a row, hidden); None if not stored.
 
         Args:
             states: of the texts.
-            ids: of the call, filled up on the right, (batch, length).
+            ids: of the call, padded on the right, (batch, length).
             mask: its attention mask.
         """
         rows = [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
-        if self.prefix is None or states is None or not states.holds(rows):
+        if self.prefix is None or states is None or not states.contains(rows):
             return None
         return [state[BELOW] for state in states.of(rows)]
 
     @contextmanager
-    def beginning(self, begun: Sequence[Tensor]) -> Iterator[None]:
-        """Within the block, a call on these texts begins at the first fused layer.
+    def start_from_prefix(self, prefix_states: Sequence[Tensor]) -> Iterator[None]:
+        """Within the block, a call on these texts starts at the first fused layer.
 
         Args:
-            begun: what enters it, as ``begun`` gives it.
+            prefix_states: what enters it, as the method of that name gives it.
         """
-        assert self.prefix is not None  # or nothing would have been kept
-        hidden = nn.utils.rnn.pad_sequence(list(begun), batch_first=True)
-        with self.prefix.given(hidden.to(self.model.device)):
+        assert self.prefix is not None  # or nothing would have been stored
+        hidden = nn.utils.rnn.pad_sequence(list(prefix_states), batch_first=True)
+        with self.prefix.start_from(hidden.to(self.model.device)):
             yield
 
     def close(self) -> None:
@@ -216,30 +213,30 @@ class Caches:
         if self.prefix is not None:
             self.prefix.close()
 
-    def _states(self, rows: Rows, *, final: bool) -> TextStates | None:
+    def _store(self, rows: Rows, *, final: bool) -> ActivationStore | None:
         layer = None if self.prefix is None else self.prefix.layer
 
         def compute(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-            """What is kept of a batch of texts."""
+            """What is stored of a batch of texts."""
             return capture(self.model, ids, mask, layer=layer, final=final)
 
         kinds = [BELOW] * (layer is not None) + [FINAL] * final
-        states = TextStates(rows, compute, kinds, self._folder(layer, final), self.pad)
-        # The teacher makes as much again of its states, for a divergence.
+        states = ActivationStore(rows, compute, kinds, self._folder(layer, final), self.pad)
+        # The teacher stores as much again, derived from its states for a divergence.
         itemsize = next(self.model.base.parameters()).element_size()
-        size = states.words * (len(kinds) + final) * self.model.stack.hidden_size * itemsize
-        if size <= self.room:
+        size = states.token_count * (len(kinds) + final) * self.model.stack.hidden_size * itemsize
+        if size <= self.max_bytes:
             return states
         self.notes.append(
-            f"hidden states of {states.words} words would take {size / _GIB:.1f} GiB: computed "
-            "anew at each step (`cache_gib` in [training] sets the limit)"
+            f"hidden states of {states.token_count} words would take {size / _GIB:.1f} GiB: "
+            "computed anew at each step (`cache_gib` in [training] sets the limit)"
         )
         return None
 
     def _folder(self, layer: int | None, final: bool) -> Path:
         base: Any = self.model.base
         weights = next(base.parameters())
-        about = {
+        key = {
             "base": fingerprint(base),
             "attention": getattr(base.config, "_attn_implementation", None),
             "dtype": str(weights.dtype),
@@ -247,7 +244,7 @@ class Caches:
             "versions": [torch.__version__, _transformers_version()],
             "states": {BELOW: layer, FINAL: final},
         }
-        return cache_folder() / "texts" / text_fingerprint(about)[:32]
+        return cache_folder() / "texts" / text_fingerprint(key)[:32]
 
 
 def _prefix(model: SafeModel, example: Mapping[str, Tensor]) -> FrozenPrefix | None:
@@ -255,7 +252,7 @@ def _prefix(model: SafeModel, example: Mapping[str, Tensor]) -> FrozenPrefix | N
     if layer == 0:
         return None
     prefix = FrozenPrefix(model, layer)
-    if prefix.holds(example):
+    if prefix.matches_whole_call(example):
         return prefix
     prefix.close()
     return None

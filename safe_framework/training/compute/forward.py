@@ -1,4 +1,4 @@
-"""Reads what a model says in the calls of a step, with as little work as is exact."""
+"""Runs the calls of a training step with as little computation as is exact."""
 
 from __future__ import annotations
 
@@ -16,122 +16,124 @@ from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import head_of, hidden_at, logits_at
 from safe_framework.data.frame_cache import inputs_of
 from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT
-from safe_framework.training.compute.activation_cache import Caches
+from safe_framework.training.compute.activation_cache import ActivationCaches
+from safe_framework.training.compute.base_properties import BaseProperties, find_base_properties
 from safe_framework.training.compute.calls import (
-    Call,
-    LogitWords,
-    Words,
-    hidden_words,
-    joined,
-    together,
+    ForwardCall,
+    LogitPredictions,
+    Predictions,
+    group_calls,
+    hidden_predictions,
+    merge_calls,
 )
-from safe_framework.training.compute.chunked_vocabulary import takes_hidden
-from safe_framework.training.compute.shortcuts import Shortcuts, shortcuts_of
+from safe_framework.training.compute.chunked_vocabulary import supports_chunked_loss
 
-_PADDING = 0.25  # that calls may add to each other, where feed-forward modules see none of it
-_WHOLE_PADDING = 0.05  # where they see it
+_PADDING = 0.25  # share that merging calls may add, where feed-forward modules skip padding
+_COMPUTED_PADDING = 0.05  # where they do not
 
-Look = Callable[[nn.Module, nn.Module, Mapping[str, Any], Tensor], Tensor | None]
+Readout = Callable[[nn.Module, nn.Module, Mapping[str, Any], Tensor], Tensor | None]
 
 
-class Reader:
-    """Runs a model, and gives the words at the places that are read.
+class ForwardPlanner:
+    """Runs a model, and gives its predictions at the positions that are read.
 
     Args:
         model: about to be trained, in eval mode.
-        caches: what is kept of the frozen base; None keeps nothing.
-        shortcuts: what is known of the base; found out if None.
-        joins: whether calls may be made as one. Where devices share the base's layers they may
-            not: all have to make as many calls, and each knows only its own rows.
+        caches: activations of the frozen base; None stores nothing.
+        properties: what is known of the base; found out if None.
+        merges: whether calls may be merged or packed. Where devices share the base's layers they
+            may not: all have to make as many calls, and each knows only its columns rows.
     """
 
     def __init__(
         self,
         model: SafeModel,
-        caches: Caches | None = None,
-        shortcuts: Shortcuts | None = None,
+        caches: ActivationCaches | None = None,
+        properties: BaseProperties | None = None,
         *,
-        joins: bool = True,
+        merges: bool = True,
     ) -> None:
-        self.model, self.caches, self.joins = model, caches, joins
-        self.shortcuts = shortcuts_of(model) if shortcuts is None else shortcuts
+        self.model, self.caches, self.merges = model, caches, merges
+        self.properties = find_base_properties(model) if properties is None else properties
 
-    def words(self, calls: Sequence[Call]) -> Sequence[Words]:
-        """What the model says at the places of each call, several calls as one where they fit."""
+    def predictions(self, calls: Sequence[ForwardCall]) -> Sequence[Predictions]:
+        """The model's predictions at the positions of each call, calls merged where they fit."""
         if len(calls) > 1:
-            calls = [self._encoded(call) for call in calls]
+            calls = [self._encode_samples(call) for call in calls]
         head = head_of(self.model.base)
-        if self.shortcuts.plain and takes_hidden(head):
-            hidden = self._looked(calls, hidden_at)
+        if self.properties.plain_head and supports_chunked_loss(head):
+            hidden = self._read_out(calls, hidden_at)
             if hidden is not None:
-                return hidden_words(hidden, head, [call.temperatures for call in calls])
-            self.shortcuts = attrs.evolve(self.shortcuts, plain=False)
-        return [LogitWords(logits) for logits in self._looked(calls, logits_at) or ()]
+                return hidden_predictions(hidden, head, [call.temperatures for call in calls])
+            self.properties = attrs.evolve(self.properties, plain_head=False)
+        return [LogitPredictions(logits) for logits in self._read_out(calls, logits_at) or ()]
 
-    def _looked(self, calls: Sequence[Call], look: Look) -> list[Tensor] | None:
-        """What is looked at in each call, (words, ...); None where it cannot be seen."""
-        known = self.shortcuts
-        if self.model.is_gradient_checkpointing:  # a layer that is run again runs whole
-            known = attrs.evolve(known, feed_forwards=(), last=None, packs=False)
-        calls = [known.shortened(call) for call in calls]
+    def _read_out(self, calls: Sequence[ForwardCall], readout: Readout) -> list[Tensor] | None:
+        """What is read of each call, (tokens, ...); None where the base does not let it be read."""
+        known = self.properties
+        if self.model.is_gradient_checkpointing:  # a layer that is computed again is computed whole
+            known = attrs.evolve(known, feed_forwards=(), last_feed_forward=None, packs=False)
+        calls = [known.truncated(call) for call in calls]
         groups = [[number] for number in range(len(calls))]
-        if self.joins and known.rows_apart:
-            groups = together(calls, _most_padding(known))
+        if self.merges and known.rows_independent:
+            groups = group_calls(calls, _allowed_padding(known))
         found: dict[int, Tensor] = {}
         for group in groups:
-            seen = self._seen(joined([calls[number] for number in group]), look, known)
-            if seen is None:
+            read = self._run(merge_calls([calls[number] for number in group]), readout, known)
+            if read is None:
                 return None
-            counts = [int(calls[number].places.sum()) for number in group]
-            found.update(zip(group, torch.split(seen, counts), strict=True))
+            counts = [int(calls[number].positions.sum()) for number in group]
+            found.update(zip(group, torch.split(read, counts), strict=True))
         return [found[number] for number in range(len(calls))]
 
-    def _seen(self, call: Call, look: Look, known: Shortcuts) -> Tensor | None:
-        """What is looked at in a call, packed where that pays."""
-        packing = known.packing(call) if self.joins else None
+    def _run(self, call: ForwardCall, readout: Readout, known: BaseProperties) -> Tensor | None:
+        """What is read of one call, packed where that is worthwhile."""
+        packing = known.plan_packing(call) if self.merges else None
         if packing is None:
-            with self._beginning(call.begun), known.leaving_out(call.places):
-                return look(self.model, self.model.base, call.inputs, call.places)
-        places = packing.places(call.places)
-        begun = None if call.begun is None else packing.rows(call.begun)
-        with self._beginning(begun), known.leaving_out(places), packing.entered(self.model):
-            seen = look(self.model, self.model.base, call.inputs, places)
-        return None if seen is None else packing.in_order(seen, places)
+            with self._from_prefix(call.prefix_states), known.computing_only(call.positions):
+                return readout(self.model, self.model.base, call.inputs, call.positions)
+        positions = packing.pack_mask(call.positions)
+        states = None if call.prefix_states is None else packing.pack_rows(call.prefix_states)
+        packed = packing.applied_to(self.model)
+        with self._from_prefix(states), known.computing_only(positions), packed:
+            read = readout(self.model, self.model.base, call.inputs, positions)
+        return None if read is None else packing.unpack_selected(read, positions)
 
-    def _encoded(self, call: Call) -> Call:
-        """The call with frames instead of samples: of these it is known how to fill them up."""
+    def _encode_samples(self, call: ForwardCall) -> ForwardCall:
+        """The call with frames instead of samples, since frames can be padded."""
         inputs = dict(call.inputs)
         for name in self.model.modalities:
-            own = inputs_of(name, inputs)
-            if FRAMES in own or f"{name}__{PRESENT}" not in inputs:
+            columns = inputs_of(name, inputs)
+            if FRAMES in columns or f"{name}__{PRESENT}" not in inputs:
                 continue
-            modality, rows = self.model.modality(name), inputs[f"{name}__{PRESENT}"].bool()
+            rows = inputs[f"{name}__{PRESENT}"].bool()
+            encoded = _encode_rows(self.model.modality(name), columns, rows)
             inputs = {key: inputs[key] for key in inputs if key.partition("__")[0] != name}
-            inputs |= {
-                f"{name}__{key}": value for key, value in _framed(modality, own, rows).items()
-            }
+            inputs |= {f"{name}__{key}": value for key, value in encoded.items()}
         return attrs.evolve(call, inputs=inputs)
 
-    def _beginning(self, begun: Sequence[Tensor] | None) -> AbstractContextManager[None]:
-        if self.caches is None or begun is None:
+    def _from_prefix(self, states: Sequence[Tensor] | None) -> AbstractContextManager[None]:
+        if self.caches is None or states is None:
             return nullcontext()
-        return self.caches.beginning(begun)
+        return self.caches.start_from_prefix(states)
 
 
-def _most_padding(known: Shortcuts) -> float:
-    """That calls may add to each other by becoming one."""
+def _allowed_padding(known: BaseProperties) -> float:
+    """Share of padding that merging calls may add."""
     if known.packs:
         return math.inf
-    return _PADDING if known.feed_forwards else _WHOLE_PADDING
+    return _PADDING if known.feed_forwards else _COMPUTED_PADDING
 
 
-def _framed(modality: Modality, own: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+def _encode_rows(
+    modality: Modality, columns: Mapping[str, Tensor], rows: Tensor
+) -> dict[str, Tensor]:
     """A modality's part of a call, encoded; ``rows`` have a sample, (batch,)."""
     if not rows.any():
         values = torch.zeros(len(rows), 1, modality.encoder.dim, device=rows.device)
         mask = torch.zeros(len(rows), 1, dtype=torch.bool, device=rows.device)
         return {PRESENT: rows, FRAMES: values, FRAMES_MASK: mask}
-    frames = modality.encode({key: value[rows] for key, value in own.items()})
+    frames = modality.encode({key: value[rows] for key, value in columns.items()})
     values = frames.values.new_zeros(len(rows), *frames.values.shape[1:])
     mask = frames.mask.new_zeros(len(rows), frames.mask.shape[1])
     at = rows.nonzero().squeeze(-1).to(values.device)

@@ -19,10 +19,10 @@ from safe_framework.errors import DataError
 from safe_framework.interfaces.retention import RetentionRegularizer, RetentionStore
 from safe_framework.interfaces.types import Sample
 from safe_framework.training.batches import attention_mask, modality_columns, pad_right
-from safe_framework.training.compute.activation_cache import Caches
-from safe_framework.training.compute.calls import Call, Term, Words
+from safe_framework.training.compute.activation_cache import ActivationCaches
+from safe_framework.training.compute.calls import ForwardCall, LossTerm, Predictions
 from safe_framework.training.distributed import WHOLE_STEP, StepShard, encode_shared
-from safe_framework.training.retention.teacher import TaughtWords, Teacher
+from safe_framework.training.retention.teacher import Teacher, TeacherPredictions
 from safe_framework.training.sampling import TextOrder, generator
 from safe_framework.utils.hashing import fingerprint, tensors_fingerprint, text_fingerprint
 from safe_framework.utils.progress import ProgressCallback
@@ -206,7 +206,7 @@ class CounterfactualRetention:
         seed: int,
         pad: int,
         marked: Sequence[Sequence[int]] | None = None,
-        caches: Caches | None = None,
+        caches: ActivationCaches | None = None,
         grouped: bool = False,
     ) -> None:
         self.methods, self.rows, self.pools, self.kinds = methods, rows, pools, kinds
@@ -249,7 +249,7 @@ class CounterfactualRetention:
                 entry.method.begin(self.model, examples(self, kinds), store)
         self.model.train(training)
 
-    def warm(self, steps: int, progress: ProgressCallback, *, autocast: bool = False) -> None:
+    def precompute(self, steps: int, progress: ProgressCallback, *, autocast: bool = False) -> None:
         """Compute what shall be kept of the texts that these many steps ask for.
 
         Args:
@@ -259,13 +259,13 @@ class CounterfactualRetention:
         """
         if self.states is not None and self.kinds:
             needed = [self.rows[place] for place in self.order.needed(steps)]
-            self.states.warm(needed, "reading retention texts", progress)
+            self.states.precompute(needed, "reading retention texts", progress)
             if not autocast:
-                self.teacher.warm(needed, self._temperatures, progress)
+                self.teacher.precompute(needed, self._temperatures, progress)
 
     def terms(
         self, step: int, device: torch.device, part: StepShard = WHOLE_STEP
-    ) -> Iterator[Term]:
+    ) -> Iterator[LossTerm]:
         """The weighted sum of the methods' penalties on a step's texts, or a part's share in it.
 
         A penalty is a mean over words, so a part counts by how many of the step's it has.
@@ -275,18 +275,20 @@ class CounterfactualRetention:
         everyones = self.order.step(step)
         chosen = part.of(everyones)
         rows = [self.rows[i] for i in chosen]
-        share = self.order.share(everyones) * self._words(chosen) / self._words(everyones)
+        share = (
+            self.order.share(everyones) * self._token_count(chosen) / self._token_count(everyones)
+        )
 
-        def loss(words: Words) -> Tensor:
-            """What the texts are worth."""
-            compared = words.beside(TaughtWords(self.teacher, rows))
+        def loss(predictions: Predictions) -> Tensor:
+            """Of the texts."""
+            compared = predictions.compare_with(TeacherPredictions(self.teacher, rows))
             total = torch.zeros((), device=device)
             for entry in self.methods:
                 penalty = entry.method.penalty_of(compared)
                 total = total if penalty is None else total + entry.weight * share * penalty
             return total
 
-        yield Term(self._call(chosen, step, device, part), loss)
+        yield LossTerm(self._call(chosen, step, device, part), loss)
 
     def parameter_loss(self, device: torch.device, part: StepShard = WHOLE_STEP) -> Tensor:
         """The weighted sum of the penalties that depend on the parameters alone, or a part's."""
@@ -300,12 +302,12 @@ class CounterfactualRetention:
     def _temperatures(self) -> list[float]:
         return [t for entry in self.methods for t in entry.method.temperatures]
 
-    def _words(self, chosen: Sequence[int]) -> int:
+    def _token_count(self, chosen: Sequence[int]) -> int:
         return sum(len(self.rows[i]) for i in chosen)
 
     def _call(
         self, chosen: Sequence[int], step: int, device: torch.device, part: StepShard
-    ) -> Call:
+    ) -> ForwardCall:
         """A part's texts beside irrelevant samples, read at every word of theirs."""
         rows, marked = [self.rows[i] for i in chosen], [self.marked[i] for i in chosen]
         batch = {"input_ids": pad_right(marked, self.pad), "attention_mask": attention_mask(marked)}
@@ -313,11 +315,13 @@ class CounterfactualRetention:
             batch.update(
                 modality_columns(name, part.of(self._irrelevant(pool, step)), self.dims[name])
             )
-        batch, places = on_device(batch, device), _words(rows, marked).to(device)
-        begun = None
+        batch, positions = on_device(batch, device), _text_positions(rows, marked).to(device)
+        prefix_states = None
         if self.caches is not None:
-            begun = self.caches.begun(self.states, batch["input_ids"], batch["attention_mask"])
-        return Call(batch, places, self._temperatures, begun)
+            prefix_states = self.caches.prefix_states(
+                self.states, batch["input_ids"], batch["attention_mask"]
+            )
+        return ForwardCall(batch, positions, self._temperatures, prefix_states)
 
     def _irrelevant(self, pool: Mapping[str, Sequence[Row]], step: int) -> list[Row]:
         """One irrelevant sample for each text, the kinds in turn."""
@@ -329,8 +333,8 @@ class CounterfactualRetention:
         return chosen
 
 
-def _words(rows: Sequence[Sequence[int]], marked: Sequence[Sequence[int]]) -> Tensor:
-    """Where each text's own words are among its markers, (batch, length)."""
+def _text_positions(rows: Sequence[Sequence[int]], marked: Sequence[Sequence[int]]) -> Tensor:
+    """True at each text's own tokens among its markers, (batch, length)."""
     own = [set(row) for row in rows]
-    held = [[word in mine for word in row] for row, mine in zip(marked, own, strict=True)]
-    return pad_right(held, False)
+    is_own = [[token in ids for token in row] for row, ids in zip(marked, own, strict=True)]
+    return pad_right(is_own, False)

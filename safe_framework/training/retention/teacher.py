@@ -1,7 +1,7 @@
-"""What the base says of fixed retention texts, from what went into its output embeddings.
+"""The base's predictions on fixed retention texts, from the inputs of its output embeddings.
 
-That is a vocabulary's width smaller than the logits, and computed once. Where the base does
-something to the logits behind its output embeddings, or nothing shall be kept, it runs each time.
+These are smaller than the logits, and computed once. Where the base does something to the logits
+behind its output embeddings, or nothing is to be stored, it runs each time.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from torch import Tensor, nn
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import FINAL, capture, head_of, on_device
 from safe_framework.training.batches import attention_mask, pad_right
-from safe_framework.training.compute.activation_cache import State, TextStates
-from safe_framework.training.compute.chunked_vocabulary import Expected, expected, takes_hidden
+from safe_framework.training.compute.activation_cache import Activations, ActivationStore
+from safe_framework.training.compute.chunked_vocabulary import (
+    SoftmaxStatistics,
+    softmax_statistics,
+    supports_chunked_loss,
+)
 from safe_framework.utils.progress import ProgressCallback
 
 Rows = Sequence[Sequence[int]]
@@ -24,28 +28,32 @@ _LOG_SUM, _EMBEDDING = "log_sum", "embedding"
 
 
 class Teacher:
-    """Gives what the base makes of rows of text, at every word, row after row.
+    """The base as the teacher: its predictions at every token of some texts, row after row.
 
     Args:
         model: whose base, with every modality off, is the teacher.
-        pad: id that fills rows up.
-        states: what is kept of the texts; without ``FINAL`` among it, the base runs.
+        pad: id of padding.
+        states: activations of the texts; without ``FINAL`` among them, the base runs.
     """
 
-    def __init__(self, model: SafeModel, pad: int, states: TextStates | None = None) -> None:
+    def __init__(self, model: SafeModel, pad: int, states: ActivationStore | None = None) -> None:
         self.model, self.pad = model, pad
         self.states = states if states is not None and FINAL in states.kinds else None
-        self._expected: dict[float, TextStates] = {}
+        self._softmax_stores: dict[float, ActivationStore] = {}
 
-    def warm(self, rows: Rows, temperatures: Iterable[float], progress: ProgressCallback) -> None:
-        """Compute what shall be kept for divergences of the texts at the temperatures."""
-        keeps = self.states is not None and takes_hidden(head_of(self.model.base))
-        for temperature in set(temperatures) if keeps else ():
-            self._kept(temperature).warm(rows, "reading the base's answers", progress)
+    def precompute(
+        self, rows: Rows, temperatures: Iterable[float], progress: ProgressCallback
+    ) -> None:
+        """Compute what divergences on the texts at the temperatures need."""
+        stored = self.states is not None and supports_chunked_loss(head_of(self.model.base))
+        for temperature in set(temperatures) if stored else ():
+            self._softmax_store(temperature).precompute(
+                rows, "reading the base's answers", progress
+            )
 
     @torch.no_grad()
     def logits(self, rows: Rows) -> Tensor:
-        """The base's logits, (words, vocabulary)."""
+        """The base's logits, (tokens, vocabulary)."""
         if self.states is not None:
             logits: Tensor = head_of(self.model.base)(self.hidden(rows).unsqueeze(0))[0]
             return logits
@@ -56,25 +64,27 @@ class Teacher:
         return whole[given["attention_mask"].bool()]
 
     def hidden(self, rows: Rows) -> Tensor:
-        """What goes into the output embeddings, (words, hidden)."""
+        """The input of the output embeddings, (tokens, hidden)."""
         if self.states is not None:
-            return _joined(self.states.of(rows), FINAL, self.model)
+            return _concatenate(self.states.of(rows), FINAL, self.model)
         mask = attention_mask(rows)
         final = capture(self.model, pad_right(rows, self.pad), mask, final=True)[FINAL]
         return final[mask.bool().to(final.device)]
 
-    def expected(self, rows: Rows, hidden: Tensor, temperature: float) -> Expected:
+    def softmax(self, rows: Rows, hidden: Tensor, temperature: float) -> SoftmaxStatistics:
         """The softmax over the vocabulary, as a divergence needs it.
 
         Args:
             rows: token ids of the texts.
-            hidden: what goes into the output embeddings there, as ``hidden`` gives it.
+            hidden: the input of the output embeddings there, as ``hidden`` gives it.
             temperature: by which logits are divided.
         """
         if self.states is None:
-            return expected(hidden, self._head, temperature)
-        kept = self._kept(temperature).of(rows)
-        return Expected(*(_joined(kept, kind, self.model) for kind in (_LOG_SUM, _EMBEDDING)))
+            return softmax_statistics(hidden, self._head, temperature)
+        stored = self._softmax_store(temperature).of(rows)
+        return SoftmaxStatistics(
+            *(_concatenate(stored, kind, self.model) for kind in (_LOG_SUM, _EMBEDDING))
+        )
 
     @property
     def _head(self) -> nn.Linear:
@@ -82,22 +92,22 @@ class Teacher:
         assert isinstance(head, nn.Linear)  # or no divergence is taken of what enters it
         return head
 
-    def _kept(self, temperature: float) -> TextStates:
-        def compute(state: State) -> dict[str, Tensor]:
-            """What is kept of some texts."""
+    def _softmax_store(self, temperature: float) -> ActivationStore:
+        def compute(state: Activations) -> dict[str, Tensor]:
+            """What is stored of some texts."""
             hidden = state[FINAL].to(self.model.device)
-            found = expected(hidden, self._head, temperature)
+            found = softmax_statistics(hidden, self._head, temperature)
             return {_LOG_SUM: found.log_sum, _EMBEDDING: found.embedding}
 
-        if temperature not in self._expected:
+        if temperature not in self._softmax_stores:
             assert self.states is not None
             name = f"expected at {temperature}"
-            self._expected[temperature] = self.states.derived(name, compute)
-        return self._expected[temperature]
+            self._softmax_stores[temperature] = self.states.derive(name, compute)
+        return self._softmax_stores[temperature]
 
 
-class TaughtWords:
-    """What a teacher says of some texts; a base that keeps nothing runs once for all of it.
+class TeacherPredictions:
+    """A teacher's predictions on some texts; where nothing is stored, the base runs only once.
 
     Args:
         teacher: of the texts.
@@ -109,18 +119,18 @@ class TaughtWords:
 
     @cached_property
     def hidden(self) -> Tensor:
-        """What goes into the output embeddings, (words, hidden)."""
+        """The input of the output embeddings, (tokens, hidden)."""
         return self.teacher.hidden(self.rows)
 
     @property
     def logits(self) -> Tensor:
-        """(words, vocabulary)."""
+        """(tokens, vocabulary)."""
         return self.teacher.logits(self.rows)
 
-    def expected(self, temperature: float) -> Expected:
+    def softmax(self, temperature: float) -> SoftmaxStatistics:
         """Of the hidden states."""
-        return self.teacher.expected(self.rows, self.hidden, temperature)
+        return self.teacher.softmax(self.rows, self.hidden, temperature)
 
 
-def _joined(states: Sequence[Mapping[str, Tensor]], kind: str, model: SafeModel) -> Tensor:
+def _concatenate(states: Sequence[Mapping[str, Tensor]], kind: str, model: SafeModel) -> Tensor:
     return torch.cat([state[kind] for state in states]).to(model.device)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from safe_framework.core.model import SafeModel
 from safe_framework.interfaces.types import Frames
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
-from safe_framework.training.compute.activation_cache import Caches, TextStates
-from safe_framework.training.compute.calls import Call
-from safe_framework.training.compute.forward import Reader
+from safe_framework.training.compute.activation_cache import ActivationCaches, ActivationStore
+from safe_framework.training.compute.calls import ForwardCall
+from safe_framework.training.compute.forward import ForwardPlanner
 from safe_framework.training.compute.frozen_prefix import FrozenPrefix, first_fused_layer
 from safe_framework.training.objective import answer_loss
 from safe_framework.training.retention.counterfactual import CounterfactualRetention, Weighted
@@ -56,11 +56,11 @@ def example() -> dict[str, Tensor]:
 
 
 def beginning(
-    caches: Caches, states: TextStates | None, given: dict[str, Tensor]
+    caches: ActivationCaches, states: ActivationStore | None, given: dict[str, Tensor]
 ) -> AbstractContextManager[None]:
     """Within the block, a call on these texts begins at the first fused layer if it can."""
-    begun = caches.begun(states, given["input_ids"], given["attention_mask"])
-    return nullcontext() if begun is None else caches.beginning(begun)
+    prefix_states = caches.prefix_states(states, given["input_ids"], given["attention_mask"])
+    return nullcontext() if prefix_states is None else caches.start_from_prefix(prefix_states)
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +74,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_task_loss_and_gradient_are_those_of_whole_calls(kind: str) -> None:
     """Law: with the prefix kept and without it, loss and gradients agree to 1e-6 relative."""
     model, given = hearing(BASES[kind]()), batch()
-    caches = Caches(model, ALL, example(), PAD)
+    caches = ActivationCaches(model, ALL, example(), PAD)
     assert caches.prefix is not None
     states = caches.task_texts([[*p, *a] for p, a in TASK])
     found = []
@@ -85,8 +85,8 @@ def test_task_loss_and_gradient_are_those_of_whole_calls(kind: str) -> None:
         loss.backward()
         found.append([loss.detach(), *(p.grad for p in model.trainable_parameters().values())])
     assert len(found[0]) > 3
-    for whole, begun in zip(*found, strict=True):
-        torch.testing.assert_close(begun, whole, rtol=1e-6, atol=1e-7)
+    for whole, prefix_states in zip(*found, strict=True):
+        torch.testing.assert_close(prefix_states, whole, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("keep", [("prefix",), ("teacher",), ALL])
@@ -99,12 +99,12 @@ def test_retention_loss_is_that_of_whole_calls(
     encoder = ArrayEncoder()
     pool = {kind: [encoder(**encoder.prepare([s])) for s in samples] for kind in KINDS}
     losses = []
-    for caches in (None, Caches(model, keep, example(), PAD)):
+    for caches in (None, ActivationCaches(model, keep, example(), PAD)):
         retention = CounterfactualRetention(
             model, [Weighted(2.0, DistillationRegularizer())], ROWS, {"touch": pool},
             kinds=KINDS, batch_size=3, seed=3, pad=PAD, caches=caches,
         )  # fmt: skip
-        retention.warm(4, lambda *told: None)
+        retention.precompute(4, lambda *told: None)
         losses.append([loss_of(retention, step).item() for step in range(4)])
     assert min(losses[0]) > 1e-3
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
@@ -114,16 +114,16 @@ def test_retention_loss_is_that_of_whole_calls(
 def test_calls_made_as_one_begin_together(kind: str) -> None:
     """Law: two calls whose texts are kept begin as one, and say what they say from the start."""
     model, given = hearing(BASES[kind]()), example()
-    caches = Caches(model, ALL, given, PAD)
+    caches = ActivationCaches(model, ALL, given, PAD)
     texts = [[*p, *a] for p, a in TASK]
     runs, found = list[int](), []
     model.base.register_forward_pre_hook(lambda *call: runs.append(1))
     for states in (None, caches.task_texts(texts)):
-        begun = caches.begun(states, given["input_ids"], given["attention_mask"])
-        call = Call(given, given["attention_mask"].bool(), begun=begun)
-        reader = Reader(model, caches)
+        prefix_states = caches.prefix_states(states, given["input_ids"], given["attention_mask"])
+        call = ForwardCall(given, given["attention_mask"].bool(), prefix_states=prefix_states)
+        planner = ForwardPlanner(model, caches)
         runs.clear()
-        found.append([words.logits for words in reader.words([call, call])])
+        found.append([one.logits for one in planner.predictions([call, call])])
         assert len(runs) == 1
     for whole, early in zip(*found, strict=True):
         torch.testing.assert_close(early, whole, rtol=1e-6, atol=1e-6)
@@ -132,10 +132,10 @@ def test_calls_made_as_one_begin_together(kind: str) -> None:
 def test_layers_below_do_not_run() -> None:
     """Law: within `beginning`, no layer below the first fused one computes anything."""
     model, given = hearing(llama()), batch()
-    caches = Caches(model, ALL, example(), PAD)
+    caches = ActivationCaches(model, ALL, example(), PAD)
     states = caches.task_texts([[*p, *a] for p, a in TASK])
     assert states is not None
-    states.warm([[*p, *a] for p, a in TASK], "reading")
+    states.precompute([[*p, *a] for p, a in TASK], "reading")
     ran: list[str] = []
     for number, layer in enumerate(model.base.model.layers):
         layer.mlp.register_forward_hook(lambda *args, n=number: ran.append(n))
@@ -147,7 +147,7 @@ def test_layers_below_do_not_run() -> None:
 def test_an_unknown_text_runs_whole() -> None:
     """Law: a batch with a text that is not kept is computed from its first layer on."""
     model, given = hearing(llama()), batch()
-    caches = Caches(model, ALL, example(), PAD)
+    caches = ActivationCaches(model, ALL, example(), PAD)
     states = caches.task_texts([[*p, *a] for p, a in TASK[:2]])
     with beginning(caches, states, given):
         loss = answer_loss(model, model.base, given)
@@ -160,27 +160,31 @@ def test_a_base_whose_layers_hand_on_more_is_run_whole() -> None:
     first, second = model.base.model.layers
     first.mlp.register_forward_hook(lambda module, args, out: handed.update(last=out))
     second.mlp.register_forward_hook(lambda module, args, out: out + handed["last"])
-    assert not FrozenPrefix(model, 1).holds(example())
-    assert Caches(model, ("prefix",), example(), PAD).prefix is None
+    assert not FrozenPrefix(model, 1).matches_whole_call(example())
+    assert ActivationCaches(model, ("prefix",), example(), PAD).prefix is None
 
 
 def test_too_many_texts_are_not_kept_and_it_is_said() -> None:
     """Law: states that would take more room than allowed are not kept, and a note says so."""
     model = hearing(llama())
-    states = Caches(model, ALL, example(), PAD, room=10_000).retention_texts(ROWS)
+    states = ActivationCaches(model, ALL, example(), PAD, max_bytes=10_000).retention_texts(ROWS)
     assert states is not None
-    assert states.words == sum(map(len, ROWS))
-    caches = Caches(model, ALL, example(), PAD, room=states.words * 2 * 16 * 4 - 1)
+    assert states.token_count == sum(map(len, ROWS))
+    caches = ActivationCaches(
+        model, ALL, example(), PAD, max_bytes=states.token_count * 2 * 16 * 4 - 1
+    )
     assert caches.retention_texts(ROWS) is None
     assert len(caches.notes) == 1
-    assert caches.notes[0].startswith(f"hidden states of {states.words} words would take 0.0 GiB")
+    assert caches.notes[0].startswith(
+        f"hidden states of {states.token_count} words would take 0.0 GiB"
+    )
 
 
 def test_nothing_is_kept_where_the_sense_enters_first() -> None:
     """Law: fused at layer 0, there is no prefix, and the layers are left as they were."""
     model = hearing(llama(), layer=0)
     assert first_fused_layer(model) == 0
-    caches = Caches(model, ("prefix",), example(), PAD)
+    caches = ActivationCaches(model, ("prefix",), example(), PAD)
     assert caches.prefix is None
     assert caches.task_texts([[5]]) is None
     assert not any("forward" in vars(layer) for layer in model.base.model.layers)
@@ -198,7 +202,7 @@ def test_other_calls_are_the_bases() -> None:
     """Law: while the prefix is installed, calls outside of it and calls that are off stay whole."""
     model, given = hearing(llama()), example()
     before, bare = model(**given).logits, model.base(**_own(given)).logits
-    caches = Caches(model, ALL, given, PAD)
+    caches = ActivationCaches(model, ALL, given, PAD)
     states = caches.task_texts([[*p, *a] for p, a in TASK])
     assert same_bits(model(**given).logits, before)
     with beginning(caches, states, given):

@@ -12,11 +12,16 @@ from safe_framework.core.model import SafeModel
 from safe_framework.interfaces.retention import Comparison, LogitComparison
 from safe_framework.interfaces.types import IGNORED
 from safe_framework.training.batches import attention_mask, pad_right
-from safe_framework.training.compute.calls import Call, HiddenComparison, HiddenWords, LogitWords
-from safe_framework.training.compute.forward import Reader
-from safe_framework.training.compute.shortcuts import NONE
+from safe_framework.training.compute.base_properties import NO_PROPERTIES
+from safe_framework.training.compute.calls import (
+    ForwardCall,
+    HiddenComparison,
+    HiddenPredictions,
+    LogitPredictions,
+)
+from safe_framework.training.compute.forward import ForwardPlanner
 from safe_framework.training.objective import Answers
-from safe_framework.training.retention.teacher import TaughtWords, Teacher
+from safe_framework.training.retention.teacher import Teacher, TeacherPredictions
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
 from tests.toys import PAD, felt, gpt2, llama, opt
 from tests.training.conftest import ROWS, perturb, sensing
@@ -39,14 +44,14 @@ def encoded(rows: int) -> dict[str, Tensor]:
     return {names.get(key, key): value for key, value in felt(rows).items()}
 
 
-def texts(rows: list[list[int]] = ROWS, temperature: float = 3.0) -> Call:
+def texts(rows: list[list[int]] = ROWS, temperature: float = 3.0) -> ForwardCall:
     """Texts beside a sample, read at every word."""
     batch = {"input_ids": pad_right(rows, PAD), "attention_mask": attention_mask(rows)}
-    return Call(batch | encoded(len(rows)), batch["attention_mask"].bool(), (temperature,))
+    return ForwardCall(batch | encoded(len(rows)), batch["attention_mask"].bool(), (temperature,))
 
 
 def answers() -> Answers:
-    """Rows whose later words are scored."""
+    """Rows whose later predictions are scored."""
     ids, mask = pad_right(ANSWERED, PAD), attention_mask(ANSWERED)
     labels = torch.where(mask.bool(), ids, IGNORED)
     labels[:, 0] = labels[0, 1] = IGNORED
@@ -55,10 +60,10 @@ def answers() -> Answers:
     )
 
 
-def compared(model: SafeModel, reader: Reader, teacher: Teacher) -> Comparison:
+def compared(model: SafeModel, planner: ForwardPlanner, teacher: Teacher) -> Comparison:
     """All texts beside a sample, and the base."""
-    (words,) = reader.words([texts()])
-    return words.beside(TaughtWords(teacher, ROWS))
+    (predictions,) = planner.predictions([texts()])
+    return predictions.compare_with(TeacherPredictions(teacher, ROWS))
 
 
 def gradients(model: SafeModel, loss: Tensor) -> tuple[Tensor, ...]:
@@ -72,8 +77,8 @@ def test_both_ways_agree(base: str, kept: bool, tmp_path: Path) -> None:
     """Law: hidden states give the penalty and the gradients that logits give."""
     model = learned(BASES[base])
     teacher = Teacher(model, PAD, states_of(model, tmp_path) if kept else None)
-    short = compared(model, Reader(model), teacher)
-    long = compared(model, Reader(model, shortcuts=NONE), teacher)
+    short = compared(model, ForwardPlanner(model), teacher)
+    long = compared(model, ForwardPlanner(model, properties=NO_PROPERTIES), teacher)
     assert isinstance(short, HiddenComparison)
     assert isinstance(long, LogitComparison)
     method = DistillationRegularizer()
@@ -102,19 +107,19 @@ def test_logits_are_made_where_hidden_states_would_not_do(make: Any) -> None:
     """Law: a base whose logits are not its head's in float32 is read by its logits."""
     model = sensing(make())
     model.base.requires_grad_(False)
-    assert isinstance(Reader(model).words([texts()])[0], LogitWords)
+    assert isinstance(ForwardPlanner(model).predictions([texts()])[0], LogitPredictions)
 
 
 def test_a_head_that_is_shown_other_positions_is_not_asked_again(
     model: SafeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Law: where a step finds no state for each position, logits are made from then on."""
-    reader, asked = Reader(model), list[tuple[Any, ...]]()
+    planner, asked = ForwardPlanner(model), list[tuple[Any, ...]]()
     monkeypatch.setattr(
         "safe_framework.training.compute.forward.hidden_at", lambda *call: asked.append(call)
     )
-    assert isinstance(reader.words([texts()])[0], LogitWords)
-    assert isinstance(reader.words([texts()])[0], LogitWords)
+    assert isinstance(planner.predictions([texts()])[0], LogitPredictions)
+    assert isinstance(planner.predictions([texts()])[0], LogitPredictions)
     assert len(asked) == 1
 
 
@@ -125,23 +130,25 @@ def test_the_tasks_loss_needs_no_logits(base: str) -> None:
     head = model.base.get_output_embeddings()
     head.register_forward_hook(lambda module, args, output: shown.append(args[0].shape[1]))
     found = []
-    for reader in (Reader(model), Reader(model, shortcuts=NONE)):
+    for planner in (ForwardPlanner(model), ForwardPlanner(model, properties=NO_PROPERTIES)):
         shown.clear()
-        (words,) = reader.words([Call(task.inputs, task.positions, task.temperatures)])
-        loss = task.loss(words)
+        (predictions,) = planner.predictions(
+            [ForwardCall(task.inputs, task.positions, task.temperatures)]
+        )
+        loss = task.loss(predictions)
         found.append((loss, gradients(model, loss), shown[0]))
     assert found[0][2] == 0
     assert found[1][2] == int(task.positions.sum())
     torch.testing.assert_close(found[0][:2], found[1][:2], rtol=1e-4, atol=1e-6)
 
 
-def both_losses(model: SafeModel, reader: Reader) -> tuple[Tensor, Tensor]:
+def both_losses(model: SafeModel, planner: ForwardPlanner) -> tuple[Tensor, Tensor]:
     """Of the task and of texts, asked for at once."""
     task = answers()
-    calls = [Call(task.inputs, task.positions, task.temperatures), texts()]
-    said, told = reader.words(calls)
+    calls = [ForwardCall(task.inputs, task.positions, task.temperatures), texts()]
+    said, told = planner.predictions(calls)
     penalty = DistillationRegularizer().penalty_of(
-        told.beside(TaughtWords(Teacher(model, PAD), ROWS))
+        told.compare_with(TeacherPredictions(Teacher(model, PAD), ROWS))
     )
     return task.loss(said), penalty
 
@@ -153,13 +160,13 @@ def test_calls_made_as_one_are_the_calls(base: str, checkpointing: bool) -> None
     model, runs = learned(BASES[base]), list[int]()
     if checkpointing:
         model.gradient_checkpointing_enable()
-    known, found = Reader(model), []
-    apart = Reader(model, shortcuts=attrs.evolve(NONE, plain=True))
+    known, found = ForwardPlanner(model), []
+    apart = ForwardPlanner(model, properties=attrs.evolve(NO_PROPERTIES, plain_head=True))
     counting = model.base.get_output_embeddings()
     counting.register_forward_pre_hook(lambda module, args: runs.append(1))
-    for reader in (known, apart):
+    for planner in (known, apart):
         runs.clear()
-        losses = both_losses(model, reader)
+        losses = both_losses(model, planner)
         found.append((losses, gradients(model, sum(losses)), len(runs)))
     assert found[0][2] < found[1][2]
     torch.testing.assert_close(found[0][:2], found[1][:2], rtol=1e-4, atol=1e-6)
@@ -169,47 +176,51 @@ def test_rows_that_are_mixed_are_called_apart(model: SafeModel) -> None:
     """Law: on a base that mixes rows, each call has the rows that it was given."""
     runs: list[int] = []
     model.base.register_forward_pre_hook(lambda *call: runs.append(1))
-    known = Reader(model).shortcuts
+    known = ForwardPlanner(model).properties
     for apart in (True, False):
         runs.clear()
-        Reader(model, shortcuts=attrs.evolve(known, rows_apart=apart)).words([texts(), texts()])
+        ForwardPlanner(model, properties=attrs.evolve(known, rows_independent=apart)).predictions(
+            [texts(), texts()]
+        )
         assert len(runs) == (1 if apart else 2)
 
 
 def test_calls_are_apart_where_devices_share_layers(model: SafeModel) -> None:
-    """Law: told to, a reader makes each call by itself: other devices wait for as many."""
+    """Law: told to, a planner makes each call by itself: other devices wait for as many."""
     runs: list[int] = []
     model.base.register_forward_pre_hook(lambda *call: runs.append(1))
-    reader = Reader(model, joins=False)
+    planner = ForwardPlanner(model, merges=False)
     runs.clear()
-    reader.words([texts(), texts()])
+    planner.predictions([texts(), texts()])
     assert len(runs) == 2
 
 
 @pytest.mark.parametrize("present", [[True] * 4, [True, False, True, False], [False] * 4])
 def test_samples_are_encoded_to_make_calls_as_one(present: list[bool]) -> None:
-    """Law: samples that are not encoded yet are, row by row, and the words stay what they are."""
+    """Law: samples that are not encoded yet are, row by row, with the same predictions."""
     model, runs, found = learned(llama), list[int](), []
     one = {"input_ids": pad_right(ROWS, PAD), "attention_mask": attention_mask(ROWS)}
-    raw = Call(one | felt(len(ROWS), present=present), one["attention_mask"].bool())
+    raw = ForwardCall(one | felt(len(ROWS), present=present), one["attention_mask"].bool())
     if not any(present):
         raw.inputs.pop("touch__values")  # as a batch without a sample is
         raw.inputs.pop("touch__mask")
     model.base.register_forward_pre_hook(lambda *call: runs.append(1))
-    for reader in (Reader(model), Reader(model, shortcuts=NONE)):
+    for planner in (ForwardPlanner(model), ForwardPlanner(model, properties=NO_PROPERTIES)):
         runs.clear()
-        found.append(([words.logits for words in reader.words([raw, texts()])], len(runs)))
+        found.append(
+            ([predictions.logits for predictions in planner.predictions([raw, texts()])], len(runs))
+        )
     assert [count for _, count in found] == [1, 2]
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-5)
 
 
 def test_calls_of_other_senses_are_apart(model: SafeModel) -> None:
-    """Law: a text without a sample is a call of its own, and each call's words are its own."""
+    """Law: a text without a sample is a call of its own, with predictions of its own."""
     perturb(model)
     heard = texts()
     bare = attrs.evolve(heard, inputs={k: v for k, v in heard.inputs.items() if "__" not in k})
-    first, second = Reader(model).words([heard, bare])
-    torch.testing.assert_close(second.logits, model.base(**bare.inputs).logits[bare.places])
+    first, second = ForwardPlanner(model).predictions([heard, bare])
+    torch.testing.assert_close(second.logits, model.base(**bare.inputs).logits[bare.positions])
     assert not torch.allclose(first.logits, second.logits)
 
 
@@ -223,13 +234,15 @@ def test_the_vocabulary_is_read_once(model: SafeModel, monkeypatch: pytest.Monke
 
     from safe_framework.training.compute import calls as module
 
-    together = module.expected_together
-    monkeypatch.setattr(module, "expected_together", reading)
-    first, second = Reader(model).words([texts(temperature=1.0), texts(ROWS[:2], 2.0)])
-    assert isinstance(first, HiddenWords)
-    assert isinstance(second, HiddenWords)
-    for words, temperature in ((first, 1.0), (second, 2.0), (first, 1.0)):
-        words.expected(temperature)
+    together = module.softmax_statistics_of_all
+    monkeypatch.setattr(module, "softmax_statistics_of_all", reading)
+    first, second = ForwardPlanner(model).predictions(
+        [texts(temperature=1.0), texts(ROWS[:2], 2.0)]
+    )
+    assert isinstance(first, HiddenPredictions)
+    assert isinstance(second, HiddenPredictions)
+    for predictions, temperature in ((first, 1.0), (second, 2.0), (first, 1.0)):
+        predictions.softmax(temperature)
     assert reads == [2]
-    second.expected(5.0)
+    second.softmax(5.0)
     assert reads == [2, 1]

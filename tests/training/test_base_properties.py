@@ -10,8 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
-from safe_framework.training.compute.calls import Call
-from safe_framework.training.compute.shortcuts import NONE, Shortcuts, shortcuts_of
+from safe_framework.training.compute.base_properties import (
+    NO_PROPERTIES,
+    BaseProperties,
+    find_base_properties,
+)
+from safe_framework.training.compute.calls import ForwardCall
 from tests.toys import LAYERS, PAD, gpt2, llama, mixtral, opt
 from tests.training.conftest import sensing
 from tests.training.test_losses import Headless, as_kind
@@ -19,22 +23,22 @@ from tests.training.test_losses import Headless, as_kind
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, PAD, PAD, PAD]])
 
 
-def known(make: Any) -> Shortcuts:
+def known(make: Any) -> BaseProperties:
     """What is found out of a base."""
-    return shortcuts_of(sensing(make()))
+    return find_base_properties(sensing(make()))
 
 
 @pytest.mark.parametrize("make", [llama, gpt2])
 def test_a_usual_base_is_seen_through(make: Any) -> None:
     """Law: causality, a plain head and every layer's feed-forward module are found."""
     model = sensing(make())
-    found = shortcuts_of(model)
-    assert found.plain
+    found = find_base_properties(model)
+    assert found.plain_head
     assert found.causal
-    assert found.rows_apart
+    assert found.rows_independent
     layers = list(model.stack.of(model.base))
     assert list(found.feed_forwards) == [layer.mlp for layer in layers]
-    assert found.last is layers[-1].mlp
+    assert found.last_feed_forward is layers[-1].mlp
     assert len(layers) == LAYERS
 
 
@@ -50,13 +54,13 @@ def test_layers_without_such_a_module_run_whole() -> None:
     found = known(opt)
     assert found.causal
     assert not found.feed_forwards
-    assert found.last is None
+    assert found.last_feed_forward is None
 
 
 def test_a_base_without_a_head_is_still_causal() -> None:
     """Law: what is found of a base does not hang on its other properties."""
     found = known(as_kind(Headless))
-    assert not found.plain
+    assert not found.plain_head
     assert found.causal
     assert found.feed_forwards
 
@@ -81,16 +85,16 @@ def test_a_base_that_looks_ahead_is_not_causal() -> None:
     """Law: where a word changes what is before it, no word behind another is left out."""
     make = hooked("model.layers.0.mlp", lambda out: out + 0.1 * out.mean(1, keepdim=True))
     model = sensing(make())
-    found = shortcuts_of(model)
+    found = find_base_properties(model)
     assert not found.causal
-    assert found.rows_apart
+    assert found.rows_independent
     assert list(found.feed_forwards) == [model.base.model.layers[1].mlp]
-    places = torch.zeros_like(IDS, dtype=torch.bool)
-    places[0, 1] = True
-    whole = model.base(input_ids=IDS).logits[places]
-    call = found.shortened(Call({"input_ids": IDS}, places))
-    with found.leaving_out(call.places):
-        given = model.base(**call.inputs).logits[places]
+    positions = torch.zeros_like(IDS, dtype=torch.bool)
+    positions[0, 1] = True
+    whole = model.base(input_ids=IDS).logits[positions]
+    call = found.truncated(ForwardCall({"input_ids": IDS}, positions))
+    with found.computing_only(call.positions):
+        given = model.base(**call.inputs).logits[positions]
     torch.testing.assert_close(given, whole)
 
 
@@ -99,14 +103,14 @@ def test_a_base_that_mixes_rows_is_seen() -> None:
     make = hooked("model.layers.1.mlp", lambda out: out + 0.1 * out.mean(0, keepdim=True))
     found = known(make)
     assert found.causal
-    assert not found.rows_apart
+    assert not found.rows_independent
 
 
 def test_a_module_that_mixes_positions_is_left_whole() -> None:
     """Law: a module of its layer's shape that looks back is not taken for a feed-forward one."""
     make = hooked("model.layers.0.mlp", looking_back)
     model = sensing(make())
-    found = shortcuts_of(model)
+    found = find_base_properties(model)
     assert found.causal
     assert list(found.feed_forwards) == [model.base.model.layers[1].mlp]
 
@@ -133,23 +137,23 @@ def test_a_base_that_refuses_the_words_is_left_whole() -> None:
     model.base.model.embed_tokens.register_forward_hook(
         lambda module, args, out: refuse(out) if (args[0] == 1).any() else None
     )
-    assert attrs.astuple(shortcuts_of(model)) == (True, False, False, (), None, False)
+    assert attrs.astuple(find_base_properties(model)) == (True, False, False, (), None, False)
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.booleans(), min_size=12, max_size=12), st.sampled_from([llama, gpt2]))
 def test_what_is_read_is_what_a_whole_call_gives(chosen: list[bool], make: Any) -> None:
-    """Law: at the places, logits and gradients are those of a call that leaves nothing out."""
+    """Law: at the positions, logits and gradients are those of a call that leaves nothing out."""
     model = sensing(make())
     model.base.double()
-    places = torch.tensor(chosen).view(2, 6)
+    positions = torch.tensor(chosen).view(2, 6)
     found = []
-    for shortcuts in (shortcuts_of(model), NONE):
-        call = shortcuts.shortened(Call({"input_ids": IDS}, places))
+    for properties in (find_base_properties(model), NO_PROPERTIES):
+        call = properties.truncated(ForwardCall({"input_ids": IDS}, positions))
         embedded = model.base.get_input_embeddings()(call.inputs["input_ids"]).detach()
         embedded.requires_grad_()
-        with shortcuts.leaving_out(call.places):
-            logits = model.base(inputs_embeds=embedded).logits[call.places]
+        with properties.computing_only(call.positions):
+            logits = model.base(inputs_embeds=embedded).logits[call.positions]
         (gradient,) = torch.autograd.grad(logits.square().sum(), embedded, allow_unused=True)
         wide = nn.functional.pad(gradient, (0, 0, 0, 6 - gradient.shape[1]))
         found.append((logits, wide))
@@ -157,19 +161,21 @@ def test_what_is_read_is_what_a_whole_call_gives(chosen: list[bool], make: Any) 
 
 
 def test_feed_forwards_see_what_is_needed(model: SafeModel) -> None:
-    """Law: they are shown no word behind the last place, and the last layer's only the places."""
+    """Law: they compute nothing behind the last position, and the last one only the positions."""
     seen: list[int] = []
-    shortcuts = shortcuts_of(model)
-    for module in shortcuts.feed_forwards:
+    properties = find_base_properties(model)
+    for module in properties.feed_forwards:
         module.gate_proj.register_forward_hook(
             lambda _, args, out: seen.append(out[..., 0].numel())
         )
-    places = torch.zeros_like(IDS, dtype=torch.bool)
-    places[0, 3] = places[1, 0] = places[1, 2] = True
-    call = shortcuts.shortened(Call({"input_ids": IDS, "touch__frames": torch.ones(2, 6)}, places))
+    positions = torch.zeros_like(IDS, dtype=torch.bool)
+    positions[0, 3] = positions[1, 0] = positions[1, 2] = True
+    call = properties.truncated(
+        ForwardCall({"input_ids": IDS, "touch__frames": torch.ones(2, 6)}, positions)
+    )
     assert call.inputs["input_ids"].shape == (2, 4)
     assert call.inputs["touch__frames"].shape == (2, 6)
-    with shortcuts.leaving_out(call.places):
+    with properties.computing_only(call.positions):
         model.base(input_ids=call.inputs["input_ids"])
     assert seen == [4 + 3, 3]
     model.base(input_ids=IDS)
@@ -178,10 +184,10 @@ def test_feed_forwards_see_what_is_needed(model: SafeModel) -> None:
 
 def test_a_module_that_is_called_otherwise_is_left_alone(model: SafeModel) -> None:
     """Law: a call of another shape within the block runs whole."""
-    shortcuts = shortcuts_of(model)
-    places = torch.zeros_like(IDS, dtype=torch.bool)
-    places[0, 0] = True
+    properties = find_base_properties(model)
+    positions = torch.zeros_like(IDS, dtype=torch.bool)
+    positions[0, 0] = True
     for other in (IDS[:1], IDS[:1, :1]):
         whole = model.base(input_ids=other).logits
-        with shortcuts.leaving_out(places):
+        with properties.computing_only(positions):
             assert torch.equal(model.base(input_ids=other).logits, whole)
