@@ -28,10 +28,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from safe_framework.training.monitor import pareto
 
-    kept = pareto.read_pareto(arguments.folder)
-    chosen = pareto.choose(kept, arguments.retention, arguments.gain, arguments.step)
+    front = pareto.read_pareto(arguments.folder)
+    chosen = pareto.select(front, arguments.retention, arguments.gain, arguments.step)
     console = Console()
-    console.print(pareto.table(kept, chosen))
+    console.print(pareto.table(front, chosen))
     if arguments.output is None:
         console.print("--output DIR puts the marked one there", style="dim", highlight=False)
         return 0

@@ -120,6 +120,12 @@ def _column(columns: Mapping[str, Tensor], name: str, value: Tensor, width: int)
     return value.new_zeros(value.shape[0], width, *value.shape[2:])
 
 
+def pad_left(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Rows of ids as one tensor (batch, length), filled up with ``value`` on the left."""
+    width = max(map(len, rows))
+    return torch.tensor([[*[value] * (width - len(row)), *row] for row in rows])
+
+
 def concatenate_rows(tensors: Sequence[Tensor]) -> Tensor:
     """The rows of all tensors, padded with 0 on the right of their second axis if they have one."""
     if tensors[0].ndim == 1:

@@ -105,7 +105,7 @@ class Curriculum:
         stage = self.stages[self.number]
         self.scales.stage = Scales(stage.learning_rate, stage.retention_weight)
 
-    def keep(self, checkpoint: Path) -> None:
+    def save(self, checkpoint: Path) -> None:
         """Write into a checkpoint where the run is."""
         (checkpoint / FILE).write_text(json.dumps({"starts": self.starts}) + "\n", "utf-8")
 

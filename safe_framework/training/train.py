@@ -20,7 +20,7 @@ from safe_framework.training.alignment import Alignment, prepare_projectors
 from safe_framework.training.callbacks import ProgressReport
 from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.distributed import Sharding, shard_layers
-from safe_framework.training.monitor.callback import Watch, watch_of
+from safe_framework.training.monitor.callback import MonitoringState, make_monitoring
 from safe_framework.training.schedules import GateSchedule
 from safe_framework.training.setup import (
     activation_caches,
@@ -65,17 +65,17 @@ def train(
     """
     prepared = prepare_training(model, recipe, examples, folder, progress, data, sharding)
     trainer, alignment = prepared.trainer, prepared.alignment
-    retention, watch = trainer.retention, trainer.watch
+    retention, monitoring = trainer.retention, trainer.monitoring
     with distributed.main_process_first():
         checkpoint = latest_complete(folder) if resume else None
-    watch.begin(checkpoint)
+    monitoring.begin(checkpoint)
     if checkpoint is None:
         prepare_projectors(model, recipe, trainer.examples, alignment, progress)
         distributed.broadcast(model.adapter_tensors().values())
         distributed.seed_processes(recipe.training.seed)
-    elif watch.stopped:
+    elif monitoring.stopped:
         prepared.caches.close()
-        return _finish_stopped(watch, checkpoint)
+        return _finish_stopped(monitoring, checkpoint)
     if retention is not None:
         with distributed.main_process_first():
             retention.begin(folder, resumed=checkpoint is not None, progress=progress)
@@ -87,7 +87,7 @@ def train(
     finally:
         prepared.caches.close()
         model.eval()
-    watch.finish()
+    monitoring.finish()
     return _loss_rows(trainer.state)
 
 
@@ -96,7 +96,7 @@ class PreparedTraining:
     """A trainer before its first step, and what was made for it.
 
     Attributes:
-        trainer: with its retention and its watch.
+        trainer: with its retention and its monitoring.
         alignment: towards the task's answers.
         caches: what is kept of the frozen base.
     """
@@ -136,7 +136,7 @@ def prepare_training(
         caches=caches,
         pad=pad,
         sharded=sharding is not None,
-        watch=watch_of(model, recipe, split, held, stores, folder.parent, progress),
+        monitoring=make_monitoring(model, recipe, split, held, stores, folder.parent, progress),
         weights=data.weights if data else None,
     )
     trainer.remove_callback(PrinterCallback)
@@ -148,9 +148,9 @@ def prepare_training(
     return PreparedTraining(trainer, alignment, caches)
 
 
-def _finish_stopped(watch: Watch, checkpoint: Path) -> Log:
+def _finish_stopped(monitoring: MonitoringState, checkpoint: Path) -> Log:
     """Finish a run again whose training the monitor had stopped."""
-    watch.finish()
+    monitoring.finish()
     return _loss_rows(TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)))
 
 

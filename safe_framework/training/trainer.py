@@ -24,7 +24,7 @@ from safe_framework.training.alignment import Alignment
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
 from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.distributed import StepShard, average_gradients, rows_per_shard
-from safe_framework.training.monitor.callback import Watch
+from safe_framework.training.monitor.callback import MonitoringState
 from safe_framework.training.objective import Objective, step_totals
 from safe_framework.training.optimizer import make_optimizer
 from safe_framework.training.retention.counterfactual import CounterfactualRetention
@@ -116,7 +116,7 @@ class SafeTrainer(Trainer):
         caches: what is kept of the frozen base; None keeps nothing.
         pad: id that fills rows up.
         sharded: whether devices share the base's layers, so that Accelerate wraps nothing.
-        watch: the curriculum and the monitor; None trains without.
+        monitoring: the curriculum and the monitor; None trains without.
         weights: share of each dataset in the rows that are drawn; equal if None.
     """
 
@@ -134,7 +134,7 @@ class SafeTrainer(Trainer):
         caches: ActivationCaches | None = None,
         pad: int = 0,
         sharded: bool = False,
-        watch: Watch | None = None,
+        monitoring: MonitoringState | None = None,
         weights: Mapping[str, float] | None = None,
     ) -> None:
         self.weights = weights
@@ -148,18 +148,19 @@ class SafeTrainer(Trainer):
         self._rows = [[*e.prompt, *e.target_ids] for e in self.examples]
         self._states = caches.task_texts(self._rows) if caches else None
         dims = {name: model.modality(name).encoder.dim for name in model.modalities}
-        self.watch = watch or Watch()
+        self.monitoring = monitoring or MonitoringState()
         self._collate = AnswerCollator(dims, pad)
-        staged = self.watch.curriculum is not None
+        staged = self.monitoring.curriculum is not None
         super().__init__(
             model=Objective(
                 model, retention, alignment, spec.align_weight,
-                caches=caches, states=self._states, scales=self.watch.scales, merges=not sharded,
+                caches=caches, states=self._states, scales=self.monitoring.scales,
+                merges=not sharded,
             ),
             args=args,
             train_dataset=range(spec.max_steps * spec.batch_size) if staged else self.examples,
             data_collator=positions_only if staged else self._collate,
-            callbacks=self.watch.callbacks(),
+            callbacks=self.monitoring.callbacks(),
         )  # fmt: skip
         self._shares: list[Tensor] = []
         self._micro_step = 0
@@ -194,7 +195,7 @@ class SafeTrainer(Trainer):
         return found
 
     def _looked_up(self, batch: dict[str, Any]) -> dict[str, Any]:
-        curriculum = self.watch.curriculum
+        curriculum = self.monitoring.curriculum
         if curriculum is None:
             return batch
         places = batch["places"].tolist()
@@ -237,7 +238,7 @@ class SafeTrainer(Trainer):
     def precompute(self, progress: ProgressCallback) -> None:
         """Compute what shall be kept of the frozen base, for all steps of the run."""
         if self._states is not None:
-            staged = self.watch.curriculum is not None  # which rows come is not known yet
+            staged = self.monitoring.curriculum is not None  # which rows come is not known yet
             chosen = range(len(self._rows)) if staged else self._get_train_sampler()
             needed = [self._rows[place] for place in chosen]
             self._states.precompute(needed, "reading training texts", progress)
@@ -248,7 +249,7 @@ class SafeTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> FixedOrder:
         """The order of the whole run, so that a resumed run sees what an unbroken one does."""
         count = self.spec.max_steps * self.spec.batch_size
-        if self.watch.curriculum is not None:
+        if self.monitoring.curriculum is not None:
             return FixedOrder(range(count))
         examples, spec = self.examples, self.spec
         order = training_order(
@@ -269,8 +270,8 @@ class SafeTrainer(Trainer):
             task, kept = (summed / steps).tolist()
             logs |= {"task_loss": task, "retention_loss": kept}
             logs |= {f"gate/{name}": gate for name, gate in self.safe_model.gates.items()}
-            if self.watch.active:
-                scales = self.watch.scales
+            if self.monitoring.active:
+                scales = self.monitoring.scales
                 logs |= {"rate_factor": scales.rate, "retention_factor": scales.retention}
             self._shares.clear()
         super().log(logs, *args, **kwargs)
@@ -302,7 +303,7 @@ class SafeTrainer(Trainer):
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         distributed.barrier()  # each has written its random state
         if self.args.should_save:
-            self.watch.keep(folder)
+            self.monitoring.save(folder)
             mark_complete(folder)
 
 

@@ -25,7 +25,7 @@ from safe_framework.interfaces.retention import RetentionStore
 from safe_framework.runs.run import run_recipe
 from safe_framework.training import trainer
 from safe_framework.training.monitor import monitor, pareto
-from safe_framework.training.monitor.monitor import Snapshot
+from safe_framework.training.monitor.monitor import AdapterSnapshot
 from safe_framework.training.monitor.pareto import ParetoSet
 from safe_framework.utils.progress import WorkProgress
 
@@ -101,9 +101,9 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "writing_stage_b": lambda: at_call(trainer, "save_file", 7, half_weights),
     "keeping_an_adapter": lambda: at_call(pareto, "save_file", 2, half_weights),
     "removing_beaten_ones": lambda: at_call(ParetoSet, "prune", 3, nothing),
-    "rolling_back": lambda: at_call(Snapshot, "put_back", 1, nothing),
+    "rolling_back": lambda: at_call(AdapterSnapshot, "load_into", 1, nothing),
     "keeping_the_good_one": lambda: at_call(monitor, "save_file", 5, half_weights),
-    "taking_the_best": lambda: at_call(ParetoSet, "put", 1, nothing),
+    "taking_the_best": lambda: at_call(ParetoSet, "load", 1, nothing),
     "writing_the_adapter": lambda: at_call(adapter, "_card", 1, nothing),
 }
 

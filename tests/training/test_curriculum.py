@@ -92,7 +92,7 @@ def test_a_checkpoint_holds_where_it_is(tmp_path: Path) -> None:
     unbroken, resumed = curriculum(), curriculum()
     unbroken.advance(3)
     unbroken.advance(5, GOOD)
-    unbroken.keep(tmp_path)
+    unbroken.save(tmp_path)
     resumed.restore(tmp_path)
     assert resumed.name == unbroken.name
     places = range(10, 20)

@@ -1,4 +1,4 @@
-"""A run's curriculum, monitor and journal, and where the Trainer meets them."""
+"""Curriculum, monitor and event log of a run, as a callback of the Trainer."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from safe_framework.errors import DataError, SafeError
 from safe_framework.training import distributed
 from safe_framework.training.batches import TokenizedExample, token_ids
 from safe_framework.training.curriculum import Curriculum
-from safe_framework.training.monitor.event_log import FILE, Journal
-from safe_framework.training.monitor.measurement import HeldText, Ruler
+from safe_framework.training.monitor.event_log import FILE, EventLog
+from safe_framework.training.monitor.measurement import HeldOutEvaluator, HeldOutText
 from safe_framework.training.monitor.monitor import Monitor
 from safe_framework.training.monitor.pareto import FOLDER, ParetoSet
 from safe_framework.training.retention.counterfactual import distractor_pools
@@ -27,27 +27,27 @@ from safe_framework.training.schedules import LearningRateScaler, TrainingScales
 from safe_framework.training.splits import DataSplit
 from safe_framework.utils.progress import WorkProgress
 
-_FEW = 20  # texts or examples: intervals of fewer are too narrow to be trusted
+_MIN_HELD_OUT = 20  # texts or examples: intervals of fewer are too narrow to be trusted
 
 
-class Watch:
-    """What goes on beside the losses of a run; nothing where its recipe asks for nothing.
+class MonitoringState:
+    """Curriculum, monitor and event log of a run, and their part of its checkpoints.
 
     Args:
-        journal: is told everything; None where nobody says anything.
-        scales: turned by the others.
+        event_log: of the run; None without.
+        scales: changed by curriculum and monitor.
         curriculum: the stages; None without.
         monitor: None without.
     """
 
     def __init__(
         self,
-        journal: Journal | None = None,
+        event_log: EventLog | None = None,
         scales: TrainingScales | None = None,
         curriculum: Curriculum | None = None,
         monitor: Monitor | None = None,
     ) -> None:
-        self.journal, self.scales = journal, scales or TrainingScales()
+        self.event_log, self.scales = event_log, scales or TrainingScales()
         self.curriculum, self.monitor = curriculum, monitor
 
     @property
@@ -67,91 +67,91 @@ class Watch:
 
     def callbacks(self) -> list[TrainerCallback]:
         """What the Trainer has to call."""
-        return [Watching(self), LearningRateScaler(self.scales)] if self.active else []
+        return [MonitorCallback(self), LearningRateScaler(self.scales)] if self.active else []
 
     def begin(self, checkpoint: Path | None) -> None:
-        """Go on from a checkpoint, or start anew."""
+        """Resume from a checkpoint, or start anew."""
         if checkpoint is None:
-            if self.journal is not None:
-                self.journal.clear()
+            if self.event_log is not None:
+                self.event_log.clear()
             if self.monitor is not None and self.monitor.writes:
                 self.monitor.pareto.clear()
             return
         for part in self._parts():
             part.restore(checkpoint)
 
-    def keep(self, checkpoint: Path) -> None:
-        """Write into a checkpoint all that a resumed run goes on with."""
+    def save(self, checkpoint: Path) -> None:
+        """Write into a checkpoint what a resumed run needs."""
         for part in self._parts():
-            part.keep(checkpoint)
+            part.save(checkpoint)
 
-    def _parts(self) -> list[Journal | Curriculum | Monitor]:
-        """All that has something to keep."""
-        held = (self.journal, self.curriculum, self.monitor)
+    def _parts(self) -> list[EventLog | Curriculum | Monitor]:
+        """Everything that has state to save."""
+        held = (self.event_log, self.curriculum, self.monitor)
         return [part for part in held if part is not None] if self.active else []
 
     def finish(self) -> None:
-        """Give the model the best adapter, if somebody knows which it is."""
+        """Load the best adapter into the model, where a monitor found one."""
         if self.monitor is not None:
             self.monitor.finish()
 
-    def tell_stage(self, step: int) -> None:
-        """Say that a stage begins."""
-        if self.curriculum is not None and self.journal is not None:
+    def log_stage(self, step: int) -> None:
+        """Log that a stage begins."""
+        if self.curriculum is not None and self.event_log is not None:
             stage, rows = self.stage, len(self.curriculum.members[self.curriculum.number])
             line = (
                 f"stage `{stage}` begins: {rows} rows, "
                 f"rates x {self.scales.stage.rate:g}, retention x {self.scales.stage.retention:g}"
             )
-            self.journal.tell("stage", step, line, stage=stage, number=self.curriculum.number)
+            self.event_log.log("stage", step, line, stage=stage, number=self.curriculum.number)
 
 
-class Watching(TrainerCallback):
-    """Measures, judges and moves on at the ends of steps.
+class MonitorCallback(TrainerCallback):
+    """Measures, acts on the result and advances the curriculum at the ends of steps.
 
     Args:
-        watch: what to call.
+        monitoring: of the run.
     """
 
-    def __init__(self, watch: Watch) -> None:
-        self.watch = watch
+    def __init__(self, monitoring: MonitoringState) -> None:
+        self.monitoring = monitoring
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure what training starts from.
 
         Raises:
-            SafeError: DeepSpeed steps the optimizer, in which no rate can be turned.
+            SafeError: DeepSpeed steps the optimizer, in which no rate can be changed.
         """
         refuse_deepspeed(AcceleratorState().distributed_type)
         if state.global_step == 0:
-            self.watch.tell_stage(0)
-            if self.watch.monitor is not None:
-                self.watch.monitor.look(0, self.watch.stage, kwargs["optimizer"])
+            self.monitoring.log_stage(0)
+            if self.monitoring.monitor is not None:
+                self.monitoring.monitor.measure(0, self.monitoring.stage, kwargs["optimizer"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure if it is time, and stop or move on to the next stage if that is due."""
-        watch, step, measured = self.watch, state.global_step, None
-        if watch.monitor is not None and watch.monitor.due(step, state.max_steps):
-            reading = watch.monitor.look(step, watch.stage, kwargs["optimizer"])
-            measured = reading.measured if reading else None
-        moved = watch.curriculum is not None and watch.curriculum.advance(step, measured)
+        monitoring, step, values = self.monitoring, state.global_step, None
+        if monitoring.monitor is not None and monitoring.monitor.is_due(step, state.max_steps):
+            measurement = monitoring.monitor.measure(step, monitoring.stage, kwargs["optimizer"])
+            values = measurement.values if measurement else None
+        moved = monitoring.curriculum is not None and monitoring.curriculum.advance(step, values)
         if moved and step < state.max_steps:
-            watch.tell_stage(step)
-        if watch.monitor is not None:
+            monitoring.log_stage(step)
+        if monitoring.monitor is not None:
             if moved:
-                watch.monitor.be_patient()
-            watch.monitor.lose_patience(step)
-            if watch.stopped:
+                monitoring.monitor.reset_patience()
+            monitoring.monitor.check_patience(step)
+            if monitoring.stopped:
                 control.should_training_stop = control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Remove what no resumed run can come back to."""
-        if self.watch.monitor is not None and self.watch.monitor.writes:
-            self.watch.monitor.pareto.prune(self.watch.monitor.readings)
+        """Remove adapters that no resumed run needs."""
+        if self.monitoring.monitor is not None and self.monitoring.monitor.writes:
+            self.monitoring.monitor.pareto.prune(self.monitoring.monitor.measurements)
 
 
 def refuse_deepspeed(kind: DistributedType) -> None:
-    """Refuse to watch what cannot be defended.
+    """Refuse to monitor training whose rates cannot be changed.
 
     Raises:
         SafeError: the processes train by DeepSpeed.
@@ -164,7 +164,7 @@ def refuse_deepspeed(kind: DistributedType) -> None:
 
 
 def refuse_classes(held: Sequence[TokenizedExample]) -> None:
-    """Refuse answers that are not spoken.
+    """Refuse answers that are not generated.
 
     Raises:
         DataError: one is read at the modality's tokens.
@@ -176,7 +176,7 @@ def refuse_classes(held: Sequence[TokenizedExample]) -> None:
         )
 
 
-def watch_of(
+def make_monitoring(
     model: SafeModel,
     recipe: Recipe,
     split: DataSplit,
@@ -184,7 +184,7 @@ def watch_of(
     stores: Mapping[str, FrameCache | RawSampleStore],
     folder: Path,
     progress: WorkProgress,
-) -> Watch:
+) -> MonitoringState:
     """What a recipe's ``[[curriculum]]`` and ``[monitor]`` ask for.
 
     Args:
@@ -197,19 +197,19 @@ def watch_of(
         progress: its console shows the events.
     """
     writes = distributed.is_main_process()
-    journal = Journal(folder / FILE, progress, writes=writes)
+    event_log = EventLog(folder / FILE, progress, writes=writes)
     scales, curriculum = TrainingScales(), None
     if recipe.curriculum:
         answers = [example.answer for example in split.examples]
         curriculum = Curriculum(recipe.curriculum, split.members, answers, recipe.training, scales)
     if recipe.monitor is None:
-        return Watch(journal, scales, curriculum)
+        return MonitoringState(event_log, scales, curriculum)
     refuse_classes(held)
     _warn(recipe, split, progress)
-    ruler = Ruler(
+    evaluator = HeldOutEvaluator(
         model,
         held,
-        held_texts(model, split, stores, recipe.training.seed),
+        held_out_texts(model, split, stores, recipe.training.seed),
         batch_size=recipe.evaluation.batch_size,
         max_new_tokens=recipe.evaluation.max_new_tokens,
         pad=model.tokenizer.eos_token_id,
@@ -218,31 +218,31 @@ def watch_of(
     monitor = Monitor(
         recipe.monitor,
         model,
-        ruler,
-        journal,
+        evaluator,
+        event_log,
         ParetoSet(folder / FOLDER, model, gates),
         scales,
         resamples=recipe.evaluation.bootstrap,
         seed=recipe.training.seed,
         writes=writes,
     )
-    return Watch(journal, scales, curriculum, monitor)
+    return MonitoringState(event_log, scales, curriculum, monitor)
 
 
-def held_texts(
+def held_out_texts(
     model: SafeModel, split: DataSplit, stores: Mapping[str, FrameCache | RawSampleStore], seed: int
-) -> list[HeldText]:
-    """The held-out texts, each beside irrelevant samples, of which no one is trained on.
+) -> list[HeldOutText]:
+    """The held-out texts, each with distractors, none of which is trained on.
 
-    The kinds take turns. Foreign samples are one, where every modality has some.
+    The kinds of distractor take turns; foreign samples are one, where every modality has some.
     """
     samples = {
         name: [e.samples[name] for e in split.held_out if name in e.samples]
         for name in model.modalities
     }
-    there = {name: store for name, store in stores.items() if samples[name]}
-    kinds = [*KINDS, *([FOREIGN] if there and all(map(split.foreign.get, there)) else [])]
-    pools = distractor_pools(kinds, samples, there, seed + 1, split.foreign)
+    available = {name: store for name, store in stores.items() if samples[name]}
+    kinds = [*KINDS, *([FOREIGN] if available and all(map(split.foreign.get, available)) else [])]
+    pools = distractor_pools(kinds, samples, available, seed + 1, split.foreign)
     markers = model.processor.markers
     texts = []
     for number, text in enumerate(split.texts):
@@ -251,18 +251,18 @@ def held_texts(
             name: pool[kinds[turn]][round_ % len(pool[kinds[turn]])] for name, pool in pools.items()
         }
         plain = token_ids(model.tokenizer, text, (), markers)
-        texts.append(HeldText(plain, token_ids(model.tokenizer, text, frames, markers), frames))
+        texts.append(HeldOutText(plain, token_ids(model.tokenizer, text, frames, markers), frames))
     return texts
 
 
 def _warn(recipe: Recipe, split: DataSplit, progress: WorkProgress) -> None:
-    """Say what the monitor cannot do well."""
-    told = []
+    """Warn of what the monitor cannot do well."""
+    warnings = []
     for name, found in {"examples": split.held_out, "texts": split.texts}.items():
-        if len(found) < _FEW:
-            told.append(f"only {len(found)} {name}: read its intervals with care")
+        if len(found) < _MIN_HELD_OUT:
+            warnings.append(f"only {len(found)} {name}: read its intervals with care")
     asked = recipe.monitor is not None and recipe.monitor.on_forget.retention_weight != 1
     if asked and not any(one.weight for one in recipe.retention):
-        told.append("no [[retention]] has a weight, so it can lower the rates alone")
-    for line in told:
+        warnings.append("no [[retention]] has a weight, so it can lower the rates alone")
+    for line in warnings:
         progress.console.print(f"monitor: {line}", highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,8 @@
-"""Counts right answers and unchanged next tokens on held-out data, and disturbs nothing."""
+"""Measures gain and retention of a model on held-out data, and leaves the model as it is.
+
+Gain is the share of right answers; retention is the share of the base's next tokens that are
+unchanged. A measurement also says whether retention is kept, and which of several is best.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ import torch
 from torch import Tensor
 
 from safe_framework.core.model import SafeModel
+from safe_framework.core.padding import pad_left
 from safe_framework.data.frame_cache import Row
 from safe_framework.evaluation.answers import new_tokens
 from safe_framework.evaluation.metrics import Estimate, bootstrap, exact_match
@@ -31,15 +36,12 @@ if TYPE_CHECKING:
     from safe_framework.config.schema import MonitorSpec
 
 
-# One measurement, what it means for retention, and which of several is best.
-
-
 @attrs.frozen
-class Counts:
-    """What was counted on held-out data, before any estimate.
+class HeldOutCounts:
+    """Counts on held-out data, from which intervals are estimated.
 
     Attributes:
-        right: 1.0 for each example that was answered right, 0.0 for any other.
+        right: 1.0 for each example that was answered correctly, 0.0 for any other.
         task_loss: mean loss of the held-out answers' tokens.
         agreed: positions of each text at which the next token is the base's.
         positions: of each text.
@@ -57,15 +59,15 @@ class Counts:
 
 
 @attrs.frozen
-class Reading:
+class Measurement:
     """Gain and retention at one step, with 95 % intervals.
 
     Attributes:
         step: optimizer steps that had been taken.
         stage: of the curriculum; empty without one.
-        gain: share of held-out examples that were answered right at gate 1.
+        gain: share of held-out examples that were answered correctly at gate 1.
         task_loss: mean loss of their answers' tokens.
-        retention: agreement with the base on held-out texts, at gate 1 beside irrelevant samples.
+        retention: agreement with the base on held-out texts, at gate 1 with distractors.
         change: paired difference of retention from the start of training.
     """
 
@@ -79,15 +81,15 @@ class Reading:
     @classmethod
     def of(
         cls,
-        counts: Counts,
+        counts: HeldOutCounts,
         first: Sequence[float],
         *,
         step: int,
         stage: str,
         resamples: int,
         seed: int,
-    ) -> Reading:
-        """The reading of some counts.
+    ) -> Measurement:
+        """The estimates from some counts.
 
         Args:
             counts: what was counted.
@@ -97,31 +99,31 @@ class Reading:
             resamples: of the intervals, which draw whole examples and texts.
             seed: of the intervals.
         """
-        drawing: dict[str, Any] = {"resamples": resamples, "seed": seed}
+        options: dict[str, Any] = {"resamples": resamples, "seed": seed}
         shares, weights = np.array(counts.shares), counts.positions
         return cls(
             step=step,
             stage=stage,
-            gain=bootstrap(counts.right, **drawing),
+            gain=bootstrap(counts.right, **options),
             task_loss=counts.task_loss,
-            retention=bootstrap(shares, weights=weights, **drawing),
-            change=bootstrap(shares - np.array(first), weights=weights, **drawing),
+            retention=bootstrap(shares, weights=weights, **options),
+            change=bootstrap(shares - np.array(first), weights=weights, **options),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """What can be written as JSON."""
+        """As JSON has it."""
         return attrs.asdict(self)
 
     @classmethod
-    def from_dict(cls, held: Mapping[str, Any]) -> Reading:
-        """Read what ``to_dict`` gave; other keys are left alone."""
-        values = {field.name: held[field.name] for field in attrs.fields(cls)}
+    def from_dict(cls, values: Mapping[str, Any]) -> Measurement:
+        """Read what ``to_dict`` gave; other keys are ignored."""
+        fields = {field.name: values[field.name] for field in attrs.fields(cls)}
         for name in ("gain", "retention", "change"):
-            values[name] = Estimate(**values[name])
-        return cls(**values)
+            fields[name] = Estimate(**fields[name])
+        return cls(**fields)
 
     @property
-    def measured(self) -> Mapping[str, float]:
+    def values(self) -> Mapping[str, float]:
         """What a stage of a curriculum may wait for."""
         return {
             "accuracy": self.gain.value,
@@ -130,65 +132,67 @@ class Reading:
         }
 
 
-def keeps(reading: Reading, spec: MonitorSpec) -> bool:
+def retains(measurement: Measurement, spec: MonitorSpec) -> bool:
     """Whether what was measured lies within the tolerance, and not below the floor."""
-    return reading.change.value >= -spec.tolerance and reading.retention.value >= spec.floor
+    return measurement.change.value >= -spec.tolerance and measurement.retention.value >= spec.floor
 
 
-def forgets(reading: Reading, spec: MonitorSpec) -> bool:
-    """Whether retention has fallen for certain: its whole interval lies beyond the limit.
+def has_forgotten(measurement: Measurement, spec: MonitorSpec) -> bool:
+    """Whether retention has certainly fallen: its whole interval lies beyond the limit.
 
-    What lies beyond the limit with a part of its interval alone may be chance.
+    Where only a part of the interval lies beyond the limit, it may be chance.
     """
-    return reading.change.high < -spec.tolerance or reading.retention.high < spec.floor
+    return measurement.change.high < -spec.tolerance or measurement.retention.high < spec.floor
 
 
-def limit(reading: Reading, spec: MonitorSpec) -> float:
+def retention_limit(measurement: Measurement, spec: MonitorSpec) -> float:
     """The agreement that still counts as kept."""
-    first = reading.retention.value - reading.change.value
+    first = measurement.retention.value - measurement.change.value
     return max(first - spec.tolerance, spec.floor)
 
 
-def front(readings: Sequence[Reading]) -> list[Reading]:
-    """Those that no other one beats in both gain and retention, in the order of their steps."""
+def pareto_front(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """Those that no other one dominates in both gain and retention, in the order of their steps."""
     return [
-        one for one in readings if not any(_beats(other, one) for other in readings if other != one)
+        one
+        for one in measurements
+        if not any(_dominates(other, one) for other in measurements if other != one)
     ]
 
 
-def _beats(one: Reading, other: Reading) -> bool:
+def _dominates(one: Measurement, other: Measurement) -> bool:
     gain, kept = one.gain.value - other.gain.value, one.retention.value - other.retention.value
-    if gain == 0 and kept == 0:  # alike in both: of the lower loss, or else the later one
+    if gain == 0 and kept == 0:  # equal in both: the one of lower loss, or else the later one
         return (-one.task_loss, one.step) > (-other.task_loss, other.step)
     return gain >= 0 and kept >= 0
 
 
-def best(readings: Sequence[Reading], spec: MonitorSpec) -> Reading:
+def best(measurements: Sequence[Measurement], spec: MonitorSpec) -> Measurement:
     """The one of most gain among those that keep retention, or the one of most retention.
 
     Among equal gains it is the one of more retention, then of the lower loss, then the later.
     """
-    kept = [one for one in readings if keeps(one, spec)]
+    kept = [one for one in measurements if retains(one, spec)]
     if not kept:
-        return max(readings, key=lambda one: (one.retention.value, one.gain.value, one.step))
+        return max(measurements, key=lambda one: (one.retention.value, one.gain.value, one.step))
     return max(kept, key=_rank)
 
 
-def _rank(one: Reading) -> tuple[float, float, float, int]:
+def _rank(one: Measurement) -> tuple[float, float, float, int]:
     return one.gain.value, one.retention.value, -one.task_loss, one.step
 
 
-_TEXTS = 16  # at a time: logits of a large vocabulary are what fills the memory
+_TEXT_BATCH_SIZE = 16  # logits of a large vocabulary fill the memory
 
 
 @attrs.frozen(eq=False)
-class HeldText:
-    """A text of the base's own domain, and the irrelevant samples beside it.
+class HeldOutText:
+    """A text of the base's own domain, and a distractor of each modality.
 
     Attributes:
         plain: its token ids.
         marked: the same with the markers of every modality.
-        frames: of an irrelevant sample, by modality.
+        frames: of a distractor, by modality.
     """
 
     plain: Sequence[int]
@@ -196,7 +200,7 @@ class HeldText:
     frames: Mapping[str, Row]
 
 
-class Ruler:
+class HeldOutEvaluator:
     """Measures a model on the same held-out data again and again.
 
     Args:
@@ -205,14 +209,14 @@ class Ruler:
         texts: of the base's domain, never trained on.
         batch_size: examples at a time.
         max_new_tokens: limit of an answer's length.
-        pad: id that fills rows up.
+        pad: id of padding.
     """
 
     def __init__(
         self,
         model: SafeModel,
         examples: Sequence[TokenizedExample],
-        texts: Sequence[HeldText],
+        texts: Sequence[HeldOutText],
         *,
         batch_size: int,
         max_new_tokens: int,
@@ -223,12 +227,12 @@ class Ruler:
         self.texts = sorted(texts, key=lambda text: len(text.plain))
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
         self.dims = {name: model.modality(name).encoder.dim for name in model.modalities}
-        self._base: list[Tensor] = []  # the base's next tokens on each text
+        self._base_tokens: list[Tensor] = []  # the base's next tokens on each text
 
     @torch.no_grad()
-    def count(self) -> Counts:
+    def count(self) -> HeldOutCounts:
         """Measure the model as it is now, with every gate at 1."""
-        with undisturbed(self.model):
+        with preserved_state(self.model):
             right, losses, tokens = list[float](), list[float](), list[int]()
             for rows in batches(self.examples, self.batch_size):
                 answers = self._answers(rows)
@@ -236,78 +240,75 @@ class Ruler:
                 loss, count = self._loss(rows)
                 losses.append(loss * count)
                 tokens.append(count)
-            return Counts(
+            return HeldOutCounts(
                 right=tuple(right),
                 task_loss=sum(losses) / sum(tokens),
-                agreed=tuple(self._compared()),
+                agreed=tuple(self._agreements()),
                 positions=tuple(len(text.plain) for text in self.texts),
             )
 
     def _answers(self, rows: Sequence[TokenizedExample]) -> list[str]:
         prompts = [one.prompt for one in rows]
         batch = {
-            "input_ids": _pad_left(prompts, self.pad),
-            "attention_mask": _pad_left([[1] * len(row) for row in prompts], 0),
-            **self._carried([one.frames for one in rows]),
+            "input_ids": pad_left(prompts, self.pad),
+            "attention_mask": pad_left([[1] * len(row) for row in prompts], 0),
+            **self._modality_columns([one.frames for one in rows]),
         }
-        batch = self._moved(batch)
+        batch = self._on_device(batch)
         tokens = self.model.generate(
             **batch, max_new_tokens=self.max_new_tokens, do_sample=False, pad_token_id=self.pad
         )
         decode = self.model.tokenizer.batch_decode
-        said: list[str] = decode(new_tokens(self.model, tokens, batch), skip_special_tokens=True)
-        return [text.strip() for text in said]
+        answers: list[str] = decode(new_tokens(self.model, tokens, batch), skip_special_tokens=True)
+        return [text.strip() for text in answers]
 
     def _loss(self, rows: Sequence[TokenizedExample]) -> tuple[float, int]:
         batch = AnswerCollator(self.dims, self.pad)(rows)
         del batch["answers"]
         count = int((batch["labels"][:, 1:] != IGNORED).sum())
-        return float(answer_loss(self.model, self.model.base, self._moved(batch))), count
+        return float(answer_loss(self.model, self.model.base, self._on_device(batch))), count
 
-    def _compared(self) -> list[int]:
+    def _agreements(self) -> list[int]:
         """At how many positions of each text the model and its base agree."""
         found: list[int] = []
-        for rows in batches(self.texts, _TEXTS):
-            if len(self._base) < len(found) + len(rows):
-                self._base += self._next_of_base(rows)
+        for rows in batches(self.texts, _TEXT_BATCH_SIZE):
+            if len(self._base_tokens) < len(found) + len(rows):
+                self._base_tokens += self._base_next_tokens(rows)
             marked = [text.marked for text in rows]
             batch = {
                 "input_ids": pad_right(marked, self.pad),
                 "attention_mask": attention_mask(marked),
-                **self._carried([text.frames for text in rows]),
+                **self._modality_columns([text.frames for text in rows]),
             }
-            said = self.model(**self._moved(batch)).logits.argmax(-1).cpu()  # (batch, length)
-            words = self.model.processor.markers.words(batch["input_ids"])
-            words = words & batch["attention_mask"].bool()
-            for place in range(len(rows)):
-                own = said[place][words[place]]
-                found.append(int((own == self._base[len(found)]).sum()))
+            predicted = self.model(**self._on_device(batch)).logits.argmax(-1).cpu()
+            is_text = self.model.processor.markers.words(batch["input_ids"])
+            is_text = is_text & batch["attention_mask"].bool()  # (batch, length)
+            for row in range(len(rows)):
+                own = predicted[row][is_text[row]]
+                found.append(int((own == self._base_tokens[len(found)]).sum()))
         return found
 
-    def _next_of_base(self, rows: Sequence[HeldText]) -> list[Tensor]:
+    def _base_next_tokens(self, rows: Sequence[HeldOutText]) -> list[Tensor]:
         plain = [text.plain for text in rows]
         ids, mask = pad_right(plain, self.pad), attention_mask(plain)
         with self.model.off():
-            batch = self._moved({"input_ids": ids, "attention_mask": mask})
-            said = self.model(**batch).logits.argmax(-1).cpu()
-        return [row[: len(text)] for row, text in zip(said, plain, strict=True)]
+            batch = self._on_device({"input_ids": ids, "attention_mask": mask})
+            predicted = self.model(**batch).logits.argmax(-1).cpu()
+        return [row[: len(text)] for row, text in zip(predicted, plain, strict=True)]
 
-    def _carried(self, frames: Sequence[Mapping[str, Row]]) -> dict[str, Tensor]:
-        carried: dict[str, Tensor] = {}
+    def _modality_columns(self, frames: Sequence[Mapping[str, Row]]) -> dict[str, Tensor]:
+        columns: dict[str, Tensor] = {}
         for name, dim in self.dims.items():
-            carried |= modality_columns(name, [one.get(name) for one in frames], dim)
-        return carried
+            columns |= modality_columns(name, [one.get(name) for one in frames], dim)
+        return columns
 
-    def _moved(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _on_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {key: value.to(self.model.device) for key, value in batch.items()}
 
 
 @contextmanager
-def undisturbed(model: SafeModel) -> Iterator[None]:
-    """Evaluation mode and gates at 1 within the block; afterwards all is as it was.
-
-    Nothing random that the block draws is missed by what comes after it.
-    """
+def preserved_state(model: SafeModel) -> Iterator[None]:
+    """Evaluation mode and gates at 1 within the block; all is restored, random states too."""
     training, gates = model.training, model.gates
     python, arrays = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
@@ -321,8 +322,3 @@ def undisturbed(model: SafeModel) -> Iterator[None]:
             model.train(training)
             random.setstate(python)
             np.random.set_state(arrays)
-
-
-def _pad_left(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    width = max(map(len, rows))
-    return torch.tensor([[*[value] * (width - len(row)), *row] for row in rows])

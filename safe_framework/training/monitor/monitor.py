@@ -1,4 +1,4 @@
-"""Decides, at each measurement, whether to warn, to roll back, or to stop."""
+"""Measures a model in training, and decides whether to warn, to roll back, or to stop."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from safe_framework.core.adapter import copy_tensors
 from safe_framework.core.model import SafeModel
 from safe_framework.evaluation.metrics import interval
 from safe_framework.training import distributed
-from safe_framework.training.monitor.event_log import Journal
+from safe_framework.training.monitor.event_log import EventLog
 from safe_framework.training.monitor.measurement import (
-    Counts,
-    Reading,
-    Ruler,
+    HeldOutCounts,
+    HeldOutEvaluator,
+    Measurement,
     best,
-    forgets,
-    keeps,
-    limit,
+    has_forgotten,
+    retains,
+    retention_limit,
 )
 from safe_framework.training.monitor.pareto import ParetoSet
 from safe_framework.training.schedules import Scales, TrainingScales
@@ -34,29 +34,26 @@ from safe_framework.utils.tensors import cpu_copy
 if TYPE_CHECKING:
     from safe_framework.config.schema import MonitorSpec
 
-
-# The last good adapter, and what the optimizer knew when it was good.
-
-
+_FILE = "monitor.json"
 _ADAPTER, _MOMENTS = "good_adapter.safetensors", "good_optimizer.safetensors"
 
 
 @attrs.frozen(eq=False)
-class Snapshot:
-    """Copies on the CPU.
+class AdapterSnapshot:
+    """The last good adapter and the optimizer's state at its step, copied to the CPU.
 
     Attributes:
         adapter: the adapter's tensors.
-        moments: what the optimizer keeps of each parameter, as ``"NUMBER.NAME"``; none before
-            its first step.
+        moments: the optimizer's state of each parameter, as ``"NUMBER.NAME"``; none before its
+            first step.
     """
 
     adapter: dict[str, Tensor]
     moments: dict[str, Tensor]
 
     @classmethod
-    def take(cls, model: SafeModel, optimizer: torch.optim.Optimizer) -> Snapshot:
-        """Copy what training has come to."""
+    def take(cls, model: SafeModel, optimizer: torch.optim.Optimizer) -> AdapterSnapshot:
+        """Copy the present state of training."""
         held = optimizer.state_dict()["state"]
         return cls(
             {name: cpu_copy(tensor) for name, tensor in model.adapter_tensors().items()},
@@ -67,8 +64,8 @@ class Snapshot:
             },
         )
 
-    def put_back(self, model: SafeModel, optimizer: torch.optim.Optimizer) -> None:
-        """Make model and optimizer what they were; the optimizer's rates stay what they are."""
+    def load_into(self, model: SafeModel, optimizer: torch.optim.Optimizer) -> None:
+        """Restore model and optimizer; the optimizer's rates stay what they are."""
         copy_tensors(model.adapter_tensors(), self.adapter, Path("the last good adapter"))
         state: dict[int, dict[str, Tensor]] = {}
         for key, tensor in self.moments.items():
@@ -77,23 +74,20 @@ class Snapshot:
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
 
-    def keep(self, checkpoint: Path) -> None:
+    def save(self, checkpoint: Path) -> None:
         """Write it into a checkpoint."""
         save_file(self.adapter, checkpoint / _ADAPTER)
         save_file(self.moments, checkpoint / _MOMENTS)
 
     @classmethod
-    def restore(cls, checkpoint: Path) -> Snapshot:
-        """Read what ``keep`` wrote."""
+    def restore(cls, checkpoint: Path) -> AdapterSnapshot:
+        """Read what ``save`` wrote."""
         return cls(load_file(checkpoint / _ADAPTER), load_file(checkpoint / _MOMENTS))
 
 
-_FILE = "monitor.json"
-
-
 @attrs.define
-class State:
-    """What a monitor knows beside its readings; it goes into every checkpoint.
+class MonitorState:
+    """The state of a monitor beside its measurements; it goes into every checkpoint.
 
     Attributes:
         first: agreement on each text at the start of training.
@@ -111,15 +105,15 @@ class State:
 
 
 class Monitor:
-    """Measures a model in training, and defends what its base knew.
+    """Measures a model in training, and defends its retention.
 
     Args:
         spec: the recipe's ``[monitor]``.
         model: in training.
-        ruler: measures it.
-        journal: is told everything.
-        pareto: keeps the adapters that are worth it.
-        scales: turned when retention falls.
+        evaluator: measures it.
+        event_log: of the run.
+        pareto: stores the adapters that no other dominates.
+        scales: changed when retention falls.
         resamples: of the intervals.
         seed: of the intervals.
         writes: whether this process is the one that writes files.
@@ -129,8 +123,8 @@ class Monitor:
         self,
         spec: MonitorSpec,
         model: SafeModel,
-        ruler: Ruler,
-        journal: Journal,
+        evaluator: HeldOutEvaluator,
+        event_log: EventLog,
         pareto: ParetoSet,
         scales: TrainingScales,
         *,
@@ -138,27 +132,29 @@ class Monitor:
         seed: int,
         writes: bool = True,
     ) -> None:
-        self.spec, self.model, self.ruler = spec, model, ruler
-        self.journal, self.pareto, self.scales = journal, pareto, scales
+        self.spec, self.model, self.evaluator = spec, model, evaluator
+        self.event_log, self.pareto, self.scales = event_log, pareto, scales
         self.resamples, self.seed, self.writes = resamples, seed, writes
-        self.state = State()
-        self.readings: list[Reading] = []
-        self._good: Snapshot | None = None
+        self.state = MonitorState()
+        self.measurements: list[Measurement] = []
+        self._good: AdapterSnapshot | None = None
 
-    def due(self, step: int, last: int) -> bool:
+    def is_due(self, step: int, last: int) -> bool:
         """Whether there is a measurement after a step, of which ``last`` is the run's last."""
         return step % self.spec.eval_steps == 0 or step == last
 
-    def look(self, step: int, stage: str, optimizer: torch.optim.Optimizer) -> Reading | None:
-        """Measure, and do what is to be done.
+    def measure(
+        self, step: int, stage: str, optimizer: torch.optim.Optimizer
+    ) -> Measurement | None:
+        """Measure, and act on the result.
 
         Returns:
-            The reading, or None if the adapter that it is of was given up.
+            The measurement, or None if the adapter that it is of was rolled back.
         """
         self.pareto.prepare(writes=self.writes)
-        counts = _agreed(self.ruler.count())
+        counts = _from_main_process(self.evaluator.count())
         self.state.first = self.state.first or list(counts.shares)
-        reading = Reading.of(
+        measurement = Measurement.of(
             counts,
             self.state.first,
             step=step,
@@ -166,71 +162,74 @@ class Monitor:
             resamples=self.resamples,
             seed=self.seed,
         )
-        self.state.waited = 0 if self._is_better(reading) else self.state.waited + 1
-        self.readings.append(reading)
-        self._tell(reading)
+        self.state.waited = 0 if self._is_better(measurement) else self.state.waited + 1
+        self.measurements.append(measurement)
+        self._log_measurement(measurement)
         if self.writes:
-            self.pareto.add(reading, self.readings)
-            self.pareto.index(self.readings, best(self.readings, self.spec).step, self.limit)
-        return reading if self._judge(reading, optimizer) else None
+            self.pareto.add(measurement, self.measurements)
+            self.pareto.write_index(
+                self.measurements, best(self.measurements, self.spec).step, self.limit
+            )
+        return measurement if self._act_on(measurement, optimizer) else None
 
     @property
     def limit(self) -> float:
         """The agreement that still counts as kept."""
-        return limit(self.readings[0], self.spec)
+        return retention_limit(self.measurements[0], self.spec)
 
-    def _is_better(self, reading: Reading) -> bool:
-        kept = [one for one in self.readings if keeps(one, self.spec)]
-        if not keeps(reading, self.spec):
+    def _is_better(self, measurement: Measurement) -> bool:
+        kept = [one for one in self.measurements if retains(one, self.spec)]
+        if not retains(measurement, self.spec):
             return False
-        return all(reading.gain.value > one.gain.value for one in kept)
+        return all(measurement.gain.value > one.gain.value for one in kept)
 
-    def _tell(self, reading: Reading) -> None:
-        self.journal.tell(
+    def _log_measurement(self, measurement: Measurement) -> None:
+        self.event_log.log(
             "evaluation",
-            reading.step,
-            f"right {percent(reading.gain.value)} ({interval(reading.gain)}), "
-            f"kept {percent(reading.retention.value)} ({interval(reading.retention)}), "
-            f"task loss {reading.task_loss:.3f}",
-            **{key: value for key, value in reading.to_dict().items() if key != "step"},
-            keeps=keeps(reading, self.spec),
+            measurement.step,
+            f"right {percent(measurement.gain.value)} ({interval(measurement.gain)}), "
+            f"kept {percent(measurement.retention.value)} ({interval(measurement.retention)}), "
+            f"task loss {measurement.task_loss:.3f}",
+            **{key: value for key, value in measurement.to_dict().items() if key != "step"},
+            keeps=retains(measurement, self.spec),
             limit=self.limit,
         )
 
-    def _judge(self, reading: Reading, optimizer: torch.optim.Optimizer) -> bool:
-        """Warn or roll back where retention fell; whether the adapter was held on to."""
-        if keeps(reading, self.spec) or self._good is None:
-            self._good, self.state.good = Snapshot.take(self.model, optimizer), reading.step
-        said = f"kept {percent(reading.retention.value)} ({interval(reading.retention)})"
-        if reading.step == 0 or not forgets(reading, self.spec):
-            if not keeps(reading, self.spec):
-                why = "is" if forgets(reading, self.spec) else "may be chance, but is"
-                line = f"warning: {said} {why} below {percent(self.limit)}"
-                self.journal.tell("warning", reading.step, line)
+    def _act_on(self, measurement: Measurement, optimizer: torch.optim.Optimizer) -> bool:
+        """Warn or roll back where retention fell; whether the adapter stays."""
+        if retains(measurement, self.spec) or self._good is None:
+            self._good = AdapterSnapshot.take(self.model, optimizer)
+            self.state.good = measurement.step
+        kept = f"kept {percent(measurement.retention.value)} ({interval(measurement.retention)})"
+        if measurement.step == 0 or not has_forgotten(measurement, self.spec):
+            if not retains(measurement, self.spec):
+                why = "is" if has_forgotten(measurement, self.spec) else "may be chance, but is"
+                line = f"warning: {kept} {why} below {percent(self.limit)}"
+                self.event_log.log("warning", measurement.step, line)
             return True
-        return self._defend(reading.step, said, optimizer)
+        return self._respond_to_loss(measurement.step, kept, optimizer)
 
-    def _defend(self, step: int, said: str, optimizer: torch.optim.Optimizer) -> bool:
-        what, mine = self.spec.on_forget, self.scales.monitor
+    def _respond_to_loss(self, step: int, kept: str, optimizer: torch.optim.Optimizer) -> bool:
+        response, present = self.spec.on_forget, self.scales.monitor
         self.scales.monitor = Scales(
-            mine.rate * what.learning_rate, mine.retention * what.retention_weight
+            present.rate * response.learning_rate, present.retention * response.retention_weight
         )
-        turned = (
+        changes = (
             f"rates x {self.scales.monitor.rate:g}, retention x {self.scales.monitor.retention:g}"
         )
         facts = {
             "rate": self.scales.monitor.rate,
             "retention_weight": self.scales.monitor.retention,
         }
-        fell = f"{said} is below {percent(self.limit)}"
-        if not what.rollback:
-            self.journal.tell("warning", step, f"warning: {fell}; {turned}", **facts)
+        fell = f"{kept} is below {percent(self.limit)}"
+        if not response.rollback:
+            self.event_log.log("warning", step, f"warning: {fell}; {changes}", **facts)
             return True
-        assert self._good is not None, "the first look at a model is always kept"
-        self._good.put_back(self.model, optimizer)
+        assert self._good is not None, "the first adapter is always good"
+        self._good.load_into(self.model, optimizer)
         self.state.rollbacks += 1
-        line = f"rolled back to step {self.state.good}: {fell}; {turned}"
-        self.journal.tell("rollback", step, line, to=self.state.good, **facts)
+        line = f"rolled back to step {self.state.good}: {fell}; {changes}"
+        self.event_log.log("rollback", step, line, to=self.state.good, **facts)
         if self.state.rollbacks > self.spec.max_rollbacks:
             self._stop(step, f"retention fell {self.state.rollbacks} times")
         return False
@@ -238,56 +237,56 @@ class Monitor:
     def _stop(self, step: int, why: str) -> None:
         if not self.state.stopped:
             self.state.stopped = why
-            self.journal.tell("stop", step, f"stopped: {why}")
+            self.event_log.log("stop", step, f"stopped: {why}")
 
-    def lose_patience(self, step: int) -> None:
-        """Stop if there was no better gain for long."""
+    def check_patience(self, step: int) -> None:
+        """Stop if gain has not improved for `patience` measurements."""
         if self.spec.patience and self.state.waited >= self.spec.patience:
             self._stop(step, f"no better gain in {self.state.waited} measurements")
 
-    def be_patient(self) -> None:
-        """Wait anew, as at the start of a stage."""
+    def reset_patience(self) -> None:
+        """Count from anew, as at the start of a stage."""
         self.state.waited = 0
 
-    def keep(self, checkpoint: Path) -> None:
-        """Write into a checkpoint all that the monitor goes on with."""
+    def save(self, checkpoint: Path) -> None:
+        """Write into a checkpoint what a resumed run needs."""
         held: dict[str, Any] = {
             "state": attrs.asdict(self.state),
-            "readings": [one.to_dict() for one in self.readings],
+            "readings": [one.to_dict() for one in self.measurements],
             "factors": attrs.asdict(self.scales.monitor),
         }
         (checkpoint / _FILE).write_text(json.dumps(held) + "\n", "utf-8")
         if self._good is not None:
-            self._good.keep(checkpoint)
+            self._good.save(checkpoint)
 
     def restore(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint."""
+        """Resume from a checkpoint."""
         held = json.loads((checkpoint / _FILE).read_text("utf-8"))
-        self.state = State(**held["state"])
-        self.readings = [Reading.from_dict(one) for one in held["readings"]]
+        self.state = MonitorState(**held["state"])
+        self.measurements = [Measurement.from_dict(one) for one in held["readings"]]
         self.scales.monitor = Scales(**held["factors"])
-        self._good = Snapshot.restore(checkpoint)
+        self._good = AdapterSnapshot.restore(checkpoint)
 
     def finish(self) -> None:
-        """Give the model the best adapter that keeps retention."""
-        chosen = best(self.readings, self.spec)
-        last = self.readings[-1].step
-        said = (
+        """Load the best adapter that keeps retention into the model."""
+        chosen = best(self.measurements, self.spec)
+        last = self.measurements[-1].step
+        line = (
             f"the adapter is that of step {chosen.step}: right {percent(chosen.gain.value)}, "
             f"kept {percent(chosen.retention.value)}"
         )
-        if not keeps(chosen, self.spec):
-            said += f", since no adapter kept {percent(self.limit)}"
-        distributed.barrier()  # the first has written it
-        self.pareto.put(chosen.step)
-        self.journal.tell("best", last, said, chosen=chosen.step)
+        if not retains(chosen, self.spec):
+            line += f", since no adapter kept {percent(self.limit)}"
+        distributed.barrier()  # the main process has written it
+        self.pareto.load(chosen.step)
+        self.event_log.log("best", last, line, chosen=chosen.step)
         if self.writes:
-            self.pareto.index(self.readings, chosen.step, self.limit)
-            self.pareto.prune(self.readings)
+            self.pareto.write_index(self.measurements, chosen.step, self.limit)
+            self.pareto.prune(self.measurements)
 
 
-def _agreed(counts: Counts) -> Counts:
-    """What the first process counted, so that all of them decide alike."""
+def _from_main_process(counts: HeldOutCounts) -> HeldOutCounts:
+    """The counts of the main process, so that all of them decide alike."""
     held = [counts]
     if distributed.world_size() > 1:
         broadcast_object_list(held)

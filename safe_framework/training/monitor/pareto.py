@@ -1,4 +1,7 @@
-"""Every adapter of a run that no other one beats in both gain and retention, on disk."""
+"""The Pareto set of a run on disk: adapters that no other dominates in gain and retention.
+
+Training writes it; ``safe pick`` reads it and selects an adapter.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,8 @@ from safe_framework.core.adapter import (
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import DataError
 from safe_framework.evaluation.metrics import interval
-from safe_framework.training.monitor.event_log import write_whole
-from safe_framework.training.monitor.measurement import Reading, front
-from safe_framework.utils.files import atomic_folder
+from safe_framework.training.monitor.measurement import Measurement, pareto_front
+from safe_framework.utils.files import atomic_folder, atomic_write
 from safe_framework.utils.formatting import percent
 from safe_framework.utils.tensors import cpu_copy
 
@@ -31,8 +33,8 @@ FOLDER, INDEX = "pareto", "pareto.json"
 class ParetoSet:
     """Adapter folders ``step-N``, and ``pareto.json`` with what was measured of each.
 
-    An adapter that was beaten goes only with the next checkpoint: until then a killed run may
-    come back to where it was not beaten yet.
+    A dominated adapter is removed only with the next checkpoint: until then a killed run may
+    resume at a step where it was not dominated yet.
 
     Args:
         folder: of the set.
@@ -42,65 +44,67 @@ class ParetoSet:
 
     def __init__(self, folder: Path, model: SafeModel, gates: dict[str, float]) -> None:
         self.folder, self.model, self.gates = folder, model, gates
-        self._facts: dict[str, bytes] | None = None
+        self._static_files: dict[str, bytes] | None = None
 
     def clear(self) -> None:
         """Remove what an earlier run left."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def add(self, reading: Reading, readings: Sequence[Reading]) -> None:
-        """Save the adapter as it is now, if no earlier one beats it.
+    def add(self, measurement: Measurement, measurements: Sequence[Measurement]) -> None:
+        """Save the adapter as it is now, if no earlier one dominates it.
 
         Args:
-            reading: of it.
-            readings: all of the run, this one too.
+            measurement: of it.
+            measurements: all of the run, this one too.
         """
-        if reading in front(readings):
-            atomic_folder(self.place(reading.step), self._fill, overwrite=True)
+        if measurement in pareto_front(measurements):
+            atomic_folder(self.folder_of(measurement.step), self._fill, overwrite=True)
 
-    def index(self, readings: Sequence[Reading], chosen: int, limit: float) -> None:
-        """Write down what the set holds, which is the best, and what counts as kept."""
-        members = [{**one.to_dict(), "folder": f"step-{one.step}"} for one in front(readings)]
-        held = {"best": chosen, "limit": limit, "members": members}
-        write_whole(self.folder / INDEX, json.dumps(held, indent=2) + "\n")
+    def write_index(self, measurements: Sequence[Measurement], chosen: int, limit: float) -> None:
+        """Write the measurements of the set, which is the best, and what counts as kept."""
+        members = [
+            {**one.to_dict(), "folder": f"step-{one.step}"} for one in pareto_front(measurements)
+        ]
+        index = {"best": chosen, "limit": limit, "members": members}
+        atomic_write(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
 
-    def prune(self, readings: Sequence[Reading]) -> None:
-        """Remove the adapters that were beaten."""
-        kept = {self.place(one.step) for one in front(readings)}
+    def prune(self, measurements: Sequence[Measurement]) -> None:
+        """Remove the dominated adapters."""
+        kept = {self.folder_of(one.step) for one in pareto_front(measurements)}
         for path in self.folder.glob("*step-*"):
             if path not in kept:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def put(self, step: int) -> None:
-        """Give the model the adapter of a step."""
-        place = self.place(step) / WEIGHTS
-        copy_tensors(self.model.adapter_tensors(), load_file(place), place)
+    def load(self, step: int) -> None:
+        """Load the adapter of a step into the model."""
+        path = self.folder_of(step) / WEIGHTS
+        copy_tensors(self.model.adapter_tensors(), load_file(path), path)
 
-    def place(self, step: int) -> Path:
+    def folder_of(self, step: int) -> Path:
         """The folder of a step's adapter."""
         return self.folder / f"step-{step}"
 
     def prepare(self, *, writes: bool) -> None:
-        """Note all of an adapter's folder but its weights: training does not change it.
+        """Read all files of an adapter's folder but its weights, which training does not change.
 
-        It holds fingerprints of base and encoders, which take a while. Processes that share the
-        base's layers all call this, and the one that writes has it.
+        They hold fingerprints of base and encoders, which take a while. Processes that share the
+        base's layers all call this, and the one that writes gets the files.
         """
-        if self._facts is not None:
+        if self._static_files is not None:
             return
-        held, whole = self.model.gates, self.folder / ".facts"
+        gates, whole = self.model.gates, self.folder / ".facts"
         for name, gate in self.gates.items():
             self.model.set_gate(gate, name)
         self.model.save_pretrained(whole, is_main_process=writes)
-        for name, gate in held.items():
+        for name, gate in gates.items():
             self.model.set_gate(gate, name)
         files = [one for one in whole.iterdir() if one.name != WEIGHTS] if writes else []
-        self._facts = {one.name: one.read_bytes() for one in files}
+        self._static_files = {one.name: one.read_bytes() for one in files}
         if writes:
             shutil.rmtree(whole)
 
     def _fill(self, folder: Path) -> None:
-        for name, content in (self._facts or {}).items():
+        for name, content in (self._static_files or {}).items():
             (folder / name).write_bytes(content)
         tensors = self.model.adapter_tensors().items()
         save_file(
@@ -110,25 +114,22 @@ class ParetoSet:
         )
 
 
-# Choose among the adapters that a run's monitor kept.
-
-
 @attrs.frozen
-class Kept:
-    """What a run's ``pareto.json`` says.
+class ParetoFront:
+    """The Pareto set of a run, as ``pareto.json`` has it.
 
     Attributes:
-        readings: of the adapters in the set, in the order of their steps.
+        measurements: of the adapters in the set, in the order of their steps.
         best: the step of the adapter that the run itself takes.
         limit: the agreement that counts as kept.
     """
 
-    readings: tuple[Reading, ...]
+    measurements: tuple[Measurement, ...]
     best: int
     limit: float
 
 
-def read_pareto(run: Path) -> Kept:
+def read_pareto(run: Path) -> ParetoFront:
     """The Pareto set of a run.
 
     Raises:
@@ -140,22 +141,25 @@ def read_pareto(run: Path) -> Kept:
             f"`{run}` holds no adapters to pick from: there is no `{FOLDER}/{INDEX}`",
             hint="give the folder of a run whose recipe has a table `[monitor]`",
         )
-    held = json.loads(path.read_text("utf-8"))
-    readings = tuple(Reading.from_dict(one) for one in held["members"])
-    return Kept(readings, held["best"], held["limit"])
+    index = json.loads(path.read_text("utf-8"))
+    measurements = tuple(Measurement.from_dict(one) for one in index["members"])
+    return ParetoFront(measurements, index["best"], index["limit"])
 
 
-def choose(
-    kept: Kept, retention: float | None = None, gain: float | None = None, step: int | None = None
-) -> Reading:
-    """One adapter of the set: the run's own choice where nothing is asked for.
+def select(
+    front: ParetoFront,
+    retention: float | None = None,
+    gain: float | None = None,
+    step: int | None = None,
+) -> Measurement:
+    """One adapter of the set: the best one of the run where nothing is asked for.
 
     Args:
-        kept: the set.
+        front: the set.
         retention: the least agreement; among those, most gain.
         gain: the least share of right answers; among those, most retention, or most gain if
             ``retention`` is given too.
-        step: its step; nothing else may be asked for beside it.
+        step: its step; nothing else may be asked for then.
 
     Raises:
         DataError: none is as it was asked for.
@@ -163,41 +167,41 @@ def choose(
     if step is not None and (retention, gain) != (None, None):
         raise DataError("a step says which adapter it is", hint="leave out the other wishes")
     if step is not None or (retention is None and gain is None):
-        wanted = kept.best if step is None else step
-        found = [one for one in kept.readings if one.step == wanted]
+        wanted = front.best if step is None else step
+        found = [one for one in front.measurements if one.step == wanted]
         asked = f"of step {wanted}"
     else:
         least = (retention or 0.0, gain or 0.0)
         found = [
             one
-            for one in kept.readings
+            for one in front.measurements
             if one.retention.value >= least[0] and one.gain.value >= least[1]
         ]
         asked = f"that kept {percent(least[0])} and gained {percent(least[1])}"
     if not found:
-        steps = ", ".join(str(one.step) for one in kept.readings)
+        steps = ", ".join(str(one.step) for one in front.measurements)
         raise DataError(f"there is no adapter {asked}", hint=f"there are those of steps {steps}")
     if retention is None:
         return max(found, key=lambda one: (one.retention.value, one.gain.value))
     return max(found, key=lambda one: (one.gain.value, one.retention.value))
 
 
-def table(kept: Kept, chosen: Reading) -> Table:
+def table(front: ParetoFront, chosen: Measurement) -> Table:
     """The set with its intervals; an arrow marks the chosen one."""
     rows = Table(box=None, pad_edge=False)
     rows.add_column("")
     for heading in ("step", "right", "95 % interval", "kept", "95 % interval", "task loss"):
         rows.add_column(heading, justify="right", no_wrap=True)
     rows.add_column("")
-    for one in kept.readings:
-        note = "the run's choice" if one.step == kept.best else ""
-        if one.retention.value < kept.limit:
-            note = f"below {percent(kept.limit)}"
+    for one in front.measurements:
+        note = "the run's choice" if one.step == front.best else ""
+        if one.retention.value < front.limit:
+            note = f"below {percent(front.limit)}"
         rows.add_row("→" if one is chosen else "", str(one.step), *_cells(one), note)
     return rows
 
 
-def _cells(one: Reading) -> Sequence[str]:
+def _cells(one: Measurement) -> Sequence[str]:
     return (
         percent(one.gain.value),
         interval(one.gain),
@@ -207,7 +211,7 @@ def _cells(one: Reading) -> Sequence[str]:
     )
 
 
-def export(run: Path, chosen: Reading, output: Path) -> Path:
+def export(run: Path, chosen: Measurement, output: Path) -> Path:
     """Copy an adapter's folder, whole or not at all.
 
     Raises:
