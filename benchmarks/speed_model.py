@@ -18,7 +18,7 @@ from safe_framework.config.read import parse_recipe, read_recipe
 from safe_framework.config.schema import Recipe
 from safe_framework.core.model import SafeModel
 from safe_framework.interfaces.types import Frames
-from safe_framework.verification.outcome import Operation, traced
+from safe_framework.verification.outcome import Operation, trace_call
 
 MODALITY = "audio"
 TOKENS, MANY_TOKENS = 8, 32
@@ -162,7 +162,7 @@ class StepCosts:
 
 def trace_of(method: Any, inputs: Mapping[str, Any], base: nn.Module) -> list[Operation]:
     """The operations of one call."""
-    return traced(method, inputs, base)[1]
+    return trace_call(method, inputs, base)[1]
 
 
 def costs(work: Callable[[], object], base: nn.Module) -> StepCosts:

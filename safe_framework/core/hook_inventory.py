@@ -92,7 +92,7 @@ def names_of(hooks: list[PlacedHook]) -> Counter[HookName]:
     return Counter(placed.name for placed in hooks if placed.foreign)
 
 
-def stray(hooks: list[PlacedHook], known: Counter[HookName]) -> list[PlacedHook]:
+def unknown_hooks(hooks: list[PlacedHook], known: Counter[HookName]) -> list[PlacedHook]:
     """The foreign hooks that are not in ``known``."""
     left = Counter(known)
     found = []
@@ -105,7 +105,7 @@ def stray(hooks: list[PlacedHook], known: Counter[HookName]) -> list[PlacedHook]
 
 
 @contextmanager
-def taken_off(hooks: list[PlacedHook]) -> Iterator[None]:
+def hooks_removed(hooks: list[PlacedHook]) -> Iterator[None]:
     """Without ``hooks`` within the block; afterwards they are back, in the same order."""
     tables = {id(placed.table): placed.table for placed in hooks}
     kept = {key: dict(table) for key, table in tables.items()}

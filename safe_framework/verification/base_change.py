@@ -3,7 +3,7 @@
 L1 and L2 are waived, never held: the reference of the other laws is the base as it was changed.
 Three of the change's own are asked instead:
 
-- B1: with its senses off, the model is the *changed* base, bit for bit and by its operations.
+- B1: with its modalities off, the model is the *changed* base, bit for bit and by its operations.
 - B2: ``off()`` is the *original* base bit for bit, where the change is low-rank pairs.
 - B3: the original is kept: nothing of the base but what the change names was touched.
 """
@@ -30,20 +30,20 @@ from safe_framework.evaluation.base_drift import (
 from safe_framework.utils.catalogue import FOLDER
 from safe_framework.verification.bench import Bench
 from safe_framework.verification.calls import CALLS, FORWARD, GREEDY, Call, Level
-from safe_framework.verification.certificate import Law, Verdict, judged, not_applicable
-from safe_framework.verification.outcome import difference, outcome
+from safe_framework.verification.certificate import Law, Verdict, law_result, not_applicable
+from safe_framework.verification.outcome import capture_outcome, difference
 
 _TEXTS = 64
 _RELATIVE = ("L4", "L5", "L6")
 
 
-def changed_base(bench: Bench, texts: Sequence[str] | None) -> BaseChanged | None:
+def measure_base_change(bench: Bench, texts: Sequence[str] | None) -> BaseChanged | None:
     """How a model's base was changed, its drift measured on texts without a sample.
 
     Args:
         bench: with the model.
         texts: never trained on; by default those that its recipe names, else some that ship,
-            else made-up words.
+            else made-up tokens.
     """
     model = bench.model
     if model.base_change is None:
@@ -67,7 +67,7 @@ def _held_out(model: SafeModel) -> tuple[list[str], str]:
     return read_texts(FOLDER / "data" / "text" / "test.jsonl", "{question}"), SHIPPED
 
 
-def restated(
+def apply_waivers(
     bench: Bench, laws: Sequence[Law], changed: BaseChanged | None, level: Level
 ) -> list[Law]:
     """The laws of a model whose base was changed; as they are where it was not."""
@@ -77,7 +77,7 @@ def restated(
         Law("L1", "Untouched", Verdict.WAIVED, changed.described),
         Law("L2", "Off is the base", Verdict.WAIVED, f"without a sample, {drifted(changed.drift)}"),
     ]
-    asked = [off_is_the_original(bench, level), *(_renamed(law, changed) for law in laws)]
+    asked = [off_is_original(bench, level), *(_renamed(law, changed) for law in laws)]
     ours = sorted((law for law in asked if law.key.startswith("B")), key=lambda law: law.key)
     return [*waived, *ours, *(law for law in asked if not law.key.startswith("B"))]
 
@@ -97,27 +97,29 @@ def _renamed(law: Law, changed: BaseChanged) -> Law:
     return attrs.evolve(law, detail=detail)
 
 
-def off_is_the_original(bench: Bench, level: Level) -> Law:
+def off_is_original(bench: Bench, level: Level) -> Law:
     """The verdict on B2."""
     name, change = "off() is the original base", bench.model.base_change
     if change is None or not change.reversible:
         return not_applicable("B2", name, "layers were trained in place: off() is the changed base")
     calls = CALLS if level == "full" else (FORWARD, GREEDY)
     findings = list(_differences(bench, calls))
-    return judged("B2", name, f"{len(calls)} calls bit for bit", findings)
+    return law_result("B2", name, f"{len(calls)} calls bit for bit", findings)
 
 
 def _differences(bench: Bench, calls: Sequence[Call]) -> Iterator[str]:
     for call in calls:
-        expected = outcome(_direct(bench, call), call.inputs(bench.batches), call.mode)
+        expected = capture_outcome(
+            _original_method(bench, call), call.inputs(bench.batches), call.mode
+        )
         with bench.model.off():
-            seen = outcome(bench.method(call), call.inputs(bench.batches), call.mode)
+            seen = capture_outcome(bench.method(call), call.inputs(bench.batches), call.mode)
         if found := difference(seen, expected):
             yield f"{call.name}, off(): {found}"
 
 
-def _direct(bench: Bench, call: Call) -> Callable[..., Any]:
-    """The base itself, which the change does not reach."""
+def _original_method(bench: Bench, call: Call) -> Callable[..., Any]:
+    """The base itself, without the change."""
     base: Any = bench.model.base
     method: Callable[..., Any] = base if call.method == "forward" else base.generate
     return method

@@ -1,4 +1,4 @@
-"""One model on the bench: its inputs, and calls with and without its senses."""
+"""A test bench: one model, its inputs, and calls with its modalities on, off, or not there."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor, nn
 
 from safe_framework.core.base_change import ChangeHook, acting
 from safe_framework.core.base_model import device_of
-from safe_framework.core.hook_inventory import hooks_on, of_modality, stray, taken_off
+from safe_framework.core.hook_inventory import hooks_on, hooks_removed, of_modality, unknown_hooks
 from safe_framework.core.model import SafeModel
 from safe_framework.verification.calls import (
-    WAYS,
+    OFF_METHODS,
     Batch,
     Call,
+    count_rows,
+    first_row,
     made_up_samples,
-    one_row,
-    padded,
+    pad_batch,
     plain_batch,
-    rows_of,
 )
-from safe_framework.verification.outcome import Outcome, outcome
+from safe_framework.verification.outcome import Outcome, capture_outcome
 
 
 @attrs.frozen(eq=False)
@@ -53,21 +53,21 @@ class Bench:
         for name in model.modalities:
             if f"{name}__present" not in samples:
                 modality = model.modality(name)
-                samples |= made_up_samples(name, modality, rows_of(plain), device)
-        sides = {side: padded(model.base, plain, side) for side in ("left", "right")}
+                samples |= made_up_samples(name, modality, count_rows(plain), device)
+        sides = {side: pad_batch(model.base, plain, side) for side in ("left", "right")}
         return cls(model, {"plain": plain, **sides}, samples)
 
     @property
     def rows(self) -> int:
         """How many rows a call has."""
-        return rows_of(self.batches["plain"])
+        return count_rows(self.batches["plain"])
 
     def method(self, call: Call) -> Callable[..., Any]:
         """What ``call`` calls on the model."""
         return self.model.forward if call.method == "forward" else self.model.generate
 
     def base_method(self, call: Call) -> Callable[..., Any]:
-        """What ``call`` calls on the base, as stage B has changed it if it has."""
+        """What ``call`` calls on the base, with what fine-tuning changed of it."""
         base: Any = self.model.base
         method: Callable[..., Any] = base if call.method == "forward" else base.generate
         change = self.model.base_change
@@ -75,68 +75,68 @@ class Bench:
             return method
 
         def changed(**given: Any) -> Any:
-            """The method, with what stage B changed."""
+            """The method, with the changes of base fine-tuning."""
             with acting(change.call()):
                 return method(**given)
 
         return changed
 
-    def bare(self, call: Call) -> Outcome:
+    def run_unwrapped(self, call: Call) -> Outcome:
         """What the base gives, without a hook that was not there when it was wrapped."""
-        with self.bared():
+        with self.unwrapped():
             return self.run_base(call)
 
-    def possible(self, *calls: Call) -> list[Call]:
+    def supported(self, *calls: Call) -> list[Call]:
         """Those of ``calls`` that the base itself does not refuse."""
         for call in calls:
             if call.name not in self._refused:
-                self._refused[call.name] = self.bare(call).error
+                self._refused[call.name] = self.run_unwrapped(call).error
         return [call for call in calls if not self._refused[call.name]]
 
     def run_base(self, call: Call) -> Outcome:
         """What the base gives as it stands."""
-        return outcome(self.base_method(call), call.inputs(self.batches), call.mode)
+        return capture_outcome(self.base_method(call), call.inputs(self.batches), call.mode)
 
     def run(self, call: Call, inputs: Mapping[str, Any]) -> Outcome:
         """What the model gives for these arguments instead of the call's own."""
-        return outcome(self.method(call), inputs, call.mode)
+        return capture_outcome(self.method(call), inputs, call.mode)
 
     @contextmanager
-    def bared(self) -> Iterator[None]:
+    def unwrapped(self) -> Iterator[None]:
         """Take the core's hooks off the base, and any that came after it was wrapped."""
         hooks = hooks_on(self.model.base)
         ours = [p for p in hooks if p.ours and not isinstance(p.hook, ChangeHook)]
-        with taken_off([*ours, *stray(hooks, self.model.base_snapshot.hooks)]):
+        with hooks_removed([*ours, *unknown_hooks(hooks, self.model.base_snapshot.hooks)]):
             yield
 
     @contextmanager
-    def without(self, *names: str) -> Iterator[None]:
+    def without_modalities(self, *names: str) -> Iterator[None]:
         """Take the hooks of these modalities off the base."""
         hooks = hooks_on(self.model.base)
-        with taken_off([placed for name in names for placed in of_modality(hooks, name)]):
+        with hooks_removed([placed for name in names for placed in of_modality(hooks, name)]):
             yield
 
-    def off(self, call: Call, way: str) -> Outcome:
-        """What the model gives with its senses off."""
+    def run_off(self, call: Call, way: str) -> Outcome:
+        """What the model gives with its modalities off."""
         with self.switched_off(call, way) as inputs:
             return self.run(call, inputs)
 
     @contextmanager
     def switched_off(self, call: Call, way: str) -> Iterator[dict[str, Any]]:
-        """The arguments of ``call`` with every sense off, within the block."""
-        samples = one_row(self.samples) if call.alone else dict(self.samples)
-        with WAYS[way](self.model, samples) as given:
+        """The arguments of ``call`` with every modality off, within the block."""
+        samples = first_row(self.samples) if call.single_row else dict(self.samples)
+        with OFF_METHODS[way](self.model, samples) as given:
             yield call.inputs(self.batches) | given
 
-    def on(self, call: Call, **changes: Any) -> Outcome:
-        """What the model gives with its senses on, at gate 1 unless ``changes`` say otherwise."""
+    def run_on(self, call: Call, **changes: Any) -> Outcome:
+        """What the model gives with its modalities on, at gate 1 or with ``changes``."""
         inputs = call.inputs(self.batches) | dict(self.samples) | {"gate": 1.0} | changes
         return self.run(call, inputs)
 
 
 @contextmanager
-def steady(model: SafeModel) -> Iterator[None]:
-    """Senses in evaluation mode and the caller's random state kept, within the block."""
+def frozen_state(model: SafeModel) -> Iterator[None]:
+    """Modalities in evaluation mode and the caller's random state kept, within the block."""
     training = model.training
     with torch.random.fork_rng():
         model.modalities.eval()
@@ -146,14 +146,11 @@ def steady(model: SafeModel) -> Iterator[None]:
             model.modalities.train(training)
 
 
-# Temporary hooks on the parts of modalities: to make them loud, to watch and to count them.
-
-
 @contextmanager
-def loud(model: SafeModel) -> Iterator[None]:
+def noisy_adapters(model: SafeModel) -> Iterator[None]:
     """Let every fusion adapter answer with noise as large as the hidden states it is shown."""
     fusions = [model.modality(name).fusion for name in model.modalities]
-    handles = [fusion.register_forward_hook(_noise) for fusion in fusions]
+    handles = [fusion.register_forward_hook(_add_noise) for fusion in fusions]
     try:
         yield
     finally:
@@ -161,7 +158,7 @@ def loud(model: SafeModel) -> Iterator[None]:
             handle.remove()
 
 
-def _noise(module: nn.Module, args: Any, delta: Any) -> Any:
+def _add_noise(module: nn.Module, args: Any, delta: Any) -> Any:
     hidden: Tensor = args[0]
     generator = torch.Generator().manual_seed(hidden.shape[-2])
     noise = torch.randn(hidden.shape, generator=generator).to(hidden.device)
@@ -170,18 +167,18 @@ def _noise(module: nn.Module, args: Any, delta: Any) -> Any:
 
 
 @contextmanager
-def moved(model: SafeModel) -> Iterator[set[str]]:
+def nonzero_deltas(model: SafeModel) -> Iterator[set[str]]:
     """Collects the names of the modalities whose delta was not zero everywhere."""
     found: set[str] = set()
     handles = []
     for name in model.modalities:
 
-        def look(module: nn.Module, args: Any, delta: Tensor, name: str = name) -> None:
+        def note(module: nn.Module, args: Any, delta: Tensor, name: str = name) -> None:
             """Note the modality if its delta is not zero."""
             if bool((delta != 0).any()):
                 found.add(name)
 
-        handles.append(model.modality(name).fusion.register_forward_hook(look))
+        handles.append(model.modality(name).fusion.register_forward_hook(note))
     try:
         yield found
     finally:
@@ -190,7 +187,7 @@ def moved(model: SafeModel) -> Iterator[set[str]]:
 
 
 @contextmanager
-def counted(model: SafeModel) -> Iterator[Counter[str]]:
+def call_counter(model: SafeModel) -> Iterator[Counter[str]]:
     """Counts the calls of every module of every modality, by its path."""
     calls: Counter[str] = Counter()
     handles = []

@@ -1,4 +1,7 @@
-"""The calls of a certificate, and the ways in which a sense can be off in them."""
+"""The calls of a certificate: their inputs, their kinds, and the ways to be off in them.
+
+Where the caller gives no inputs, they are ordinary random tokens and made-up frames.
+"""
 
 from __future__ import annotations
 
@@ -18,36 +21,33 @@ from safe_framework.core.special_tokens import special_ids, vocabulary_size
 from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT
 from safe_framework.verification.outcome import Mode
 
-# What the calls of a certificate are given: ordinary words, and made-up frames.
-
-
 ROWS, LENGTH, ANSWER, PADDING, FRAME_COUNT = 2, 8, 4, 3, 16
-_WORDS = ("input_ids", "decoder_input_ids")
+_TOKEN_IDS = ("input_ids", "decoder_input_ids")
 
 Batch = Mapping[str, Any]
 
 
 def plain_batch(base: nn.Module, device: torch.device) -> dict[str, Tensor]:
-    """Random ordinary words, a few rows of one length."""
-    batch = {"input_ids": _draw(base, (ROWS, LENGTH), seed=1).to(device)}
+    """Random ordinary tokens, a few rows of one length."""
+    batch = {"input_ids": _random_tokens(base, (ROWS, LENGTH), seed=1).to(device)}
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     if decodes_apart(base):
-        batch["decoder_input_ids"] = _draw(base, (ROWS, ANSWER), seed=2).to(device)
+        batch["decoder_input_ids"] = _random_tokens(base, (ROWS, ANSWER), seed=2).to(device)
     return batch
 
 
-def padded(base: nn.Module, batch: Batch, side: str) -> dict[str, Any]:
-    """The batch made longer: by padding in its first row, by ordinary words in the others."""
+def pad_batch(base: nn.Module, batch: Batch, side: str) -> dict[str, Any]:
+    """The batch made longer: by padding in its first row, by ordinary tokens in the others."""
     ids = batch.get("input_ids")
     if not isinstance(ids, Tensor):
         return dict(batch)
     width = (PADDING, 0) if side == "left" else (0, PADDING)
     new = slice(None, PADDING) if side == "left" else slice(-PADDING, None)
     longer = {
-        key: _lengthened(value, width) if _per_word(key, value, ids) else value
+        key: _pad_length(value, width) if _is_per_token(key, value, ids) else value
         for key, value in batch.items()
     }
-    longer["input_ids"][:, new] = _draw(base, (len(ids), PADDING), seed=3).to(ids.device)
+    longer["input_ids"][:, new] = _random_tokens(base, (len(ids), PADDING), seed=3).to(ids.device)
     longer["input_ids"][0, new] = _padding_id(base)
     longer["attention_mask"] = pad(
         batch.get("attention_mask", torch.ones_like(ids)), width, value=1
@@ -56,36 +56,36 @@ def padded(base: nn.Module, batch: Batch, side: str) -> dict[str, Any]:
     return longer
 
 
-def with_other_words(base: nn.Module, batch: Batch, row: int) -> dict[str, Any]:
-    """The batch with other ordinary words in one row; its special tokens stay."""
+def with_other_tokens(base: nn.Module, batch: Batch, row: int) -> dict[str, Any]:
+    """The batch with other ordinary tokens in one row; its special tokens stay."""
     special = torch.tensor(sorted(special_ids(base.config)) or [-1])
     changed = dict(batch)
-    for seed, key in enumerate(_WORDS):
+    for seed, key in enumerate(_TOKEN_IDS):
         if not isinstance(ids := batch.get(key), Tensor):
             continue
         keep = torch.isin(ids[row].cpu(), special).to(ids.device)
-        drawn = _draw(base, tuple(ids[row].shape), seed=10 + seed).to(ids.device)
+        drawn = _random_tokens(base, tuple(ids[row].shape), seed=10 + seed).to(ids.device)
         changed[key] = ids.clone()
         changed[key][row] = torch.where(keep, ids[row], drawn)
     return changed
 
 
-def rows_of(batch: Batch) -> int:
+def count_rows(batch: Batch) -> int:
     """How many rows a call with this batch has."""
     tensors = [value for value in batch.values() if isinstance(value, Tensor)]
     return len(batch.get("input_ids", tensors[0]))
 
 
-def one_row(batch: Batch) -> dict[str, Any]:
+def first_row(batch: Batch) -> dict[str, Any]:
     """The first row alone."""
-    rows = rows_of(batch)
+    rows = count_rows(batch)
     return {
         key: value[:1] if isinstance(value, Tensor) and len(value) == rows else value
         for key, value in batch.items()
     }
 
 
-def prompt(batch: Batch) -> dict[str, Any]:
+def prompt_only(batch: Batch) -> dict[str, Any]:
     """The batch as ``generate`` takes it: without what is to be generated."""
     return {k: v for k, v in batch.items() if k != "labels" and not k.startswith("decoder_")}
 
@@ -104,17 +104,17 @@ def made_up_samples(name: str, modality: Modality, rows: int, device: torch.devi
     }
 
 
-def _per_word(key: str, value: Any, ids: Tensor) -> bool:
+def _is_per_token(key: str, value: Any, ids: Tensor) -> bool:
     plain = isinstance(value, Tensor) and not key.startswith("decoder_")
     return plain and value.shape[:2] == ids.shape
 
 
-def _lengthened(value: Tensor, width: tuple[int, int], fill: int = 0) -> Tensor:
-    """A tensor (batch, length, ...) with more places along its length."""
+def _pad_length(value: Tensor, width: tuple[int, int], fill: int = 0) -> Tensor:
+    """A tensor (batch, length, ...) padded along its length."""
     return pad(value, (0, 0) * (value.ndim - 2) + width, value=fill)
 
 
-def _draw(base: nn.Module, shape: tuple[int, ...], seed: int) -> Tensor:
+def _random_tokens(base: nn.Module, shape: tuple[int, ...], seed: int) -> Tensor:
     """Ids that are no special token, from the first half of the vocabulary."""
     size = vocabulary_size(base)
     ordinary = torch.ones(size, dtype=torch.bool)
@@ -144,8 +144,8 @@ class Call:
         batch: which batch it is given.
         options: further keyword arguments.
         mode: of gradients.
-        labels: whether its words are also what it is asked to predict.
-        alone: whether it takes one row only.
+        labels: whether its tokens are also what it is asked to predict.
+        single_row: whether it takes one row only.
     """
 
     name: str
@@ -154,15 +154,15 @@ class Call:
     options: Mapping[str, Any] = attrs.field(factory=dict)
     mode: Mode = "no_grad"
     labels: bool = False
-    alone: bool = False
+    single_row: bool = False
 
     def inputs(self, batches: Mapping[str, Batch]) -> dict[str, Any]:
         """The keyword arguments of the base."""
         batch = dict(batches[self.batch])
-        if self.alone:
-            batch = one_row(batch)
+        if self.single_row:
+            batch = first_row(batch)
         if self.method == "generate":
-            return prompt(batch) | {**self.options}
+            return prompt_only(batch) | {**self.options}
         if self.labels and "labels" not in batch:
             batch["labels"] = batch.get("decoder_input_ids", batch.get("input_ids"))
         return batch | {**self.options}
@@ -205,12 +205,12 @@ CALLS: tuple[Call, ...] = (
     _generate("4 beams", {"num_beams": 4}, mode="inference"),
     _generate("static cache", {"cache_implementation": "static", "disable_compile": True}),
     _generate("prefill in chunks", {"prefill_chunk_size": 4}, mode="inference"),
-    _generate("assisted by its own prompt", {"prompt_lookup_num_tokens": 2}, alone=True),
+    _generate("assisted by its own prompt", {"prompt_lookup_num_tokens": 2}, single_row=True),
 )
 
 
-Way = Callable[[SafeModel, dict[str, Tensor]], Any]
-"""Given a model and samples, a block within which what it yields is no reason to hear."""
+OffMethod = Callable[[SafeModel, dict[str, Tensor]], Any]
+"""Given a model and samples, a block that yields arguments with which every modality is off."""
 
 
 @contextmanager
@@ -236,7 +236,7 @@ def _call_gate_zero(model: SafeModel, samples: dict[str, Tensor]) -> Iterator[di
 
 @contextmanager
 def _row_gates_zero(model: SafeModel, samples: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
-    yield samples | {"gate": torch.zeros(rows_of(samples))}
+    yield samples | {"gate": torch.zeros(count_rows(samples))}
 
 
 @contextmanager
@@ -258,7 +258,7 @@ def _absent(model: SafeModel, samples: dict[str, Tensor]) -> Iterator[dict[str, 
 def _masked(model: SafeModel, samples: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
     made_up: dict[str, Tensor] = {}
     for name in model.modalities:
-        rows, device = rows_of(samples), samples[f"{name}__{PRESENT}"].device
+        rows, device = count_rows(samples), samples[f"{name}__{PRESENT}"].device
         made_up |= made_up_samples(name, model.modality(name), rows, device)
     yield {
         key: torch.zeros_like(value) if key.endswith(FRAMES_MASK) else value
@@ -266,7 +266,7 @@ def _masked(model: SafeModel, samples: dict[str, Tensor]) -> Iterator[dict[str, 
     }
 
 
-WAYS: Mapping[str, Way] = {
+OFF_METHODS: Mapping[str, OffMethod] = {
     "not given": _not_given,
     "gate 0": _gate_zero,
     "gate 0 in the call": _call_gate_zero,
@@ -275,13 +275,13 @@ WAYS: Mapping[str, Way] = {
     "absent on each row": _absent,
     "every token masked": _masked,
 }
-LOOKS_AT_ROWS = ("gate 0 on each row", "absent on each row", "every token masked")
-"""The ways in which the model must look at tensors before it knows that nothing is to be heard."""
+PER_ROW_METHODS = ("gate 0 on each row", "absent on each row", "every token masked")
+"""The ways in which the model must look at tensors before it knows that everything is off."""
 
 
-def chosen(level: Level) -> list[tuple[Call, list[str]]]:
+def calls_to_compare(level: Level) -> list[tuple[Call, list[str]]]:
     """Each call with the ways to compare: all, or in turn so that every call and way occurs."""
-    names = list(WAYS)
+    names = list(OFF_METHODS)
     if level == "full":
         return [(call, names) for call in CALLS]
     whole = (FORWARD, GREEDY)

@@ -1,4 +1,4 @@
-"""What was found, and its form on disk (``certificate.json``)."""
+"""What was found, its form on disk (``certificate.json``), and the summary that is printed."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class Law:
 
 @attrs.frozen
 class Comparison:
-    """One call of the model with its senses off, beside the same call of the bare base.
+    """One call of the model with its modalities off, against the same call of the unwrapped base.
 
     Attributes:
         call: name of the call.
-        off: in which way the senses were off.
+        off: in which way the modalities were off.
         mode: of gradients: ``"no_grad"``, ``"inference"`` or ``"grad"``.
         same: whether every bit was the same.
         note: the first difference, or the error that both raised.
@@ -85,11 +85,11 @@ class Certificate:
         calls: how many were asked for: ``"full"`` or ``"quick"``.
         inputs: ``"given"`` by the caller, or ``"made up"``.
         base: class, name and fingerprints of the base and its tokenizer.
-        modalities: gate, fused layers and fingerprint of each sense.
+        modalities: gate, fused layers and fingerprint of each.
         laws: each law with its verdict.
-        comparisons: each call that was compared with the bare base.
+        comparisons: each call that was compared with the unwrapped base.
         seconds: how long it took.
-        base_changed: what stage B did to the base; None where L1 and L2 were asked.
+        base_changed: what fine-tuning did to the base; None where L1 and L2 were asked.
     """
 
     format: int
@@ -140,7 +140,7 @@ _CONVERTER.register_unstructure_hook(
 )
 
 
-def judged(key: str, name: str, detail: str, findings: list[str]) -> Law:
+def law_result(key: str, name: str, detail: str, findings: list[str]) -> Law:
     """A law that holds if there are no findings."""
     verdict = Verdict.FAILS if findings else Verdict.HOLDS
     return Law(key, name, verdict, detail, tuple(findings))
@@ -151,36 +151,33 @@ def not_applicable(key: str, name: str, why: str) -> Law:
     return Law(key, name, Verdict.NOT_APPLICABLE, why)
 
 
-# A certificate as a person reads it in the terminal: one line a law, then what went wrong.
-
-
 _MARKS = {
     Verdict.HOLDS: Text("✓", "green"),
     Verdict.NOT_APPLICABLE: Text("-", "yellow"),
     Verdict.WAIVED: Text("✗", "bold yellow"),
     Verdict.FAILS: Text("✗", "bold red"),
 }
-_SHOWN = 5
-"""Findings of one law that are shown; all are in ``certificate.json``."""
+_MAX_FINDINGS = 5
+"""Of one law that are printed; all are in ``certificate.json``."""
 
 
 def summary(certificate: Certificate) -> Group:
-    """What to print."""
-    senses = ", ".join(certificate.modalities)
-    title = Text(f"{_base(certificate)} with {senses}", "bold")
-    parts: list[Text | Table] = [title, _laws(certificate)]
+    """What to print: one line a law, then what went wrong."""
+    modalities = ", ".join(certificate.modalities)
+    title = Text(f"{_base(certificate)} with {modalities}", "bold")
+    parts: list[Text | Table] = [title, _law_table(certificate)]
     if certificate.base_changed is not None:
         parts.append(Text(sentence(certificate.base_changed), "bold red"))
     for law in certificate.failures:
         parts += [Text(f"{law.key} {law.name} fails".strip(), "bold red"), *_findings(law)]
-    return Group(*parts, Text(_counts(certificate)), Text(_place(certificate), "dim"))
+    return Group(*parts, Text(_counts(certificate)), Text(_environment(certificate), "dim"))
 
 
 def _base(certificate: Certificate) -> str:
     return certificate.base["model"] or certificate.base["class"]
 
 
-def _laws(certificate: Certificate) -> Table:
+def _law_table(certificate: Certificate) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, style="cyan")
@@ -195,24 +192,24 @@ def _laws(certificate: Certificate) -> Table:
 
 
 def _findings(law: Law) -> list[Text]:
-    shown = [Text(f"  {finding}") for finding in law.findings[:_SHOWN]]
+    shown = [Text(f"  {finding}") for finding in law.findings[:_MAX_FINDINGS]]
     more = len(law.findings) - len(shown)
     return [*shown, Text(f"  and {more} more")] if more else shown
 
 
 def _counts(certificate: Certificate) -> str:
-    verdicts = [law.verdict for law in certificate.laws]
+    found = [law.verdict for law in certificate.laws]
     counts = {
-        "hold": verdicts.count(Verdict.HOLDS),
-        "not applicable": verdicts.count(Verdict.NOT_APPLICABLE),
-        "waived": verdicts.count(Verdict.WAIVED),
-        "fail": verdicts.count(Verdict.FAILS),
+        "hold": found.count(Verdict.HOLDS),
+        "not applicable": found.count(Verdict.NOT_APPLICABLE),
+        "waived": found.count(Verdict.WAIVED),
+        "fail": found.count(Verdict.FAILS),
     }
-    told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-    return f"{told}; {len(certificate.comparisons)} calls compared; {certificate.seconds:.1f} s"
+    verdicts = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    return f"{verdicts}; {len(certificate.comparisons)} calls compared; {certificate.seconds:.1f} s"
 
 
-def _place(certificate: Certificate) -> str:
+def _environment(certificate: Certificate) -> str:
     libraries = [f"{name} {number}" for name, number in certificate.versions.items()]
     facts = (certificate.device, certificate.dtype, certificate.attention, *libraries)
     return ", ".join(filter(None, facts))

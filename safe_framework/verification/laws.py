@@ -1,11 +1,16 @@
-"""How a base differs from its seal, each difference named."""
+"""The laws of docs/laws.md, each asked of a bench: a function that returns a verdict.
+
+L1 to L7 in their order, then three checks without a number, which guard the laws against holding
+for a wrong reason: that a modality which is on reaches the outputs, that decoding with a cache
+agrees with decoding without one, and that threads cannot see each other's samples.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import combinations
@@ -16,60 +21,79 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.base_snapshot import BaseSnapshot, TensorMark
-from safe_framework.core.hook_inventory import hooks_on, stray, taken_off
+from safe_framework.core.hook_inventory import hooks_on, hooks_removed, unknown_hooks
 from safe_framework.core.model import SafeModel
 from safe_framework.interfaces import registry
 from safe_framework.interfaces.types import PRESENT
 from safe_framework.utils.tensors import integers
-from safe_framework.verification.bench import Bench, counted, loud, moved
+from safe_framework.verification.bench import Bench, call_counter, noisy_adapters, nonzero_deltas
 from safe_framework.verification.calls import (
     FORWARD,
     GREEDY,
-    LOOKS_AT_ROWS,
+    OFF_METHODS,
+    PER_ROW_METHODS,
     UNCACHED,
-    WAYS,
     Call,
     Level,
-    chosen,
-    with_other_words,
+    calls_to_compare,
+    with_other_tokens,
 )
-from safe_framework.verification.certificate import Comparison, Law, judged, not_applicable
+from safe_framework.verification.certificate import Comparison, Law, law_result, not_applicable
 from safe_framework.verification.outcome import (
     Operation,
     Outcome,
+    capture_outcome,
     difference,
-    digest,
-    from_the_base_on,
-    outcome,
+    trace_call,
     trace_difference,
-    traced,
+    trace_digest,
+    without_extra_preamble,
 )
 
+_UNTOUCHED = ("L1", "Untouched")
+_OFF = ("L2", "Off is the base")
+_OPERATIONS = ("L2", "Off runs the base's operations")
+_PLUGINS = ("L3", "Plugins propose")
+_ROWS = ("L4", "Rows")
+_FRESH = ("L5", "Fresh is silent")
+_COMPOSITION = ("L6", "Composition")
+_NOTHING_SILENT = ("L7", "Nothing silent")
+_REACHES_OUTPUTS = ("", "On is heard")
+_DECODING = ("", "Cached decoding agrees")
+_THREADS = ("", "Threads")
+"""Key and name of each law, as a certificate has them."""
 
-def broken(seal: BaseSnapshot, base: nn.Module, tokenizer: Any = None) -> list[str]:
-    """What of ``base`` and its tokenizer is no longer as it was sealed."""
+
+# L1: nothing of the base has changed since it was wrapped, nor did the calls change it.
+
+
+def base_differences(snapshot: BaseSnapshot, base: nn.Module, tokenizer: Any = None) -> list[str]:
+    """What of ``base`` and its tokenizer is no longer as it was when it was wrapped."""
     now = BaseSnapshot.of(base, tokenizer)
     return [
-        *_tensors(seal, now.tensors),
-        *_modules(seal.modules, now.modules),
-        *_changed(seal.settings, now.settings),
-        *_hooks(seal, base),
-        *_methods(seal.replaced, now.replaced),
-        *(f"`{path}` is in training mode" for path in sorted({*now.training} - {*seal.training})),
-        *_words(seal.words, now.words),
+        *_tensor_differences(snapshot, now.tensors),
+        *_module_differences(snapshot.modules, now.modules),
+        *_setting_differences(snapshot.settings, now.settings),
+        *_hook_differences(snapshot, base),
+        *_method_differences(snapshot.replaced, now.replaced),
+        *(
+            f"`{path}` is in training mode"
+            for path in sorted({*now.training} - {*snapshot.training})
+        ),
+        *_tokenizer_differences(snapshot.words, now.words),
     ]
 
 
-def _tensors(seal: BaseSnapshot, now: Mapping[str, TensorMark]) -> Iterator[str]:
-    for path, mark in seal.tensors.items():
+def _tensor_differences(snapshot: BaseSnapshot, now: Mapping[str, TensorMark]) -> Iterator[str]:
+    for path, mark in snapshot.tensors.items():
         if path not in now:
             yield f"weight `{path}` is gone"
-        elif found := _tensor(path, mark, now[path], path in seal.changed):
+        elif found := _tensor_difference(path, mark, now[path], path in snapshot.changed):
             yield found
-    yield from (f"weight `{path}` is new" for path in now if path not in seal.tensors)
+    yield from (f"weight `{path}` is new" for path in now if path not in snapshot.tensors)
 
 
-def _tensor(path: str, then: TensorMark, now: TensorMark, changed: bool) -> str:
+def _tensor_difference(path: str, then: TensorMark, now: TensorMark, changed: bool) -> str:
     """The worst that happened to one tensor."""
     if then.shape != now.shape:
         if then.embedding and then.shape[1:] == now.shape[1:]:
@@ -78,7 +102,7 @@ def _tensor(path: str, then: TensorMark, now: TensorMark, changed: bool) -> str:
     if then.dtype != now.dtype:
         return f"weight `{path}` was {then.dtype} and is {now.dtype}"
     if changed:
-        return ""  # stage B trains it: its numbers are its own to change
+        return ""  # base fine-tuning trains it: its numbers may change
     if then.sample != now.sample and then.sample and now.sample:
         return f"weight `{path}` holds other numbers"
     if then.frozen and not now.frozen:
@@ -92,7 +116,7 @@ def _tensor(path: str, then: TensorMark, now: TensorMark, changed: bool) -> str:
     return ""
 
 
-def _modules(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+def _module_differences(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
     for path, kind in then.items():
         if path not in now:
             yield f"module `{path}` (`{kind}`) is gone"
@@ -101,26 +125,30 @@ def _modules(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
     yield from (f"module `{path}` (`{now[path]}`) is new" for path in now if path not in then)
 
 
-def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def _setting_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     for name in sorted(then.keys() | now.keys()):
         old, new = then.get(name, "missing"), now.get(name, "missing")
         if old != new:
             yield f"`{name}` was {old} and is {new}"
 
 
-def _hooks(seal: BaseSnapshot, base: nn.Module) -> Iterator[str]:
-    for placed in stray(hooks_on(base), seal.hooks):
+def _hook_differences(snapshot: BaseSnapshot, base: nn.Module) -> Iterator[str]:
+    for placed in unknown_hooks(hooks_on(base), snapshot.hooks):
         module, kind, name = placed.name
         yield f"`{module}` has a stray {kind} of `{name}`"
 
 
-def _methods(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+def _method_differences(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
     for name, other in now.items():
         if then.get(name) != other:
             yield f"method `{name}` was replaced by `{other}`"
 
 
-def _words(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def _mode_differences(then: Sequence[str], now: Sequence[str]) -> Iterator[str]:
+    yield from (f"`{path}` is in training mode" for path in sorted({*now} - {*then}))
+
+
+def _tokenizer_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     if not then or not now or then == now:
         return
     added = sorted(now["added"].keys() - then["added"].keys())
@@ -128,255 +156,103 @@ def _words(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
         yield f"the tokenizer was given other tokens: {', '.join(f'`{token}`' for token in added)}"
     elif then["count"] != now["count"]:
         yield f"the tokenizer had {then['count']} tokens and has {now['count']}"
-    yield from _changed(then["special"], now["special"])
+    yield from _setting_differences(then["special"], now["special"])
     other = [number for number, word in then["words"].items() if now["words"].get(number) != word]
     if other and then["count"] == now["count"]:
         yield f"the tokenizer has another word for token {other[0]}"
 
 
-# One file for each law: a function that asks it of a bench and gives a verdict.
+def tensor_digests(base: nn.Module) -> dict[str, str]:
+    """SHA-256 of every parameter and buffer, also of those that are not saved.
+
+    Offloaded ones have none: their bits are not here.
+    """
+    tensors = dict(base.named_parameters()) | dict(base.named_buffers())
+    here = {path: tensor for path, tensor in tensors.items() if not tensor.is_meta}
+    with ThreadPoolExecutor() as pool:  # hashlib lets go of the interpreter lock
+        return dict(zip(here, pool.map(_digest, here.values()), strict=True))
 
 
-# L6: with some senses off, the model is the one that has only the others.
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(integers(tensor).cpu().numpy().data).hexdigest()
 
 
-_COMPOSITION = "Composition"
+def untouched(
+    base: nn.Module,
+    snapshot: BaseSnapshot,
+    found: list[str],
+    before: Mapping[str, str],
+    identity: Mapping[str, str],
+) -> Law:
+    """The verdict on L1.
 
-
-def senses_compose(bench: Bench) -> Law:
-    """The verdict on L6."""
-    names = list(bench.model.modalities)
-    if len(names) < 2:
-        return not_applicable("L6", _COMPOSITION, "the model has one sense")
-    subsets = [off for count in range(1, len(names)) for off in combinations(names, count)]
-    with loud(bench.model):
-        findings = [found for off in subsets if (found := _alone(bench, off))]
-    return judged("L6", _COMPOSITION, f"each of {len(subsets)} choices of senses alone", findings)
-
-
-def _alone(bench: Bench, off: tuple[str, ...]) -> str:
-    """How the model with these senses off differs from one that lacks them."""
-    absent = {k: v for k, v in bench.samples.items() if k.partition("__")[0] not in off}
-    for call in bench.possible(FORWARD, GREEDY):
-        inputs = call.inputs(bench.batches) | {"gate": 1.0}
-        with bench.without(*off):
-            lacking = bench.run(call, inputs | absent)
-        with bench.model.off(*off):
-            seen = bench.run(call, inputs | dict(bench.samples))
-        if found := difference(seen, lacking, "the model without it"):
-            return f"{call.name} with {' and '.join(off)} off: {found}"
-    return ""
-
-
-# With the senses on, decoding with a cache gives the tokens of decoding without one.
-
-
-_DECODING = "Cached decoding agrees"
-_OURS = ("PluginError", "InjectionError", "SafeError", "SampleError")
-
-
-def cached_decoding_agrees(bench: Bench) -> Law:
-    """Whether both decode the same tokens, where the base alone does, but for rounding."""
-    base = bench.bare(GREEDY), bench.bare(UNCACHED)
-    if base[0].error:
-        return not_applicable("", _DECODING, f"the base does not decode: {base[0].error}")
-    if found := _tokens_differ(*base) or _logits_differ(*base):
-        return not_applicable("", _DECODING, f"the base alone does not agree: {found}")
-    cached, uncached = bench.on(GREEDY), bench.on(UNCACHED)
-    if uncached.error and not (cached.error or uncached.error.startswith(_OURS)):
-        why = f"the base refuses to read again what it wrote: {uncached.error}"
-        return not_applicable("", _DECODING, why)  # such as the token of an image
-    found = _tokens_differ(cached, uncached)
-    if found and (gap := _tie(cached)):
-        return not_applicable("", _DECODING, f"{found}, but two tokens are nearly tied: {gap}")
-    detail = "the same tokens with the senses on, with a cache and without"
-    return judged("", _DECODING, detail, [found] if found else [])
-
-
-def _tokens_differ(cached: Outcome, uncached: Outcome) -> str:
-    name = "sequences"
-    return difference(cached.part(name), uncached.part(name), "without a cache it")
-
-
-def _logits_differ(cached: Outcome, uncached: Outcome) -> str:
-    """How far the logits are apart, if it is more than rounding."""
-    pairs = zip(_steps(cached), _steps(uncached), strict=True)
-    parts = [((a - b).abs().max() / a.abs().max()).item() for a, b in pairs]
-    farthest = max(parts, default=0.0)
-    return f"logits {farthest:.1e} apart" if farthest > _rounding(cached) else ""
-
-
-def _tie(seen: Outcome) -> str:
-    """The least distance of the best two tokens, if rounding could decide between them."""
-    steps = _steps(seen)
-    gaps = [(step.topk(2).values.diff().abs().min() / step.abs().max()).item() for step in steps]
-    least = min(gaps, default=1.0)
-    return f"{least:.1e} of the largest logit" if least < _rounding(seen) else ""
-
-
-def _steps(seen: Outcome) -> list[Tensor]:
-    return [logits.double() for logits in seen.part("logits.").leaves.values()]
-
-
-def _rounding(seen: Outcome) -> float:
-    """What rounding may add up to in a deep model: the root of its smallest step."""
-    kinds = [logits.dtype for logits in seen.part("logits.").leaves.values()]
-    return math.sqrt(max((torch.finfo(kind).eps for kind in kinds), default=0.0))
-
-
-# L5: a sense that was never trained leaves the outputs exactly the base's at gate 1.
-
-
-_FRESH = "Fresh is silent"
-_FRESH_CALLS = (
-    FORWARD,
-    Call("forward, padded left", "forward", "left", mode="inference"),
-    GREEDY,
-)
-
-
-def fresh_is_silent(bench: Bench) -> Law:
-    """The verdict on L5: of the model itself if it is fresh, else of a fresh one by its recipe."""
-    with moved(bench.model) as trained:
-        bench.on(FORWARD)
-    if not trained:
-        return judged("L5", _FRESH, "the model is fresh", _silence(bench))
-    if bench.model.recipe is None:
-        why = "the model is trained, and no recipe says how to make a fresh one"
-        return not_applicable("L5", _FRESH, why)
-    with _made_anew(bench) as fresh:
-        return judged("L5", _FRESH, "a fresh sense by the same recipe", _silence(fresh))
-
-
-def _silence(bench: Bench) -> list[str]:
-    compared = (
-        (call.name, difference(bench.on(call), bench.bare(call)))
-        for call in bench.possible(*_FRESH_CALLS)
-    )
-    return [f"{name} at gate 1: {found}" for name, found in compared if found]
-
-
-@contextmanager
-def _made_anew(bench: Bench) -> Iterator[Bench]:
-    """The same base with new projectors and adapters, beside encoders that are there already."""
-    model = bench.model
-    assert model.recipe is not None
-    with taken_off([placed for placed in hooks_on(model.base) if placed.ours]):
-        fresh = SafeModel(model.base, layers_path=model.stack.path, example=model._example)
-        fresh.split_rows = model.split_rows
-        try:
-            torch.manual_seed(model.recipe.training.seed)
-            _add_senses(fresh, model)
-            yield attrs.evolve(bench, model=fresh)
-        finally:
-            fresh.detach()
-
-
-def _add_senses(fresh: SafeModel, model: SafeModel) -> None:
-    assert model.recipe is not None
-    for name, spec in model.recipe.modalities.items():
-        if name not in model.modalities:
-            continue
-        encoder, facts = model.modality(name).encoder, fresh.facts()
-        make_projector: type[Any] = registry.projectors.load(spec.projector.use)
-        make_fusion: type[Any] = registry.fusion_adapters.load(spec.fusion.use)
-        fresh.add_modality(
-            name,
-            encoder=encoder,
-            projector=make_projector(encoder.dim, facts.hidden_size, **spec.projector.options),
-            fusion=make_fusion(facts, **spec.fusion.options),
-        )
-
-
-# A sense that is on reaches the outputs: what holds when off is not held by deafness.
-
-
-_HEARD = "On is heard"
-
-
-def on_is_heard(bench: Bench) -> Law:
-    """Whether made-up deltas reach every row, and the trained ones the outputs."""
-    findings = []
-    for call in bench.possible(FORWARD, GREEDY):
-        silent = bench.bare(call)
-        with loud(bench.model):
-            seen = bench.on(call)
-        if seen.error:
-            findings.append(f"{call.name} with the senses on raises {seen.error}")
-            continue
-        deaf = [
-            row
-            for row in range(bench.rows)
-            if not difference(seen.rows([row], bench.rows), silent.rows([row], bench.rows))
+    Args:
+        base: after the calls.
+        snapshot: of the base when it was wrapped.
+        found: how it differs from it, before and after the calls.
+        before: its digests before the calls.
+        identity: its fingerprints after the calls.
+    """
+    after = tensor_digests(base)
+    findings = list(dict.fromkeys(found))
+    findings += [
+        f"tensor `{path}` changed during the calls"
+        for path in sorted(before.keys() | after.keys())
+        if before.get(path) != after.get(path)
+    ]
+    if snapshot.identity is not None:
+        findings += [
+            f"{what} of the base are not those that the adapter was made for"
+            for part, what in {"weights": "the weights", "tokenizer": "the words"}.items()
+            if identity[part] and identity[part] != snapshot.identity[part]
         ]
-        findings += [f"{call.name}: a made-up delta did not reach row {row}" for row in deaf]
-    with moved(bench.model) as trained:
-        seen = bench.on(FORWARD)
-    if trained and not seen.error and not difference(seen, bench.bare(FORWARD)):
-        findings.append(f"the delta of {' and '.join(sorted(trained))} did not reach the outputs")
-    own = " and its own" if trained else "; its own is still zero"
-    return judged("", _HEARD, f"made-up deltas reach every row{own}", findings)
+    return law_result(*_UNTOUCHED, _untouched_detail(snapshot, after, base), findings)
 
 
-# L7: what cannot be heard is refused, instead of being answered as if nothing had been given.
+def _untouched_detail(snapshot: BaseSnapshot, after: Mapping[str, str], base: nn.Module) -> str:
+    offloaded = len(list(base.named_parameters())) + len(list(base.named_buffers())) - len(after)
+    modules, settings = len(snapshot.modules), len(snapshot.settings)
+    parts = [
+        f"{len(after)} tensors hashed before and after",
+        f"{modules} modules and {settings} settings as when it was wrapped",
+    ]
+    if snapshot.identity is not None:
+        parts.append("weights as recorded with the adapter")
+    if offloaded:
+        parts.append(f"{offloaded} offloaded tensors by shape alone")
+    return "; ".join(parts)
 
 
-_NOTHING_SILENT = "Nothing silent"
+# L2: with its modalities off, the model gives the base's bits by the base's operations.
 
 
-def nothing_silent(bench: Bench) -> Law:
-    """The verdict on L7, as far as one call can show it."""
-    inputs = FORWARD.inputs(bench.batches)
-    name = next(iter(bench.model.modalities))
-    samples = dict(bench.samples)
-    short = {key: value[:-1] for key, value in samples.items()}
-    unknown = {f"un{name}__{PRESENT}": samples[f"{name}__{PRESENT}"]}
-    with bench.bared():
-        bypassed = bench.run(FORWARD, inputs | samples | {"gate": 1.0})
-    seen = {
-        "a fused layer was bypassed": bypassed,
-        "one sample was missing": bench.run(FORWARD, inputs | short),
-        "a sample came for a sense that is not there": bench.run(FORWARD, inputs | unknown),
-    }
-    findings = [f"{what}, and the call answered" for what, out in seen.items() if not out.error]
-    return judged(
-        "L7", _NOTHING_SILENT, f"{len(seen)} calls that cannot be heard are refused", findings
-    )
-
-
-# L2: with its senses off, the model gives the base's bits by the base's operations.
-
-
-_OFF = "Off is the base"
-
-
-def compared(
+def off_is_base(
     bench: Bench, level: Level, advance: Callable[[str], None]
 ) -> tuple[Law, list[Comparison]]:
     """The verdict on L2, and each call that was compared bit by bit."""
     made: list[Comparison] = []
     unsteady: list[str] = []
-    for call, ways in chosen(level):
-        expected = bench.bare(call)
-        here = [_compare(bench, call, way, expected) for way in ways]
-        if not all(c.same for c in here) and difference(bench.bare(call), expected):
+    for call, ways in calls_to_compare(level):
+        expected = bench.run_unwrapped(call)
+        here = [_compare_off(bench, call, way, expected) for way in ways]
+        if not all(c.same for c in here) and difference(bench.run_unwrapped(call), expected):
             unsteady.append(call.name)
         else:
             made += here
         advance(call.name)
     if not made:
-        return not_applicable("L2", _OFF, "the base does not repeat itself in any call"), made
+        return not_applicable(*_OFF, "the base does not repeat itself in any call"), made
     findings = [f"{c.call}, {c.off}: {c.note}" for c in made if not c.same]
-    return judged("L2", _OFF, _detail(made, unsteady), findings), made
+    return law_result(*_OFF, _off_detail(made, unsteady), findings), made
 
 
-def _compare(bench: Bench, call: Call, way: str, expected: Outcome) -> Comparison:
-    found = difference(bench.off(call, way), expected)
+def _compare_off(bench: Bench, call: Call, way: str, expected: Outcome) -> Comparison:
+    found = difference(bench.run_off(call, way), expected)
     note = found or (f"both raise {expected.error}" if expected.error else "")
     return Comparison(call.name, way, call.mode, not found, note)
 
 
-def _detail(made: list[Comparison], unsteady: list[str]) -> str:
+def _off_detail(made: list[Comparison], unsteady: list[str]) -> str:
     parts = [f"{len(made)} calls bit for bit"]
     if refused := sorted({c.call for c in made if c.same and c.note}):
         parts.append(f"the base itself refuses {', '.join(refused)}")
@@ -388,113 +264,111 @@ def _detail(made: list[Comparison], unsteady: list[str]) -> str:
 def same_operations(bench: Bench, made: list[Comparison]) -> Law:
     """Whether off also runs what the base runs; enters the traces into ``made``."""
     findings, total = [], 0
-    calls = bench.possible(FORWARD, GREEDY)
+    calls = bench.supported(FORWARD, GREEDY)
     for call in calls:
-        expected = _bare_trace(bench, call)
+        expected = _unwrapped_trace(bench, call)
         total += len(expected)
-        for way in WAYS:
+        for way in OFF_METHODS:
             with bench.switched_off(call, way) as inputs:
-                _, seen = traced(bench.method(call), inputs, bench.model.base)
-            if way in LOOKS_AT_ROWS:  # before the base is called
-                seen = from_the_base_on(seen, expected)
+                _, seen = trace_call(bench.method(call), inputs, bench.model.base)
+            if way in PER_ROW_METHODS:  # before the base is called
+                seen = without_extra_preamble(seen, expected)
             if found := trace_difference(seen, expected):
                 findings.append(f"{call.name}, {way}: {found}")
             else:
-                _enter(made, call, way, seen)
+                _record_trace(made, call, way, seen)
     names = " and ".join(call.name for call in calls)
-    detail = f"{total:,} operations of {names}, in {len(WAYS)} ways to be off"
-    return judged("L2", "Off runs the base's operations", detail, findings)
+    detail = f"{total:,} operations of {names}, in {len(OFF_METHODS)} ways to be off"
+    return law_result(*_OPERATIONS, detail, findings)
 
 
-def _bare_trace(bench: Bench, call: Call) -> list[Operation]:
-    with bench.bared():
+def _unwrapped_trace(bench: Bench, call: Call) -> list[Operation]:
+    with bench.unwrapped():
         inputs = call.inputs(bench.batches)
-        return traced(bench.base_method(call), inputs, bench.model.base)[1]
+        return trace_call(bench.base_method(call), inputs, bench.model.base)[1]
 
 
-def _enter(made: list[Comparison], call: Call, way: str, seen: list[Operation]) -> None:
-    for place, comparison in enumerate(made):
+def _record_trace(made: list[Comparison], call: Call, way: str, seen: list[Operation]) -> None:
+    for index, comparison in enumerate(made):
         if (comparison.call, comparison.off) == (call.name, way):
-            made[place] = attrs.evolve(comparison, operations=len(seen), trace=digest(seen))
+            made[index] = attrs.evolve(comparison, operations=len(seen), trace=trace_digest(seen))
 
 
 # L3: no plugin runs while its modality is off, and none misbehaves while it is on.
 
 
-_PLUGINS = "Plugins propose"
-_HEARD_FIRST = ("every token masked",)  # which only the projector can tell
+_NEEDS_PROJECTOR = ("every token masked",)  # which only the projector can tell
 
 
 def plugins_propose(bench: Bench) -> Law:
     """The verdict on L3."""
     findings = []
-    calls = bench.possible(FORWARD, GREEDY)
+    calls = bench.supported(FORWARD, GREEDY)
     for call in calls:
-        for way in WAYS:
-            with counted(bench.model) as ran:
-                bench.off(call, way)
-            early = [path for path in ran if way not in _HEARD_FIRST or ".fusion" in path]
+        for way in OFF_METHODS:
+            with call_counter(bench.model) as ran:
+                bench.run_off(call, way)
+            early = [path for path in ran if way not in _NEEDS_PROJECTOR or ".fusion" in path]
             if early:
                 findings.append(f"{call.name}, {way}: module `{early[0]}` ran")
-        with counted(bench.model) as ran:
-            on = bench.on(call)
+        with call_counter(bench.model) as ran:
+            on = bench.run_on(call)
         if on.error:
             findings.append(f"{call.name} with the senses on raises {on.error}")
         if silent := [name for name in bench.model.modalities if f"{name}.fusion" not in ran]:
             findings.append(f"{call.name} with the senses on never called `{silent[0]}`")
-    detail = f"no module of a sense ran in {len(calls) * len(WAYS)} calls"
-    return judged("L3", _PLUGINS, detail, findings)
+    detail = f"no module of a sense ran in {len(calls) * len(OFF_METHODS)} calls"
+    return law_result(*_PLUGINS, detail, findings)
 
 
 # L4: in a mixed batch, a row without a sample keeps the base's bits.
 
 
-_ROWS = "Rows"
 _ROW_CALLS = (FORWARD, Call("forward, padded left", "forward", "left"), GREEDY)
 
 
-def rows_apart(bench: Bench) -> Law:
+def rows_independent(bench: Bench) -> Law:
     """The verdict on L4, which only a base that computes rows independently can have."""
     if bench.rows < 2:
-        return not_applicable("L4", _ROWS, "the inputs have a single row")
-    if mixes := _base_mixes(bench):
+        return not_applicable(*_ROWS, "the inputs have a single row")
+    if mixes := _where_rows_mix(bench):
         if not bench.model.split_rows:
-            return not_applicable("L4", _ROWS, f"the base computes rows together: {mixes}")
+            return not_applicable(*_ROWS, f"the base computes rows together: {mixes}")
         detail = "the base computes rows together; rows without a sample ran apart"
     else:
         detail = "the base computes rows apart"
-    with loud(bench.model):
-        calls = bench.possible(*_ROW_CALLS)
-        findings = [found for call in calls for found in _mixed(bench, call)]
-    return judged("L4", _ROWS, f"{detail}; {3 * len(calls)} mixed batches", findings)
+    with noisy_adapters(bench.model):
+        calls = bench.supported(*_ROW_CALLS)
+        findings = [found for call in calls for found in _mixed_batch_findings(bench, call)]
+    return law_result(*_ROWS, f"{detail}; {3 * len(calls)} mixed batches", findings)
 
 
-def _base_mixes(bench: Bench) -> str:
-    """Where a row of the base changes with the words of another row; empty if nowhere."""
+def _where_rows_mix(bench: Bench) -> str:
+    """Where a row of the base changes with the tokens of another row; empty if nowhere."""
     last = bench.rows - 1
-    for call in bench.possible(*_ROW_CALLS):
-        before = bench.bare(call)
+    for call in bench.supported(*_ROW_CALLS):
+        before = bench.run_unwrapped(call)
         for other, kept in ((last, 0), (0, last)):
             batch = bench.batches[call.batch]
-            changed = with_other_words(bench.model.base, batch, other)
-            with bench.bared():
+            changed = with_other_tokens(bench.model.base, batch, other)
+            with bench.unwrapped():
                 inputs = call.inputs({call.batch: changed})
-                after = outcome(bench.base_method(call), inputs, call.mode)
+                after = capture_outcome(bench.base_method(call), inputs, call.mode)
             if found := difference(_row(bench, after, kept), _row(bench, before, kept), "alone it"):
                 return f"in {call.name}, with other words in row {other}, {found}"
     return ""
 
 
 def _row(bench: Bench, seen: Outcome, row: int) -> Outcome:
-    return seen.rows([row], bench.rows)
+    return seen.select_rows([row], bench.rows)
 
 
-def _mixed(bench: Bench, call: Call) -> Iterator[str]:
+def _mixed_batch_findings(bench: Bench, call: Call) -> Iterator[str]:
     """What is wrong where only the last row has a sample."""
-    base, last = bench.bare(call), bench.rows - 1
+    base, last = bench.run_unwrapped(call), bench.rows - 1
     present = torch.arange(bench.rows) == last
-    for way, changes in _changes(bench, present).items():
-        seen = bench.on(call, **changes)
+    for way, changes in _ways_to_lack_samples(bench, present).items():
+        seen = bench.run_on(call, **changes)
         for row in range(last):
             if found := _row_difference(bench, seen, base, row):
                 yield f"{call.name}, {way}: row {row} has no sample, but {found}"
@@ -512,7 +386,7 @@ def _row_difference(bench: Bench, seen: Outcome, base: Outcome, row: int) -> str
     return difference(mine, silent)
 
 
-def _changes(bench: Bench, present: Tensor) -> dict[str, dict[str, Any]]:
+def _ways_to_lack_samples(bench: Bench, present: Tensor) -> dict[str, dict[str, Any]]:
     names = list(bench.model.modalities)
     device = bench.samples[f"{names[0]}__{PRESENT}"].device
     here = present.to(device)
@@ -529,18 +403,215 @@ def _changes(bench: Bench, present: Tensor) -> dict[str, dict[str, Any]]:
     }
 
 
-# A sense that is on in one thread is not heard in another, at the same moment.
+# L5: a modality that was never trained leaves the outputs exactly the base's at gate 1.
 
 
-_THREADS = "Threads"
-_PATIENCE = 60.0  # seconds
+_FRESH_CALLS = (
+    FORWARD,
+    Call("forward, padded left", "forward", "left", mode="inference"),
+    GREEDY,
+)
 
 
-def threads_apart(bench: Bench) -> Law:
+def fresh_is_silent(bench: Bench) -> Law:
+    """The verdict on L5: of the model itself if it is fresh, else of a fresh one by its recipe."""
+    with nonzero_deltas(bench.model) as trained:
+        bench.run_on(FORWARD)
+    if not trained:
+        return law_result(*_FRESH, "the model is fresh", _fresh_findings(bench))
+    if bench.model.recipe is None:
+        why = "the model is trained, and no recipe says how to make a fresh one"
+        return not_applicable(*_FRESH, why)
+    with _fresh_modalities(bench) as fresh:
+        return law_result(*_FRESH, "a fresh sense by the same recipe", _fresh_findings(fresh))
+
+
+def _fresh_findings(bench: Bench) -> list[str]:
+    compared = (
+        (call.name, difference(bench.run_on(call), bench.run_unwrapped(call)))
+        for call in bench.supported(*_FRESH_CALLS)
+    )
+    return [f"{name} at gate 1: {found}" for name, found in compared if found]
+
+
+@contextmanager
+def _fresh_modalities(bench: Bench) -> Iterator[Bench]:
+    """The same base with new projectors and adapters, and the encoders that are there already."""
+    model = bench.model
+    assert model.recipe is not None
+    with hooks_removed([placed for placed in hooks_on(model.base) if placed.ours]):
+        fresh = SafeModel(model.base, layers_path=model.stack.path, example=model._example)
+        fresh.split_rows = model.split_rows
+        try:
+            torch.manual_seed(model.recipe.training.seed)
+            _add_fresh_modalities(fresh, model)
+            yield attrs.evolve(bench, model=fresh)
+        finally:
+            fresh.detach()
+
+
+def _add_fresh_modalities(fresh: SafeModel, model: SafeModel) -> None:
+    assert model.recipe is not None
+    for name, spec in model.recipe.modalities.items():
+        if name not in model.modalities:
+            continue
+        encoder, facts = model.modality(name).encoder, fresh.facts()
+        make_projector: type[Any] = registry.projectors.load(spec.projector.use)
+        make_fusion: type[Any] = registry.fusion_adapters.load(spec.fusion.use)
+        fresh.add_modality(
+            name,
+            encoder=encoder,
+            projector=make_projector(encoder.dim, facts.hidden_size, **spec.projector.options),
+            fusion=make_fusion(facts, **spec.fusion.options),
+        )
+
+
+# L6: with some modalities off, the model is the one that has only the others.
+
+
+def modalities_compose(bench: Bench) -> Law:
+    """The verdict on L6."""
+    names = list(bench.model.modalities)
+    if len(names) < 2:
+        return not_applicable(*_COMPOSITION, "the model has one sense")
+    subsets = [off for count in range(1, len(names)) for off in combinations(names, count)]
+    with noisy_adapters(bench.model):
+        findings = [found for off in subsets if (found := _modalities_left_out(bench, off))]
+    return law_result(*_COMPOSITION, f"each of {len(subsets)} choices of senses alone", findings)
+
+
+def _modalities_left_out(bench: Bench, off: tuple[str, ...]) -> str:
+    """How the model with these modalities off differs from one that lacks them."""
+    absent = {k: v for k, v in bench.samples.items() if k.partition("__")[0] not in off}
+    for call in bench.supported(FORWARD, GREEDY):
+        inputs = call.inputs(bench.batches) | {"gate": 1.0}
+        with bench.without_modalities(*off):
+            lacking = bench.run(call, inputs | absent)
+        with bench.model.off(*off):
+            seen = bench.run(call, inputs | dict(bench.samples))
+        if found := difference(seen, lacking, "the model without it"):
+            return f"{call.name} with {' and '.join(off)} off: {found}"
+    return ""
+
+
+# L7: what cannot be used is refused, instead of being answered as if nothing had been given.
+
+
+def nothing_silent(bench: Bench) -> Law:
+    """The verdict on L7, as far as one call can show it."""
+    inputs = FORWARD.inputs(bench.batches)
+    name = next(iter(bench.model.modalities))
+    samples = dict(bench.samples)
+    short = {key: value[:-1] for key, value in samples.items()}
+    unknown = {f"un{name}__{PRESENT}": samples[f"{name}__{PRESENT}"]}
+    with bench.unwrapped():
+        bypassed = bench.run(FORWARD, inputs | samples | {"gate": 1.0})
+    seen = {
+        "a fused layer was bypassed": bypassed,
+        "one sample was missing": bench.run(FORWARD, inputs | short),
+        "a sample came for a sense that is not there": bench.run(FORWARD, inputs | unknown),
+    }
+    findings = [f"{what}, and the call answered" for what, out in seen.items() if not out.error]
+    return law_result(
+        *_NOTHING_SILENT, f"{len(seen)} calls that cannot be heard are refused", findings
+    )
+
+
+# A modality that is on reaches the outputs: L2 does not hold because nothing is ever added.
+
+
+def on_reaches_outputs(bench: Bench) -> Law:
+    """Whether noise as deltas reaches every row, and the trained deltas reach the outputs."""
+    findings = []
+    for call in bench.supported(FORWARD, GREEDY):
+        silent = bench.run_unwrapped(call)
+        with noisy_adapters(bench.model):
+            seen = bench.run_on(call)
+        if seen.error:
+            findings.append(f"{call.name} with the senses on raises {seen.error}")
+            continue
+        unreached = [
+            row
+            for row in range(bench.rows)
+            if not difference(_row(bench, seen, row), _row(bench, silent, row))
+        ]
+        findings += [f"{call.name}: a made-up delta did not reach row {row}" for row in unreached]
+    with nonzero_deltas(bench.model) as trained:
+        seen = bench.run_on(FORWARD)
+    if trained and not seen.error and not difference(seen, bench.run_unwrapped(FORWARD)):
+        findings.append(f"the delta of {' and '.join(sorted(trained))} did not reach the outputs")
+    own = " and its own" if trained else "; its own is still zero"
+    return law_result(*_REACHES_OUTPUTS, f"made-up deltas reach every row{own}", findings)
+
+
+# With the modalities on, decoding with a cache gives the tokens of decoding without one.
+
+
+_OWN_ERRORS = ("PluginError", "InjectionError", "SafeError", "SampleError")
+
+
+def cached_decoding_agrees(bench: Bench) -> Law:
+    """Whether both decode the same tokens, where the base alone does, but for rounding."""
+    base = bench.run_unwrapped(GREEDY), bench.run_unwrapped(UNCACHED)
+    if base[0].error:
+        return not_applicable(*_DECODING, f"the base does not decode: {base[0].error}")
+    if found := _tokens_differ(*base) or _logits_differ(*base):
+        return not_applicable(*_DECODING, f"the base alone does not agree: {found}")
+    cached, uncached = bench.run_on(GREEDY), bench.run_on(UNCACHED)
+    if uncached.error and not (cached.error or uncached.error.startswith(_OWN_ERRORS)):
+        why = f"the base refuses to read again what it wrote: {uncached.error}"
+        return not_applicable(*_DECODING, why)  # such as the token of an image
+    found = _tokens_differ(cached, uncached)
+    if found and (gap := _near_tie(cached)):
+        return not_applicable(*_DECODING, f"{found}, but two tokens are nearly tied: {gap}")
+    detail = "the same tokens with the senses on, with a cache and without"
+    return law_result(*_DECODING, detail, [found] if found else [])
+
+
+def _tokens_differ(cached: Outcome, uncached: Outcome) -> str:
+    name = "sequences"
+    return difference(
+        cached.starting_with(name), uncached.starting_with(name), "without a cache it"
+    )
+
+
+def _logits_differ(cached: Outcome, uncached: Outcome) -> str:
+    """How far the logits are apart, if it is more than rounding."""
+    pairs = zip(_step_logits(cached), _step_logits(uncached), strict=True)
+    parts = [((a - b).abs().max() / a.abs().max()).item() for a, b in pairs]
+    farthest = max(parts, default=0.0)
+    return f"logits {farthest:.1e} apart" if farthest > _rounding_bound(cached) else ""
+
+
+def _near_tie(seen: Outcome) -> str:
+    """The least distance of the best two tokens, if rounding could decide between them."""
+    steps = _step_logits(seen)
+    gaps = [(step.topk(2).values.diff().abs().min() / step.abs().max()).item() for step in steps]
+    least = min(gaps, default=1.0)
+    return f"{least:.1e} of the largest logit" if least < _rounding_bound(seen) else ""
+
+
+def _step_logits(seen: Outcome) -> list[Tensor]:
+    return [logits.double() for logits in seen.starting_with("logits.").leaves.values()]
+
+
+def _rounding_bound(seen: Outcome) -> float:
+    """What rounding may add up to in a deep model: the root of its smallest step."""
+    kinds = [logits.dtype for logits in seen.starting_with("logits.").leaves.values()]
+    return math.sqrt(max((torch.finfo(kind).eps for kind in kinds), default=0.0))
+
+
+# A modality that is on in one thread is off in another, at the same moment.
+
+
+_TIMEOUT = 60.0  # seconds
+
+
+def threads_isolated(bench: Bench) -> Law:
     """Whether an off call is the base's while another thread is held inside an on call."""
-    expected = bench.bare(FORWARD)
-    with loud(bench.model), _held_inside(bench) as holder:
-        seen = {way: bench.off(FORWARD, way) for way in ("not given", "off()")}
+    expected = bench.run_unwrapped(FORWARD)
+    with noisy_adapters(bench.model), _held_inside_call(bench) as holder:
+        seen = {way: bench.run_off(FORWARD, way) for way in ("not given", "off()")}
         direct = bench.run_base(FORWARD)
     found = {way: difference(out, expected) for way, out in seen.items()}
     found["the base called directly"] = difference(direct, expected)
@@ -553,10 +624,10 @@ def threads_apart(bench: Bench) -> Law:
         findings.append(f"the thread that hears raised {holder.outcome.error}")
     elif not difference(holder.outcome, expected):
         findings.append("the thread that hears heard nothing")
-    return judged("", _THREADS, "off is the base while another thread hears", findings)
+    return law_result(*_THREADS, "off is the base while another thread hears", findings)
 
 
-class _Holder:
+class _HeldCall:
     """A thread that makes an on call and waits inside it, in the last hooked layer."""
 
     def __init__(self, bench: Bench) -> None:
@@ -567,89 +638,26 @@ class _Holder:
     def __call__(self, module: nn.Module, args: Any) -> None:
         if threading.current_thread() is self.thread:
             self.inside.set()
-            self.leave.wait(_PATIENCE)
+            self.leave.wait(_TIMEOUT)
 
     def _call(self) -> None:
         try:
-            self.outcome = self.bench.on(FORWARD)
+            self.outcome = self.bench.run_on(FORWARD)
         finally:
             self.inside.set()
 
 
 @contextmanager
-def _held_inside(bench: Bench) -> Iterator[_Holder]:
-    holder = _Holder(bench)
+def _held_inside_call(bench: Bench) -> Iterator[_HeldCall]:
+    holder = _HeldCall(bench)
     layers = bench.model.stack.of(bench.model.base)
     fused = max(max(bench.model.modality(n).fusion.layers) for n in bench.model.modalities)
     handle = layers[fused].register_forward_pre_hook(holder)
     try:
         holder.thread.start()
-        holder.inside.wait(_PATIENCE)
+        holder.inside.wait(_TIMEOUT)
         yield holder
     finally:
         holder.leave.set()
-        holder.thread.join(_PATIENCE)
+        holder.thread.join(_TIMEOUT)
         handle.remove()
-
-
-# L1: nothing of the base has changed since it was wrapped, nor did the calls change it.
-
-
-def digests(base: nn.Module) -> dict[str, str]:
-    """SHA-256 of every parameter and buffer, also of those that are not saved.
-
-    Offloaded ones have none: their bits are not here.
-    """
-    tensors = dict(base.named_parameters()) | dict(base.named_buffers())
-    here = {path: tensor for path, tensor in tensors.items() if not tensor.is_meta}
-    with ThreadPoolExecutor() as pool:  # hashlib lets go of the interpreter lock
-        return dict(zip(here, pool.map(_digest, here.values()), strict=True))
-
-
-def _digest(tensor: Tensor) -> str:
-    return hashlib.sha256(integers(tensor).cpu().numpy().data).hexdigest()
-
-
-def untouched(
-    base: nn.Module,
-    seal: BaseSnapshot,
-    found: list[str],
-    before: Mapping[str, str],
-    identity: Mapping[str, str],
-) -> Law:
-    """The verdict on L1.
-
-    Args:
-        base: after the calls.
-        seal: of the base.
-        found: how it differs from its seal, before and after the calls.
-        before: its digests before the calls.
-        identity: its fingerprints after the calls.
-    """
-    after = digests(base)
-    findings = list(dict.fromkeys(found))
-    findings += [
-        f"tensor `{path}` changed during the calls"
-        for path in sorted(before.keys() | after.keys())
-        if before.get(path) != after.get(path)
-    ]
-    if seal.identity is not None:
-        findings += [
-            f"{what} of the base are not those that the adapter was made for"
-            for part, what in {"weights": "the weights", "tokenizer": "the words"}.items()
-            if identity[part] and identity[part] != seal.identity[part]
-        ]
-    return judged("L1", "Untouched", _untouched_detail(seal, after, base), findings)
-
-
-def _untouched_detail(seal: BaseSnapshot, after: Mapping[str, str], base: nn.Module) -> str:
-    offloaded = len(list(base.named_parameters())) + len(list(base.named_buffers())) - len(after)
-    parts = [
-        f"{len(after)} tensors hashed before and after",
-        f"{len(seal.modules)} modules and {len(seal.settings)} settings as when it was wrapped",
-    ]
-    if seal.identity is not None:
-        parts.append("weights as recorded with the adapter")
-    if offloaded:
-        parts.append(f"{offloaded} offloaded tensors by shape alone")
-    return "; ".join(parts)

@@ -1,4 +1,8 @@
-"""Everything that one call gives, as named leaves which can be compared bit by bit."""
+"""What one call gives and which operations it takes, and where two calls first differ.
+
+Results are named leaves that are compared bit by bit; operations are those that torch dispatches,
+in their order.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +42,7 @@ class Outcome:
     leaves: Mapping[str, Any]
     error: str = ""
 
-    def rows(self, chosen: list[int], batch: int) -> Outcome:
+    def select_rows(self, chosen: list[int], batch: int) -> Outcome:
         """Of every tensor with one row for each of the ``batch`` rows, those ``chosen``."""
         kept = {
             path: leaf[chosen]
@@ -47,12 +51,14 @@ class Outcome:
         }
         return Outcome(kept, self.error)
 
-    def part(self, name: str) -> Outcome:
+    def starting_with(self, name: str) -> Outcome:
         """The leaves whose path begins with ``name``."""
         return Outcome({p: v for p, v in self.leaves.items() if p.startswith(name)}, self.error)
 
 
-def outcome(call: Callable[..., Any], inputs: Mapping[str, Any], mode: Mode = "no_grad") -> Outcome:
+def capture_outcome(
+    call: Callable[..., Any], inputs: Mapping[str, Any], mode: Mode = "no_grad"
+) -> Outcome:
     """Call with copies of the tensors in ``inputs``, from the same random state every time."""
     own = {key: v.clone() if isinstance(v, Tensor) else v for key, v in inputs.items()}
     torch.manual_seed(_SEED)
@@ -93,9 +99,6 @@ def _is_cache(value: Any) -> bool:
     return not (foreign or isinstance(value, nn.Module) or hasattr(value, "to_dict"))
 
 
-# Where two outcomes first differ, in words.
-
-
 def difference(seen: Outcome, expected: Outcome, other: str = "the base") -> str:
     """The first bit in which ``seen`` is not ``expected``; empty if there is none.
 
@@ -105,7 +108,7 @@ def difference(seen: Outcome, expected: Outcome, other: str = "the base") -> str
         other: who gave ``expected``, for the sentence.
     """
     if seen.error != expected.error:
-        return f"it {_end(seen)} where {other} {_end(expected)}"
+        return f"it {_result(seen)} where {other} {_result(expected)}"
     if lost := expected.leaves.keys() - seen.leaves.keys():
         return f"`{min(lost)}` is missing"
     if added := seen.leaves.keys() - expected.leaves.keys():
@@ -116,7 +119,7 @@ def difference(seen: Outcome, expected: Outcome, other: str = "the base") -> str
     return ""
 
 
-def _end(outcome: Outcome) -> str:
+def _result(outcome: Outcome) -> str:
     return f"raises {outcome.error}" if outcome.error else "answers"
 
 
@@ -125,7 +128,7 @@ def _leaf_difference(path: str, seen: Any, expected: Any, other: str) -> str:
         same = type(seen) is type(expected) and repr(seen) == repr(expected)
         return "" if same else f"`{path}` is {seen!r}, {other} has {expected!r}"
     if seen.dtype != expected.dtype or seen.shape != expected.shape:
-        return f"`{path}` is {kind_of(seen)}, {other} has {kind_of(expected)}"
+        return f"`{path}` is {tensor_type(seen)}, {other} has {tensor_type(expected)}"
     if same_bits(seen, expected):
         return ""
     return _first_element(path, seen, expected, other)
@@ -133,22 +136,19 @@ def _leaf_difference(path: str, seen: Any, expected: Any, other: str) -> str:
 
 def _first_element(path: str, seen: Tensor, expected: Tensor, other: str) -> str:
     bits = integers(seen) != integers(expected).to(seen.device)
-    places = bits.reshape(-1, seen.element_size()).any(1).nonzero().flatten()
-    where = torch.unravel_index(places[0], seen.shape) if seen.ndim else ()
+    differing = bits.reshape(-1, seen.element_size()).any(1).nonzero().flatten()
+    where = torch.unravel_index(differing[0], seen.shape) if seen.ndim else ()
     index = tuple(int(axis) for axis in where)
     label = f"{path}[{', '.join(map(str, index))}]" if index else path
     return (
         f"`{label}` is {seen[index].item()}, {other} has {expected[index].item()} "
-        f"({len(places):,} of {seen.numel():,} numbers differ)"
+        f"({len(differing):,} of {seen.numel():,} numbers differ)"
     )
 
 
-def kind_of(tensor: Tensor) -> str:
+def tensor_type(tensor: Tensor) -> str:
     """Type and shape, such as ``float32[2, 8]``."""
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-
-
-# The operations that a call sends to torch, in their order.
 
 
 @attrs.frozen
@@ -182,13 +182,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ha
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        given = [_shown(value) for value in args]
-        given += [f"{key}={_shown(value)}" for key, value in (kwargs or {}).items()]
+        given = [_format_argument(value) for value in args]
+        given += [f"{key}={_format_argument(value)}" for key, value in (kwargs or {}).items()]
         self.operations.append(Operation(str(func), ", ".join(given), self.module))
         return func(*args, **(kwargs or {}))
 
 
-def traced(
+def trace_call(
     call: Callable[..., Any], inputs: Mapping[str, Any], base: nn.Module
 ) -> tuple[Outcome, list[Operation]]:
     """What the call gives, and the operations that it took."""
@@ -196,14 +196,14 @@ def traced(
 
     def recorded(**own: Any) -> Any:
         """The call, with its operations written down."""
-        with recorder, _entering(base, recorder):
+        with recorder, _module_entries(base, recorder):
             return call(**own)
 
-    return outcome(recorded, inputs), recorder.operations
+    return capture_outcome(recorded, inputs), recorder.operations
 
 
 @contextmanager
-def _entering(base: nn.Module, recorder: _Recorder) -> Iterator[None]:
+def _module_entries(base: nn.Module, recorder: _Recorder) -> Iterator[None]:
     names = {id(module): path or type(base).__name__ for path, module in base.named_modules()}
 
     def enter(module: nn.Module, args: Any) -> None:
@@ -217,12 +217,14 @@ def _entering(base: nn.Module, recorder: _Recorder) -> Iterator[None]:
         handle.remove()
 
 
-def from_the_base_on(seen: Sequence[Operation], expected: Sequence[Operation]) -> list[Operation]:
-    """What was seen without what a model did more than the base before it called the base."""
-    return list(seen)[max(_before(seen) - _before(expected), 0) :]
+def without_extra_preamble(
+    seen: Sequence[Operation], expected: Sequence[Operation]
+) -> list[Operation]:
+    """``seen`` without the operations that a model ran more than the base before it called it."""
+    return list(seen)[max(_preamble_length(seen) - _preamble_length(expected), 0) :]
 
 
-def _before(operations: Sequence[Operation]) -> int:
+def _preamble_length(operations: Sequence[Operation]) -> int:
     return next((n for n, operation in enumerate(operations) if operation.module), 0)
 
 
@@ -235,36 +237,36 @@ def trace_difference(seen: Sequence[Operation], expected: Sequence[Operation]) -
     where = f"at operation {start + 1}"
     if start < len(seen) and seen[start].module:
         where += f", in `{seen[start].module}`"
-    return f"{where}: {_what(seen[start:], expected[start:])}"
+    return f"{where}: {_mismatch(seen[start:], expected[start:])}"
 
 
-def _what(seen: Sequence[Operation], expected: Sequence[Operation]) -> str:
+def _mismatch(seen: Sequence[Operation], expected: Sequence[Operation]) -> str:
     if not seen:
         return f"{expected[0]} and what follows is missing"
     if not expected:
-        return f"{_listed(seen)} too many"
-    for here, there, words in ((seen, expected, "too many"), (expected, seen, "missing")):
+        return f"{_list_names(seen)} too many"
+    for here, there, what in ((seen, expected, "too many"), (expected, seen, "missing")):
         for count in range(1, len(here)):
             if here[count : count + 3] == there[:3]:
-                return f"{_listed(here[:count])} {words}"
+                return f"{_list_names(here[:count])} {what}"
     return f"{seen[0]} instead of {expected[0]}"
 
 
-def _listed(operations: Sequence[Operation]) -> str:
+def _list_names(operations: Sequence[Operation]) -> str:
     names = [operation.name for operation in operations[:4]]
     more = f" and {len(operations) - 4} more" if len(operations) > 4 else ""
     return ", ".join(names) + more + (" is" if len(operations) == 1 else " are")
 
 
-def digest(operations: Iterable[Operation]) -> str:
+def trace_digest(operations: Iterable[Operation]) -> str:
     """SHA-256 of a trace."""
     return hashlib.sha256("\n".join(map(str, operations)).encode()).hexdigest()
 
 
-def _shown(value: Any) -> str:
+def _format_argument(value: Any) -> str:
     if isinstance(value, Tensor):
-        return kind_of(value)
+        return tensor_type(value)
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_shown, value))}]"
+        return f"[{', '.join(map(_format_argument, value))}]"
     plain = (bool, int, float, str, torch.dtype, torch.device, torch.layout, type(None))
     return str(value) if isinstance(value, plain) else type(value).__name__

@@ -54,13 +54,13 @@ def open_target(target: str, device: str | None = None) -> tuple[SafeModel, Path
     if path.suffix == ".toml" or target in catalogue.recipes():
         return build(target, device=device), None
     base, tokenizer = load_base(BaseSpec(model=target))
-    return with_made_up_sense(base.to(device) if device else base, tokenizer), None
+    return with_made_up_modality(base.to(device) if device else base, tokenizer), None
 
 
-def with_made_up_sense(
+def with_made_up_modality(
     base: Any, tokenizer: Any = None, *, example: Mapping[str, Any] | None = None
 ) -> SafeModel:
-    """The base with a fresh sense of made-up frames, of the shipped plugins.
+    """The base with a fresh modality of made-up frames, of the shipped plugins.
 
     Args:
         base: a transformers model.

@@ -16,8 +16,8 @@ from safe_framework.errors import SafeError
 from safe_framework.pretrained import quietly
 from safe_framework.utils.hashing import tensors_fingerprint
 from safe_framework.utils.versions import installed_versions
-from safe_framework.verification.base_change import changed_base, restated
-from safe_framework.verification.bench import Bench, steady
+from safe_framework.verification.base_change import apply_waivers, measure_base_change
+from safe_framework.verification.bench import Bench, frozen_state
 from safe_framework.verification.calls import CALLS, FORWARD, GREEDY, Level
 from safe_framework.verification.certificate import (
     FORMAT,
@@ -27,18 +27,18 @@ from safe_framework.verification.certificate import (
     not_applicable,
 )
 from safe_framework.verification.laws import (
-    broken,
+    base_differences,
     cached_decoding_agrees,
-    compared,
-    digests,
     fresh_is_silent,
+    modalities_compose,
     nothing_silent,
-    on_is_heard,
+    off_is_base,
+    on_reaches_outputs,
     plugins_propose,
-    rows_apart,
+    rows_independent,
     same_operations,
-    senses_compose,
-    threads_apart,
+    tensor_digests,
+    threads_isolated,
     untouched,
 )
 from safe_framework.verification.outcome import difference
@@ -47,15 +47,15 @@ VerificationProgress = Callable[[str, int, int, str], None]
 
 _LAWS: tuple[Callable[[Bench], Law], ...] = (
     plugins_propose,
-    rows_apart,
+    rows_independent,
     fresh_is_silent,
-    senses_compose,
+    modalities_compose,
     nothing_silent,
-    on_is_heard,
+    on_reaches_outputs,
     cached_decoding_agrees,
-    threads_apart,
+    threads_isolated,
 )
-_BITWISE = (rows_apart, fresh_is_silent, senses_compose, threads_apart)
+_BITWISE = (rows_independent, fresh_is_silent, modalities_compose, threads_isolated)
 _REPEATED = (FORWARD, GREEDY)
 _STEPS = len(CALLS) + 1 + len(_LAWS)
 
@@ -68,16 +68,16 @@ def verify(
     texts: Sequence[str] | None = None,
     progress: VerificationProgress | None = None,
 ) -> Certificate:
-    """Run a model beside its bare base, and say of each law whether it holds.
+    """Run a model and its unwrapped base, and say of each law whether it holds.
 
-    The base and the senses are left as they were; so are gates, modes and the random state.
+    The base and the modalities are left as they were; so are gates, modes and the random state.
 
     Args:
         model: with at least one modality, trained or not.
         inputs: keyword arguments of one forward call of the base, and tensors ``NAME__KEY`` of
-            samples; random ordinary words and made-up frames where they are not given.
+            samples; random ordinary tokens and made-up frames where they are not given.
         calls: ``"full"`` compares each call in each way to be off, ``"quick"`` only some pairs.
-        texts: never trained on, for the drift of a base that stage B changed; by default those
+        texts: never trained on, for the drift of a base that was fine-tuned; by default those
             of its recipe, or some that ship.
         progress: told a label, how many steps are done, how many there are, and the step.
 
@@ -90,24 +90,24 @@ def verify(
     if not model.modalities:
         raise SafeError("the model has no modality to verify", hint="add one, or load an adapter")
     start = time.perf_counter()
-    found = broken(model.base_snapshot, model.base, model.tokenizer)
+    found = base_differences(model.base_snapshot, model.base, model.tokenizer)
     advance = _Steps(progress)
-    with quietly(), steady(model):
+    with quietly(), frozen_state(model):
         bench = Bench.of(model, inputs)
         _check_runs(bench)
-        before = digests(model.base)
-        off, comparisons = compared(bench, calls, advance)
+        before = tensor_digests(model.base)
+        off, comparisons = off_is_base(bench, calls, advance)
         advance("operations")
-        laws = [off, same_operations(bench, comparisons), *_asked(bench, advance)]
-        found += broken(model.base_snapshot, model.base, model.tokenizer)
+        laws = [off, same_operations(bench, comparisons), *_check_laws(bench, advance)]
+        found += base_differences(model.base_snapshot, model.base, model.tokenizer)
         identity = model.base_identity()
         laws = [untouched(model.base, model.base_snapshot, found, before, identity), *laws]
-        changed = changed_base(bench, texts)
-        laws = restated(bench, laws, changed, calls)
+        changed = measure_base_change(bench, texts)
+        laws = apply_waivers(bench, laws, changed, calls)
     return Certificate(
         format=FORMAT,
         made=datetime.now(UTC).isoformat(timespec="seconds"),
-        **_circumstances(model),
+        **_environment(model),
         calls=calls,
         inputs="given" if inputs else "made up",
         base=dict(identity),
@@ -129,23 +129,26 @@ class _Steps:
             self.progress("verify", self.done, _STEPS, step)
 
 
-def _asked(bench: Bench, advance: Callable[[str], None]) -> Iterator[Law]:
+def _check_laws(bench: Bench, advance: Callable[[str], None]) -> Iterator[Law]:
     for ask in _LAWS:
         law = ask(bench)
-        if law.verdict is Verdict.FAILS and ask in _BITWISE and (why := _restless(bench)):
+        if law.verdict is Verdict.FAILS and ask in _BITWISE and (why := _nondeterminism(bench)):
             law = not_applicable(law.key, law.name, f"the base does not repeat itself: {why}")
         advance(law.name)
         yield law
 
 
-def _restless(bench: Bench) -> str:
+def _nondeterminism(bench: Bench) -> str:
     """Where the base gives other bits for the same call; empty if it repeats itself."""
-    found = (difference(bench.bare(call), bench.bare(call), "before it") for call in _REPEATED)
+    found = (
+        difference(bench.run_unwrapped(call), bench.run_unwrapped(call), "before it")
+        for call in _REPEATED
+    )
     return next(filter(None, found), "")
 
 
 def _check_runs(bench: Bench) -> None:
-    if error := bench.bare(FORWARD).error:
+    if error := bench.run_unwrapped(FORWARD).error:
         raise SafeError(
             f"`{type(bench.model.base).__name__}` does not run on the inputs to verify it with: "
             f"{error}",
@@ -153,7 +156,7 @@ def _check_runs(bench: Bench) -> None:
         )
 
 
-def _circumstances(model: SafeModel) -> dict[str, Any]:
+def _environment(model: SafeModel) -> dict[str, Any]:
     """Versions, device, types and attention, on which bits may depend."""
     config: Any = model.base.config
     kinds = {str(p.dtype).removeprefix("torch.") for p in model.base.parameters()}

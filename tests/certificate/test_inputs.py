@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from safe_framework.verification.calls import one_row, padded, plain_batch, with_other_words
-from safe_framework.verification.outcome import Operation, outcome, trace_difference
+from safe_framework.verification.calls import first_row, pad_batch, plain_batch, with_other_tokens
+from safe_framework.verification.outcome import Operation, capture_outcome, trace_difference
 from tests.toys import IMAGE, llama, llava, t5, texts
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ def test_padding_makes_longer_and_changes_no_word() -> None:
     batch = plain_batch(base, CPU)
     batch["places"] = torch.ones(2, 8, 5)
     for side, kept in (("left", slice(3, None)), ("right", slice(None, -3))):
-        longer = padded(base, batch, side)
+        longer = pad_batch(base, batch, side)
         assert torch.equal(longer["input_ids"][:, kept], batch["input_ids"])
         assert longer["attention_mask"].sum(1).tolist() == [8, 11]
         assert longer["places"].shape == (2, 11, 5)
@@ -37,7 +37,7 @@ def test_other_words_leave_images_and_other_rows() -> None:
     """Only ordinary words of one row change."""
     base = llava()
     batch = texts(base, 2, 6)
-    changed = with_other_words(base, batch, 1)["input_ids"]
+    changed = with_other_tokens(base, batch, 1)["input_ids"]
     assert torch.equal(changed[0], batch["input_ids"][0])
     assert not torch.equal(changed[1], batch["input_ids"][1])
     assert torch.equal(changed == IMAGE, batch["input_ids"] == IMAGE)
@@ -45,7 +45,7 @@ def test_other_words_leave_images_and_other_rows() -> None:
 
 def test_one_row_is_the_first() -> None:
     """Every tensor with a row for each text loses the others."""
-    batch = one_row({"input_ids": torch.ones(2, 3), "grid": torch.ones(5, 3), "use_cache": True})
+    batch = first_row({"input_ids": torch.ones(2, 3), "grid": torch.ones(5, 3), "use_cache": True})
     assert batch["input_ids"].shape == (1, 3)
     assert batch["grid"].shape == (5, 3)
     assert batch["use_cache"] is True
@@ -58,7 +58,7 @@ def test_an_outcome_is_from_the_same_random_state() -> None:
     def draw(values: torch.Tensor) -> torch.Tensor:
         return values.add_(torch.rand(3))
 
-    first, second = outcome(draw, given), outcome(draw, given)
+    first, second = capture_outcome(draw, given), capture_outcome(draw, given)
     assert torch.equal(first.leaves["result"], second.leaves["result"])
     assert not given["values"].any()
 

@@ -20,9 +20,9 @@ from safe_framework.core.hook_inventory import hooks_on
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
 from safe_framework.utils.hashing import fingerprint
-from safe_framework.verification.calls import CALLS, WAYS, chosen
+from safe_framework.verification.calls import CALLS, OFF_METHODS, calls_to_compare
 from safe_framework.verification.certificate import Certificate, Law, Verdict
-from safe_framework.verification.laws import broken
+from safe_framework.verification.laws import base_differences
 from tests.toys import BASES, ToyFusion, attached, felt, llama, lora, texts, tokenizer
 
 
@@ -51,7 +51,7 @@ def test_every_call_of_every_base_is_the_base(name: str) -> None:
     inputs = texts(model.base, 2, 6) if name == "llava" else None
     certificate = verify(model, inputs=inputs)
     assert certificate.failures == ()
-    assert len(certificate.comparisons) == len(CALLS) * len(WAYS)
+    assert len(certificate.comparisons) == len(CALLS) * len(OFF_METHODS)
     assert [c for c in certificate.comparisons if c.note] == []
 
 
@@ -84,10 +84,10 @@ def test_nothing_is_left_behind() -> None:
 
 def test_quick_has_every_call_and_every_way() -> None:
     """The short list leaves out pairs alone."""
-    pairs = [(call.name, way) for call, ways in chosen("quick") for way in ways]
+    pairs = [(call.name, way) for call, ways in calls_to_compare("quick") for way in ways]
     assert {call for call, _ in pairs} == {call.name for call in CALLS}
-    assert {way for _, way in pairs} == set(WAYS)
-    assert len(pairs) < len(CALLS) * len(WAYS) / 3
+    assert {way for _, way in pairs} == set(OFF_METHODS)
+    assert len(pairs) < len(CALLS) * len(OFF_METHODS) / 3
 
 
 def test_several_senses_compose() -> None:
@@ -164,7 +164,7 @@ def test_traces_are_written_down() -> None:
     """What was traced has the number of its operations and their hash, alike in all ways."""
     made = [c for c in verify(attached(llama()), calls="quick").comparisons if c.trace]
     assert {c.call for c in made} == {"forward", "greedy"}
-    assert len(made) == 2 * len(WAYS)
+    assert len(made) == 2 * len(OFF_METHODS)
     assert len({(c.call, c.operations, c.trace) for c in made}) == 2
 
 
@@ -248,24 +248,24 @@ def test_a_copy_keeps_its_seal(way: Any) -> None:
     """A copied model is not taken for a broken one, and a broken copy is found."""
     model = attached(llama(), tokenizer=tokenizer())
     other = way(model)
-    assert broken(other.base_snapshot, other.base, other.tokenizer) == []
+    assert base_differences(other.base_snapshot, other.base, other.tokenizer) == []
     other.base.lm_head.weight.data.add_(1)
-    assert broken(other.base_snapshot, other.base, other.tokenizer) == [
+    assert base_differences(other.base_snapshot, other.base, other.tokenizer) == [
         "weight `lm_head.weight` holds other numbers"
     ]
-    assert broken(model.base_snapshot, model.base, model.tokenizer) == []
+    assert base_differences(model.base_snapshot, model.base, model.tokenizer) == []
 
 
 def test_what_is_offloaded_is_told_apart() -> None:
     """Weights that are not in memory are counted, and not called the same bits."""
-    from safe_framework.verification.laws import digests, untouched
+    from safe_framework.verification.laws import tensor_digests, untouched
 
     base = llama()
     model = attached(base)
     base.lm_head.to("meta")
-    law = untouched(base, model.base_snapshot, [], digests(base), {})
+    law = untouched(base, model.base_snapshot, [], tensor_digests(base), {})
     assert "1 offloaded tensors by shape alone" in law.detail
-    assert broken(model.base_snapshot, base) == []
+    assert base_differences(model.base_snapshot, base) == []
 
 
 def test_another_base_than_the_recorded_one_is_found(tmp_path: Path) -> None:
@@ -287,5 +287,5 @@ def test_attach_seals_with_the_tokenizer() -> None:
     words = tokenizer(eos_token="end", unk_token="unknown")
     model = attach(llama(), words)
     assert model.processor is not None
-    assert broken(model.base_snapshot, model.base, words) == []
+    assert base_differences(model.base_snapshot, model.base, words) == []
     assert model.base_snapshot.words["count"] == len(words)

@@ -16,7 +16,7 @@ from safe_framework.attention import cross_attention
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
 from safe_framework.utils.tensors import same_bits
-from safe_framework.verification.outcome import traced
+from safe_framework.verification.outcome import trace_call
 from tests.fusions import VARIANTS, sensing
 from tests.toys import FRAMES, PAD, attached, felt, llama, texts
 
@@ -59,7 +59,7 @@ def test_off_again_runs_the_same_operations_as_ever(
     never = sensing("cross_attention, nothing", llama(), trained=True)
     model(**batch)
     model.configure_attention_probe(enabled=False)
-    assert traced(model, batch, model.base)[1] == traced(never, batch, never.base)[1]
+    assert trace_call(model, batch, model.base)[1] == trace_call(never, batch, never.base)[1]
     assert len(model.attention_probe.records) == 2
 
 

@@ -13,7 +13,12 @@ from safe_framework.evaluation.metrics import Estimate
 from safe_framework.evaluation.sweep import GatePoint, GateSweep
 from safe_framework.runs.report.extras import Extras
 from safe_framework.runs.report.samples import picture
-from safe_framework.verification.certificate import Certificate, Comparison, judged, not_applicable
+from safe_framework.verification.certificate import (
+    Certificate,
+    Comparison,
+    law_result,
+    not_applicable,
+)
 from tests.evaluation.conftest import agreement
 from tests.evaluation.test_report import HOSTILE, Page, written
 
@@ -52,7 +57,7 @@ def certificate(*, broken=False):
     """A certificate of two laws."""
     findings = ["beam search: token 3"] if broken else []
     laws = (
-        judged("L2", "off is the base", "3 calls", findings),
+        law_result("L2", "off is the base", "3 calls", findings),
         not_applicable("L6", "two", "one"),
     )
     compared = (Comparison("forward", "absent", "no_grad", True),)
@@ -110,7 +115,7 @@ def test_hostile_extras_stay_text(tmp_path, evaluation, sweep, attended):
     """Law: nothing that a sweep, an attention or a certificate holds becomes an element."""
     points = [attrs.evolve(p, answers=(HOSTILE,) * len(p.answers)) for p in sweep.points]
     bad = attrs.evolve(sweep, modality=HOSTILE, points=tuple(points))
-    law = judged(HOSTILE, HOSTILE, HOSTILE, [HOSTILE])
+    law = law_result(HOSTILE, HOSTILE, HOSTILE, [HOSTILE])
     extras = Extras(
         attrs.evolve(certificate(), laws=(law,), device=HOSTILE),
         {HOSTILE: bad},

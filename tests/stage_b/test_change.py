@@ -17,7 +17,7 @@ from safe_framework.errors import InjectionError, SafeError
 from safe_framework.experimental.base_finetuning.attach import change_base
 from safe_framework.utils.hashing import fingerprint
 from safe_framework.utils.tensors import same_bits
-from safe_framework.verification.laws import broken
+from safe_framework.verification.laws import base_differences
 from tests.stage_b.changed import LAYERS, LORA, changed, moved
 from tests.toys import BASES, ToyEncoder, ToyFusion, ToyProjector, attached, felt, llama, texts
 
@@ -129,16 +129,16 @@ def test_lora_touches_no_tensor_and_no_module() -> None:
     model(**texts(model.base, 2, 5)).logits.sum().backward()
     assert fingerprint(model.base) == before
     assert [name for name, _ in model.base.named_modules()] == modules
-    assert broken(model.base_snapshot, model.base) == []
+    assert base_differences(model.base_snapshot, model.base) == []
 
 
 def test_layers_say_which_tensors_changed() -> None:
     """Law: the seal lets the changed layers pass by name, and still finds any other change."""
     model = changed(llama(), LAYERS)
-    assert broken(model.base_snapshot, model.base) == []
+    assert base_differences(model.base_snapshot, model.base) == []
     with torch.no_grad():
         model.base.get_parameter("model.layers.0.mlp.up_proj.weight").add_(1)
-    assert len(broken(model.base_snapshot, model.base)) == 1
+    assert len(base_differences(model.base_snapshot, model.base)) == 1
 
 
 @pytest.mark.parametrize("spec", [LORA, LAYERS], ids=["lora", "layers"])

@@ -13,11 +13,11 @@ import torch
 
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import UnsupportedBaseError
-from safe_framework.verification.bench import Bench, steady
+from safe_framework.verification.bench import Bench, frozen_state
 from safe_framework.verification.calls import CALLS, FORWARD, GREEDY, Level
 from safe_framework.verification.certificate import Certificate, Law, Verdict
 from safe_framework.verification.laws import fresh_is_silent
-from safe_framework.verification.target import with_made_up_sense
+from safe_framework.verification.target import with_made_up_modality
 from safe_framework.verification.verify import verify
 from tests.zoo.models import CannotBuild, TinyBase, tiny
 
@@ -72,7 +72,7 @@ def examine(task: str, model_type: str, calls: Level = "full") -> Entry:
 def _examined(base: TinyBase, calls: Level) -> Entry:
     torch.manual_seed(0)
     model, limits = _attached(base)
-    with steady(model):
+    with frozen_state(model):
         fresh = fresh_is_silent(Bench.of(model, base.inputs))
     train(model)
     certificate = verify(model, inputs=base.inputs, calls=calls)
@@ -94,9 +94,9 @@ def _examined(base: TinyBase, calls: Level) -> Entry:
 def _attached(base: TinyBase) -> tuple[SafeModel, list[str]]:
     """The base with a made-up sense, on plain text if it runs on that."""
     try:
-        return with_made_up_sense(base.model), []
+        return with_made_up_modality(base.model), []
     except UnsupportedBaseError:
-        model = with_made_up_sense(base.model, example=base.inputs)
+        model = with_made_up_modality(base.model, example=base.inputs)
     return model, [f"wants an `example` of {', '.join(f'`{name}`' for name in base.inputs)}"]
 
 
@@ -119,13 +119,13 @@ def _verdicts(laws: list[Law]) -> dict[str, str]:
 def _decodings(model: SafeModel, base: TinyBase) -> tuple[tuple[str, ...], list[str], list[str]]:
     """Which decodings work with the sense on, which break, and which the base cannot do."""
     works, broken, unable = [], [], []
-    with steady(model):
+    with frozen_state(model):
         bench = Bench.of(model, base.inputs)
         for name, call in (("greedy", GREEDY), ("beams", BEAMS)):
-            able = bench.possible(call, attrs.evolve(call, name=f"{name}, plain", batch="plain"))
+            able = bench.supported(call, attrs.evolve(call, name=f"{name}, plain", batch="plain"))
             if not able:
-                unable.append(f"the base has no {name}: {_line(bench.bare(call).error)}")
-            elif error := bench.on(able[0]).error:
+                unable.append(f"the base has no {name}: {_line(bench.run_unwrapped(call).error)}")
+            elif error := bench.run_on(able[0]).error:
                 broken.append(f"{name} with the sense on: {_line(error)}")
             else:
                 works.append(name)
@@ -146,7 +146,7 @@ def _limits(model: SafeModel, certificate: Certificate) -> Iterator[str]:
 
 def _learning(model: SafeModel, base: TinyBase) -> Iterator[str]:
     """What is wrong with gradients, if anything is."""
-    with steady(model), torch.enable_grad():
+    with frozen_state(model), torch.enable_grad():
         bench = Bench.of(model, base.inputs)
         call = attrs.evolve(FORWARD, mode="grad")
         try:

@@ -15,7 +15,7 @@ from rich.console import Console
 import safe_framework
 from safe_framework.core.model import SafeModel
 from safe_framework.verification.certificate import Certificate
-from safe_framework.verification.target import with_made_up_sense
+from safe_framework.verification.target import with_made_up_modality
 from safe_framework.verification.verify import verify
 from tests.zoo.examine import train
 from tests.zoo.models import tiny
@@ -82,7 +82,7 @@ def measure(device: str, adapter: Path) -> Iterator[Measured]:
                 key: value.to(device, dtype) if value.is_floating_point() else value.to(device)
                 for key, value in base.inputs.items()
             }
-            model = with_made_up_sense(base.model.to(device, dtype))
+            model = with_made_up_modality(base.model.to(device, dtype))
             train(model)
             certificate = verify(model, inputs=inputs)
             yield Measured(kind, certificate, _attention(model, inputs))
