@@ -19,7 +19,7 @@ import safe_framework
 from safe_framework.config.read import read_recipe
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import read_examples
-from safe_framework.evaluation.answers import inputs
+from safe_framework.evaluation.answers import model_inputs
 from safe_framework.runs.run import ADAPTER, CHECKPOINTS
 from safe_framework.training.retention.counterfactual import RetentionExamples
 from safe_framework.training.setup import frame_stores, make_retention
@@ -44,7 +44,7 @@ def null_space_change(run: Path) -> dict[str, dict[str, float]]:
     retention = make_retention(model, recipe, train, stores, model.tokenizer.eos_token_id)
     assert retention is not None
     texts = RetentionExamples(retention, retention.methods[0].method.counterfactual)
-    task = [inputs(model, [row.prompt], [row.samples]) for row in test]
+    task = [model_inputs(model, [row.prompt], [row.samples]) for row in test]
     layers = {name.removeprefix("free."): free for name, free in kept.items() if "free." in name}
 
     trained = {name: p.detach().clone() for name, p in model.trainable_parameters().items()}

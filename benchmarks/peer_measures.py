@@ -20,8 +20,8 @@ from speed_turns import spent
 from safe_framework.config.schema import Recipe
 from safe_framework.core.base_model import freeze
 from safe_framework.data.recipe_data import RecipeData
-from safe_framework.evaluation.answers import answer, evaluating, inputs, shuffled
-from safe_framework.evaluation.encoder_cache import encoded_once
+from safe_framework.evaluation.answers import answer, eval_mode, model_inputs, with_shuffled_samples
+from safe_framework.evaluation.encoder_cache import cached_encoders
 from safe_framework.evaluation.metrics import Estimate, bootstrap, exact_match
 from safe_framework.evaluation.retention import gate_zero, retention
 from safe_framework.pretrained.base_model import load_base
@@ -64,7 +64,7 @@ def measures(
         "seed": recipe.training.seed,
     }
     asking: dict[str, Any] = {"max_new_tokens": recipe.evaluation.max_new_tokens}
-    with evaluating(model), encoded_once(model):
+    with eval_mode(model), cached_encoders(model):
         estimates = gains(model, name, test, asking | {"progress": progress}, drawing)
         kept = retention(model, name, held, test, foreign, progress=progress, **drawing)
         with _off(model):
@@ -106,7 +106,7 @@ def gains(
     expected = [example.answer for example in test]
     options = {**asking, "gate": {name: 1.0}}
     heard = exact_match(answer(model, test, **options), expected)
-    astray = shuffled(test, name, seed=drawing["seed"])
+    astray = with_shuffled_samples(test, name, seed=drawing["seed"])
     misled = exact_match(answer(model, astray, **options, label="shuffled"), expected)
     return {
         "gain": bootstrap(heard, **drawing),
@@ -116,8 +116,8 @@ def gains(
 
 def rows_alone(model: Any, name: str, texts: Sequence[str], sample: Any) -> bool:
     """Whether a row without the sense, beside one with it, is the base's row bit for bit."""
-    given = inputs(model, texts, [{name: sample}, {}])
-    plain = inputs(model, texts)
+    given = model_inputs(model, texts, [{name: sample}, {}])
+    plain = model_inputs(model, texts)
     ours, base = model(**given).logits[1], model.base(**plain).logits[1]
     return same_bits(ours, base)
 

@@ -35,7 +35,7 @@ from safe_framework import SafeModel
 from safe_framework.config.read import read_recipe
 from safe_framework.data.examples import Example, distinct, read_examples
 from safe_framework.errors import SafeError
-from safe_framework.evaluation.answers import answer, without
+from safe_framework.evaluation.answers import answer, without_modality
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.runs.run import ADAPTER, METRICS, run_recipe
 from safe_framework.utils.catalogue import recipe_path
@@ -78,7 +78,7 @@ def ask(model: SafeModel, recipe: Path, count: int = 3) -> list[tuple[Example, s
     shown = set(maps[:: max(1, len(maps) // count)][:count])
     chosen = [example for example in examples if str(example.files["depth"]) in shown]
     seeing = answer(model, chosen)
-    blind = answer(model, without(chosen, "depth"))
+    blind = answer(model, without_modality(chosen, "depth"))
     return list(zip(chosen, seeing, blind, strict=True))
 
 

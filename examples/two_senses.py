@@ -23,7 +23,7 @@ from torch import Tensor
 import safe_framework
 from safe_framework import SafeModel
 from safe_framework.data.examples import Example, read_examples
-from safe_framework.evaluation.answers import answer, inputs
+from safe_framework.evaluation.answers import answer, model_inputs
 from safe_framework.evaluation.metrics import exact_match
 from safe_framework.utils.catalogue import FOLDER
 from safe_framework.utils.tensors import same_bits
@@ -60,7 +60,7 @@ def questions(model: SafeModel, tests: Mapping[str, Path], count: int) -> dict[s
 def logits(model: SafeModel, asked: Sequence[Example], name: str) -> Tensor:
     """What the model says with the sense `name` alone."""
     samples = [{name: example.samples[name]} for example in asked]
-    batch = inputs(model, [example.prompt for example in asked], samples)
+    batch = model_inputs(model, [example.prompt for example in asked], samples)
     found: Tensor = model(**batch).logits
     return found
 

@@ -9,7 +9,7 @@ from safe_framework.cli.table import table
 
 if TYPE_CHECKING:
     from safe_framework.config.schema import Recipe
-    from safe_framework.runs.model_sizes import Part, Sizes
+    from safe_framework.runs.model_sizes import ModelSizes, PartSize
 
 
 def add(commands: Any) -> None:
@@ -51,7 +51,7 @@ def _print_sizes(name: str, recipe: Recipe) -> None:
         _print_claim(recipe, sizes, Claim(**claims()[name]))
 
 
-def _row(prefix: str, part: Part) -> tuple[str, ...]:
+def _row(prefix: str, part: PartSize) -> tuple[str, ...]:
     counts = f"{part.parameters:,}", f"{part.trainable:,}"
     return f"{prefix}{part.name}", part.made_of, *counts, part.note
 
@@ -62,7 +62,7 @@ def _right(rows: list[tuple[str, ...]]) -> list[list[str]]:
     return [[*row[:2], row[2].rjust(widths[0]), row[3].rjust(widths[1]), *row[4:]] for row in rows]
 
 
-def _print_claim(recipe: Recipe, sizes: Sizes, claim: Any) -> None:
+def _print_claim(recipe: Recipe, sizes: ModelSizes, claim: Any) -> None:
     from safe_framework.runs.model_sizes import about, sizes_of
 
     said = {"in all": (claim.total, sizes.total), "trainable": (claim.trainable, sizes.trainable)}

@@ -36,14 +36,14 @@ def _run(arguments: argparse.Namespace) -> int:
     import attrs
     from rich.console import Console
 
-    from safe_framework.evaluation.compare_runs import compared
+    from safe_framework.evaluation.compare_runs import compare_runs
     from safe_framework.runs.finished import read_metrics
 
     first, second = arguments.runs, arguments.against
     if len(first) == 2 and not second:
         first, second = first[:1], first[1:]
     sides = [[read_metrics(folder) for folder in side] for side in (first, second)]
-    found = compared(*sides)
+    found = compare_runs(*sides)
     names = [", ".join(map(str, side)) for side in (first, second) if side]
     console = Console()
     for place, name in zip("AB", names, strict=False):

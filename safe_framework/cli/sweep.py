@@ -47,13 +47,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from safe_framework.evaluation.sweep import BUDGET, GATES, write_sweep
     from safe_framework.runs.finished import open_run
-    from safe_framework.runs.inspection import swept
+    from safe_framework.runs.inspection import sweep_gate
     from safe_framework.utils.progress import WorkProgress
 
     run, console = open_run(arguments.run_folder, arguments.recipe), Console()
     budget = BUDGET if arguments.budget is None else arguments.budget
     with WorkProgress(console).showing() as progress:
-        found = swept(
+        found = sweep_gate(
             run, arguments.modality, gates=arguments.gates or GATES, budget=budget,
             most_texts=arguments.texts, progress=progress,
         )  # fmt: skip

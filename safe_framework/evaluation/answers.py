@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 # Which of a closed set of answers a model finds likeliest.
 
 
-Heard = tuple["Example", Mapping[str, Sample]]
+ActiveExample = tuple["Example", Mapping[str, Sample]]
 """An example, and those of its samples that are heard."""
 
 
-def choose(
-    model: SafeModel, asked: Sequence[Heard], *, batch_size: int, gate: Mapping[str, float]
+def choose_label(
+    model: SafeModel, asked: Sequence[ActiveExample], *, batch_size: int, gate: Mapping[str, float]
 ) -> list[str]:
     """The likeliest label of each example.
 
@@ -50,7 +50,7 @@ def choose(
     pairs = [(asked[row], label) for row in open_ for label in asked[row][0].labels]
     scores: list[float] = []
     for some in batches(pairs, batch_size):
-        scores += likelihoods(model, some, gate)
+        scores += log_likelihoods(model, some, gate)
     left = iter(scores)
     for row in open_:
         labels = asked[row][0].labels
@@ -59,8 +59,8 @@ def choose(
     return [label for label in chosen if label is not None]
 
 
-def likelihoods(
-    model: SafeModel, pairs: Sequence[tuple[Heard, str]], gate: Mapping[str, float]
+def log_likelihoods(
+    model: SafeModel, pairs: Sequence[tuple[ActiveExample, str]], gate: Mapping[str, float]
 ) -> list[float]:
     """Log-likelihood of a label behind each example's prompt, in nats."""
     batch = dict(_inputs(model, [heard for heard, _ in pairs], "right"))
@@ -97,7 +97,7 @@ def _read_at_tokens(
     return example.labels[int(read.argmax())]
 
 
-def _inputs(model: SafeModel, asked: Sequence[Heard], side: str) -> Mapping[str, Any]:
+def _inputs(model: SafeModel, asked: Sequence[ActiveExample], side: str) -> Mapping[str, Any]:
     names = sorted({name for _, samples in asked for name in samples})
     columns: dict[str, Any] = {name: [samples.get(name) for _, samples in asked] for name in names}
     prompts = [example.prompt for example, _ in asked]
@@ -106,7 +106,7 @@ def _inputs(model: SafeModel, asked: Sequence[Heard], side: str) -> Mapping[str,
 
 
 @contextmanager
-def evaluating(model: SafeModel) -> Iterator[None]:
+def eval_mode(model: SafeModel) -> Iterator[None]:
     """Within the block, the model is in eval mode."""
     before = model.training
     model.eval()
@@ -116,7 +116,7 @@ def evaluating(model: SafeModel) -> Iterator[None]:
         model.train(before)
 
 
-def inputs(
+def model_inputs(
     model: SafeModel, texts: Sequence[str], samples: Sequence[Mapping[str, Sample]] = ()
 ) -> Mapping[str, Any]:
     """Processed texts, each with its samples by modality, on the base's device."""
@@ -152,14 +152,14 @@ def answer(
     """
     return [
         text
-        for text, _ in answer_surely(
+        for text, _ in answer_with_confidence(
             model, examples, max_new_tokens=max_new_tokens, batch_size=batch_size,
             gate=gate, label=label, progress=progress,
         )
     ]  # fmt: skip
 
 
-def answer_surely(
+def answer_with_confidence(
     model: SafeModel,
     examples: Sequence[Example],
     *,
@@ -177,8 +177,8 @@ def answer_surely(
     found: dict[int, tuple[str, float | None]] = {}
     closed = [place for place, example in enumerate(examples) if example.task == CLASSES]
     for places in batches(closed, batch_size):
-        asked = [(examples[i], _opened(examples[i].samples, strengths)) for i in places]
-        chosen = choose(model, asked, batch_size=batch_size, gate=gate or {})
+        asked = [(examples[i], _active_samples(examples[i].samples, strengths)) for i in places]
+        chosen = choose_label(model, asked, batch_size=batch_size, gate=gate or {})
         found |= {place: (text, None) for place, text in zip(places, chosen, strict=True)}
         progress(label, len(found), len(examples))
     free = [place for place in range(len(examples)) if place not in found]
@@ -199,8 +199,8 @@ def _generated(
 ) -> Iterator[tuple[str, float]]:
     strengths = {**model.gates, **gate}
     for rows in batches(examples, batch_size):
-        heard = [_opened(row.samples, strengths) for row in rows]
-        batch = inputs(model, [row.prompt for row in rows], heard)
+        heard = [_active_samples(row.samples, strengths) for row in rows]
+        batch = model_inputs(model, [row.prompt for row in rows], heard)
         out = model.generate(
             **batch, gate=dict(gate), max_new_tokens=max_new_tokens, do_sample=False,
             return_dict_in_generate=True, output_scores=True,
@@ -240,7 +240,7 @@ def answer_without(
         modality: what is left out.
         label: what the progress callback is told.
     """
-    alone = without(examples, modality)
+    alone = without_modality(examples, modality)
     distinct = {_question(example): example for example in reversed(alone)}
     given = ask(list(distinct.values()), label=label)
     by_question = dict(zip(distinct, given, strict=True))
@@ -251,18 +251,20 @@ def _question(example: Example) -> tuple[object, ...]:
     return example.prompt, example.labels, example.place if example.samples else ""
 
 
-def without(examples: Sequence[Example], modality: str) -> list[Example]:
+def without_modality(examples: Sequence[Example], modality: str) -> list[Example]:
     """The examples without their samples of ``modality``."""
     return [
-        attrs.evolve(example, samples=_dropped(example.samples, modality)) for example in examples
+        attrs.evolve(example, samples=_without(example.samples, modality)) for example in examples
     ]
 
 
-def _dropped(samples: Mapping[str, Sample], modality: str) -> Mapping[str, Sample]:
+def _without(samples: Mapping[str, Sample], modality: str) -> Mapping[str, Sample]:
     return {name: sample for name, sample in samples.items() if name != modality}
 
 
-def shuffled(examples: Sequence[Example], modality: str, *, seed: int = 0) -> list[Example]:
+def with_shuffled_samples(
+    examples: Sequence[Example], modality: str, *, seed: int = 0
+) -> list[Example]:
     """The examples, each with another one's sample, of another answer wherever that is possible."""
     order = derangement([normalise(example.answer) for example in examples], seed=seed)
     return [
@@ -293,7 +295,9 @@ def derangement(labels: Sequence[str], *, seed: int = 0) -> list[int]:
     return found
 
 
-def _opened(samples: Mapping[str, Sample], gates: Mapping[str, float]) -> Mapping[str, Sample]:
+def _active_samples(
+    samples: Mapping[str, Sample], gates: Mapping[str, float]
+) -> Mapping[str, Sample]:
     """The samples that are heard; the others would be taken out of the text, markers and all."""
     return {name: sample for name, sample in samples.items() if gates.get(name, 1.0) != 0}
 

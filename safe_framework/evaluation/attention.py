@@ -21,8 +21,9 @@ from torch import Tensor
 from safe_framework.core.attention_probe import AttentionRecord
 from safe_framework.data.audio import Waveform
 from safe_framework.errors import DataError
-from safe_framework.evaluation.answers import answer, evaluating
+from safe_framework.evaluation.answers import answer, eval_mode
 from safe_framework.interfaces.types import Frames
+from safe_framework.utils.files import atomic_write
 from safe_framework.utils.progress import ProgressCallback, no_progress
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ _STRETCHES = 16
 
 
 @attrs.frozen
-class Attended:
+class AttentionSummary:
     """What one test sample was attended to while it was answered.
 
     Numbers of a layer and head are means over the text; those that a head lacks are NaN there and
@@ -66,7 +67,7 @@ class Attended:
 
 
 @torch.no_grad()
-def attended(
+def summarize_attention(
     model: SafeModel,
     modality: str,
     examples: Sequence[Example],
@@ -74,7 +75,7 @@ def attended(
     max_new_tokens: int = 8,
     stretches: int = _STRETCHES,
     progress: ProgressCallback | None = None,
-) -> tuple[Attended, ...]:
+) -> tuple[AttentionSummary, ...]:
     """Answer each example with the gate at 1, and say what its sample was attended to.
 
     The model's own probe is left as it was. An adapter that does not attend with
@@ -88,18 +89,18 @@ def attended(
         stretches: into how many parts a sample is cut, if it has as many frames.
         progress: called with a label, how many are done and of how many.
     """
-    tell, found = progress or no_progress, list[Attended]()
+    tell, found = progress or no_progress, list[AttentionSummary]()
     probe = model.attention_probe
     before = probe.enabled, probe.limit, probe.records
     model.configure_attention_probe(enabled=True, limit=len(model.modalities))
     try:
-        with evaluating(model):
+        with eval_mode(model):
             for number, example in enumerate(examples, start=1):
                 probe.clear()
                 answer(model, [example], max_new_tokens=max_new_tokens, gate={modality: 1.0})
                 parts = dependence(model, modality, example.samples[modality], stretches)
                 own = [record for record in probe.records if record.modality == modality]
-                found += [_attended(example, record, parts) for record in own]
+                found += [_summary(example, record, parts) for record in own]
                 tell("attention", number, len(examples))
     finally:
         probe.restore(*before)
@@ -138,12 +139,12 @@ def dependence(
     return moved / moved.sum(1, keepdim=True)
 
 
-def _attended(example: Example, record: AttentionRecord, parts: Tensor) -> Attended:
+def _summary(example: Example, record: AttentionRecord, parts: Tensor) -> AttentionSummary:
     sample = example.samples[record.modality]
     seconds = None
     if isinstance(sample, Waveform):
         seconds = len(sample.values) / sample.sampling_rate
-    return Attended(
+    return AttentionSummary(
         place=example.place,
         modality=record.modality,
         layers=record.layers,
@@ -165,14 +166,13 @@ def _listed(values: Tensor) -> list[Any]:
 _CONVERTER = make_converter()
 
 
-def write_attention(folder: Path, found: Sequence[Attended]) -> Path:
+def write_attention(folder: Path, found: Sequence[AttentionSummary]) -> Path:
     """Write what was attended to beside a run's numbers."""
     text = json.dumps(_CONVERTER.unstructure(list(found)), ensure_ascii=False, allow_nan=False)
-    (folder / ATTENTION).write_text(text + "\n", "utf-8")
-    return folder / ATTENTION
+    return atomic_write(folder / ATTENTION, text + "\n")
 
 
-def read_attention(folder: Path) -> tuple[Attended, ...] | None:
+def read_attention(folder: Path) -> tuple[AttentionSummary, ...] | None:
     """What ``write_attention`` wrote; None where it was not asked for.
 
     Raises:
@@ -182,7 +182,7 @@ def read_attention(folder: Path) -> tuple[Attended, ...] | None:
     if not path.is_file():
         return None
     try:
-        return tuple(_CONVERTER.loads(path.read_text("utf-8"), list[Attended]))
+        return tuple(_CONVERTER.loads(path.read_text("utf-8"), list[AttentionSummary]))
     except (ValueError, BaseValidationError) as error:
         raise DataError(
             f"`{path}` cannot be read", hint="delete it: `safe report` measures it again"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from safe_framework.core.base_change import WAIVED, given_up, of_off
-from safe_framework.evaluation.answers import inputs
-from safe_framework.evaluation.metrics import Estimate, agrees, bootstrap, kl_per_position
+from safe_framework.evaluation.answers import model_inputs
+from safe_framework.evaluation.metrics import Estimate, bootstrap, kl_per_position, same_top_token
 from safe_framework.utils.formatting import percent
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batches
@@ -74,7 +74,7 @@ class BaseChanged:
 _ROWS = 16
 
 
-def told(
+def measure_drift(
     model: SafeModel,
     texts: Sequence[str],
     *,
@@ -96,20 +96,20 @@ def told(
     if model.base_change is None:
         return None
     rows = sorted(texts, key=len)  # alike in length: little padding
-    given = (inputs(model, some) for some in batches(rows, _ROWS))
+    given = (model_inputs(model, some) for some in batches(rows, _ROWS))
     compared = _compared(model, given, len(rows), progress)
-    return _said(model, _drift(compared, source, resamples, seed))
+    return _with_drift(model, _drift(compared, source, resamples, seed))
 
 
-def told_of(model: SafeModel, given: Mapping[str, Any]) -> BaseChanged | None:
+def measure_drift_on_batch(model: SafeModel, given: Mapping[str, Any]) -> BaseChanged | None:
     """The same, measured on one batch of made-up words: keyword arguments of the base."""
     if model.base_change is None:
         return None
     compared = _compared(model, iter([given]), 1, no_progress)
-    return _said(model, _drift(compared, MADE_UP, 1000, 0))
+    return _with_drift(model, _drift(compared, MADE_UP, 1000, 0))
 
 
-def _said(model: SafeModel, drift: Drift) -> BaseChanged:
+def _with_drift(model: SafeModel, drift: Drift) -> BaseChanged:
     change = model.base_change
     assert change is not None
     return BaseChanged(
@@ -159,7 +159,7 @@ def _mask(plain: Mapping[str, Any], logits: Tensor) -> Tensor:
 
 def _text(before: Tensor, after: Tensor, off_identical: bool) -> _Text:
     return _Text(
-        int(agrees(before, after).sum()),
+        int(same_top_token(before, after).sum()),
         float(kl_per_position(before, after).sum()),
         len(before),
         float((before - after).abs().max()),
@@ -185,15 +185,16 @@ def _drift(seen: Sequence[_Text], source: str, resamples: int, seed: int) -> Dri
 # What every output of a model with a changed base says, in one place.
 
 
-def sentence(changed: BaseChanged) -> str:
+def describe_change(changed: BaseChanged) -> str:
     """The base was changed: how, what that gives up, how far it went, and what off() is."""
     return (
         f"THE BASE WAS CHANGED ({changed.described}): {given_up(changed.laws_given_up)}. "
-        f"Without a sample, {drifted(changed.drift)}. {of_off(changed.off_is_the_original_base)}"
+        f"Without a sample, {describe_drift(changed.drift)}. "
+        f"{of_off(changed.off_is_the_original_base)}"
     )
 
 
-def drifted(drift: Drift) -> str:
+def describe_drift(drift: Drift) -> str:
     """How far the base went, in numbers."""
     return (
         f"{percent(drift.agreement.value)} of next tokens are the original's, KL "
@@ -202,7 +203,7 @@ def drifted(drift: Drift) -> str:
     )
 
 
-def for_the_adapter(drift: Drift) -> dict[str, Any]:
+def adapter_facts(drift: Drift) -> dict[str, Any]:
     """The numbers that an adapter's config keeps."""
     return {
         "agreement": drift.agreement.value,

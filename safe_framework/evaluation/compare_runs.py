@@ -64,7 +64,7 @@ class Difference:
     test: str = ""
 
 
-def compared(
+def compare_runs(
     first: Sequence[Evaluation], second: Sequence[Evaluation] = (), *, seed: int = 0
 ) -> list[Difference]:
     """Accuracy, token F1 and tokens kept of one or two sides, each of one run or several seeds.

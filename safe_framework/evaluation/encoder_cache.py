@@ -25,12 +25,12 @@ MOST_BYTES = 512 * 2**20
 
 
 @contextmanager
-def encoded_once(model: SafeModel) -> Iterator[None]:
+def cached_encoders(model: SafeModel) -> Iterator[None]:
     """Within the block, frozen encoders are not run again on rows that they have seen."""
     modalities = [model.modality(name) for name in model.modalities]
     frozen = [modality for modality in modalities if not modality.encoder_trains]
     for modality in frozen:
-        modality.memory = FrameMemory()
+        modality.memory = EncoderCache()
     try:
         yield
     finally:
@@ -38,7 +38,7 @@ def encoded_once(model: SafeModel) -> Iterator[None]:
             modality.memory = None
 
 
-class FrameMemory:
+class EncoderCache:
     """Runs an encoder on the rows of a batch that it has not seen yet.
 
     Args:

@@ -10,10 +10,10 @@ import torch
 from safe_framework.data.tasks import CAPTIONS
 from safe_framework.errors import DataError
 from safe_framework.evaluation.alignment import cross_modal
-from safe_framework.evaluation.answers import evaluating
-from safe_framework.evaluation.base_drift import told
-from safe_framework.evaluation.encoder_cache import encoded_once
-from safe_framework.evaluation.gain import by_dataset, closed, collect, gain
+from safe_framework.evaluation.answers import eval_mode
+from safe_framework.evaluation.base_drift import measure_drift
+from safe_framework.evaluation.encoder_cache import cached_encoders
+from safe_framework.evaluation.gain import answer_all_conditions, by_dataset, gain, without_captions
 from safe_framework.evaluation.metrics import Calibration, calibration
 from safe_framework.evaluation.results import Answered, Evaluation
 from safe_framework.evaluation.retention import gate_zero, retention
@@ -70,15 +70,17 @@ def evaluate(
     judge = SentenceEncoder(semantic) if semantic else None
     asking: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": progress}
     drawing: dict[str, Any] = {"resamples": bootstrap, "seed": seed}
-    with evaluating(model), encoded_once(model):
-        answers = collect(model, modality, train, test, batch_size=batch_size, seed=seed, **asking)
+    with eval_mode(model), cached_encoders(model):
+        answers = answer_all_conditions(
+            model, modality, train, test, batch_size=batch_size, seed=seed, **asking
+        )
         kept = retention(model, modality, texts, test, foreign, progress=progress, **drawing)
         shut = gate_zero(model, modality, test[:_GATE_ZERO_EXAMPLES], **asking)
         likeness = cross_modal(model, modality, test, progress=progress, **drawing)
-        changed = told(model, texts, progress=progress, **drawing)
+        changed = measure_drift(model, texts, progress=progress, **drawing)
     return Evaluation(
         modality=modality,
-        gain=gain(closed(answers), _labels(train), judge=judge, **drawing),
+        gain=gain(without_captions(answers), _labels(train), judge=judge, **drawing),
         datasets=by_dataset(answers, **drawing),
         retention=kept,
         gate_zero=shut,
@@ -108,9 +110,9 @@ def _counts(model: SafeModel, train: Sequence[Example], max_new_tokens: int) -> 
 
 def _calibration(answers: Sequence[Answered], drawing: Mapping[str, Any]) -> Calibration | None:
     """Of the answers that were generated; a label that was chosen has no probability."""
-    told = [row for row in answers if row.confidence is not None and row.task != CAPTIONS]
-    sure = [row.confidence or 0.0 for row in told]
-    return calibration(sure, [row.right for row in told], **drawing) if told else None
+    generated = [row for row in answers if row.confidence is not None and row.task != CAPTIONS]
+    sure = [row.confidence or 0.0 for row in generated]
+    return calibration(sure, [row.right for row in generated], **drawing) if generated else None
 
 
 def _check(

@@ -1,4 +1,7 @@
-"""Score the answers: with the sense, without it, with another's sample, by a probe, by chance."""
+"""Ask every test question in all conditions, and score the answers.
+
+The conditions: with the modality, without it, with another example's sample, and by a linear probe.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from safe_framework.data.tasks import CAPTIONS
-from safe_framework.evaluation.answers import answer, answer_surely, answer_without, shuffled
+from safe_framework.evaluation.answers import (
+    answer,
+    answer_with_confidence,
+    answer_without,
+    with_shuffled_samples,
+)
 from safe_framework.evaluation.metrics import bootstrap, exact_match, normalise, token_f1
 from safe_framework.evaluation.probe import Features, pool, probe
 from safe_framework.evaluation.results import OTHER, Answered, DatasetGain, Gain
@@ -80,10 +88,7 @@ def confusion(answers: Sequence[Answered], classes: set[str]) -> Mapping[str, Ma
     return {name: dict(sorted(row.items())) for name, row in counts.items()}
 
 
-# Put every test question in every way: with the sense, without, shuffled, and to the probe.
-
-
-def collect(
+def answer_all_conditions(
     model: SafeModel,
     modality: str,
     train: Sequence[Example],
@@ -98,15 +103,17 @@ def collect(
     options: Any = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     options |= {"gate": {modality: 1.0}, "progress": progress}
     ask: Callable[..., list[str]] = partial(answer, model, **options)
-    told = answer_surely(model, test, label="answers with the sense", **options)
-    astray = ask(shuffled(test, modality, seed=seed), label="answers with shuffled samples")
+    told = answer_with_confidence(model, test, label="answers with the sense", **options)
+    astray = ask(
+        with_shuffled_samples(test, modality, seed=seed), label="answers with shuffled samples"
+    )
     with model.original_base():
         bare = answer_without(ask, test, modality, label="answers of the base")
     columns = (
         told,
         astray,
         bare,
-        _probed(model, modality, train, test, batch_size, seed, progress),
+        _probe_answers(model, modality, train, test, batch_size, seed, progress),
     )
     template = model.processor.template
     return tuple(
@@ -140,7 +147,7 @@ def bare_question(prompt: str, template: str) -> str:
     return prompt
 
 
-def _probed(
+def _probe_answers(
     model: SafeModel,
     modality: str,
     train: Sequence[Example],
@@ -154,9 +161,9 @@ def _probed(
     named = [""] * len(test)
     if not train or not asked:  # a probe names classes, and a caption is none
         return tuple(named)
-    closed = [test[place] for place in asked]
-    features = _features(model, modality, [*train, *closed], batch_size, progress)
-    for place, name in zip(asked, _probe_tasks(features, train, closed, seed), strict=True):
+    named_rows = [test[place] for place in asked]
+    features = _features(model, modality, [*train, *named_rows], batch_size, progress)
+    for place, name in zip(asked, _probe_tasks(features, train, named_rows, seed), strict=True):
         named[place] = name
     return tuple(named)
 
@@ -221,9 +228,6 @@ def tasks(asked: Sequence[tuple[str, str]], test: Sequence[Example]) -> tuple[li
     return here, [task_of_prompt.get(example.prompt, first) for example in test]
 
 
-# What was gained on each dataset of a mix, by the measure of its task.
-
-
 _Score = Callable[[Sequence[str], Sequence[str]], NDArray[np.float64]]
 
 
@@ -253,24 +257,12 @@ def by_dataset(answers: Sequence[Answered], *, resamples: int, seed: int) -> dic
     return found
 
 
-def closed(answers: Sequence[Answered]) -> Sequence[Answered]:
+def without_captions(answers: Sequence[Answered]) -> Sequence[Answered]:
     """The answers that are right or wrong; all, if all are captions."""
     return [row for row in answers if row.task != CAPTIONS] or answers
 
 
-def word_overlap(answers: Sequence[str], expected: Sequence[str]) -> NDArray[np.float64]:
-    """F1 of the words that an answer and the expected one share, however they are ordered.
-
-    >>> word_overlap(["A dog barks."], ["a dog runs and barks"]).round(2).tolist()
-    [0.75]
-    """
-    return np.array([_f1(*pair) for pair in zip(answers, expected, strict=True)], float)
-
-
-def _f1(given: str, right: str) -> float:
-    said, meant = Counter(normalise(given).split()), Counter(normalise(right).split())
-    shared = (said & meant).total()
-    return 2 * shared / (said.total() + meant.total()) if shared else 0.0
-
-
-MEASURES: dict[str, tuple[str, _Score]] = {CAPTIONS: ("words in common (F1)", word_overlap)}
+MEASURES: dict[str, tuple[str, _Score]] = {
+    CAPTIONS: ("words in common (F1)", partial(token_f1, both_empty=0.0))
+}
+"""Name and function of the measure of each task that is not scored by exact match."""

@@ -1,10 +1,15 @@
-"""The arithmetic of an evaluation: answers, estimates with intervals, distance of logits."""
+"""The arithmetic of an evaluation: answers, estimates with intervals, distance of logits.
+
+Calibration is the expected calibration error (Guo et al. 2017, arXiv:1706.04599): answers are put
+in bins of equal width by their probability, and ``sum_b |b|/n |accuracy(b) - confidence(b)|`` is
+their mean gap.
+"""
 
 from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated
 
 import attrs
@@ -44,21 +49,36 @@ def exact_match(answers: Sequence[str], expected: Sequence[str]) -> NDArray[np.f
     return np.array([normalise(given) == normalise(right) for given, right in pairs], float)
 
 
-def token_f1(answers: Sequence[str], expected: Sequence[str]) -> NDArray[np.float64]:
+def token_f1(
+    answers: Sequence[str], expected: Sequence[str], *, both_empty: float = 1.0
+) -> NDArray[np.float64]:
     """F1 of the normalised words that answer and expected one share, one for each example.
 
     >>> token_f1(["a grand piano"], ["the grand piano"]).round(2).tolist()
     [0.67]
     """
     pairs = zip(answers, expected, strict=True)
-    return np.array([_f1(normalise(given), normalise(right)) for given, right in pairs], float)
+    return np.array([word_f1(*pair, both_empty=both_empty) for pair in pairs], float)
 
 
-def _f1(given: str, right: str) -> float:
-    one, other = Counter(given.split()), Counter(right.split())
-    shared = (one & other).total()
-    total = one.total() + other.total()
-    return 2 * shared / total if total else 1.0
+def word_f1(
+    answer: str,
+    expected: str,
+    *,
+    words: Callable[[str], Iterable[str]] = lambda text: normalise(text).split(),
+    both_empty: float = 1.0,
+) -> float:
+    """F1 of the words that two texts share in any order, each as often as both have it.
+
+    Args:
+        answer: that is judged.
+        expected: that is right.
+        words: of a text, normalised.
+        both_empty: the score where neither has a word.
+    """
+    given, wanted = Counter(words(answer)), Counter(words(expected))
+    total = given.total() + wanted.total()
+    return 2 * (given & wanted).total() / total if total else both_empty
 
 
 @attrs.frozen
@@ -126,7 +146,7 @@ def kl_per_position(
     base_logits: Annotated[Tensor, "... vocabulary"], logits: Annotated[Tensor, "... vocabulary"]
 ) -> Annotated[Tensor, "..."]:
     """KL(base || safe) in nats at each position, in fp32; what the base rules out adds nothing."""
-    if torch.equal(base_logits, logits):  # as where a sense is absent
+    if torch.equal(base_logits, logits):  # as where a modality is absent
         return base_logits.new_zeros(base_logits.shape[:-1], dtype=torch.float32)
     base = torch.log_softmax(base_logits.float(), dim=-1)
     safe = torch.log_softmax(logits.float(), dim=-1)
@@ -134,17 +154,11 @@ def kl_per_position(
     return torch.where(chance > 0, chance * (base - safe), 0.0).sum(dim=-1).clamp_min(0.0)
 
 
-def agrees(
+def same_top_token(
     base_logits: Annotated[Tensor, "... vocabulary"], logits: Annotated[Tensor, "... vocabulary"]
 ) -> Annotated[Tensor, "..."]:
     """True where both rank the same next token first."""
     return base_logits.argmax(dim=-1) == logits.argmax(dim=-1)
-
-
-# Whether answers that the model is sure of are right as often as it is sure.
-#
-# Expected calibration error (Guo et al. 2017, arXiv:1706.04599): answers are put in bins of equal
-# width by their probability, and ``sum_b |b|/n |accuracy(b) - confidence(b)|`` is their mean gap.
 
 
 BINS = 10
@@ -203,15 +217,15 @@ def calibration(
     draws = np.random.default_rng(seed).integers(sure.size, size=(resamples, sure.size))
     errors = [_error(sure[draw], hits[draw]) for draw in draws]
     means = [sure[draw].mean() for draw in draws]
-    place = _places(sure)
+    bin_of = _bin_indices(sure)
     return Calibration(
         Estimate(_error(sure, hits), *percentiles(errors), sure.size),
         Estimate(float(sure.mean()), *percentiles(means), sure.size),
-        tuple(_bin(sure[place == number], hits[place == number]) for number in np.unique(place)),
+        tuple(_bin(sure[bin_of == number], hits[bin_of == number]) for number in np.unique(bin_of)),
     )
 
 
-def _places(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
+def _bin_indices(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
 
 
@@ -220,7 +234,7 @@ def _bin(confidence: NDArray[np.float64], right: NDArray[np.float64]) -> Bin:
 
 
 def _error(confidence: NDArray[np.float64], right: NDArray[np.float64]) -> float:
-    gaps = np.bincount(_places(confidence), weights=right - confidence, minlength=BINS)
+    gaps = np.bincount(_bin_indices(confidence), weights=right - confidence, minlength=BINS)
     return float(np.abs(gaps).sum() / confidence.size)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from safe_framework.data.distractors import FOREIGN, KINDS, distractor
 from safe_framework.errors import SafeError
-from safe_framework.evaluation.answers import inputs, without
-from safe_framework.evaluation.metrics import agrees, bootstrap, kl_per_position
+from safe_framework.evaluation.answers import model_inputs, without_modality
+from safe_framework.evaluation.metrics import bootstrap, kl_per_position, same_top_token
 from safe_framework.evaluation.results import Absent, Agreement, GateZero, Retention
 from safe_framework.interfaces.types import Sample
 from safe_framework.utils.progress import ProgressCallback, no_progress
@@ -66,8 +66,8 @@ def retention(
     """
     pool = [example.samples[modality] for example in examples]
     pools = dict.fromkeys(KINDS, pool) | ({FOREIGN: foreign} if foreign else {})
-    absent, found = _beside_texts(model, modality, texts, pools, seed, progress)
-    relevant = _with_own_samples(model, modality, examples, progress)
+    absent, found = _compare_on_texts(model, modality, texts, pools, seed, progress)
+    relevant = _compare_on_examples(model, modality, examples, progress)
     kinds = {kind: agreement_of(rows, resamples, seed) for kind, rows in found.items()}
     merged = [merged_sums(rows) for rows in zip(*found.values(), strict=True)]
     return Retention(
@@ -78,7 +78,7 @@ def retention(
     )
 
 
-def _beside_texts(
+def _compare_on_texts(
     model: SafeModel,
     modality: str,
     texts: Sequence[str],
@@ -90,7 +90,7 @@ def _beside_texts(
     identical, unaided = True, list[TextSums]()
     found: dict[str, list[TextSums]] = {kind: [] for kind in pools}
     for rows in batches(sorted(texts, key=len), LOGIT_ROWS):  # alike in length: little padding
-        plain = inputs(model, rows)
+        plain = model_inputs(model, rows)
         with model.original_base():
             base = model.base(**plain).logits
         safe = model(**plain).logits
@@ -99,13 +99,13 @@ def _beside_texts(
         for kind, pool in pools.items():
             draw = other if kind == FOREIGN else own  # so that foreign ones move no other kind
             samples = [{modality: distractor(kind, pool, draw)} for _ in rows]
-            found[kind] += _beside(model, modality, rows, samples, plain, base)
+            found[kind] += _compare_with_samples(model, modality, rows, samples, plain, base)
         progress("retention", len(unaided), len(texts))
     whole = merged_sums(unaided)
     return Absent(identical, whole.agreed / whole.positions, len(texts)), found
 
 
-def _with_own_samples(
+def _compare_on_examples(
     model: SafeModel, modality: str, examples: Sequence[Example], progress: ProgressCallback
 ) -> list[TextSums]:
     found: list[TextSums] = []
@@ -114,12 +114,12 @@ def _with_own_samples(
         prompts, samples = [row.prompt for row in rows], [row.samples for row in rows]
         with model.original_base():
             before = base(**plain).logits
-        found += _beside(model, modality, prompts, samples, plain, before)
+        found += _compare_with_samples(model, modality, prompts, samples, plain, before)
         progress("relevant samples", len(found), len(examples))
     return found
 
 
-def _beside(
+def _compare_with_samples(
     model: SafeModel,
     modality: str,
     texts: Sequence[str],
@@ -128,10 +128,10 @@ def _beside(
     base: Tensor,
 ) -> list[TextSums]:
     """Compare with the gate at 1."""
-    return opened(model, modality, inputs(model, texts, samples), plain, base, 1.0)
+    return compare_with_base(model, modality, model_inputs(model, texts, samples), plain, base, 1.0)
 
 
-def opened(
+def compare_with_base(
     model: SafeModel,
     modality: str,
     given: Mapping[str, Any],
@@ -171,7 +171,7 @@ def _text(base: Tensor, safe: Tensor) -> TextSums:
             "the model's logits hold NaN or infinity where the base's do not",
             hint="its training diverged: train again with a lower learning rate",
         )
-    return TextSums(int(agrees(base, safe).sum()), divergence.item(), len(base))
+    return TextSums(int(same_top_token(base, safe).sum()), divergence.item(), len(base))
 
 
 def merged_sums(texts: Iterable[TextSums]) -> TextSums:
@@ -208,7 +208,7 @@ def gate_zero(
     shut = {modality: 0.0}
     options = {"max_new_tokens": max_new_tokens, "do_sample": False}
     for number, rows in enumerate(batches(examples, LOGIT_ROWS)):
-        given = inputs(model, [row.prompt for row in rows], [row.samples for row in rows])
+        given = model_inputs(model, [row.prompt for row in rows], [row.samples for row in rows])
         base, plain = _reference(model, modality, rows)
         with model.original_base():
             before, said = base(**plain).logits, base.generate(**plain, **options)
@@ -222,6 +222,6 @@ def _reference(
     model: SafeModel, modality: str, examples: Sequence[Example]
 ) -> tuple[Any, Mapping[str, Any]]:
     """What the examples are without ``modality``, and who answers them: the base, if it can."""
-    alone = without(examples, modality)
-    plain = inputs(model, [row.prompt for row in alone], [row.samples for row in alone])
+    alone = without_modality(examples, modality)
+    plain = model_inputs(model, [row.prompt for row in alone], [row.samples for row in alone])
     return (model if any(row.samples for row in alone) else model.base), plain

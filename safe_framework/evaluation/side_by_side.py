@@ -8,8 +8,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from safe_framework.evaluation.answers import evaluating, inputs
-from safe_framework.evaluation.metrics import agrees
+from safe_framework.evaluation.answers import eval_mode, model_inputs
+from safe_framework.evaluation.metrics import same_top_token
 from safe_framework.utils.tensors import same_bits
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def side_by_side(
     prompt = model.processor.template.replace("{question}", question)
     heard = {} if sample is None else {modality: sample}
     options = {"max_new_tokens": max_new_tokens, "do_sample": False}
-    with evaluating(model):
-        plain, given = inputs(model, [prompt]), inputs(model, [prompt], [heard])
+    with eval_mode(model):
+        plain, given = model_inputs(model, [prompt]), model_inputs(model, [prompt], [heard])
         with model.original_base():  # what stage B changed is not the base's
             generate: Any = model.base.generate
             base, said = model.base(**plain).logits, generate(**plain, **options)
@@ -92,4 +92,4 @@ def _agreement(model: SafeModel, base: Tensor, safe: Tensor, ids: Tensor) -> flo
     """Over the question's own positions: those that the sense put into the text are left out."""
     if safe.shape[1] == ids.shape[1]:
         safe = safe[:, model.processor.markers.words(ids)[0]]
-    return agrees(base, safe).double().mean().item()
+    return same_top_token(base, safe).double().mean().item()

@@ -83,13 +83,13 @@ def checked_targets(targets: Mapping[str, float] | None) -> Mapping[str, float]:
 
 def headlines(evaluation: Evaluation) -> tuple[Headline, Headline, Headline]:
     """Gain, off, keeps."""
-    return _gained(evaluation), _off_is_base(evaluation), _keeps(evaluation)
+    return _gain_headline(evaluation), _off_headline(evaluation), _kept_headline(evaluation)
 
 
-def _gained(evaluation: Evaluation) -> Headline:
+def _gain_headline(evaluation: Evaluation) -> Headline:
     told = list(evaluation.datasets.values())
     if told and all(found.task == CAPTIONS for found in told):  # which are not right or wrong
-        return _tells(evaluation.modality, told)
+        return _caption_headline(evaluation.modality, told)
     gain, name = evaluation.gain, evaluation.modality
     return Headline(
         "Gain",
@@ -101,9 +101,9 @@ def _gained(evaluation: Evaluation) -> Headline:
     )
 
 
-def _off_is_base(evaluation: Evaluation) -> Headline:
+def _off_headline(evaluation: Evaluation) -> Headline:
     if evaluation.base_changed is not None:
-        return _off_is_another(evaluation.base_changed)
+        return _changed_headline(evaluation.base_changed)
     absent, shut = evaluation.retention.absent, evaluation.gate_zero
     same = absent.identical and shut.identical
     return Headline(
@@ -115,7 +115,7 @@ def _off_is_base(evaluation: Evaluation) -> Headline:
     )
 
 
-def _off_is_another(changed: BaseChanged) -> Headline:
+def _changed_headline(changed: BaseChanged) -> Headline:
     return Headline(
         "Off",
         "BASE CHANGED",
@@ -124,7 +124,7 @@ def _off_is_another(changed: BaseChanged) -> Headline:
     )
 
 
-def _tells(modality: str, told: Sequence[DatasetGain]) -> Headline:
+def _caption_headline(modality: str, told: Sequence[DatasetGain]) -> Headline:
     rows = sum(found.score.n for found in told)
 
     def mean(of: Callable[[DatasetGain], Estimate]) -> str:
@@ -140,7 +140,7 @@ def _tells(modality: str, told: Sequence[DatasetGain]) -> Headline:
     )
 
 
-def _keeps(evaluation: Evaluation) -> Headline:
+def _kept_headline(evaluation: Evaluation) -> Headline:
     kept = evaluation.retention.overall
     return Headline(
         "Keeps",
@@ -245,19 +245,19 @@ def _off(evaluation: Evaluation) -> Iterator[Row]:
 
 
 def _agreements(evaluation: Evaluation, asked: Mapping[str, float]) -> Iterator[Row]:
-    for name, found in _opened(evaluation).items():
+    for name, found in _gate_open(evaluation).items():
         note = "meant to differ" if name == "relevant" else f"{found.agreement.n} texts"
         target = asked.get("agreement") if name == "irrelevant" else None
         yield _share(name, found.agreement, note, target)
 
 
 def _divergences(evaluation: Evaluation) -> Iterator[Row]:
-    for name, found in _opened(evaluation).items():
+    for name, found in _gate_open(evaluation).items():
         interval = f"{found.kl.low:.2g} to {found.kl.high:.2g}"
         yield Row(name, f"{found.kl.value:.2g}", interval, f"{found.positions:,} positions")
 
 
-def _opened(evaluation: Evaluation) -> Mapping[str, Agreement]:
+def _gate_open(evaluation: Evaluation) -> Mapping[str, Agreement]:
     kept = evaluation.retention
     kinds = {f"irrelevant: {kind}": found for kind, found in kept.counterfactual.items()}
     return {"irrelevant": kept.overall, **kinds, "relevant": kept.relevant}

@@ -19,17 +19,18 @@ from cattrs.preconf.json import make_converter
 
 from safe_framework.data.distractors import FOREIGN, KINDS, distractor
 from safe_framework.errors import DataError
-from safe_framework.evaluation.answers import answer, evaluating, inputs
+from safe_framework.evaluation.answers import answer, eval_mode, model_inputs
 from safe_framework.evaluation.metrics import Estimate, bootstrap, exact_match
 from safe_framework.evaluation.results import Agreement
 from safe_framework.evaluation.retention import (
     LOGIT_ROWS,
     TextSums,
     agreement_of,
+    compare_with_base,
     merged_sums,
-    opened,
 )
 from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT, Sample
+from safe_framework.utils.files import atomic_write
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batches
 
@@ -141,10 +142,8 @@ def read_sweeps(folder: Path) -> dict[str, GateSweep]:
 def write_sweep(folder: Path, sweep: GateSweep) -> Path:
     """Put a sweep into the run's ``sweep.json``, beside those of other modalities."""
     kept: Mapping[str, GateSweep] = {**read_sweeps(folder), sweep.modality: sweep}
-    whole = folder / f".{SWEEP}"  # renamed once it is written, so that a kill leaves no half file
     text = json.dumps(_CONVERTER.unstructure(kept), indent=2, ensure_ascii=False, allow_nan=False)
-    whole.write_text(text + "\n", "utf-8")
-    return whole.replace(folder / SWEEP)
+    return atomic_write(folder / SWEEP, text + "\n")
 
 
 GATES = tuple(number / 10 for number in range(11))
@@ -192,12 +191,12 @@ def sweep(
     strengths = _checked(gates, budget, test, texts)
     tell = progress or no_progress
     ask = partial(answer, model, test, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    with evaluating(model):
+    with eval_mode(model):
         answers = {
             gate: ask(gate={modality: gate}, label=f"answers at gate {gate:g}", progress=tell)
             for gate in strengths
         }
-        kept = _kept(model, modality, strengths, test, texts, foreign, seed, tell)
+        kept = _retention_by_gate(model, modality, strengths, test, texts, foreign, seed, tell)
     expected = [example.answer for example in test]
     base = exact_match(answers[0.0], expected)
     estimate = partial(bootstrap, resamples=resamples, seed=seed)
@@ -228,7 +227,7 @@ def _checked(
     return sorted({0.0, *map(float, gates)})
 
 
-def _kept(
+def _retention_by_gate(
     model: SafeModel,
     modality: str,
     gates: Sequence[float],
@@ -244,19 +243,21 @@ def _kept(
     found: dict[float, list[TextSums]] = {gate: [] for gate in gates}
     done = 0
     for rows in batches(sorted(texts, key=len), LOGIT_ROWS):
-        plain = inputs(model, rows)
+        plain = model_inputs(model, rows)
         with model.original_base():
             base = model.base(**plain).logits
-        beside = list(_besides(model, modality, rows, pools, seed + done))
+        beside = list(_with_distractors(model, modality, rows, pools, seed + done))
         for gate in gates:
-            kinds = [opened(model, modality, given, plain, base, gate) for given in beside]
+            kinds = [
+                compare_with_base(model, modality, given, plain, base, gate) for given in beside
+            ]
             found[gate] += [merged_sums(row) for row in zip(*kinds, strict=True)]
         done += len(rows)
         progress("texts at every gate", done, len(texts))
     return found
 
 
-def _besides(
+def _with_distractors(
     model: SafeModel,
     modality: str,
     texts: Sequence[str],
@@ -267,10 +268,12 @@ def _besides(
     draw = torch.Generator().manual_seed(seed)
     for kind, pool in pools.items():
         samples = [{modality: distractor(kind, pool, draw)} for _ in texts]
-        yield encoded(model, modality, inputs(model, texts, samples))
+        yield with_encoded_frames(model, modality, model_inputs(model, texts, samples))
 
 
-def encoded(model: SafeModel, modality: str, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+def with_encoded_frames(
+    model: SafeModel, modality: str, batch: Mapping[str, Any]
+) -> Mapping[str, Any]:
     """The batch with finished frames of ``modality``, a sample of which every row carries."""
     prefix = f"{modality}__"
     own = {

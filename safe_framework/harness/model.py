@@ -23,7 +23,7 @@ from safe_framework.utils.hashing import tensors_fingerprint
 # A model that hears the same sample in every call, as the harness takes a transformers model.
 
 
-class Accompanied:
+class ModelWithSample:
     """What the harness calls in place of a transformers model.
 
     Args:
@@ -100,7 +100,7 @@ ABSENT = "none"
 _NAMES = {"silence": "silent"} | {kind: kind for kind in (*KINDS, FOREIGN)}
 
 
-def sample_beside(
+def choose_distractor(
     model: SafeModel,
     modality: str,
     adapter: Path,
@@ -194,12 +194,12 @@ class SafeLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
         name = _chosen(model, modality)
         if gate is not None:
             model.set_gate(gate, name)
-        sample = sample_beside(
+        sample = choose_distractor(
             model, name, Path(adapter), str(distractor), like=like, recipe=recipe, seed=seed
         )
         inner = getattr(model.tokenizer, "tokenizer", model.tokenizer)
         super().__init__(
-            Accompanied(model, name, sample),
+            ModelWithSample(model, name, sample),
             tokenizer=copy.deepcopy(inner),  # it is given a pad token where it has none
             **options,
         )

@@ -30,7 +30,7 @@ from safe_framework.verification.certificate import Certificate
 
 
 @attrs.define(slots=False)
-class FinishedRun:
+class RunFolder:
     """What ``safe run`` left in a folder; model and data are loaded when they are asked for.
 
     Attributes:
@@ -103,7 +103,7 @@ class FinishedRun:
         return Certificate.from_json(path.read_text("utf-8")) if path.is_file() else None
 
 
-def open_run(place: str | Path, recipe: str | None = None) -> FinishedRun:
+def open_run(place: str | Path, recipe: str | None = None) -> RunFolder:
     """Open the run in a folder, or the one that the adapter in a folder came from.
 
     Args:
@@ -123,7 +123,7 @@ def open_run(place: str | Path, recipe: str | None = None) -> FinishedRun:
                 hint="give the folder that `safe run` wrote, or its adapter's",
             )
     state = json.loads((folder / STATE).read_text("utf-8"))
-    return FinishedRun(folder, _recipe_of(state, folder, recipe), read_metrics(folder))
+    return RunFolder(folder, _recipe_of(state, folder, recipe), read_metrics(folder))
 
 
 def read_metrics(folder: Path) -> Evaluation:

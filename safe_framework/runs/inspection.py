@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safe_framework.errors import DataError
-from safe_framework.evaluation.attention import Attended, attended, read_attention, write_attention
+from safe_framework.evaluation.attention import (
+    AttentionSummary,
+    read_attention,
+    summarize_attention,
+    write_attention,
+)
 from safe_framework.evaluation.sweep import (
     BUDGET,
     GATES,
@@ -15,9 +20,9 @@ from safe_framework.evaluation.sweep import (
     sweep,
     write_sweep,
 )
-from safe_framework.runs.finished import FinishedRun
+from safe_framework.runs.finished import RunFolder
 from safe_framework.runs.report import write_report
-from safe_framework.runs.report.extras import Extras
+from safe_framework.runs.report.extras import ReportInputs
 from safe_framework.runs.report.samples import chosen
 from safe_framework.runs.run import REPORT, versions
 from safe_framework.training.monitor.event_log import FILE as MONITOR
@@ -25,8 +30,8 @@ from safe_framework.training.monitor.event_log import read_events
 from safe_framework.utils.progress import ProgressCallback
 
 
-def swept(
-    run: FinishedRun,
+def sweep_gate(
+    run: RunFolder,
     modality: str | None = None,
     *,
     gates: Sequence[float] = GATES,
@@ -68,17 +73,19 @@ def swept(
     )
 
 
-def looked_at(run: FinishedRun, progress: ProgressCallback | None = None) -> tuple[Attended, ...]:
+def attention_of_samples(
+    run: RunFolder, progress: ProgressCallback | None = None
+) -> tuple[AttentionSummary, ...]:
     """What the samples that the report shows are attended to."""
     name = run.evaluation.modality
     shown = {row.place for row in chosen(run.evaluation.answers)}
     examples = [example for example in run.examples(name) if example.place in shown]
     tokens = run.recipe.evaluation.max_new_tokens
-    return attended(run.model, name, examples, max_new_tokens=tokens, progress=progress)
+    return summarize_attention(run.model, name, examples, max_new_tokens=tokens, progress=progress)
 
 
 def report_on(
-    run: FinishedRun,
+    run: RunFolder,
     *,
     output: Path | None = None,
     measure: bool = True,
@@ -100,9 +107,9 @@ def report_on(
     """
     folder, name = run.folder, run.evaluation.modality
     if measure and name not in read_sweeps(folder):
-        write_sweep(folder, swept(run, most_texts=most_texts, progress=progress))
+        write_sweep(folder, sweep_gate(run, most_texts=most_texts, progress=progress))
     if measure and read_attention(folder) is None:
-        write_attention(folder, looked_at(run, progress))
+        write_attention(folder, attention_of_samples(run, progress))
     page = output or folder / REPORT
     write_report(
         page,
@@ -112,6 +119,6 @@ def report_on(
         versions=versions(),
         title=Path(run.recipe.source).stem,
         events=read_events(folder / MONITOR),
-        extras=Extras(run.certificate(), read_sweeps(folder), read_attention(folder)),
+        extras=ReportInputs(run.certificate(), read_sweeps(folder), read_attention(folder)),
     )
     return page

@@ -22,7 +22,7 @@ _ABOUT = 0.15
 
 
 @attrs.frozen
-class Part:
+class PartSize:
     """One part of a model.
 
     Attributes:
@@ -41,7 +41,7 @@ class Part:
 
 
 @attrs.frozen
-class Sizes:
+class ModelSizes:
     """The parts of a recipe's model.
 
     Attributes:
@@ -49,8 +49,8 @@ class Sizes:
         modalities: encoder, projector, fusion adapter and markers of each, by its name.
     """
 
-    base: Part
-    modalities: Mapping[str, tuple[Part, ...]]
+    base: PartSize
+    modalities: Mapping[str, tuple[PartSize, ...]]
 
     @property
     def total(self) -> int:
@@ -62,7 +62,7 @@ class Sizes:
         """Parameters that training changes."""
         return sum(part.trainable for part in self._parts())
 
-    def _parts(self) -> list[Part]:
+    def _parts(self) -> list[PartSize]:
         return [part for parts in self.modalities.values() for part in parts]
 
 
@@ -92,7 +92,7 @@ def about(number: int, claimed: int) -> bool:
     return abs(number - claimed) <= _ABOUT * claimed
 
 
-def sizes_of(recipe: Recipe, projector: Mapping[str, Any] | None = None) -> Sizes:
+def sizes_of(recipe: Recipe, projector: Mapping[str, Any] | None = None) -> ModelSizes:
     """Build a recipe's parts on the meta device and count them.
 
     Args:
@@ -114,7 +114,7 @@ def sizes_of(recipe: Recipe, projector: Mapping[str, Any] | None = None) -> Size
             spec = attrs.evolve(spec, projector=attrs.evolve(spec.projector, options=options))
             parts[name] = _modality(recipe, name, spec, facts, stack)
     note = f"{stack.count} layers, {stack.hidden_size} wide"
-    return Sizes(Part("base", made_of, _count(base), 0, note), parts)
+    return ModelSizes(PartSize("base", made_of, _count(base), 0, note), parts)
 
 
 def _base(spec: BaseSpec) -> tuple[nn.Module, str]:
@@ -139,7 +139,7 @@ def _stack(base: nn.Module, recipe: Recipe) -> LayerStack:
 
 def _modality(
     recipe: Recipe, name: str, spec: Any, facts: Any, stack: LayerStack
-) -> tuple[Part, ...]:
+) -> tuple[PartSize, ...]:
     encoder, projector, fusion = parts_of(recipe, name, spec, facts, device="meta")
     check_layers(name, fusion.layers, stack.count)
     checkpoint = spec.encoder.options.get("model", "")
@@ -154,13 +154,13 @@ def _modality(
     ]
     if spec.markers or spec.inline:
         count = _VECTORS * stack.hidden_size
-        parts.append(Part("markers", "", count, count, f"{_VECTORS} vectors"))
+        parts.append(PartSize("markers", "", count, count, f"{_VECTORS} vectors"))
     return tuple(parts)
 
 
-def _part(name: str, made_of: str, module: nn.Module, note: str) -> Part:
+def _part(name: str, made_of: str, module: nn.Module, note: str) -> PartSize:
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return Part(name, made_of.strip(), _count(module), trainable, note)
+    return PartSize(name, made_of.strip(), _count(module), trainable, note)
 
 
 def _count(module: nn.Module) -> int:

@@ -36,6 +36,7 @@ from safe_framework.training.distributed import Sharding
 from safe_framework.training.monitor.event_log import FILE as MONITOR
 from safe_framework.training.monitor.event_log import read_events
 from safe_framework.training.monitor.pareto import FOLDER as PARETO
+from safe_framework.utils.files import atomic_write
 from safe_framework.utils.hashing import text_fingerprint
 from safe_framework.utils.progress import WorkProgress
 from safe_framework.utils.versions import installed_versions
@@ -225,11 +226,8 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
             f"`{folder}` holds a run of {what}",
             hint="start anew there with --no-resume, or choose another folder with --output",
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    whole = folder / f".{STATE}"  # renamed once it is written, so that a kill leaves no half file
     source = str((recipe.folder / Path(recipe.source).name).absolute())
-    whole.write_text(json.dumps({**mine, "source": source}) + "\n", "utf-8")
-    whole.replace(state)
+    atomic_write(state, json.dumps({**mine, "source": source}) + "\n")
 
 
 def _holds(held: dict[str, Any], mine: dict[str, Any]) -> bool:
@@ -263,8 +261,8 @@ def _with_costs(evaluation: Evaluation, folder: Path, clock: Clock) -> Evaluatio
 
 
 def _write(folder: Path, recipe: Recipe, evaluation: Evaluation, log: list[dict[str, Any]]) -> None:
-    (folder / METRICS).write_text(evaluation.to_json(), "utf-8")
-    (folder / CURVES).write_text(json.dumps(log) + "\n", "utf-8")
+    atomic_write(folder / METRICS, evaluation.to_json())
+    atomic_write(folder / CURVES, json.dumps(log) + "\n")
     for name in (SWEEP, ATTENTION):  # measured on what the adapter was before this run
         (folder / name).unlink(missing_ok=True)
     events = read_events(folder / MONITOR)

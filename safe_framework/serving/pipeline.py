@@ -13,7 +13,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.core.processor import chat_rows
 from safe_framework.data.samples import given_sample
 from safe_framework.errors import SafeError
-from safe_framework.evaluation.answers import evaluating, new_tokens
+from safe_framework.evaluation.answers import eval_mode, new_tokens
 
 Gate = float | Mapping[str, float]
 Rate = int | Mapping[str, int] | None
@@ -91,7 +91,7 @@ class SafePipeline:
         listed = [inputs] if _is_one(inputs) else list(inputs)
         heard = self._heard(gate)
         found = dict[int, str]()
-        with evaluating(self.model):
+        with eval_mode(self.model):
             for places in self._batches(listed):
                 batch = self._batch([listed[i] for i in places], heard, sampling_rate)
                 out = self.model.generate(

@@ -133,7 +133,7 @@ def _bind(axes: list[str], value: Any, sizes: dict[str, int], where: str) -> Non
 _STEPS = 4
 
 
-def tried(most: int = 30) -> settings:
+def law_settings(most: int = 30) -> settings:
     """Settings of a law that is tried on up to ``most`` examples, or as the profile says.
 
     A contract runs as a method of each of its subclasses, which Hypothesis takes for a mistake;
@@ -153,7 +153,7 @@ def assert_near(seen: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-5 * max(largest, 1.0))
 
 
-def moved(module: nn.Module, seed: int = 0) -> nn.Module:
+def perturbed(module: nn.Module, seed: int = 0) -> nn.Module:
     """The module after something has been learned: each trainable parameter changed a little."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -164,7 +164,7 @@ def moved(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
-def never_learning(module: nn.Module, output: Callable[[], Tensor]) -> list[str]:
+def parameters_without_gradient(module: nn.Module, output: Callable[[], Tensor]) -> list[str]:
     """Names of the trainable parameters that no gradient reaches in a few steps.
 
     Args:

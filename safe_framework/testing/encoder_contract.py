@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Frames, Sample
-from safe_framework.testing.assertions import assert_near, check_shapes, tried
+from safe_framework.testing.assertions import assert_near, check_shapes, law_settings
 from safe_framework.testing.strategies import seeds
 from safe_framework.utils.tensors import same_bits
 
@@ -47,7 +47,7 @@ class EncoderContract(ABC):
         """The encoder under test, as it is used: in evaluation mode."""
         return self.make().eval()
 
-    @tried(_EXAMPLES)
+    @law_settings(_EXAMPLES)
     @given(seeds())
     def test_deterministic(self, seed: int) -> None:
         """Law: the same sample gives the same frames, whatever the state of random generators."""
@@ -59,7 +59,7 @@ class EncoderContract(ABC):
         valid = found[0].mask
         assert same_bits(found[0].values[valid], found[1].values[valid])
 
-    @tried(_EXAMPLES)
+    @law_settings(_EXAMPLES)
     @given(_batches)
     def test_row_independent(self, batch: list[int]) -> None:
         """Law: a sample's valid frames are the same in any batch, but for rounding."""
@@ -68,7 +68,7 @@ class EncoderContract(ABC):
             alone = self._encode([self.sample(seed)])
             assert_near(together.values[row][together.mask[row]], alone.values[0][alone.mask[0]])
 
-    @tried(_EXAMPLES)
+    @law_settings(_EXAMPLES)
     @given(_batches)
     def test_prepare_on_cpu(self, batch: list[int]) -> None:
         """Law: ``prepare`` gives CPU tensors that pickle, with one row for each sample."""
@@ -81,7 +81,7 @@ class EncoderContract(ABC):
             assert tensor.shape[:1] == (len(batch),), name
             assert same_bits(copies[name], tensor), name
 
-    @tried(_EXAMPLES)
+    @law_settings(_EXAMPLES)
     @given(_batches)
     def test_frames_shape(self, batch: list[int]) -> None:
         """Law: ``forward`` gives finite frames (batch, frames, dim) and a mask (batch, frames)."""

@@ -18,9 +18,9 @@ from safe_framework.testing.assertions import (
     assert_near,
     check_shapes,
     finite_gradients,
-    moved,
-    never_learning,
-    tried,
+    law_settings,
+    parameters_without_gradient,
+    perturbed,
 )
 from safe_framework.testing.strategies import (
     base_facts,
@@ -67,7 +67,7 @@ class FusionAdapterContract(ABC):
     def make(self, base: BaseFacts) -> FusionAdapter:
         """A new adapter for a base of three layers, with options that suit it."""
 
-    @tried()
+    @law_settings()
     @given(_calls(), st.booleans())
     def test_fresh_is_silent(self, call: _Call, training: bool) -> None:
         """Law: a new adapter's delta is exactly zero, at every layer, in training too."""
@@ -76,7 +76,7 @@ class FusionAdapterContract(ABC):
         for layer in adapter.layers:
             assert not adapter(call.hidden, memory, layer).any(), f"layer {layer}"
 
-    @tried()
+    @law_settings()
     @given(_calls(), dtypes())
     def test_delta_shape(self, call: _Call, dtype: torch.dtype) -> None:
         """Law: the delta has the shape of the hidden states, and floats of the weights' type."""
@@ -89,7 +89,7 @@ class FusionAdapterContract(ABC):
             delta = check_shapes(adapter, call.hidden.to(dtype), memory, layer)
             assert delta.dtype == dtype
 
-    @tried()
+    @law_settings()
     @given(_calls())
     def test_hands_off(self, call: _Call) -> None:
         """Law: neither the hidden states nor the tokens are written to."""
@@ -102,7 +102,7 @@ class FusionAdapterContract(ABC):
         assert same_bits(given_tokens.values, call.tokens.values)
         assert same_bits(given_tokens.mask, call.tokens.mask)
 
-    @tried()
+    @law_settings()
     @given(_calls(), st.data())
     def test_length_independent(self, call: _Call, data: st.DataObject) -> None:
         """Law: a position's delta is the same without the later ones, and after cached ones."""
@@ -118,7 +118,7 @@ class FusionAdapterContract(ABC):
             ]
             assert_near(torch.cat(parts, dim=1), whole)
 
-    @tried()
+    @law_settings()
     @given(_calls(batch=3), st.permutations(range(3)), sizes(3))
     def test_row_independent(self, call: _Call, order: list[int], count: int) -> None:
         """Law: chosen rows of the memory give chosen rows of the delta, and remember alike."""
@@ -130,7 +130,7 @@ class FusionAdapterContract(ABC):
             for chosen in (memory.rows(rows), apart):
                 assert_near(adapter(call.hidden[rows], chosen, layer), expected)
 
-    @tried()
+    @law_settings()
     @given(_calls(), hostile_values())
     def test_mask_respected(self, call: _Call, hostile: float) -> None:
         """Law: what masked tokens hold changes neither a delta nor a gradient, not even NaN."""
@@ -158,7 +158,7 @@ class FusionAdapterContract(ABC):
             memory = adapter.remember(Tokens(values, all_real(values)))
             return torch.stack([adapter(hidden, memory, layer) for layer in adapter.layers])
 
-        assert never_learning(adapter, deltas) == []
+        assert parameters_without_gradient(adapter, deltas) == []
 
     def _moved(self, call: _Call) -> FusionAdapter:
-        return cast(FusionAdapter, moved(self.make(call.base)).eval())
+        return cast(FusionAdapter, perturbed(self.make(call.base)).eval())

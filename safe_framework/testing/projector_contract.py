@@ -14,8 +14,8 @@ from safe_framework.testing.assertions import (
     assert_near,
     check_shapes,
     finite_gradients,
-    never_learning,
-    tried,
+    law_settings,
+    parameters_without_gradient,
 )
 from safe_framework.testing.strategies import dtypes, frames, hostile_values, sizes, spoilt
 
@@ -36,7 +36,7 @@ class ProjectorContract(ABC):
     def make(self, frame_dim: int, hidden_size: int) -> Projector:
         """A new projector for these sizes."""
 
-    @tried()
+    @law_settings()
     @given(st.data(), sizes(6), st.sampled_from([4, 8, 12]), dtypes())
     def test_tokens_shape(
         self, data: st.DataObject, dim: int, hidden: int, dtype: torch.dtype
@@ -51,7 +51,7 @@ class ProjectorContract(ABC):
         assert tokens.mask.dtype == torch.bool
         assert projector.tokens in (None, tokens.values.shape[1])
 
-    @tried()
+    @law_settings()
     @given(frames(_DIM), hostile_values(), st.integers(0, 3))
     def test_mask_respected(self, clean: Frames, hostile: float, padding: int) -> None:
         """Law: what masked frames hold, and how many there are, changes no token and no gradient.
@@ -74,7 +74,7 @@ class ProjectorContract(ABC):
         projector = self.make(_DIM, _HIDDEN).train()
         values = torch.randn(6, 5, _DIM)
         given_frames = Frames(values, all_real(values))
-        assert never_learning(projector, lambda: projector(given_frames).values) == []
+        assert parameters_without_gradient(projector, lambda: projector(given_frames).values) == []
 
 
 def _padded(values: torch.Tensor, count: int, fill: float) -> torch.Tensor:

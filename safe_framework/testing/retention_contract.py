@@ -19,7 +19,7 @@ from safe_framework.interfaces.retention import (
     RetentionRegularizer,
     RetentionStore,
 )
-from safe_framework.testing.assertions import assert_near, moved, tried
+from safe_framework.testing.assertions import assert_near, law_settings, perturbed
 from safe_framework.testing.bases import VOCABULARY, llama, texts
 from safe_framework.testing.strategies import hostile_values, masks, seeds, sizes, spoilt
 from safe_framework.testing.toys import attached, felt
@@ -68,7 +68,7 @@ class RetentionRegularizerContract(ABC):
     def _after_a_while(self) -> RetentionRegularizer:
         """One whose model has moved since."""
         regularizer, model = self._begun()
-        moved(model)
+        perturbed(model)
         return regularizer
 
     def _begun(self) -> tuple[RetentionRegularizer, SafeModel]:
@@ -76,7 +76,7 @@ class RetentionRegularizerContract(ABC):
         self.begin(regularizer, model)
         return regularizer, model
 
-    @tried()
+    @law_settings()
     @given(_calls())
     def test_zero_at_base(self, call: tuple[Tensor, Tensor, Tensor]) -> None:
         """Law: where outputs are the base's, or parameters as at the start, a penalty is 0."""
@@ -87,7 +87,7 @@ class RetentionRegularizerContract(ABC):
         ]
         assert not [penalty for penalty in penalties if penalty is not None and penalty.item() != 0]
 
-    @tried()
+    @law_settings()
     @given(_calls())
     def test_nonnegative(self, call: tuple[Tensor, Tensor, Tensor]) -> None:
         """Law: a penalty is a finite scalar, never below 0 but for rounding."""
@@ -99,7 +99,7 @@ class RetentionRegularizerContract(ABC):
             assert torch.isfinite(penalty)
             assert penalty.item() >= -_ROUNDING
 
-    @tried()
+    @law_settings()
     @given(_calls())
     def test_one_penalty(self, call: tuple[Tensor, Tensor, Tensor]) -> None:
         """Law: the penalty of a comparison is that of its logits."""
@@ -110,7 +110,7 @@ class RetentionRegularizerContract(ABC):
         else:
             assert_near(whole, single)
 
-    @tried()
+    @law_settings()
     @given(_calls(), hostile_values())
     def test_mask_respected(self, call: tuple[Tensor, Tensor, Tensor], hostile: float) -> None:
         """Law: what stands at a masked position changes neither the penalty nor a gradient."""

@@ -23,9 +23,9 @@ from safe_framework.evaluation.base_drift import (
     HELD_OUT,
     SHIPPED,
     BaseChanged,
-    drifted,
-    told,
-    told_of,
+    describe_drift,
+    measure_drift,
+    measure_drift_on_batch,
 )
 from safe_framework.utils.catalogue import FOLDER
 from safe_framework.verification.bench import Bench
@@ -50,11 +50,11 @@ def measure_base_change(bench: Bench, texts: Sequence[str] | None) -> BaseChange
         return None
     config: Any = model.base.config
     if model.tokenizer is None or config.is_encoder_decoder:
-        return told_of(model, bench.batches["plain"])
+        return measure_drift_on_batch(model, bench.batches["plain"])
     if texts is not None:
-        return told(model, texts)
+        return measure_drift(model, texts)
     chosen, source = _held_out(model)
-    return told(model, chosen[:_TEXTS], source=source)
+    return measure_drift(model, chosen[:_TEXTS], source=source)
 
 
 def _held_out(model: SafeModel) -> tuple[list[str], str]:
@@ -75,7 +75,12 @@ def apply_waivers(
         return list(laws)
     waived = [
         Law("L1", "Untouched", Verdict.WAIVED, changed.described),
-        Law("L2", "Off is the base", Verdict.WAIVED, f"without a sample, {drifted(changed.drift)}"),
+        Law(
+            "L2",
+            "Off is the base",
+            Verdict.WAIVED,
+            f"without a sample, {describe_drift(changed.drift)}",
+        ),
     ]
     asked = [off_is_original(bench, level), *(_renamed(law, changed) for law in laws)]
     ours = sorted((law for law in asked if law.key.startswith("B")), key=lambda law: law.key)

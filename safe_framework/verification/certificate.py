@@ -14,7 +14,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from safe_framework.evaluation.base_drift import BaseChanged, sentence
+from safe_framework.evaluation.base_drift import BaseChanged, describe_change
+from safe_framework.utils.files import atomic_write
 
 FILE = "certificate.json"
 FORMAT = 1
@@ -128,9 +129,7 @@ class Certificate:
 
     def write(self, path: Path) -> Path:
         """Write it to ``path``, in one step."""
-        whole = path.with_name(f".{path.name}")
-        whole.write_text(self.to_json(), "utf-8")
-        return whole.replace(path)
+        return atomic_write(path, self.to_json())
 
 
 _CONVERTER = make_converter()
@@ -167,7 +166,7 @@ def summary(certificate: Certificate) -> Group:
     title = Text(f"{_base(certificate)} with {modalities}", "bold")
     parts: list[Text | Table] = [title, _law_table(certificate)]
     if certificate.base_changed is not None:
-        parts.append(Text(sentence(certificate.base_changed), "bold red"))
+        parts.append(Text(describe_change(certificate.base_changed), "bold red"))
     for law in certificate.failures:
         parts += [Text(f"{law.key} {law.name} fails".strip(), "bold red"), *_findings(law)]
     return Group(*parts, Text(_counts(certificate)), Text(_environment(certificate), "dim"))

@@ -22,7 +22,7 @@ from safe_framework.experimental.vision_language.train import (
     _another,
     _Asked,
     _choices,
-    _overlap,
+    _content_f1,
     _plain,
     compose_recipe,
     score,
@@ -206,9 +206,9 @@ def test_a_recipe_without_the_table_has_nothing_to_compose(quiet):
 def test_captions_are_compared_by_their_words():
     """Case, punctuation and small words do not count."""
     assert _plain("A  Duck!") == "a duck"
-    assert _overlap("the duck", "A rubber duck.") == pytest.approx(2 / 3)
-    assert _overlap("duck duck", "A duck.") == pytest.approx(2 / 3)
-    assert _overlap("", "A") == 0.0
+    assert _content_f1("the duck", "A rubber duck.") == pytest.approx(2 / 3)
+    assert _content_f1("duck duck", "A duck.") == pytest.approx(2 / 3)
+    assert _content_f1("", "A") == 0.0
 
 
 @torch.no_grad()

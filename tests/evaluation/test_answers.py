@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safe_framework.data.examples import Example
-from safe_framework.evaluation.answers import answer, answer_without, derangement, shuffled, without
+from safe_framework.evaluation.answers import (
+    answer,
+    answer_without,
+    derangement,
+    with_shuffled_samples,
+    without_modality,
+)
 from safe_framework.evaluation.gain import bare_question
 
 LABELS = st.lists(st.sampled_from("abcd"), min_size=2, max_size=30)
@@ -51,7 +57,7 @@ def test_shuffling_moves_only_the_one_modality():
         Example(f"prompt {n}", "ab"[n % 2], {"audio": n, "depth": 10 * n}, f"row:{n}")
         for n in range(4)
     ]
-    moved = shuffled(rows, "audio")
+    moved = with_shuffled_samples(rows, "audio")
     assert [row.prompt for row in moved] == [row.prompt for row in rows]
     assert [row.samples["depth"] for row in moved] == [0, 10, 20, 30]
     assert all(row.samples["audio"] % 2 != n % 2 for n, row in enumerate(moved))
@@ -60,7 +66,7 @@ def test_shuffling_moves_only_the_one_modality():
 def test_leaving_a_modality_out_keeps_the_others():
     """Only the modality's own sample is dropped, and the example itself is not changed."""
     row = Example("prompt", "a", {"audio": 1, "depth": 2})
-    assert without([row], "audio")[0].samples == {"depth": 2}
+    assert without_modality([row], "audio")[0].samples == {"depth": 2}
     assert row.samples == {"audio": 1, "depth": 2}
 
 
@@ -87,7 +93,7 @@ def test_the_base_is_asked_each_question_once():
 
 def test_answers_without_the_sense_are_the_bases(model, examples):
     """Asked without its sample, the model says what the bare base says."""
-    alone = without(examples[:1], "touch")
+    alone = without_modality(examples[:1], "touch")
     batch = model.tokenizer(text=[alone[0].prompt], return_tensors="pt")
     tokens = model.base.generate(**batch, max_new_tokens=4, do_sample=False)
     expected = model.tokenizer.decode(
@@ -100,7 +106,7 @@ def test_a_closed_gate_silences_the_sense(model, examples):
     """The gate given for an answer is the one that counts."""
     options = {"max_new_tokens": 3, "batch_size": 5}
     shut = answer(model, examples, gate={"touch": 0.0}, **options)
-    assert shut == answer(model, without(examples, "touch"), **options)
+    assert shut == answer(model, without_modality(examples, "touch"), **options)
     assert shut != answer(model, examples, gate={"touch": 1.0}, **options)
 
 

@@ -11,9 +11,9 @@ from safe_framework.data.audio import Waveform
 from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
 from safe_framework.evaluation.attention import (
-    attended,
     dependence,
     read_attention,
+    summarize_attention,
     write_attention,
 )
 from safe_framework.interfaces.encoder import Encoder
@@ -101,7 +101,7 @@ def test_one_frame_is_one_stretch(model, examples):
 
 def test_every_sample_has_its_layers_heads_and_seconds(model, heard):
     """Law: a row for each example, with the clip's length and a stretch for each frame."""
-    first, second = attended(model, "audio", heard, max_new_tokens=3)
+    first, second = summarize_attention(model, "audio", heard, max_new_tokens=3)
     assert (first.place, second.place) == ("test.jsonl:1", "test.jsonl:2")
     assert first.layers == (0, 1)
     assert first.seconds == pytest.approx(0.1)
@@ -116,7 +116,7 @@ def test_the_probe_is_left_as_it_was(model, heard):
     model.configure_attention_probe(enabled=True, limit=4)
     model(**model.processor(text=["what"], audio=[heard[0].samples["audio"]], return_tensors="pt"))
     before = model.attention_probe.records
-    attended(model, "audio", heard, max_new_tokens=1)
+    summarize_attention(model, "audio", heard, max_new_tokens=1)
     probe = model.attention_probe
     assert (probe.enabled, probe.limit, probe.records) == (True, 4, before)
 
@@ -124,7 +124,7 @@ def test_the_probe_is_left_as_it_was(model, heard):
 def test_what_is_read_is_what_was_written(model, heard, tmp_path):
     """Law: the file gives back every number; without one there is None."""
     assert read_attention(tmp_path) is None
-    found = attended(model, "audio", heard, max_new_tokens=1)
+    found = summarize_attention(model, "audio", heard, max_new_tokens=1)
     write_attention(tmp_path, found)
     assert read_attention(tmp_path) == found
     (tmp_path / "attention.json").write_text("[3]")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from safe_framework.evaluation.alignment import cross_modal
-from safe_framework.evaluation.answers import answer, answer_surely, inputs
+from safe_framework.evaluation.answers import answer, answer_with_confidence, model_inputs
 from safe_framework.evaluation.evaluate import evaluate
 from safe_framework.evaluation.metrics import calibration, token_f1
 from safe_framework.evaluation.results import Evaluation
@@ -50,16 +50,16 @@ def test_certainty_of_one_is_in_the_last_bin():
 
 def test_an_answers_probability_is_that_of_its_tokens(model, examples):
     """Law: the probability of one new token is the softmax of the logits at the last position."""
-    found = answer_surely(model, examples[:3], max_new_tokens=1)
-    given = inputs(model, [e.prompt for e in examples[:3]], [e.samples for e in examples[:3]])
+    found = answer_with_confidence(model, examples[:3], max_new_tokens=1)
+    given = model_inputs(model, [e.prompt for e in examples[:3]], [e.samples for e in examples[:3]])
     best = model(**given).logits[:, -1].softmax(-1).amax(-1)
     torch.testing.assert_close(torch.tensor([sure for _, sure in found]), best)
 
 
 def test_what_follows_the_end_does_not_count(model, examples, monkeypatch):
     """Law: padding after an answer's end leaves its probability as it is."""
-    whole = answer_surely(model, examples[:6], max_new_tokens=6, batch_size=6)
-    alone = [answer_surely(model, [one], max_new_tokens=6)[0] for one in examples[:6]]
+    whole = answer_with_confidence(model, examples[:6], max_new_tokens=6, batch_size=6)
+    alone = [answer_with_confidence(model, [one], max_new_tokens=6)[0] for one in examples[:6]]
     assert [text for text, _ in whole] == [text for text, _ in alone]
     np.testing.assert_allclose([p for _, p in whole], [p for _, p in alone], rtol=1e-3)
     assert answer(model, examples[:6], max_new_tokens=6) == [text for text, _ in whole]

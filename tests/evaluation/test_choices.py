@@ -7,8 +7,9 @@ import torch
 
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
-from safe_framework.evaluation.answers import answer, likelihoods
-from safe_framework.evaluation.gain import by_dataset, closed, word_overlap
+from safe_framework.data.tasks import CAPTIONS
+from safe_framework.evaluation.answers import answer, log_likelihoods
+from safe_framework.evaluation.gain import MEASURES, by_dataset, without_captions
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.summary import headlines
 from tests.evaluation.conftest import answered
@@ -23,7 +24,7 @@ def test_a_likelihood_is_that_of_every_token_and_the_end(
     model.eval()
     pairs = [((example, example.samples), label) for example in examples[:2] for label in LABELS]
     with torch.no_grad():
-        scores = likelihoods(model, pairs, {})
+        scores = log_likelihoods(model, pairs, {})
         for ((example, samples), label), score in zip(pairs, scores, strict=True):
             prompt = model.tokenizer(example.prompt)["input_ids"]
             told = [*model.tokenizer(label)["input_ids"], model.tokenizer.eos_token_id]
@@ -43,7 +44,7 @@ def test_the_likeliest_label_is_the_answer(model: SafeModel, examples: list[Exam
     mixed = [shut[0], examples[1], shut[2]]
     with torch.no_grad():
         pairs = [((e, e.samples), label) for e in shut for label in LABELS]
-        scores = np.reshape(likelihoods(model, pairs, {}), (len(shut), len(LABELS)))
+        scores = np.reshape(log_likelihoods(model, pairs, {}), (len(shut), len(LABELS)))
         assert answer(model, shut, batch_size=5) == [LABELS[i] for i in scores.argmax(1)]
         alone = answer(model, [examples[1]])
         given = answer(model, mixed)
@@ -63,7 +64,9 @@ def test_a_shut_gate_chooses_as_the_base(model: SafeModel, examples: list[Exampl
 def test_words_in_common_ignore_order_and_case() -> None:
     """Law: the score is 1 for the same words, 0 for none in common, and counts repeats."""
     given = ["Sat a cat.", "dog", "", "a a"]
-    assert word_overlap(given, ["a cat sat", "cat", "cat", "a"]).tolist() == [1, 0, 0, 2 / 3]
+    _, score = MEASURES[CAPTIONS]
+    assert score(given, ["a cat sat", "cat", "cat", "a"]).tolist() == [1, 0, 0, 2 / 3]
+    assert score([""], ["..."]).tolist() == [0]
 
 
 def test_captions_are_measured_apart() -> None:
@@ -76,8 +79,8 @@ def test_captions_are_measured_apart() -> None:
         "question_answering": 0.75,
         "told": pytest.approx(0.8),
     }
-    assert closed([*rows, *captions]) == rows
-    assert closed(captions) == captions
+    assert without_captions([*rows, *captions]) == rows
+    assert without_captions(captions) == captions
 
 
 def test_captions_alone_are_summed_up_by_their_words(evaluation: Evaluation) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from safe_framework.cli import main
 from safe_framework.errors import DataError
-from safe_framework.evaluation.compare_runs import compared, mcnemar
+from safe_framework.evaluation.compare_runs import compare_runs, mcnemar
 
 
 def answering(evaluation, right):
@@ -40,7 +40,7 @@ def test_mcnemar_is_the_exact_coin():
 
 def test_a_run_does_not_differ_from_itself(evaluation):
     """Law: the same run twice differs by exactly 0, with an interval of no width and p 1."""
-    for row in compared([evaluation], [evaluation]):
+    for row in compare_runs([evaluation], [evaluation]):
         assert (row.difference, row.low, row.high, row.p) == (0.0, 0.0, 0.0, 1.0)
 
 
@@ -48,7 +48,7 @@ def test_pairing_sees_what_intervals_apart_would_not(evaluation):
     """Law: a small gain on the same rows is found, since rows are paired."""
     worse = answering(evaluation, [n % 2 == 0 for n in range(60)])
     better = answering(evaluation, [n % 2 == 0 or n < 16 for n in range(60)])
-    right = compared([worse], [better])[0]
+    right = compare_runs([worse], [better])[0]
     assert right.difference == pytest.approx(8 / 60)
     assert right.low > 0
     assert right.test == "exact McNemar"
@@ -59,7 +59,7 @@ def test_what_was_kept_is_paired_by_text(evaluation):
     """Law: tokens kept are compared text by text, weighted by their lengths."""
     one = keeping(evaluation, 0.9, 0.8, 0.7)
     other = keeping(evaluation, 0.95, 0.85, 0.75)
-    kept = compared([one], [other])[2]
+    kept = compare_runs([one], [other])[2]
     assert kept.difference == pytest.approx(0.05)
     assert kept.low == pytest.approx(0.05)
     assert kept.test == "paired bootstrap"
@@ -67,7 +67,7 @@ def test_what_was_kept_is_paired_by_text(evaluation):
 
 def test_older_results_are_compared_without_texts(evaluation):
     """Law: where a run did not keep its texts' shares, only answers are compared."""
-    assert [row.name for row in compared([evaluation], [evaluation])] == [
+    assert [row.name for row in compare_runs([evaluation], [evaluation])] == [
         "right answers",
         "token F1",
     ]
@@ -77,19 +77,19 @@ def test_seeds_are_aggregated(evaluation):
     """Law: several seeds give their mean and spread, and an interval that draws seeds too."""
     worse = [answering(evaluation, [n < 20 + shift for n in range(60)]) for shift in (0, 6)]
     better = [answering(evaluation, [n < 22 + shift for n in range(60)]) for shift in (0, 6)]
-    right = compared(worse, better)[0]
+    right = compare_runs(worse, better)[0]
     assert right.first.value == pytest.approx(23 / 60)
     assert right.first.spread == pytest.approx(np.std([20 / 60, 26 / 60], ddof=1))
     assert right.low < 0 < right.high
     assert right.test == "paired bootstrap"
-    alone = compared(worse)[0]
+    alone = compare_runs(worse)[0]
     assert (alone.first, alone.second, alone.p) == (right.first, None, None)
 
 
 def test_other_rows_are_refused(evaluation):
     """Law: runs that were tested on different rows are never paired."""
     with pytest.raises(DataError, match=r"tested on different rows.*\nhint: compare runs with"):
-        compared([answering(evaluation, [1, 0])], [answering(evaluation, [1, 0, 1])])
+        compare_runs([answering(evaluation, [1, 0])], [answering(evaluation, [1, 0, 1])])
 
 
 def test_the_command_prints_and_writes(evaluation, tmp_path, capsys):

@@ -9,7 +9,7 @@ import torch
 
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import DataError, SafeError
-from safe_framework.evaluation.answers import answer, without
+from safe_framework.evaluation.answers import answer, without_modality
 from safe_framework.evaluation.evaluate import evaluate
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.utils.tensors import same_bits
@@ -184,5 +184,5 @@ def test_other_senses_stay_on(model, examples, texts):
     found = evaluate(model, modality="touch", train=both, test=both, texts=texts, max_new_tokens=2)
     assert found.gate_zero.identical
     assert found.retention.absent.identical
-    smelt = answer(model, without(both, "touch"), max_new_tokens=2)
+    smelt = answer(model, without_modality(both, "touch"), max_new_tokens=2)
     assert [row.base for row in found.answers] == smelt

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from safe_framework.evaluation import answers, gain, metrics
 from safe_framework.evaluation.metrics import (
-    agrees,
     bootstrap,
     exact_match,
     kl_per_position,
     normalise,
+    same_top_token,
 )
 from safe_framework.runs.report import html
 from safe_framework.utils import formatting, tensors
@@ -131,4 +131,4 @@ def test_what_the_base_rules_out_adds_nothing():
 def test_agreement_is_of_the_first_token():
     """Only which token is ranked first counts, at each position."""
     base = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    assert agrees(base, torch.tensor([[0.0, 9.0], [0.0, 0.5]])).tolist() == [True, False]
+    assert same_top_token(base, torch.tensor([[0.0, 9.0], [0.0, 0.5]])).tolist() == [True, False]

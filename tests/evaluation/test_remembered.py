@@ -7,7 +7,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from safe_framework.evaluation.encoder_cache import FrameMemory, encoded_once
+from safe_framework.evaluation.encoder_cache import EncoderCache, cached_encoders
 from safe_framework.evaluation.evaluate import evaluate
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Frames
@@ -42,7 +42,7 @@ def batch(*rows: tuple[int, float]) -> dict[str, Tensor]:
 
 def test_a_row_is_encoded_once() -> None:
     """Rows that were seen, in this batch or before, are not encoded again, and come out equal."""
-    encoder, memory = Ragged(), FrameMemory()
+    encoder, memory = Ragged(), EncoderCache()
     first = batch((1, 0.5), (3, 0.25), (1, 0.5))
     assert same_bits(memory(encoder, first).values, Ragged()(**first).values)
     assert encoder.rows == 2
@@ -58,14 +58,14 @@ def test_a_row_is_encoded_once() -> None:
 
 def test_every_tensor_of_a_row_counts() -> None:
     """Rows that differ in one tensor, or in the sign of a zero, are different rows."""
-    encoder, memory = Ragged(), FrameMemory()
+    encoder, memory = Ragged(), EncoderCache()
     memory(encoder, batch((2, 0.0), (2, -0.0), (1, 0.0)))
     assert encoder.rows == 3
 
 
 def test_past_the_limit_nothing_is_kept() -> None:
     """Frames that do not fit are encoded each time, and given all the same."""
-    encoder, memory = Ragged(), FrameMemory(most_bytes=40)
+    encoder, memory = Ragged(), EncoderCache(most_bytes=40)
     for _ in range(2):
         assert memory(encoder, batch((3, 0.5), (4, 0.25))).mask.sum() == 7
     assert memory.bytes <= 40
@@ -83,7 +83,7 @@ def test_measures_stay_the_same(model, examples, texts, monkeypatch) -> None:
     once = sum(seen)
     seen.clear()
     module = import_module("safe_framework.evaluation.evaluate")
-    monkeypatch.setattr(module, "encoded_once", nullcontext)
+    monkeypatch.setattr(module, "cached_encoders", nullcontext)
     again = evaluate(model, modality="touch", **given)
     assert once < sum(seen) / 2
     assert found.gain == again.gain
@@ -93,5 +93,5 @@ def test_measures_stay_the_same(model, examples, texts, monkeypatch) -> None:
 def test_an_encoder_that_trains_is_not_remembered(model) -> None:
     """What a trainable encoder gives may change: it is run each time."""
     model.modality("touch").encoder.weight = torch.nn.Parameter(torch.zeros(1))
-    with encoded_once(model):
+    with cached_encoders(model):
         assert model.modality("touch").memory is None

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safe_framework.evaluation.attention import Attended
+from safe_framework.evaluation.attention import AttentionSummary
 from safe_framework.evaluation.metrics import Estimate
 from safe_framework.evaluation.sweep import GatePoint, GateSweep
-from safe_framework.runs.report.extras import Extras
+from safe_framework.runs.report.extras import ReportInputs
 from safe_framework.runs.report.samples import picture
 from safe_framework.verification.certificate import (
     Certificate,
@@ -48,7 +48,9 @@ def attended(evaluation):
     numbers = [[0.2, 0.3], [0.1, NAN]]
     timeline = [[[0.1, 0.4, 0.2], [0.3, 0.2, 0.1]], [[0.1, 0.1, 0.6], [NAN] * 3]]
     return tuple(
-        Attended(row.place, "audio", (4, 9), numbers, numbers, numbers, numbers, timeline, 0.1)
+        AttentionSummary(
+            row.place, "audio", (4, 9), numbers, numbers, numbers, numbers, timeline, 0.1
+        )
         for row in evaluation.answers[:2]
     )
 
@@ -68,7 +70,7 @@ def certificate(*, broken=False):
 
 def test_the_sweep_is_drawn_and_told(tmp_path, evaluation, sweep):
     """Law: both pictures, the recommended gate, and a row of numbers for each gate are there."""
-    page = Page(written(tmp_path, evaluation, extras=Extras(sweeps={"audio": sweep})))
+    page = Page(written(tmp_path, evaluation, extras=ReportInputs(sweeps={"audio": sweep})))
     labels = [div["aria-label"] for div in page.all("div") if div.get("role") == "img"]
     assert any("right answers go from 10.0 % to 80.0 %" in label for label in labels)
     assert any("On the Pareto front: 0, 0.5, 1. Recommended: 0.5." in label for label in labels)
@@ -78,7 +80,7 @@ def test_the_sweep_is_drawn_and_told(tmp_path, evaluation, sweep):
 
 def test_samples_show_their_answers_at_three_gates(tmp_path, evaluation, sweep):
     """Law: a card names gates 0, 0.5 and 1, and what was said at each."""
-    page = Page(written(tmp_path, evaluation, extras=Extras(sweeps={"audio": sweep})))
+    page = Page(written(tmp_path, evaluation, extras=ReportInputs(sweeps={"audio": sweep})))
     for gate in ("gate 0: the base", "gate 0.5", "gate 1"):
         assert page.texts.count(gate) == 8
     for answer in ("answer at 0", "answer at 0.5", "answer at 1"):
@@ -87,7 +89,7 @@ def test_samples_show_their_answers_at_three_gates(tmp_path, evaluation, sweep):
 
 def test_attention_is_drawn_for_each_sample(tmp_path, evaluation, attended):
     """Law: a heat map for each sample says where it is strongest, and the table has each head."""
-    page = Page(written(tmp_path, evaluation, extras=Extras(attention=attended)))
+    page = Page(written(tmp_path, evaluation, extras=ReportInputs(attention=attended)))
     labels = [div["aria-label"] for div in page.all("div") if div.get("role") == "img"]
     strongest = "strongest at layer 9, head 0, stretch 3 of 3."
     assert sum(strongest in label for label in labels) == 2
@@ -98,7 +100,7 @@ def test_attention_is_drawn_for_each_sample(tmp_path, evaluation, attended):
 @pytest.mark.parametrize("broken", [False, True])
 def test_the_certificate_says_what_it_found(tmp_path, evaluation, broken):
     """Law: a certificate that holds says so, and a broken law is named with its finding."""
-    extras = Extras(certificate=certificate(broken=broken))
+    extras = ReportInputs(certificate=certificate(broken=broken))
     texts = " ".join(Page(written(tmp_path, evaluation, extras=extras)).texts)
     assert ("Every law that applies holds." in texts) is not broken
     assert ("A law is broken." in texts) is broken
@@ -116,7 +118,7 @@ def test_hostile_extras_stay_text(tmp_path, evaluation, sweep, attended):
     points = [attrs.evolve(p, answers=(HOSTILE,) * len(p.answers)) for p in sweep.points]
     bad = attrs.evolve(sweep, modality=HOSTILE, points=tuple(points))
     law = law_result(HOSTILE, HOSTILE, HOSTILE, [HOSTILE])
-    extras = Extras(
+    extras = ReportInputs(
         attrs.evolve(certificate(), laws=(law,), device=HOSTILE),
         {HOSTILE: bad},
         [attrs.evolve(row, place=HOSTILE) for row in attended],

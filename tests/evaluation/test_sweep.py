@@ -6,9 +6,9 @@ import torch
 
 from safe_framework.cli.sweep import recommendation
 from safe_framework.errors import DataError
-from safe_framework.evaluation.answers import answer, inputs
+from safe_framework.evaluation.answers import answer, model_inputs
 from safe_framework.evaluation.retention import retention
-from safe_framework.evaluation.sweep import encoded, read_sweeps, sweep, write_sweep
+from safe_framework.evaluation.sweep import read_sweeps, sweep, with_encoded_frames, write_sweep
 from safe_framework.utils.tensors import same_bits
 
 
@@ -63,8 +63,10 @@ def test_gate_one_is_what_the_evaluation_measures(model, examples, texts, swept)
 
 def test_encoding_once_changes_no_bit(model, examples):
     """Law: a batch with finished frames gives the very logits of the batch with its samples."""
-    given = inputs(model, [e.prompt for e in examples], [e.samples for e in examples])
-    assert same_bits(model(**given).logits, model(**encoded(model, "touch", given)).logits)
+    given = model_inputs(model, [e.prompt for e in examples], [e.samples for e in examples])
+    assert same_bits(
+        model(**given).logits, model(**with_encoded_frames(model, "touch", given)).logits
+    )
 
 
 def test_the_model_is_left_as_it_was(model, examples, texts):

@@ -183,10 +183,10 @@ def test_a_run_gives_the_samples(kind: str, world: Path, run: Path) -> None:
 
     import safe_framework
     from safe_framework.data.audio import Waveform, read_audio
-    from safe_framework.harness.model import sample_beside
+    from safe_framework.harness.model import choose_distractor
 
     model = safe_framework.load(run / "adapter")
-    found = sample_beside(model, "audio", run / "adapter", kind, seed=1)
+    found = choose_distractor(model, "audio", run / "adapter", kind, seed=1)
     names = {"foreign": "foreign_test"}.get(kind, "test")
     pool = [read_audio(path, 16000).values for path in world.glob(f"{names}?.wav")]
     assert isinstance(found, Waveform)

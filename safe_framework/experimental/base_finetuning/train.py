@@ -21,7 +21,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import AdapterError, DataError, SafeError
-from safe_framework.evaluation.base_drift import BaseChanged, for_the_adapter, sentence
+from safe_framework.evaluation.base_drift import BaseChanged, adapter_facts, describe_change
 from safe_framework.experimental.base_finetuning.attach import change_base
 from safe_framework.experimental.base_finetuning.replay import (
     FrozenTeacher,
@@ -305,11 +305,11 @@ def start_of(recipe: Recipe) -> dict[str, str]:
 def remember_drift(model: SafeModel, changed: BaseChanged | None, folder: Path) -> None:
     """Let the saved adapter and its card say how far the base went, now that it is known."""
     if model.base_change is not None and changed is not None:
-        model.base_change.drift = for_the_adapter(changed.drift)
+        model.base_change.drift = adapter_facts(changed.drift)
         model.save_pretrained(folder)
 
 
 def warn_of(changed: BaseChanged | None, console: Console) -> None:
     """Say on the screen that the base was changed, if it was."""
     if changed is not None:
-        console.print(sentence(changed), style="bold red", highlight=False, markup=False)
+        console.print(describe_change(changed), style="bold red", highlight=False, markup=False)

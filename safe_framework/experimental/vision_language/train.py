@@ -6,7 +6,6 @@ import json
 import re
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -21,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from safe_framework.config.schema import ComposeSpec, Recipe, TrainingSpec
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import DataError, SafeError
-from safe_framework.evaluation.metrics import Estimate, bootstrap
+from safe_framework.evaluation.metrics import Estimate, bootstrap, word_f1
 from safe_framework.experimental.vision_language.compose import compose, projector_of
 from safe_framework.experimental.vision_language.pictures import Captioned, read_captioned
 from safe_framework.interfaces.types import IGNORED, Frames, Tokens, all_real
@@ -185,7 +184,7 @@ def _captioning(
     return Captioning(
         chosen=bootstrap(chosen, seed=seed),
         exact=bootstrap([_plain(text) == _plain(own) for text, own in pairs], seed=seed),
-        words=bootstrap([_overlap(text, own) for text, own in pairs], seed=seed),
+        words=bootstrap([_content_f1(text, own) for text, own in pairs], seed=seed),
     )
 
 
@@ -215,13 +214,12 @@ def _plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def _overlap(said: str, own: str) -> float:
-    """F1 of the words in common, each as often as both have it."""
-    given, wanted = (
-        Counter(word for word in _plain(text).split() if word not in _SMALL) for text in (said, own)
-    )
-    common = (given & wanted).total()
-    return 2 * common / (given.total() + wanted.total()) if common else 0.0
+def _content_f1(said: str, own: str) -> float:
+    return word_f1(said, own, words=_content_words, both_empty=0.0)
+
+
+def _content_words(text: str) -> list[str]:
+    return [word for word in _plain(text).split() if word not in _SMALL]
 
 
 NOTE = "composed.json"

@@ -8,17 +8,25 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from safe_framework.evaluation.base_drift import sentence
+from safe_framework.evaluation.base_drift import describe_change
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.summary import headlines, sections
 from safe_framework.runs.report.attention import attention
 from safe_framework.runs.report.curves import curves as drawn
 from safe_framework.runs.report.curves import monitor_figure
-from safe_framework.runs.report.extras import Extras
+from safe_framework.runs.report.extras import ReportInputs
 from safe_framework.runs.report.gates import gate_sweep
 from safe_framework.runs.report.html import Markup, element, join
-from safe_framework.runs.report.results import cards, matrix, per_class, proof, table, tables
+from safe_framework.runs.report.results import (
+    cards,
+    certificate_section,
+    matrix,
+    per_class,
+    table,
+    tables,
+)
 from safe_framework.runs.report.samples import clips
+from safe_framework.utils.files import atomic_write
 from safe_framework.utils.formatting import count
 
 
@@ -31,7 +39,7 @@ def write_report(
     versions: Mapping[str, str],
     title: str,
     targets: Mapping[str, float] | None = None,
-    extras: Extras | None = None,
+    extras: ReportInputs | None = None,
     events: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write the report; equal input gives equal bytes.
@@ -52,7 +60,7 @@ def write_report(
         DataError: Matplotlib is not installed, or a target is unknown.
     """
     page = render(evaluation, curves, recipe_text, versions, title, targets, extras, events)
-    path.write_text(page, encoding="utf-8", newline="\n")
+    atomic_write(path, page)
 
 
 def render(
@@ -62,11 +70,11 @@ def render(
     versions: Mapping[str, str],
     title: str,
     targets: Mapping[str, float] | None = None,
-    extras: Extras | None = None,
+    extras: ReportInputs | None = None,
     events: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The page that ``write_report`` writes."""
-    beside = extras or Extras()
+    beside = extras or ReportInputs()
     unlogged = element("p", "No training was logged.", class_="soft")
     parts: dict[str, Sequence[str]] = {
         "title": [title],
@@ -74,7 +82,7 @@ def render(
         "style": [Markup(_packaged("page.css"))],
         "headlines": cards(headlines(evaluation)),
         "clips": clips(evaluation.answers, evaluation.modality, beside),
-        "certificate": proof(beside.certificate),
+        "certificate": certificate_section(beside.certificate),
         "gates": [part for found in beside.sweeps.values() for part in gate_sweep(found)]
         or [_command("safe sweep RUN", "measures how far to open the gate.")],
         "attention": attention(beside.attention, evaluation.answers)
@@ -101,7 +109,7 @@ def _command(command: str, does: str) -> Markup:
 def _lede(evaluation: Evaluation) -> str:
     size, name = count(evaluation.base_parameters), evaluation.modality
     if evaluation.base_changed is not None:
-        told = sentence(evaluation.base_changed)
+        told = describe_change(evaluation.base_changed)
         return f"A language model of {size} parameters was given a new sense: {name}. {told}"
     return (
         f"A frozen language model of {size} parameters was given a new sense: {name}. "

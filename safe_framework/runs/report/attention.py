@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe_framework.data.audio import Waveform
-from safe_framework.evaluation.attention import Attended
+from safe_framework.evaluation.attention import AttentionSummary
 from safe_framework.evaluation.results import Answered
 from safe_framework.runs.report.html import ACCENT, SOFT, Markup, element, figure
 from safe_framework.runs.report.results import table
@@ -28,7 +28,7 @@ _POINTS = 160  # of a drawn wave
 _Values = NDArray[np.float64]
 
 
-def attention(found: Sequence[Attended], answers: Sequence[Answered]) -> list[Markup]:
+def attention(found: Sequence[AttentionSummary], answers: Sequence[Answered]) -> list[Markup]:
     """A heat map for each of a few samples, and a table of means over all of them."""
     by_place = {row.place: row for row in answers}
     maps = [_map(row, by_place.get(row.place), number) for number, row in enumerate(found[:_MAPS])]
@@ -46,7 +46,7 @@ _READING = (
 )
 
 
-def _map(row: Attended, answered: Answered | None, number: int) -> Markup:
+def _map(row: AttentionSummary, answered: Answered | None, number: int) -> Markup:
     values = np.array(row.timeline, dtype=np.float64)  # (layers, heads, stretches); None is NaN
     wave = _wave(answered)
     strongest = np.unravel_index(np.nanargmax(values), values.shape)
@@ -73,7 +73,7 @@ def _wave(answered: Answered | None) -> _Values | None:
     return loudest
 
 
-def _draw(picture: Figure, row: Attended, values: _Values, wave: _Values | None) -> None:
+def _draw(picture: Figure, row: AttentionSummary, values: _Values, wave: _Values | None) -> None:
     rows = values.reshape(-1, values.shape[2])
     length = row.seconds or 1.0
     if wave is None:
@@ -113,7 +113,7 @@ def _draw_cells(axes: Axes, rows: _Values, length: float) -> None:
                 axes.add_patch(cell)
 
 
-def _table(found: Sequence[Attended]) -> Markup:
+def _table(found: Sequence[AttentionSummary]) -> Markup:
     columns = [np.array([getattr(row, name) for row in found], np.float64) for name in _NUMBERS]
     largest = columns[1].max(axis=0)
     means = [column.mean(axis=0) for column in columns]

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe_framework.runs.report.html import ACCENT, INK, SOFT, WRONG, Markup, figure, svg_file
+from safe_framework.utils.files import atomic_write
 from safe_framework.utils.formatting import percent
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def write_figure(path: Path, events: Events) -> None:
     """
     if _of(events, "evaluation"):
         svg = svg_file(partial(draw, events=events), name="monitor", width=_WIDTH, height=_HEIGHT)
-        path.write_text(svg, "utf-8")
+        atomic_write(path, svg)
 
 
 def summary(events: Events) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from safe_framework.evaluation.attention import Attended
+from safe_framework.evaluation.attention import AttentionSummary
 from safe_framework.evaluation.sweep import GateSweep
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ _SHOWN_GATES = (0.0, 0.5, 1.0)
 
 
 @attrs.frozen
-class Extras:
+class ReportInputs:
     """Results of other commands than the run itself.
 
     Attributes:
@@ -28,7 +28,7 @@ class Extras:
 
     certificate: Certificate | None = None
     sweeps: Mapping[str, GateSweep] = attrs.field(factory=dict)
-    attention: Sequence[Attended] | None = None
+    attention: Sequence[AttentionSummary] | None = None
 
     def answers(self, modality: str, place: str) -> list[tuple[float, str]]:
         """The gates that a sample's card shows, and what was answered there."""

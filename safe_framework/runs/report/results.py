@@ -190,7 +190,7 @@ def _short(name: str) -> str:
 _CLASSES = {Verdict.HOLDS: "right", Verdict.FAILS: "wrong", Verdict.NOT_APPLICABLE: "soft"}
 
 
-def proof(certificate: Certificate | None) -> list[Markup]:
+def certificate_section(certificate: Certificate | None) -> list[Markup]:
     """What ``safe verify`` found of this adapter."""
     if certificate is None:
         command = element("code", "safe verify ADAPTER")

@@ -14,7 +14,7 @@ import numpy as np
 from safe_framework.data.audio import Waveform
 from safe_framework.evaluation.metrics import normalise
 from safe_framework.evaluation.results import Answered
-from safe_framework.runs.report.extras import Extras
+from safe_framework.runs.report.extras import ReportInputs
 from safe_framework.runs.report.html import Markup, element
 
 # A sample that is seen: an image file as it is, or an array as a PNG.
@@ -84,7 +84,7 @@ _CLIP_TYPES = {
 }
 
 
-def clips(answers: Sequence[Answered], modality: str, extras: Extras) -> list[Markup]:
+def clips(answers: Sequence[Answered], modality: str, extras: ReportInputs) -> list[Markup]:
     """A card for each of a few test examples, chosen by place and not by result."""
     return [
         _card(row, modality, number, extras.answers(modality, row.place))
