@@ -1,1 +1,1 @@
-"""Measure a new sense and show it: a table and ``metrics.json``; ``report`` makes the page."""
+"""Measure what a modality gives and what it leaves of the base: ``metrics.json`` and a table."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class CrossModal:
     """Cosines of a sample's mean token with the answers' input embeddings, less their mean.
 
-    An adapter may bring a sense in without any such likeness: it is a diagnosis, no goal.
+    An adapter may work without any such likeness: it is a diagnosis, no goal.
 
     Attributes:
         cosine: with the expected answer.

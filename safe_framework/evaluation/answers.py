@@ -1,4 +1,7 @@
-"""Greedy answers to examples, with the new sense, without it, and with another one's sample."""
+"""Greedy answers to examples: with a modality, without it, and with another example's sample.
+
+Where the answers are a closed set of labels, the answer is the likeliest label.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +27,8 @@ if TYPE_CHECKING:
     from safe_framework.data.examples import Example
 
 
-# Which of a closed set of answers a model finds likeliest.
-
-
 ActiveExample = tuple["Example", Mapping[str, Sample]]
-"""An example, and those of its samples that are heard."""
+"""An example, and those of its samples whose gates are open."""
 
 
 def choose_label(
@@ -41,7 +41,7 @@ def choose_label(
 
     Args:
         model: in eval mode.
-        asked: examples with ``labels``, and the samples that are heard.
+        asked: examples with ``labels``, and their samples.
         batch_size: rows at a time.
         gate: strengths by modality.
     """
@@ -63,17 +63,17 @@ def log_likelihoods(
     model: SafeModel, pairs: Sequence[tuple[ActiveExample, str]], gate: Mapping[str, float]
 ) -> list[float]:
     """Log-likelihood of a label behind each example's prompt, in nats."""
-    batch = dict(_inputs(model, [heard for heard, _ in pairs], "right"))
+    batch = dict(_inputs(model, [active for active, _ in pairs], "right"))
     answers = [answer_ids(model.tokenizer, label, "labels") for _, label in pairs]
     batch |= with_answers(batch, answers, model.processor.padding)
     batch = {key: value.to(model.device) for key, value in batch.items()}
     targets = torch.nn.functional.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORED)
-    places = targets != IGNORED  # position t predicts token t + 1
-    logits = logits_at(model, model.base, {**batch, "gate": dict(gate)}, places)
-    wanted = targets[places].unsqueeze(-1)  # (words, 1)
-    words = logits.float().log_softmax(-1).gather(-1, wanted).squeeze(-1)
-    owner = places.nonzero()[:, 0]
-    scores: list[float] = words.new_zeros(len(pairs)).index_add(0, owner, words).tolist()
+    predicted = targets != IGNORED  # position t predicts token t + 1
+    logits = logits_at(model, model.base, {**batch, "gate": dict(gate)}, predicted)
+    wanted = targets[predicted].unsqueeze(-1)  # (tokens, 1)
+    tokens = logits.float().log_softmax(-1).gather(-1, wanted).squeeze(-1)
+    owner = predicted.nonzero()[:, 0]
+    scores: list[float] = tokens.new_zeros(len(pairs)).index_add(0, owner, tokens).tolist()
     return scores
 
 
@@ -85,12 +85,12 @@ def _read_at_tokens(
         return None
     batch = dict(_inputs(model, [(example, samples)], "right"))
     ids: Tensor = batch["input_ids"]
-    places = token_places(ids[0].tolist(), model.processor.markers)
-    if not places:
+    positions = token_places(ids[0].tolist(), model.processor.markers)
+    if not positions:
         return None
     moved: dict[str, Any] = {key: value.to(model.device) for key, value in batch.items()}
     at = torch.zeros_like(moved["input_ids"], dtype=torch.bool)
-    at[0, list(places)] = True
+    at[0, list(positions)] = True
     logits = logits_at(model, model.base, {**moved, "gate": dict(gate)}, at)  # (tokens, vocabulary)
     firsts = torch.tensor(first_ids(model.tokenizer, example.labels), device=model.device)
     read = class_logits(logits, firsts).log_softmax(-1).mean(0)  # (labels,)
@@ -147,7 +147,7 @@ def answer(
         max_new_tokens: limit of an answer's length.
         batch_size: examples at a time.
         gate: strengths by modality for these answers, instead of the model's own.
-        label: what ``progress`` is told that is being done.
+        label: what ``progress`` shows.
         progress: called after every batch.
     """
     return [
@@ -175,19 +175,21 @@ def answer_with_confidence(
     """
     strengths = {**model.gates, **(gate or {})}
     found: dict[int, tuple[str, float | None]] = {}
-    closed = [place for place, example in enumerate(examples) if example.task == CLASSES]
-    for places in batches(closed, batch_size):
-        asked = [(examples[i], _active_samples(examples[i].samples, strengths)) for i in places]
+    closed = [index for index, example in enumerate(examples) if example.task == CLASSES]
+    for rows in batches(closed, batch_size):
+        asked = [(examples[i], _active_samples(examples[i].samples, strengths)) for i in rows]
         chosen = choose_label(model, asked, batch_size=batch_size, gate=gate or {})
-        found |= {place: (text, None) for place, text in zip(places, chosen, strict=True)}
+        found |= {index: (text, None) for index, text in zip(rows, chosen, strict=True)}
         progress(label, len(found), len(examples))
-    free = [place for place in range(len(examples)) if place not in found]
-    told = _generated(model, [examples[i] for i in free], max_new_tokens, batch_size, gate or {})
-    for place, said in zip(free, told, strict=True):
-        found[place] = said
+    free = [index for index in range(len(examples)) if index not in found]
+    generated = _generated(
+        model, [examples[i] for i in free], max_new_tokens, batch_size, gate or {}
+    )
+    for index, pair in zip(free, generated, strict=True):
+        found[index] = pair
         if len(found) % batch_size == 0 or len(found) == len(examples):
             progress(label, len(found), len(examples))
-    return [found[place] for place in range(len(examples))]
+    return [found[index] for index in range(len(examples))]
 
 
 def _generated(
@@ -199,8 +201,8 @@ def _generated(
 ) -> Iterator[tuple[str, float]]:
     strengths = {**model.gates, **gate}
     for rows in batches(examples, batch_size):
-        heard = [_active_samples(row.samples, strengths) for row in rows]
-        batch = model_inputs(model, [row.prompt for row in rows], heard)
+        active = [_active_samples(row.samples, strengths) for row in rows]
+        batch = model_inputs(model, [row.prompt for row in rows], active)
         out = model.generate(
             **batch, gate=dict(gate), max_new_tokens=max_new_tokens, do_sample=False,
             return_dict_in_generate=True, output_scores=True,
@@ -220,8 +222,8 @@ def _probabilities(model: SafeModel, tokens: Tensor, scores: Sequence[Tensor]) -
     after = ended.cumsum(1) - ended.long() > 0
     logs = torch.stack(
         [
-            step.float().log_softmax(-1).gather(1, new[:, [place]]).squeeze(1)
-            for place, step in enumerate(scores)
+            step.float().log_softmax(-1).gather(1, new[:, [index]]).squeeze(1)
+            for index, step in enumerate(scores)
         ],
         dim=1,
     )  # (batch, new)
@@ -238,7 +240,7 @@ def answer_without(
         ask: ``answer`` with its model and options bound.
         examples: questions and their samples.
         modality: what is left out.
-        label: what the progress callback is told.
+        label: what the progress callback shows.
     """
     alone = without_modality(examples, modality)
     distinct = {_question(example): example for example in reversed(alone)}
@@ -290,15 +292,15 @@ def derangement(labels: Sequence[str], *, seed: int = 0) -> list[int]:
     largest = max((labels.count(label) for label in set(labels)), default=0)
     step = largest if largest < len(labels) else 1
     found = [0] * len(labels)
-    for place, row in enumerate(order):
-        found[row] = order[(place + step) % len(labels)]
+    for index, row in enumerate(order):
+        found[row] = order[(index + step) % len(labels)]
     return found
 
 
 def _active_samples(
     samples: Mapping[str, Sample], gates: Mapping[str, float]
 ) -> Mapping[str, Sample]:
-    """The samples that are heard; the others would be taken out of the text, markers and all."""
+    """The samples whose gates are open; the others would be removed from the text with markers."""
     return {name: sample for name, sample in samples.items() if gates.get(name, 1.0) != 0}
 
 

@@ -1,6 +1,6 @@
 """What the answers to a few test samples attended to, over the sample's own timeline.
 
-A projector may pool all frames into each of its tokens, so a token has no place in time of its own.
+A projector may pool all frames into each of its tokens, so a token has no time of its own.
 What it depends on is measured instead: each stretch of the frames is left out in turn, and the
 token that changes most depends on it most.
 """
@@ -83,13 +83,13 @@ def summarize_attention(
 
     Args:
         model: with ``modality`` attached.
-        modality: the sense to look at.
+        modality: whose samples to look at.
         examples: each with a sample of it.
         max_new_tokens: limit of an answer's length.
         stretches: into how many parts a sample is cut, if it has as many frames.
         progress: called with a label, how many are done and of how many.
     """
-    tell, found = progress or no_progress, list[AttentionSummary]()
+    show, found = progress or no_progress, list[AttentionSummary]()
     probe = model.attention_probe
     before = probe.enabled, probe.limit, probe.records
     model.configure_attention_probe(enabled=True, limit=len(model.modalities))
@@ -101,7 +101,7 @@ def summarize_attention(
                 parts = dependence(model, modality, example.samples[modality], stretches)
                 own = [record for record in probe.records if record.modality == modality]
                 found += [_summary(example, record, parts) for record in own]
-                tell("attention", number, len(examples))
+                show("attention", number, len(examples))
     finally:
         probe.restore(*before)
     return tuple(found)
@@ -167,7 +167,7 @@ _CONVERTER = make_converter()
 
 
 def write_attention(folder: Path, found: Sequence[AttentionSummary]) -> Path:
-    """Write what was attended to beside a run's numbers."""
+    """Write what was attended to into the folder of a run."""
     text = json.dumps(_CONVERTER.unstructure(list(found)), ensure_ascii=False, allow_nan=False)
     return atomic_write(folder / ATTENTION, text + "\n")
 

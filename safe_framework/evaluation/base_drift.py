@@ -1,4 +1,8 @@
-"""How far Stage B took the base: the changed one without a sample, beside the original."""
+"""How far fine-tuning took the base (Stage B): the changed base against the original.
+
+Both are given texts without a sample. What every output of a model with a changed base says is
+worded here.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +23,6 @@ from safe_framework.utils.tensors import same_bits
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
-
-
-# What a result says of a base that Stage B changed.
 
 
 HELD_OUT, SHIPPED, MADE_UP = "held-out texts", "texts that ship with the framework", "made-up words"
@@ -57,7 +58,7 @@ class BaseChanged:
     Attributes:
         method: of ``[stage_b]``.
         described: what was changed, for people.
-        parameters: how many numbers of the base, or beside it, were trained.
+        parameters: how many numbers of the base, or added to it, were trained.
         laws_given_up: keys of docs/laws.md.
         off_is_the_original_base: whether ``off()`` is meant to be.
         drift: how far the base was taken.
@@ -83,7 +84,7 @@ def measure_drift(
     seed: int = 0,
     progress: ProgressCallback = no_progress,
 ) -> BaseChanged | None:
-    """What is to be said of a model's changed base; None where it was not changed.
+    """How a model's base was changed, with its drift; None where it was not changed.
 
     Args:
         model: in eval mode.
@@ -180,9 +181,6 @@ def _drift(seen: Sequence[_Text], source: str, resamples: int, seed: int) -> Dri
         source,
         all(text.off_identical for text in seen),
     )
-
-
-# What every output of a model with a changed base says, in one place.
 
 
 def describe_change(changed: BaseChanged) -> str:

@@ -1,6 +1,6 @@
 """Frames of samples that come again in an evaluation: each is encoded once.
 
-A sample is asked about with its own question, beside another's, beside texts, and by the probe; a
+A sample is asked about with its own question, with another's, with texts, and by the probe; a
 frozen encoder gives the same frames each time.
 """
 

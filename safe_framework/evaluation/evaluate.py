@@ -1,4 +1,4 @@
-"""Measure what a new sense gives, what it leaves of the base, and against what."""
+"""Measure what a modality gives, what it leaves of the base, and against what."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def evaluate(
 
     Args:
         model: with ``modality`` attached.
-        modality: the sense to measure.
+        modality: to measure.
         train: what it was trained on; the probe is fitted on it, chance is taken from it.
         test: never trained on.
         texts: of the base's own domain, never trained on, for retention.

@@ -52,22 +52,22 @@ def gain(
     """
     estimate = partial(bootstrap, resamples=resamples, seed=seed)
     expected = [row.expected for row in answers]
-    with_sense = exact_match([row.answer for row in answers], expected)
+    with_modality = exact_match([row.answer for row in answers], expected)
     base = exact_match([row.base for row in answers], expected)
     shuffled = exact_match([row.shuffled for row in answers], expected)
     commonest = Counter(map(normalise, train_labels)).most_common(1)[0][0]
     classes = sorted(set(map(normalise, expected)))
     names = [normalise(answer) for answer in expected]
     return Gain(
-        accuracy=estimate(with_sense),
+        accuracy=estimate(with_modality),
         probe=estimate(exact_match([row.probe for row in answers], expected)),
         base=estimate(base),
         shuffled=estimate(shuffled),
         chance=estimate(exact_match([commonest] * len(answers), expected)),
-        over_base=estimate(with_sense - base),
-        over_shuffled=estimate(with_sense - shuffled),
+        over_base=estimate(with_modality - base),
+        over_shuffled=estimate(with_modality - shuffled),
         per_class={
-            name: estimate(with_sense[[other == name for other in names]]) for name in classes
+            name: estimate(with_modality[[other == name for other in names]]) for name in classes
         },
         confusion=confusion(answers, {*classes, *map(normalise, train_labels)}),
         semantic=estimate(similarity(judge, [row.answer for row in answers], expected))
@@ -103,16 +103,16 @@ def answer_all_conditions(
     options: Any = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     options |= {"gate": {modality: 1.0}, "progress": progress}
     ask: Callable[..., list[str]] = partial(answer, model, **options)
-    told = answer_with_confidence(model, test, label="answers with the sense", **options)
+    confident = answer_with_confidence(model, test, label="answers with the sense", **options)
     astray = ask(
         with_shuffled_samples(test, modality, seed=seed), label="answers with shuffled samples"
     )
     with model.original_base():
-        bare = answer_without(ask, test, modality, label="answers of the base")
+        base = answer_without(ask, test, modality, label="answers of the base")
     columns = (
-        told,
+        confident,
         astray,
-        bare,
+        base,
         _probe_answers(model, modality, train, test, batch_size, seed, progress),
     )
     template = model.processor.template
@@ -121,9 +121,9 @@ def answer_all_conditions(
             place=example.place,
             question=bare_question(example.prompt, template),
             expected=example.answer,
-            answer=heard,
+            answer=given,
             shuffled=misled,
-            base=base,
+            base=alone,
             probe=probed,
             confidence=sure,
             task=example.task,
@@ -131,12 +131,12 @@ def answer_all_conditions(
             sample=example.samples[modality],
             file=example.files.get(modality),
         )
-        for example, (heard, sure), misled, base, probed in zip(test, *columns, strict=True)
+        for example, (given, sure), misled, alone, probed in zip(test, *columns, strict=True)
     )
 
 
 def bare_question(prompt: str, template: str) -> str:
-    """What was put in the place of ``{question}``; the whole prompt if it was made otherwise.
+    """What replaced ``{question}``; the whole prompt if it was made otherwise.
 
     >>> bare_question("Q: what is it? A:", "Q: {question} A:")
     'what is it?'
@@ -157,14 +157,14 @@ def _probe_answers(
     progress: ProgressCallback,
 ) -> tuple[str, ...]:
     train = [example for example in train if example.task != CAPTIONS]
-    asked = [place for place, example in enumerate(test) if example.task != CAPTIONS]
+    asked = [row for row, example in enumerate(test) if example.task != CAPTIONS]
     named = [""] * len(test)
     if not train or not asked:  # a probe names classes, and a caption is none
         return tuple(named)
-    named_rows = [test[place] for place in asked]
+    named_rows = [test[row] for row in asked]
     features = _features(model, modality, [*train, *named_rows], batch_size, progress)
-    for place, name in zip(asked, _probe_tasks(features, train, named_rows, seed), strict=True):
-        named[place] = name
+    for row, name in zip(asked, _probe_tasks(features, train, named_rows, seed), strict=True):
+        named[row] = name
     return tuple(named)
 
 
@@ -175,13 +175,13 @@ def _probe_tasks(
     named = [""] * len(test)
     of_train, of_test = tasks([(e.prompt, normalise(e.answer)) for e in train], test)
     for task in sorted(set(of_test)):
-        known = [place for place, its in enumerate(of_train) if its == task]
-        asked = [place for place, its in enumerate(of_test) if its == task]
-        labels = [normalise(train[place].answer) for place in known]
-        places = [len(train) + place for place in asked]
-        found = probe(features[known], labels, features[places], seed=seed)
-        for place, name in zip(asked, found, strict=True):
-            named[place] = name
+        known = [row for row, its in enumerate(of_train) if its == task]
+        asked = [row for row, its in enumerate(of_test) if its == task]
+        labels = [normalise(train[row].answer) for row in known]
+        rows = [len(train) + row for row in asked]
+        found = probe(features[known], labels, features[rows], seed=seed)
+        for row, name in zip(asked, found, strict=True):
+            named[row] = name
     return named
 
 
@@ -193,7 +193,7 @@ def _features(
     progress: ProgressCallback,
 ) -> Features:
     """Pooled frames of each example; a file of which several are asked is encoded once."""
-    keys = [example.files.get(modality) or place for place, example in enumerate(examples)]
+    keys = [example.files.get(modality) or row for row, example in enumerate(examples)]
     first = dict(zip(reversed(keys), reversed(examples), strict=True))
     rows: list[Features] = []
     for distinct in batches(list(first.values()), batch_size):
@@ -242,17 +242,17 @@ def by_dataset(answers: Sequence[Answered], *, resamples: int, seed: int) -> dic
         rows = [row for row in answers if row.dataset == name]
         measure, score = MEASURES.get(rows[0].task, ("exact match", exact_match))
         expected = [row.expected for row in rows]
-        sense = score([row.answer for row in rows], expected)
+        score_with = score([row.answer for row in rows], expected)
         base = score([row.base for row in rows], expected)
         shuffled = score([row.shuffled for row in rows], expected)
         found[name or rows[0].task] = DatasetGain(
             task=rows[0].task,
             measure=measure,
-            score=estimate(sense),
+            score=estimate(score_with),
             base=estimate(base),
             shuffled=estimate(shuffled),
-            over_base=estimate(sense - base),
-            over_shuffled=estimate(sense - shuffled),
+            over_base=estimate(score_with - base),
+            over_shuffled=estimate(score_with - shuffled),
         )
     return found
 

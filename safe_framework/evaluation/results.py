@@ -41,7 +41,7 @@ class Agreement:
 
 @attrs.frozen
 class Absent:
-    """The model called without the new sense, against the bare base.
+    """The model called without a sample, against the unwrapped base.
 
     Attributes:
         identical: whether all logits were equal bit for bit.
@@ -59,10 +59,10 @@ class Retention:
     """The three forms of retention, on texts that were never trained on.
 
     Attributes:
-        absent: the sense is absent: must be the base bit for bit.
+        absent: without a sample: must be the base bit for bit.
         counterfactual: the gate is 1 and the sample irrelevant; by kind of sample.
         overall: all kinds of irrelevant samples together.
-        relevant: test prompts with their own sample: the sense is meant to change them.
+        relevant: test prompts with their own sample, which is meant to change them.
     """
 
     absent: Absent
@@ -96,7 +96,7 @@ class Gain:
     """Exact matches on the test examples, and against what.
 
     Attributes:
-        accuracy: with the sense.
+        accuracy: with the modality.
         probe: of a linear probe on the encoder's frozen frames.
         base: of the base, which gets the prompt alone.
         shuffled: with another example's sample.
@@ -130,7 +130,7 @@ class DatasetGain:
     Attributes:
         task: of its rows.
         measure: what ``score`` is.
-        score: with the sense.
+        score: with the modality.
         base: of the base, which gets the prompt alone.
         shuffled: with another example's sample.
         over_base: paired difference of ``score`` and ``base``.
@@ -154,14 +154,14 @@ class Answered:
         place: where the example was read.
         question: what was asked, without the prompt around it.
         expected: the right answer.
-        answer: with the sense.
+        answer: with the modality.
         shuffled: with another example's sample.
-        base: without the sense.
+        base: without the modality.
         probe: of the linear probe.
-        confidence: probability of the answer with the sense; None in older results.
+        confidence: probability of the answer with the modality; None in older results.
         task: of its dataset.
         dataset: its name; empty where there is only one.
-        sample: of the sense.
+        sample: of the modality.
         file: where the sample was read.
     """
 
@@ -180,7 +180,7 @@ class Answered:
 
     @property
     def right(self) -> bool:
-        """Whether the answer with the sense is the expected one."""
+        """Whether the answer with the modality is the expected one."""
         return normalise(self.answer) == normalise(self.expected)
 
 
@@ -189,7 +189,7 @@ class Evaluation:
     """Everything that the table, ``metrics.json`` and the report show.
 
     Attributes:
-        modality: the new sense.
+        modality: that was measured.
         gain: what it lets the model answer.
         retention: in its three forms.
         gate_zero: whether a closed gate is the base.
@@ -201,10 +201,10 @@ class Evaluation:
         seed: of the intervals, the probe's folds and the irrelevant samples.
         answers: every test example with its answers.
         costs: what the caller measured, such as ``train_seconds`` and ``adapter_bytes``.
-        calibration: of the answers with the sense; None in older results.
-        alignment: of the sense's tokens with the answers' words; None in older results, and where
+        calibration: of the answers with the modality; None in older results.
+        alignment: of its tokens with the answers' words; None in older results, and where
             all answers are the same.
-        base_changed: what stage B did to the base; None where L1 and L2 hold.
+        base_changed: what fine-tuning did to the base; None where L1 and L2 hold.
         datasets: the result on each dataset of a mix, by name; ``gain`` is that on all rows that
             are right or wrong, which captions are not.
     """

@@ -56,7 +56,7 @@ def retention(
 
     Args:
         model: in eval mode.
-        modality: whose gate is opened and whose samples are put beside the texts.
+        modality: whose gate is opened and whose samples accompany the texts.
         texts: of the base's own domain, never trained on.
         examples: of the test data; irrelevant samples are made from theirs.
         foreign: more irrelevant samples, which are not of the task; may be none.
@@ -139,7 +139,7 @@ def compare_with_base(
     base: Tensor,
     gate: float,
 ) -> list[TextSums]:
-    """Compare texts beside samples with the base; what the sense puts into a text is left out.
+    """Compare texts with samples against the base; what the modality inserts is left out.
 
     Args:
         model: in eval mode.
@@ -150,7 +150,7 @@ def compare_with_base(
         gate: strength.
     """
     logits = model(**given, gate={modality: gate}).logits
-    if gate == 0:  # what the sense puts into a text was taken out again
+    if gate == 0:  # what the modality inserts was removed again
         return _compare(base, logits, plain["attention_mask"])
     words = model.processor.markers.words(given["input_ids"]) & given["attention_mask"].bool()
     return _compare(base, logits, plain["attention_mask"], words)
@@ -175,7 +175,7 @@ def _text(base: Tensor, safe: Tensor) -> TextSums:
 
 
 def merged_sums(texts: Iterable[TextSums]) -> TextSums:
-    """The sums of several texts, or of one text beside several samples."""
+    """The sums of several texts, or of one text with several samples."""
     parts = [(text.agreed, text.divergence, text.positions) for text in texts]
     agreed, divergence, positions = (sum(column) for column in zip(*parts, strict=True))
     return TextSums(int(agreed), divergence, int(positions))
@@ -211,9 +211,9 @@ def gate_zero(
         given = model_inputs(model, [row.prompt for row in rows], [row.samples for row in rows])
         base, plain = _reference(model, modality, rows)
         with model.original_base():
-            before, said = base(**plain).logits, base.generate(**plain, **options)
+            before, expected = base(**plain).logits, base.generate(**plain, **options)
         logits &= same_bits(model(**given, gate=shut).logits, before)
-        tokens &= same_bits(model.generate(**given, gate=shut, **options), said)
+        tokens &= same_bits(model.generate(**given, gate=shut, **options), expected)
         progress("gate at 0", number * LOGIT_ROWS + len(rows), len(examples))
     return GateZero(logits, tokens, len(examples))
 

@@ -38,10 +38,10 @@ class SentenceEncoder:
     def __init__(self, source: str = PACKAGED) -> None:
         from transformers import AutoModel, AutoTokenizer
 
-        place = _packaged() if source == PACKAGED else source
+        location = _packaged() if source == PACKAGED else source
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(place)
-            self._model: Any = AutoModel.from_pretrained(place).eval()
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(location)
+            self._model: Any = AutoModel.from_pretrained(location).eval()
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"the sentence encoder `{source}` cannot be loaded: {error}",
@@ -64,7 +64,7 @@ class SentenceEncoder:
 def similarity(
     encoder: SentenceEncoder, answers: Sequence[str], expected: Sequence[str]
 ) -> NDArray[np.float64]:
-    """The cosine of each answer with the expected one, from -1 to 1; 0 where nothing was said."""
+    """The cosine of each answer with the expected one, from -1 to 1; 0 where an answer is empty."""
     texts = distinct([text for text in (*answers, *expected) if text.strip()])
     if not texts:
         return np.zeros(len(answers))

@@ -1,4 +1,4 @@
-"""One question put to the base and to the model with its sense, and whether their bits differ."""
+"""One question put to the base and to the model with a sample, and whether their bits differ."""
 
 from __future__ import annotations
 
@@ -62,21 +62,21 @@ def side_by_side(
         max_new_tokens: limit of an answer's length.
     """
     prompt = model.processor.template.replace("{question}", question)
-    heard = {} if sample is None else {modality: sample}
+    samples = {} if sample is None else {modality: sample}
     options = {"max_new_tokens": max_new_tokens, "do_sample": False}
     with eval_mode(model):
-        plain, given = model_inputs(model, [prompt]), model_inputs(model, [prompt], [heard])
-        with model.original_base():  # what stage B changed is not the base's
+        plain, given = model_inputs(model, [prompt]), model_inputs(model, [prompt], [samples])
+        with model.original_base():  # as it was before any fine-tuning
             generate: Any = model.base.generate
-            base, said = model.base(**plain).logits, generate(**plain, **options)
+            base, expected = model.base(**plain).logits, generate(**plain, **options)
         safe = model(**given, gate={modality: gate}).logits
         replied = model.generate(**given, gate={modality: gate}, **options)
-    start = given["input_ids"].shape[1] if gate and heard else plain["input_ids"].shape[1]
+    start = given["input_ids"].shape[1] if gate and samples else plain["input_ids"].shape[1]
     return SideBySide(
-        base=_text(model, said, plain["input_ids"].shape[1]),
+        base=_text(model, expected, plain["input_ids"].shape[1]),
         safe=_text(model, replied, start),
         same_logits=base.shape == safe.shape and same_bits(base, safe),
-        same_answer=said.shape == replied.shape and torch.equal(said, replied),
+        same_answer=expected.shape == replied.shape and torch.equal(expected, replied),
         agreement=_agreement(model, base, safe, given["input_ids"]),
     )
 
@@ -89,7 +89,7 @@ def _text(model: SafeModel, tokens: Tensor, start: int) -> str:
 
 
 def _agreement(model: SafeModel, base: Tensor, safe: Tensor, ids: Tensor) -> float:
-    """Over the question's own positions: those that the sense put into the text are left out."""
+    """Over the question's own positions: those that the modality inserted are left out."""
     if safe.shape[1] == ids.shape[1]:
         safe = safe[:, model.processor.markers.words(ids)[0]]
     return same_top_token(base, safe).double().mean().item()

@@ -1,4 +1,4 @@
-"""What an evaluation says in three numbers, and the details behind them."""
+"""What an evaluation says in three numbers, the details behind them, and both as a Rich table."""
 
 from __future__ import annotations
 
@@ -87,9 +87,9 @@ def headlines(evaluation: Evaluation) -> tuple[Headline, Headline, Headline]:
 
 
 def _gain_headline(evaluation: Evaluation) -> Headline:
-    told = list(evaluation.datasets.values())
-    if told and all(found.task == CAPTIONS for found in told):  # which are not right or wrong
-        return _caption_headline(evaluation.modality, told)
+    found = list(evaluation.datasets.values())
+    if found and all(one.task == CAPTIONS for one in found):  # which are not right or wrong
+        return _caption_headline(evaluation.modality, found)
     gain, name = evaluation.gain, evaluation.modality
     return Headline(
         "Gain",
@@ -124,12 +124,12 @@ def _changed_headline(changed: BaseChanged) -> Headline:
     )
 
 
-def _caption_headline(modality: str, told: Sequence[DatasetGain]) -> Headline:
-    rows = sum(found.score.n for found in told)
+def _caption_headline(modality: str, datasets: Sequence[DatasetGain]) -> Headline:
+    rows = sum(found.score.n for found in datasets)
 
     def mean(of: Callable[[DatasetGain], Estimate]) -> str:
         """One measure's mean over datasets, weighted by their rows."""
-        return percent(sum(of(found).value * found.score.n for found in told) / rows)
+        return percent(sum(of(found).value * found.score.n for found in datasets) / rows)
 
     return Headline(
         "Hears",
@@ -208,7 +208,7 @@ def _others(evaluation: Evaluation) -> Iterator[Section]:
 
 
 def _kept_when_off(evaluation: Evaluation) -> Iterator[Section]:
-    """That off is the base; or, where stage B changed it, how far it drifted."""
+    """That off is the base; or, where fine-tuning changed it, how far it drifted."""
     if evaluation.base_changed is None:
         yield Section("Kept when off", tuple(_off(evaluation)))
     else:
@@ -231,8 +231,8 @@ def _drifted(changed: BaseChanged) -> Iterator[Row]:
 def _datasets(evaluation: Evaluation) -> Iterator[Row]:
     for name, found in evaluation.datasets.items():
         gained = f"{points(found.over_base.value)} over base"
-        told = f"{points(found.over_shuffled.value)} over shuffled"
-        yield _share(name, found.score, f"{found.measure}, n {found.score.n}; {gained}, {told}")
+        shuffled = f"{points(found.over_shuffled.value)} over shuffled"
+        yield _share(name, found.score, f"{found.measure}, n {found.score.n}; {gained}, {shuffled}")
 
 
 def _off(evaluation: Evaluation) -> Iterator[Row]:
@@ -299,9 +299,6 @@ def _difference(name: str, estimate: Estimate, target: float | None) -> Row:
 
 def _identical(name: str, identical: bool, note: str) -> Row:
     return Row(name, "identical" if identical else "DIFFER", "", note, identical)
-
-
-# An evaluation as a Rich table: three numbers first, then the details.
 
 
 _MARKS = {True: Text("✓", "green"), False: Text("✗", "bold red"), None: Text("")}

@@ -1,6 +1,6 @@
 """How far to open a gate: what each strength gives and what it leaves of the base.
 
-Every strength answers the same questions and reads the same texts beside the same irrelevant
+Every strength answers the same questions and reads the same texts with the same irrelevant
 samples, so that two of them differ by the gate alone.
 """
 
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     from safe_framework.data.examples import Example
 
 
-# What a gate sweep found, the gate that it recommends, and its form on disk (``sweep.json``).
-
-
 SWEEP = "sweep.json"
 
 
@@ -53,7 +50,7 @@ class GatePoint:
         gate: from 0 (off) to 1.
         accuracy: share of test examples answered right.
         over_base: paired difference of it to the gate at 0.
-        kept: how near texts beside irrelevant samples of every kind stay to the base.
+        kept: how near texts with irrelevant samples of every kind stay to the base.
         answers: to each test example.
     """
 
@@ -140,7 +137,7 @@ def read_sweeps(folder: Path) -> dict[str, GateSweep]:
 
 
 def write_sweep(folder: Path, sweep: GateSweep) -> Path:
-    """Put a sweep into the run's ``sweep.json``, beside those of other modalities."""
+    """Put a sweep into the run's ``sweep.json``, and keep those of other modalities."""
     kept: Mapping[str, GateSweep] = {**read_sweeps(folder), sweep.modality: sweep}
     text = json.dumps(_CONVERTER.unstructure(kept), indent=2, ensure_ascii=False, allow_nan=False)
     return atomic_write(folder / SWEEP, text + "\n")
@@ -189,14 +186,14 @@ def sweep(
         DataError: there is no example or no text, or a gate or the budget is not from 0 to 1.
     """
     strengths = _checked(gates, budget, test, texts)
-    tell = progress or no_progress
+    show = progress or no_progress
     ask = partial(answer, model, test, max_new_tokens=max_new_tokens, batch_size=batch_size)
     with eval_mode(model):
         answers = {
-            gate: ask(gate={modality: gate}, label=f"answers at gate {gate:g}", progress=tell)
+            gate: ask(gate={modality: gate}, label=f"answers at gate {gate:g}", progress=show)
             for gate in strengths
         }
-        kept = _retention_by_gate(model, modality, strengths, test, texts, foreign, seed, tell)
+        kept = _retention_by_gate(model, modality, strengths, test, texts, foreign, seed, show)
     expected = [example.answer for example in test]
     base = exact_match(answers[0.0], expected)
     estimate = partial(bootstrap, resamples=resamples, seed=seed)
@@ -237,7 +234,7 @@ def _retention_by_gate(
     seed: int,
     progress: ProgressCallback,
 ) -> Mapping[float, list[TextSums]]:
-    """By gate, for each text how it fares beside all kinds of irrelevant samples together."""
+    """By gate, for each text how it fares with all kinds of irrelevant samples together."""
     pool = [example.samples[modality] for example in test]
     pools = dict.fromkeys(KINDS, pool) | ({FOREIGN: foreign} if foreign else {})
     found: dict[float, list[TextSums]] = {gate: [] for gate in gates}
@@ -246,10 +243,11 @@ def _retention_by_gate(
         plain = model_inputs(model, rows)
         with model.original_base():
             base = model.base(**plain).logits
-        beside = list(_with_distractors(model, modality, rows, pools, seed + done))
+        accompanied = list(_with_distractors(model, modality, rows, pools, seed + done))
         for gate in gates:
             kinds = [
-                compare_with_base(model, modality, given, plain, base, gate) for given in beside
+                compare_with_base(model, modality, given, plain, base, gate)
+                for given in accompanied
             ]
             found[gate] += [merged_sums(row) for row in zip(*kinds, strict=True)]
         done += len(rows)
@@ -264,7 +262,7 @@ def _with_distractors(
     pools: Mapping[str, Sequence[Sample]],
     seed: int,
 ) -> Iterator[Mapping[str, Any]]:
-    """The texts beside each kind of irrelevant sample, encoded here once for all gates."""
+    """The texts with each kind of irrelevant sample, encoded here once for all gates."""
     draw = torch.Generator().manual_seed(seed)
     for kind, pool in pools.items():
         samples = [{modality: distractor(kind, pool, draw)} for _ in texts]

@@ -1,4 +1,4 @@
-"""The model ``safe`` of lm-evaluation-harness."""
+"""The model ``safe`` of lm-evaluation-harness: an adapter, with one sample for every text."""
 
 from __future__ import annotations
 
@@ -20,28 +20,26 @@ from safe_framework.interfaces.types import Sample
 from safe_framework.runs.finished import open_run
 from safe_framework.utils.hashing import tensors_fingerprint
 
-# A model that hears the same sample in every call, as the harness takes a transformers model.
-
 
 class ModelWithSample:
-    """What the harness calls in place of a transformers model.
+    """What the harness calls instead of a transformers model: the same sample in every call.
 
     Args:
         model: with its gates set.
         modality: of the sample.
-        sample: beside every text; None leaves the sense absent.
+        sample: for every text; None leaves the modality absent.
 
     Attributes:
         config: the base's.
-        span: how many positions the sense puts into a text.
+        span: how many positions the modality inserts into a text.
     """
 
     def __init__(self, model: SafeModel, modality: str, sample: Sample | None) -> None:
         self.safe, self.modality = model, modality
         self.config: Any = model.base.config
         self._frames = None if sample is None else model.encode(modality, [sample])
-        heard = self._frames is not None and model.gates[modality] > 0
-        self.span = len(model.processor.markers.spans.get(modality, ())) if heard else 0
+        active = self._frames is not None and model.gates[modality] > 0
+        self.span = len(model.processor.markers.spans.get(modality, ())) if active else 0
 
     @property
     def device(self) -> torch.device:
@@ -59,14 +57,14 @@ class ModelWithSample:
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         """Call the model with a sample for each text."""
-        return self.safe(*args, **inputs, **self._beside(*args, **inputs))
+        return self.safe(*args, **inputs, **self._sample_tensors(*args, **inputs))
 
     def generate(self, **inputs: Any) -> Any:
         """Continue texts with a sample for each."""
-        return self.safe.generate(**inputs, **self._beside(**inputs))
+        return self.safe.generate(**inputs, **self._sample_tensors(**inputs))
 
-    def marked(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Ids and mask with the sense's markers where a text begins; untouched without any."""
+    def insert_markers(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Ids and mask with the modality's markers where a text begins; untouched without any."""
         if not self.span:
             return ids, mask
         real = torch.ones_like(ids) if mask is None else mask
@@ -76,12 +74,12 @@ class ModelWithSample:
         batch |= self.safe.processor.markers.inserted(batch, [""] * rows, given)
         return batch["input_ids"].to(ids.device), batch["attention_mask"].to(ids.device)
 
-    def unmarked(self, ids: Tensor, logits: Tensor) -> Tensor:
+    def remove_markers(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Logits at the texts' own positions, (batch, length, vocabulary)."""
         words = self.safe.processor.markers.words(ids)
         return logits[words].view(len(ids), -1, logits.shape[-1])  # (batch, length, vocabulary)
 
-    def _beside(self, *args: Any, **inputs: Any) -> dict[str, Tensor]:
+    def _sample_tensors(self, *args: Any, **inputs: Any) -> dict[str, Tensor]:
         if self._frames is None:
             return {}
         rows = len(args[0] if args else inputs["input_ids"])
@@ -91,9 +89,6 @@ class ModelWithSample:
             f"{self.modality}__frames": values.expand(rows, -1, -1),
             f"{self.modality}__frames_mask": mask.expand(rows, -1),
         }
-
-
-# Which sample stands beside every text that the harness asks about.
 
 
 ABSENT = "none"
@@ -110,13 +105,13 @@ def choose_distractor(
     recipe: str | None = None,
     seed: int = 0,
 ) -> Sample | None:
-    """The sample that a name stands for; None where the sense is absent.
+    """The sample that a name stands for; None where the modality is absent.
 
     Args:
         model: whose encoder will take it.
         modality: of the sample.
         adapter: the model's folder; silence, noise and strangers are made from the test samples
-            of the run beside it.
+            of its run.
         kind: ``none``, ``silence``, ``noise``, ``shuffled``, ``foreign``, or a sample's file.
         like: a sample's file to make silence or noise from, where there is no run.
         recipe: of the run, where it is no longer where it was.
@@ -140,11 +135,13 @@ def choose_distractor(
     if like is not None:
         pool: Sequence[Sample] = [read_sample(Path(like), rate, f"like={like}")]
     else:
-        pool = _of_the_run(adapter, recipe, modality, kind)
+        pool = _samples_of_run(adapter, recipe, modality, kind)
     return distractor(name, pool, torch.Generator().manual_seed(seed))
 
 
-def _of_the_run(adapter: Path, recipe: str | None, modality: str, kind: str) -> Sequence[Sample]:
+def _samples_of_run(
+    adapter: Path, recipe: str | None, modality: str, kind: str
+) -> Sequence[Sample]:
     """The samples that the run was tested with."""
     try:
         run = open_run(adapter, recipe)
@@ -159,9 +156,9 @@ def _of_the_run(adapter: Path, recipe: str | None, modality: str, kind: str) -> 
 
 
 class SafeLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
-    """The harness's own transformers model, on an adapter and with a sample beside every text.
+    """The harness's own transformers model, on an adapter and with a sample for every text.
 
-    With the sense absent or its gate at 0 it makes the very calls that ``--model hf`` makes of
+    With the modality absent or its gate at 0 it makes the very calls that ``--model hf`` makes of
     the base, so that every number is the base's.
 
     Args:
@@ -191,7 +188,7 @@ class SafeLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
         **options: Any,
     ) -> None:
         model = load(adapter, device=device).eval()
-        name = _chosen(model, modality)
+        name = _choose_modality(model, modality)
         if gate is not None:
             model.set_gate(gate, name)
         sample = choose_distractor(
@@ -206,11 +203,11 @@ class SafeLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
 
     @property
     def max_length(self) -> int:
-        """The base's, less what the sense puts into a text."""
+        """The base's, less what the modality inserts into a text."""
         return int(super().max_length - self.model.span)
 
     def get_model_info(self) -> dict[str, Any]:
-        """What was judged, beside the results; without asking any hub."""
+        """What was evaluated, to be kept with the results; without asking any hub."""
         return {
             "model_num_parameters": self.model.num_parameters(),
             "model_dtype": self.model.dtype,
@@ -222,14 +219,14 @@ class SafeLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
     def _model_call(
         self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None
     ) -> Tensor:
-        ids, mask = self.model.marked(inps, attn_mask)
+        ids, mask = self.model.insert_markers(inps, attn_mask)
         logits: Tensor = super()._model_call(ids, None if labels is None else mask, labels)
         if not self.model.span or self.backend == "seq2seq":  # whose logits are of the labels
             return logits
-        return self.model.unmarked(ids, logits)  # type: ignore[no-any-return]  # see the class
+        return self.model.remove_markers(ids, logits)  # type: ignore[no-any-return]  # see the class
 
     def _model_generate(self, context: Tensor, max_length: int, stop: Any, **options: Any) -> Any:
-        ids, mask = self.model.marked(context, options.pop("attention_mask"))
+        ids, mask = self.model.insert_markers(context, options.pop("attention_mask"))
         longest = max_length + self.model.span
         out = super()._model_generate(ids, longest, stop, attention_mask=mask, **options)
         if not self.model.span or self.backend == "seq2seq":
@@ -237,7 +234,7 @@ class SafeLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
         return torch.cat([context, out[:, ids.shape[1] :]], dim=1)
 
 
-def _chosen(model: SafeModel, modality: str | None) -> str:
+def _choose_modality(model: SafeModel, modality: str | None) -> str:
     names = list(model.modalities)
     if modality is None and len(names) == 1:
         return names[0]

@@ -98,28 +98,28 @@ class RunFolder:
         return found
 
     def certificate(self) -> Certificate | None:
-        """What ``safe verify`` wrote beside the adapter, if it was asked to."""
+        """What ``safe verify`` wrote into the adapter's folder, if it was asked to."""
         path = self.folder / ADAPTER / CERTIFICATE
         return Certificate.from_json(path.read_text("utf-8")) if path.is_file() else None
 
 
-def open_run(place: str | Path, recipe: str | None = None) -> RunFolder:
+def open_run(path: str | Path, recipe: str | None = None) -> RunFolder:
     """Open the run in a folder, or the one that the adapter in a folder came from.
 
     Args:
-        place: the run's folder, or its adapter's.
+        path: the run's folder, or its adapter's.
         recipe: file or catalogue name of the recipe, where it is no longer where it was.
 
     Raises:
         DataError: the folder holds no finished run, or the recipe is another one than it was.
     """
-    folder = Path(place)
+    folder = Path(path)
     if (folder / CONFIG).is_file():
         folder = folder.absolute().parent
     for name in (METRICS, STATE):
         if not (folder / name).is_file():
             raise DataError(
-                f"`{place}` holds no finished run: it has no `{name}`",
+                f"`{path}` holds no finished run: it has no `{name}`",
                 hint="give the folder that `safe run` wrote, or its adapter's",
             )
     state = json.loads((folder / STATE).read_text("utf-8"))

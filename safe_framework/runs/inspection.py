@@ -61,7 +61,7 @@ def sweep_gate(
         run.model,
         modality=name,
         test=run.examples(name),
-        texts=[texts[place * len(texts) // count] for place in range(count)],
+        texts=[texts[index * len(texts) // count] for index in range(count)],
         foreign=run.foreign(name),
         gates=gates,
         budget=budget,
@@ -98,7 +98,7 @@ def report_on(
         run: finished.
         output: the page; the run's ``report.html`` if None.
         measure: measure the gate sweep and the attention if they have not been, and keep them as
-            JSON beside the run; otherwise the page says how to.
+            JSON in the run's folder; otherwise the page says how to.
         most_texts: of a gate sweep.
         progress: called with a label, how many are done and of how many.
 

@@ -188,8 +188,8 @@ def _check_encoder(name: Any, encoder: Any) -> None:
         raise _contradiction(card.name, "sampling_rate", rate, encoder.sampling_rate)
 
 
-def _contradiction(card: str, fact: str, said: int, found: int) -> CheckpointError:
+def _contradiction(card: str, fact: str, stated: int, found: int) -> CheckpointError:
     return CheckpointError(
-        f"the card `{card}` says `{fact} = {said}`, its config makes {found}",
+        f"the card `{card}` says `{fact} = {stated}`, its config makes {found}",
         hint="correct the card",
     )

@@ -53,7 +53,7 @@ ADAPTER, CHECKPOINTS, CURVES, METRICS, REPORT, SKIPPED, STATE = (
 
 FIGURE = "monitor.svg"
 
-_SHOWN = 10  # rows that were left out, on the screen
+_MAX_PRINTED = 10  # rows that were left out, on the screen
 
 
 def run_recipe(
@@ -101,14 +101,14 @@ def _run(
             model = build(recipe, device=None if sharding else distributed.device())
         data = RecipeData(recipe)
         examples = _read_all(model, data)
-        told = _tell_skipped(console, data, folder) if writes else 0
+        shown = _print_skipped(console, data, folder) if writes else 0
         with clock.timing("train"):
             log = train(
                 model, recipe, examples["train"], folder / CHECKPOINTS,
                 progress=progress, resume=resume, data=data, sharding=sharding,
             )  # fmt: skip
         if writes:
-            _tell_skipped(console, data, folder, told)  # of `foreign`, where training wanted it
+            _print_skipped(console, data, folder, shown)  # of `foreign`, where training wanted it
         model.save_pretrained(folder / ADAPTER, is_main_process=writes)
         with clock.timing("evaluate"):
             evaluation = measure(model, recipe, data, progress)
@@ -196,17 +196,17 @@ def _read_all(model: SafeModel, data: RecipeData) -> dict[str, list[Example]]:
     return {key: data.examples(key, encoders) for key in ("train", "test")}
 
 
-def _tell_skipped(console: Console, data: RecipeData, folder: Path, told: int = 0) -> int:
-    """Say which rows are left out after the first ``told``, and list all in the run's folder."""
+def _print_skipped(console: Console, data: RecipeData, folder: Path, shown: int = 0) -> int:
+    """Say which rows are left out after the first ``shown``, and list all in the run's folder."""
     rows = listing(data.skipped)
     (folder / SKIPPED).unlink(missing_ok=True)
     if rows:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / SKIPPED).write_text(text, "utf-8")
-    if len(rows) > told:
+    if len(rows) > shown:
         counts = ", ".join(f"{len(errors)} of `{key}`" for key, errors in data.skipped.items())
         console.print(f"left out {counts}: {folder / SKIPPED}", highlight=False, soft_wrap=True)
-        for row in rows[told : told + _SHOWN]:
+        for row in rows[shown : shown + _MAX_PRINTED]:
             console.print(f"  {row['problem']}", highlight=False, markup=False, soft_wrap=True)
     return len(rows)
 

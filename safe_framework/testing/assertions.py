@@ -1,4 +1,4 @@
-"""Shapes that annotations state, checked while a test runs."""
+"""What the contracts share: checks of annotated shapes, of equality and of what learns."""
 
 from __future__ import annotations
 
@@ -125,9 +125,6 @@ def _bind(axes: list[str], value: Any, sizes: dict[str, int], where: str) -> Non
         if size != expected:
             named = wanted if axis.isdecimal() else f"{wanted} with {axis} = {expected}"
             raise AssertionError(f"{where} must be {named}, not {seen}")
-
-
-# What the contracts share: how often they try, when two results are the same, what learns.
 
 
 _STEPS = 4

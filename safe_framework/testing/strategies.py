@@ -56,8 +56,8 @@ def tensors(draw: DrawFn, *shape: int) -> Tensor:
     values = draw(st.sampled_from([1.0, 0.01, 30.0])) * torch.randn(shape, generator=generator)
     if draw(st.booleans()):
         tiny = torch.tensor([0.0, -0.0, 1e-40, -1e-40])
-        places = torch.rand(shape, generator=generator) < 0.2
-        values[places] = tiny[torch.randint(4, (int(places.sum()),), generator=generator)]
+        chosen = torch.rand(shape, generator=generator) < 0.2
+        values[chosen] = tiny[torch.randint(4, (int(chosen.sum()),), generator=generator)]
     return values
 
 

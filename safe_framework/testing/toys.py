@@ -1,4 +1,4 @@
-"""A sense of made-up frames, for whoever tests one plugin and needs the others."""
+"""A modality of made-up frames, for whoever tests one plugin and needs the others."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class ToyEncoder(Encoder):
 
     def prepare(self, samples: Sequence[Sample]) -> Mapping[str, Tensor]:
         """``values`` (batch, frames, dim), filled up with zeros, and their ``mask``."""
-        for place, sample in enumerate(samples):
+        for number, sample in enumerate(samples):
             if not torch.isfinite(sample).all():
-                raise SampleError(f"samples[{place}] holds NaN", hint="repair it")
+                raise SampleError(f"samples[{number}] holds NaN", hint="repair it")
         longest = max(len(sample) for sample in samples)
         values = torch.zeros(len(samples), longest, self.dim)
         mask = torch.zeros(len(samples), longest, dtype=torch.bool)
@@ -65,8 +65,8 @@ class ToyProjector(Projector):
 class ToyFusion(FusionAdapter):
     """A mixture of the position's own state and the mean token.
 
-    It is heard from the start, unlike an adapter that is to be trained, so that a test of
-    another plugin sees what reaches the base.
+    It changes the outputs from the start, unlike an adapter that is to be trained, so that a test
+    of another plugin sees what reaches the base.
 
     Args:
         base: not needed.
@@ -98,7 +98,7 @@ def attached(
     fusion: FusionAdapter | None = None,
     tokenizer: Any = None,
 ) -> SafeModel:
-    """The base with the toy sense under each of ``names`` (``touch`` if none is given)."""
+    """The base with the toy modality under each of ``names`` (``touch`` if none is given)."""
     model = SafeModel(base, tokenizer)
     for number, name in enumerate(names or ("touch",)):
         torch.manual_seed(number)
@@ -114,7 +114,7 @@ def attached(
 def felt(
     rows: int, name: str = "touch", present: Sequence[bool] | None = None, seed: int = 0
 ) -> dict[str, Tensor]:
-    """A random sample of the toy sense for each row, as ``prepare`` would give it."""
+    """A random sample of the toy modality for each row, as ``prepare`` would give it."""
     generator = torch.Generator().manual_seed(seed + 100)
     here = torch.ones(rows, dtype=torch.bool) if present is None else torch.tensor(present)
     return {

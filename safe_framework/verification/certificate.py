@@ -39,7 +39,7 @@ class Law:
         name: what it demands, in a few words.
         verdict: whether it holds here.
         detail: what was compared, or why the law does not apply.
-        findings: each way in which it fails, with the place.
+        findings: each way in which it fails, and where.
     """
 
     key: str

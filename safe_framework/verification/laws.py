@@ -297,7 +297,7 @@ def _record_trace(made: list[Comparison], call: Call, way: str, seen: list[Opera
 # L3: no plugin runs while its modality is off, and none misbehaves while it is on.
 
 
-_NEEDS_PROJECTOR = ("every token masked",)  # which only the projector can tell
+_NEEDS_PROJECTOR = ("every token masked",)  # the mask is only known behind the projector
 
 
 def plugins_propose(bench: Bench) -> Law:

@@ -79,7 +79,7 @@ def verify(
         calls: ``"full"`` compares each call in each way to be off, ``"quick"`` only some pairs.
         texts: never trained on, for the drift of a base that was fine-tuned; by default those
             of its recipe, or some that ship.
-        progress: told a label, how many steps are done, how many there are, and the step.
+        progress: called with a label, how many steps are done, how many there are, and the step.
 
     Returns:
         What was found; a law that fails raises nothing.

@@ -74,19 +74,19 @@ def render(
     events: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The page that ``write_report`` writes."""
-    beside = extras or ReportInputs()
+    inputs = extras or ReportInputs()
     unlogged = element("p", "No training was logged.", class_="soft")
     parts: dict[str, Sequence[str]] = {
         "title": [title],
         "lede": [_lede(evaluation)],
         "style": [Markup(_packaged("page.css"))],
         "headlines": cards(headlines(evaluation)),
-        "clips": clips(evaluation.answers, evaluation.modality, beside),
-        "certificate": certificate_section(beside.certificate),
-        "gates": [part for found in beside.sweeps.values() for part in gate_sweep(found)]
+        "clips": clips(evaluation.answers, evaluation.modality, inputs),
+        "certificate": certificate_section(inputs.certificate),
+        "gates": [part for found in inputs.sweeps.values() for part in gate_sweep(found)]
         or [_command("safe sweep RUN", "measures how far to open the gate.")],
-        "attention": attention(beside.attention, evaluation.answers)
-        if beside.attention
+        "attention": attention(inputs.attention, evaluation.answers)
+        if inputs.attention
         else [_command("safe report RUN", "looks at what the answers attend to.")],
         "tables": tables(sections(evaluation, targets)),
         "per_class": [per_class(evaluation.gain.per_class)],
@@ -109,8 +109,8 @@ def _command(command: str, does: str) -> Markup:
 def _lede(evaluation: Evaluation) -> str:
     size, name = count(evaluation.base_parameters), evaluation.modality
     if evaluation.base_changed is not None:
-        told = describe_change(evaluation.base_changed)
-        return f"A language model of {size} parameters was given a new sense: {name}. {told}"
+        change = describe_change(evaluation.base_changed)
+        return f"A language model of {size} parameters was given a new sense: {name}. {change}"
     return (
         f"A frozen language model of {size} parameters was given a new sense: {name}. "
         "With the sense absent or switched off, it is meant to be the same model bit for bit."

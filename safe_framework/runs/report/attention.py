@@ -84,10 +84,10 @@ def _draw(picture: Figure, row: AttentionSummary, values: _Values, wave: _Values
         _draw_wave(above, wave, length)
     _draw_cells(axes, rows, length)
     heads = values.shape[1]
-    middles = [heads * (place + 0.5) for place in range(len(row.layers))]
+    middles = [heads * (index + 0.5) for index in range(len(row.layers))]
     axes.set_yticks(middles, [f"layer {layer}" for layer in row.layers])
-    for place in range(1, len(row.layers)):
-        axes.axhline(heads * place, color=SOFT, linewidth=0.8)
+    for index in range(1, len(row.layers)):
+        axes.axhline(heads * index, color=SOFT, linewidth=0.8)
     axes.set_ylim(len(rows), 0)
     axes.set_xlim(0, length)
     axes.tick_params(axis="y", length=0)
@@ -119,9 +119,9 @@ def _table(found: Sequence[AttentionSummary]) -> Markup:
     means = [column.mean(axis=0) for column in columns]
     means[1] = largest
     rows: list[tuple[str, ...]] = []
-    for place, layer in enumerate(found[0].layers):
+    for index, layer in enumerate(found[0].layers):
         for head in range(means[0].shape[1]):
-            numbers = [_number(column[place, head]) for column in means]
+            numbers = [_number(column[index, head]) for column in means]
             rows.append((f"layer {layer}, head {head}", *numbers))
     caption = f"Means over {len(found)} samples and their texts; of `max`, the largest"
     return table(caption, ("", "mean", "max", "entropy", "heard"), rows)

@@ -1,4 +1,4 @@
-"""Training curves: one small picture for each thing that was logged."""
+"""Training curves, one for each logged quantity, and the monitor's figure of gain and retention."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 _FIRST = ("task_loss", "retention_loss", "loss", "gate")
-_POINTS = 200  # more cannot be told apart in so small a picture
+_POINTS = 200  # more cannot be distinguished in so small a picture
 _WINDOW = 15  # points that one point of the bold line averages
 _INCHES = (4.4, 2.0)
 
@@ -85,14 +85,11 @@ def _smoothed(line: _Line) -> _Line:
     """Means over a centred window, narrower towards the ends and for short lines."""
     last = len(line) - 1
     widest = min(_WINDOW, len(line) // 4) // 2
-    reaches = [min(widest, place, last - place) for place in range(len(line))]
+    reaches = [min(widest, index, last - index) for index in range(len(line))]
     means = [
-        line[place - reach : place + reach + 1, 1].mean() for place, reach in enumerate(reaches)
+        line[index - reach : index + reach + 1, 1].mean() for index, reach in enumerate(reaches)
     ]
     return np.column_stack([line[:, 0], means])
-
-
-# How gain and retention went over a training run, as its monitor measured them.
 
 
 _WIDTH, _HEIGHT = 8.8, 4.4  # inches
@@ -132,11 +129,11 @@ def write_figure(path: Path, events: Events) -> None:
 
 def summary(events: Events) -> str:
     """What the figure shows, in words."""
-    looks, rolled = _of(events, "evaluation"), _of(events, "rollback")
-    first, last = looks[0], looks[-1]
+    measured, rolled = _of(events, "evaluation"), _of(events, "rollback")
+    first, last = measured[0], measured[-1]
     steps = ", ".join(str(event["step"]) for event in rolled)
     return (
-        f"Gain and retention at {len(looks)} steps: right answers from "
+        f"Gain and retention at {len(measured)} steps: right answers from "
         f"{percent(first['gain']['value'])} to {percent(last['gain']['value'])}, tokens kept from "
         f"{percent(first['retention']['value'])} to {percent(last['retention']['value'])}. "
         + (f"Rolled back at step {steps}." if rolled else "Nothing was rolled back.")
@@ -155,9 +152,9 @@ def draw(picture: Figure, events: Events) -> None:
 
 
 def _monitor_line(axes: Axes, events: Events, key: str) -> None:
-    looks = _of(events, "evaluation")
-    steps = [event["step"] for event in looks]
-    found = [event[key] for event in looks]
+    measured = _of(events, "evaluation")
+    steps = [event["step"] for event in measured]
+    found = [event[key] for event in measured]
     values = [one["value"] for one in found]
     axes.fill_between(
         steps,
@@ -188,9 +185,9 @@ def _stages(axes: Axes, events: Events, *, named: bool) -> None:
             event["step"], end, color=SOFT, alpha=0.16 if number % 2 else 0.06, linewidth=0
         )
         if named:
-            place = (event["step"], 1.02)
+            position = (event["step"], 1.02)
             axes.annotate(
-                event["stage"], place, xycoords=("data", "axes fraction"), color=SOFT, fontsize=8
+                event["stage"], position, xycoords=("data", "axes fraction"), color=SOFT, fontsize=8
             )
 
 

@@ -1,4 +1,4 @@
-"""What a report shows beside the evaluation, where it was measured."""
+"""What a report shows besides the evaluation, where it was measured."""
 
 from __future__ import annotations
 

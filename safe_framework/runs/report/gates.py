@@ -72,9 +72,9 @@ def _draw_over_gate(picture: Figure, sweep: GateSweep) -> None:
         axes.fill_between(gates, low, high, color=colour, alpha=0.15, linewidth=0)
         values = [100 * e.value for e in estimates]
         axes.plot(gates, values, style, color=colour, linewidth=1.8, marker="o", markersize=3)
-    for place, (_, colour, name, style) in enumerate(lines):
+    for number, (_, colour, name, style) in enumerate(lines):
         dash = {"-": "\u2014", "--": "- -"}[style]
-        axes.text(0.45 * place, 1.04, f"{dash} {name}", color=colour, transform=axes.transAxes)
+        axes.text(0.45 * number, 1.04, f"{dash} {name}", color=colour, transform=axes.transAxes)
     axes.axvline(sweep.recommended.gate, color=SOFT, linewidth=0.8, linestyle=":")
     axes.set_xlabel("gate")
     axes.set_ylabel("%")
@@ -97,31 +97,31 @@ def _against(sweep: GateSweep) -> Markup:
 def _draw_against(picture: Figure, sweep: GateSweep) -> None:
     axes = picture.add_subplot()
     front = sorted(sweep.front, key=lambda point: point.kept.agreement.value)
-    axes.plot(*_places(front), color=ACCENT, linewidth=1.2)
+    axes.plot(*_coordinates(front), color=ACCENT, linewidth=1.2)
     for points_, fill in ((sweep.points, "none"), (front, ACCENT)):
-        axes.scatter(*_places(points_), s=26, facecolor=fill, edgecolor=ACCENT, linewidth=1.2)
+        axes.scatter(*_coordinates(points_), s=26, facecolor=fill, edgecolor=ACCENT, linewidth=1.2)
     axes.axvline(100 * sweep.budget, color=SOFT, linewidth=0.8, linestyle=":")
     best = [sweep.recommended]
-    axes.scatter(*_places(best), s=110, facecolor="none", edgecolor=WRONG, linewidth=1.6)
+    axes.scatter(*_coordinates(best), s=110, facecolor="none", edgecolor=WRONG, linewidth=1.6)
     _name(axes, sweep)
     axes.set_xlabel("tokens kept, %")
     axes.set_ylabel("right answers, %")
     axes.margins(0.08, 0.12)
 
 
-def _places(found: Sequence[GatePoint]) -> tuple[list[float], list[float]]:
+def _coordinates(found: Sequence[GatePoint]) -> tuple[list[float], list[float]]:
     kept = [100 * point.kept.agreement.value for point in found]
     return kept, [100 * point.accuracy.value for point in found]
 
 
 def _name(axes: Axes, sweep: GateSweep) -> None:
-    """Write gates beside their dots, but for those that would lie on another's."""
+    """Write gates next to their dots, but for those that would lie on another's."""
     named: list[tuple[float, float]] = []
-    kept, right = _places(sweep.points)
+    kept, right = _coordinates(sweep.points)
     spread = max(np.ptp(kept), 1e-9), max(np.ptp(right), 1e-9)
     ordered = sorted(sweep.points, key=lambda p: p != sweep.recommended)
     for point in ordered:
-        (x,), (y,) = _places([point])
+        (x,), (y,) = _coordinates([point])
         near = [abs(x - a) / spread[0] < 0.07 and abs(y - b) / spread[1] < 0.09 for a, b in named]
         if not any(near):
             named.append((x, y))

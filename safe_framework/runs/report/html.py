@@ -106,7 +106,7 @@ def figure(
         name: makes the identifiers in the SVG unique within the page.
         width: in inches.
         height: in inches.
-        alt: what a reader who does not see it is told.
+        alt: text for a reader who does not see it.
         caption: shown above it.
 
     Raises:

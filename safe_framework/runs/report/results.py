@@ -1,4 +1,4 @@
-"""The headline numbers, the table of results and the versions, as HTML."""
+"""The headline numbers, tables of results, the confusion matrix and the certificate, as HTML."""
 
 from __future__ import annotations
 
@@ -97,9 +97,6 @@ def _judged(row: Row) -> Markup:
     return element("span", verdict, f" · {row.note}")
 
 
-# The confusion matrix as a figure: what was answered where something else was expected.
-
-
 _MOST = 30  # more rows than this cannot be read
 _CELL = 0.27  # inches
 _LETTER = 0.075  # inches
@@ -184,14 +181,11 @@ def _short(name: str) -> str:
     return name if len(name) <= _LABEL else f"{name[: _LABEL - 1]}…"
 
 
-# The certificate in a report: every law with its verdict, or how to get one.
-
-
 _CLASSES = {Verdict.HOLDS: "right", Verdict.FAILS: "wrong", Verdict.NOT_APPLICABLE: "soft"}
 
 
 def certificate_section(certificate: Certificate | None) -> list[Markup]:
-    """What ``safe verify`` found of this adapter."""
+    """What ``safe verify`` found of this adapter, or how to get a certificate."""
     if certificate is None:
         command = element("code", "safe verify ADAPTER")
         return [element("p", "There is none yet: ", command, " writes one.", class_="soft")]

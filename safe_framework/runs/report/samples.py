@@ -17,9 +17,6 @@ from safe_framework.evaluation.results import Answered
 from safe_framework.runs.report.extras import ReportInputs
 from safe_framework.runs.report.html import Markup, element
 
-# A sample that is seen: an image file as it is, or an array as a PNG.
-
-
 _PICTURE_TYPES = {
     ".gif": "image/gif",
     ".jpeg": "image/jpeg",
@@ -85,7 +82,7 @@ _CLIP_TYPES = {
 
 
 def clips(answers: Sequence[Answered], modality: str, extras: ReportInputs) -> list[Markup]:
-    """A card for each of a few test examples, chosen by place and not by result."""
+    """A card for each of a few test examples, chosen by position and not by result."""
     return [
         _card(row, modality, number, extras.answers(modality, row.place))
         for number, row in enumerate(chosen(answers), start=1)
@@ -113,7 +110,7 @@ def chosen(answers: Sequence[Answered], most: int = _CLIPS) -> list[Answered]:
 
 def _spread(rows: Sequence[Answered], most: int) -> list[Answered]:
     count = min(most, len(rows))
-    return [rows[place * len(rows) // count] for place in range(count)]
+    return [rows[index * len(rows) // count] for index in range(count)]
 
 
 def _card(row: Answered, modality: str, number: int, gates: Sequence[tuple[float, str]]) -> Markup:
@@ -158,7 +155,7 @@ def _judged(answer: str, right: bool) -> Markup:
 
 
 def _shown(row: Answered, name: str) -> list[Markup]:
-    """A player for what is heard, an image for what is seen, nothing for the rest."""
+    """A player for a sound, an image for a picture, nothing for the rest."""
     if source := _source(row):
         return [element("audio", controls="", preload="none", src=source, aria_label=name)]
     if image := picture(row.sample, row.file):
