@@ -27,84 +27,6 @@ if TYPE_CHECKING:
     from safe_framework.data.examples import Example
 
 
-ActiveExample = tuple["Example", Mapping[str, Sample]]
-"""An example, and those of its samples whose gates are open."""
-
-
-def choose_label(
-    model: SafeModel, asked: Sequence[ActiveExample], *, batch_size: int, gate: Mapping[str, float]
-) -> list[str]:
-    """The likeliest label of each example.
-
-    A label's likelihood is that of all its tokens and of the end behind them. Where an example is
-    read at its tokens, the label whose first token is likeliest there, in the mean over them.
-
-    Args:
-        model: in eval mode.
-        asked: examples with ``labels``, and their samples.
-        batch_size: rows at a time.
-        gate: strengths by modality.
-    """
-    chosen = [_read_at_tokens(model, *one, gate) for one in asked]
-    open_ = [row for row, label in enumerate(chosen) if label is None]
-    pairs = [(asked[row], label) for row in open_ for label in asked[row][0].labels]
-    scores: list[float] = []
-    for some in batches(pairs, batch_size):
-        scores += log_likelihoods(model, some, gate)
-    left = iter(scores)
-    for row in open_:
-        labels = asked[row][0].labels
-        own = [next(left) for _ in labels]
-        chosen[row] = labels[own.index(max(own))]
-    return [label for label in chosen if label is not None]
-
-
-def log_likelihoods(
-    model: SafeModel, pairs: Sequence[tuple[ActiveExample, str]], gate: Mapping[str, float]
-) -> list[float]:
-    """Log-likelihood of a label behind each example's prompt, in nats."""
-    batch = dict(_inputs(model, [active for active, _ in pairs], "right"))
-    answers = [answer_ids(model.tokenizer, label, "labels") for _, label in pairs]
-    batch |= with_answers(batch, answers, model.processor.padding)
-    batch = {key: value.to(model.device) for key, value in batch.items()}
-    targets = torch.nn.functional.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORED)
-    predicted = targets != IGNORED  # position t predicts token t + 1
-    logits = logits_at(model, model.base, {**batch, "gate": dict(gate)}, predicted)
-    wanted = targets[predicted].unsqueeze(-1)  # (tokens, 1)
-    tokens = logits.float().log_softmax(-1).gather(-1, wanted).squeeze(-1)
-    owner = predicted.nonzero()[:, 0]
-    scores: list[float] = tokens.new_zeros(len(pairs)).index_add(0, owner, tokens).tolist()
-    return scores
-
-
-def _read_at_tokens(
-    model: SafeModel, example: Example, samples: Mapping[str, Sample], gate: Mapping[str, float]
-) -> str | None:
-    """The label that stands at the modality's tokens; None where there are none to read."""
-    if not example.at_tokens or not samples:
-        return None
-    batch = dict(_inputs(model, [(example, samples)], "right"))
-    ids: Tensor = batch["input_ids"]
-    positions = token_places(ids[0].tolist(), model.processor.markers)
-    if not positions:
-        return None
-    moved: dict[str, Any] = {key: value.to(model.device) for key, value in batch.items()}
-    at = torch.zeros_like(moved["input_ids"], dtype=torch.bool)
-    at[0, list(positions)] = True
-    logits = logits_at(model, model.base, {**moved, "gate": dict(gate)}, at)  # (tokens, vocabulary)
-    firsts = torch.tensor(first_ids(model.tokenizer, example.labels), device=model.device)
-    read = class_logits(logits, firsts).log_softmax(-1).mean(0)  # (labels,)
-    return example.labels[int(read.argmax())]
-
-
-def _inputs(model: SafeModel, asked: Sequence[ActiveExample], side: str) -> Mapping[str, Any]:
-    names = sorted({name for _, samples in asked for name in samples})
-    columns: dict[str, Any] = {name: [samples.get(name) for _, samples in asked] for name in names}
-    prompts = [example.prompt for example, _ in asked]
-    made: Mapping[str, Any] = model.processor(text=prompts, padding_side=side, **columns)
-    return made
-
-
 @contextmanager
 def eval_mode(model: SafeModel) -> Iterator[None]:
     """Within the block, the model is in eval mode."""
@@ -120,11 +42,17 @@ def model_inputs(
     model: SafeModel, texts: Sequence[str], samples: Sequence[Mapping[str, Sample]] = ()
 ) -> Mapping[str, Any]:
     """Processed texts, each with its samples by modality, on the base's device."""
+    moved: Mapping[str, Any] = _process(model, texts, samples, "left").to(model.device)
+    return moved
+
+
+def _process(
+    model: SafeModel, texts: Sequence[str], samples: Sequence[Mapping[str, Sample]], side: str
+) -> Any:
+    """Processed texts, padded on one side."""
     names = sorted({name for row in samples for name in row})
     columns: dict[str, Any] = {name: [row.get(name) for row in samples] for name in names}
-    batch = model.processor(text=list(texts), return_tensors="pt", padding_side="left", **columns)
-    moved: Mapping[str, Any] = batch.to(model.device)
-    return moved
+    return model.processor(text=list(texts), padding_side=side, **columns)
 
 
 def answer(
@@ -192,6 +120,13 @@ def answer_with_confidence(
     return [found[index] for index in range(len(examples))]
 
 
+def _active_samples(
+    samples: Mapping[str, Sample], gates: Mapping[str, float]
+) -> Mapping[str, Sample]:
+    """The samples whose gates are open; the others would be removed from the text with markers."""
+    return {name: sample for name, sample in samples.items() if gates.get(name, 1.0) != 0}
+
+
 def _generated(
     model: SafeModel,
     examples: Sequence[Example],
@@ -229,6 +164,85 @@ def _probabilities(model: SafeModel, tokens: Tensor, scores: Sequence[Tensor]) -
     )  # (batch, new)
     found: list[float] = logs.masked_fill(after, 0.0).sum(1).exp().tolist()
     return found
+
+
+def new_tokens(model: SafeModel, tokens: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """What ``generate`` added: all that an encoder-decoder gave, else what follows the prompt."""
+    config: Any = model.base.config
+    if config.is_encoder_decoder:
+        return tokens
+    return tokens[:, batch["input_ids"].shape[1] :]
+
+
+ActiveExample = tuple["Example", Mapping[str, Sample]]
+"""An example, and those of its samples whose gates are open."""
+
+
+def choose_label(
+    model: SafeModel, asked: Sequence[ActiveExample], *, batch_size: int, gate: Mapping[str, float]
+) -> list[str]:
+    """The likeliest label of each example.
+
+    A label's likelihood is that of all its tokens and of the end behind them. Where an example is
+    read at its tokens, the label whose first token is likeliest there, in the mean over them.
+
+    Args:
+        model: in eval mode.
+        asked: examples with ``labels``, and their samples.
+        batch_size: rows at a time.
+        gate: strengths by modality.
+    """
+    chosen = [_read_at_tokens(model, *one, gate) for one in asked]
+    open_ = [row for row, label in enumerate(chosen) if label is None]
+    pairs = [(asked[row], label) for row in open_ for label in asked[row][0].labels]
+    scores: list[float] = []
+    for some in batches(pairs, batch_size):
+        scores += log_likelihoods(model, some, gate)
+    left = iter(scores)
+    for row in open_:
+        labels = asked[row][0].labels
+        own = [next(left) for _ in labels]
+        chosen[row] = labels[own.index(max(own))]
+    return [label for label in chosen if label is not None]
+
+
+def log_likelihoods(
+    model: SafeModel, pairs: Sequence[tuple[ActiveExample, str]], gate: Mapping[str, float]
+) -> list[float]:
+    """Log-likelihood of a label behind each example's prompt, in nats."""
+    texts = [example.prompt for (example, _), _ in pairs]
+    batch = dict(_process(model, texts, [samples for (_, samples), _ in pairs], "right"))
+    answers = [answer_ids(model.tokenizer, label, "labels") for _, label in pairs]
+    batch |= with_answers(batch, answers, model.processor.padding)
+    batch = {key: value.to(model.device) for key, value in batch.items()}
+    targets = torch.nn.functional.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORED)
+    predicted = targets != IGNORED  # position t predicts token t + 1
+    logits = logits_at(model, model.base, {**batch, "gate": dict(gate)}, predicted)
+    wanted = targets[predicted].unsqueeze(-1)  # (tokens, 1)
+    tokens = logits.float().log_softmax(-1).gather(-1, wanted).squeeze(-1)
+    owner = predicted.nonzero()[:, 0]
+    scores: list[float] = tokens.new_zeros(len(pairs)).index_add(0, owner, tokens).tolist()
+    return scores
+
+
+def _read_at_tokens(
+    model: SafeModel, example: Example, samples: Mapping[str, Sample], gate: Mapping[str, float]
+) -> str | None:
+    """The label that stands at the modality's tokens; None where there are none to read."""
+    if not example.at_tokens or not samples:
+        return None
+    batch = dict(_process(model, [example.prompt], [samples], "right"))
+    ids: Tensor = batch["input_ids"]
+    positions = token_places(ids[0].tolist(), model.processor.markers)
+    if not positions:
+        return None
+    moved: dict[str, Any] = {key: value.to(model.device) for key, value in batch.items()}
+    at = torch.zeros_like(moved["input_ids"], dtype=torch.bool)
+    at[0, list(positions)] = True
+    logits = logits_at(model, model.base, {**moved, "gate": dict(gate)}, at)  # (tokens, vocabulary)
+    firsts = torch.tensor(first_ids(model.tokenizer, example.labels), device=model.device)
+    read = class_logits(logits, firsts).log_softmax(-1).mean(0)  # (labels,)
+    return example.labels[int(read.argmax())]
 
 
 def answer_without(
@@ -295,18 +309,3 @@ def derangement(labels: Sequence[str], *, seed: int = 0) -> list[int]:
     for index, row in enumerate(order):
         found[row] = order[(index + step) % len(labels)]
     return found
-
-
-def _active_samples(
-    samples: Mapping[str, Sample], gates: Mapping[str, float]
-) -> Mapping[str, Sample]:
-    """The samples whose gates are open; the others would be removed from the text with markers."""
-    return {name: sample for name, sample in samples.items() if gates.get(name, 1.0) != 0}
-
-
-def new_tokens(model: SafeModel, tokens: Tensor, batch: Mapping[str, Any]) -> Tensor:
-    """What ``generate`` added: all that an encoder-decoder gave, else what follows the prompt."""
-    config: Any = model.base.config
-    if config.is_encoder_decoder:
-        return tokens
-    return tokens[:, batch["input_ids"].shape[1] :]
