@@ -48,7 +48,7 @@ def measure(settings: dict[str, Any], console: Console) -> dict[str, Any]:
     from peer_training import train_peer, train_safe
 
     from safe_framework.data.recipe_data import RecipeData
-    from safe_framework.runs.run import versions
+    from safe_framework.runs.run import run_versions
     from safe_framework.utils.progress import WorkProgress
 
     arm = ARMS[settings["arm"]]
@@ -71,7 +71,7 @@ def measure(settings: dict[str, Any], console: Console) -> dict[str, Any]:
         "losses": list(trained.losses),
         "penalties": list(trained.penalties),
         "seconds": seconds,
-        "versions": versions(),
+        "versions": run_versions(),
     }
 
 

@@ -23,7 +23,7 @@ from seeds import over_seeds
 from safe_framework.config.read import read_recipe
 from safe_framework.evaluation.metrics import Estimate
 from safe_framework.evaluation.results import Evaluation
-from safe_framework.runs.run import METRICS, STATE, run_recipe, versions
+from safe_framework.runs.run import METRICS, STATE, run_recipe, run_versions
 
 DISTILLATION = "the quickstart's own table"
 NULL_SPACE = '[[retention]]\nuse = "nullspace"\n'
@@ -141,7 +141,12 @@ def main() -> None:
         changes = null_space_change(finished(chosen.output, text, name))
         console.print(changes_shown(changes, steps))
     console.print(shown(results, len(chosen.seeds)))
-    content = {"seeds": chosen.seeds, "arms": results, "changes": changes, "versions": versions()}
+    content = {
+        "seeds": chosen.seeds,
+        "arms": results,
+        "changes": changes,
+        "versions": run_versions(),
+    }
     (chosen.output / "results.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 

@@ -41,7 +41,7 @@ from speed_rows import MARKS, Row, page, replaced, shown
 from safe_framework.core.build import build
 from safe_framework.core.model import SafeModel
 from safe_framework.data.audio import Waveform
-from safe_framework.runs.run import versions
+from safe_framework.runs.run import run_versions
 
 PAGE = Path(__file__).with_name("README.md")
 GROUPS = ("off", "prefill", "decode", "memory", "loading", "starting", "certificate")
@@ -120,7 +120,7 @@ def write(
     """
     result = {
         "machine": machine() | {"load": [load, os.getloadavg()[0]]},
-        "versions": versions(),
+        "versions": run_versions(),
         "groups": {name: [attrs.asdict(row) for row in found] for name, found in rows.items()},
     }
     output.parent.mkdir(parents=True, exist_ok=True)

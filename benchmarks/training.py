@@ -36,7 +36,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.evaluation.answers import answer
 from safe_framework.evaluation.metrics import exact_match
-from safe_framework.runs.run import versions
+from safe_framework.runs.run import run_versions
 from safe_framework.training import distributed
 from safe_framework.training.alignment import prepare_projectors
 from safe_framework.training.batches import token_ids
@@ -259,7 +259,7 @@ def main() -> None:
     console = Console(width=120)
     results = speeds(chosen.rounds, chosen.steps, chosen.seeds[0], console.print)
     console.print(shown(results))
-    content = {"speeds": results, "versions": versions()}
+    content = {"speeds": results, "versions": run_versions()}
     if chosen.until is not None:
         content["reaching"] = reaching(chosen.until, chosen.seeds, console.print)
     chosen.output.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

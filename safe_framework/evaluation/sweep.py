@@ -41,6 +41,12 @@ if TYPE_CHECKING:
 
 SWEEP = "sweep.json"
 
+GATES = tuple(number / 10 for number in range(11))
+"""Strengths that are tried where none are asked for."""
+
+BUDGET = 0.99
+"""Least share of unchanged next tokens at the recommended gate, where none is asked for."""
+
 
 @attrs.frozen
 class GatePoint:
@@ -141,13 +147,6 @@ def write_sweep(folder: Path, sweep: GateSweep) -> Path:
     kept: Mapping[str, GateSweep] = {**read_sweeps(folder), sweep.modality: sweep}
     text = json.dumps(_CONVERTER.unstructure(kept), indent=2, ensure_ascii=False, allow_nan=False)
     return atomic_write(folder / SWEEP, text + "\n")
-
-
-GATES = tuple(number / 10 for number in range(11))
-"""Strengths that are tried where none are asked for."""
-
-BUDGET = 0.99
-"""Least share of unchanged next tokens at the recommended gate, where none is asked for."""
 
 
 @torch.no_grad()

@@ -23,8 +23,8 @@ from safe_framework.evaluation.sweep import (
 from safe_framework.runs.finished import RunFolder
 from safe_framework.runs.report import write_report
 from safe_framework.runs.report.extras import ReportInputs
-from safe_framework.runs.report.samples import chosen
-from safe_framework.runs.run import REPORT, versions
+from safe_framework.runs.report.samples import choose_samples
+from safe_framework.runs.run import REPORT, run_versions
 from safe_framework.training.monitor.event_log import FILE as MONITOR
 from safe_framework.training.monitor.event_log import read_events
 from safe_framework.utils.progress import ProgressCallback
@@ -78,7 +78,7 @@ def attention_of_samples(
 ) -> tuple[AttentionSummary, ...]:
     """What the samples that the report shows are attended to."""
     name = run.evaluation.modality
-    shown = {row.place for row in chosen(run.evaluation.answers)}
+    shown = {row.place for row in choose_samples(run.evaluation.answers)}
     examples = [example for example in run.examples(name) if example.place in shown]
     tokens = run.recipe.evaluation.max_new_tokens
     return summarize_attention(run.model, name, examples, max_new_tokens=tokens, progress=progress)
@@ -116,7 +116,7 @@ def report_on(
         run.evaluation_with_samples(),
         curves=run.log(),
         recipe_text=run.recipe.text,
-        versions=versions(),
+        versions=run_versions(),
         title=Path(run.recipe.source).stem,
         events=read_events(folder / MONITOR),
         extras=ReportInputs(run.certificate(), read_sweeps(folder), read_attention(folder)),

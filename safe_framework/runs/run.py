@@ -30,7 +30,7 @@ from safe_framework.experimental.base_finetuning.train import train_both as trai
 from safe_framework.hooks import hook_manager
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.runs.report import write_report
-from safe_framework.runs.report.curves import write_figure
+from safe_framework.runs.report.curves import write_monitor_figure
 from safe_framework.training import distributed
 from safe_framework.training.distributed import Sharding
 from safe_framework.training.monitor.event_log import FILE as MONITOR
@@ -80,7 +80,7 @@ def run_recipe(
     folder = output or Path("runs") / Path(recipe.source).stem
     with distributed.distributed_context() as sharding:
         if distributed.is_main_process():
-            _claim(folder, recipe, resume)
+            _claim_folder(folder, recipe, resume)
         distributed.barrier()
         console = Console(quiet=quiet or not distributed.is_main_process(), stderr=False)
         _run(recipe, folder, console, resume=resume, sharding=sharding)
@@ -100,7 +100,7 @@ def _run(
         with clock.timing("build"):
             model = build(recipe, device=None if sharding else distributed.device())
         data = RecipeData(recipe)
-        examples = _read_all(model, data)
+        examples = _read_all_data(model, data)
         shown = _print_skipped(console, data, folder) if writes else 0
         with clock.timing("train"):
             log = train(
@@ -111,18 +111,18 @@ def _run(
             _print_skipped(console, data, folder, shown)  # of `foreign`, where training wanted it
         model.save_pretrained(folder / ADAPTER, is_main_process=writes)
         with clock.timing("evaluate"):
-            evaluation = measure(model, recipe, data, progress)
+            evaluation = evaluate_run(model, recipe, data, progress)
         if writes:
             remember_drift(model, evaluation.base_changed, folder / ADAPTER)
     if writes:
         evaluation = _with_costs(evaluation, folder, clock)
-        _write(folder, recipe, evaluation, log)
+        _write_results(folder, recipe, evaluation, log)
         console.print(table(evaluation))
         warn_of(evaluation.base_changed, console)
         console.print(f"report   {folder / REPORT}\nadapter  {folder / ADAPTER}", highlight=False)
 
 
-def measure(
+def evaluate_run(
     model: SafeModel, recipe: Recipe, data: RecipeData, progress: WorkProgress
 ) -> Evaluation:
     """Evaluate the recipe's first modality on the test rows that have a sample of it.
@@ -167,7 +167,7 @@ class Clock:
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
 
-def versions() -> dict[str, str]:
+def run_versions() -> dict[str, str]:
     """The versions that a run's numbers depend on."""
     return installed_versions("safe-framework", "torch", "transformers", "peft", "accelerate")
 
@@ -186,7 +186,7 @@ def _encoders(model: SafeModel) -> dict[str, Encoder]:
     return {name: model.modality(name).encoder for name in model.modalities}
 
 
-def _read_all(model: SafeModel, data: RecipeData) -> dict[str, list[Example]]:
+def _read_all_data(model: SafeModel, data: RecipeData) -> dict[str, list[Example]]:
     """Read everything now, so that a bad row stops the run before it has trained."""
     encoders = _encoders(model)
     for key in ("retention", "retention_test"):
@@ -211,16 +211,16 @@ def _print_skipped(console: Console, data: RecipeData, folder: Path, shown: int 
     return len(rows)
 
 
-def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
+def _claim_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
     """Make the folder this recipe's own, or refuse to mix two runs in it."""
     state = folder / STATE
     mine = _identity(recipe)
     if not resume:
-        _discard(folder / CHECKPOINTS)
+        _remove_checkpoints(folder / CHECKPOINTS)
         shutil.rmtree(folder / PARETO, ignore_errors=True)
         for name in (MONITOR, FIGURE):
             (folder / name).unlink(missing_ok=True)
-    elif state.exists() and not _holds(held := json.loads(state.read_text("utf-8")), mine):
+    elif state.exists() and not _is_same_run(held := json.loads(state.read_text("utf-8")), mine):
         what = "another recipe" if held.get("recipe") != mine["recipe"] else "other training data"
         raise DataError(
             f"`{folder}` holds a run of {what}",
@@ -230,12 +230,12 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
     atomic_write(state, json.dumps({**mine, "source": source}) + "\n")
 
 
-def _holds(held: dict[str, Any], mine: dict[str, Any]) -> bool:
+def _is_same_run(held: dict[str, Any], mine: dict[str, Any]) -> bool:
     """Whether it is the same run; where its recipe lies may have changed."""
     return {key: held.get(key) for key in mine} == mine
 
 
-def _discard(checkpoints: Path) -> None:
+def _remove_checkpoints(checkpoints: Path) -> None:
     """Remove the checkpoints, such that a kill never leaves some that look whole."""
     aside = checkpoints.with_name(f".{checkpoints.name}-old")
     shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed here
@@ -260,20 +260,22 @@ def _with_costs(evaluation: Evaluation, folder: Path, clock: Clock) -> Evaluatio
     return attrs.evolve(evaluation, costs={"adapter_bytes": size, **seconds})
 
 
-def _write(folder: Path, recipe: Recipe, evaluation: Evaluation, log: list[dict[str, Any]]) -> None:
+def _write_results(
+    folder: Path, recipe: Recipe, evaluation: Evaluation, log: list[dict[str, Any]]
+) -> None:
     atomic_write(folder / METRICS, evaluation.to_json())
     atomic_write(folder / CURVES, json.dumps(log) + "\n")
     for name in (SWEEP, ATTENTION):  # measured on what the adapter was before this run
         (folder / name).unlink(missing_ok=True)
     events = read_events(folder / MONITOR)
-    write_figure(folder / FIGURE, events)
+    write_monitor_figure(folder / FIGURE, events)
     write_report(
         folder / REPORT,
         evaluation,
         curves=log,
         events=events,
         recipe_text=recipe.text,
-        versions=versions(),
+        versions=run_versions(),
         title=Path(recipe.source).stem,
     )
     hook_manager().hook.safe_run_finished(

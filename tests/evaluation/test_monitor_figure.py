@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from safe_framework.runs.report.curves import draw, monitor_figure, summary
+from safe_framework.runs.report.curves import describe_monitor, draw_monitor, monitor_figure
 
 
 def look(step: int, gain: float, kept: float) -> dict[str, Any]:
@@ -36,7 +36,7 @@ EVENTS = [
 def picture() -> Figure:
     """The picture of ``EVENTS``."""
     drawn = Figure()
-    draw(drawn, EVENTS)
+    draw_monitor(drawn, EVENTS)
     return drawn
 
 
@@ -65,11 +65,11 @@ def test_stages_are_shaded_and_named(picture: Figure) -> None:
 
 def test_it_is_told_in_words() -> None:
     """Law: who does not see the picture is told its first and last values and the rollbacks."""
-    assert summary(EVENTS) == (
+    assert describe_monitor(EVENTS) == (
         "Gain and retention at 4 steps: right answers from 10.0 % to 50.0 %, tokens kept from "
         "100 % to 99.70 %. Rolled back at step 20."
     )
-    assert summary(EVENTS[1:2]).endswith("Nothing was rolled back.")
+    assert describe_monitor(EVENTS[1:2]).endswith("Nothing was rolled back.")
 
 
 def test_without_measurements_there_is_none() -> None:

@@ -15,7 +15,7 @@ from safe_framework.data.audio import Waveform
 from safe_framework.errors import DataError
 from safe_framework.runs.report import write_report
 from safe_framework.runs.report.html import element
-from safe_framework.runs.report.samples import chosen, wav
+from safe_framework.runs.report.samples import choose_samples, wav
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 HOSTILE = "</script><b>"
@@ -203,12 +203,12 @@ def test_many_classes_are_cut_and_said_so(tmp_path, evaluation):
 
 def test_clips_are_spread_over_the_answers(evaluation):
     """As many different expected answers as possible are heard, chosen without the result."""
-    names = [row.expected for row in chosen(evaluation.answers, 4)]
+    names = [row.expected for row in choose_samples(evaluation.answers, 4)]
     assert len(set(names)) == 4
-    assert len(chosen(evaluation.answers, 100)) == len(evaluation.answers)
-    few = chosen(evaluation.answers, 2)
+    assert len(choose_samples(evaluation.answers, 100)) == len(evaluation.answers)
+    few = choose_samples(evaluation.answers, 2)
     wrong = [attrs.evolve(row, answer="") for row in evaluation.answers]
-    assert [row.place for row in chosen(wrong, 2)] == [row.place for row in few]
+    assert [row.place for row in choose_samples(wrong, 2)] == [row.place for row in few]
 
 
 def test_loud_samples_are_clipped_and_not_wrapped():

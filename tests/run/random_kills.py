@@ -109,7 +109,7 @@ def train(recipe: str, folder: Path, fatal: int = -1) -> None:
         folder.with_suffix(".moments").write_text(json.dumps(moments.labels))
         os._exit(0)
 
-    run.measure = over
+    run.evaluate_run = over
     run.run_recipe(recipe, output=folder, quiet=True)
 
 

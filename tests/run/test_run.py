@@ -169,7 +169,7 @@ def test_old_checkpoints_that_are_half_removed_are_never_resumed_from(
         run_recipe(str(world / "recipe.toml"), output=copied, resume=False, quiet=True)
     assert not (copied / "checkpoints").exists()
     monkeypatch.undo()
-    run._discard(copied / "checkpoints")
+    run._remove_checkpoints(copied / "checkpoints")
     assert not list(copied.glob(".checkpoints*"))
 
 

@@ -11,16 +11,16 @@ from typing import Any
 from safe_framework.evaluation.base_drift import describe_change
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.summary import headlines, sections
-from safe_framework.runs.report.attention import attention
-from safe_framework.runs.report.curves import curves as drawn
+from safe_framework.runs.report.attention import attention_maps
 from safe_framework.runs.report.curves import monitor_figure
+from safe_framework.runs.report.curves import training_curves as drawn
 from safe_framework.runs.report.extras import ReportInputs
 from safe_framework.runs.report.gates import gate_sweep
 from safe_framework.runs.report.html import Markup, element, join
 from safe_framework.runs.report.results import (
-    cards,
     certificate_section,
-    matrix,
+    confusion_matrix,
+    headline_cards,
     per_class,
     table,
     tables,
@@ -80,19 +80,19 @@ def render(
         "title": [title],
         "lede": [_lede(evaluation)],
         "style": [Markup(_packaged("page.css"))],
-        "headlines": cards(headlines(evaluation)),
+        "headlines": headline_cards(headlines(evaluation)),
         "clips": clips(evaluation.answers, evaluation.modality, inputs),
         "certificate": certificate_section(inputs.certificate),
         "gates": [part for found in inputs.sweeps.values() for part in gate_sweep(found)]
         or [_command("safe sweep RUN", "measures how far to open the gate.")],
-        "attention": attention(inputs.attention, evaluation.answers)
+        "attention": attention_maps(inputs.attention, evaluation.answers)
         if inputs.attention
         else [_command("safe report RUN", "looks at what the answers attend to.")],
         "tables": tables(sections(evaluation, targets)),
         "per_class": [per_class(evaluation.gain.per_class)],
         "monitor": monitor_figure(events),
         "curves": drawn(rows) or [unlogged],
-        "matrix": [matrix(evaluation.gain.confusion)],
+        "matrix": [confusion_matrix(evaluation.gain.confusion)],
         "method": [_method(evaluation)],
         "recipe": [recipe_text],
         "versions": [table("Versions", ("", "version"), list(versions.items()))],

@@ -28,7 +28,7 @@ _POINTS = 160  # of a drawn wave
 _Values = NDArray[np.float64]
 
 
-def attention(found: Sequence[AttentionSummary], answers: Sequence[Answered]) -> list[Markup]:
+def attention_maps(found: Sequence[AttentionSummary], answers: Sequence[Answered]) -> list[Markup]:
     """A heat map for each of a few samples, and a table of means over all of them."""
     by_place = {row.place: row for row in answers}
     maps = [_map(row, by_place.get(row.place), number) for number, row in enumerate(found[:_MAPS])]

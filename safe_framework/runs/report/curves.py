@@ -28,7 +28,7 @@ _INCHES = (4.4, 2.0)
 _Line = NDArray[np.float64]  # (points, 2): step and value
 
 
-def curves(rows: Sequence[Mapping[str, Any]]) -> list[Markup]:
+def training_curves(rows: Sequence[Mapping[str, Any]]) -> list[Markup]:
     """A figure for each quantity that has at least two finite values.
 
     Args:
@@ -100,15 +100,15 @@ Events = Sequence[Mapping[str, Any]]
 
 def monitor_figure(events: Events) -> list[Markup]:
     """The figure for a report; nothing where nothing was measured."""
-    if not _of(events, "evaluation"):
+    if not _events_of(events, "evaluation"):
         return []
     return [
         figure(
-            partial(draw, events=events),
+            partial(draw_monitor, events=events),
             name="monitor",
             width=_WIDTH,
             height=_HEIGHT,
-            alt=summary(events),
+            alt=describe_monitor(events),
             caption="Measured on held-out data while training went on, with 95 % intervals. A "
             "cross is an adapter that was given up, a ring the one that was chosen, the dashed "
             "line what still counts as kept.",
@@ -116,20 +116,22 @@ def monitor_figure(events: Events) -> list[Markup]:
     ]
 
 
-def write_figure(path: Path, events: Events) -> None:
+def write_monitor_figure(path: Path, events: Events) -> None:
     """The same as an SVG file of its own, where there is something to show.
 
     Raises:
         DataError: Matplotlib is not installed.
     """
-    if _of(events, "evaluation"):
-        svg = svg_file(partial(draw, events=events), name="monitor", width=_WIDTH, height=_HEIGHT)
+    if _events_of(events, "evaluation"):
+        svg = svg_file(
+            partial(draw_monitor, events=events), name="monitor", width=_WIDTH, height=_HEIGHT
+        )
         atomic_write(path, svg)
 
 
-def summary(events: Events) -> str:
+def describe_monitor(events: Events) -> str:
     """What the figure shows, in words."""
-    measured, rolled = _of(events, "evaluation"), _of(events, "rollback")
+    measured, rolled = _events_of(events, "evaluation"), _events_of(events, "rollback")
     first, last = measured[0], measured[-1]
     steps = ", ".join(str(event["step"]) for event in rolled)
     return (
@@ -140,19 +142,21 @@ def summary(events: Events) -> str:
     )
 
 
-def draw(picture: Figure, events: Events) -> None:
+def draw_monitor(picture: Figure, events: Events) -> None:
     """Two panels above each other: gain, and retention with its limit."""
     above, below = picture.subplots(2, 1, sharex=True)
     for axes, key in ((above, "gain"), (below, "retention")):
-        _stages(axes, events, named=key == "gain")
-        _monitor_line(axes, events, key)
+        _draw_stages(axes, events, named=key == "gain")
+        _draw_measurements(axes, events, key)
         axes.set_ylabel(_PANELS[key])
-    below.axhline(_of(events, "evaluation")[-1]["limit"], color=SOFT, linestyle="--", linewidth=0.8)
+    below.axhline(
+        _events_of(events, "evaluation")[-1]["limit"], color=SOFT, linestyle="--", linewidth=0.8
+    )
     below.set_xlabel("step")
 
 
-def _monitor_line(axes: Axes, events: Events, key: str) -> None:
-    measured = _of(events, "evaluation")
+def _draw_measurements(axes: Axes, events: Events, key: str) -> None:
+    measured = _events_of(events, "evaluation")
     steps = [event["step"] for event in measured]
     found = [event[key] for event in measured]
     values = [one["value"] for one in found]
@@ -166,18 +170,18 @@ def _monitor_line(axes: Axes, events: Events, key: str) -> None:
     )
     axes.plot(steps, values, color=ACCENT, linewidth=1.8, marker="o", markersize=3)
     at = dict(zip(steps, values, strict=True))
-    for event in _of(events, "rollback"):
+    for event in _events_of(events, "rollback"):
         axes.axvline(event["step"], color=WRONG, linewidth=0.8)
         axes.plot(event["step"], at[event["step"]], "x", color=WRONG, markersize=8)
-    for event in _of(events, "best"):
+    for event in _events_of(events, "best"):
         chosen = event["chosen"]
         axes.plot(
             chosen, at[chosen], "o", markersize=10, markerfacecolor="none", markeredgecolor=INK
         )
 
 
-def _stages(axes: Axes, events: Events, *, named: bool) -> None:
-    begun = _of(events, "stage")
+def _draw_stages(axes: Axes, events: Events, *, named: bool) -> None:
+    begun = _events_of(events, "stage")
     last = events[-1]["step"]
     ends = [*(event["step"] for event in begun[1:]), last]
     for number, (event, end) in enumerate(zip(begun, ends, strict=False)):
@@ -191,5 +195,5 @@ def _stages(axes: Axes, events: Events, *, named: bool) -> None:
             )
 
 
-def _of(events: Events, kind: str) -> list[Mapping[str, Any]]:
+def _events_of(events: Events, kind: str) -> list[Mapping[str, Any]]:
     return [event for event in events if event["event"] == kind]

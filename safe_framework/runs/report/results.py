@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def cards(three: Sequence[Headline]) -> list[Markup]:
+def headline_cards(three: Sequence[Headline]) -> list[Markup]:
     """The numbers that a reader takes away, large."""
     return [
         element(
@@ -97,7 +97,7 @@ def _judged(row: Row) -> Markup:
     return element("span", verdict, f" · {row.note}")
 
 
-_MOST = 30  # more rows than this cannot be read
+_MAX_ROWS = 30  # more rows than this cannot be read
 _CELL = 0.27  # inches
 _LETTER = 0.075  # inches
 _LABEL = 24  # letters
@@ -105,7 +105,7 @@ _LABEL = 24  # letters
 Counts = Mapping[str, Mapping[str, int]]
 
 
-def matrix(confusion: Counts) -> Markup:
+def confusion_matrix(confusion: Counts) -> Markup:
     """A row for each expected answer, a column for each of them and one for the others."""
     rows = _commonest(confusion)
     shown = {name: _merged(confusion[name], rows) for name in rows}
@@ -122,13 +122,14 @@ def matrix(confusion: Counts) -> Markup:
         alt=f"Confusion matrix of {len(rows)} expected answers: {right} of {total} right. "
         + _worst(shown),
         caption="Rows are expected answers, columns given ones; a stronger colour is a larger "
-        "share of its row." + (f" The {_MOST} commonest; {left_out} left out." if left_out else ""),
+        "share of its row."
+        + (f" The {_MAX_ROWS} commonest; {left_out} left out." if left_out else ""),
     )
 
 
 def _commonest(confusion: Counts) -> list[str]:
     sizes = {name: sum(row.values()) for name, row in confusion.items()}
-    return sorted(sorted(sizes, key=lambda name: (-sizes[name], name))[:_MOST])
+    return sorted(sorted(sizes, key=lambda name: (-sizes[name], name))[:_MAX_ROWS])
 
 
 def _merged(row: Mapping[str, int], columns: Sequence[str]) -> Counter[str]:

@@ -17,60 +17,7 @@ from safe_framework.evaluation.results import Answered
 from safe_framework.runs.report.extras import ReportInputs
 from safe_framework.runs.report.html import Markup, element
 
-_PICTURE_TYPES = {
-    ".gif": "image/gif",
-    ".jpeg": "image/jpeg",
-    ".jpg": "image/jpeg",
-    ".png": "image/png",
-    ".webp": "image/webp",
-}
-_COLOURS = (3, 4)
-_MOST = 512  # pixels on a side of an array that is drawn
-_FILE = 400_000  # bytes of a file that goes into a page as it is
-
-
-def picture(sample: Any, file: Path | None) -> tuple[bytes, str] | None:
-    """Content and type of an image that a browser shows, or None if it is nothing to see.
-
-    Args:
-        sample: an array (height, width) of depths or greys, (height, width, 3) of colours, or
-            (pictures, height, width, 3), of which the middle one is shown.
-        file: where it was read.
-    """
-    kind = _PICTURE_TYPES.get(file.suffix.lower()) if file else None
-    if file and kind and file.is_file() and file.stat().st_size <= _FILE:
-        return file.read_bytes(), kind
-    values = _plane(sample)
-    return None if values is None else (_png(values), "image/png")
-
-
-def _plane(sample: Any) -> Any:
-    if not isinstance(sample, np.ndarray) or not sample.size or sample.dtype.kind not in "fiub":
-        return None
-    if sample.ndim == 4:
-        sample = sample[len(sample) // 2]
-    coloured = sample.ndim == 3 and sample.shape[-1] in _COLOURS
-    if not coloured and (sample.ndim != 2 or min(sample.shape) < 8):
-        return None
-    step = max(1, -(-max(sample.shape[:2]) // _MOST))
-    return sample[::step, ::step]
-
-
-def _png(values: Any) -> bytes:
-    from matplotlib.image import imsave
-
-    written = io.BytesIO()
-    if values.ndim == 3:
-        top = 255 if values.dtype.kind in "iu" else max(float(np.nanmax(values)), 1e-9)
-        imsave(written, np.clip(np.nan_to_num(values) / top, 0, 1), format="png")
-    else:
-        real = values[np.isfinite(values)]
-        low, high = (float(real.min()), float(real.max())) if real.size else (0.0, 1.0)
-        imsave(written, values, vmin=low, vmax=high, cmap="gray", format="png")
-    return written.getvalue()
-
-
-_CLIPS = 8
+_MAX_CLIPS = 8
 _CLIP_TYPES = {
     ".flac": "audio/flac",
     ".mp3": "audio/mpeg",
@@ -79,17 +26,27 @@ _CLIP_TYPES = {
     ".opus": "audio/ogg",
     ".wav": "audio/wav",
 }
+_PICTURE_TYPES = {
+    ".gif": "image/gif",
+    ".jpeg": "image/jpeg",
+    ".jpg": "image/jpeg",
+    ".png": "image/png",
+    ".webp": "image/webp",
+}
+_COLOURS = (3, 4)
+_MAX_SIDE = 512  # pixels on a side of an array that is drawn
+_MAX_FILE_BYTES = 400_000  # bytes of a file that goes into a page as it is
 
 
 def clips(answers: Sequence[Answered], modality: str, extras: ReportInputs) -> list[Markup]:
     """A card for each of a few test examples, chosen by position and not by result."""
     return [
         _card(row, modality, number, extras.answers(modality, row.place))
-        for number, row in enumerate(chosen(answers), start=1)
+        for number, row in enumerate(choose_samples(answers), start=1)
     ]
 
 
-def chosen(answers: Sequence[Answered], most: int = _CLIPS) -> list[Answered]:
+def choose_samples(answers: Sequence[Answered], most: int = _MAX_CLIPS) -> list[Answered]:
     """The first example of each of ``most`` expected answers, spread evenly over the alphabet.
 
     Where there are fewer answers than that, their second and later examples follow.
@@ -187,3 +144,44 @@ def wav(waveform: Waveform) -> bytes:
         file.setframerate(waveform.sampling_rate)
         file.writeframes(scaled.tobytes())
     return content.getvalue()
+
+
+def picture(sample: Any, file: Path | None) -> tuple[bytes, str] | None:
+    """Content and type of an image that a browser shows, or None if it is nothing to see.
+
+    Args:
+        sample: an array (height, width) of depths or greys, (height, width, 3) of colours, or
+            (pictures, height, width, 3), of which the middle one is shown.
+        file: where it was read.
+    """
+    kind = _PICTURE_TYPES.get(file.suffix.lower()) if file else None
+    if file and kind and file.is_file() and file.stat().st_size <= _MAX_FILE_BYTES:
+        return file.read_bytes(), kind
+    values = _plane(sample)
+    return None if values is None else (_png(values), "image/png")
+
+
+def _plane(sample: Any) -> Any:
+    if not isinstance(sample, np.ndarray) or not sample.size or sample.dtype.kind not in "fiub":
+        return None
+    if sample.ndim == 4:
+        sample = sample[len(sample) // 2]
+    coloured = sample.ndim == 3 and sample.shape[-1] in _COLOURS
+    if not coloured and (sample.ndim != 2 or min(sample.shape) < 8):
+        return None
+    step = max(1, -(-max(sample.shape[:2]) // _MAX_SIDE))
+    return sample[::step, ::step]
+
+
+def _png(values: Any) -> bytes:
+    from matplotlib.image import imsave
+
+    written = io.BytesIO()
+    if values.ndim == 3:
+        top = 255 if values.dtype.kind in "iu" else max(float(np.nanmax(values)), 1e-9)
+        imsave(written, np.clip(np.nan_to_num(values) / top, 0, 1), format="png")
+    else:
+        real = values[np.isfinite(values)]
+        low, high = (float(real.min()), float(real.max())) if real.size else (0.0, 1.0)
+        imsave(written, values, vmin=low, vmax=high, cmap="gray", format="png")
+    return written.getvalue()

@@ -1,4 +1,7 @@
-"""Build a tiny random model of any type."""
+"""Which types of model transformers has, and a tiny random model of any of them.
+
+Weights are redrawn such that every layer and every token matters.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,6 @@ from tests.zoo.models.shrink import shrink
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-
-# Whether a model can write.
-
-
-def generates(model: nn.Module) -> bool:
-    """Whether ``generate`` is there for the model, by transformers' own word."""
-    can: Any = getattr(model, "can_generate", None)
-    return bool(can is not None and can())
-
-
-# Which types of model transformers has, by task.
 
 
 _MAPPINGS = {
@@ -54,9 +45,6 @@ def class_names(task: str) -> dict[str, str]:
 
     mapping: dict[str, Any] = getattr(modeling_auto, _MAPPINGS[task])
     return {kind: name if isinstance(name, str) else name[0] for kind, name in mapping.items()}
-
-
-# Random weights with which every layer and every token matters.
 
 
 _MATRIX, _VECTOR = 0.15, 0.05
@@ -114,6 +102,12 @@ def tiny(task: str, model_type: str, *, seed: int = 0) -> TinyBase:
         raise CannotBuild(
             f"no tiny `{model_type}` for {task}: {type(error).__name__}: {error}"
         ) from error
+
+
+def generates(model: nn.Module) -> bool:
+    """Whether ``generate`` is there for the model, by transformers' own word."""
+    can: Any = getattr(model, "can_generate", None)
+    return bool(can is not None and can())
 
 
 def _inputs(model: nn.Module, seed: int) -> dict[str, Tensor]:

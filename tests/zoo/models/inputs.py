@@ -1,4 +1,7 @@
-"""Inputs of one call: plain text for any model."""
+"""Inputs of one call: plain text for any model, with an image for those that take one.
+
+Models take the same pixels whole, in tiles or in patches: each of these layouts is a guess.
+"""
 
 from __future__ import annotations
 
@@ -92,9 +95,6 @@ def _mask(rows: int, length: int, padding: Padding) -> Tensor:
             pads = min(row, length - 1)
             mask[row, :pads] = 0
     return mask.flip(1) if padding == "right" else mask
-
-
-# The shapes in which models take an image: the same pixels whole, in tiles or in patches.
 
 
 _GRID = 4
@@ -220,9 +220,6 @@ def noise(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(7))
 
 
-# An image in each row's call, for the models that take one.
-
-
 Inputs = dict[str, "Tensor"]
 
 _IMAGE_IDS = ("image_token_id", "image_token_index", "image_patch_id", "video_token_index")
@@ -242,7 +239,7 @@ def with_image(model: nn.Module, text: Inputs) -> Iterator[Inputs]:
 
 
 def _second_text(model: nn.Module, text: Inputs) -> Inputs:
-    """The question once more for an image reader that reads it too, and where its words stand."""
+    """The question once more for an image reader that reads it too, and the boxes of its tokens."""
     import torch
 
     wanted, ids = _parameters(model.forward), text.get("input_ids")

@@ -1,4 +1,9 @@
-"""A config of any type, made tiny by rules that read nothing but names and values."""
+"""A config of any type, made tiny by rules that read nothing but names and values.
+
+Sizes follow from the field's name; all widths are the same number, so that a field that must equal
+the width of another part does. Ids of special tokens move to the end of a small vocabulary, and of
+the layers one of each kind is kept, in order.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.zoo.models.exceptions import THREE_AXES
-
-# How large a field of a tiny config is, by the field's name.
-#
-# All widths are the same number, so that a field that must equal the width of another part does.
-
 
 WIDTH, HEADS, HEAD, FEEDFORWARD = 64, 4, 16, 96
 LAYERS, VOCABULARY, POSITIONS = 2, 192, 128
@@ -84,9 +84,6 @@ def tiny_sizes(name: str, values: list[Any]) -> list[Any]:
     return [max(1, value * max(sizes) // max(values)) for value in values]
 
 
-# Ids of special tokens: where a config keeps them, and their places in a small vocabulary.
-
-
 SMALL = 16
 """Ids below this one stay what they are."""
 
@@ -129,9 +126,6 @@ def _move(name: str, value: Any, moved: dict[int, int]) -> Any:
     if isinstance(value, list):
         return [moved.get(number, number) for number in value]
     return moved.get(value, value) if type(value) is int else value
-
-
-# Which layers of a model its tiny version keeps: one of each kind, in order.
 
 
 _COUNT = re.compile(
@@ -233,7 +227,7 @@ _UNSET = {
 
 
 def shrink(config: dict[str, Any]) -> dict[str, Any]:
-    """The same kind of model with few layers, narrow and with few words.
+    """The same kind of model with few layers, narrow and with a small vocabulary.
 
     Args:
         config: what ``to_dict`` of a transformers config gives.
