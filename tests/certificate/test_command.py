@@ -54,7 +54,7 @@ def recipe(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_a_base_is_given_a_sense(
+def test_a_base_is_given_a_modality(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Anyone can ask whether the laws hold on a base; nothing is written unless asked for."""
@@ -75,7 +75,7 @@ def test_a_recipe_is_built_and_verified(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_an_adapter_keeps_its_certificate(recipe: Path, tmp_path: Path) -> None:
-    """A trained adapter's certificate lies beside its weights, and its name is of those weights."""
+    """A trained adapter's certificate lies in its folder, and its name is of those weights."""
     model = safe_framework.build(recipe)
     for parameter in model.trainable_parameters().values():
         torch.nn.init.normal_(parameter, std=0.3)

@@ -20,7 +20,7 @@ from tests.toys import ToyFusion, attached, llama, tokenizer
 
 
 def wrapped(**changes: Any) -> SafeModel:
-    """A Llama with one trained toy sense."""
+    """A Llama with one trained toy modality."""
     return attached(llama(**changes), tokenizer=tokenizer())
 
 
@@ -214,7 +214,7 @@ def test_a_gate_that_multiplies_nan_by_zero_is_caught() -> None:
 
 
 def test_a_plugin_that_runs_when_it_is_off_is_named() -> None:
-    """A module of a sense that runs although nothing is heard is found by its path."""
+    """A module of a modality that runs although it is off is found by its path."""
     model = wrapped()
     projector = model.modality("touch").projector
 
@@ -255,7 +255,7 @@ def test_a_leak_between_threads_is_caught(monkeypatch: pytest.MonkeyPatch) -> No
 # L4 to L7
 
 
-def test_a_row_that_hears_another_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_changes_with_another_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows without a sample that change are found: which row, in which call, and where."""
     apply = ActiveSense.apply
 
@@ -267,8 +267,8 @@ def test_a_row_that_hears_another_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     assert "forward, absent: row 0 has no sample, but `" in found["Rows"]
 
 
-def test_senses_that_hear_each_other_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one sense off, what it would have done must not reach the other."""
+def test_modalities_that_change_each_other_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one modality off, what it would have done must not reach the other."""
     model = attached(llama(), "touch", "smell")
     off = SafeModel.off
 
@@ -289,8 +289,8 @@ def test_a_bypass_that_answers_is_caught(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found == {"Nothing silent": "a fused layer was bypassed, and the call answered"}
 
 
-def test_deafness_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that is the base because it hears nothing at all does not pass."""
+def test_a_model_that_ignores_samples_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is the base because samples never reach it does not pass."""
     monkeypatch.setattr(ActiveSense, "apply", lambda self, hidden, layer: hidden)
     found = findings(verify(wrapped(), calls="quick"))
     assert "a made-up delta did not reach row 0" in found["On is heard"]

@@ -56,7 +56,7 @@ def test_every_call_of_every_base_is_the_base(name: str) -> None:
 
 
 def test_an_adapter_of_nan_passes() -> None:
-    """L2 holds for every weight, and what is heard of NaN is not silence."""
+    """L2 holds for every weight, and NaN that reaches the outputs is no failure of it."""
     model = attached(llama())
     for parameter in model.trainable_parameters().values():
         parameter.data.fill_(float("nan"))
@@ -90,15 +90,15 @@ def test_quick_has_every_call_and_every_way() -> None:
     assert len(pairs) < len(CALLS) * len(OFF_METHODS) / 3
 
 
-def test_several_senses_compose() -> None:
-    """L6 is asked of every choice of senses, and holds."""
+def test_several_modalities_compose() -> None:
+    """L6 is asked of every choice of modalities, and holds."""
     laws = by_name(verify(attached(llama(), "touch", "smell", "taste"), calls="quick"))
     assert laws["Composition"].verdict is Verdict.HOLDS
     assert "6 choices" in laws["Composition"].detail
 
 
-def test_a_base_that_mixes_rows_is_told() -> None:
-    """L4 does not apply to experts that see all rows, and it is said where that was seen."""
+def test_a_base_that_mixes_rows_is_found() -> None:
+    """L4 does not apply to experts that see all rows, and the detail says where that was seen."""
     laws = by_name(verify(attached(mixtral()), calls="quick"))
     assert laws["Rows"].verdict is Verdict.NOT_APPLICABLE
     assert "with other words in row" in laws["Rows"].detail
@@ -122,7 +122,7 @@ def test_a_single_row_cannot_be_mixed() -> None:
 
 
 def test_samples_can_be_given() -> None:
-    """Tensors of a modality among the inputs take the place of made-up frames."""
+    """Tensors of a modality among the inputs replace made-up frames."""
     base = llama()
     certificate = verify(attached(base), inputs=texts(base, 2, 4) | felt(2), calls="quick")
     assert certificate.holds
@@ -135,7 +135,7 @@ def test_inputs_that_the_base_refuses_are_refused() -> None:
         verify(attached(base), inputs={"input_ids": torch.full((2, 4), 99)})
 
 
-def test_a_model_without_senses_is_refused() -> None:
+def test_a_model_without_modalities_is_refused() -> None:
     """There is nothing to switch off."""
     with pytest.raises(SafeError, match="no modality"):
         verify(SafeModel(llama()))
@@ -168,7 +168,7 @@ def test_traces_are_written_down() -> None:
     assert len({(c.call, c.operations, c.trace) for c in made}) == 2
 
 
-def test_a_base_that_does_not_repeat_itself_is_told() -> None:
+def test_a_base_that_does_not_repeat_itself_is_found() -> None:
     """Where the base itself gives other bits each time, bits are not asked for."""
     base, chance = llama(), torch.Generator().manual_seed(0)
 
@@ -198,7 +198,7 @@ fusion = { use = "lora", layers = [-1] }
 
 
 def with_lora(spread: float) -> SafeModel:
-    """A toy sense with an adapter whose weights are drawn, or fresh at 0."""
+    """A toy modality with an adapter whose weights are drawn, or fresh at 0."""
     base = llama()
     fusion = lora(SafeModel(base))
     model = attached(base, fusion=fusion)
@@ -215,7 +215,7 @@ def test_a_fresh_model_is_silent() -> None:
 
 
 def test_a_trained_model_is_made_anew() -> None:
-    """L5 is asked of a fresh sense by the model's recipe, on the same base."""
+    """L5 is asked of a fresh modality by the model's recipe, on the same base."""
     model = with_lora(1.0)
     model.recipe = parse_recipe(RECIPE)
     law = by_name(verify(model, calls="quick"))["Fresh is silent"]
@@ -223,7 +223,7 @@ def test_a_trained_model_is_made_anew() -> None:
     assert len(hooks_of(model.base)) == 2
 
 
-def test_a_recipe_that_starts_aloud_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_that_starts_with_a_delta_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plugin whose fresh delta is not zero is caught."""
     monkeypatch.setattr(
         safe_framework.interfaces.registry.fusion_adapters, "load", lambda name: _Aloud
@@ -240,11 +240,11 @@ class _Aloud(ToyFusion):
         super().__init__(layers=(0,))
 
 
-# The seal
+# The snapshot of the base
 
 
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_a_copy_keeps_its_seal(way: Any) -> None:
+def test_a_copy_keeps_its_snapshot(way: Any) -> None:
     """A copied model is not taken for a broken one, and a broken copy is found."""
     model = attached(llama(), tokenizer=tokenizer())
     other = way(model)
@@ -256,7 +256,7 @@ def test_a_copy_keeps_its_seal(way: Any) -> None:
     assert base_differences(model.base_snapshot, model.base, model.tokenizer) == []
 
 
-def test_what_is_offloaded_is_told_apart() -> None:
+def test_what_is_offloaded_is_counted_apart() -> None:
     """Weights that are not in memory are counted, and not called the same bits."""
     from safe_framework.verification.laws import tensor_digests, untouched
 
@@ -282,8 +282,8 @@ def test_another_base_than_the_recorded_one_is_found(tmp_path: Path) -> None:
     assert "the weights of the base are not those that the adapter was made for" in found
 
 
-def test_attach_seals_with_the_tokenizer() -> None:
-    """The words are sealed with the base, and a processor changes none of them."""
+def test_attach_records_the_tokenizer() -> None:
+    """The vocabulary is recorded with the base, and a processor changes nothing of it."""
     words = tokenizer(eos_token="end", unk_token="unknown")
     model = attach(llama(), words)
     assert model.processor is not None

@@ -1,4 +1,4 @@
-"""A tiny base that was given a new sense of two-number samples, and a finished evaluation."""
+"""A tiny base with a new modality of two-number samples, and a finished evaluation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -113,7 +113,7 @@ def model() -> SafeModel:
 
 @pytest.fixture
 def examples() -> list[Example]:
-    """Two answers that the first of the two numbers tells apart."""
+    """Two answers that the first of the two numbers decides between."""
     random = np.random.default_rng(0)
     answers = ["red", "blue"] * 6
     return [

@@ -91,8 +91,8 @@ def test_the_base_is_asked_each_question_once():
     assert all("audio" not in row.samples for row in asked)
 
 
-def test_answers_without_the_sense_are_the_bases(model, examples):
-    """Asked without its sample, the model says what the bare base says."""
+def test_answers_without_the_modality_are_the_bases(model, examples):
+    """Asked without its sample, the model says what the unwrapped base says."""
     alone = without_modality(examples[:1], "touch")
     batch = model.tokenizer(text=[alone[0].prompt], return_tensors="pt")
     tokens = model.base.generate(**batch, max_new_tokens=4, do_sample=False)
@@ -102,7 +102,7 @@ def test_answers_without_the_sense_are_the_bases(model, examples):
     assert answer(model, alone, max_new_tokens=4) == [expected.strip()]
 
 
-def test_a_closed_gate_silences_the_sense(model, examples):
+def test_a_closed_gate_switches_the_modality_off(model, examples):
     """The gate given for an answer is the one that counts."""
     options = {"max_new_tokens": 3, "batch_size": 5}
     shut = answer(model, examples, gate={"touch": 0.0}, **options)

@@ -58,16 +58,16 @@ class Halves(Projector):
 
 @pytest.fixture
 def model(model) -> SafeModel:
-    """A base that hears two tokens, by a trained attention."""
-    heard = SafeModel(model.detach(), tiny_tokenizer())
+    """A base that is given two tokens, by a trained attention."""
+    wrapped = SafeModel(model.detach(), tiny_tokenizer())
     torch.manual_seed(0)
-    fusion = learned(fresh("cross_attention, nothing", heard.facts()))
-    heard.add_modality("audio", encoder=Samples(), projector=Halves(), fusion=fusion)
-    return heard
+    fusion = learned(fresh("cross_attention, nothing", wrapped.facts()))
+    wrapped.add_modality("audio", encoder=Samples(), projector=Halves(), fusion=fusion)
+    return wrapped
 
 
 @pytest.fixture
-def heard() -> list[Example]:
+def clips() -> list[Example]:
     """Two sounds of 0.1 s."""
     random = np.random.default_rng(0)
     return [
@@ -80,9 +80,9 @@ def heard() -> list[Example]:
     ]  # fmt: skip
 
 
-def test_a_token_depends_on_the_stretches_that_it_is_made_of(model, heard):
+def test_a_token_depends_on_the_stretches_that_it_is_made_of(model, clips):
     """Law: leaving out what a token never saw moves it by nothing, and its parts add up to 1."""
-    found = dependence(model, "audio", heard[0].samples["audio"], stretches=4)
+    found = dependence(model, "audio", clips[0].samples["audio"], stretches=4)
     assert found.shape == (2, 4)
     torch.testing.assert_close(found.sum(1), torch.ones(2))
     assert found[0, 2:].max() == 0
@@ -99,9 +99,9 @@ def test_one_frame_is_one_stretch(model, examples):
     assert found.tolist() == [[1.0]]
 
 
-def test_every_sample_has_its_layers_heads_and_seconds(model, heard):
+def test_every_sample_has_its_layers_heads_and_seconds(model, clips):
     """Law: a row for each example, with the clip's length and a stretch for each frame."""
-    first, second = summarize_attention(model, "audio", heard, max_new_tokens=3)
+    first, second = summarize_attention(model, "audio", clips, max_new_tokens=3)
     assert (first.place, second.place) == ("test.jsonl:1", "test.jsonl:2")
     assert first.layers == (0, 1)
     assert first.seconds == pytest.approx(0.1)
@@ -111,20 +111,20 @@ def test_every_sample_has_its_layers_heads_and_seconds(model, heard):
     assert first.timeline != second.timeline
 
 
-def test_the_probe_is_left_as_it_was(model, heard):
+def test_the_probe_is_left_as_it_was(model, clips):
     """Law: neither the setting nor the records of the model's own probe change."""
     model.configure_attention_probe(enabled=True, limit=4)
-    model(**model.processor(text=["what"], audio=[heard[0].samples["audio"]], return_tensors="pt"))
+    model(**model.processor(text=["what"], audio=[clips[0].samples["audio"]], return_tensors="pt"))
     before = model.attention_probe.records
-    summarize_attention(model, "audio", heard, max_new_tokens=1)
+    summarize_attention(model, "audio", clips, max_new_tokens=1)
     probe = model.attention_probe
     assert (probe.enabled, probe.limit, probe.records) == (True, 4, before)
 
 
-def test_what_is_read_is_what_was_written(model, heard, tmp_path):
+def test_what_is_read_is_what_was_written(model, clips, tmp_path):
     """Law: the file gives back every number; without one there is None."""
     assert read_attention(tmp_path) is None
-    found = summarize_attention(model, "audio", heard, max_new_tokens=1)
+    found = summarize_attention(model, "audio", clips, max_new_tokens=1)
     write_attention(tmp_path, found)
     assert read_attention(tmp_path) == found
     (tmp_path / "attention.json").write_text("[3]")

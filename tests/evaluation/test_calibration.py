@@ -92,7 +92,7 @@ def test_tokens_that_point_to_their_answers_are_aligned(model, examples):
     assert cross_modal(model, "touch", examples).cosine.value == pytest.approx(-1, abs=1e-4)
 
 
-def test_one_answer_cannot_be_told_apart(model, examples):
+def test_one_answer_has_no_alignment(model, examples):
     """Law: where all answers are the same there is no alignment, rather than a made-up one."""
     assert cross_modal(model, "touch", examples[::2]) is None
 

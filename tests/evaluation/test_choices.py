@@ -27,18 +27,18 @@ def test_a_likelihood_is_that_of_every_token_and_the_end(
         scores = log_likelihoods(model, pairs, {})
         for ((example, samples), label), score in zip(pairs, scores, strict=True):
             prompt = model.tokenizer(example.prompt)["input_ids"]
-            told = [*model.tokenizer(label)["input_ids"], model.tokenizer.eos_token_id]
+            tokens = [*model.tokenizer(label)["input_ids"], model.tokenizer.eos_token_id]
             given = model.processor(text=[f"{example.prompt} {label} end"], **{
                 name: [sample] for name, sample in samples.items()
             })  # fmt: skip
             words = model(**given).logits[0].log_softmax(-1)
-            places = range(len(prompt) - 1, len(prompt) + len(told) - 1)
-            expected = sum(words[p, t].item() for p, t in zip(places, told, strict=True))
+            positions = range(len(prompt) - 1, len(prompt) + len(tokens) - 1)
+            expected = sum(words[p, t].item() for p, t in zip(positions, tokens, strict=True))
             assert score == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_likeliest_label_is_the_answer(model: SafeModel, examples: list[Example]) -> None:
-    """Law: a closed row is answered with its best label, an open one beside it as ever."""
+    """Law: a closed row is answered with its best label, an open one in its batch as ever."""
     model.eval()
     shut = [attrs.evolve(e, task="classification", labels=LABELS) for e in examples]
     mixed = [shut[0], examples[1], shut[2]]
@@ -56,9 +56,9 @@ def test_a_shut_gate_chooses_as_the_base(model: SafeModel, examples: list[Exampl
     """Law: at gate 0 the choice is the one without a sample."""
     model.eval()
     shut = [attrs.evolve(e, task="classification", labels=LABELS) for e in examples]
-    bare = [attrs.evolve(e, samples={}) for e in shut]
+    without = [attrs.evolve(e, samples={}) for e in shut]
     with torch.no_grad():
-        assert answer(model, shut, gate={"touch": 0.0}) == answer(model, bare)
+        assert answer(model, shut, gate={"touch": 0.0}) == answer(model, without)
 
 
 def test_words_in_common_ignore_order_and_case() -> None:
@@ -89,8 +89,8 @@ def test_captions_alone_are_summed_up_by_their_words(evaluation: Evaluation) -> 
         attrs.evolve(answered(n, "a cat sat", "a cat" if n else "dog"), task="captioning")
         for n in range(4)
     ]
-    told = by_dataset(rows, resamples=10, seed=0)
+    tokens = by_dataset(rows, resamples=10, seed=0)
     assert headlines(evaluation)[0].meaning.endswith("without audio")
-    hears = headlines(attrs.evolve(evaluation, datasets=told))[0]
-    assert (hears.number, hears.context) == ("60.0 %", "without audio 0 % · shuffled 0 %")
-    assert "4 unseen audio examples" in hears.meaning
+    headline = headlines(attrs.evolve(evaluation, datasets=tokens))[0]
+    assert (headline.number, headline.context) == ("60.0 %", "without audio 0 % · shuffled 0 %")
+    assert "4 unseen audio examples" in headline.meaning

@@ -1,4 +1,4 @@
-"""What `evaluate` promises, on a tiny base with a new sense."""
+"""What `evaluate` promises, on a tiny base with a new modality."""
 
 import copy
 
@@ -17,14 +17,14 @@ from safe_framework.utils.tensors import same_bits
 
 @pytest.fixture
 def found(model, examples, texts):
-    """An evaluation of the untrained sense."""
+    """An evaluation of the untrained modality."""
     return evaluate(
         model, modality="touch", train=examples, test=examples, texts=texts,
         max_new_tokens=2, batch_size=5, bootstrap=50,
     )  # fmt: skip
 
 
-def test_absent_sense_is_the_base_bit_for_bit(found, texts):
+def test_absent_modality_is_the_base_bit_for_bit(found, texts):
     """Form one of retention: identical logits, agreement exactly 1."""
     assert found.retention.absent.identical
     assert found.retention.absent.agreement == 1.0
@@ -125,7 +125,7 @@ def test_progress_reaches_the_total(model, examples, texts):
     assert all(done == total for done, total in last.values())
 
 
-def test_an_example_without_the_sense_is_named(model, examples, texts):
+def test_an_example_without_the_modality_is_named(model, examples, texts):
     """An example that lacks the modality is refused with its place."""
     broken = [*examples[:2], attrs.evolve(examples[2], samples={})]
     with pytest.raises(DataError, match=r"test\.jsonl:3: the example has no `touch`"):
@@ -169,8 +169,8 @@ def test_a_leak_of_one_bit_is_reported(model, examples, texts, monkeypatch):
     assert not found.gate_zero.identical
 
 
-def test_other_senses_stay_on(model, examples, texts):
-    """With two senses, one is measured against the model that has only the other."""
+def test_other_modalities_stay_on(model, examples, texts):
+    """With two modalities, one is measured against the model that has only the other."""
     parts = model.modality("touch")
     model.add_modality(
         "smell",

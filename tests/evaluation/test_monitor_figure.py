@@ -63,8 +63,8 @@ def test_stages_are_shaded_and_named(picture: Figure) -> None:
     assert not picture.axes[1].texts
 
 
-def test_it_is_told_in_words() -> None:
-    """Law: who does not see the picture is told its first and last values and the rollbacks."""
+def test_it_has_a_description() -> None:
+    """Law: the description holds the first and last values and the rollbacks."""
     assert describe_monitor(EVENTS) == (
         "Gain and retention at 4 steps: right answers from 10.0 % to 50.0 %, tokens kept from "
         "100 % to 99.70 %. Rolled back at step 20."

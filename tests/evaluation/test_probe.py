@@ -17,7 +17,7 @@ def blobs(count, noise, seed):
 
 
 def test_separable_classes_are_named():
-    """Clusters that are far apart are told apart on rows never seen."""
+    """Clusters that are far apart are separated on rows never seen."""
     train, labels = blobs(10, 0.3, seed=0)
     test, expected = blobs(5, 0.3, seed=1)
     assert list(probe(train, labels, test)) == expected

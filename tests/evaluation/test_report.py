@@ -105,7 +105,7 @@ def test_original_files_are_embedded_as_they_are(tmp_path, evaluation):
     assert {player["src"] for player in page.all("audio")} == {expected}
 
 
-def test_samples_that_are_no_sound_are_left_silent(tmp_path, evaluation):
+def test_samples_that_are_no_sound_have_no_player(tmp_path, evaluation):
     """Without a sound, the card shows the answers alone."""
     rows = [attrs.evolve(row, sample=np.zeros(3)) for row in evaluation.answers]
     page = Page(written(tmp_path, attrs.evolve(evaluation, answers=tuple(rows))))
@@ -133,7 +133,7 @@ def test_hostile_text_stays_text(tmp_path, evaluation, curves):
 
 @pytest.mark.parametrize("name", ["$x_1^$", "楽器", r"\frac{", "$title", "a\nb"])
 def test_class_names_are_drawn_as_they_are(tmp_path, evaluation, name):
-    """Names are neither read as formulas nor as places of the template."""
+    """Names are neither read as formulas nor as fields of the template."""
     gain = attrs.evolve(evaluation.gain, confusion={name: {name: 2}})
     page = Page(written(tmp_path, attrs.evolve(evaluation, gain=gain)))
     assert name.split("\n")[0] in "".join(page.texts)
@@ -192,7 +192,7 @@ def test_long_training_stays_a_small_page(tmp_path, evaluation):
     )
 
 
-def test_many_classes_are_cut_and_said_so(tmp_path, evaluation):
+def test_a_cut_of_many_classes_is_stated(tmp_path, evaluation):
     """Beyond what can be read, the commonest rows are shown and the others counted."""
     confusion = {f"class {n:02}": {f"class {n:02}": 1 + n} for n in range(50)}
     gain = attrs.evolve(evaluation.gain, confusion=confusion)
@@ -202,7 +202,7 @@ def test_many_classes_are_cut_and_said_so(tmp_path, evaluation):
 
 
 def test_clips_are_spread_over_the_answers(evaluation):
-    """As many different expected answers as possible are heard, chosen without the result."""
+    """As many different expected answers as possible are shown, chosen without the result."""
     names = [row.expected for row in choose_samples(evaluation.answers, 4)]
     assert len(set(names)) == 4
     assert len(choose_samples(evaluation.answers, 100)) == len(evaluation.answers)

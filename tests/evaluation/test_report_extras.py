@@ -1,4 +1,4 @@
-"""What the page shows beside the evaluation: gates, attention, certificate, pictures."""
+"""What the page shows besides the evaluation: gates, attention, certificate, pictures."""
 
 import base64
 import io
@@ -68,7 +68,7 @@ def certificate(*, broken=False):
     )
 
 
-def test_the_sweep_is_drawn_and_told(tmp_path, evaluation, sweep):
+def test_the_sweep_is_drawn_and_described(tmp_path, evaluation, sweep):
     """Law: both pictures, the recommended gate, and a row of numbers for each gate are there."""
     page = Page(written(tmp_path, evaluation, extras=ReportInputs(sweeps={"audio": sweep})))
     labels = [div["aria-label"] for div in page.all("div") if div.get("role") == "img"]
@@ -79,7 +79,7 @@ def test_the_sweep_is_drawn_and_told(tmp_path, evaluation, sweep):
 
 
 def test_samples_show_their_answers_at_three_gates(tmp_path, evaluation, sweep):
-    """Law: a card names gates 0, 0.5 and 1, and what was said at each."""
+    """Law: a card names gates 0, 0.5 and 1, and the answer at each."""
     page = Page(written(tmp_path, evaluation, extras=ReportInputs(sweeps={"audio": sweep})))
     for gate in ("gate 0: the base", "gate 0.5", "gate 1"):
         assert page.texts.count(gate) == 8

@@ -34,7 +34,7 @@ def test_metrics_json_holds_no_nan(evaluation):
 
 
 def test_gains_are_differences():
-    """Two of four with the sense, one without, none when shuffled."""
+    """Two of four with the modality, one without, none when shuffled."""
     rows = [row("a", "A.", base="a"), row("b", "b"), row("c", "a"), row("d", "no idea")]
     found = gain(rows, ["a", "a", "b", "c"], resamples=20, seed=0)
     assert found.accuracy.value == 0.5

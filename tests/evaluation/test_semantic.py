@@ -17,16 +17,16 @@ from tests.evaluation.conftest import WORDS, tiny_tokenizer
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A Bert of one layer."""
-    place = tmp_path_factory.mktemp("bert")
+    path = tmp_path_factory.mktemp("bert")
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(WORDS), hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=8, max_position_embeddings=16, pad_token_id=0,
     )  # fmt: skip
     with quietly():
-        BertModel(config).save_pretrained(place)
-        tiny_tokenizer().save_pretrained(place)
-    return str(place)
+        BertModel(config).save_pretrained(path)
+        tiny_tokenizer().save_pretrained(path)
+    return str(path)
 
 
 def test_a_text_is_most_like_itself(folder):
@@ -37,14 +37,14 @@ def test_a_text_is_most_like_itself(folder):
     assert found[2] == 0
 
 
-def test_what_is_beside_a_text_does_not_count(folder):
-    """Law: a text has the same vector alone and padded beside a longer one."""
+def test_other_texts_of_a_batch_do_not_count(folder):
+    """Law: a text has the same vector alone and padded next to a longer one."""
     encoder = SentenceEncoder(folder)
     together = encoder(["red", "the cat sat on a mat"])
     torch.testing.assert_close(together[:1], encoder(["red"]))
 
 
-def test_nothing_said_is_no_likeness(folder):
+def test_an_empty_answer_is_like_none(folder):
     """Law: where neither side has a word, nothing is asked of the encoder."""
     np.testing.assert_array_equal(similarity(SentenceEncoder(folder), ["", " "], ["", ""]), [0, 0])
 

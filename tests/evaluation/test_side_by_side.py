@@ -1,4 +1,4 @@
-"""The base and the model with its sense, asked the same."""
+"""The base and the model with a sample, asked the same."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from safe_framework.evaluation.side_by_side import side_by_side
 
 @pytest.fixture
 def sample(examples):
-    """One sample of the sense."""
+    """One sample of the modality."""
     return examples[0].samples["touch"]
 
 

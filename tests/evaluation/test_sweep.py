@@ -1,4 +1,4 @@
-"""What a gate sweep promises, on a tiny base with a new sense."""
+"""What a gate sweep promises, on a tiny base with a new modality."""
 
 import attrs
 import pytest
@@ -14,7 +14,7 @@ from safe_framework.utils.tensors import same_bits
 
 @pytest.fixture
 def swept(model, examples, texts):
-    """Three gates of the untrained sense."""
+    """Three gates of the untrained modality."""
     return sweep(
         model, modality="touch", test=examples, texts=texts, gates=[0.5, 1.0],
         max_new_tokens=2, batch_size=5, resamples=20,
@@ -43,7 +43,7 @@ def test_gate_zero_is_always_there_and_keeps_everything(swept):
 
 
 def test_a_wider_gate_changes_more(swept):
-    """Law: a loud adapter moves the texts more at gate 1 than at 0.5, and there more than at 0."""
+    """Law: a noisy adapter moves the texts more at gate 1 than at 0.5, and there more than at 0."""
     moved = [point.kept.kl.value for point in swept.points]
     assert 0 < moved[1] < moved[2]
 
@@ -98,7 +98,7 @@ def test_the_front_holds_what_nothing_dominates(swept):
 
 
 def test_sweeps_come_back_equal(swept, tmp_path):
-    """Law: what is read is what was written, and another modality's sweep stays beside it."""
+    """Law: what is read is what was written, and another modality's sweep stays."""
     other = attrs.evolve(swept, modality="smell")
     write_sweep(tmp_path, swept)
     write_sweep(tmp_path, other)

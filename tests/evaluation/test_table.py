@@ -27,11 +27,11 @@ def rows(evaluation, targets=None):
 def test_three_numbers_come_first(evaluation):
     """Gain, off and keeps stand above all details, in this order."""
     text = printed(evaluation)
-    places = [
+    columns = [
         text.index(word)
         for word in ("+72.7 points", "bit for bit", "98.0 %", "accuracy with audio")
     ]
-    assert places == sorted(places)
+    assert columns == sorted(columns)
     assert [headline.number for headline in headlines(evaluation)] == [
         "+72.7 points",
         "bit for bit",
@@ -40,7 +40,7 @@ def test_three_numbers_come_first(evaluation):
 
 
 def test_costs_are_in_units_of_people(evaluation):
-    """Bytes and seconds are told by the end of their names."""
+    """Bytes and seconds are recognised by the end of their names."""
     found = rows(evaluation)
     assert (found["adapter"].value, found["train"].value) == ("51.2 kB", "2 min 10 s")
 

@@ -51,7 +51,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def adapter_of(recipe: Path, folder: Path) -> Path:
-    """An adapter that changes what it hears, as a trained one does."""
+    """An adapter that changes outputs, as a trained one does."""
     model = safe_framework.build(recipe)
     with torch.no_grad():
         for parameter in model.trainable_parameters().values():
@@ -68,9 +68,9 @@ def adapter(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def marked_adapter(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One whose sense puts markers and tokens into the text."""
+    """One whose modality puts markers and tokens into the text."""
     text = (world / "recipe.toml").read_text("utf-8")
     recipe = world / "marked.toml"
-    sense = "[modalities.audio]\n"
-    recipe.write_text(text.replace(sense, sense + "markers = true\ninline = true\n"), "utf-8")
+    table = "[modalities.audio]\n"
+    recipe.write_text(text.replace(table, table + "markers = true\ninline = true\n"), "utf-8")
     return adapter_of(recipe, tmp_path_factory.mktemp("marked") / "adapter")

@@ -1,4 +1,4 @@
-"""The tasks of lm-evaluation-harness see the base where the sense is off, and the sense where not.
+"""The tasks of lm-evaluation-harness see the base where the modality is off, and it where it is on.
 
 Run by ``make check-harness``, which installs the harness.
 """
@@ -66,14 +66,14 @@ def test_off_is_the_base_in_every_request(
 ) -> None:
     """Law L2: absent, or at gate 0, each likelihood and each text is the base's bit for bit."""
     like = {"like": str(world / "test0.wav")}
-    place = {"adapter": str(request.getfixturevalue(kind))}
-    assert judged("safe", {**place, **like, **arguments}, tasks) == base
+    adapter = {"adapter": str(request.getfixturevalue(kind))}
+    assert judged("safe", {**adapter, **like, **arguments}, tasks) == base
     assert {len(rows) for rows in base.values()} == {5}
 
 
 @pytest.mark.parametrize("distractor", ["silence", "noise", "shuffled", "test1.wav"])
 @pytest.mark.parametrize("kind", ["adapter", "marked_adapter"])
-def test_an_open_gate_is_heard(
+def test_an_open_gate_changes_likelihoods(
     kind: str,
     distractor: str,
     base: Samples,
@@ -81,10 +81,10 @@ def test_an_open_gate_is_heard(
     world: Path,
     request: pytest.FixtureRequest,
 ) -> None:
-    """Law: beside a sample at gate 1, likelihoods are others than the base's."""
+    """Law: with a sample at gate 1, likelihoods are others than the base's."""
     name = str(world / distractor) if distractor.endswith(".wav") else distractor
-    place = {"adapter": str(request.getfixturevalue(kind)), "like": str(world / "test0.wav")}
-    found = judged("safe", {**place, "distractor": name, "gate": 1}, tasks)
+    adapter = {"adapter": str(request.getfixturevalue(kind)), "like": str(world / "test0.wav")}
+    found = judged("safe", {**adapter, "distractor": name, "gate": 1}, tasks)
     assert found["choice"] != base["choice"]
     assert found.keys() == base.keys()
 
@@ -93,7 +93,7 @@ def test_an_open_gate_is_heard(
 def test_likelihoods_are_those_of_the_processor(
     kind: str, tasks: Path, world: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Law: a text beside a sample is scored as the model scores the processor's batch of both."""
+    """Law: a text with a sample is scored as the model scores the processor's batch of both."""
     import safe_framework
     from safe_framework.data.audio import read_audio
 
@@ -112,7 +112,7 @@ def test_likelihoods_are_those_of_the_processor(
 def test_texts_are_those_of_generate(
     kind: str, tasks: Path, world: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Law: a text is continued beside a sample as ``generate`` does, up to where it stops."""
+    """Law: a text is continued with a sample as ``generate`` does, up to where it stops."""
     import safe_framework
     from safe_framework.data.audio import read_audio
 
@@ -160,7 +160,7 @@ def test_mistakes_are_named(name: str, adapter: Path) -> None:
 
 
 def test_nothing_to_make_silence_from(adapter: Path) -> None:
-    """Law: without a run beside the adapter, the error says how to name a sample."""
+    """Law: without the run of an adapter, the error says how to name a sample."""
     from safe_framework.harness.model import SafeLM
 
     with pytest.raises(SafeError, match=r"`silence`.*holds no finished run.*\nhint: .*like=FILE"):

@@ -104,7 +104,7 @@ class Silent(ToyFusion):
         return Memory({"mean": mean}, tokens.mask)
 
 
-class Loud(Silent):
+class StartsNonzero(Silent):
     breaks = "fresh_is_silent"
 
     def __init__(self, base):

@@ -96,7 +96,7 @@ def test_nothing_is_written_over(tmp_path, capsys):
 
 
 def test_what_cannot_be_written_is_an_error(tmp_path, capsys):
-    """A place that is no folder is named."""
+    """A path that is no folder is named."""
     (tmp_path / "file").write_text("")
     assert new("acme-bell", "encoder", tmp_path / "file") == 1
     assert "acme-bell` cannot be written: " in capsys.readouterr().err

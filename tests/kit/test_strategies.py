@@ -38,7 +38,7 @@ def test_what_is_hostile():
 
 
 @given(strategies.frames(3), strategies.hostile_values())
-def test_only_masked_places_are_spoilt(frames, hostile):
+def test_only_masked_positions_are_spoilt(frames, hostile):
     """Values under the mask keep their bits, and the others are all hostile."""
     wrong = strategies.spoilt(frames.values, frames.mask, hostile)
     assert same_bits(wrong[frames.mask], frames.values[frames.mask])

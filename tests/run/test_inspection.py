@@ -29,7 +29,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def test_a_sweep_is_kept_beside_the_run(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_is_kept_with_the_run(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Law: ``safe sweep ADAPTER`` prints a gate to set, and writes sweep.json into the run."""
     assert main(["sweep", str(copied / "adapter"), "--gates", "0.5,1", "--budget", "0"]) == 0
     swept = read_sweeps(copied)["audio"]
@@ -44,10 +44,10 @@ def test_a_sweep_is_kept_beside_the_run(copied: Path, capsys: pytest.CaptureFixt
 def test_the_sweep_agrees_with_the_run(copied: Path) -> None:
     """Law: at gate 1 the reopened adapter answers what the run answered, and at 0 what the base."""
     main(["sweep", str(copied), "--gates", "1", "--texts", "1"])
-    swept, said = read_sweeps(copied)["audio"], open_run(copied).evaluation.answers
-    assert swept.points[-1].answers == tuple(row.answer for row in said)
-    assert swept.points[0].answers == tuple(row.base for row in said)
-    assert swept.places == tuple(row.place for row in said)
+    swept, answers = read_sweeps(copied)["audio"], open_run(copied).evaluation.answers
+    assert swept.points[-1].answers == tuple(row.answer for row in answers)
+    assert swept.points[0].answers == tuple(row.base for row in answers)
+    assert swept.places == tuple(row.place for row in answers)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_a_second_report_measures_nothing(
 ) -> None:  # fmt: skip
     """Law: what was measured is kept: the same page comes again without a question asked."""
     monkeypatch.setattr("safe_framework.runs.inspection.sweep", None)
-    monkeypatch.setattr("safe_framework.runs.inspection.attended", None)
+    monkeypatch.setattr("safe_framework.runs.inspection.summarize_attention", None)
     assert main(["report", str(reported), "--output", str(tmp_path / "again.html")]) == 0
     assert (tmp_path / "again.html").read_bytes() == (reported / "report.html").read_bytes()
     assert "again.html" in capsys.readouterr().out
@@ -93,7 +93,7 @@ def test_a_report_without_measuring_says_how_to(
 
 
 def test_a_certificate_is_shown(copied: Path) -> None:
-    """Law: what ``safe verify`` wrote beside the adapter is in the page, law by law."""
+    """Law: what ``safe verify`` wrote into the adapter's folder is in the page, law by law."""
     assert main(["verify", str(copied / "adapter"), "--quick"]) == 0
     main(["report", str(copied), "--no-measure"])
     page = (copied / "report.html").read_text()
@@ -112,7 +112,7 @@ def test_training_anew_forgets_what_was_measured(world: Path, copied: Path, repo
 
 
 def test_a_run_knows_its_recipe_or_asks_for_it(world: Path, copied: Path) -> None:
-    """Law: a run whose recipe moved is opened with its new place, and with no other recipe."""
+    """Law: a run whose recipe moved is opened with its new path, and with no other recipe."""
     state = json.loads((copied / runs.STATE).read_text())
     (copied / runs.STATE).write_text(json.dumps({**state, "source": "gone.toml"}))
     with pytest.raises(DataError, match=r"no longer there\nhint: name it with --recipe"):
@@ -128,7 +128,7 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
         open_run(tmp_path)
 
 
-def test_unknown_senses_and_numbers_are_refused(copied: Path) -> None:
+def test_unknown_modalities_and_numbers_are_refused(copied: Path) -> None:
     """Law: a modality that the recipe lacks is named, and metrics that cannot be read too."""
     with pytest.raises(SafeError, match=r"no modality `smell`\nhint: modalities: audio"):
         open_run(copied).known("smell")

@@ -1,4 +1,4 @@
-"""One type of model: build a tiny one, give it a sense, ask it every law."""
+"""One type of model: build a tiny one, give it a modality, ask it every law."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Entry:
         model_class: that was built.
         status: ``"holds"``, ``"refused"``, ``"unbuilt"`` or ``"fails"``.
         laws: verdict by law.
-        generates: which decodings work with the sense on: ``"greedy"``, ``"beams"``.
+        generates: which decodings work with the modality on: ``"greedy"``, ``"beams"``.
         limits: what a user of this type should know.
         reason: why it was refused or not built, or what failed.
         seconds: that it took.
@@ -92,7 +92,7 @@ def _examined(base: TinyBase, calls: Level) -> Entry:
 
 
 def _attached(base: TinyBase) -> tuple[SafeModel, list[str]]:
-    """The base with a made-up sense, on plain text if it runs on that."""
+    """The base with a made-up modality, on plain text if it runs on that."""
     try:
         return with_made_up_modality(base.model), []
     except UnsupportedBaseError:
@@ -101,7 +101,7 @@ def _attached(base: TinyBase) -> tuple[SafeModel, list[str]]:
 
 
 def train(model: SafeModel) -> None:
-    """Make the sense as loud as if it had been trained."""
+    """Make the deltas as large as if they had been trained."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.trainable_parameters().values():
         parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
@@ -117,7 +117,7 @@ def _verdicts(laws: list[Law]) -> dict[str, str]:
 
 
 def _decodings(model: SafeModel, base: TinyBase) -> tuple[tuple[str, ...], list[str], list[str]]:
-    """Which decodings work with the sense on, which break, and which the base cannot do."""
+    """Which decodings work with the modality on, which break, and which the base cannot do."""
     works, broken, unable = [], [], []
     with frozen_state(model):
         bench = Bench.of(model, base.inputs)
@@ -154,9 +154,9 @@ def _learning(model: SafeModel, base: TinyBase) -> Iterator[str]:
         except RuntimeError as error:
             yield f"cannot be trained: {_line(error)}"
             return
-    deaf = [name for name, p in model.trainable_parameters().items() if p.grad is None]
-    if deaf:
-        yield f"no gradient reaches {len(deaf)} tensors of the sense"
+    unreached = [name for name, p in model.trainable_parameters().items() if p.grad is None]
+    if unreached:
+        yield f"no gradient reaches {len(unreached)} tensors of the sense"
 
 
 def _line(error: object) -> str:

@@ -15,7 +15,7 @@ _TYPES_A_PROCESS = 40
 def sweep(
     pairs: Sequence[tuple[str, str]], processes: int, done: Callable[[Entry], None]
 ) -> list[Entry]:
-    """Examine the types (task, name), and tell ``done`` of each."""
+    """Examine the types (task, name), and call ``done`` with each."""
     entries = []
     # Not a ProcessPoolExecutor: renewing its processes can leave it without any (cpython#115634).
     context = get_context("spawn")

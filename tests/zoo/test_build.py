@@ -108,7 +108,7 @@ def test_every_task_has_types():
 
 
 def test_who_generates():
-    """A language model generates, and a bare module does not."""
+    """A language model generates, and a plain module does not."""
     assert generates(tiny("causal", "llama").model)
     assert not generates(torch.nn.Linear(1, 1))
 

@@ -45,7 +45,7 @@ WITHOUT_DECODING = {"reformer": ()}
 @pytest.mark.filterwarnings("ignore")  # of transformers, about configs that it made itself
 @pytest.mark.parametrize(("task", "model_type"), SAMPLE, ids=[key for _, key in SAMPLE])
 def test_the_laws_hold(task: str, model_type: str) -> None:
-    """Every law holds with a trained sense, and each decoding that the base has works with it."""
+    """Every law holds with a trained modality, and each decoding of the base works with it."""
     found = examine(task, model_type, calls="quick")
     assert found.status == "holds", found.reason
     rows = "not applicable" if model_type in MIXES_ROWS else "holds"

@@ -171,9 +171,9 @@ class Layouts:
         yield {**flat, "spatial_shapes": shapes, "pixel_attention_mask": real}
         one = noise(self.rows, 1, *self._image)
         yield {"pixel_values": one, "image_attention_mask": torch.ones(self.rows, 6, 1)}
-        place = torch.tensor([[False, True, True, True, True, False]] * self.rows)
+        mask = torch.tensor([[False, True, True, True, True, False]] * self.rows)
         pixels = noise(self.rows, *self._image)
-        yield {"pixel_values": pixels, "image_embeds_position_mask": place}
+        yield {"pixel_values": pixels, "image_embeds_position_mask": mask}
         numbered = noise(self.rows, _GRID**2, 2 + area)  # each patch's row and column come first
         numbered[:, :, :2] = 1
         yield {"flattened_patches": numbered}

@@ -1,4 +1,4 @@
-"""The seal recognises tensors of every kind and layout by a few of their numbers."""
+"""The snapshot of a base recognises tensors of every kind and layout by a few of their numbers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def holding(tensors: dict[str, Tensor]) -> nn.ParameterDict:
 
 
 def samples(module: nn.Module) -> dict[str, bytes]:
-    """By parameter, what its seal keeps of it."""
+    """By parameter, what its snapshot keeps of it."""
     return {path: mark.sample for path, mark in BaseSnapshot.of(module).tensors.items()}
 
 
@@ -39,7 +39,7 @@ def test_a_layout_in_memory_does_not_count() -> None:
 
 
 def test_what_is_read_together_is_what_is_read_alone() -> None:
-    """Law: tensors beside it, of its type or of another, do not change what is kept of one."""
+    """Law: other tensors, of its type or of another, do not change what is kept of one."""
     tensors = layouts() | {
         "tiny": torch.tensor([1.0, 2.0]),
         "narrow": torch.arange(300.0, dtype=torch.bfloat16),
@@ -62,8 +62,8 @@ def test_a_write_behind_torch_is_seen(name: str) -> None:
     assert {path for path in before if before[path] != after[path]} == {name}
 
 
-def test_only_saved_buffers_are_sealed() -> None:
-    """Law: a buffer that no checkpoint holds is derived, wherever it is; any other is sealed."""
+def test_only_saved_buffers_are_recorded() -> None:
+    """Law: a buffer that no checkpoint holds is derived, wherever it is; any other is recorded."""
 
     def owning(*children: nn.Module) -> nn.Module:
         """A module with a buffer of each sort, around others."""
@@ -72,14 +72,14 @@ def test_only_saved_buffers_are_sealed() -> None:
         made.register_buffer("derived", torch.ones(3), persistent=False)
         return made
 
-    sealed = BaseSnapshot.of(owning(owning(), nn.Linear(2, 2), owning(owning()))).tensors
-    assert set(sealed) == {"kept", "0.kept", "1.weight", "1.bias", "2.kept", "2.0.kept"}
+    recorded = BaseSnapshot.of(owning(owning(), nn.Linear(2, 2), owning(owning()))).tensors
+    assert set(recorded) == {"kept", "0.kept", "1.weight", "1.bias", "2.kept", "2.0.kept"}
 
 
-@pytest.mark.parametrize("place", [0, -3])
-def test_both_ends_are_looked_at(place: int) -> None:
+@pytest.mark.parametrize("index", [0, -3])
+def test_both_ends_are_looked_at(index: int) -> None:
     """Law: a change of the first number, or of the third from the end, shows."""
     module = holding({"numbers": torch.arange(float(_COUNT))})
     before = BaseSnapshot.of(module).tensors["numbers"].sample
-    module["numbers"].data[place] = 1e6
+    module["numbers"].data[index] = 1e6
     assert BaseSnapshot.of(module).tensors["numbers"].sample != before

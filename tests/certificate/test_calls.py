@@ -21,15 +21,15 @@ def test_words_are_ordinary() -> None:
 
 
 def test_padding_makes_longer_and_changes_no_word() -> None:
-    """The first row is padded, the others go on, and whatever has a place for each word follows."""
+    """The first row is padded, the others go on, and all entries of tokens follow."""
     base = llama()
     batch = plain_batch(base, CPU)
-    batch["places"] = torch.ones(2, 8, 5)
+    batch["per_token"] = torch.ones(2, 8, 5)
     for side, kept in (("left", slice(3, None)), ("right", slice(None, -3))):
         longer = pad_batch(base, batch, side)
         assert torch.equal(longer["input_ids"][:, kept], batch["input_ids"])
         assert longer["attention_mask"].sum(1).tolist() == [8, 11]
-        assert longer["places"].shape == (2, 11, 5)
+        assert longer["per_token"].shape == (2, 11, 5)
         assert longer["input_ids"][0].tolist().count(0) == 3
 
 
@@ -69,7 +69,7 @@ def operations(*names: str) -> list[Operation]:
 
 
 def test_a_trace_names_what_is_too_many_missing_or_other() -> None:
-    """The first difference, its place and its module."""
+    """The first difference, where it is and its module."""
     base = operations("a", "b", "c", "d", "e")
     assert trace_difference(base, base) == ""
     extra = trace_difference(operations("a", "x", "y", "b", "c", "d", "e"), base)
