@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 from torch import Tensor, nn
 
-from safe_framework.core.base_change import for_the_card
+from safe_framework.core.base_change import change_for_card
 from safe_framework.core.base_snapshot import BaseSnapshot
 from safe_framework.core.layer_discovery import text_config
 from safe_framework.core.modality import Modality
@@ -162,7 +162,7 @@ def base_identity(
     """
     config = text_config(base)
     facts = {name: getattr(config, name, None) for name in _READS_WEIGHTS}
-    weights = recalled(base, f"weights {snapshot.glance}", lambda: fingerprint(base))
+    weights = recalled(base, f"weights {snapshot.digest}", lambda: fingerprint(base))
     words = recalled(base, "tokenizer", lambda: tokenizer_fingerprint(tokenizer))
     return {
         "class": type(base).__name__,
@@ -272,5 +272,5 @@ def _card(config: AdapterConfig) -> str:
 
 def _what_holds(config: AdapterConfig) -> str:
     if config.base_change is not None:
-        return for_the_card(config.base_change)
+        return change_for_card(config.base_change)
     return "With the sense absent or its gate at 0, outputs are bit for bit the base model's."

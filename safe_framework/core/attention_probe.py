@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from safe_framework.attention.cross_attention import observed
-from safe_framework.core.injection import ActiveSense
+from safe_framework.core.injection import ActiveModality
 from safe_framework.errors import SafeError
 from safe_framework.interfaces.types import IGNORED
 
@@ -98,49 +98,49 @@ class AttentionProbe:
         """Forget what was recorded."""
         self._records.clear()
 
-    def watching(
-        self, senses: Sequence[ActiveSense], inputs: Mapping[str, Any], generating: bool
+    def recording(
+        self, modalities: Sequence[ActiveModality], inputs: Mapping[str, Any], generating: bool
     ) -> AbstractContextManager[None]:
-        """Record, if it is enabled, what the senses are attended to within the block.
+        """Record, if it is enabled, what the modalities are attended to within the block.
 
         Args:
-            senses: of one call.
+            modalities: of one call.
             inputs: of the base in this call, from which its padding and labels are taken.
             generating: whether the last position of each step chooses a token of the answer.
         """
-        return self._watching(senses, inputs, generating) if self.enabled else nullcontext()
+        return self._recording(modalities, inputs, generating) if self.enabled else nullcontext()
 
     @contextmanager
-    def _watching(
-        self, senses: Sequence[ActiveSense], inputs: Mapping[str, Any], generating: bool
+    def _recording(
+        self, modalities: Sequence[ActiveModality], inputs: Mapping[str, Any], generating: bool
     ) -> Iterator[None]:
-        watches = [_Watch(sense) for sense in senses]
-        for watch in watches:
-            watch.sense.around = watch
+        recorders = [_Recorder(one) for one in modalities]
+        for recorder in recorders:
+            recorder.modality.around = recorder
         try:
             yield
         finally:
-            for watch in watches:
-                watch.sense.around = None
-        for watch in watches:
-            if watch.seen:
-                self._records.extend(watch.records(inputs, generating))
+            for recorder in recorders:
+                recorder.modality.around = None
+        for recorder in recorders:
+            if recorder.seen:
+                self._records.extend(recorder.records(inputs, generating))
             else:
-                warnings.warn(_unseen(watch.sense), stacklevel=4)
+                warnings.warn(_unseen(recorder.modality), stacklevel=4)
 
 
-def _unseen(sense: ActiveSense) -> str:
+def _unseen(modality: ActiveModality) -> str:
     return (
-        f"nothing was recorded of modality `{sense.name}`: its fusion adapter "
-        f"`{type(sense.fusion).__qualname__}` does not attend with safe_framework.attention"
+        f"nothing was recorded of modality `{modality.name}`: its fusion adapter "
+        f"`{type(modality.fusion).__qualname__}` does not attend with safe_framework.attention"
     )
 
 
-class _Watch:
-    """Collects the shares of one sense in one call."""
+class _Recorder:
+    """Collects the shares of one modality in one call."""
 
-    def __init__(self, sense: ActiveSense) -> None:
-        self.sense = sense
+    def __init__(self, modality: ActiveModality) -> None:
+        self.modality = modality
         self.seen: dict[int, _Shares] = {}
 
     def __call__(self, layer: int) -> AbstractContextManager[None]:
@@ -157,18 +157,18 @@ class _Watch:
 
     def records(self, inputs: Mapping[str, Any], generating: bool) -> Iterator[AttentionRecord]:
         """One for each sample; where a sample has copies, as beams are, of the first."""
-        rows = self.sense.rows.tolist()
+        rows = self.modality.rows.tolist()
         for place, row in enumerate(rows):
             first = next(iter(self.seen.values()))[0]
             copy = place * (len(first) // len(rows))
-            mask = self.sense.memory.mask[place].cpu()
+            mask = self.modality.memory.mask[place].cpu()
             words = _words(inputs, row, first.shape[2])
             answer = None if generating else _answer(inputs, row, first.shape[2])
             stacks = [
                 _of_row([step[copy][..., mask] for step in steps], words, answer)
                 for steps in self.seen.values()
             ]
-            yield _record(self.sense.name, row, tuple(self.seen), stacks)
+            yield _record(self.modality.name, row, tuple(self.seen), stacks)
 
 
 def _words(inputs: Mapping[str, Any], row: int, length: int) -> Tensor:

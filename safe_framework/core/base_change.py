@@ -53,7 +53,7 @@ def changed_call() -> ChangedCall | None:
 
 
 @contextmanager
-def acting(call: ChangedCall | None) -> Iterator[None]:
+def use_changed_base(call: ChangedCall | None) -> Iterator[None]:
     """Let ``call`` change the modules that are called in this context, and nothing else.
 
     Raises:
@@ -72,7 +72,7 @@ def acting(call: ChangedCall | None) -> Iterator[None]:
 
 
 @contextmanager
-def suspended(change: object) -> Iterator[None]:
+def use_original_base(change: object) -> Iterator[None]:
     """Within the block, and in this thread or task alone, ``change`` does not act."""
     token = _SUSPENDED.set(_SUSPENDED.get() | {id(change)})
     try:
@@ -196,7 +196,7 @@ def refuse_changed(change: BaseChange | None) -> None:
         )
 
 
-def named(change: BaseChange | None, base: nn.Module) -> dict[str, nn.Parameter]:
+def named_change_parameters(change: BaseChange | None, base: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of a change under ``CHANGE``; none where there is no change."""
     if change is None:
         return {}
@@ -217,7 +217,7 @@ def check_reached(change: BaseChange, run: Callable[[], object]) -> None:
     call = change.call()
     if call is None:
         return
-    with acting(call):
+    with use_changed_base(call):
         run()
     if missed := [path for path in change.facts()["modules"] if path not in call.fired]:
         raise SafeError(
@@ -266,7 +266,7 @@ def read_change(
     return change
 
 
-def given_up(laws: Sequence[str]) -> str:
+def laws_given_up(laws: Sequence[str]) -> str:
     """Which laws do not hold.
 
     >>> given_up(("L1", "L2"))
@@ -275,14 +275,14 @@ def given_up(laws: Sequence[str]) -> str:
     return f"{' and '.join(laws)} do not hold"
 
 
-def of_off(original: bool) -> str:
+def what_off_gives(original: bool) -> str:
     """What switching everything off gives."""
     if original:
         return "off() is the original base, bit for bit."
     return "off() is the changed base: its layers were trained in place."
 
 
-def for_the_card(facts: Mapping[str, Any]) -> str:
+def change_for_card(facts: Mapping[str, Any]) -> str:
     """What the model card of an adapter says, from the adapter's config."""
     drift = facts["drift"]
     told = (
@@ -294,6 +294,7 @@ def for_the_card(facts: Mapping[str, Any]) -> str:
     )
     return (
         f"**The base was changed** ({facts['described']}, {facts['parameters']:,} parameters). "
-        f"{given_up(facts['laws_given_up'])}: with the sense absent or its gate at 0, outputs are "
-        f"NOT the base model's. {told} {of_off(facts['off_is_the_original_base'])}"
+        f"{laws_given_up(facts['laws_given_up'])}: with the sense absent or its gate at 0, "
+        f"outputs are NOT the base model's. {told} "
+        f"{what_off_gives(facts['off_is_the_original_base'])}"
     )

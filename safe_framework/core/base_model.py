@@ -25,7 +25,7 @@ def freeze(base: nn.Module) -> nn.Module:
     return base.requires_grad_(False)
 
 
-def facts_of(base: nn.Module, stack: LayerStack, *, blueprint: bool = False) -> BaseFacts:
+def base_facts(base: nn.Module, stack: LayerStack, *, blueprint: bool = False) -> BaseFacts:
     """Sizes of the base, and copies of its attention projections where they are plain.
 
     Args:
@@ -43,7 +43,7 @@ def facts_of(base: nn.Module, stack: LayerStack, *, blueprint: bool = False) -> 
     return BaseFacts(stack.hidden_size, stack.count, heads, attention)
 
 
-def device_of(base: nn.Module) -> torch.device:
+def input_device(base: nn.Module) -> torch.device:
     """Where a call's inputs go: the base's first weight that is not offloaded."""
     hook = getattr(base, "_hf_hook", None)  # accelerate's
     if (place := getattr(hook, "execution_device", None)) is not None:
@@ -52,7 +52,7 @@ def device_of(base: nn.Module) -> torch.device:
     return next((place for place in places if place.type != "meta"), torch.device("cpu"))
 
 
-def filling_id(base: nn.Module) -> int:
+def generation_pad_id(base: nn.Module) -> int:
     """The id with which ``generate`` fills up texts that have ended."""
     config: Any = getattr(base, "generation_config", base.config)
     return next((i for i in (config.pad_token_id, config.eos_token_id) if type(i) is int), 0)
@@ -82,8 +82,8 @@ def _attention(layer: nn.Module, heads: int, blueprint: bool) -> AttentionWeight
     scale = _norm_scale(layer, query.shape[1])
     return AttentionWeights(
         query=query * scale,
-        key=_heads_of(key, scale, width, head),
-        value=_heads_of(value, scale, width, head),
+        key=_repeat_heads(key, scale, width, head),
+        value=_repeat_heads(value, scale, width, head),
         output=output,
         num_heads=heads,
     )
@@ -122,13 +122,13 @@ def _adds_one(norm: nn.Module, weight: Tensor) -> bool:
     return bool((scale - weight - 1).norm() < (scale - weight).norm())
 
 
-def _heads_of(weight: Tensor, scale: Tensor | float, width: int, head: int) -> Tensor:
+def _repeat_heads(weight: Tensor, scale: Tensor | float, width: int, head: int) -> Tensor:
     """Grouped key or value heads, scaled, each repeated for the query heads that share it."""
     grouped = weight.reshape(-1, 1, head, weight.shape[1])  # (groups, 1, head, hidden)
     return (grouped.expand(-1, width // len(weight), -1, -1) * scale).flatten(0, 2)
 
 
-def hooks_of(base: nn.Module) -> list[LayerHook | EmbeddingHook | ChangeHook]:
+def installed_hooks(base: nn.Module) -> list[LayerHook | EmbeddingHook | ChangeHook]:
     """Every hook that a SafeModel has left on ``base``."""
     return [
         hook

@@ -30,7 +30,7 @@ _PACKED = (NotImplementedError, RuntimeError, TypeError)  # what tensors of othe
 
 
 @attrs.define(slots=False)
-class TensorMark:
+class TensorRecord:
     """What one tensor is recognised by.
 
     Attributes:
@@ -73,7 +73,7 @@ class BaseSnapshot:
     """
 
     modules: Mapping[str, str]
-    tensors: Mapping[str, TensorMark]
+    tensors: Mapping[str, TensorRecord]
     settings: Mapping[str, Any]
     words: Mapping[str, Any]
     hooks: Counter[HookName]
@@ -97,7 +97,7 @@ class BaseSnapshot:
         )
 
     @property
-    def glance(self) -> str:
+    def digest(self) -> str:
         """A hash of what the tensors are recognised by: shapes, types, and a few numbers."""
         seen = hashlib.sha256()
         for path, mark in sorted(self.tensors.items()):
@@ -105,7 +105,7 @@ class BaseSnapshot:
         return seen.hexdigest()
 
 
-def _tensors(base: nn.Module) -> dict[str, TensorMark]:
+def _tensors(base: nn.Module) -> dict[str, TensorRecord]:
     tables = {id(m.weight) for m in base.modules() if isinstance(m, nn.Embedding)}
     found: dict[str, Tensor] = dict(base.named_parameters())
     references: list[Any] = [weakref.ref(parameter) for parameter in found.values()]
@@ -113,7 +113,7 @@ def _tensors(base: nn.Module) -> dict[str, TensorMark]:
     references += [None] * (len(found) - len(references))
     samples = _samples(list(found.values()))
     return {
-        path: _mark(tensor, sample, id(tensor) in tables, reference)
+        path: _record_of(tensor, sample, id(tensor) in tables, reference)
         for (path, tensor), sample, reference in zip(
             found.items(), samples, references, strict=True
         )
@@ -132,8 +132,8 @@ def _saved_buffers(base: nn.Module) -> dict[str, Tensor]:
     return {path: buffer for path, buffer in buffers.items() if path in saved}
 
 
-def _mark(tensor: Tensor, sample: bytes, embedding: bool, reference: Any) -> TensorMark:
-    return TensorMark(
+def _record_of(tensor: Tensor, sample: bytes, embedding: bool, reference: Any) -> TensorRecord:
+    return TensorRecord(
         shape=tuple(tensor.shape),
         dtype=str(tensor.dtype).removeprefix("torch."),
         sample=sample,

@@ -1,32 +1,158 @@
-"""Rows that hear nothing, run apart from those that do.
+"""One ``forward`` or ``generate`` of a SafeModel: the base's own, with the modalities that are on.
 
-A mixture-of-experts base computes the tokens of a whole batch together by expert, so what one row
-hears can move the last bits of another. There the call is made twice, without and with the
+Off is a branch not taken: where no modality is on, the base is called and nothing else. A
+mixture-of-experts base computes the tokens of a whole batch together by expert, so what one row
+attends to can move the last bits of another; there the call can be made twice, without and with the
 modalities, and each row is taken from the run that it belongs to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
+import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from safe_framework.core.attention_probe import AttentionProbe
+from safe_framework.core.base_change import BaseChange, use_changed_base
+from safe_framework.core.base_model import generation_pad_id
+from safe_framework.core.compilation import keep_uncompiled
+from safe_framework.core.injection import ActiveModality, CallInjection
+from safe_framework.core.layer_discovery import LayerStack
+from safe_framework.core.layer_hooks import use_injection
+from safe_framework.core.markers.call import prepare_call
+from safe_framework.core.markers.embeddings import Markers
+from safe_framework.core.processor import padding_id
 from safe_framework.errors import SafeError
+
+Gate = float | Tensor | Mapping[str, float | Tensor]
+"""Strength of a call: one number, one for each row, or either by modality."""
+
+_OFF: ContextVar[frozenset[tuple[int, str]]] = ContextVar("safe_framework_off", default=frozenset())
+"""Ids of models (copies of one share its owner key) and names of their modalities."""
+
+
+@contextmanager
+def switched_off(model: object, names: Iterable[str]) -> Iterator[None]:
+    """Within the block, these modalities of ``model`` are off, in this thread or task alone."""
+    token = _OFF.set(_OFF.get() | {(id(model), name) for name in names})
+    try:
+        yield
+    finally:
+        _OFF.reset(token)
+
+
+def is_switched_off(model: object, name: str) -> bool:
+    """Whether a ``switched_off`` block of this thread or task holds for the modality."""
+    return (id(model), name) in _OFF.get()
+
+
+def gate_of(gate: Gate | None, name: str) -> float | Tensor | None:
+    """What a call's ``gate`` says of one modality; None where it says nothing."""
+    return gate.get(name) if isinstance(gate, Mapping) else gate
+
+
+@attrs.frozen(eq=False)
+class ModelCall:
+    """What one call of a SafeModel needs to know of it.
+
+    Attributes:
+        base: that is called.
+        owner: key of the model, by which its hooks know the call.
+        stack: the base's layers.
+        modalities: those that are on, in the order in which they were added.
+        markers: of every attached modality that has some.
+        base_change: what Stage B changed in the base; None where it is as it was.
+        attention_probe: records what text attends to, where it is enabled.
+        tokenizer: of the base, for the id that fills rows up.
+        split_rows: run the rows that carry no modality apart.
+    """
+
+    base: nn.Module
+    owner: str
+    stack: LayerStack
+    modalities: Sequence[ActiveModality]
+    markers: Mapping[str, Markers]
+    base_change: BaseChange | None
+    attention_probe: AttentionProbe
+    tokenizer: Any
+    split_rows: bool
+
+    def forward(self, args: Sequence[Any], inputs: Mapping[str, Any]) -> Any:
+        """What the base's ``forward`` returns."""
+        return self._run(self.base, args, inputs, {})
+
+    def generate(self, args: Sequence[Any], inputs: Mapping[str, Any]) -> Any:
+        """What the base's ``generate`` returns."""
+        generate: Any = self.base.generate
+        return self._run(generate, args, inputs, keep_uncompiled(self.base))
+
+    def _run(
+        self,
+        method: Callable[..., Any],
+        args: Sequence[Any],
+        inputs: Mapping[str, Any],
+        uncompiled: Mapping[str, Any],
+    ) -> Any:
+        """Call ``method``, with ``uncompiled`` among its keywords where a hook has to run."""
+        call = prepare_call(method, args, inputs, self.markers, self.modalities, self._padding_id)
+        changed = self.base_change.call() if self.base_change is not None else None
+
+        def without_modalities() -> Any:
+            """The base's call, with no modality on."""
+            eager = uncompiled if changed is not None else {}
+            with use_injection(None), use_changed_base(changed):
+                return method(*call.args, **{**call.inputs, **eager})
+
+        def with_modalities() -> Any:
+            """The base's call, with the modalities that are on."""
+            stack = self.stack
+            injection = CallInjection(
+                self.owner, self.modalities, stack.passes, stack.entry, call.prompts
+            )
+            recording = self.attention_probe.recording(
+                self.modalities, call.inputs, method is not self.base
+            )
+            with use_injection(injection), use_changed_base(changed), recording:
+                out = method(*call.args, **{**call.inputs, **uncompiled})
+            injection.check_fired()
+            return out
+
+        if not self.modalities:
+            return without_modalities()
+        rows, batch = union([one.rows for one in self.modalities]), self.modalities[0].batch
+        if not self.split_rows or len(rows) == batch:
+            return call.restored(with_modalities())
+        check_splittable(inputs)
+        pad = generation_pad_id(self.base)
+        return call.restored(
+            run_rows_separately(without_modalities, with_modalities, rows, batch, pad)
+        )
+
+    def _padding_id(self) -> int:
+        return padding_id(self.tokenizer, generation_pad_id(self.base))
+
 
 _UNMERGED = ("past_key_values", "loss")
 
 
-def call_apart(
-    silent: Callable[[], Any], heard: Callable[[], Any], rows: Tensor, batch: int, fill: int
+def run_rows_separately(
+    without_modalities: Callable[[], Any],
+    with_modalities: Callable[[], Any],
+    rows: Tensor,
+    batch: int,
+    fill: int,
 ) -> Any:
     """Both calls from the same random state, and each row from the one that it belongs to.
 
     Args:
-        silent: the call without any modality; its results stand for every row not in ``rows``.
-        heard: the call with the modalities.
-        rows: that carry a modality, ascending, (heard,).
+        without_modalities: its results stand for every row not in ``rows``.
+        with_modalities: the same call with them.
+        rows: that carry a modality, ascending, (present,).
         batch: how many rows a call has.
         fill: token id after the end of a shorter generated text.
 
@@ -34,11 +160,11 @@ def call_apart(
         What the base returns, but for a cache, and for whatever has no row for each sample.
     """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        without = silent()
-    return _merge(without, heard(), rows, batch, fill)
+        without = without_modalities()
+    return _merge(without, with_modalities(), rows, batch, fill)
 
 
-def refuse_shared(inputs: Mapping[str, Any]) -> None:
+def check_splittable(inputs: Mapping[str, Any]) -> None:
     """Refuse a call that cannot be made twice.
 
     Raises:
@@ -53,34 +179,36 @@ def refuse_shared(inputs: Mapping[str, Any]) -> None:
             )
 
 
-def _merge(without: Any, heard: Any, rows: Tensor, batch: int, fill: int) -> Any:
+def _merge(without: Any, present: Any, rows: Tensor, batch: int, fill: int) -> Any:
     def merged(first: Any, second: Any) -> Any:
         """The same for a part of both outputs."""
         return _merge(first, second, rows, batch, fill)
 
     if isinstance(without, Tensor):
-        return _merged_tensor(without, heard, rows, batch, fill)
+        return _merged_tensor(without, present, rows, batch, fill)
     if isinstance(without, Mapping):  # a ModelOutput
         kept = {
-            key: merged(value, heard[key]) for key, value in without.items() if key not in _UNMERGED
+            key: merged(value, present[key])
+            for key, value in without.items()
+            if key not in _UNMERGED
         }
         return type(without)(**kept)
     if isinstance(without, (tuple, list)):
-        return type(without)(map(merged, without, heard))
+        return type(without)(map(merged, without, present))
     return None
 
 
 def _merged_tensor(
-    without: Tensor, heard: Tensor, rows: Tensor, batch: int, fill: int
+    without: Tensor, present: Tensor, rows: Tensor, batch: int, fill: int
 ) -> Tensor | None:
     if not without.ndim or without.shape[0] % batch:
         return None
     copies = without.shape[0] // batch
     copy = torch.arange(copies, device=rows.device).repeat(len(rows))
-    places = (rows.repeat_interleave(copies) * copies + copy).to(without.device)
-    if without.shape != heard.shape:  # texts of different lengths
-        without, heard = _as_long(without, heard, fill), _as_long(heard, without, fill)
-    return without.index_copy(0, places, heard[places])
+    positions = (rows.repeat_interleave(copies) * copies + copy).to(without.device)
+    if without.shape != present.shape:  # texts of different lengths
+        without, present = _as_long(without, present, fill), _as_long(present, without, fill)
+    return without.index_copy(0, positions, present[positions])
 
 
 def _as_long(texts: Tensor, others: Tensor, fill: int) -> Tensor:

@@ -23,45 +23,50 @@ _OWN_PARTS = {
 
 
 @attrs.frozen
-class Talk:
+class Conversations:
     """Conversations, and the samples that their parts hold.
 
     Attributes:
-        talks: messages as they were given.
+        conversations: messages as they were given.
         samples: by modality one for each conversation, or None; only those that are used.
         batched: whether several conversations were given, or one alone.
         joined: give the base's template the texts of a message's parts as one text, since many
             templates of a tokenizer take nothing else.
     """
 
-    talks: Sequence[Sequence[Message]]
+    conversations: Sequence[Sequence[Message]]
     samples: Mapping[str, Sequence[Sample | None]]
     batched: bool
     joined: bool
 
     @property
-    def plain(self) -> list[list[Message]]:
+    def without_samples(self) -> list[list[Message]]:
         """What the base's template is given: all but the samples."""
-        return self.marked(())
+        return self.with_placeholders(())
 
-    def marked(self, names: Collection[str]) -> list[list[Message]]:
+    def with_placeholders(self, names: Collection[str]) -> list[list[Message]]:
         """The same with ``<NAME>`` where the samples of these modalities were."""
-        return [[self._told(message, names) for message in talk] for talk in self.talks]
+        return [
+            [self._with_placeholders(message, names) for message in conversation]
+            for conversation in self.conversations
+        ]
 
-    def _told(self, message: Message, names: Collection[str]) -> Message:
+    def _with_placeholders(self, message: Message, names: Collection[str]) -> Message:
         parts = message.get("content")
         if not isinstance(parts, (list, tuple)):
             return message
-        told = [
+        kept = [
             {"type": "text", "text": f"<{part['type']}>"} if part["type"] in names else part
             for part in parts
             if part["type"] not in self.samples or part["type"] in names
         ]
-        content = "".join(part["text"] for part in told) if self.joined else told
+        content = "".join(part["text"] for part in kept) if self.joined else kept
         return {**message, "content": content}
 
 
-def parted(conversation: Any, encoders: Mapping[str, Encoder], tokenizer: Any) -> Talk:
+def split_samples(
+    conversation: Any, encoders: Mapping[str, Encoder], tokenizer: Any
+) -> Conversations:
     """Read the samples in one conversation, or in each of several.
 
     Args:
@@ -73,20 +78,20 @@ def parted(conversation: Any, encoders: Mapping[str, Encoder], tokenizer: Any) -
         SampleError: a part is of an unknown type, or a conversation has two samples of a kind.
     """
     batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
-    talks = conversation if batched else [conversation]
+    several = conversation if batched else [conversation]
     kinds = [kind for key, own in _OWN_PARTS.items() if hasattr(tokenizer, key) for kind in own]
-    held = [_samples(talk, encoders, ("text", *encoders, *kinds)) for talk in talks]
+    held = [_samples(messages, encoders, ("text", *encoders, *kinds)) for messages in several]
     used = [name for name in encoders if any(name in samples for samples in held)]
     columns = {name: [samples.get(name) for samples in held] for name in used}
-    return Talk(talks, columns, batched, joined=not hasattr(tokenizer, "tokenizer"))
+    return Conversations(several, columns, batched, joined=not hasattr(tokenizer, "tokenizer"))
 
 
 def _samples(
-    talk: Sequence[Message], encoders: Mapping[str, Encoder], known: Collection[str]
+    conversation: Sequence[Message], encoders: Mapping[str, Encoder], known: Collection[str]
 ) -> dict[str, Sample]:
     """The samples of one conversation."""
     found = dict[str, Sample]()
-    for message in talk:
+    for message in conversation:
         parts = message.get("content")
         for part in parts if isinstance(parts, (list, tuple)) else ():
             kind = str(part.get("type", "")) if isinstance(part, Mapping) else ""

@@ -46,14 +46,14 @@ def class_target(
     Raises:
         DataError: two labels begin with the same id.
     """
-    places = token_places(prompt, markers) if example.at_tokens else ()
+    places = token_positions(prompt, markers) if example.at_tokens else ()
     if not places:
         return None
     ids = first_ids(tokenizer, example.labels)
     return ClassTarget(ids, example.labels.index(example.answer), places)
 
 
-def token_places(prompt: Sequence[int], markers: MarkerText | None) -> tuple[int, ...]:
+def token_positions(prompt: Sequence[int], markers: MarkerText | None) -> tuple[int, ...]:
     """Where the tokens of modalities stand in a prompt."""
     inside = {one for span in (markers.spans.values() if markers else ()) for one in span[1:-1]}
     return tuple(place for place, one in enumerate(prompt) if one in inside)
@@ -80,7 +80,7 @@ def first_ids(tokenizer: Any, labels: Sequence[str]) -> tuple[int, ...]:
 
 
 @attrs.frozen(eq=False)
-class Classes:
+class ClassReadout:
     """The same, taken out of a batch.
 
     Attributes:
@@ -94,7 +94,7 @@ class Classes:
     places: Tensor
 
     @classmethod
-    def taken(cls, batch: dict[str, Any]) -> Classes | None:
+    def taken(cls, batch: dict[str, Any]) -> ClassReadout | None:
         """Take them out of a batch that the model is about to get; None if it has none."""
         return cls(*(batch.pop(key) for key in _KEYS)) if _KEYS[0] in batch else None
 
@@ -122,7 +122,7 @@ def class_logits(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def mean_loss(
-    logits: Tensor, targets: Tensor, classes: Classes, count: Tensor | None = None
+    logits: Tensor, targets: Tensor, classes: ClassReadout, count: Tensor | None = None
 ) -> Tensor:
     """The mean over answers' tokens and over rows that are read at their tokens, one unit each.
 

@@ -15,7 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from safe_framework.core.layer_hooks import LayerForward, give_back, hearing, take_over
+from safe_framework.core.layer_hooks import (
+    PatchedForward,
+    modality_active,
+    patch_forward,
+    restore_forward,
+)
 from safe_framework.errors import UnsupportedBaseError
 
 _VARIANTS = 16
@@ -34,7 +39,7 @@ def compile_layers(base: nn.Module, layers: nn.ModuleList, **options: Any) -> No
     base._compiled_call_impl = CompiledCall(base, options)
     apart: dict[str, Any] = {**_ISOLATED, **options}
     for layer in layers:
-        forward = take_over(layer)
+        forward = patch_forward(layer)
         forward.compiled = torch.compile(forward.plain, **apart)
 
 
@@ -44,12 +49,12 @@ def uncompile(base: nn.Module, layers: nn.ModuleList) -> None:
         del base._compiled_call_impl  # None again, which is the class's attribute
     for layer in layers:
         forward = vars(layer).get("forward")
-        if isinstance(forward, LayerForward):
+        if isinstance(forward, PatchedForward):
             forward.compiled = None
-            give_back(layer)
+            restore_forward(layer)
 
 
-def refuse_compiled(base: nn.Module, paths: Sequence[str]) -> None:
+def check_not_compiled(base: nn.Module, paths: Sequence[str]) -> None:
     """See that no graph that others have compiled encloses layers at one of ``paths``.
 
     Raises:
@@ -79,7 +84,7 @@ def _enclosing(module: nn.Module, wanted: Set[int]) -> Iterator[nn.Module]:
         yield from inner
 
 
-def uncompiled(base: nn.Module) -> dict[str, bool]:
+def keep_uncompiled(base: nn.Module) -> dict[str, bool]:
     """What keeps ``generate`` from compiling a decoding step by itself, which would not hear."""
     return {"disable_compile": True} if hasattr(base, "get_compiled_call") else {}
 
@@ -93,7 +98,7 @@ class CompiledCall:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the base returns."""
-        return (self.plain if hearing() else self.compiled)(*args, **kwargs)
+        return (self.plain if modality_active() else self.compiled)(*args, **kwargs)
 
 
 _ISOLATED = (  # layers share their code: without this they would share 8 graphs

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from safe_framework.core.layer_hooks import RECOMPUTING, give_back, take_over
+from safe_framework.core.layer_hooks import RECOMPUTING, patch_forward, restore_forward
 from safe_framework.errors import SafeError
 
 Options = Mapping[str, Any] | None
@@ -22,7 +22,7 @@ Options = Mapping[str, Any] | None
 _ALL: Mapping[str, Any] = {"every_n_layers": 1, "offload": False}
 
 
-def enable(
+def enable_checkpointing(
     layers: nn.ModuleList,
     options: Mapping[str, Any] | None,
     others: Mapping[str, Any] | None = None,
@@ -30,7 +30,7 @@ def enable(
     """Let layers be recomputed in calls that say so.
 
     Args:
-        layers: of the base; each gets a ``forward`` of its own until ``disable``.
+        layers: of the base; each gets a ``forward`` of its own until ``disable_checkpointing``.
         options: of ``torch.utils.checkpoint``; ``use_reentrant`` is False if it is not given.
         others: what newer Trainers can ask for beside these.
 
@@ -47,18 +47,18 @@ def enable(
                 hint=f"leave out `{name}`",
             )
     for layer in layers:
-        take_over(layer)
+        patch_forward(layer)
     return {"use_reentrant": False, **(options or {})}
 
 
-def disable(layers: nn.ModuleList) -> None:
+def disable_checkpointing(layers: nn.ModuleList) -> None:
     """Give the layers the attributes that they had."""
     for layer in layers:
-        give_back(layer)
+        restore_forward(layer)
 
 
 @contextmanager
-def recomputing(options: Options) -> Iterator[None]:
+def use_checkpointing(options: Options) -> Iterator[None]:
     """Within the block, layers that hear a sense are recomputed; None leaves them alone."""
     token = RECOMPUTING.set(options if torch.is_grad_enabled() else None)
     try:
@@ -67,7 +67,7 @@ def recomputing(options: Options) -> Iterator[None]:
         RECOMPUTING.reset(token)
 
 
-def uncached(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+def without_cache(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
     """A call's inputs, without a cache of keys and values if its layers are recomputed.
 
     Raises:

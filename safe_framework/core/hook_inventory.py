@@ -120,7 +120,7 @@ def hooks_removed(hooks: list[PlacedHook]) -> Iterator[None]:
             table.update(kept[key] | added)
 
 
-def of_modality(hooks: list[PlacedHook], name: str) -> list[PlacedHook]:
+def is_modality_hook(hooks: list[PlacedHook], name: str) -> list[PlacedHook]:
     """Those that let the modality called ``name`` in."""
     return [p for p in hooks if isinstance(p.hook, LayerHook) and p.hook.modality == name]
 

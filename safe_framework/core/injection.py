@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from safe_framework.core.layer_discovery import PLAIN, Layout
-from safe_framework.core.layer_hooks import LayerCall, hidden_of, with_hidden
-from safe_framework.core.markers.embeddings import MarkedPrompt
+from safe_framework.core.layer_hooks import LayerCall, get_hidden_states, set_hidden_states
+from safe_framework.core.markers.embeddings import MarkerInjection
 from safe_framework.errors import InjectionError, PluginError
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.types import Memory, Tokens
 
 
 @attrs.define(eq=False)
-class ActiveSense:
+class ActiveModality:
     """One modality in one call.
 
     Attributes:
@@ -67,13 +67,13 @@ class ActiveSense:
         """
         memory, rows, gates = self._for(hidden)
         everyone = len(rows) == hidden.shape[self.layout.batch]
-        mine = hidden if everyone else hidden.index_select(self.layout.batch, rows)
-        delta = self._propose(self.layout.shown(mine), memory, layer)
+        present = hidden if everyone else hidden.index_select(self.layout.batch, rows)
+        delta = self._propose(self.layout.to_canonical(present), memory, layer)
         gated = delta if gates is None else gates.to(delta.dtype) * delta
-        scaled = self.layout.spread(gated).to(hidden.dtype)
-        fused = mine + scaled
+        scaled = self.layout.from_canonical(gated).to(hidden.dtype)
+        fused = present + scaled
         if not torch.is_grad_enabled():  # adding 0.0 to -0.0 flips its sign bit
-            fused = torch.where(scaled == 0, mine, fused)
+            fused = torch.where(scaled == 0, present, fused)
         # A clone keeps the strides, on which the base's own kernels, and so its bits, depend.
         if not everyone:
             return hidden.clone().index_copy_(self.layout.batch, rows, fused)
@@ -112,7 +112,7 @@ class ActiveSense:
             shown = hidden.to(self._dtype or hidden.dtype, copy=True)
             version = shown._version
             try:
-                delta = self._given(shown, memory, layer)
+                delta = self._call_plugin(shown, memory, layer)
             except Exception as error:
                 raise self._blame(f"raised {type(error).__name__}: {error}") from error
         if shown._version != version:
@@ -124,7 +124,7 @@ class ActiveSense:
             raise self._blame(f"gave {delta.dtype} for hidden states of {hidden.dtype}")
         return delta.to(hidden.device)
 
-    def _given(self, shown: Tensor, memory: Memory, layer: int) -> Any:
+    def _call_plugin(self, shown: Tensor, memory: Memory, layer: int) -> Any:
         if self.around is None:
             return self.fusion(shown, memory, layer)
         with self.around(layer):
@@ -147,7 +147,7 @@ class CallInjection:
 
     Attributes:
         owner: key of the SafeModel whose call it is.
-        senses: the modalities that are on.
+        modalities: those that are on.
         passes: how often one forward call runs each layer.
         entry: on which of these passes a modality enters, from 0.
         prompts: by modality, where the vectors of its markers stand.
@@ -155,10 +155,10 @@ class CallInjection:
     """
 
     owner: str
-    senses: Sequence[ActiveSense]
+    modalities: Sequence[ActiveModality]
     passes: int = 1
     entry: int = 0
-    prompts: Mapping[str, MarkedPrompt] = attrs.field(factory=dict)
+    prompts: Mapping[str, MarkerInjection] = attrs.field(factory=dict)
     fired: Counter[tuple[str, int]] = attrs.field(factory=Counter, init=False)
 
     def enter(
@@ -169,11 +169,11 @@ class CallInjection:
         self.fired[modality, layer] += 1
         if turn != self.entry:
             return args, kwargs
-        hidden = hidden_of(args, kwargs)
-        for sense in self.senses:
-            if sense.name == modality:
-                hidden = sense.apply(hidden, layer)
-        return with_hidden(args, kwargs, hidden)
+        hidden = get_hidden_states(args, kwargs)
+        for active in self.modalities:
+            if active.name == modality:
+                hidden = active.apply(hidden, layer)
+        return set_hidden_states(args, kwargs, hidden)
 
     def embed(self, modality: str, ids: object, embedded: Tensor) -> Tensor | None:
         """What the base's look-up of ``ids`` gives with ``modality``'s markers."""
@@ -194,11 +194,11 @@ class CallInjection:
                 hint="if the base is compiled, compile it after attaching; else leave `markers` "
                 "out",
             )
-        for sense in self.senses:
-            layers = sense.fusion.layers
-            if missed := [layer for layer in layers if not self.fired[sense.name, layer]]:
+        for active in self.modalities:
+            layers = active.fusion.layers
+            if missed := [layer for layer in layers if not self.fired[active.name, layer]]:
                 raise InjectionError(
-                    f"modality `{sense.name}` never reached layers {missed}: their hooks "
+                    f"modality `{active.name}` never reached layers {missed}: their hooks "
                     "did not run",
                     hint="if the base is compiled, let safe_framework.compile(model) do it; if it "
                     "runs in threads of its own (DataParallel), use one process a device",

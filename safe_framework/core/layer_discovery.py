@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.layer_hooks import LayerCall, hidden_of, with_hidden
+from safe_framework.core.layer_hooks import LayerCall, get_hidden_states, set_hidden_states
 from safe_framework.core.special_tokens import ordinary_ids
 from safe_framework.errors import UnsupportedBaseError
 from safe_framework.pretrained.probe_cache import recalled
@@ -155,13 +155,13 @@ class Layout:
     length: int = 1
     streams: int | None = None
 
-    def shown(self, hidden: Tensor) -> Tensor:
+    def to_canonical(self, hidden: Tensor) -> Tensor:
         """What a fusion adapter sees: (batch, length, hidden)."""
         if self.streams is not None:
             hidden = hidden.mean(self.streams)
         return hidden.transpose(0, 1) if self.batch > self.length else hidden
 
-    def spread(self, delta: Tensor) -> Tensor:
+    def from_canonical(self, delta: Tensor) -> Tensor:
         """A delta of (batch, length, hidden) such that it can be added to a hidden state."""
         if self.batch > self.length:
             delta = delta.transpose(0, 1)
@@ -203,7 +203,7 @@ class LayerStack:
         layout: axes of their hidden states.
         passes: how often one forward call runs each of them.
         entry: the pass on which a modality enters: the first that lets gradients through.
-        unserved: why a layer cannot be used, for those that cannot.
+        unsupported_layers: why a layer cannot be used, for those that cannot.
     """
 
     path: str
@@ -212,7 +212,7 @@ class LayerStack:
     layout: Layout = PLAIN
     passes: int = 1
     entry: int = 0
-    unserved: Mapping[int, str] = attrs.field(factory=dict)
+    unsupported_layers: Mapping[int, str] = attrs.field(factory=dict)
 
     def of(self, base: nn.Module) -> nn.ModuleList:
         """The list of layers in ``base``."""
@@ -226,19 +226,19 @@ def example_inputs(base: nn.Module, device: torch.device) -> dict[str, Tensor]:
     words = ordinary_ids(base, _WORDS) * _ROWS * _LENGTH
     ids = torch.tensor(words[: _ROWS * _LENGTH], device=device).reshape(_ROWS, _LENGTH)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if decodes_apart(base):
+    if decodes_separately(base):
         inputs["decoder_input_ids"] = ids
     return inputs
 
 
-def decodes_apart(base: nn.Module) -> bool:
+def decodes_separately(base: nn.Module) -> bool:
     """Whether the text to be continued goes to a decoder of its own, beside an encoder's text."""
     config = base.config
     configs = (config, getattr(config, "text_config", None))
     return any(getattr(found, "is_encoder_decoder", False) for found in configs)
 
 
-def probe(base: nn.Module, paths: Sequence[str], example: Mapping[str, Any]) -> LayerStack:
+def probe_layers(base: nn.Module, paths: Sequence[str], example: Mapping[str, Any]) -> LayerStack:
     """Run ``base`` once and see which layers can be served.
 
     Args:
@@ -256,13 +256,14 @@ def probe(base: nn.Module, paths: Sequence[str], example: Mapping[str, Any]) -> 
 
 def _packed(stack: LayerStack) -> dict[str, Any]:
     """A stack as JSON can hold it, which has no numbers for keys."""
-    unserved = list(stack.unserved.items())
-    return attrs.asdict(stack) | {"layout": stack.layout.axes, "unserved": unserved}
+    packed = attrs.asdict(stack) | {"layout": stack.layout.axes}
+    return packed | {"unsupported_layers": list(stack.unsupported_layers.items())}
 
 
-def _unpacked(kept: Mapping[str, Any]) -> LayerStack:
-    layout, unserved = layout_named(kept["layout"]), dict(kept["unserved"])
-    return LayerStack(**{**kept, "layout": layout, "unserved": unserved})
+def _unpacked(packed: Mapping[str, Any]) -> LayerStack:
+    layout = layout_named(packed["layout"])
+    unsupported = dict(packed["unsupported_layers"])
+    return LayerStack(**{**packed, "layout": layout, "unsupported_layers": unsupported})
 
 
 def _probed(base: nn.Module, paths: Sequence[str], example: Mapping[str, Any]) -> LayerStack:
@@ -286,7 +287,7 @@ def _layers(base: nn.Module, path: str) -> list[nn.Module]:
     return list(layers)
 
 
-def check_arrival(
+def check_layers_reach_output(
     base: nn.Module, stack: LayerStack, wanted: Sequence[int], example: Mapping[str, Any]
 ) -> None:
     """Push the input of each layer in ``wanted`` and see that the base's outputs move.
@@ -295,11 +296,11 @@ def check_arrival(
         UnsupportedBaseError: a layer cannot be served, or what is added to its input is lost.
     """
     for layer in wanted:
-        if layer in stack.unserved:
+        if layer in stack.unsupported_layers:
             raise UnsupportedBaseError(
                 f"layer {layer} of `{type(base).__name__}` cannot be fused: "
-                f"{stack.unserved[layer]}",
-                hint=f"choose other `layers`; {_served(stack)} can be used",
+                f"{stack.unsupported_layers[layer]}",
+                hint=f"choose other `layers`; {_supported(stack)} can be used",
             )
     question = f"arrival at {list(wanted)} of {stack.path}"
     recalled(base, question, lambda: _check_pushes(base, stack, wanted, example))
@@ -320,8 +321,9 @@ def _check_pushes(
             )
 
 
-def _served(stack: LayerStack) -> str:
-    return ", ".join(str(layer) for layer in range(stack.count) if layer not in stack.unserved)
+def _supported(stack: LayerStack) -> str:
+    supported = (n for n in range(stack.count) if n not in stack.unsupported_layers)
+    return ", ".join(map(str, supported))
 
 
 @attrs.frozen
@@ -339,7 +341,7 @@ class _Look:
         self.visits: list[_Visit] = []
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = hidden_of(args, kwargs)
+        hidden = get_hidden_states(args, kwargs)
         plain = isinstance(hidden, Tensor) and hidden.is_floating_point()
         shape = tuple(hidden.shape) if plain else _name(hidden)
         self.visits.append(_Visit(shape, torch.is_grad_enabled()))
@@ -362,11 +364,11 @@ class _Push:
         self.calls += 1
         if turn != self.stack.entry:
             return None
-        hidden = hidden_of(args, kwargs)
+        hidden = get_hidden_states(args, kwargs)
         noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
         scale = hidden.float().abs().mean() + 1e-3
         pushed = hidden.float() + scale * noise.to(hidden.device)
-        return with_hidden(args, kwargs, pushed.to(hidden.dtype))
+        return set_hidden_states(args, kwargs, pushed.to(hidden.dtype))
 
 
 @contextmanager
@@ -446,7 +448,7 @@ def _judge(
         layout=layout,
         passes=len(usual),
         entry=entry,
-        unserved=unserved,
+        unsupported_layers=unserved,
     )
 
 

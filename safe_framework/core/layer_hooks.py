@@ -1,6 +1,6 @@
 """Other ways to run a layer while a sense is heard; the layer and its module tree stay.
 
-A ``LayerForward`` stands as ``forward`` in a layer's own attributes. In every other call, and in
+A ``PatchedForward`` stands as ``forward`` in a layer's own attributes. In every other call, and in
 copies of the layer, it is the layer's own forward. A layer's hooks run outside of it, so nothing
 that is compiled or recomputed holds a modality.
 """
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
-from safe_framework.core.base_change import acting, changed_call
+from safe_framework.core.base_change import changed_call, use_changed_base
 from safe_framework.errors import UnsupportedBaseError
 
 # How a modality enters a base model: inert hooks on its layers.
@@ -51,7 +51,7 @@ _ACTIVE: ContextVar[Injection | None] = ContextVar("safe_framework_injection", d
 
 
 @contextmanager
-def active(injection: Injection | None) -> Iterator[None]:
+def use_injection(injection: Injection | None) -> Iterator[None]:
     """Let ``injection`` act on every hooked layer called in this context, and nothing else."""
     token = _ACTIVE.set(injection)
     try:
@@ -60,7 +60,7 @@ def active(injection: Injection | None) -> Iterator[None]:
         _ACTIVE.reset(token)
 
 
-def hearing() -> bool:
+def modality_active() -> bool:
     """Whether a call that carries a modality or runs a changed base is running in this context."""
     return _ACTIVE.get() is not None or changed_call() is not None
 
@@ -90,16 +90,6 @@ class LayerHook:
         return injection.enter(self.modality, self.layer, args, kwargs)
 
 
-def install(
-    owner: str, modality: str, layers: nn.ModuleList, wanted: tuple[int, ...]
-) -> list[RemovableHandle]:
-    """Hook the layers ``wanted`` for one modality."""
-    return [
-        layers[layer].register_forward_pre_hook(LayerHook(owner, modality, layer), with_kwargs=True)
-        for layer in wanted
-    ]
-
-
 class EmbeddingHook:
     """A forward hook on an embedding, as inert as a ``LayerHook``.
 
@@ -123,20 +113,57 @@ class EmbeddingHook:
         return injection.embed(self.modality, args[0] if args else kwargs.get("input"), output)
 
 
-def install_embeddings(
-    owner: str, modality: str, embeddings: Sequence[nn.Module]
-) -> list[RemovableHandle]:
-    """Hook every embedding for the markers of one modality."""
-    hook = EmbeddingHook(owner, modality)
-    return [module.register_forward_hook(hook, with_kwargs=True) for module in embeddings]
+class HookSet:
+    """The hooks of one SafeModel on its base.
+
+    Args:
+        owner: key of the model.
+    """
+
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+        self._handles: dict[str, list[RemovableHandle]] = {}
+
+    def add(
+        self,
+        modality: str,
+        layers: nn.ModuleList,
+        wanted: Sequence[int],
+        embeddings: Sequence[nn.Module] = (),
+    ) -> None:
+        """Hook the layers ``wanted`` for a modality, and the embeddings for its markers."""
+        handles = [
+            layers[layer].register_forward_pre_hook(
+                LayerHook(self.owner, modality, layer), with_kwargs=True
+            )
+            for layer in wanted
+        ]
+        hook = EmbeddingHook(self.owner, modality)
+        handles += [module.register_forward_hook(hook, with_kwargs=True) for module in embeddings]
+        self._handles[modality] = handles
+
+    def remove(self, modality: str) -> None:
+        """Take the hooks of a modality off the base."""
+        for handle in self._handles.pop(modality):
+            handle.remove()
 
 
-def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+@contextmanager
+def registered(*handles: RemovableHandle) -> Iterator[None]:
+    """Within the block, these hooks are on their modules; after it they are removed."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def get_hidden_states(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """The hidden states among a layer's arguments: the first one, or by keyword."""
     return args[0] if args else kwargs.get("hidden_states")
 
 
-def with_hidden(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Any) -> LayerCall:
+def set_hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Any) -> LayerCall:
     """The same arguments with other hidden states."""
     if args:
         return (hidden, *args[1:]), kwargs
@@ -150,15 +177,15 @@ RECOMPUTING: ContextVar[Mapping[str, Any] | None] = ContextVar(
 )
 """Options of ``torch.utils.checkpoint`` in a call that recomputes its layers."""
 
-StandIn = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+Replacement = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
-STANDING_IN: ContextVar[Mapping[LayerForward, StandIn]] = ContextVar(
+REPLACEMENTS: ContextVar[Mapping[PatchedForward, Replacement]] = ContextVar(
     "safe_framework_standing_in", default=MappingProxyType({})
 )
 """What is done instead of a layer's forward in a call that knows its result beforehand."""
 
 
-class LayerForward:
+class PatchedForward:
     """The forward of one layer.
 
     Attributes:
@@ -172,22 +199,22 @@ class LayerForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the layer returns."""
-        if torch.compiler.is_dynamo_compiling() or not hearing():
+        if torch.compiler.is_dynamo_compiling() or not modality_active():
             return self.plain(*args, **kwargs)
-        if (stand_in := STANDING_IN.get().get(self)) is not None:
+        if (stand_in := REPLACEMENTS.get().get(self)) is not None:
             return stand_in(args, kwargs)
         compiled = self.compiled if changed_call() is None else None  # its hooks are not in it
         forward, options = compiled or self.plain, RECOMPUTING.get()
         if options is None or not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        return recomputed(forward, args, kwargs, options)
+        return recompute(forward, args, kwargs, options)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the compiled code, which belongs to the weights of this layer alone."""
         return {"plain": self.plain, "compiled": None}
 
 
-def recomputed(
+def recompute(
     forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
 ) -> Any:
     """Call a layer without keeping its activations, if a gradient has to go through it.
@@ -216,25 +243,25 @@ def recomputed(
         """The same call with these tensors in the places of its own."""
         filled = dict(enumerate(leaves)) | dict(zip(places, tensors, strict=True))
         given, named = tree_unflatten(list(filled.values()), shape)
-        with acting(changed):
+        with use_changed_base(changed):
             return forward(*given, **named)
 
     return checkpoint(again, *moving, **options)
 
 
-def take_over(layer: nn.Module) -> LayerForward:
-    """The ``LayerForward`` of a layer, put in place if there is none."""
+def patch_forward(layer: nn.Module) -> PatchedForward:
+    """The ``PatchedForward`` of a layer, put in place if there is none."""
     found = vars(layer).get("forward")
-    if not isinstance(found, LayerForward):
-        found = LayerForward(layer.forward)
+    if not isinstance(found, PatchedForward):
+        found = PatchedForward(layer.forward)
         layer.forward = found
     return found
 
 
-def give_back(layer: nn.Module) -> None:
+def restore_forward(layer: nn.Module) -> None:
     """Let a layer have the attributes it had, unless it is compiled or wrapped once more."""
     found = vars(layer).get("forward")
-    if isinstance(found, LayerForward) and found.compiled is None:
+    if isinstance(found, PatchedForward) and found.compiled is None:
         del layer.forward
         if layer.forward != found.plain:  # it was an attribute before, as accelerate sets it
             layer.forward = found.plain

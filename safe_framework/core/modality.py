@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.injection import ActiveSense
+from safe_framework.core.injection import ActiveModality
 from safe_framework.core.layer_discovery import PLAIN, Layout
 from safe_framework.core.markers.embeddings import Markers
 from safe_framework.data.frame_cache import FrameCache
@@ -97,46 +97,41 @@ class Modality(nn.Module):
         device = next(iter(self.projector.parameters())).device
         return self.encode({key: value.to(device) for key, value in prepared.items()})
 
-    def sense_at(
+    def activate(
         self,
-        strength: float | Tensor | None,
+        gate: float | Tensor | None,
         inputs: Mapping[str, Tensor],
         device: torch.device,
-        layout: Layout,
-    ) -> ActiveSense | None:
-        """As ``sense``, at a strength for this call: one number, one for each row, or its own."""
-        strength = self.gate if strength is None else strength
-        if not isinstance(strength, Tensor) and checked_gate(strength) == 0:
-            return None
-        inputs = {key: value.to(device) for key, value in inputs.items()}
-        return self.sense(inputs, row_gates(strength, len(inputs[PRESENT])), layout)
-
-    def sense(
-        self, inputs: Mapping[str, Tensor], gates: Tensor, layout: Layout = PLAIN
-    ) -> ActiveSense | None:
+        layout: Layout = PLAIN,
+    ) -> ActiveModality | None:
         """What this modality does in one call, or None where it is off on every row.
 
         Args:
+            gate: strength for this call: one number, one for each row, or None for its own.
             inputs: the modality's part of the batch, without the ``NAME__`` prefix.
-            gates: strength on each row, (batch,).
+            device: where the base's inputs go.
             layout: axes of the base's hidden states.
         """
-        inputs = dict(inputs)
+        gate = self.gate if gate is None else gate
+        if not isinstance(gate, Tensor) and checked_gate(gate) == 0:
+            return None
+        inputs = {key: value.to(device) for key, value in inputs.items()}
+        gates = row_gates(gate, len(inputs[PRESENT]))
         present = inputs.pop(PRESENT).bool()
         rows = (present & (gates.to(present.device) != 0)).nonzero().flatten()
         if not len(rows):
             return None
         frames = self.encode({key: value[rows] for key, value in inputs.items()})
         tokens = self.projector(frames)
-        heard = tokens.mask.any(dim=1).nonzero().flatten()  # all masked is absent
-        if not len(heard):
+        unmasked = tokens.mask.any(dim=1).nonzero().flatten()  # all masked is absent
+        if not len(unmasked):
             return None
-        if len(heard) < len(rows):
-            tokens, rows = tokens.rows(heard), rows[heard]
+        if len(unmasked) < len(rows):
+            tokens, rows = tokens.rows(unmasked), rows[unmasked]
         memory = self.fusion.remember(tokens)
         strengths = gates.to(rows.device)[rows]
         inline = tokens if self.markers is not None and self.markers.tokens is not None else None
-        return ActiveSense(
+        return ActiveModality(
             self.name, self.fusion, memory, rows, strengths, len(present), layout, inline
         )
 

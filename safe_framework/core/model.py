@@ -1,10 +1,9 @@
-"""SafeModel: an untouched base, and the modalities that listen in on it."""
+"""SafeModel: an untouched base, and the modalities that are attached to it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from safe_framework.core.adapter import (
     AdapterState,
@@ -24,34 +22,32 @@ from safe_framework.core.adapter import (
 from safe_framework.core.attention_probe import AttentionProbe
 from safe_framework.core.base_change import (
     BaseChange,
-    acting,
     check_reached,
-    named,
+    named_change_parameters,
     read_change,
     refuse_changed,
-    suspended,
+    use_original_base,
 )
-from safe_framework.core.base_model import device_of, facts_of, filling_id, freeze
+from safe_framework.core.base_model import base_facts, freeze, input_device
 from safe_framework.core.base_snapshot import BaseSnapshot
-from safe_framework.core.call import call_apart, refuse_shared, union
-from safe_framework.core.compilation import refuse_compiled, uncompile, uncompiled
+from safe_framework.core.call import Gate, ModelCall, gate_of, is_switched_off, switched_off
+from safe_framework.core.compilation import check_not_compiled, uncompile
 from safe_framework.core.gradient_checkpointing import (
     Options,
-    disable,
-    enable,
-    recomputing,
-    uncached,
+    disable_checkpointing,
+    enable_checkpointing,
+    use_checkpointing,
+    without_cache,
 )
-from safe_framework.core.injection import ActiveSense, CallInjection
+from safe_framework.core.injection import ActiveModality
 from safe_framework.core.layer_discovery import (
     Side,
-    check_arrival,
+    check_layers_reach_output,
     example_inputs,
     find_layers,
-    probe,
+    probe_layers,
 )
-from safe_framework.core.layer_hooks import active, install, install_embeddings
-from safe_framework.core.markers.call import prepare_call
+from safe_framework.core.layer_hooks import HookSet
 from safe_framework.core.markers.embeddings import (
     Markers,
     embeddings_of,
@@ -65,7 +61,7 @@ from safe_framework.core.modality import (
     checked_gate,
     split_by_modality,
 )
-from safe_framework.core.processor import SafeProcessor, padding_id
+from safe_framework.core.processor import SafeProcessor
 from safe_framework.data.prompts import template_of
 from safe_framework.errors import SafeError
 from safe_framework.interfaces.encoder import Encoder
@@ -75,11 +71,6 @@ from safe_framework.interfaces.types import BaseFacts, Frames, Sample
 
 if TYPE_CHECKING:
     from safe_framework.config.schema import Recipe
-
-Gate = float | Tensor | Mapping[str, float | Tensor]
-
-_OFF: ContextVar[frozenset[tuple[int, str]]] = ContextVar("safe_framework_off", default=frozenset())
-"""Ids of models (copies of one share its owner key) and names of their modalities."""
 
 
 class SafeModel(nn.Module):
@@ -124,10 +115,10 @@ class SafeModel(nn.Module):
     ) -> None:
         super().__init__()
         paths = find_layers(base, layers_path, side)
-        refuse_compiled(base, paths)
+        check_not_compiled(base, paths)
         self.base = freeze(base)
         self._example = example
-        self.stack = probe(base, paths, self._example_inputs())
+        self.stack = probe_layers(base, paths, self._example_inputs())
         self.split_rows = split_rows
         self.modalities = nn.ModuleDict()
         self.base_change: BaseChange | None = None
@@ -135,7 +126,7 @@ class SafeModel(nn.Module):
         self.tokenizer = tokenizer
         self.owner = uuid4().hex
         self._processor: SafeProcessor | None = None
-        self._handles: dict[str, list[RemovableHandle]] = {}
+        self._hooks = HookSet(self.owner)
         self.base_snapshot = BaseSnapshot.of(base, tokenizer)
         self._recompute: Options = None
         self.attention_probe = AttentionProbe()
@@ -180,19 +171,17 @@ class SafeModel(nn.Module):
         modality = Modality(name, encoder, projector, fusion, gate, marks)
         modality.encoder.eval()
         check_layers(name, fusion.layers, self.stack.count)
-        check_arrival(self.base, self.stack, fusion.layers, self._example_inputs())
+        check_layers_reach_output(self.base, self.stack, fusion.layers, self._example_inputs())
         self.modalities[name] = modality.to(self.device).train(self.training)
         self._processor = None
-        self._handles[name] = install(self.owner, name, self.stack.of(self.base), fusion.layers)
-        if marks is not None:
-            self._handles[name] += install_embeddings(self.owner, name, embeddings_of(self.base))
+        embeddings = embeddings_of(self.base) if marks is not None else ()
+        self._hooks.add(name, self.stack.of(self.base), fusion.layers, embeddings)
 
     def remove_modality(self, name: str) -> None:
         """Detach one sense; its hooks leave the base."""
         del self.modalities[self._known(name)]
         self._processor = None
-        for handle in self._handles.pop(name):
-            handle.remove()
+        self._hooks.remove(name)
 
     def detach(self) -> nn.Module:
         """Remove every sense and give the base back, without a hook on it."""
@@ -205,7 +194,7 @@ class SafeModel(nn.Module):
 
     def facts(self) -> BaseFacts:
         """What a fusion adapter's constructor is told of the base."""
-        return facts_of(self.base, self.stack)
+        return base_facts(self.base, self.stack)
 
     def modality(self, name: str) -> Modality:
         """The modality called ``name``.
@@ -234,8 +223,9 @@ class SafeModel(nn.Module):
         Raises:
             InjectionError: a fused layer was bypassed, so the modality was not heard.
         """
-        with recomputing(self._recompute if self.training else None):
-            return self._call(self.base, args, uncached(inputs), gate)
+        with use_checkpointing(self._recompute if self.training else None):
+            own, call = self._prepare(args, without_cache(inputs), gate)
+            return call.forward(args, own)
 
     def generate(self, *args: Any, gate: Gate | None = None, **inputs: Any) -> Any:
         """The base's own ``generate``, with whatever modalities ``inputs`` carries.
@@ -244,8 +234,8 @@ class SafeModel(nn.Module):
         texts begin with what the base was given: markers of a modality that is off are not in it.
         """
         with torch.no_grad():
-            generate: Any = self.base.generate
-            return self._call(generate, args, inputs, gate, uncompiled(self.base))
+            own, call = self._prepare(args, inputs, gate)
+            return call.generate(args, own)
 
     @contextmanager
     def off(self, *names: str) -> Iterator[None]:
@@ -255,68 +245,45 @@ class SafeModel(nn.Module):
         stage B changed the base by LoRA, ``off()`` of all is the original base, too.
         """
         chosen = [self._known(name) for name in names] or list(self.modalities)
-        token = _OFF.set(_OFF.get() | {(id(self), name) for name in chosen})
-        try:
-            with nullcontext() if names else suspended(self.base_change):
-                yield
-        finally:
-            _OFF.reset(token)
+        original = nullcontext() if names else use_original_base(self.base_change)
+        with switched_off(self, chosen), original:
+            yield
 
-    def hears(self, name: str) -> bool:
-        """Whether no ``off()`` silences the modality in this thread or task."""
-        return (id(self), self._known(name)) not in _OFF.get()
+    def is_enabled(self, name: str) -> bool:
+        """Whether no ``off()`` block of this thread or task switches the modality off."""
+        return not is_switched_off(self, self._known(name))
 
-    def _call(
-        self,
-        method: Callable[..., Any],
-        args: Sequence[Any],
-        inputs: Mapping[str, Any],
-        gate: Gate | None,
-        when_heard: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def _prepare(
+        self, args: Sequence[Any], inputs: Mapping[str, Any], gate: Gate | None
+    ) -> tuple[Mapping[str, Any], ModelCall]:
+        """The base's own keyword arguments, and the call that they are for."""
         own, given = split_by_modality(args, inputs, self.modalities)
-        senses = self._senses(given, gate)
-        call = prepare_call(method, args, own, self._markers(), senses, self._padding)
-        changed = self.base_change.call() if self.base_change is not None else None
+        call = ModelCall(
+            self.base,
+            self.owner,
+            self.stack,
+            self._activate(given, gate),
+            self._markers(),
+            self.base_change,
+            self.attention_probe,
+            self.tokenizer,
+            self.split_rows,
+        )
+        return own, call
 
-        def silent() -> Any:
-            """The base's call, with no modality on."""
-            eager = (when_heard or {}) if changed is not None else {}
-            with active(None), acting(changed):
-                return method(*call.args, **{**call.inputs, **eager})
-
-        def heard() -> Any:
-            """The base's call, with the modalities that are on."""
-            stack = self.stack
-            injection = CallInjection(self.owner, senses, stack.passes, stack.entry, call.prompts)
-            watched = self.attention_probe.watching(senses, call.inputs, method is not self.base)
-            with active(injection), acting(changed), watched:
-                out = method(*call.args, **{**call.inputs, **(when_heard or {})})
-            injection.check_fired()
-            return out
-
-        if not senses:
-            return silent()
-        rows, batch = union([sense.rows for sense in senses]), senses[0].batch
-        if not self.split_rows or len(rows) == batch:
-            return call.restored(heard())
-        refuse_shared(own)
-        return call.restored(call_apart(silent, heard, rows, batch, filling_id(self.base)))
-
-    def _senses(
+    def _activate(
         self, given: Mapping[str, Mapping[str, Tensor]], gate: Gate | None
-    ) -> list[ActiveSense]:
+    ) -> list[ActiveModality]:
+        """The modalities that have a sample, are not switched off, and whose gate is open."""
         for name in gate if isinstance(gate, Mapping) else ():
             self._known(name)
-        return [
-            sense
-            for name in self.modalities
-            if name in given and self.hears(name)
-            if (sense := self._sense(name, given[name], gate)) is not None
+        on = [name for name in self.modalities if name in given and self.is_enabled(name)]
+        device, layout = self.device, self.stack.layout
+        active = [
+            self.modality(name).activate(gate_of(gate, name), given[name], device, layout)
+            for name in on
         ]
-
-    def _padding(self) -> int:
-        return padding_id(self.tokenizer, filling_id(self.base))
+        return [modality for modality in active if modality is not None]
 
     def _markers(self) -> dict[str, Markers]:
         found = {name: self.modality(name).markers for name in self.modalities}
@@ -324,13 +291,6 @@ class SafeModel(nn.Module):
 
     def _example_inputs(self) -> Mapping[str, Any]:
         return self._example or example_inputs(self.base, self.device)
-
-    def _sense(
-        self, name: str, inputs: Mapping[str, Tensor], gate: Gate | None
-    ) -> ActiveSense | None:
-        modality = self.modality(name)
-        chosen = gate.get(name) if isinstance(gate, Mapping) else gate
-        return modality.sense_at(chosen, inputs, self.device, self.stack.layout)
 
     @property
     def gates(self) -> dict[str, float]:
@@ -419,7 +379,7 @@ class SafeModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the inputs of a call go."""
-        return device_of(self.base)
+        return input_device(self.base)
 
     def train(self, mode: bool = True) -> SafeModel:
         """Switch the trainable parts; the base stays in evaluation mode."""
@@ -435,22 +395,26 @@ class SafeModel(nn.Module):
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Options = None) -> None:
         """In training, recompute the layers in the backward pass, with these options of torch."""
-        self._recompute = enable(self.stack.of(self.base), gradient_checkpointing_kwargs)
+        self._recompute = enable_checkpointing(
+            self.stack.of(self.base), gradient_checkpointing_kwargs
+        )
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: Options = None, **others: Any
     ) -> None:
         """The same under the name that newer Trainers call."""
-        self._recompute = enable(self.stack.of(self.base), activation_checkpointing_kwargs, others)
+        self._recompute = enable_checkpointing(
+            self.stack.of(self.base), activation_checkpointing_kwargs, others
+        )
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep in training what the layers did, as before."""
-        disable(self.stack.of(self.base))
+        disable_checkpointing(self.stack.of(self.base))
         self._recompute = None
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name; those of a changed base are among them."""
-        changed = named(self.base_change, self.base)
+        changed = named_change_parameters(self.base_change, self.base)
         return {
             name: parameter
             for name, parameter in (*self.modalities.named_parameters(), *changed.items())
@@ -506,7 +470,7 @@ class SafeModel(nn.Module):
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         """``modality_tensors``, and what stage B changes in the base where it does."""
-        changed = named(self.base_change, self.base)
+        changed = named_change_parameters(self.base_change, self.base)
         return self.modality_tensors() | {key: value.detach() for key, value in changed.items()}
 
     def base_identity(self) -> dict[str, str]:

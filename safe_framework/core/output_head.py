@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.layer_hooks import hidden_of
+from safe_framework.core.layer_hooks import get_hidden_states
 from safe_framework.core.model import SafeModel
 
 
@@ -115,7 +115,7 @@ def _shown_only(base: nn.Module, places: Tensor) -> Iterator[None]:
 # Look into a run of the bare base: what enters a layer, and its output embeddings.
 
 
-BELOW, FINAL = "below", "final"
+PREFIX, FINAL = "below", "final"
 
 
 class _Reached(Exception):  # noqa: N818  # it ends a run, and is no error
@@ -123,7 +123,7 @@ class _Reached(Exception):  # noqa: N818  # it ends a run, and is no error
 
 
 @torch.no_grad()
-def capture(
+def run_until(
     model: SafeModel, ids: Tensor, mask: Tensor, *, layer: int | None = None, final: bool = False
 ) -> dict[str, Tensor]:
     """Run the base, with every modality off, as far as is needed.
@@ -132,7 +132,7 @@ def capture(
         model: whose base is run.
         ids: of the texts, (batch, length).
         mask: 1 where a position is real, (batch, length).
-        layer: whose input hidden states are wanted, under ``BELOW``.
+        layer: whose input hidden states are wanted, under ``PREFIX``.
         final: whether the input of the output embeddings is wanted, under ``FINAL``.
 
     Returns:
@@ -142,7 +142,7 @@ def capture(
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep a layer's input; stop there if nothing above it is wanted."""
-        seen[BELOW] = hidden_of(args, kwargs)
+        seen[PREFIX] = get_hidden_states(args, kwargs)
         if not final:
             raise _Reached
 
@@ -156,7 +156,7 @@ def capture(
         entered = model.stack.of(model.base)[layer]
         handles.append(entered.register_forward_pre_hook(enter, with_kwargs=True))
     if final:
-        handles.append(head_of(model.base).register_forward_pre_hook(leave))
+        handles.append(output_head(model.base).register_forward_pre_hook(leave))
     try:
         with suppress(_Reached), model.off():
             model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
@@ -166,7 +166,7 @@ def capture(
     return seen
 
 
-def head_of(base: nn.Module) -> nn.Module:
+def output_head(base: nn.Module) -> nn.Module:
     """The output embeddings, which turn hidden states into logits."""
     head: nn.Module = base.get_output_embeddings()  # type: ignore[operator]  # a method
     return head
@@ -185,13 +185,13 @@ def has_plain_head(model: SafeModel, row: Sequence[int]) -> bool:
         model: whose base is asked.
         row: token ids of any text.
     """
-    if head_of(model.base) is None:
+    if output_head(model.base) is None:
         return False
     ids = torch.tensor([list(row)], device=model.device)
     mask = torch.ones_like(ids)
-    hidden = capture(model, ids, mask, final=True).get(FINAL)
+    hidden = run_until(model, ids, mask, final=True).get(FINAL)
     if hidden is None or hidden.shape[:2] != ids.shape:
         return False
     with model.off():
         logits: Tensor = model(input_ids=ids, attention_mask=mask).logits
-    return torch.equal(head_of(model.base)(hidden), logits)
+    return torch.equal(output_head(model.base)(hidden), logits)

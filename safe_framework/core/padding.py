@@ -17,7 +17,7 @@ _OTHERS = ("decoder_", "pixel_")
 
 
 @attrs.frozen
-class Rows:
+class PaddedRows:
     """Where the rows of a batch have text between their padding.
 
     Attributes:
@@ -31,7 +31,7 @@ class Rows:
     length: int
 
     @classmethod
-    def of(cls, mask: Tensor) -> Rows:
+    def of(cls, mask: Tensor) -> PaddedRows:
         """The rows of a batch with this attention mask, (batch, length)."""
         rows = mask.bool().tolist()
         left = not all(row[0] for row in rows) or all(row[-1] for row in rows)
@@ -69,15 +69,15 @@ def _bounds(row: list[bool], left: bool) -> range:
     return range(row.index(True), len(row)) if left else range(len(row) - row[::-1].index(True))
 
 
-def by_position(
-    inputs: Mapping[str, Any], shape: torch.Size, *, apart: bool = False
+def per_token_inputs(
+    inputs: Mapping[str, Any], shape: torch.Size, *, separate_decoder: bool = False
 ) -> dict[str, Tensor]:
     """Those inputs of a call that have a value for each text position.
 
     Args:
         inputs: of the call.
         shape: of its text, (batch, length).
-        apart: whether ``labels`` belong to a decoder's text instead.
+        separate_decoder: whether ``labels`` belong to a decoder's text instead.
     """
     return {
         name: value
@@ -86,11 +86,11 @@ def by_position(
         and value.shape[:2] == shape
         and (name == "inputs" or name.endswith(_ENDINGS))
         and not name.startswith(_OTHERS)
-        and not (apart and name == "labels")
+        and not (separate_decoder and name == "labels")
     }
 
 
-def rearranged(inputs: Mapping[str, Tensor], index: Tensor, pad: int) -> dict[str, Tensor]:
+def gather_columns(inputs: Mapping[str, Tensor], index: Tensor, pad: int) -> dict[str, Tensor]:
     """Every tensor with its columns as ``index`` says; ``pad`` is the id of new padding."""
     fills = {"input_ids": pad, "inputs": pad, "labels": IGNORED}
     return {name: _taken(value, index, fills.get(name, 0)) for name, value in inputs.items()}
@@ -102,7 +102,7 @@ def _taken(values: Tensor, index: Tensor, fill: int) -> Tensor:
     return values.gather(1, wanted).masked_fill(index == NEW_PADDING, fill)
 
 
-def lengthened(inputs: Mapping[str, Tensor], new: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+def append_columns(inputs: Mapping[str, Tensor], new: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     """Every tensor with new columns at its end: these ids, which the mask shows."""
     ids = inputs["input_ids"]
     width = max(map(len, new))

@@ -11,30 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from safe_framework.core.chat import Talk, parted
+from safe_framework.core.chat import Conversations, split_samples
 from safe_framework.core.markers.text import MarkerText
-from safe_framework.core.padding import Rows, by_position, lengthened, rearranged
+from safe_framework.core.padding import PaddedRows, append_columns, gather_columns, per_token_inputs
 from safe_framework.data.frame_cache import prepared
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import IGNORED, Sample
-
-# What a text begins with that has no tokens of its own: a model cannot continue nothing.
-
-
-def begun(tokenizer: Any, text: str) -> str:
-    """The text, or the base's start token where the tokenizer makes no token of the text.
-
-    Without a start token, the end-of-text token serves, behind which a base has seen texts begin.
-    """
-    inner = getattr(tokenizer, "tokenizer", tokenizer)
-    if text.strip() or inner(text)["input_ids"]:
-        return text
-    return inner.bos_token or inner.eos_token or text
-
-
-# The batch of a chat: the base's own template and tokens, and the samples beside them.
-
 
 Rate = int | Mapping[str, int] | None
 
@@ -42,76 +25,6 @@ _OF_TOKENS = (
     "padding", "truncation", "max_length", "tokenizer_kwargs", "processor_kwargs",
     "return_assistant_tokens_mask",
 )  # fmt: skip
-
-
-def chat_batch(
-    processor: SafeProcessor,
-    conversation: Any,
-    sampling_rate: Rate,
-    options: Mapping[str, Any],
-) -> Any:
-    """What ``SafeProcessor.apply_chat_template`` returns."""
-    base = processor.tokenizer
-    if base is None:
-        raise SafeError("the model has no tokenizer", hint="pass one: attach(base, tokenizer=...)")
-    talk = parted(conversation, processor.encoders, base)
-    if not talk.samples:  # the base's own, whatever it is
-        return base.apply_chat_template(talk.plain if talk.batched else talk.plain[0], **options)
-    wanted = {**_defaults(base), **options}
-    tokenize, whole = wanted.pop("tokenize"), wanted.pop("return_dict")
-    if wanted.pop("return_tensors", None) not in (None, "auto", "pt"):
-        raise SafeError('`return_tensors` must be "pt" beside samples')
-    if not tokenize:
-        texts = _texts(processor, talk, wanted)
-        return texts if talk.batched else texts[0]
-    batch = _rows(processor, talk, sampling_rate, wanted)
-    return batch if whole else batch["input_ids"]
-
-
-def chat_rows(
-    processor: SafeProcessor, conversations: Sequence[Any], rate: Rate, options: Mapping[str, Any]
-) -> Any:
-    """Several conversations as one batch of tensors, with samples or without."""
-    talk = parted(list(map(list, conversations)), processor.encoders, processor.tokenizer)
-    return _rows(processor, talk, rate, options)
-
-
-def _rows(processor: SafeProcessor, talk: Talk, rate: Rate, options: Mapping[str, Any]) -> Any:
-    """The base's tokens of the text alone, and what the samples add."""
-    base = processor.tokenizer
-    batch = base.apply_chat_template(
-        talk.plain, tokenize=True, return_dict=True, return_tensors="pt", **_padded(base, options)
-    )
-    if talk.samples.keys() & processor.markers.spans:
-        texts = _texts(processor, talk, options)
-        batch.update(processor.markers.inserted(batch, texts, talk.samples))
-    for name, samples in talk.samples.items():
-        own = rate.get(name) if isinstance(rate, Mapping) else rate
-        batch.update(processor.modality(name, samples, own))
-    return batch
-
-
-def _texts(processor: SafeProcessor, talk: Talk, options: Mapping[str, Any]) -> list[str]:
-    """Each conversation as text, with the places of samples whose modality has markers."""
-    rendering = {key: value for key, value in options.items() if key not in _OF_TOKENS}
-    marked = talk.marked(processor.markers.spans)
-    texts: list[str] = processor.tokenizer.apply_chat_template(marked, tokenize=False, **rendering)
-    return texts
-
-
-def _defaults(base: Any) -> dict[str, Any]:
-    """Whether the base's own method gives ids, and more than them, if nothing is said."""
-    known = inspect.signature(base.apply_chat_template).parameters
-    return {key: known[key].default for key in ("tokenize", "return_dict")}
-
-
-def _padded(base: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options under which rows become one batch, padded on the left unless they say otherwise."""
-    if hasattr(base, "tokenizer"):
-        own = {"padding": True, "padding_side": "left", **(options.get("processor_kwargs") or {})}
-        return {**options, "processor_kwargs": own}
-    own = {"padding_side": "left", **(options.get("tokenizer_kwargs") or {})}
-    return {"padding": True, **options, "tokenizer_kwargs": own}
 
 
 class SafeProcessor:
@@ -182,9 +95,11 @@ class SafeProcessor:
                 "the model has no tokenizer", hint="pass one: attach(base, tokenizer=...)"
             )
         inputs.setdefault("padding_side", "left")
-        plain = [begun(self.tokenizer, self.markers.plain(text)) for text in texts]
+        plain = [
+            with_start_token(self.tokenizer, self.markers.strip_markers(text)) for text in texts
+        ]
         batch = self.tokenizer(text=plain, return_tensors="pt", padding=padding, **inputs)
-        batch.update(self.markers.inserted(batch, texts, given))
+        batch.update(self.markers.insert_into_batch(batch, texts, given))
         for name, samples in given.items():
             rate = sampling_rate.get(name) if isinstance(sampling_rate, Mapping) else sampling_rate
             batch.update(self.modality(name, samples, rate))
@@ -215,7 +130,61 @@ class SafeProcessor:
         Raises:
             SampleError: a part is of an unknown type, or its sample cannot be used.
         """
-        return chat_batch(self, conversation, sampling_rate, options)
+        base = self.tokenizer
+        if base is None:
+            raise SafeError(
+                "the model has no tokenizer", hint="pass one: attach(base, tokenizer=...)"
+            )
+        given = split_samples(conversation, self.encoders, base)
+        if not given.samples:  # the base's own, whatever it is
+            plain = given.without_samples
+            return base.apply_chat_template(plain if given.batched else plain[0], **options)
+        wanted = {**_template_defaults(base), **options}
+        tokenize, whole = wanted.pop("tokenize"), wanted.pop("return_dict")
+        if wanted.pop("return_tensors", None) not in (None, "auto", "pt"):
+            raise SafeError('`return_tensors` must be "pt" beside samples')
+        if not tokenize:
+            texts = self._render(given, wanted)
+            return texts if given.batched else texts[0]
+        batch = self._chat_batch(given, sampling_rate, wanted)
+        return batch if whole else batch["input_ids"]
+
+    def chat_batch(
+        self, conversations: Sequence[Any], sampling_rate: Rate, options: Mapping[str, Any]
+    ) -> Any:
+        """Several conversations as one batch of tensors, with samples or without.
+
+        Args:
+            conversations: lists of messages.
+            sampling_rate: of plain arrays, where their parts do not say it, in hertz.
+            options: of the base's ``apply_chat_template``.
+        """
+        given = split_samples(list(map(list, conversations)), self.encoders, self.tokenizer)
+        return self._chat_batch(given, sampling_rate, options)
+
+    def _chat_batch(self, given: Conversations, rate: Rate, options: Mapping[str, Any]) -> Any:
+        """The base's tokens of the text alone, and what the samples add."""
+        batch = self.tokenizer.apply_chat_template(
+            given.without_samples,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            **_padded(self.tokenizer, options),
+        )
+        if given.samples.keys() & self.markers.spans:
+            texts = self._render(given, options)
+            batch.update(self.markers.insert_into_batch(batch, texts, given.samples))
+        for name, samples in given.samples.items():
+            own = rate.get(name) if isinstance(rate, Mapping) else rate
+            batch.update(self.modality(name, samples, own))
+        return batch
+
+    def _render(self, given: Conversations, options: Mapping[str, Any]) -> list[str]:
+        """Each conversation as text, with ``<NAME>`` for samples whose modality has markers."""
+        rendering = {key: value for key, value in options.items() if key not in _OF_TOKENS}
+        messages = given.with_placeholders(self.markers.spans)
+        texts: list[str] = self.tokenizer.apply_chat_template(messages, tokenize=False, **rendering)
+        return texts
 
     def training_batch(
         self,
@@ -343,6 +312,33 @@ def _wrap(name: str, encoder: Encoder, sample: Sample, rate: int | None) -> Samp
     return Waveform(np.asarray(sample, dtype=np.float32), rate)
 
 
+def with_start_token(tokenizer: Any, text: str) -> str:
+    """The text, or the base's start token where the tokenizer makes no token of the text.
+
+    A model cannot continue nothing. Without a start token, the end-of-text token serves, behind
+    which a base has seen texts begin.
+    """
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    if text.strip() or inner(text)["input_ids"]:
+        return text
+    return inner.bos_token or inner.eos_token or text
+
+
+def _template_defaults(base: Any) -> dict[str, Any]:
+    """Whether the base's own method gives ids, and more than them, if nothing is said."""
+    known = inspect.signature(base.apply_chat_template).parameters
+    return {key: known[key].default for key in ("tokenize", "return_dict")}
+
+
+def _padded(base: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options under which rows become one batch, padded on the left unless they say otherwise."""
+    if hasattr(base, "tokenizer"):
+        own = {"padding": True, "padding_side": "left", **(options.get("processor_kwargs") or {})}
+        return {**options, "processor_kwargs": own}
+    own = {"padding_side": "left", **(options.get("tokenizer_kwargs") or {})}
+    return {"padding": True, **options, "tokenizer_kwargs": own}
+
+
 def padding_id(tokenizer: Any, default: int) -> int:
     """The id with which a processor of ``tokenizer`` pads; ``default`` where it has none."""
     inner = getattr(tokenizer, "tokenizer", tokenizer)
@@ -372,14 +368,14 @@ def with_answers(batch: Any, answers: Sequence[Sequence[int]], pad: int) -> dict
     ids: Tensor = batch["input_ids"]
     mask: Tensor = batch.get("attention_mask", torch.ones_like(ids))
     lengths, width = mask.sum(1).tolist(), ids.shape[1]
-    rows = Rows(False, [range(length) for length in lengths], width)
+    rows = PaddedRows(False, [range(length) for length in lengths], width)
     contents = [
         [*range(length), *range(width, width + len(answer))]
         for length, answer in zip(lengths, answers, strict=True)
     ]
-    longer = lengthened(by_position({**batch, "attention_mask": mask}, ids.shape), answers)
+    longer = append_columns(per_token_inputs({**batch, "attention_mask": mask}, ids.shape), answers)
     index = rows.index(contents, max(map(len, contents)))
-    return {**rearranged(longer, index, pad), "labels": _filled(answers, lengths)}
+    return {**gather_columns(longer, index, pad), "labels": _filled(answers, lengths)}
 
 
 def _filled(answers: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:

@@ -13,7 +13,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from safe_framework.core.class_readout import class_logits, first_ids, token_places
+from safe_framework.core.class_readout import class_logits, first_ids, token_positions
 from safe_framework.core.output_head import logits_at
 from safe_framework.core.processor import answer_ids, with_answers
 from safe_framework.data.tasks import CLASSES
@@ -233,7 +233,7 @@ def _read_at_tokens(
         return None
     batch = dict(_process(model, [example.prompt], [samples], "right"))
     ids: Tensor = batch["input_ids"]
-    positions = token_places(ids[0].tolist(), model.processor.markers)
+    positions = token_positions(ids[0].tolist(), model.processor.markers)
     if not positions:
         return None
     moved: dict[str, Any] = {key: value.to(model.device) for key, value in batch.items()}

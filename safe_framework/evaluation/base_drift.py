@@ -13,7 +13,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from safe_framework.core.base_change import WAIVED, given_up, of_off
+from safe_framework.core.base_change import WAIVED, laws_given_up, what_off_gives
 from safe_framework.evaluation.answers import model_inputs
 from safe_framework.evaluation.metrics import Estimate, bootstrap, kl_per_position, same_top_token
 from safe_framework.utils.formatting import percent
@@ -186,9 +186,9 @@ def _drift(seen: Sequence[_Text], source: str, resamples: int, seed: int) -> Dri
 def describe_change(changed: BaseChanged) -> str:
     """The base was changed: how, what that gives up, how far it went, and what off() is."""
     return (
-        f"THE BASE WAS CHANGED ({changed.described}): {given_up(changed.laws_given_up)}. "
+        f"THE BASE WAS CHANGED ({changed.described}): {laws_given_up(changed.laws_given_up)}. "
         f"Without a sample, {describe_drift(changed.drift)}. "
-        f"{of_off(changed.off_is_the_original_base)}"
+        f"{what_off_gives(changed.off_is_the_original_base)}"
     )
 
 

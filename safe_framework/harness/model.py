@@ -71,7 +71,7 @@ class ModelWithSample:
         batch = {"input_ids": ids.cpu(), "attention_mask": real.cpu()}
         rows = len(ids)
         given = {self.modality: [self._frames] * rows}
-        batch |= self.safe.processor.markers.inserted(batch, [""] * rows, given)
+        batch |= self.safe.processor.markers.insert_into_batch(batch, [""] * rows, given)
         return batch["input_ids"].to(ids.device), batch["attention_mask"].to(ids.device)
 
     def remove_markers(self, ids: Tensor, logits: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from safe_framework.utils.versions import FRAMEWORK_VERSION
 if TYPE_CHECKING:
     from safe_framework.config.schema import BaseSpec
 
-_REVISION = 1  # of what is kept: a higher one looks anew
+_REVISION = 2  # of what is kept: a higher one looks anew
 _WORTH = 2**24
 """Bytes of files below which a base is looked at faster than this is worth."""
 _SETTLED = 1.0

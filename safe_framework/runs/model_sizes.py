@@ -10,7 +10,7 @@ from torch import nn
 
 from safe_framework.config.plugins import parts_of
 from safe_framework.config.schema import BaseSpec, Recipe
-from safe_framework.core.base_model import facts_of
+from safe_framework.core.base_model import base_facts
 from safe_framework.core.layer_discovery import LayerStack, find_layers, text_config
 from safe_framework.core.modality import check_layers
 from safe_framework.errors import CheckpointError
@@ -106,7 +106,7 @@ def sizes_of(recipe: Recipe, projector: Mapping[str, Any] | None = None) -> Mode
     with blueprints():
         base, made_of = _base(recipe.base)
         stack = _stack(base, recipe)
-        facts = facts_of(base, stack, blueprint=True)
+        facts = base_facts(base, stack, blueprint=True)
         _check_base(recipe.base.model, base, stack)
         parts = {}
         for name, spec in recipe.modalities.items():

@@ -10,7 +10,6 @@ import torch
 
 from safe_framework.core.build import load
 from safe_framework.core.model import SafeModel
-from safe_framework.core.processor import chat_rows
 from safe_framework.data.samples import given_sample
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.answers import eval_mode, new_tokens
@@ -107,7 +106,7 @@ class SafePipeline:
         names = list(self.model.modalities)
         given = gate if isinstance(gate, Mapping) else dict.fromkeys(names, gate)
         gates = {**self.model.gates, **{k: v for k, v in given.items() if v is not None}}
-        return {name for name in names if gates[name] != 0 and self.model.hears(name)}
+        return {name for name in names if gates[name] != 0 and self.model.is_enabled(name)}
 
     def _batches(self, inputs: Sequence[Any]) -> list[list[int]]:
         """The places of what goes through the model together: chats by themselves."""
@@ -124,7 +123,7 @@ class SafePipeline:
         if _is_chat(inputs[0]):
             unheard = self.model.modalities.keys() - set(heard)
             chats = [_without(chat, unheard) for chat in inputs]
-            batch = chat_rows(processor, chats, rate, {"add_generation_prompt": True})
+            batch = processor.chat_batch(chats, rate, {"add_generation_prompt": True})
         else:
             rows = [self._row(one) for one in inputs]
             used = [name for name in heard if any(name in samples for _, samples in rows)]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from safe_framework.core.class_readout import _KEYS, ClassTarget, class_target
 from safe_framework.core.markers.text import MarkerText
-from safe_framework.core.processor import begun
+from safe_framework.core.processor import with_start_token
 from safe_framework.data.examples import Example
 from safe_framework.data.frame_cache import RawSample, Row, prepared, stack
 from safe_framework.errors import DataError
@@ -69,10 +69,10 @@ def token_ids(
 ) -> list[int]:
     """Token ids of a text, with the markers of the modalities that it has a sample of."""
     if markers is None:
-        ids: list[int] = tokenizer(begun(tokenizer, text))["input_ids"]
+        ids: list[int] = tokenizer(with_start_token(tokenizer, text))["input_ids"]
         return ids
-    plain = begun(tokenizer, markers.plain(text))
-    return markers.marked(text, tokenizer(plain)["input_ids"], present)
+    plain = with_start_token(tokenizer, markers.strip_markers(text))
+    return markers.insert_markers(text, tokenizer(plain)["input_ids"], present)
 
 
 def pad_right(rows: Sequence[Sequence[int]], value: int) -> Tensor:

@@ -33,7 +33,7 @@ from accelerate import PartialState
 from torch import Tensor, distributed, nn
 from torch.utils.hooks import RemovableHandle
 
-from safe_framework.core.layer_hooks import LayerCall, hidden_of, with_hidden
+from safe_framework.core.layer_hooks import LayerCall, get_hidden_states, set_hidden_states
 from safe_framework.core.model import SafeModel
 from safe_framework.data.frame_cache import FrameCache, RawSample, RawSampleStore
 from safe_framework.errors import SafeError
@@ -322,7 +322,7 @@ class _RequireGradient:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> LayerCall | None:
-        hidden = hidden_of(args, kwargs)
+        hidden = get_hidden_states(args, kwargs)
         if not torch.is_grad_enabled() or not isinstance(hidden, Tensor) or hidden.requires_grad:
             return None
-        return with_hidden(args, kwargs, touch_parameters(hidden, self.parameters))
+        return set_hidden_states(args, kwargs, touch_parameters(hidden, self.parameters))

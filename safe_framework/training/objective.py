@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.class_readout import Classes, mean_loss
+from safe_framework.core.class_readout import ClassReadout, mean_loss
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import logits_at
 from safe_framework.interfaces.types import IGNORED
@@ -42,13 +42,13 @@ class Answers:
     inputs: Mapping[str, Tensor]
     positions: Tensor
     targets: Tensor
-    classes: Classes | None
+    classes: ClassReadout | None
 
     @classmethod
     def of(cls, batch: Mapping[str, Tensor]) -> Answers:
         """Take them out of ``input_ids``, ``attention_mask``, ``labels``, modalities, classes."""
         inputs = dict(batch)
-        classes = Classes.taken(inputs)
+        classes = ClassReadout.taken(inputs)
         targets = nn.functional.pad(inputs.pop("labels")[:, 1:], (0, 1), value=IGNORED)
         positions = targets != IGNORED  # position t predicts token t + 1
         if classes is not None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from safe_framework.config.plugins import regularizers
 from safe_framework.config.schema import Recipe
-from safe_framework.core.class_readout import Classes
+from safe_framework.core.class_readout import ClassReadout
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import on_device
 from safe_framework.data.examples import Example
@@ -48,7 +48,7 @@ def activation_caches(
     """What a recipe lets training keep of the frozen base."""
     dims = {name: model.modality(name).encoder.dim for name in model.modalities}
     batch = AnswerCollator(dims, pad)([e for e in examples if e.frames][:2] or examples[:2])
-    Classes.taken(batch)
+    ClassReadout.taken(batch)
     given = {key: batch[key] for key in batch if key not in ("labels", "answers")}
     spec = recipe.training
     return ActivationCaches(

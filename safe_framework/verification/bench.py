@@ -11,9 +11,14 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.base_change import ChangeHook, acting
-from safe_framework.core.base_model import device_of
-from safe_framework.core.hook_inventory import hooks_on, hooks_removed, of_modality, unknown_hooks
+from safe_framework.core.base_change import ChangeHook, use_changed_base
+from safe_framework.core.base_model import input_device
+from safe_framework.core.hook_inventory import (
+    hooks_on,
+    hooks_removed,
+    is_modality_hook,
+    unknown_hooks,
+)
 from safe_framework.core.model import SafeModel
 from safe_framework.verification.calls import (
     OFF_METHODS,
@@ -46,7 +51,7 @@ class Bench:
     @classmethod
     def of(cls, model: SafeModel, inputs: Mapping[str, Any] | None) -> Bench:
         """A bench with the caller's inputs, or with made-up ones."""
-        device = device_of(model.base)
+        device = input_device(model.base)
         given = dict(inputs or {})
         samples = {k: given.pop(k) for k in list(given) if k.partition("__")[0] in model.modalities}
         plain = given or model._example or plain_batch(model.base, device)
@@ -76,7 +81,7 @@ class Bench:
 
         def changed(**given: Any) -> Any:
             """The method, with the changes of base fine-tuning."""
-            with acting(change.call()):
+            with use_changed_base(change.call()):
                 return method(**given)
 
         return changed
@@ -113,7 +118,7 @@ class Bench:
     def without_modalities(self, *names: str) -> Iterator[None]:
         """Take the hooks of these modalities off the base."""
         hooks = hooks_on(self.model.base)
-        with hooks_removed([placed for name in names for placed in of_modality(hooks, name)]):
+        with hooks_removed([placed for name in names for placed in is_modality_hook(hooks, name)]):
             yield
 
     def run_off(self, call: Call, way: str) -> Outcome:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from safe_framework.core.layer_discovery import decodes_apart
+from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.modality import Modality
 from safe_framework.core.model import SafeModel
 from safe_framework.core.special_tokens import special_ids, vocabulary_size
@@ -31,7 +31,7 @@ def plain_batch(base: nn.Module, device: torch.device) -> dict[str, Tensor]:
     """Random ordinary tokens, a few rows of one length."""
     batch = {"input_ids": _random_tokens(base, (ROWS, LENGTH), seed=1).to(device)}
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-    if decodes_apart(base):
+    if decodes_separately(base):
         batch["decoder_input_ids"] = _random_tokens(base, (ROWS, ANSWER), seed=2).to(device)
     return batch
 

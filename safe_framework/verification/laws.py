@@ -20,7 +20,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.base_snapshot import BaseSnapshot, TensorMark
+from safe_framework.core.base_snapshot import BaseSnapshot, TensorRecord
 from safe_framework.core.hook_inventory import hooks_on, hooks_removed, unknown_hooks
 from safe_framework.core.model import SafeModel
 from safe_framework.interfaces import registry
@@ -84,7 +84,7 @@ def base_differences(snapshot: BaseSnapshot, base: nn.Module, tokenizer: Any = N
     ]
 
 
-def _tensor_differences(snapshot: BaseSnapshot, now: Mapping[str, TensorMark]) -> Iterator[str]:
+def _tensor_differences(snapshot: BaseSnapshot, now: Mapping[str, TensorRecord]) -> Iterator[str]:
     for path, mark in snapshot.tensors.items():
         if path not in now:
             yield f"weight `{path}` is gone"
@@ -93,7 +93,7 @@ def _tensor_differences(snapshot: BaseSnapshot, now: Mapping[str, TensorMark]) -
     yield from (f"weight `{path}` is new" for path in now if path not in snapshot.tensors)
 
 
-def _tensor_difference(path: str, then: TensorMark, now: TensorMark, changed: bool) -> str:
+def _tensor_difference(path: str, then: TensorRecord, now: TensorRecord, changed: bool) -> str:
     """The worst that happened to one tensor."""
     if then.shape != now.shape:
         if then.embedding and then.shape[1:] == now.shape[1:]:

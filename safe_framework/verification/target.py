@@ -87,7 +87,9 @@ def with_made_up_modality(
 
 def _some_layers(model: SafeModel) -> list[int]:
     """The first, a middle and the last of the layers that can be fused."""
-    served = [layer for layer in range(model.stack.count) if layer not in model.stack.unserved]
+    served = [
+        layer for layer in range(model.stack.count) if layer not in model.stack.unsupported_layers
+    ]
     if not served:
         raise SafeError(f"`{type(model.base).__name__}` has no layer that can be fused")
     return sorted({served[0], served[len(served) // 2], served[-1]})

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from safe_framework.core.adapter import modality_tensors
-from safe_framework.core.base_model import device_of
+from safe_framework.core.base_model import input_device
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
 from safe_framework.pretrained import quietly
@@ -160,7 +160,7 @@ def _environment(model: SafeModel) -> dict[str, Any]:
     """Versions, device, types and attention, on which bits may depend."""
     config: Any = model.base.config
     kinds = {str(p.dtype).removeprefix("torch.") for p in model.base.parameters()}
-    device = device_of(model.base)
+    device = input_device(model.base)
     cuda = device.type == "cuda"
     return {
         "versions": installed_versions("safe-framework", "torch", "transformers"),

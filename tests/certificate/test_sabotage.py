@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from safe_framework import verify
 from safe_framework.core import layer_hooks
-from safe_framework.core.injection import ActiveSense, CallInjection
+from safe_framework.core.injection import ActiveModality, CallInjection
 from safe_framework.core.modality import Modality
 from safe_framework.core.model import SafeModel
 from safe_framework.verification.certificate import Certificate, Verdict
@@ -175,21 +175,23 @@ def test_a_weight_that_moves_during_the_calls_is_named() -> None:
 # L2, L3: the core
 
 
-_SENSE = Modality.sense
+_ACTIVATE = Modality.activate
 
 
-def multiplied_by_zero(self: Modality, inputs: Any, gates: Tensor, *rest: Any) -> Any:
-    """A gate that is a factor instead of a branch."""
-    sense = _SENSE(self, inputs, torch.ones_like(gates), *rest)
-    if sense is not None:
-        sense.gates = gates[sense.rows]
-    return sense
+def multiplied_by_zero(self: Modality, gate: Any, *rest: Any) -> Any:
+    """A gate of each row that is a factor instead of a branch."""
+    if not isinstance(gate, Tensor):
+        return _ACTIVATE(self, gate, *rest)
+    active = _ACTIVATE(self, torch.ones_like(gate), *rest)
+    if active is not None:
+        active.gates = gate.to(active.rows.device)[active.rows]
+    return active
 
 
 @pytest.fixture
 def gate_as_a_factor(monkeypatch: pytest.MonkeyPatch) -> None:
     """A core that multiplies by the gate, also where it is 0."""
-    monkeypatch.setattr(Modality, "sense", multiplied_by_zero)
+    monkeypatch.setattr(Modality, "activate", multiplied_by_zero)
 
 
 @pytest.mark.usefixtures("gate_as_a_factor")
@@ -257,12 +259,12 @@ def test_a_leak_between_threads_is_caught(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_row_that_changes_with_another_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows without a sample that change are found: which row, in which call, and where."""
-    apply = ActiveSense.apply
+    apply = ActiveModality.apply
 
-    def everywhere(self: ActiveSense, hidden: Tensor, layer: int) -> Tensor:
+    def everywhere(self: ActiveModality, hidden: Tensor, layer: int) -> Tensor:
         return apply(self, hidden, layer) + 1e-3
 
-    monkeypatch.setattr(ActiveSense, "apply", everywhere)
+    monkeypatch.setattr(ActiveModality, "apply", everywhere)
     found = findings(verify(wrapped(), calls="quick"))
     assert "forward, absent: row 0 has no sample, but `" in found["Rows"]
 
@@ -291,7 +293,7 @@ def test_a_bypass_that_answers_is_caught(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_model_that_ignores_samples_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that is the base because samples never reach it does not pass."""
-    monkeypatch.setattr(ActiveSense, "apply", lambda self, hidden, layer: hidden)
+    monkeypatch.setattr(ActiveModality, "apply", lambda self, hidden, layer: hidden)
     found = findings(verify(wrapped(), calls="quick"))
     assert "a made-up delta did not reach row 0" in found["On is heard"]
 

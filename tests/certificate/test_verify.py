@@ -14,7 +14,7 @@ from torch import nn
 import safe_framework
 from safe_framework import verify
 from safe_framework.config.read import parse_recipe
-from safe_framework.core.base_model import hooks_of
+from safe_framework.core.base_model import installed_hooks
 from safe_framework.core.build import attach
 from safe_framework.core.hook_inventory import hooks_on
 from safe_framework.core.model import SafeModel
@@ -220,7 +220,7 @@ def test_a_trained_model_is_made_anew() -> None:
     model.recipe = parse_recipe(RECIPE)
     law = by_name(verify(model, calls="quick"))["Fresh is silent"]
     assert (law.verdict, law.detail) == (Verdict.HOLDS, "a fresh sense by the same recipe")
-    assert len(hooks_of(model.base)) == 2
+    assert len(installed_hooks(model.base)) == 2
 
 
 def test_a_recipe_that_starts_with_a_delta_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from safe_framework.config.diagnostics import RecipeError
 from safe_framework.config.plugins import regularizers
 from safe_framework.config.read import read_recipe
 from safe_framework.core.adapter import RECIPE
-from safe_framework.core.base_model import hooks_of
+from safe_framework.core.base_model import installed_hooks
 from safe_framework.data.audio import Waveform
 from safe_framework.errors import AdapterError, SampleError
 from safe_framework.utils.hashing import fingerprint, tensors_fingerprint
@@ -94,14 +94,14 @@ def test_attach_takes_a_base_in_memory(recipe: Write) -> None:
     assert model.base is base
     assert model.tokenizer is words
     assert list(model.modalities) == ["audio"]
-    assert len(hooks_of(model.detach())) == 0
+    assert len(installed_hooks(model.detach())) == 0
 
 
 def test_attach_without_a_recipe_adds_nothing() -> None:
     """A bare model has no modality and no hook."""
     model = safe_framework.attach(llama(), tokenizer())
     assert not model.modalities
-    assert hooks_of(model.base) == []
+    assert installed_hooks(model.base) == []
 
 
 def test_load_gives_back_the_model(recipe: Write, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_two_adapters_of_one_name_are_refused(recipe: Write, tmp_path: Path) -> 
     base = llama()
     with pytest.raises(AdapterError, match="holds modality `audio`, which another adapter"):
         safe_framework.load(first, first, base=base, tokenizer=tokenizer())
-    assert hooks_of(base) == []
+    assert installed_hooks(base) == []
 
 
 def test_a_recipe_of_other_modalities_is_not_saved(recipe: Write, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_load_refuses_another_base(recipe: Write, tmp_path: Path) -> None:
     base.lm_head.weight.data[0, 0] += 1
     with pytest.raises(AdapterError, match=r"made for another base .*: weights differ"):
         safe_framework.load(folder, base=base, tokenizer=tokenizer())
-    assert hooks_of(base) == []
+    assert installed_hooks(base) == []
 
 
 def test_load_refuses_a_model_made_by_hand(recipe: Write, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.base_model import hooks_of
+from safe_framework.core.base_model import installed_hooks
 from safe_framework.core.layer_discovery import find_layers
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import InjectionError, SafeError, UnsupportedBaseError
@@ -362,5 +362,5 @@ def test_a_modality_can_leave_and_come_back() -> None:
     model.add_modality(
         "touch", encoder=modality.encoder, projector=modality.projector, fusion=modality.fusion
     )
-    assert len(hooks_of(model.base)) == 1
+    assert len(installed_hooks(model.base)) == 1
     assert model(**texts(model.base, 1, 2), **felt(1)).logits.shape[0] == 1

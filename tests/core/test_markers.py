@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import safe_framework
 from safe_framework.config.diagnostics import RecipeError
-from safe_framework.core.base_model import hooks_of
+from safe_framework.core.base_model import installed_hooks
 from safe_framework.core.build import load_tensors
 from safe_framework.core.markers.embeddings import embeddings_of
 from safe_framework.core.model import SafeModel
@@ -224,11 +224,11 @@ def test_markers_are_off_by_default() -> None:
     model = SafeModel(llama(), tokenizer())
     add(model)
     assert model.processor("w3 w4", touch=SAMPLE)["input_ids"].tolist() == [[3, 4]]
-    assert len(hooks_of(model.base)) == 2
+    assert len(installed_hooks(model.base)) == 2
     add(model, "smell", markers=True)
-    assert len(hooks_of(model.base)) == 5
+    assert len(installed_hooks(model.base)) == 5
     model.remove_modality("smell")
-    assert len(hooks_of(model.base)) == 2
+    assert len(installed_hooks(model.base)) == 2
 
 
 def test_an_id_of_no_one_is_refused() -> None:
@@ -285,7 +285,7 @@ def test_inline_needs_a_fixed_number_of_tokens() -> None:
         model.add_modality(
             "touch", encoder=ToyEncoder(), projector=ToyProjector(), fusion=ToyFusion(), inline=True
         )
-    assert hooks_of(model.base) == []
+    assert installed_hooks(model.base) == []
 
 
 def test_inline_needs_words_of_the_hidden_size() -> None:

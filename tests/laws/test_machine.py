@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from torch import Tensor
 
 from safe_framework.core.adapter import copy_tensors
-from safe_framework.core.base_model import hooks_of
+from safe_framework.core.base_model import installed_hooks
 from safe_framework.core.build import load_tensors
 from safe_framework.core.model import SafeModel
 from safe_framework.interfaces.fusion import FusionAdapter
@@ -66,7 +66,7 @@ class Life(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         base = self.model.detach()
-        assert hooks_of(base) == []
+        assert installed_hooks(base) == []
         assert fingerprint(base) == self.before
         self.folder.cleanup()
 
@@ -149,7 +149,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     def detach_and_attach(self) -> None:
         base = self.model.detach()
-        assert hooks_of(base) == []
+        assert installed_hooks(base) == []
         self.model = SafeModel(base)
 
     @rule(decoding=st.sampled_from(sorted(DECODING)))
@@ -174,7 +174,7 @@ class Life(RuleBasedStateMachine):
     def the_base_is_untouched(self) -> None:
         assert fingerprint(self.model.base) == self.before
         expected = [layer for n in self.model.modalities for layer in self._layers(n)]
-        assert sorted(hook.layer for hook in hooks_of(self.model.base)) == sorted(expected)
+        assert sorted(hook.layer for hook in installed_hooks(self.model.base)) == sorted(expected)
 
     @invariant()
     def off_is_the_base(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.base_model import hooks_of
+from safe_framework.core.base_model import installed_hooks
 from safe_framework.core.model import SafeModel
 from safe_framework.utils.hashing import fingerprint, tokenizer_fingerprint
 from safe_framework.utils.tensors import same_bits
@@ -145,7 +145,7 @@ def test_nothing_of_base_or_tokenizer_changes() -> None:
     after = fingerprint(base), tokenizer_fingerprint(words), len(words), words.all_special_tokens
     assert after == before
     assert [name for name, _ in base.named_modules()] == names
-    assert hooks_of(model.detach()) == []
+    assert installed_hooks(model.detach()) == []
 
 
 def test_markers_are_heard() -> None:
@@ -194,5 +194,5 @@ def test_a_copy_has_its_own_markers(way: str) -> None:
     batch = batch_of(model, [SAMPLE] * 3, TEXTS)
     expected = forward(model, batch)
     assert all_same(forward(other, batch), expected)
-    assert hooks_of(other.detach()) == []
+    assert installed_hooks(other.detach()) == []
     assert all_same(forward(model, batch), expected)

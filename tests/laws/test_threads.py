@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.base_model import hooks_of
+from safe_framework.core.base_model import installed_hooks
 from safe_framework.core.model import SafeModel
 from tests.laws.calls import all_same, copy_of, forward_tensors
 from tests.toys import attached, felt, llama, texts
@@ -191,8 +191,8 @@ def test_a_copy_of_the_model_detaches_by_itself(way: str) -> None:
     """Removing a sense from a copy takes its hooks off the copy and leaves the original's."""
     model = attached(llama())
     other = COPIES[way](model)
-    assert hooks_of(other.detach()) == []
-    assert len(hooks_of(model.base)) == 1
+    assert installed_hooks(other.detach()) == []
+    assert len(installed_hooks(model.base)) == 1
     batch = texts(model.base, 1, 4)
     assert not torch.equal(model(**batch, **felt(1)).logits, model(**batch).logits)
 

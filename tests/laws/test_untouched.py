@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from safe_framework.core.base_model import hooks_of
+from safe_framework.core.base_model import installed_hooks
 from safe_framework.utils.hashing import fingerprint, tokenizer_fingerprint
 from tests.toys import BASES, attached, felt, llama, lora, texts, tokenizer
 
@@ -67,7 +67,7 @@ def test_a_whole_life_leaves_the_base_as_it_was(name: str) -> None:
     assert picture(base, words) == before
     assert model.detach() is base
     assert picture(base, words) == before
-    assert hooks_of(base) == []
+    assert installed_hooks(base) == []
 
 
 def test_the_picture_sees_one_flipped_sign_bit() -> None:
@@ -83,9 +83,9 @@ def test_attaching_installs_only_inert_hooks() -> None:
     """While attached, the base carries one hook for each fused layer and nothing else."""
     base = llama()
     model = attached(base, "touch", "smell")
-    assert sorted(hook.layer for hook in hooks_of(base)) == [0, 1]
+    assert sorted(hook.layer for hook in installed_hooks(base)) == [0, 1]
     model.remove_modality("touch")
-    assert [hook.layer for hook in hooks_of(base)] == [1]
+    assert [hook.layer for hook in installed_hooks(base)] == [1]
 
 
 def test_training_moves_the_adapter_and_gives_the_base_no_gradient() -> None:

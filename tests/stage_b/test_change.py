@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from safe_framework.config.schema import StageBSpec
-from safe_framework.core.base_model import hooks_of
+from safe_framework.core.base_model import installed_hooks
 from safe_framework.core.build import compile
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import InjectionError, SafeError
@@ -147,7 +147,7 @@ def test_detach_gives_the_original_back(spec: StageBSpec) -> None:
     model = changed(llama(), spec)
     batch = texts(model.base, 2, 5)
     base = model.detach()
-    assert hooks_of(base) == []
+    assert installed_hooks(base) == []
     assert fingerprint(base) == fingerprint(llama())
     assert not any(parameter.requires_grad for parameter in base.parameters())
     with torch.no_grad():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from safe_framework.core.class_readout import Classes
+from safe_framework.core.class_readout import ClassReadout
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
@@ -53,7 +53,7 @@ def test_the_loss_is_that_of_the_class_logits_at_the_tokens(
     """Law: the loss is the mean over tokens of cross-entropy between the labels' first ids."""
     batch = batch_of(model, example(samples[0]))
     loss = answer_loss(model, model.base, batch)
-    Classes.taken(batch)
+    ClassReadout.taken(batch)
     logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
     first = [model.tokenizer(label)["input_ids"][0] for label in LABELS]
     read = logits[0, 1:3][:, first].log_softmax(-1)  # behind the start marker

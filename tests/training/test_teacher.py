@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from safe_framework.core.model import SafeModel
-from safe_framework.core.output_head import FINAL, capture, has_plain_head
+from safe_framework.core.output_head import FINAL, has_plain_head, run_until
 from safe_framework.training.batches import attention_mask, pad_right
 from safe_framework.training.compute.activation_cache import ActivationStore
 from safe_framework.training.retention.teacher import Teacher, TeacherPredictions
@@ -31,7 +31,7 @@ def states_of(model: SafeModel, folder: Path) -> ActivationStore:
     """The store of the final states of all texts."""
 
     def compute(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        return capture(model, ids, mask, final=True)
+        return run_until(model, ids, mask, final=True)
 
     return ActivationStore(ROWS, compute, [FINAL], folder, PAD)
 

@@ -140,7 +140,7 @@ def _limits(model: SafeModel, certificate: Certificate) -> Iterator[str]:
         yield f"hidden states are {stack.layout.axes}"
     if stack.passes > 1:
         yield f"runs its layers {stack.passes} times; the sense enters in pass {stack.entry + 1}"
-    for layer, reason in stack.unserved.items():
+    for layer, reason in stack.unsupported_layers.items():
         yield f"layer {layer}: {reason}"
 
 

@@ -10,9 +10,9 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.injection import ActiveSense
-from safe_framework.core.markers.embeddings import MarkedPrompt, Markers
-from safe_framework.core.padding import Rows, by_position, rearranged
+from safe_framework.core.injection import ActiveModality
+from safe_framework.core.markers.embeddings import MarkerInjection, Markers
+from safe_framework.core.padding import PaddedRows, gather_columns, per_token_inputs
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.types import IGNORED
 
@@ -30,7 +30,7 @@ class PreparedCall:
 
     args: Sequence[Any]
     inputs: Mapping[str, Any]
-    prompts: Mapping[str, MarkedPrompt] = attrs.field(factory=dict)
+    prompts: Mapping[str, MarkerInjection] = attrs.field(factory=dict)
     given: Tensor | None = None
 
     def restored(self, out: Any) -> Any:
@@ -58,7 +58,7 @@ def prepare_call(
     args: Sequence[Any],
     inputs: Mapping[str, Any],
     markers: Mapping[str, Markers],
-    senses: Sequence[ActiveSense],
+    modalities: Sequence[ActiveModality],
     pad: Callable[[], int],
 ) -> PreparedCall:
     """Take markers out of a call's text: out of it where their modality is off, else out of band.
@@ -68,7 +68,7 @@ def prepare_call(
         args: its positional arguments.
         inputs: its keyword arguments.
         markers: of every attached modality that has some.
-        senses: the modalities that are on.
+        modalities: those that are on.
         pad: gives the id that fills rows up.
 
     Raises:
@@ -82,14 +82,14 @@ def prepare_call(
     if not (ids >= size).any():
         return PreparedCall(args, inputs)
     named = _by_keyword(method, args) | dict(inputs)
-    heard = _heard(ids, markers, senses, size)
+    active_markers = _active_markers(ids, markers, modalities, size)
     generating = not isinstance(method, nn.Module)  # but the base's ``generate``
-    call = _Call(named, markers, generating=generating)
-    if bool((unheard := (ids >= size) & ~heard).any()):
-        call.drop(unheard, pad())
-    if not heard.any():
+    call = _MarkerCall(named, markers, generating=generating)
+    if bool((inactive := (ids >= size) & ~active_markers).any()):
+        call.remove_markers(inactive, pad())
+    if not active_markers.any():
         return PreparedCall((), call.inputs)
-    return call.fed(senses)
+    return call.replace_markers(modalities)
 
 
 def _by_keyword(method: Callable[..., Any], args: Sequence[Any]) -> dict[str, Any]:
@@ -101,17 +101,17 @@ def _by_keyword(method: Callable[..., Any], args: Sequence[Any]) -> dict[str, An
     return dict(zip(names, args, strict=False))
 
 
-def _heard(
-    ids: Tensor, markers: Mapping[str, Markers], senses: Sequence[ActiveSense], size: int
+def _active_markers(
+    ids: Tensor, markers: Mapping[str, Markers], modalities: Sequence[ActiveModality], size: int
 ) -> Tensor:
     """True at the markers of modalities that are on in their row, (batch, length)."""
-    heard, known = torch.zeros_like(ids, dtype=torch.bool), ids < size
-    on = {sense.name: sense.rows.to(ids.device) for sense in senses}
+    active_markers, known = torch.zeros_like(ids, dtype=torch.bool), ids < size
+    on = {active.name: active.rows.to(ids.device) for active in modalities}
     for name, one in markers.items():
         mine = one.holds(ids)
         known |= mine
         rows = on.get(name, ids.new_empty(0))
-        heard[rows] |= mine[rows]
+        active_markers[rows] |= mine[rows]
     if not known.all():
         unknown = sorted(set(ids[~known].tolist()))
         raise SampleError(
@@ -119,10 +119,10 @@ def _heard(
             f"{', '.join(f'`{name}`' for name in markers)} has",
             hint="make the batch with this model's `processor`",
         )
-    return heard
+    return active_markers
 
 
-class _Call:
+class _MarkerCall:
     """The keyword arguments of one call while markers are taken out of them."""
 
     def __init__(
@@ -152,77 +152,85 @@ class _Call:
             )
         return found[:, -self.ids.shape[1] :]
 
-    def drop(self, unheard: Tensor, pad: int) -> None:
-        """Take out the columns ``unheard``, and those that are then only padding."""
+    def remove_markers(self, inactive: Tensor, pad: int) -> None:
+        """Take out the columns ``inactive``, and those that are then only padding."""
         self._check_movable()
         ids, mask = self.ids, self.mask()
-        rows = Rows.of(mask)
-        marked = unheard.tolist()
+        rows = PaddedRows.of(mask)
+        marked = inactive.tolist()
         contents = [
             [column for column in bounds if not row[column]]
             for row, bounds in zip(marked, rows.bounds, strict=True)
         ]
         index = rows.index(contents, rows.width(contents))
-        moving = by_position(self.inputs, ids.shape, apart=self.vocabulary.apart)
+        moving = per_token_inputs(
+            self.inputs, ids.shape, separate_decoder=self.vocabulary.separate_decoder
+        )
         if bool((index < 0).any()):
             moving["attention_mask"] = mask
-        self.inputs |= rearranged(moving, index, pad)
+        self.inputs |= gather_columns(moving, index, pad)
 
-    def fed(self, senses: Sequence[ActiveSense]) -> PreparedCall:
+    def replace_markers(self, modalities: Sequence[ActiveModality]) -> PreparedCall:
         """The call with an ordinary word in place of every marker."""
         given = self.ids
         marked = given >= self.vocabulary.size
-        self.inputs[self.key] = given.masked_fill(marked, self.vocabulary.filler)
+        self.inputs[self.key] = given.masked_fill(marked, self.vocabulary.placeholder_id)
         labels = self.inputs.get("labels")
-        if isinstance(labels, Tensor) and labels.shape == given.shape and not self.vocabulary.apart:
+        if (
+            isinstance(labels, Tensor)
+            and labels.shape == given.shape
+            and not self.vocabulary.separate_decoder
+        ):
             self.inputs["labels"] = labels.masked_fill(marked, IGNORED)
-        found = {sense.name: self._prompt(given, marked, sense) for sense in senses}
+        found = {active.name: self._prompt(given, marked, active) for active in modalities}
         prompts = {name: prompt for name, prompt in found.items() if prompt is not None}
         return PreparedCall((), self.inputs, prompts, given if self.generating else None)
 
-    def _prompt(self, given: Tensor, marked: Tensor, sense: ActiveSense) -> MarkedPrompt | None:
-        markers = self.markers.get(sense.name)
+    def _prompt(
+        self, given: Tensor, marked: Tensor, active: ActiveModality
+    ) -> MarkerInjection | None:
+        markers = self.markers.get(active.name)
         if markers is None or not (mine := markers.holds(given)).any():
             return None
-        places = mine.nonzero()  # by row, then column
+        positions = mine.nonzero()  # by row, then column
         kinds = given[mine] - markers.first
         inside = None
         if bool((kinds == 2).any()):
-            inside = self._tokens(places[kinds == 2], sense)
+            inside = self._tokens(positions[kinds == 2], active)
         special = torch.tensor(self.vocabulary.special, device=given.device)
-        return MarkedPrompt(
+        return MarkerInjection(
             self.ids,
             marked | ~torch.isin(given, special),
-            places,
+            positions,
             markers.vectors(kinds.to(markers.table.device), inside),
-            self.vocabulary.apart,
+            self.vocabulary.separate_decoder,
             self.cached,
         )
 
-    def _tokens(self, places: Tensor, sense: ActiveSense) -> Tensor:
-        """The tokens that stand at ``places``, which the mask hides where they are masked."""
-        assert sense.tokens is not None
-        room = sense.tokens.values.shape[1]
-        rows, counts = torch.unique(places[:, 0], return_counts=True)
+    def _tokens(self, positions: Tensor, active: ActiveModality) -> Tensor:
+        """The tokens that stand at ``positions``, which the mask hides where they are masked."""
+        assert active.tokens is not None
+        room = active.tokens.values.shape[1]
+        rows, counts = torch.unique(positions[:, 0], return_counts=True)
         if bool((counts != room).any()):
             raise SampleError(
-                f"the text has room for {counts.max()} tokens of `{sense.name}`, its projector "
+                f"the text has room for {counts.max()} tokens of `{active.name}`, its projector "
                 f"gives {room}",
                 hint="make the batch with this model's `processor`",
             )
-        samples = torch.searchsorted(sense.rows, rows.to(sense.rows.device))
+        samples = torch.searchsorted(active.rows, rows.to(active.rows.device))
         samples = samples.repeat_interleave(room)
         numbers = torch.arange(room, device=samples.device).repeat(len(rows))
-        self._hide(places[~sense.tokens.mask[samples, numbers].to(places.device)])
-        return sense.tokens.values[samples, numbers]
+        self._hide(positions[~active.tokens.mask[samples, numbers].to(positions.device)])
+        return active.tokens.values[samples, numbers]
 
-    def _hide(self, places: Tensor) -> None:
-        if not len(places):
+    def _hide(self, positions: Tensor) -> None:
+        if not len(positions):
             return
         whole = self.inputs.get("attention_mask")
         hidden = (self.mask() if whole is None else whole).clone()
         before = hidden.shape[1] - self.ids.shape[1]  # what lies in a cache
-        hidden[places[:, 0], places[:, 1] + before] = 0
+        hidden[positions[:, 0], positions[:, 1] + before] = 0
         self.inputs["attention_mask"] = hidden
 
     def _cached(self) -> int:

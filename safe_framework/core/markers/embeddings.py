@@ -14,7 +14,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.layer_discovery import decodes_apart
+from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.special_tokens import ordinary_ids, special_ids, vocabulary_size
 from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.interfaces.projector import Projector
@@ -29,22 +29,22 @@ class Vocabulary:
 
     Attributes:
         size: every smaller id is the base's: a word, or a name for something else.
-        filler: an ordinary word, which the base is shown in a marker's place.
+        placeholder_id: an ordinary word, which the base is shown in a marker's place.
         special: ids that a base may replace itself, such as those of images.
-        apart: whether a decoder looks up words of its own, beside the encoder's text.
+        separate_decoder: whether a decoder looks up words of its own, beside the encoder's text.
     """
 
     size: int
-    filler: int
+    placeholder_id: int
     special: tuple[int, ...]
-    apart: bool
+    separate_decoder: bool
 
     @classmethod
     def of(cls, base: nn.Module) -> Vocabulary:
         """The vocabulary of ``base``."""
         special = tuple(sorted(special_ids(base.config)))
         size = max([vocabulary_size(base), *(word + 1 for word in special)])  # images lie behind
-        return cls(size, ordinary_ids(base, 1)[0], special, decodes_apart(base))
+        return cls(size, ordinary_ids(base, 1)[0], special, decodes_separately(base))
 
 
 class Markers(nn.Module):
@@ -84,10 +84,10 @@ class Markers(nn.Module):
         return (ids >= self.first) & (ids < self.first + count)
 
     def vectors(self, kinds: Tensor, inside: Tensor | None = None) -> Tensor:
-        """The vectors of some places of a text, (places, width).
+        """The vectors of some positions of a text, (positions, width).
 
         Args:
-            kinds: 0 for the start, 1 for the end, 2 for a token, (places,).
+            kinds: 0 for the start, 1 for the end, 2 for a token, (positions,).
             inside: the tokens of those that are, in order, (tokens, width).
         """
         vectors = self.table[kinds.clamp_max(1)]
@@ -175,7 +175,7 @@ def _word_vectors(base: nn.Module, vocabulary: Vocabulary, device: torch.device)
     """
     size = vocabulary_size(base)
     spaced = range(0, size, max(1, size // _SAMPLE))
-    ids = [word for word in spaced if word not in vocabulary.special] or [vocabulary.filler]
+    ids = [word for word in spaced if word not in vocabulary.special] or [vocabulary.placeholder_id]
     vectors: Tensor = embeddings_of(base)[0](torch.tensor([ids], device=device))
     return vectors.flatten(0, -2)
 
@@ -184,8 +184,8 @@ def _word_vectors(base: nn.Module, vocabulary: Vocabulary, device: torch.device)
 
 
 @attrs.define(eq=False)
-class MarkedPrompt:
-    """The places in one call's prompt where one modality's vectors stand.
+class MarkerInjection:
+    """The positions in one call's prompt where one modality's vectors stand.
 
     A base may look its prompt up at once, in chunks, again and again behind a growing text, or
     for several copies of each row; other look-ups must pass by.
@@ -193,15 +193,15 @@ class MarkedPrompt:
     Attributes:
         ids: the prompt as the base is shown it, (batch, length).
         compared: True where a look-up must find the same id, (batch, length).
-        places: row and column of each vector, (places, 2).
-        vectors: what stands there, (places, width).
+        positions: row and column of each vector, (positions, 2).
+        vectors: what stands there, (positions, width).
         once: whether the prompt is looked up only once, as an encoder's text is.
         reached: how many columns have been looked up, or lie in a cache.
     """
 
     ids: Tensor
     compared: Tensor
-    places: Tensor
+    positions: Tensor
     vectors: Tensor
     once: bool
     reached: int = 0
@@ -209,7 +209,7 @@ class MarkedPrompt:
     @property
     def complete(self) -> bool:
         """Whether every vector has found its place."""
-        return int(self.places[:, 1].max()) < self.reached
+        return int(self.positions[:, 1].max()) < self.reached
 
     def embed(self, ids: object, embedded: Tensor) -> Tensor | None:
         """What a look-up of ``ids`` should have given, or None if it is not the prompt's.
@@ -243,7 +243,7 @@ class MarkedPrompt:
 
     def _placed(self, embedded: Tensor, start: int, stop: int) -> Tensor:
         copies = len(embedded) // len(self.ids)
-        rows, columns = self.places.to(embedded.device).unbind(1)
+        rows, columns = self.positions.to(embedded.device).unbind(1)
         here = (columns >= start) & (columns < stop)
         copy = torch.arange(copies, device=embedded.device)
         row = (rows[here, None] * copies + copy).flatten()

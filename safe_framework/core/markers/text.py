@@ -1,6 +1,6 @@
 """Where markers stand in tokenised text.
 
-A text is tokenised without them and their ids are put in afterwards: the tokenizer never hears of
+A text is tokenised without them and their ids are put in afterwards: the tokenizer never sees
 them, and what is left when they are taken out again is the text's own tokens.
 """
 
@@ -15,17 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safe_framework.core.padding import Rows, by_position, lengthened, rearranged
+from safe_framework.core.padding import PaddedRows, append_columns, gather_columns, per_token_inputs
 from safe_framework.errors import SafeError, SampleError
-
-# Where in its ids a text is cut, when only the text says where.
-
 
 _MERGED = 3  # ids at the edge of a cut that may come out otherwise in the whole text
 
 
-class Places:
-    """Finds places in texts that a tokenizer has made ids of.
+class TokenAligner:
+    """Finds positions in texts that a tokenizer has made ids of.
 
     Args:
         tokenizer: without a processor around it.
@@ -43,13 +40,13 @@ class Places:
         last = len(self._edges[1]) if _begins(ids[::-1], self._edges[1][::-1]) else 0
         if not before:
             return first
-        place = _cut(ids[first : len(ids) - last], self._bare(before), self._bare(after))
-        if place is None:
+        position = _cut(ids[first : len(ids) - last], self._bare(before), self._bare(after))
+        if position is None:
             raise SampleError(
                 f"the place of `{word}` is not to be found between what else is in the text",
                 hint=f"put `{word}` before or behind all images",
             )
-        return first + place
+        return first + position
 
     def _bare(self, text: str) -> list[int]:
         """Ids of a piece of text, without what the tokenizer puts around a whole one."""
@@ -76,12 +73,12 @@ def _cut(body: Sequence[int], head: Sequence[int], tail: Sequence[int]) -> int |
     """
     grown = Counter(body) - Counter([*head, *tail])
     same_head, same_tail = _common(body, head), _common(body[::-1], tail[::-1])
-    places = same_head, len(body) - same_tail
+    positions = same_head, len(body) - same_tail
     if not grown.keys() & set(head) and len(head) - same_head <= _MERGED:
-        return places[0]
+        return positions[0]
     if not grown.keys() & set(tail) and len(tail) - same_tail <= _MERGED:
-        return places[1]
-    return places[0] if places[0] == places[1] else None
+        return positions[1]
+    return positions[0] if positions[0] == positions[1] else None
 
 
 def _begins(ids: Sequence[int], with_these: Sequence[int]) -> bool:
@@ -91,7 +88,7 @@ def _begins(ids: Sequence[int], with_these: Sequence[int]) -> bool:
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
     """How many ids two texts begin with together."""
     pairs = enumerate(zip(first, second, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
+    return next((position for position, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 class MarkerText:
@@ -107,7 +104,7 @@ class MarkerText:
 
     def __init__(self, tokenizer: Any, spans: Mapping[str, Sequence[int]]) -> None:
         self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-        self.places = Places(self.tokenizer)
+        self.aligner = TokenAligner(self.tokenizer)
         self.spans = {name: tuple(span) for name, span in spans.items()}
         for name in self.spans if tokenizer is not None else ():
             if self._is_word(f"<{name}>"):
@@ -116,13 +113,13 @@ class MarkerText:
                     hint="give the modality another name",
                 )
 
-    def plain(self, text: str) -> str:
+    def strip_markers(self, text: str) -> str:
         """The text without any ``<NAME>``."""
         for name in self.spans:
             text = text.replace(f"<{name}>", "")
         return text
 
-    def marked(self, text: str, ids: Sequence[int], present: Collection[str]) -> list[int]:
+    def insert_markers(self, text: str, ids: Sequence[int], present: Collection[str]) -> list[int]:
         """The ids of a text with the spans of the modalities that it has a sample of.
 
         Args:
@@ -134,11 +131,11 @@ class MarkerText:
             SampleError: a ``<NAME>`` stands more than once, or its place is not to be found.
         """
         whole = list(ids)
-        for place, span in reversed(self._places(text, whole, present)):
-            whole[place:place] = span
+        for position, span in reversed(self._positions(text, whole, present)):
+            whole[position:position] = span
         return whole
 
-    def inserted(
+    def insert_into_batch(
         self, batch: Mapping[str, Any], texts: Sequence[str], given: Mapping[str, Sequence[Any]]
     ) -> dict[str, Tensor]:
         """What changes in a padded batch when spans are put into its texts.
@@ -156,16 +153,16 @@ class MarkerText:
             return {}
         ids: Tensor = batch["input_ids"]
         mask: Tensor = batch.get("attention_mask", torch.ones_like(ids))
-        rows = Rows.of(mask)
+        rows = PaddedRows.of(mask)
         contents, new = [], []
         for text, names, row, bounds in zip(texts, present, ids.tolist(), rows.bounds, strict=True):
             columns, added = self._columns(text, names, row, bounds)
             contents.append(columns)
             new.append(added)
         width = rows.width(contents)
-        moving = by_position({**batch, "attention_mask": mask}, ids.shape)
-        longer = lengthened(moving, new)
-        return rearranged(longer, rows.index(contents, width), self.tokenizer.pad_token_id)
+        moving = per_token_inputs({**batch, "attention_mask": mask}, ids.shape)
+        longer = append_columns(moving, new)
+        return gather_columns(longer, rows.index(contents, width), self.tokenizer.pad_token_id)
 
     def words(self, ids: Tensor) -> Tensor:
         """Where ids are the text's own and no markers."""
@@ -196,13 +193,13 @@ class MarkerText:
     ) -> tuple[list[int], list[int]]:
         """A row's columns, where those behind the row's last one are new, and the new ids."""
         columns, new = list(bounds), list[int]()
-        places = self._places(text, [row[column] for column in bounds], present)
-        for place, span in reversed(places):
-            columns[place:place] = range(len(row) + len(new), len(row) + len(new) + len(span))
+        positions = self._positions(text, [row[column] for column in bounds], present)
+        for position, span in reversed(positions):
+            columns[position:position] = range(len(row) + len(new), len(row) + len(new) + len(span))
             new += span
         return columns, new
 
-    def _places(
+    def _positions(
         self, text: str, ids: Sequence[int], present: Collection[str]
     ) -> list[tuple[int, tuple[int, ...]]]:
         """Before which id each span comes, in the text's order."""
@@ -216,9 +213,11 @@ class MarkerText:
             if name in present:
                 at = text.find(word)
                 before, after = text[: max(at, 0)], text[at + len(word) :] if at >= 0 else ""
-                place = self.places.find(word, ids, self.plain(before), self.plain(after))
-                found.append((place, at, self.spans[name]))
-        return [(place, span) for place, _, span in sorted(found, key=lambda one: one[:2])]
+                position = self.aligner.find(
+                    word, ids, self.strip_markers(before), self.strip_markers(after)
+                )
+                found.append((position, at, self.spans[name]))
+        return [(position, span) for position, _, span in sorted(found, key=lambda one: one[:2])]
 
     def _is_word(self, word: str) -> bool:
         found = self.tokenizer.convert_tokens_to_ids(word)

@@ -24,7 +24,7 @@ from safe_framework.core.base_change import (
     ChangedCall,
     ChangeHook,
     is_suspended,
-    suspended,
+    use_original_base,
 )
 from safe_framework.errors import SafeError
 from safe_framework.utils.tensors import cpu_copy
@@ -96,7 +96,7 @@ class LoraChange(BaseChange):
 
     def original(self, base: nn.Module) -> AbstractContextManager[None]:
         """A block within which no pair is added, in this thread or task."""
-        return suspended(self)
+        return use_original_base(self)
 
     @contextmanager
     def taking_gradients(self, base: nn.Module) -> Iterator[None]:

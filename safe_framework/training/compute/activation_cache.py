@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
-from safe_framework.core.output_head import BELOW, FINAL, capture, has_plain_head
+from safe_framework.core.output_head import FINAL, PREFIX, has_plain_head, run_until
 from safe_framework.pretrained.location import cache_folder
 from safe_framework.training.batches import attention_mask, pad_right
 from safe_framework.training.compute.frozen_prefix import FrozenPrefix, first_fused_layer
@@ -194,7 +194,7 @@ class ActivationCaches:
         rows = [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
         if self.prefix is None or states is None or not states.contains(rows):
             return None
-        return [state[BELOW] for state in states.of(rows)]
+        return [state[PREFIX] for state in states.of(rows)]
 
     @contextmanager
     def start_from_prefix(self, prefix_states: Sequence[Tensor]) -> Iterator[None]:
@@ -218,9 +218,9 @@ class ActivationCaches:
 
         def compute(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
             """What is stored of a batch of texts."""
-            return capture(self.model, ids, mask, layer=layer, final=final)
+            return run_until(self.model, ids, mask, layer=layer, final=final)
 
-        kinds = [BELOW] * (layer is not None) + [FINAL] * final
+        kinds = [PREFIX] * (layer is not None) + [FINAL] * final
         states = ActivationStore(rows, compute, kinds, self._folder(layer, final), self.pad)
         # The teacher stores as much again, derived from its states for a divergence.
         itemsize = next(self.model.base.parameters()).element_size()
@@ -242,7 +242,7 @@ class ActivationCaches:
             "dtype": str(weights.dtype),
             "device": weights.device.type,
             "versions": [torch.__version__, _transformers_version()],
-            "states": {BELOW: layer, FINAL: final},
+            "states": {PREFIX: layer, FINAL: final},
         }
         return cache_folder() / "texts" / text_fingerprint(key)[:32]
 

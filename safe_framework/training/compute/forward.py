@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from safe_framework.core.modality import Modality
 from safe_framework.core.model import SafeModel
-from safe_framework.core.output_head import head_of, hidden_at, logits_at
+from safe_framework.core.output_head import hidden_at, logits_at, output_head
 from safe_framework.data.frame_cache import inputs_of
 from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT
 from safe_framework.training.compute.activation_cache import ActivationCaches
@@ -60,7 +60,7 @@ class ForwardPlanner:
         """The model's predictions at the positions of each call, calls merged where they fit."""
         if len(calls) > 1:
             calls = [self._encode_samples(call) for call in calls]
-        head = head_of(self.model.base)
+        head = output_head(self.model.base)
         if self.properties.plain_head and supports_chunked_loss(head):
             hidden = self._read_out(calls, hidden_at)
             if hidden is not None:

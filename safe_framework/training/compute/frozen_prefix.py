@@ -15,9 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.layer_discovery import PLAIN
-from safe_framework.core.layer_hooks import STANDING_IN, StandIn, give_back, hidden_of, take_over
+from safe_framework.core.layer_hooks import (
+    REPLACEMENTS,
+    Replacement,
+    get_hidden_states,
+    patch_forward,
+    restore_forward,
+)
 from safe_framework.core.model import SafeModel
-from safe_framework.core.output_head import BELOW, capture
+from safe_framework.core.output_head import PREFIX, run_until
 from safe_framework.core.padding import pad_to_length
 from safe_framework.utils.tensors import same_bits
 
@@ -33,7 +39,7 @@ class FrozenPrefix:
     def __init__(self, model: SafeModel, layer: int) -> None:
         self.model, self.layer = model, layer
         self._layers = list(model.stack.of(model.base)[:layer])
-        self._forwards = [take_over(one) for one in self._layers]
+        self._forwards = [patch_forward(one) for one in self._layers]
         self._gives_tuple: list[bool] = []
 
     @contextmanager
@@ -45,15 +51,15 @@ class FrozenPrefix:
                 padded or cut on the right to the call's length.
         """
         last = self.layer - 1
-        replacements: dict[Any, StandIn] = {}
+        replacements: dict[Any, Replacement] = {}
         layers = zip(self._forwards, self._gives_tuple, strict=True)
         for number, (forward, as_tuple) in enumerate(layers):
             replacements[forward] = _pass_through(hidden if number == last else None, as_tuple)
-        token = STANDING_IN.set(replacements)
+        token = REPLACEMENTS.set(replacements)
         try:
             yield
         finally:
-            STANDING_IN.reset(token)
+            REPLACEMENTS.reset(token)
 
     @torch.no_grad()
     def matches_whole_call(self, batch: Mapping[str, Tensor]) -> bool:
@@ -66,11 +72,11 @@ class FrozenPrefix:
         """
         ids, mask = batch["input_ids"], batch["attention_mask"]
         self._gives_tuple = self._tuple_outputs(batch)
-        hidden = capture(self.model, ids, mask, layer=self.layer).get(BELOW)
+        hidden = run_until(self.model, ids, mask, layer=self.layer).get(PREFIX)
         if hidden is None or len(self._gives_tuple) != self.layer:
             return False
         whole = self.model(**batch).logits
-        capture(self.model, ids.flip(0), mask.flip(0))  # so that no layer has these texts cached
+        run_until(self.model, ids.flip(0), mask.flip(0))  # so that no layer has these texts cached
         try:
             with self.start_from(hidden):
                 shortened = self.model(**batch).logits
@@ -82,7 +88,7 @@ class FrozenPrefix:
         """Give the layers the attributes that they had."""
         if not self.model.is_gradient_checkpointing:
             for layer in self._layers:
-                give_back(layer)
+                restore_forward(layer)
 
     def _tuple_outputs(self, batch: Mapping[str, Tensor]) -> list[bool]:
         """Whether each layer below gives a tuple, found out by one run."""
@@ -121,12 +127,12 @@ def first_fused_layer(model: SafeModel) -> int:
     return min(layer for modality in modalities for layer in modality.fusion.layers)
 
 
-def _pass_through(hidden: Tensor | None, as_tuple: bool) -> StandIn:
+def _pass_through(hidden: Tensor | None, as_tuple: bool) -> Replacement:
     """A layer's forward that gives its input, or ``hidden`` if that is known."""
 
     def forward(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Replaces the layer's own."""
-        out = given = hidden_of(args, kwargs)
+        out = given = get_hidden_states(args, kwargs)
         if hidden is not None:
             out = pad_to_length(hidden, given.shape[1])
         return (out,) if as_tuple else out

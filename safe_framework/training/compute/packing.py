@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.layer_discovery import PLAIN
-from safe_framework.core.layer_hooks import LayerCall, hidden_of, with_hidden
+from safe_framework.core.layer_hooks import LayerCall, get_hidden_states, set_hidden_states
 from safe_framework.core.model import SafeModel
 from safe_framework.core.padding import pad_to_length
 
@@ -106,10 +106,10 @@ class Packing:
         return args, {**kwargs, **packed}
 
     def _unpack(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LayerCall:
-        return with_hidden(args, kwargs, self.unpack(hidden_of(args, kwargs)))
+        return set_hidden_states(args, kwargs, self.unpack(get_hidden_states(args, kwargs)))
 
     def _pack(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LayerCall:
-        return with_hidden(args, kwargs, self.pack(hidden_of(args, kwargs)))
+        return set_hidden_states(args, kwargs, self.pack(get_hidden_states(args, kwargs)))
 
 
 def can_pack(model: SafeModel) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
-from safe_framework.core.output_head import FINAL, capture, head_of, on_device
+from safe_framework.core.output_head import FINAL, on_device, output_head, run_until
 from safe_framework.training.batches import attention_mask, pad_right
 from safe_framework.training.compute.activation_cache import Activations, ActivationStore
 from safe_framework.training.compute.chunked_vocabulary import (
@@ -45,7 +45,7 @@ class Teacher:
         self, rows: Rows, temperatures: Iterable[float], progress: ProgressCallback
     ) -> None:
         """Compute what divergences on the texts at the temperatures need."""
-        stored = self.states is not None and supports_chunked_loss(head_of(self.model.base))
+        stored = self.states is not None and supports_chunked_loss(output_head(self.model.base))
         for temperature in set(temperatures) if stored else ():
             self._softmax_store(temperature).precompute(
                 rows, "reading the base's answers", progress
@@ -55,7 +55,7 @@ class Teacher:
     def logits(self, rows: Rows) -> Tensor:
         """The base's logits, (tokens, vocabulary)."""
         if self.states is not None:
-            logits: Tensor = head_of(self.model.base)(self.hidden(rows).unsqueeze(0))[0]
+            logits: Tensor = output_head(self.model.base)(self.hidden(rows).unsqueeze(0))[0]
             return logits
         batch = {"input_ids": pad_right(rows, self.pad), "attention_mask": attention_mask(rows)}
         given = on_device(batch, self.model.device)
@@ -68,7 +68,7 @@ class Teacher:
         if self.states is not None:
             return _concatenate(self.states.of(rows), FINAL, self.model)
         mask = attention_mask(rows)
-        final = capture(self.model, pad_right(rows, self.pad), mask, final=True)[FINAL]
+        final = run_until(self.model, pad_right(rows, self.pad), mask, final=True)[FINAL]
         return final[mask.bool().to(final.device)]
 
     def softmax(self, rows: Rows, hidden: Tensor, temperature: float) -> SoftmaxStatistics:
@@ -88,7 +88,7 @@ class Teacher:
 
     @property
     def _head(self) -> nn.Linear:
-        head = head_of(self.model.base)
+        head = output_head(self.model.base)
         assert isinstance(head, nn.Linear)  # or no divergence is taken of what enters it
         return head
 
