@@ -18,6 +18,7 @@ from safe_framework.training.shortcuts import NONE
 from safe_framework.training.teacher import TaughtWords, Teacher
 from safe_framework.training.words import HiddenWords, LogitWords
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
+from tests.tolerance import BACKWARD, FORWARD, assert_same_sums
 from tests.toys import PAD, felt, gpt2, llama, opt
 from tests.training.conftest import ROWS, perturb, sensing
 from tests.training.test_teacher import Doubled, states_of
@@ -79,12 +80,10 @@ def test_both_ways_agree(base: str, kept: bool, tmp_path: Path) -> None:
     method = DistillationRegularizer()
     ours, wanted = method.penalty_of(short), method.penalty_of(long)
     assert wanted > 1e-4
-    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(
-        gradients(model, ours), gradients(model, wanted), rtol=1e-3, atol=1e-6
-    )
-    torch.testing.assert_close(short.logits, long.logits)
-    torch.testing.assert_close(short.base_logits, long.base_logits)
+    assert_same_sums(ours, wanted, FORWARD)
+    assert_same_sums(gradients(model, ours), gradients(model, wanted), BACKWARD)
+    assert_same_sums(short.logits, long.logits, FORWARD)
+    assert_same_sums(short.base_logits, long.base_logits, FORWARD)
     assert short.mask.all()
 
 
@@ -132,7 +131,7 @@ def test_the_tasks_loss_needs_no_logits(base: str) -> None:
         found.append((loss, gradients(model, loss), shown[0]))
     assert found[0][2] == 0
     assert found[1][2] == int(task.places.sum())
-    torch.testing.assert_close(found[0][:2], found[1][:2], rtol=1e-4, atol=1e-6)
+    assert_same_sums(found[0][:2], found[1][:2], BACKWARD)
 
 
 def both_losses(model: SafeModel, reader: Reader) -> tuple[Tensor, Tensor]:
@@ -162,7 +161,7 @@ def test_calls_made_as_one_are_the_calls(base: str, checkpointing: bool) -> None
         losses = both_losses(model, reader)
         found.append((losses, gradients(model, sum(losses)), len(runs)))
     assert found[0][2] < found[1][2]
-    torch.testing.assert_close(found[0][:2], found[1][:2], rtol=1e-4, atol=1e-6)
+    assert_same_sums(found[0][:2], found[1][:2], BACKWARD)
 
 
 def test_rows_that_are_mixed_are_called_apart(model: SafeModel) -> None:
@@ -200,7 +199,7 @@ def test_samples_are_encoded_to_make_calls_as_one(present: list[bool]) -> None:
         runs.clear()
         found.append(([words.logits for words in reader.words([raw, texts()])], len(runs)))
     assert [count for _, count in found] == [1, 2]
-    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-5)
+    assert_same_sums(found[0][0], found[1][0], FORWARD)
 
 
 def test_calls_of_other_senses_are_apart(model: SafeModel) -> None:
@@ -209,7 +208,7 @@ def test_calls_of_other_senses_are_apart(model: SafeModel) -> None:
     heard = texts()
     bare = attrs.evolve(heard, inputs={k: v for k, v in heard.inputs.items() if "__" not in k})
     first, second = Reader(model).words([heard, bare])
-    torch.testing.assert_close(second.logits, model.base(**bare.inputs).logits[bare.places])
+    assert_same_sums(second.logits, model.base(**bare.inputs).logits[bare.places], FORWARD)
     assert not torch.allclose(first.logits, second.logits)
 
 
