@@ -19,6 +19,7 @@ from safe_framework.fingerprint import fingerprint
 from safe_framework.model import SafeModel
 from safe_framework.stage_b.attach import change_base
 from safe_framework.stage_b.change import original
+from tests.laws.calls import copy_of
 from tests.stage_b.changed import LAYERS, LORA, changed, moved
 from tests.toys import BASES, ToyEncoder, ToyFusion, ToyProjector, attached, felt, llama, texts
 
@@ -41,8 +42,8 @@ def test_a_fresh_change_changes_nothing(name: str, spec: StageBSpec) -> None:
 @pytest.mark.parametrize("name", BASES)
 def test_off_and_the_base_itself_are_the_original(name: str) -> None:
     """Law: with LoRA, off() and a direct call of the base give the original's bits, tokens too."""
-    bare = BASES[name]()
-    model = changed(copy.deepcopy(bare))
+    base = BASES[name]()
+    bare, model = copy_of(base), changed(base)
     batch = texts(bare, 2, 5)
     with torch.no_grad():
         logits, tokens = bare(**batch).logits, bare.generate(**_prompt(batch), **GENERATE)
@@ -76,7 +77,7 @@ def test_other_threads_are_not_affected() -> None:
     model = changed(llama())
     batch = texts(model.base, 2, 5)
     with torch.no_grad():
-        expected, plain = llama()(**batch).logits, model(**batch).logits
+        expected, plain = copy_of(llama())(**batch).logits, model(**batch).logits
     inside, leave, seen = threading.Event(), threading.Event(), {}
 
     def hold(module: nn.Module, args: Any) -> None:
@@ -152,7 +153,7 @@ def test_detach_gives_the_original_back(spec: StageBSpec) -> None:
     assert fingerprint(base) == fingerprint(llama())
     assert not any(parameter.requires_grad for parameter in base.parameters())
     with torch.no_grad():
-        assert same_bits(base(**batch).logits, llama()(**batch).logits)
+        assert same_bits(base(**batch).logits, copy_of(llama())(**batch).logits)
 
 
 def test_detach_says_that_the_original_is_gone() -> None:
@@ -168,8 +169,8 @@ def test_detach_says_that_the_original_is_gone() -> None:
 @pytest.mark.parametrize("name", DECODERS)
 def test_layers_within_original(name: str) -> None:
     """Law: within original(), layers in place compute the original's bits, and then their own."""
-    bare = DECODERS[name]()
-    model = changed(copy.deepcopy(bare), LAYERS)
+    base = DECODERS[name]()
+    bare, model = copy_of(base), changed(base, LAYERS)
     batch = texts(model.base, 2, 5)
     with torch.no_grad():
         plain = model(**batch).logits
@@ -192,7 +193,7 @@ def test_a_copy_has_a_change_of_its_own() -> None:
             parameter.zero_()
         assert same_bits(model(**batch).logits, plain)
         with model.off():
-            assert same_bits(twin(**batch).logits, llama()(**batch).logits)
+            assert same_bits(twin(**batch).logits, copy_of(llama())(**batch).logits)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -257,5 +258,5 @@ def test_a_compiled_base_is_changed_too() -> None:
         compile(model, backend="eager")
         assert same_bits(model(**batch).logits, before)
         with model.off():
-            assert same_bits(model(**batch).logits, llama()(**batch).logits)
+            assert same_bits(model(**batch).logits, copy_of(llama())(**batch).logits)
         assert same_bits(model(**batch).logits, before)
