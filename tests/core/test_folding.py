@@ -13,6 +13,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.types import Memory, Tokens
 from tests.fusions import VARIANTS, fresh, learned
+from tests.tolerance import ATTENTION, assert_same_sums
 from tests.toys import HIDDEN, llama
 
 LENGTH, COUNT = 5, 3
@@ -58,7 +59,7 @@ def test_folded_is_the_same_attention(variant: str) -> None:
         for layer in fusion.layers:
             delta = fusion(hidden(), memory, layer)
             assert delta.any()
-            torch.testing.assert_close(delta, plainly(fusion, memory, layer), atol=1e-5, rtol=1e-4)
+            assert_same_sums(delta, plainly(fusion, memory, layer), ATTENTION)
 
 
 @pytest.mark.parametrize("variant", ["lora", "cross_attention"])
@@ -71,7 +72,7 @@ def test_observers_see_the_same_shares(variant: str) -> None:
         plainly(fusion, memory, 0)
     assert is_folded(memory)
     assert told[0].shape == (2, 1, LENGTH, COUNT)
-    torch.testing.assert_close(told[0], told[1], atol=1e-5, rtol=1e-4)
+    assert_same_sums(told[0], told[1], ATTENTION)
 
 
 @pytest.mark.parametrize("variant", ["lora", "cross_attention"])
@@ -153,4 +154,4 @@ def test_copies_of_a_row_take_its_folded_part_along() -> None:
         memory = fusion.remember(tokens())
         expected = fusion(hidden(), memory, 0)[rows]
         seen = fusion(hidden()[rows], memory.rows(rows), 0)
-    torch.testing.assert_close(seen, expected)
+    assert_same_sums(seen, expected, ATTENTION)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
 from tests.laws.calls import all_same, copy_of
+from tests.tolerance import FORWARD, assert_same_sums
 from tests.toys import PAD, attached, felt, llama, texts
 
 GREEDY = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
@@ -96,4 +97,4 @@ def test_padding_on_either_side_leaves_the_logits(model: SafeModel, left: int) -
     with torch.no_grad():
         plain = model(**batch, **samples).logits
         moved = model(**inputs, **samples, position_ids=positions).logits[:, left : left + 4]
-    torch.testing.assert_close(moved, plain, atol=1e-5, rtol=1e-5)
+    assert_same_sums(moved, plain, FORWARD)

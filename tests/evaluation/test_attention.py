@@ -21,6 +21,7 @@ from safe_framework.interfaces.projector import Projector
 from safe_framework.interfaces.types import Frames, Tokens, all_real
 from tests.evaluation.conftest import HIDDEN, PairEncoder, tiny_tokenizer
 from tests.fusions import fresh, learned
+from tests.tolerance import rounding
 
 FRAMES = 8
 
@@ -81,13 +82,14 @@ def clips() -> list[Example]:
 
 
 def test_a_token_depends_on_the_stretches_that_it_is_made_of(model, clips):
-    """Law: leaving out what a token never saw moves it by nothing, and its parts add up to 1."""
+    """Law: leaving out what a token never saw moves it by rounding, and its parts add up to 1."""
     found = dependence(model, "audio", clips[0].samples["audio"], stretches=4)
     assert found.shape == (2, 4)
     torch.testing.assert_close(found.sum(1), torch.ones(2))
-    assert found[0, 2:].max() == 0
-    assert found[1, :2].max() == 0
-    assert found[0, :2].min() > 0
+    still = rounding(FRAMES * Samples.dim)  # of moves about as long as the token itself
+    assert found[0, 2:].max() <= still
+    assert found[1, :2].max() <= still
+    assert found[0, :2].min() > 1000 * still
 
 
 def test_one_frame_is_one_stretch(model, examples):

@@ -19,6 +19,7 @@ from safe_framework.evaluation.metrics import (
 )
 from safe_framework.runs.report import html
 from safe_framework.utils import formatting, tensors
+from tests.tolerance import rounding
 
 
 @pytest.mark.parametrize("module", [answers, tensors, gain, html, metrics, formatting])
@@ -111,7 +112,8 @@ def test_divergence_of_a_model_from_itself_is_zero():
     """KL(p || p) is 0, and logits may be shifted by any constant."""
     logits = torch.randn(2, 3, 7)
     assert kl_per_position(logits, logits).tolist() == torch.zeros(2, 3).tolist()
-    assert kl_per_position(logits, logits + 5).max() < 1e-6
+    shifted = logits + 5
+    assert kl_per_position(logits, shifted).max() <= rounding(shifted.shape[-1], shifted)
 
 
 def test_divergence_is_the_formula():

@@ -9,6 +9,7 @@ from safe_framework.cli import main
 from safe_framework.pretrained import cache_folder
 from safe_framework.runs.run import run_recipe
 from safe_framework.training.compute.activation_cache import ActivationStore
+from tests.tolerance import FORWARD, rounding
 
 SWITCHES = ['["prefix", "teacher"]', '["frames", "teacher"]', '["frames", "prefix"]', "[]"]
 
@@ -29,7 +30,7 @@ def losses(run: Path) -> list[float]:
 
 
 def test_losses_do_not_depend_on_what_is_kept(world: Path, tmp_path: Path) -> None:
-    """Law: with any cache off, the losses are those with all on, to 1e-6 of their sum."""
+    """Law: with any cache off, the losses are those with all on, to the rounding of their sum."""
     every = '["frames", "prefix", "teacher"]'
     kept = losses(run_recipe(recipe(world, "kept", every), output=tmp_path / "kept", quiet=True))
     assert len(kept) == 2
@@ -37,7 +38,7 @@ def test_losses_do_not_depend_on_what_is_kept(world: Path, tmp_path: Path) -> No
     for number, cache in enumerate(SWITCHES):
         source = recipe(world, f"without{number}", cache)
         found = losses(run_recipe(source, output=tmp_path / str(number), quiet=True))
-        assert found == pytest.approx(kept, rel=0, abs=1e-6 * sum(kept))
+        assert found == pytest.approx(kept, rel=0, abs=rounding(FORWARD, sum(kept)))
 
 
 def test_what_is_cached_beforehand_is_not_computed_again(

@@ -18,6 +18,7 @@ from safe_framework.experimental.base_finetuning.attach import change_base
 from safe_framework.utils.hashing import fingerprint
 from safe_framework.utils.tensors import same_bits
 from safe_framework.verification.laws import base_differences
+from tests.laws.calls import copy_of
 from tests.stage_b.changed import LAYERS, LORA, changed, moved
 from tests.toys import BASES, ToyEncoder, ToyFusion, ToyProjector, attached, felt, llama, texts
 
@@ -40,8 +41,8 @@ def test_a_fresh_change_changes_nothing(name: str, spec: StageBSpec) -> None:
 @pytest.mark.parametrize("name", BASES)
 def test_off_and_the_base_itself_are_the_original(name: str) -> None:
     """Law: with LoRA, off() and a direct call of the base give the original's bits, tokens too."""
-    bare = BASES[name]()
-    model = changed(copy.deepcopy(bare))
+    base = BASES[name]()
+    bare, model = copy_of(base), changed(base)
     batch = texts(bare, 2, 5)
     with torch.no_grad():
         logits, tokens = bare(**batch).logits, bare.generate(**_prompt(batch), **GENERATE)
@@ -75,7 +76,7 @@ def test_other_threads_are_not_affected() -> None:
     model = changed(llama())
     batch = texts(model.base, 2, 5)
     with torch.no_grad():
-        expected, plain = llama()(**batch).logits, model(**batch).logits
+        expected, plain = copy_of(llama())(**batch).logits, model(**batch).logits
     inside, leave, seen = threading.Event(), threading.Event(), {}
 
     def hold(module: nn.Module, args: Any) -> None:
@@ -151,7 +152,7 @@ def test_detach_gives_the_original_back(spec: StageBSpec) -> None:
     assert fingerprint(base) == fingerprint(llama())
     assert not any(parameter.requires_grad for parameter in base.parameters())
     with torch.no_grad():
-        assert same_bits(base(**batch).logits, llama()(**batch).logits)
+        assert same_bits(base(**batch).logits, copy_of(llama())(**batch).logits)
 
 
 def test_detach_says_that_the_original_is_gone() -> None:
@@ -170,8 +171,8 @@ def test_detach_says_that_the_original_is_gone() -> None:
 @pytest.mark.parametrize("name", DECODERS)
 def test_layers_within_original(name: str) -> None:
     """Law: within original(), layers in place compute the original's bits, and then their own."""
-    bare = DECODERS[name]()
-    model = changed(copy.deepcopy(bare), LAYERS)
+    base = DECODERS[name]()
+    bare, model = copy_of(base), changed(base, LAYERS)
     batch = texts(model.base, 2, 5)
     with torch.no_grad():
         plain = model(**batch).logits
@@ -194,7 +195,7 @@ def test_a_copy_has_a_change_of_its_own() -> None:
             parameter.zero_()
         assert same_bits(model(**batch).logits, plain)
         with model.off():
-            assert same_bits(twin(**batch).logits, llama()(**batch).logits)
+            assert same_bits(twin(**batch).logits, copy_of(llama())(**batch).logits)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -259,5 +260,5 @@ def test_a_compiled_base_is_changed_too() -> None:
         compile(model, backend="eager")
         assert same_bits(model(**batch).logits, before)
         with model.off():
-            assert same_bits(model(**batch).logits, llama()(**batch).logits)
+            assert same_bits(model(**batch).logits, copy_of(llama())(**batch).logits)
         assert same_bits(model(**batch).logits, before)

@@ -106,6 +106,13 @@ def test_a_base_that_mixes_rows_is_seen() -> None:
     assert not found.rows_independent
 
 
+@pytest.mark.parametrize(("part", "apart"), [(1e-7, True), (1e-3, False)])
+def test_rounding_mixes_no_rows(part: float, apart: bool) -> None:
+    """Law: a row may change another by as much as the order of a sum does, and by no more."""
+    make = hooked("model.layers.1.mlp", lambda out: out + part * out.mean(0, keepdim=True))
+    assert known(make).rows_apart is apart
+
+
 def test_a_module_that_mixes_positions_is_left_whole() -> None:
     """Law: a module of its layer's shape that looks back is not taken for a feed-forward one."""
     make = hooked("model.layers.0.mlp", looking_back)

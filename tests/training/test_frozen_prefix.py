@@ -20,6 +20,7 @@ from safe_framework.training.objective import answer_loss
 from safe_framework.training.retention.counterfactual import CounterfactualRetention, Weighted
 from safe_framework.utils.tensors import same_bits
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
+from tests.tolerance import BACKWARD, FORWARD, assert_same_sums, rounding
 from tests.toys import DIM, END, PAD, ToyFusion, attached, gpt2, llama, opt
 from tests.training.conftest import KINDS, ROWS, ArrayEncoder, loss_of, perturb
 
@@ -72,7 +73,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", BASES)
 def test_task_loss_and_gradient_are_those_of_whole_calls(kind: str) -> None:
-    """Law: with the prefix kept and without it, loss and gradients agree to 1e-6 relative."""
+    """Law: with the prefix kept and without it, loss and gradients are the same sums."""
     model, given = hearing(BASES[kind]()), batch()
     caches = ActivationCaches(model, ALL, example(), PAD)
     assert caches.prefix is not None
@@ -86,14 +87,14 @@ def test_task_loss_and_gradient_are_those_of_whole_calls(kind: str) -> None:
         found.append([loss.detach(), *(p.grad for p in model.trainable_parameters().values())])
     assert len(found[0]) > 3
     for whole, prefix_states in zip(*found, strict=True):
-        torch.testing.assert_close(prefix_states, whole, rtol=1e-6, atol=1e-7)
+        assert_same_sums(prefix_states, whole, BACKWARD)
 
 
 @pytest.mark.parametrize("keep", [("prefix",), ("teacher",), ALL])
 def test_retention_loss_is_that_of_whole_calls(
     keep: tuple[str, ...], samples: list[np.ndarray]
 ) -> None:
-    """Law: with the prefix, the teacher or both kept, each step's loss agrees to 1e-6 relative."""
+    """Law: with the prefix, the teacher or both kept, each step's loss is the same sum."""
     model = attached(llama(), fusion=ToyFusion(layers=(1,)))
     perturb(model)
     encoder = ArrayEncoder()
@@ -107,7 +108,7 @@ def test_retention_loss_is_that_of_whole_calls(
         retention.precompute(4, lambda *told: None)
         losses.append([loss_of(retention, step).item() for step in range(4)])
     assert min(losses[0]) > 1e-3
-    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert losses[1] == pytest.approx(losses[0], rel=0, abs=rounding(FORWARD, max(losses[0])))
 
 
 @pytest.mark.parametrize("kind", BASES)
@@ -126,7 +127,7 @@ def test_calls_made_as_one_begin_together(kind: str) -> None:
         found.append([one.logits for one in planner.predictions([call, call])])
         assert len(runs) == 1
     for whole, early in zip(*found, strict=True):
-        torch.testing.assert_close(early, whole, rtol=1e-6, atol=1e-6)
+        assert_same_sums(early, whole, FORWARD)
 
 
 def test_layers_below_do_not_run() -> None:

@@ -1,5 +1,6 @@
 """Counterfactual retention: texts, irrelevant samples, and the loss."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +10,25 @@ import torch
 from safe_framework.core.model import SafeModel
 from safe_framework.interfaces.types import Frames
 from safe_framework.training.retention.counterfactual import CounterfactualRetention
+from tests.tolerance import rounding
+from tests.toys import HIDDEN, VOCABULARY
 from tests.training.conftest import KINDS, loss_of, perturb
 from tests.training.test_teacher import states_of
 
 
 def test_a_fresh_sense_loses_nothing(model: SafeModel, retention: CounterfactualRetention) -> None:
     """Law: the loss of a fresh, silent sense is 0, but for the rounding of padded texts."""
+    ((weight, method),) = [(entry.weight, entry.method) for entry in retention.methods]
+    # A divergence is the difference of two logarithms of sums over the vocabulary.
+    largest = weight * method.temperature * method.temperature * math.log(VOCABULARY)
     for step in range(4):
-        assert abs(loss_of(retention, step).item()) < 1e-9
+        assert abs(loss_of(retention, step).item()) <= rounding(HIDDEN + VOCABULARY, largest)
 
 
 def test_an_open_sense_loses(model: SafeModel, retention: CounterfactualRetention) -> None:
     """Law: once the sense changes answers, the loss is above 0."""
     perturb(model)
-    assert loss_of(retention, 0).item() > 1e-4
+    assert loss_of(retention, 0).item() > 0.1
 
 
 def test_the_gradient_reaches_the_adapters_alone(

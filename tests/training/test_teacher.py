@@ -13,6 +13,7 @@ from safe_framework.core.output_head import FINAL, has_plain_head, run_until
 from safe_framework.training.batches import attention_mask, pad_right
 from safe_framework.training.compute.activation_cache import ActivationStore
 from safe_framework.training.retention.teacher import Teacher, TeacherPredictions
+from tests.tolerance import FORWARD, assert_same_sums
 from tests.toys import PAD, llama
 from tests.training.conftest import ROWS, perturb, sensing
 from tests.training.test_losses import Headless, as_kind
@@ -49,7 +50,7 @@ def test_the_teacher_is_the_base(model: SafeModel, tmp_path: Path, kept: bool) -
     teacher = Teacher(model, PAD, states_of(model, tmp_path) if kept else None)
     chosen = [1, 2, 3, 1]
     given = teacher.logits([ROWS[i] for i in chosen])
-    torch.testing.assert_close(given, base_logits(model, chosen), atol=1e-6, rtol=1e-6)
+    assert_same_sums(given, base_logits(model, chosen), FORWARD)
 
 
 def test_a_plain_head_is_told_from_another(model: SafeModel) -> None:
@@ -143,8 +144,8 @@ def test_what_a_divergence_needs_is_kept(
     monkeypatch.setattr("safe_framework.training.retention.teacher.softmax_statistics", None)
     for knowing in (teacher, Teacher(model, PAD, states_of(model, tmp_path))):
         kept = TeacherPredictions(knowing, ROWS).softmax(2.0)
-        torch.testing.assert_close(kept.log_sum, fresh.log_sum)
-        torch.testing.assert_close(kept.embedding, fresh.embedding)
+        assert_same_sums(kept.log_sum, fresh.log_sum, FORWARD, dtype=torch.float32)
+        assert_same_sums(kept.embedding, fresh.embedding, FORWARD)
 
 
 def test_nothing_is_kept_for_a_head_that_is_read_by_its_logits(tmp_path: Path) -> None:
