@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-import tomli
 import torch
 
 import safe_framework
@@ -74,11 +73,10 @@ def test_the_recipe_is_valid(blocks):
 def test_make_targets_exist(readme):
     """Every target that the README and CONTRIBUTING name is in the Makefile, and the other way."""
     text = readme + (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-    named = {
-        first or second for first, second in re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", text, re.M)
-    }
+    found = re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", text, re.MULTILINE)
+    named = {first or second for first, second in found}
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.M)
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
     assert {"demo", "test", "lint"} <= named
     assert named == set(phony.split()) - {"help"}
 
