@@ -43,7 +43,7 @@ from safe_framework.data.audio import Waveform
 from safe_framework.model import SafeModel
 from safe_framework.run import versions
 
-PAGE = Path(__file__).with_name("README.md")
+PAGE = Path(__file__).with_name("speed.md")
 GROUPS = ("off", "prefill", "decode", "memory", "loading", "starting", "certificate")
 
 
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[32, 128, 512])
     parser.add_argument("--rounds", type=int, default=21, help="at 128 words; fewer at more")
     parser.add_argument("--output", type=Path, default=Path("runs/speed.json"))
-    parser.add_argument("--write-docs", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write-docs", action="store_true", help="put the table into speed.md")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.memory_of:
