@@ -134,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--lengths", type=int, nargs="+", default=[32, 128, 512])
-    parser.add_argument("--rounds", type=int, default=21, help="at 128 words; fewer at more")
+    parser.add_argument("--rounds", type=int, default=21, help="at 128 tokens; fewer at more")
     parser.add_argument("--output", type=Path, default=Path("runs/speed.json"))
     parser.add_argument("--write-docs", action="store_true", help="put the table into speed.md")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
