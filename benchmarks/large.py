@@ -24,8 +24,8 @@ from speed_rows import Row, amount, shown
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from safe_framework.certificate.target import MadeUpEncoder
-from safe_framework.model import SafeModel
+from safe_framework.core.model import SafeModel
+from safe_framework.verification.target import MadeUpEncoder
 
 GROUPS = ("off", "prefill", "decode", "certificate")
 MARKS = ("<!-- large -->", "<!-- /large -->")

@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import safe_framework
-from safe_framework._recipe import read_recipe
+from safe_framework.config.read import read_recipe
+from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import read_examples
 from safe_framework.evaluation.answers import inputs
-from safe_framework.model import SafeModel
-from safe_framework.run import ADAPTER, CHECKPOINTS
-from safe_framework.training.material import frame_stores, retention_of
-from safe_framework.training.retention_start import RetentionExamples
+from safe_framework.runs.run import ADAPTER, CHECKPOINTS
+from safe_framework.training.retention.counterfactual import RetentionExamples
+from safe_framework.training.setup import frame_stores, retention_of
 
 
 @torch.no_grad()

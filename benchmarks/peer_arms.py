@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import attrs
 
-from safe_framework._recipe import PluginSpec, Recipe, read_recipe
+from safe_framework.config.read import read_recipe
+from safe_framework.config.schema import PluginSpec, Recipe
 
 PROJECTOR_RATE, LORA_RATE, FULL_RATE = 1e-3, 2e-4, 2e-5
 RANK = 16

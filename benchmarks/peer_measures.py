@@ -17,16 +17,17 @@ from peer_training import Trained
 from safetensors.torch import save_file
 from speed_turns import spent
 
-from safe_framework._recipe import Recipe
-from safe_framework.base import freeze, load_base
-from safe_framework.bits import same_bits
+from safe_framework.config.schema import Recipe
+from safe_framework.core.base_model import freeze
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.evaluation.answers import answer, evaluating, inputs, shuffled
+from safe_framework.evaluation.encoder_cache import encoded_once
 from safe_framework.evaluation.metrics import Estimate, bootstrap, exact_match
-from safe_framework.evaluation.remembered import encoded_once
 from safe_framework.evaluation.retention import gate_zero, retention
-from safe_framework.progress import WorkProgress
+from safe_framework.pretrained.base_model import load_base
 from safe_framework.training.batches import carry
+from safe_framework.utils.progress import WorkProgress
+from safe_framework.utils.tensors import same_bits
 
 FIRST_STEPS = 3  # left out of the seconds a step
 OFF_EXAMPLES = 8

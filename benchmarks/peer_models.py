@@ -14,10 +14,10 @@ import torch
 from peer_arms import RANK
 from torch import Tensor, nn
 
-from safe_framework.base import freeze
-from safe_framework.modality import Modality, split_by_modality
-from safe_framework.model import SafeModel
-from safe_framework.shapes import Frames, Sample, Tokens
+from safe_framework.core.base_model import freeze
+from safe_framework.core.modality import Modality, split_by_modality
+from safe_framework.core.model import SafeModel
+from safe_framework.interfaces.types import Frames, Sample, Tokens
 
 PRESENT = "present"
 LORA: dict[str, Any] = {

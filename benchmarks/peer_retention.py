@@ -15,14 +15,14 @@ from peer_arms import Arm
 from peer_models import PrefixModel
 from torch import Tensor, nn
 
-from safe_framework._recipe import Recipe
-from safe_framework.assembly import regularizers
+from safe_framework.config.plugins import regularizers
+from safe_framework.config.schema import Recipe
 from safe_framework.data.recipe_data import RecipeData
-from safe_framework.retention import RetentionRegularizer
-from safe_framework.shapes import Frames
+from safe_framework.interfaces.retention import RetentionRegularizer
+from safe_framework.interfaces.types import Frames
 from safe_framework.training.batches import attention_mask, carry, pad_right
-from safe_framework.training.order import TextOrder, generator
-from safe_framework.training.retention import Stores, distractor_pools
+from safe_framework.training.retention.counterfactual import Stores, distractor_pools
+from safe_framework.training.sampling import TextOrder, generator
 
 FISHER_TEXTS = 48
 

@@ -16,19 +16,18 @@ from speed_turns import peak_gib, spent
 from torch import nn
 from transformers import TrainerCallback, get_cosine_schedule_with_warmup
 
-from safe_framework._recipe import Recipe
-from safe_framework.assembly import build
+from safe_framework.config.schema import Recipe
+from safe_framework.core.build import build
+from safe_framework.core.model import SafeModel
 from safe_framework.data.recipe_data import RecipeData
-from safe_framework.model import SafeModel
-from safe_framework.progress import WorkProgress
-from safe_framework.training import processes
-from safe_framework.training.align import Alignment
+from safe_framework.training import distributed
+from safe_framework.training.alignment import Alignment, prepare_projectors
 from safe_framework.training.batches import AnswerCollator, TokenizedExample, marked_ids
-from safe_framework.training.losses import answer_loss, check_finite
-from safe_framework.training.material import encode_examples, frame_stores
-from safe_framework.training.mix import run_order
-from safe_framework.training.start import prepare_projectors
+from safe_framework.training.objective import answer_loss, check_finite
+from safe_framework.training.sampling import run_order
+from safe_framework.training.setup import encode_examples, frame_stores
 from safe_framework.training.train import make_ready
+from safe_framework.utils.progress import WorkProgress
 
 
 @attrs.frozen(eq=False)
@@ -67,7 +66,7 @@ class Clock(TrainerCallback):
 
 def train_safe(recipe: Recipe, data: RecipeData, folder: Path, progress: WorkProgress) -> Trained:
     """What ``safe run`` trains from a recipe."""
-    model = build(recipe, device=processes.device())
+    model = build(recipe, device=distributed.device())
     examples = data.examples("train", _encoders(model))
     ready, clock = make_ready(model, recipe, examples, folder, progress, data), Clock()
     trainer = ready.trainer
@@ -98,7 +97,7 @@ def train_peer(
 
     The projector starts aligned, as SAFE's does.
     """
-    safe = build(recipe, device=processes.device())
+    safe = build(recipe, device=distributed.device())
     examples = data.examples("train", _encoders(safe))
     stores = frame_stores(safe, recipe)
     tokenized = encode_examples(safe, examples, stores, progress)

@@ -48,8 +48,8 @@ def measure(settings: dict[str, Any], console: Console) -> dict[str, Any]:
     from peer_training import train_peer, train_safe
 
     from safe_framework.data.recipe_data import RecipeData
-    from safe_framework.progress import WorkProgress
-    from safe_framework.run import versions
+    from safe_framework.runs.run import versions
+    from safe_framework.utils.progress import WorkProgress
 
     arm = ARMS[settings["arm"]]
     recipe = recipe_of(settings["task"], arm, settings["seed"], settings["steps"])

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from safe_framework._recipe import Recipe
+from safe_framework.config.schema import Recipe
+from safe_framework.core.model import SafeModel
 from safe_framework.data.distractors import distractor
 from safe_framework.data.examples import Example
-from safe_framework.model import SafeModel
-from safe_framework.shapes import Frames, Sample
-from safe_framework.training.align import Alignment
+from safe_framework.interfaces.types import Frames, Sample
+from safe_framework.training.alignment import Alignment
 from safe_framework.training.batches import IGNORED, TokenizedExample, attention_mask, pad_right
 from safe_framework.training.optimizer import trainable_groups
-from safe_framework.training.order import balanced_order, generator, shuffled_slice
+from safe_framework.training.sampling import balanced_order, generator, shuffled_slice
 
 MODALITY = "audio"
 

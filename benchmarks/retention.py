@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 from seeds import over_seeds
 
-from safe_framework._recipe import read_recipe
-from safe_framework.evaluation import Evaluation
+from safe_framework.config.read import read_recipe
 from safe_framework.evaluation.metrics import Estimate
-from safe_framework.run import METRICS, STATE, run_recipe, versions
+from safe_framework.evaluation.results import Evaluation
+from safe_framework.runs.run import METRICS, STATE, run_recipe, versions
 
 DISTILLATION = "the quickstart's own table"
 NULL_SPACE = '[[retention]]\nuse = "nullspace"\n'

@@ -38,10 +38,10 @@ from speed_measures import (
 from speed_model import MODALITY, recipe_of, waken
 from speed_rows import MARKS, Row, page, replaced, shown
 
-from safe_framework.assembly import build
+from safe_framework.core.build import build
+from safe_framework.core.model import SafeModel
 from safe_framework.data.audio import Waveform
-from safe_framework.model import SafeModel
-from safe_framework.run import versions
+from safe_framework.runs.run import versions
 
 PAGE = Path(__file__).with_name("speed.md")
 GROUPS = ("off", "prefill", "decode", "memory", "loading", "starting", "certificate")

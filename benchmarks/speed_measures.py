@@ -27,13 +27,13 @@ from speed_model import (
 from speed_rows import Row, amount, ratio
 from speed_turns import Seconds, compare, taking_turns
 
-from safe_framework._recipe import Recipe
-from safe_framework.assembly import build, load
-from safe_framework.base import load_base
-from safe_framework.certificate.trace import Operation, trace_difference
-from safe_framework.certificate.verification import verify
-from safe_framework.checkpoints import locate, quietly
-from safe_framework.model import SafeModel
+from safe_framework.config.schema import Recipe
+from safe_framework.core.build import build, load
+from safe_framework.core.model import SafeModel
+from safe_framework.pretrained import locate, quietly
+from safe_framework.pretrained.base_model import load_base
+from safe_framework.verification.outcome import Operation, trace_difference
+from safe_framework.verification.verify import verify
 
 OFF, PREFILL, DECODE, BUILD, LOAD = 1.02, 1.08, 1.06, 1.1, 0.3
 """Targets, with 8 tokens fused at 4 layers of a base of 135 million parameters, on two cores."""

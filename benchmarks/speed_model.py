@@ -14,10 +14,11 @@ from speed_turns import now
 from torch import Tensor, nn
 from transformers import LogitsProcessor
 
-from safe_framework._recipe import Recipe, parse_recipe, read_recipe
-from safe_framework.certificate.trace import Operation, traced
-from safe_framework.model import SafeModel
-from safe_framework.shapes import Frames
+from safe_framework.config.read import parse_recipe, read_recipe
+from safe_framework.config.schema import Recipe
+from safe_framework.core.model import SafeModel
+from safe_framework.interfaces.types import Frames
+from safe_framework.verification.outcome import Operation, traced
 
 MODALITY = "audio"
 TOKENS, MANY_TOKENS = 8, 32

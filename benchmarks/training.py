@@ -29,18 +29,19 @@ from rich.table import Table
 from speed_turns import now, peak_gib
 from transformers import TrainerCallback
 
-from safe_framework._recipe import Recipe, read_recipe
-from safe_framework.assembly import build
+from safe_framework.config.read import read_recipe
+from safe_framework.config.schema import Recipe
+from safe_framework.core.build import build
+from safe_framework.core.model import SafeModel
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.evaluation.answers import answer
 from safe_framework.evaluation.metrics import exact_match
-from safe_framework.model import SafeModel
-from safe_framework.progress import WorkProgress
-from safe_framework.run import versions
-from safe_framework.training import processes
+from safe_framework.runs.run import versions
+from safe_framework.training import distributed
+from safe_framework.training.alignment import prepare_projectors
 from safe_framework.training.batches import marked_ids
-from safe_framework.training.start import prepare_projectors
 from safe_framework.training.train import make_ready
+from safe_framework.utils.progress import WorkProgress
 
 ARMS = ("plain", "uncached", "cached")
 FUSED = {
@@ -118,7 +119,7 @@ def measure(
 ) -> dict[str, Any]:
     """One arm in this process."""
     recipe = recipe_of(arm, fused, seed)
-    model, data = build(recipe, device=processes.device()), RecipeData(recipe)
+    model, data = build(recipe, device=distributed.device()), RecipeData(recipe)
     examples = data.examples("train", {MODALITY: model.modality(MODALITY).encoder})
     watch = Watch(model, data, until, steps)
     progress, reading = WorkProgress(Console(quiet=True)), 0.0

@@ -32,15 +32,14 @@ from vision_base import captions_with_depth_off, composed
 
 import safe_framework
 from safe_framework import SafeModel
-from safe_framework._recipe import read_recipe
-from safe_framework.catalogue import recipe_path
-from safe_framework.certificate.result import FILE, Certificate
-from safe_framework.certificate.summary import summary
+from safe_framework.config.read import read_recipe
 from safe_framework.data.examples import Example, distinct, read_examples
 from safe_framework.errors import SafeError
-from safe_framework.evaluation import Evaluation
 from safe_framework.evaluation.answers import answer, without
-from safe_framework.run import ADAPTER, METRICS, run_recipe
+from safe_framework.evaluation.results import Evaluation
+from safe_framework.runs.run import ADAPTER, METRICS, run_recipe
+from safe_framework.utils.catalogue import recipe_path
+from safe_framework.verification.certificate import FILE, Certificate, summary
 
 SHIPPED = "../data/depth"
 VISION_STEPS = 50

@@ -10,8 +10,8 @@ import argparse
 from torch import Tensor
 
 import safe_framework
-from safe_framework.catalogue import recipe_path
 from safe_framework.data.audio import read_audio
+from safe_framework.utils.catalogue import recipe_path
 
 CLIP = recipe_path("quickstart").parent.parent / "data" / "instruments" / "clips" / "violin-b4.ogg"
 QUESTION = "What is playing?"

@@ -22,11 +22,11 @@ from torch import Tensor
 
 import safe_framework
 from safe_framework import SafeModel
-from safe_framework.bits import same_bits
-from safe_framework.catalogue import FOLDER
 from safe_framework.data.examples import Example, read_examples
 from safe_framework.evaluation.answers import answer, inputs
 from safe_framework.evaluation.metrics import exact_match
+from safe_framework.utils.catalogue import FOLDER
+from safe_framework.utils.tensors import same_bits
 
 TESTS = {"audio": FOLDER / "data/instruments/test.jsonl", "depth": FOLDER / "data/depth/test.jsonl"}
 COMPARED = 8  # questions of each sense whose logits are compared

@@ -16,14 +16,14 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from safe_framework import SafeModel
-from safe_framework._recipe import read_recipe
-from safe_framework.base import freeze
-from safe_framework.bits import same_bits
 from safe_framework.cli.compose import lines
-from safe_framework.compose.pictures import read_picture
-from safe_framework.compose.train import NOTE, compose_recipe
+from safe_framework.config.read import read_recipe
+from safe_framework.core.base_model import freeze
 from safe_framework.errors import SafeError
-from safe_framework.progress import WorkProgress
+from safe_framework.experimental.vision_language.pictures import read_picture
+from safe_framework.experimental.vision_language.train import NOTE, compose_recipe
+from safe_framework.utils.progress import WorkProgress
+from safe_framework.utils.tensors import same_bits
 
 BASE, RECIPE = "base", "recipe.toml"
 

@@ -8,43 +8,43 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from safe_framework.optional_torchaudio import guard_transformers
+from safe_framework.utils.optional_imports import guard_transformers
+from safe_framework.utils.versions import FRAMEWORK_VERSION
 
-__version__ = "0.1.0"
+__version__ = FRAMEWORK_VERSION
 
 if TYPE_CHECKING:
-    from safe_framework.assembly import attach, build, load
-    from safe_framework.certificate.verification import verify
-    from safe_framework.compilation import compile
-    from safe_framework.encoder import Encoder
+    from safe_framework.core.build import attach, build, load
+    from safe_framework.core.compilation import compile
+    from safe_framework.core.model import SafeModel
     from safe_framework.errors import SafeError
-    from safe_framework.fusion import FusionAdapter
-    from safe_framework.model import SafeModel
-    from safe_framework.pipelines import pipeline
-    from safe_framework.projector import Projector
-    from safe_framework.retention import RetentionRegularizer
-    from safe_framework.retention_store import RetentionStore
-    from safe_framework.shapes import AttentionWeights, BaseFacts, Frames, Memory, Tokens
+    from safe_framework.interfaces.encoder import Encoder
+    from safe_framework.interfaces.fusion import FusionAdapter
+    from safe_framework.interfaces.projector import Projector
+    from safe_framework.interfaces.retention import RetentionRegularizer, RetentionStore
+    from safe_framework.interfaces.types import AttentionWeights, BaseFacts, Frames, Memory, Tokens
+    from safe_framework.serving.pipeline import pipeline
+    from safe_framework.verification.verify import verify
 
 _HOMES = {
-    "attach": "assembly",
-    "build": "assembly",
-    "compile": "compilation",
-    "load": "assembly",
-    "pipeline": "pipelines",
-    "verify": "certificate.verification",
-    "Encoder": "encoder",
+    "attach": "core.build",
+    "build": "core.build",
+    "compile": "core.compilation",
+    "load": "core.build",
+    "pipeline": "serving.pipeline",
+    "verify": "verification.verify",
+    "Encoder": "interfaces.encoder",
     "SafeError": "errors",
-    "FusionAdapter": "fusion",
-    "SafeModel": "model",
-    "Projector": "projector",
-    "RetentionRegularizer": "retention",
-    "RetentionStore": "retention_store",
-    "AttentionWeights": "shapes",
-    "BaseFacts": "shapes",
-    "Frames": "shapes",
-    "Memory": "shapes",
-    "Tokens": "shapes",
+    "FusionAdapter": "interfaces.fusion",
+    "SafeModel": "core.model",
+    "Projector": "interfaces.projector",
+    "RetentionRegularizer": "interfaces.retention",
+    "RetentionStore": "interfaces.retention",
+    "AttentionWeights": "interfaces.types",
+    "BaseFacts": "interfaces.types",
+    "Frames": "interfaces.types",
+    "Memory": "interfaces.types",
+    "Tokens": "interfaces.types",
 }
 
 __all__ = [

@@ -18,7 +18,7 @@ from typing import Any
 
 import pluggy
 
-from safe_framework._registry import group_points, origin
+from safe_framework.interfaces.registry import group_points, origin
 
 specification = pluggy.HookspecMarker("safe_framework")
 implementation = pluggy.HookimplMarker("safe_framework")

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from safe_framework.fusion import FusionAdapter
-from safe_framework.model import SafeModel
-from safe_framework.shapes import BaseFacts
+from safe_framework.core.model import SafeModel
+from safe_framework.interfaces.fusion import FusionAdapter
+from safe_framework.interfaces.types import BaseFacts
 from safe_framework_plugins.fusion.cross_attention import CrossAttentionFusion
 from safe_framework_plugins.fusion.gated import GatedFusion
 from safe_framework_plugins.fusion.lora import LoraFusion

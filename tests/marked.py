@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from safe_framework.model import SafeModel
+from safe_framework.core.model import SafeModel
 from tests.toys import DIM, ToyEncoder, ToyFusion, ToyProjector, lora, tokenizer
 
 TOKENS = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from safe_framework.model import SafeModel
+from safe_framework.core.model import SafeModel
 from safe_framework.testing.bases import (
     BASES,
     END,

@@ -18,7 +18,6 @@ from safe_framework.cli import (
     data,
     doctor,
     fetch,
-    list_,
     new,
     pick,
     play,
@@ -28,6 +27,7 @@ from safe_framework.cli import (
     sweep,
     verify,
 )
+from safe_framework.cli import list as list_
 from safe_framework.errors import SafeError
 
 _COMMANDS = (

@@ -28,7 +28,7 @@ def _count(text: str) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from safe_framework.training.warm_up import encode, warm_up, warm_up_in
+    from safe_framework.training.precompute import encode, warm_up, warm_up_in
 
     if arguments.samples:
         encode(arguments.recipe, quiet=arguments.quiet)

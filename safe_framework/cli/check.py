@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from safe_framework.cli.table import table
 
 if TYPE_CHECKING:
-    from safe_framework._recipe import Recipe
-    from safe_framework.sizes import Part, Sizes
+    from safe_framework.config.schema import Recipe
+    from safe_framework.runs.model_sizes import Part, Sizes
 
 
 def add(commands: Any) -> None:
@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from safe_framework._recipe import read_recipe
+    from safe_framework.config.read import read_recipe
 
     recipe = read_recipe(arguments.recipe)
     print(f"{arguments.recipe} is a valid recipe")
@@ -38,8 +38,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _print_sizes(name: str, recipe: Recipe) -> None:
-    from safe_framework.catalogue import claims
-    from safe_framework.sizes import Claim, sizes_of
+    from safe_framework.runs.model_sizes import Claim, sizes_of
+    from safe_framework.utils.catalogue import claims
 
     sizes = sizes_of(recipe)
     rows = [("", "", "parameters", "trainable", ""), _row("", sizes.base)]
@@ -63,7 +63,7 @@ def _right(rows: list[tuple[str, ...]]) -> list[list[str]]:
 
 
 def _print_claim(recipe: Recipe, sizes: Sizes, claim: Any) -> None:
-    from safe_framework.sizes import about, sizes_of
+    from safe_framework.runs.model_sizes import about, sizes_of
 
     said = {"in all": (claim.total, sizes.total), "trainable": (claim.trainable, sizes.trainable)}
     for what, (claimed, found) in said.items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from safe_framework.evaluation.compare import Aggregate, Difference
+    from safe_framework.evaluation.compare_runs import Aggregate, Difference
 
 
 def add(commands: Any) -> None:
@@ -36,8 +36,8 @@ def _run(arguments: argparse.Namespace) -> int:
     import attrs
     from rich.console import Console
 
-    from safe_framework.evaluation.compare import compared
-    from safe_framework.finished import read_metrics
+    from safe_framework.evaluation.compare_runs import compared
+    from safe_framework.runs.finished import read_metrics
 
     first, second = arguments.runs, arguments.against
     if len(first) == 2 and not second:
@@ -76,7 +76,7 @@ def table(found: list[Difference]) -> Table:
 
 
 def _cells(row: Difference) -> tuple[str, ...]:
-    from safe_framework.evaluation.wording import points
+    from safe_framework.utils.formatting import points
 
     one = _side(row.first)
     if row.second is None or row.difference is None or row.low is None or row.high is None:
@@ -87,7 +87,7 @@ def _cells(row: Difference) -> tuple[str, ...]:
 
 
 def _side(found: Aggregate) -> str:
-    from safe_framework.evaluation.wording import percent
+    from safe_framework.utils.formatting import percent
 
     if found.spread is None:
         return percent(found.value)

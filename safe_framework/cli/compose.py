@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from safe_framework.compose.score import Captioning, Scores
+    from safe_framework.experimental.vision_language.train import Captioning, Scores
 
 
 def add(commands: Any) -> None:
@@ -26,9 +26,9 @@ def add(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from safe_framework._recipe import read_recipe
-    from safe_framework.compose.train import compose_recipe
-    from safe_framework.progress import WorkProgress
+    from safe_framework.config.read import read_recipe
+    from safe_framework.experimental.vision_language.train import compose_recipe
+    from safe_framework.utils.progress import WorkProgress
 
     recipe = read_recipe(arguments.recipe)
     with WorkProgress(Console(stderr=True, quiet=arguments.quiet)).showing() as progress:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from safe_framework.data.check import DataReport
+    from safe_framework.data.checks import DataReport
 
 _ANSWERS = 30  # of a source, in the table of counts
 _STYLES = {"error": "red", "warning": "yellow"}
@@ -46,8 +46,8 @@ def add(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from safe_framework.data.check.targets import check_target
-    from safe_framework.progress import WorkProgress
+    from safe_framework.data.checks.recipe import check_target
+    from safe_framework.utils.progress import WorkProgress
 
     console = Console(stderr=arguments.json)
     with WorkProgress(console).showing() as progress:

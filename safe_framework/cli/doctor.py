@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any, NamedTuple
 
 from safe_framework.cli.table import table
-from safe_framework.optional_torchaudio import load_torchaudio
+from safe_framework.utils.optional_imports import load_torchaudio
 
 _REQUIREMENT = re.compile(r"([\w.-]+)[^;]*(?:;.*extra == ['\"]([\w-]+)['\"])?")
 _NOT_FOR_USERS = ("dev", "test")
@@ -37,7 +37,7 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from safe_framework.checkpoints import cache_folder
+    from safe_framework.pretrained import cache_folder
 
     print(table([("python", platform.python_version()), ("cache", str(cache_folder()))], indent=""))
     requirements = _requirements()

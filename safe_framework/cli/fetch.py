@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from safe_framework.checkpoints import locate
+    from safe_framework.pretrained import locate
 
     for name in arguments.names:
         print(f"{name}: {locate(name)}")

@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from safe_framework.scaffold import write_plugin
+    from safe_framework.cli.scaffold import write_plugin
 
     folder = arguments.into / arguments.name
     written = write_plugin(arguments.name, arguments.kind, arguments.into)

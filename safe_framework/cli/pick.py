@@ -26,14 +26,14 @@ def add(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from safe_framework.training.monitor import pick
+    from safe_framework.training.monitor import pareto
 
-    kept = pick.read_pareto(arguments.folder)
-    chosen = pick.choose(kept, arguments.retention, arguments.gain, arguments.step)
+    kept = pareto.read_pareto(arguments.folder)
+    chosen = pareto.choose(kept, arguments.retention, arguments.gain, arguments.step)
     console = Console()
-    console.print(pick.table(kept, chosen))
+    console.print(pareto.table(kept, chosen))
     if arguments.output is None:
         console.print("--output DIR puts the marked one there", style="dim", highlight=False)
         return 0
-    print(pick.export(arguments.folder, chosen, arguments.output))
+    print(pareto.export(arguments.folder, chosen, arguments.output))
     return 0

@@ -22,8 +22,8 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from safe_framework.certificate.target import open_target
-    from safe_framework.playground import playground
+    from safe_framework.serving.playground import playground
+    from safe_framework.verification.target import open_target
 
     model, _ = open_target(arguments.adapter)
     modality = arguments.modality or next(iter(model.modalities))

@@ -37,9 +37,9 @@ def add(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from safe_framework.finished import open_run
-    from safe_framework.inspection import report_on
-    from safe_framework.progress import WorkProgress
+    from safe_framework.runs.finished import open_run
+    from safe_framework.runs.inspection import report_on
+    from safe_framework.utils.progress import WorkProgress
 
     run, console = open_run(arguments.run_folder, arguments.recipe), Console()
     with WorkProgress(console).showing() as progress:

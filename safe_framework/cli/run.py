@@ -26,12 +26,12 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from safe_framework.run import run_recipe
-    from safe_framework.training import processes
+    from safe_framework.runs.run import run_recipe
+    from safe_framework.training import distributed
 
     folder = run_recipe(
         arguments.recipe, output=arguments.output, resume=arguments.resume, quiet=arguments.quiet
     )
-    if processes.is_first():
+    if distributed.is_first():
         print(folder)
     return 0

@@ -10,7 +10,7 @@ from safe_framework.cli.table import table
 from safe_framework.errors import SafeError
 
 if TYPE_CHECKING:
-    from safe_framework._recipe.options import Option
+    from safe_framework.config.options import Option
 
 _UNTOLD = """\
 its options are not told by its source, and nothing is imported to show them
@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from safe_framework import catalogue
+    from safe_framework.utils import catalogue
 
     places = (catalogue.recipe_path, catalogue.card_path, catalogue.launch_path)
     files = dict(zip(_FILES, places, strict=True))
@@ -45,9 +45,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _show_plugin(kind: str, name: str) -> None:
-    from safe_framework._recipe.docstrings import arguments, docstring, summary
-    from safe_framework._recipe.signature import told_options
-    from safe_framework._registry import REGISTRIES
+    from safe_framework.config.plugin_options import arguments, docstring, summary, told_options
+    from safe_framework.interfaces.registry import REGISTRIES
 
     registry = REGISTRIES[kind]
     text = docstring(registry.point(name))
@@ -68,8 +67,7 @@ def _show_plugin(kind: str, name: str) -> None:
 
 
 def _row(option: Option) -> tuple[str, str, str]:
-    from safe_framework._recipe.options import REQUIRED
-    from safe_framework._recipe.words import phrase, quote
+    from safe_framework.config.options import REQUIRED, phrase, quote
 
     if option.default is REQUIRED:
         default = "required"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from safe_framework.evaluation.sweep_results import GatePoint, GateSweep
+    from safe_framework.evaluation.sweep import GatePoint, GateSweep
 
 _TEXTS = 64
 
@@ -45,11 +45,10 @@ def _numbers(text: str) -> list[float]:
 def _run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from safe_framework.evaluation.sweep import BUDGET, GATES
-    from safe_framework.evaluation.sweep_results import write_sweep
-    from safe_framework.finished import open_run
-    from safe_framework.inspection import swept
-    from safe_framework.progress import WorkProgress
+    from safe_framework.evaluation.sweep import BUDGET, GATES, write_sweep
+    from safe_framework.runs.finished import open_run
+    from safe_framework.runs.inspection import swept
+    from safe_framework.utils.progress import WorkProgress
 
     run, console = open_run(arguments.run_folder, arguments.recipe), Console()
     budget = BUDGET if arguments.budget is None else arguments.budget
@@ -79,7 +78,8 @@ def table(sweep: GateSweep) -> Table:
 
 
 def _cells(sweep: GateSweep, point: GatePoint) -> tuple[str, ...]:
-    from safe_framework.evaluation.wording import interval, percent
+    from safe_framework.evaluation.metrics import interval
+    from safe_framework.utils.formatting import percent
 
     kept = point.kept.agreement
     mark = "*" if point in sweep.front else " "
@@ -92,7 +92,7 @@ def _cells(sweep: GateSweep, point: GatePoint) -> tuple[str, ...]:
 
 def recommendation(sweep: GateSweep) -> str:
     """Which gate to set, and how to."""
-    from safe_framework.evaluation.wording import percent
+    from safe_framework.utils.formatting import percent
 
     best = sweep.recommended
     return (

@@ -31,11 +31,10 @@ def add(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from safe_framework.certificate.result import FILE
-    from safe_framework.certificate.summary import summary
-    from safe_framework.certificate.target import open_target
-    from safe_framework.certificate.verification import verify
-    from safe_framework.progress import WorkProgress
+    from safe_framework.utils.progress import WorkProgress
+    from safe_framework.verification.certificate import FILE, summary
+    from safe_framework.verification.target import open_target
+    from safe_framework.verification.verify import verify
 
     console = Console()
     model, folder = open_target(arguments.target, arguments.device)

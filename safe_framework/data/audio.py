@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from safe_framework.errors import DataError, SampleError
-from safe_framework.optional_torchaudio import load_torchaudio
+from safe_framework.utils.optional_imports import load_torchaudio
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from safe_framework.shapes import Sample
+    from safe_framework.interfaces.types import Sample
 
 
 def _float32(values: Any) -> Any:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from safe_framework.errors import DataError
-from safe_framework.shapes import Sample
+from safe_framework.interfaces.types import Sample
 
 _Array = NDArray[Any]
 

@@ -10,17 +10,10 @@ import attrs
 
 from safe_framework.data.readers import Row, Source, iterate_rows, no_rows
 from safe_framework.data.samples import Held, named_file, read_sample
-from safe_framework.data.tasks import (
-    NO_FIELDS,
-    QUESTIONS,
-    Reading,
-    distinct,
-    question_of,
-    text_in,
-)
-from safe_framework.encoder import Encoder
+from safe_framework.data.tasks import NO_FIELDS, QUESTIONS, Reading, distinct, question_of, text_in
 from safe_framework.errors import DataError, SampleError
-from safe_framework.shapes import Sample
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.interfaces.types import Sample
 
 __all__ = [
     "Example",

@@ -10,15 +10,14 @@ from typing import Any, TypeVar
 
 import attrs
 
-from safe_framework._recipe import Recipe
-from safe_framework._recipe.schema import BaseSpec, DataSpec, MixSpec, mixed
-from safe_framework.base import load_tokenizer
+from safe_framework.config.schema import BaseSpec, DataSpec, MixSpec, Recipe, mixed
 from safe_framework.data.examples import Example, read_samples, read_task, read_texts
+from safe_framework.data.prompts import around
 from safe_framework.data.tasks import CLASSES, NO_FIELDS, Reading, distinct
-from safe_framework.encoder import Encoder
 from safe_framework.errors import DataError
-from safe_framework.prompts import around
-from safe_framework.shapes import Sample
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.interfaces.types import Sample
+from safe_framework.pretrained.base_model import load_tokenizer
 
 _Read = TypeVar("_Read")
 

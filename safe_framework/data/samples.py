@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from safe_framework.data import images
 from safe_framework.data.audio import Waveform, read_audio, resample
-from safe_framework.errors import DataError, SafeError
-from safe_framework.shapes import Sample
+from safe_framework.errors import DataError, SafeError, SampleError
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.interfaces.types import Sample
 
 Held = Mapping[str, Any]
 """A sample in the row itself: ``bytes`` of a file, or an ``array`` with its ``sampling_rate``."""
@@ -113,3 +114,33 @@ def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
     raise DataError(
         f"`{path}` holds {len(names)} arrays, a sample is one", hint="save one array in each file"
     )
+
+
+# A sample as somebody hands it over: a file's name, a mapping, an array, or a finished sample.
+
+
+def given_sample(name: str, value: Any, encoder: Encoder) -> Sample:
+    """What the encoder takes, read from a file where a file is named.
+
+    Args:
+        name: of the modality.
+        value: a path, ``{"path": ...}``, ``{"bytes": ...}``, an ``{"array": ...}`` with its
+            ``sampling_rate``, or what the processor takes, which is left as it is.
+        encoder: the modality's own, to whose rate sound is resampled.
+
+    Raises:
+        SampleError: it is at an address of the network, which is not looked up.
+        DataError: it cannot be read.
+    """
+    if isinstance(value, str) and "://" in value:
+        scheme, _, place = value.partition("://")
+        if scheme != "file":
+            raise SampleError(
+                f"`{name}` is at `{value}`, which is not read from the network",
+                hint="download it and give its path",
+            )
+        value = place
+    if not isinstance(value, (str, Path, Mapping)):
+        return value
+    source = value if isinstance(value, Path) else named_file(value, name, Path(), f"`{name}`")
+    return read_sample(source, encoder.sampling_rate, f"`{name}`")

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 
 import attrs
 import torch
+from torch import Tensor, nn
 
+from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import distinct
 from safe_framework.evaluation.answers import Progress, silent
-from safe_framework.evaluation.groups import batches
 from safe_framework.evaluation.metrics import Estimate, bootstrap
-from safe_framework.training.align import answer_embeddings
+from safe_framework.utils.sequences import batches
 
 if TYPE_CHECKING:
+    from safe_framework.core.model import SafeModel
     from safe_framework.data.examples import Example
-    from safe_framework.model import SafeModel
 
 
 @attrs.frozen
@@ -80,3 +81,16 @@ def cross_modal(
         return bootstrap(values.double().numpy(), resamples=resamples, seed=seed)
 
     return CrossModal(estimate(own), estimate(own - best_other), estimate(own > best_other))
+
+
+@torch.no_grad()
+def answer_embeddings(model: SafeModel, answers: Sequence[str]) -> Tensor:
+    """Unit vectors towards each answer's mean input embedding, less their common mean."""
+    embed: nn.Module = model.base.get_input_embeddings()  # type: ignore[operator]  # a method
+    means = []
+    for answer in answers:
+        ids = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        means.append(embed(torch.tensor(ids, device=model.device)).float().mean(0))
+    stacked = torch.stack(means)  # (answers, hidden)
+    centred = stacked - stacked.mean(0) if len(answers) > 1 else stacked
+    return nn.functional.normalize(centred, dim=-1)

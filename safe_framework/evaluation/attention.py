@@ -18,16 +18,16 @@ from cattrs.errors import BaseValidationError
 from cattrs.preconf.json import make_converter
 from torch import Tensor
 
-from safe_framework.attention_probe import AttentionRecord
+from safe_framework.core.attention_probe import AttentionRecord
 from safe_framework.data.audio import Waveform
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import Progress, answer, evaluating, silent
-from safe_framework.shapes import Frames
+from safe_framework.interfaces.types import Frames
 
 if TYPE_CHECKING:
+    from safe_framework.core.model import SafeModel
     from safe_framework.data.examples import Example
-    from safe_framework.model import SafeModel
-    from safe_framework.shapes import Sample
+    from safe_framework.interfaces.types import Sample
 
 ATTENTION = "attention.json"
 _STRETCHES = 16

@@ -11,20 +11,18 @@ from safe_framework.data.tasks import CAPTIONS
 from safe_framework.errors import DataError
 from safe_framework.evaluation.alignment import cross_modal
 from safe_framework.evaluation.answers import Progress, evaluating, silent
-from safe_framework.evaluation.calibration import Calibration, calibration
-from safe_framework.evaluation.collect import collect
-from safe_framework.evaluation.datasets import by_dataset, closed
-from safe_framework.evaluation.drift import told
-from safe_framework.evaluation.gain import gain
-from safe_framework.evaluation.remembered import encoded_once
+from safe_framework.evaluation.base_drift import told
+from safe_framework.evaluation.encoder_cache import encoded_once
+from safe_framework.evaluation.gain import by_dataset, closed, collect, gain
+from safe_framework.evaluation.metrics import Calibration, calibration
 from safe_framework.evaluation.results import Answered, Evaluation
 from safe_framework.evaluation.retention import gate_zero, retention
 from safe_framework.evaluation.semantic import SentenceEncoder
 
 if TYPE_CHECKING:
+    from safe_framework.core.model import SafeModel
     from safe_framework.data.examples import Example
-    from safe_framework.model import SafeModel
-    from safe_framework.shapes import Sample
+    from safe_framework.interfaces.types import Sample
 
 _GATE_ZERO_EXAMPLES = 32
 

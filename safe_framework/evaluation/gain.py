@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from safe_framework.core.base_change import original
+from safe_framework.data.tasks import CAPTIONS
+from safe_framework.evaluation.answers import (
+    Progress,
+    answer,
+    answer_surely,
+    answer_without,
+    shuffled,
+    silent,
+)
 from safe_framework.evaluation.metrics import bootstrap, exact_match, normalise, token_f1
-from safe_framework.evaluation.results import OTHER, Answered, Gain
+from safe_framework.evaluation.probe import Features, pool, probe
+from safe_framework.evaluation.results import OTHER, Answered, DatasetGain, Gain
 from safe_framework.evaluation.semantic import SentenceEncoder, similarity
+from safe_framework.utils.sequences import batches
+
+if TYPE_CHECKING:
+    from safe_framework.core.model import SafeModel
+    from safe_framework.data.examples import Example
 
 
 def gain(
@@ -64,3 +85,199 @@ def confusion(answers: Sequence[Answered], classes: set[str]) -> Mapping[str, Ma
         given = normalise(row.answer)
         counts[normalise(row.expected)][given if given in classes else OTHER] += 1
     return {name: dict(sorted(row.items())) for name, row in counts.items()}
+
+
+# Put every test question in every way: with the sense, without, shuffled, and to the probe.
+
+
+def collect(
+    model: SafeModel,
+    modality: str,
+    train: Sequence[Example],
+    test: Sequence[Example],
+    *,
+    max_new_tokens: int = 8,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> tuple[Answered, ...]:
+    """Every test example with all the answers to it, the modality's gate taken as 1."""
+    options: Any = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    options |= {"gate": {modality: 1.0}, "progress": progress}
+    ask: Callable[..., list[str]] = partial(answer, model, **options)
+    told = answer_surely(model, test, label="answers with the sense", **options)
+    astray = ask(shuffled(test, modality, seed=seed), label="answers with shuffled samples")
+    with original(model):
+        bare = answer_without(ask, test, modality, label="answers of the base")
+    columns = (
+        told,
+        astray,
+        bare,
+        _probed(model, modality, train, test, batch_size, seed, progress),
+    )
+    template = model.processor.template
+    return tuple(
+        Answered(
+            place=example.place,
+            question=bare_question(example.prompt, template),
+            expected=example.answer,
+            answer=heard,
+            shuffled=misled,
+            base=base,
+            probe=probed,
+            confidence=sure,
+            task=example.task,
+            dataset=example.dataset,
+            sample=example.samples[modality],
+            file=example.files.get(modality),
+        )
+        for example, (heard, sure), misled, base, probed in zip(test, *columns, strict=True)
+    )
+
+
+def bare_question(prompt: str, template: str) -> str:
+    """What was put in the place of ``{question}``; the whole prompt if it was made otherwise.
+
+    >>> bare_question("Q: what is it? A:", "Q: {question} A:")
+    'what is it?'
+    """
+    before, _, after = template.partition("{question}")
+    if len(prompt) > len(before + after) and prompt.startswith(before) and prompt.endswith(after):
+        return prompt.removeprefix(before).removesuffix(after)
+    return prompt
+
+
+def _probed(
+    model: SafeModel,
+    modality: str,
+    train: Sequence[Example],
+    test: Sequence[Example],
+    batch_size: int,
+    seed: int,
+    progress: Progress,
+) -> tuple[str, ...]:
+    train = [example for example in train if example.task != CAPTIONS]
+    asked = [place for place, example in enumerate(test) if example.task != CAPTIONS]
+    named = [""] * len(test)
+    if not train or not asked:  # a probe names classes, and a caption is none
+        return tuple(named)
+    closed = [test[place] for place in asked]
+    features = _features(model, modality, [*train, *closed], batch_size, progress)
+    for place, name in zip(asked, _probe_tasks(features, train, closed, seed), strict=True):
+        named[place] = name
+    return tuple(named)
+
+
+def _probe_tasks(
+    features: Features, train: Sequence[Example], test: Sequence[Example], seed: int
+) -> list[str]:
+    """What a probe of each task says of the test rows, whose features follow the training rows'."""
+    named = [""] * len(test)
+    of_train, of_test = tasks([(e.prompt, normalise(e.answer)) for e in train], test)
+    for task in sorted(set(of_test)):
+        known = [place for place, its in enumerate(of_train) if its == task]
+        asked = [place for place, its in enumerate(of_test) if its == task]
+        labels = [normalise(train[place].answer) for place in known]
+        places = [len(train) + place for place in asked]
+        found = probe(features[known], labels, features[places], seed=seed)
+        for place, name in zip(asked, found, strict=True):
+            named[place] = name
+    return named
+
+
+def _features(
+    model: SafeModel,
+    modality: str,
+    examples: Sequence[Example],
+    batch_size: int,
+    progress: Progress,
+) -> Features:
+    """Pooled frames of each example; a file of which several are asked is encoded once."""
+    keys = [example.files.get(modality) or place for place, example in enumerate(examples)]
+    first = dict(zip(reversed(keys), reversed(examples), strict=True))
+    rows: list[Features] = []
+    for distinct in batches(list(first.values()), batch_size):
+        samples = [example.samples[modality] for example in distinct]
+        rows += pool(model.encode(modality, samples))
+        progress("linear probe", len(rows), len(first))
+    by_key = dict(zip(first, rows, strict=True))
+    return torch.stack([by_key[key] for key in keys])
+
+
+def tasks(asked: Sequence[tuple[str, str]], test: Sequence[Example]) -> tuple[list[str], list[str]]:
+    """Which task each training row and each test row belongs to.
+
+    A probe does not read, so it is fitted for each task apart: questions whose training answers
+    have none in common are of different tasks. A question that training never asked joins the
+    first of them.
+
+    Args:
+        asked: the prompt and the answer of each training row.
+        test: of which the prompts count.
+    """
+    task_of_answer: dict[str, str] = {}
+    task_of_prompt: dict[str, str] = {}
+    for prompt, label in sorted(set(asked)):
+        old, new = task_of_answer.get(label), task_of_prompt.setdefault(prompt, prompt)
+        task_of_answer[label] = new
+        if old is not None and old != new:  # two that share an answer become one
+            for known in (task_of_answer, task_of_prompt):
+                known.update({key: new for key, its in known.items() if its == old})
+    first = min(task_of_prompt.values())
+    here = [task_of_prompt[prompt] for prompt, _ in asked]
+    return here, [task_of_prompt.get(example.prompt, first) for example in test]
+
+
+# What was gained on each dataset of a mix, by the measure of its task.
+
+
+_Score = Callable[[Sequence[str], Sequence[str]], NDArray[np.float64]]
+
+
+def by_dataset(answers: Sequence[Answered], *, resamples: int, seed: int) -> dict[str, DatasetGain]:
+    """Each dataset's own result; none where one dataset of questions or classes is all there is."""
+    names = list(dict.fromkeys(row.dataset for row in answers))
+    if len(names) == 1 and answers[0].task != CAPTIONS:
+        return {}
+    estimate = partial(bootstrap, resamples=resamples, seed=seed)
+    found = {}
+    for name in names:
+        rows = [row for row in answers if row.dataset == name]
+        measure, score = MEASURES.get(rows[0].task, ("exact match", exact_match))
+        expected = [row.expected for row in rows]
+        sense = score([row.answer for row in rows], expected)
+        base = score([row.base for row in rows], expected)
+        shuffled = score([row.shuffled for row in rows], expected)
+        found[name or rows[0].task] = DatasetGain(
+            task=rows[0].task,
+            measure=measure,
+            score=estimate(sense),
+            base=estimate(base),
+            shuffled=estimate(shuffled),
+            over_base=estimate(sense - base),
+            over_shuffled=estimate(sense - shuffled),
+        )
+    return found
+
+
+def closed(answers: Sequence[Answered]) -> Sequence[Answered]:
+    """The answers that are right or wrong; all, if all are captions."""
+    return [row for row in answers if row.task != CAPTIONS] or answers
+
+
+def word_overlap(answers: Sequence[str], expected: Sequence[str]) -> NDArray[np.float64]:
+    """F1 of the words that an answer and the expected one share, however they are ordered.
+
+    >>> word_overlap(["A dog barks."], ["a dog runs and barks"]).round(2).tolist()
+    [0.75]
+    """
+    return np.array([_f1(*pair) for pair in zip(answers, expected, strict=True)], float)
+
+
+def _f1(given: str, right: str) -> float:
+    said, meant = Counter(normalise(given).split()), Counter(normalise(right).split())
+    shared = (said & meant).total()
+    return 2 * shared / (said.total() + meant.total()) if shared else 0.0
+
+
+MEASURES: dict[str, tuple[str, _Score]] = {CAPTIONS: ("words in common (F1)", word_overlap)}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from safe_framework.shapes import Frames
+from safe_framework.interfaces.types import Frames
 
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _FOLDS = 5

@@ -12,10 +12,9 @@ from cattrs.preconf.json import make_converter
 
 from safe_framework.data.tasks import QUESTIONS
 from safe_framework.evaluation.alignment import CrossModal
-from safe_framework.evaluation.calibration import Calibration
-from safe_framework.evaluation.changed import BaseChanged
-from safe_framework.evaluation.metrics import Estimate, normalise
-from safe_framework.shapes import Sample
+from safe_framework.evaluation.base_drift import BaseChanged
+from safe_framework.evaluation.metrics import Calibration, Estimate, normalise
+from safe_framework.interfaces.types import Sample
 
 OTHER = "(other)"
 """The column of answers that name no class; a normalised answer cannot be spelled so."""

@@ -9,19 +9,19 @@ import attrs
 import torch
 from torch import Tensor
 
-from safe_framework.bits import same_bits
+from safe_framework.core.base_change import original
 from safe_framework.data.distractors import FOREIGN, KINDS, distractor
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.answers import Progress, inputs, silent, without
-from safe_framework.evaluation.groups import batches
 from safe_framework.evaluation.metrics import agrees, bootstrap, kl_per_position
 from safe_framework.evaluation.results import Absent, Agreement, GateZero, Retention
-from safe_framework.shapes import Sample
-from safe_framework.stage_b.change import original
+from safe_framework.interfaces.types import Sample
+from safe_framework.utils.sequences import batches
+from safe_framework.utils.tensors import same_bits
 
 if TYPE_CHECKING:
+    from safe_framework.core.model import SafeModel
     from safe_framework.data.examples import Example
-    from safe_framework.model import SafeModel
 
 LOGIT_ROWS = 16  # texts at a time: logits of a large vocabulary are what fills the memory
 

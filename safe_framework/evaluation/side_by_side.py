@@ -8,14 +8,14 @@ import attrs
 import torch
 from torch import Tensor
 
-from safe_framework.bits import same_bits
+from safe_framework.core.base_change import original
 from safe_framework.evaluation.answers import evaluating, inputs
 from safe_framework.evaluation.metrics import agrees
-from safe_framework.stage_b.change import original
+from safe_framework.utils.tensors import same_bits
 
 if TYPE_CHECKING:
-    from safe_framework.model import SafeModel
-    from safe_framework.shapes import Sample
+    from safe_framework.core.model import SafeModel
+    from safe_framework.interfaces.types import Sample
 
 
 @attrs.frozen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,151 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from safe_framework.assembly import load
+from safe_framework.core.build import load
+from safe_framework.core.model import SafeModel
+from safe_framework.data.distractors import FOREIGN, KINDS, distractor
+from safe_framework.data.samples import read_sample
 from safe_framework.errors import SafeError
-from safe_framework.fingerprint import tensors_fingerprint
-from safe_framework.harness.accompanied import Accompanied
-from safe_framework.harness.samples import ABSENT, sample_beside
-from safe_framework.model import SafeModel
+from safe_framework.interfaces.types import Sample
+from safe_framework.runs.finished import open_run
+from safe_framework.utils.hashing import tensors_fingerprint
+
+# A model that hears the same sample in every call, as the harness takes a transformers model.
+
+
+class Accompanied:
+    """What the harness calls in place of a transformers model.
+
+    Args:
+        model: with its gates set.
+        modality: of the sample.
+        sample: beside every text; None leaves the sense absent.
+
+    Attributes:
+        config: the base's.
+        span: how many positions the sense puts into a text.
+    """
+
+    def __init__(self, model: SafeModel, modality: str, sample: Sample | None) -> None:
+        self.safe, self.modality = model, modality
+        self.config: Any = model.base.config
+        self._frames = None if sample is None else model.encode(modality, [sample])
+        heard = self._frames is not None and model.gates[modality] > 0
+        self.span = len(model.processor.markers.spans.get(modality, ())) if heard else 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the harness puts its ids."""
+        return self.safe.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the base's weights."""
+        return next(self.safe.base.parameters()).dtype
+
+    def num_parameters(self) -> int:
+        """Of the base and of what was added to it."""
+        return sum(parameter.numel() for parameter in self.safe.parameters())
+
+    def __call__(self, *args: Any, **inputs: Any) -> Any:
+        """Call the model with a sample for each text."""
+        return self.safe(*args, **inputs, **self._beside(*args, **inputs))
+
+    def generate(self, **inputs: Any) -> Any:
+        """Continue texts with a sample for each."""
+        return self.safe.generate(**inputs, **self._beside(**inputs))
+
+    def marked(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Ids and mask with the sense's markers where a text begins; untouched without any."""
+        if not self.span:
+            return ids, mask
+        real = torch.ones_like(ids) if mask is None else mask
+        batch = {"input_ids": ids.cpu(), "attention_mask": real.cpu()}
+        rows = len(ids)
+        given = {self.modality: [self._frames] * rows}
+        batch |= self.safe.processor.markers.inserted(batch, [""] * rows, given)
+        return batch["input_ids"].to(ids.device), batch["attention_mask"].to(ids.device)
+
+    def unmarked(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """Logits at the texts' own positions, (batch, length, vocabulary)."""
+        words = self.safe.processor.markers.words(ids)
+        return logits[words].view(len(ids), -1, logits.shape[-1])  # (batch, length, vocabulary)
+
+    def _beside(self, *args: Any, **inputs: Any) -> dict[str, Tensor]:
+        if self._frames is None:
+            return {}
+        rows = len(args[0] if args else inputs["input_ids"])
+        values, mask = self._frames.values, self._frames.mask
+        return {
+            f"{self.modality}__present": torch.ones(rows, dtype=torch.bool),
+            f"{self.modality}__frames": values.expand(rows, -1, -1),
+            f"{self.modality}__frames_mask": mask.expand(rows, -1),
+        }
+
+
+# Which sample stands beside every text that the harness asks about.
+
+
+ABSENT = "none"
+_NAMES = {"silence": "silent"} | {kind: kind for kind in (*KINDS, FOREIGN)}
+
+
+def sample_beside(
+    model: SafeModel,
+    modality: str,
+    adapter: Path,
+    kind: str,
+    *,
+    like: str | None = None,
+    recipe: str | None = None,
+    seed: int = 0,
+) -> Sample | None:
+    """The sample that a name stands for; None where the sense is absent.
+
+    Args:
+        model: whose encoder will take it.
+        modality: of the sample.
+        adapter: the model's folder; silence, noise and strangers are made from the test samples
+            of the run beside it.
+        kind: ``none``, ``silence``, ``noise``, ``shuffled``, ``foreign``, or a sample's file.
+        like: a sample's file to make silence or noise from, where there is no run.
+        recipe: of the run, where it is no longer where it was.
+        seed: decides which of the run's samples is taken, and the noise.
+
+    Raises:
+        SafeError: there is no such kind or file, or nothing to make it from.
+    """
+    if kind == ABSENT:
+        return None
+    rate = model.modality(modality).encoder.sampling_rate
+    if kind not in _NAMES:
+        if not Path(kind).is_file():
+            known = ", ".join(f"`{name}`" for name in (ABSENT, *_NAMES))
+            raise SafeError(
+                f"`distractor={kind}` is neither a kind of irrelevant sample nor a file",
+                hint=f"use one of {known}, or the file of a sample",
+            )
+        return read_sample(Path(kind), rate, f"distractor={kind}")
+    name = _NAMES[kind]
+    if like is not None:
+        pool: Sequence[Sample] = [read_sample(Path(like), rate, f"like={like}")]
+    else:
+        pool = _of_the_run(adapter, recipe, modality, kind)
+    return distractor(name, pool, torch.Generator().manual_seed(seed))
+
+
+def _of_the_run(adapter: Path, recipe: str | None, modality: str, kind: str) -> Sequence[Sample]:
+    """The samples that the run was tested with."""
+    try:
+        run = open_run(adapter, recipe)
+        if kind == FOREIGN:
+            return run.foreign(modality)
+        return [example.samples[modality] for example in run.examples(modality)]
+    except SafeError as error:
+        raise SafeError(
+            f"`{kind}` samples are made from those of the adapter's run: {error.message}",
+            hint="name its recipe with recipe=FILE, or one sample with like=FILE, in --model_args",
+        ) from error
 
 
 class SafeLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from safe_framework.testing import bases, strategies, toys
+    from safe_framework.testing.assertions import check_shapes
     from safe_framework.testing.encoder_contract import EncoderContract
     from safe_framework.testing.fusion_contract import FusionAdapterContract
     from safe_framework.testing.projector_contract import ProjectorContract
     from safe_framework.testing.retention_contract import RetentionRegularizerContract
-    from safe_framework.testing.shape_check import check_shapes
 
 _HOMES = {
     "EncoderContract": "encoder_contract",
     "FusionAdapterContract": "fusion_contract",
     "ProjectorContract": "projector_contract",
     "RetentionRegularizerContract": "retention_contract",
-    "check_shapes": "shape_check",
+    "check_shapes": "assertions",
 }
 _MODULES = ("bases", "strategies", "toys")
 

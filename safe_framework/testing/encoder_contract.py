@@ -11,12 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safe_framework.bits import same_bits
-from safe_framework.encoder import Encoder
-from safe_framework.shapes import Frames, Sample
-from safe_framework.testing.holding import assert_near, tried
-from safe_framework.testing.shape_check import check_shapes
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.interfaces.types import Frames, Sample
+from safe_framework.testing.assertions import assert_near, check_shapes, tried
 from safe_framework.testing.strategies import seeds
+from safe_framework.utils.tensors import same_bits
 
 _EXAMPLES = 10  # each runs a model
 _batches = st.lists(seeds(), min_size=1, max_size=4)

@@ -12,17 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 from torch import Tensor
 
-from safe_framework.bits import same_bits
-from safe_framework.fusion import FusionAdapter
-from safe_framework.shapes import BaseFacts, Memory, Tokens, all_real
-from safe_framework.testing.holding import (
+from safe_framework.interfaces.fusion import FusionAdapter
+from safe_framework.interfaces.types import BaseFacts, Memory, Tokens, all_real
+from safe_framework.testing.assertions import (
     assert_near,
+    check_shapes,
     finite_gradients,
     moved,
     never_learning,
     tried,
 )
-from safe_framework.testing.shape_check import check_shapes
 from safe_framework.testing.strategies import (
     base_facts,
     dtypes,
@@ -32,6 +31,7 @@ from safe_framework.testing.strategies import (
     tensors,
     tokens,
 )
+from safe_framework.utils.tensors import same_bits
 
 
 @attrs.frozen(eq=False)

@@ -8,17 +8,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safe_framework.projector import Projector
-from safe_framework.shapes import Frames, Tokens, all_real
-from safe_framework.testing.holding import assert_near, finite_gradients, never_learning, tried
-from safe_framework.testing.shape_check import check_shapes
-from safe_framework.testing.strategies import (
-    dtypes,
-    frames,
-    hostile_values,
-    sizes,
-    spoilt,
+from safe_framework.interfaces.projector import Projector
+from safe_framework.interfaces.types import Frames, Tokens, all_real
+from safe_framework.testing.assertions import (
+    assert_near,
+    check_shapes,
+    finite_gradients,
+    never_learning,
+    tried,
 )
+from safe_framework.testing.strategies import dtypes, frames, hostile_values, sizes, spoilt
 
 _DIM, _HIDDEN = 4, 8
 

@@ -13,15 +13,17 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 from torch import Tensor
 
-from safe_framework.comparison import LogitComparison
-from safe_framework.fingerprint import fingerprint
-from safe_framework.model import SafeModel
-from safe_framework.retention import RetentionRegularizer
-from safe_framework.retention_store import RetentionStore
+from safe_framework.core.model import SafeModel
+from safe_framework.interfaces.retention import (
+    LogitComparison,
+    RetentionRegularizer,
+    RetentionStore,
+)
+from safe_framework.testing.assertions import assert_near, moved, tried
 from safe_framework.testing.bases import VOCABULARY, llama, texts
-from safe_framework.testing.holding import assert_near, moved, tried
 from safe_framework.testing.strategies import hostile_values, masks, seeds, sizes, spoilt
 from safe_framework.testing.toys import attached, felt
+from safe_framework.utils.hashing import fingerprint
 
 _ROUNDING = 1e-5
 

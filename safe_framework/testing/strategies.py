@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import Tensor
 
-from safe_framework.shapes import AttentionWeights, BaseFacts, Frames, Tokens
+from safe_framework.interfaces.types import AttentionWeights, BaseFacts, Frames, Tokens
 
 HOSTILE = (float("nan"), float("inf"), -float("inf"), -0.0, 1e-40, -1e-40, 3.4e38, -3.4e38)
 """Numbers that break careless arithmetic: 1e-40 is denormal in 32 bits, 3.4e38 near their end."""

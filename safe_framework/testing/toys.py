@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from safe_framework.encoder import Encoder
+from safe_framework.core.model import SafeModel
 from safe_framework.errors import SampleError
-from safe_framework.fusion import FusionAdapter
-from safe_framework.model import SafeModel
-from safe_framework.projector import Projector
-from safe_framework.shapes import Frames, Memory, Sample, Tokens
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.interfaces.fusion import FusionAdapter
+from safe_framework.interfaces.projector import Projector
+from safe_framework.interfaces.types import Frames, Memory, Sample, Tokens
 from safe_framework.testing.bases import HIDDEN
 
 FRAMES, DIM = 3, 4

@@ -9,14 +9,13 @@ import attrs
 import torch
 from torch import Tensor
 
-from safe_framework.beginning import begun
+from safe_framework.core.class_readout import _KEYS, _NONE, ClassTarget, class_target
+from safe_framework.core.markers.text import MarkerText
+from safe_framework.core.processor import begun
 from safe_framework.data.examples import Example
-from safe_framework.data.frames import stack
-from safe_framework.data.unencoded import Row, Unencoded, prepared
+from safe_framework.data.frame_cache import RawSample, Row, prepared, stack
 from safe_framework.errors import DataError
-from safe_framework.marker_text import MarkerText
-from safe_framework.shapes import Frames
-from safe_framework.training.classes import ClassTarget, class_columns, class_target
+from safe_framework.interfaces.types import Frames
 
 IGNORED = -100
 
@@ -94,9 +93,9 @@ def carry(name: str, rows: Sequence[Row | None], dim: int) -> dict[str, Tensor]:
 
     Where the encoder trains, what it has prepared of the samples instead.
     """
-    raw = [row for row in rows if isinstance(row, Unencoded)]
+    raw = [row for row in rows if isinstance(row, RawSample)]
     if raw:
-        samples = [row.sample if isinstance(row, Unencoded) else None for row in rows]
+        samples = [row.sample if isinstance(row, RawSample) else None for row in rows]
         return prepared(name, raw[0].encoder, samples)
     frames = [row if isinstance(row, Frames) else None for row in rows]
     stacked = stack(frames, dim)
@@ -132,3 +131,20 @@ class AnswerCollator:
         for name, dim in self.dims.items():
             batch.update(carry(name, [e.frames.get(name) for e in examples], dim))
         return batch
+
+
+def class_columns(examples: Sequence[TokenizedExample], width: int) -> dict[str, Tensor]:
+    """The part of a batch that says which classes are read where; empty where none is."""
+    wanted = [example.classes for example in examples]
+    if not any(wanted):
+        return {}
+    most = max(len(one.ids) for one in wanted if one)
+    ids = torch.full((len(wanted), most), _NONE)
+    target = torch.full((len(wanted),), _NONE)
+    places = torch.zeros(len(wanted), width, dtype=torch.bool)
+    for row, one in enumerate(wanted):
+        if one is not None:
+            ids[row, : len(one.ids)] = torch.tensor(one.ids)
+            target[row] = one.target
+            places[row, list(one.places)] = True
+    return dict(zip(_KEYS, (ids, target, places), strict=True))

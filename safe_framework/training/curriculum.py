@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
-from safe_framework.training.dials import Dials, Factors
-from safe_framework.training.order import balanced_order, shuffled_slice
+from safe_framework.training.sampling import balanced_order, shuffled_slice
+from safe_framework.training.schedules import Dials, Factors
 
 if TYPE_CHECKING:
-    from safe_framework._recipe import StageSpec, TrainingSpec, UntilSpec
+    from safe_framework.config.schema import StageSpec, TrainingSpec, UntilSpec
 
 FILE = "curriculum.json"
 _APART = 10_007  # between the seeds of two stages

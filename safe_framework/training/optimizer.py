@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safe_framework._recipe import TrainingSpec
-from safe_framework.model import SafeModel
-from safe_framework.training.retention import CounterfactualRetention
+from safe_framework.config.schema import TrainingSpec
+from safe_framework.core.model import SafeModel
+from safe_framework.training.retention.counterfactual import CounterfactualRetention
 
 
 def make_optimizer(

@@ -11,29 +11,22 @@ import attrs
 from transformers import PrinterCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from safe_framework._recipe import Recipe
-from safe_framework.adapter import adapter_tensors
+from safe_framework.config.schema import Recipe
+from safe_framework.core.adapter import adapter_tensors
+from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
 from safe_framework.data.recipe_data import RecipeData
-from safe_framework.model import SafeModel
-from safe_framework.progress import WorkProgress
-from safe_framework.training import processes
-from safe_framework.training.align import Alignment
-from safe_framework.training.caches import Caches
-from safe_framework.training.checkpoints import latest_complete
-from safe_framework.training.material import (
-    caches_of,
-    encode_examples,
-    frame_stores,
-    retention_of,
-)
-from safe_framework.training.monitor.watch import Watch, watch_of
-from safe_framework.training.plan import plan_of
-from safe_framework.training.report import ProgressReport
-from safe_framework.training.schedule import GateSchedule
-from safe_framework.training.sharding import Sharding, shard_layers
-from safe_framework.training.start import prepare_projectors
-from safe_framework.training.trainer import SafeTrainer, arguments
+from safe_framework.training import distributed
+from safe_framework.training.alignment import Alignment, prepare_projectors
+from safe_framework.training.callbacks import ProgressReport
+from safe_framework.training.compute.activation_cache import Caches
+from safe_framework.training.distributed import Sharding, shard_layers
+from safe_framework.training.monitor.callback import Watch, watch_of
+from safe_framework.training.schedules import GateSchedule
+from safe_framework.training.setup import caches_of, encode_examples, frame_stores, retention_of
+from safe_framework.training.splits import plan_of
+from safe_framework.training.trainer import SafeTrainer, arguments, latest_complete
+from safe_framework.utils.progress import WorkProgress
 
 Log = list[dict[str, Any]]
 
@@ -69,20 +62,20 @@ def train(
     ready = make_ready(model, recipe, examples, folder, progress, data, sharding)
     trainer, alignment = ready.trainer, ready.alignment
     retention, watch = trainer.retention, trainer.watch
-    with processes.first_before_others():
+    with distributed.first_before_others():
         checkpoint = latest_complete(folder) if resume else None
     watch.begin(checkpoint)
     if checkpoint is None:
         prepare_projectors(model, recipe, trainer.examples, alignment, progress)
-        processes.agree(adapter_tensors(model).values())
-        processes.seed_apart(recipe.training.seed)
+        distributed.agree(adapter_tensors(model).values())
+        distributed.seed_apart(recipe.training.seed)
     elif watch.stopped:
         ready.caches.close()
         return _stopped(watch, checkpoint)
     if retention is not None:
-        with processes.first_before_others():
+        with distributed.first_before_others():
             retention.begin(folder, resumed=checkpoint is not None, progress=progress)
-    with processes.first_before_others():
+    with distributed.first_before_others():
         trainer.warm(progress)
     try:
         with _as_asked(model, recipe, sharding):
@@ -166,7 +159,7 @@ def _as_asked(model: SafeModel, recipe: Recipe, sharding: Sharding | None) -> It
     """Within the block, layers are computed again in the backward pass, and shared out."""
     if recipe.training.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    handle = shard_layers(model, sharding, processes.device()) if sharding else None
+    handle = shard_layers(model, sharding, distributed.device()) if sharding else None
     try:
         yield
     finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -13,24 +15,46 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from safe_framework._recipe import TrainingSpec
-from safe_framework.adapter import adapter_tensors, copy_tensors, own_copy
+from safe_framework.config.schema import TrainingSpec
+from safe_framework.core.adapter import adapter_tensors, copy_tensors, own_copy
+from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
-from safe_framework.model import SafeModel
-from safe_framework.retention_store import Progress
-from safe_framework.training import processes
-from safe_framework.training.align import Alignment
+from safe_framework.interfaces.retention import Progress
+from safe_framework.training import distributed
+from safe_framework.training.alignment import Alignment
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
-from safe_framework.training.caches import Caches
-from safe_framework.training.checkpoints import mark_complete
-from safe_framework.training.holding import average_gradients
-from safe_framework.training.mix import run_order
-from safe_framework.training.monitor.watch import Watch
+from safe_framework.training.compute.activation_cache import Caches
+from safe_framework.training.distributed import Part, average_gradients, rows_of_part
+from safe_framework.training.monitor.callback import Watch
 from safe_framework.training.objective import Objective, totals_of
 from safe_framework.training.optimizer import make_optimizer
-from safe_framework.training.order import FixedOrder
-from safe_framework.training.parts import Part, rows_of_part
-from safe_framework.training.retention import CounterfactualRetention
+from safe_framework.training.retention.counterfactual import CounterfactualRetention
+from safe_framework.training.sampling import FixedOrder, run_order
+
+# Checkpoints that a kill at any moment cannot spoil: a marker is written last.
+
+
+_COMPLETE = "complete"
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Say that everything in the folder has been written."""
+    (checkpoint / _COMPLETE).touch()
+
+
+def latest_complete(folder: Path) -> Path | None:
+    """The newest checkpoint that was written whole; broken ones are removed."""
+    whole = {}
+    for checkpoint in folder.glob("checkpoint-*"):
+        step = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+        if step is None or not checkpoint.is_dir():
+            continue
+        if (checkpoint / _COMPLETE).exists():
+            whole[int(step[1])] = checkpoint
+        else:
+            shutil.rmtree(checkpoint)
+    return whole[max(whole)] if whole else None
+
 
 WEIGHTS = "adapter.safetensors"
 
@@ -42,7 +66,7 @@ def arguments(spec: TrainingSpec, folder: Path) -> TrainingArguments:
         SafeError: a step cannot be shared out evenly, or the tracker is not installed.
     """
     accumulation = spec.gradient_accumulation_steps
-    rows = rows_of_part("batch_size", spec.batch_size, processes.count(), accumulation)
+    rows = rows_of_part("batch_size", spec.batch_size, distributed.count(), accumulation)
     if spec.report_to != "none" and find_spec(spec.report_to) is None:
         raise SafeError(
             f"`report_to` names {spec.report_to}, which is not installed",
@@ -53,7 +77,7 @@ def arguments(spec: TrainingSpec, folder: Path) -> TrainingArguments:
         max_steps=spec.max_steps,
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=accumulation,
-        use_cpu=processes.device().type == "cpu",
+        use_cpu=distributed.device().type == "cpu",
         bf16=spec.precision == "bfloat16",
         lr_scheduler_type=_SCHEDULES[spec.schedule],
         warmup_steps=spec.warmup_steps,
@@ -119,7 +143,7 @@ class SafeTrainer(Trainer):
         if retention is not None and retention.kinds:
             accumulation = spec.gradient_accumulation_steps
             rows = spec.retention_batch_size
-            rows_of_part("retention_batch_size", rows, processes.count(), accumulation)
+            rows_of_part("retention_batch_size", rows, distributed.count(), accumulation)
         self._rows = [[*e.prompt, *e.spelled] for e in self.examples]
         self._states = caches.task_texts(self._rows) if caches else None
         dims = {name: model.modality(name).encoder.dim for name in model.modalities}
@@ -275,7 +299,7 @@ class SafeTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        processes.wait()  # each has written its random state
+        distributed.wait()  # each has written its random state
         if self.args.should_save:
             self.watch.keep(folder)
             mark_complete(folder)

@@ -16,7 +16,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from safe_framework.run import run_recipe
+from safe_framework.runs.run import run_recipe
 from tests.browser.conftest import Browser
 
 pytestmark = pytest.mark.browser

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from safe_framework.cli import main
-from safe_framework.run import run_recipe
+from safe_framework.runs.run import run_recipe
 from tests.browser.conftest import Browser
 
 pytestmark = pytest.mark.browser

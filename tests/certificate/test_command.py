@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import safe_framework
-from safe_framework.certificate.result import Certificate
-from safe_framework.checkpoints import quietly
 from safe_framework.cli import main
-from safe_framework.injection import CallInjection
+from safe_framework.core.injection import CallInjection
+from safe_framework.pretrained import quietly
+from safe_framework.verification.certificate import Certificate
 from tests.toys import llama, tokenizer
 
 RECIPE = """\
@@ -40,12 +40,12 @@ def recipe(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A recipe for that base, whose encoder an installed plugin provides."""
     from importlib.metadata import EntryPoint
 
-    from safe_framework import _registry
+    from safe_framework.interfaces import registry
 
-    real = _registry.group_points
+    real = registry.group_points
     touch = EntryPoint("touch", "tests.toys:ToyEncoder", "safe_framework.encoders")
     monkeypatch.setattr(
-        _registry,
+        registry,
         "group_points",
         lambda group: [*real(group), *([touch] if group == touch.group else [])],
     )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from safe_framework.certificate.inputs import one_row, padded, plain_batch, with_other_words
-from safe_framework.certificate.outcome import outcome
-from safe_framework.certificate.trace import Operation, trace_difference
+from safe_framework.verification.calls import one_row, padded, plain_batch, with_other_words
+from safe_framework.verification.outcome import Operation, outcome, trace_difference
 from tests.toys import IMAGE, llama, llava, t5, texts
 
 CPU = torch.device("cpu")

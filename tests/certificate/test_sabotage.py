@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safe_framework import attachment, verify
-from safe_framework.certificate.result import Certificate, Verdict
-from safe_framework.injection import ActiveSense, CallInjection
-from safe_framework.modality import Modality
-from safe_framework.model import SafeModel
+from safe_framework import verify
+from safe_framework.core import layer_hooks
+from safe_framework.core.injection import ActiveSense, CallInjection
+from safe_framework.core.modality import Modality
+from safe_framework.core.model import SafeModel
+from safe_framework.verification.certificate import Certificate, Verdict
 from tests.toys import ToyFusion, attached, llama, tokenizer
 
 
@@ -245,7 +246,7 @@ class _Shared:
 
 def test_a_leak_between_threads_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hook that looks up a global instead of its thread's own state is found."""
-    monkeypatch.setattr(attachment, "_ACTIVE", _Shared())
+    monkeypatch.setattr(layer_hooks, "_ACTIVE", _Shared())
     found = findings(verify(wrapped(), calls="quick"))
     assert list(found) == ["Threads"]
     assert "the sense leaked between threads" in found["Threads"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safe_framework.certificate.seal import Seal
+from safe_framework.core.base_snapshot import Seal
 
 _COUNT = 210
 

@@ -10,8 +10,7 @@ import attrs
 import pytest
 from rich.console import Console
 
-from safe_framework.certificate.result import Certificate, Comparison, Law, Verdict
-from safe_framework.certificate.summary import summary
+from safe_framework.verification.certificate import Certificate, Comparison, Law, Verdict, summary
 
 HERE = Path(__file__).parent
 LAWS = (

@@ -13,16 +13,16 @@ from torch import nn
 
 import safe_framework
 from safe_framework import verify
-from safe_framework._recipe import parse_recipe
-from safe_framework.assembly import attach
-from safe_framework.base import hooks_of
-from safe_framework.certificate.broken import broken
-from safe_framework.certificate.calls import CALLS, WAYS, chosen
-from safe_framework.certificate.hooks import hooks_on
-from safe_framework.certificate.result import Certificate, Law, Verdict
+from safe_framework.config.read import parse_recipe
+from safe_framework.core.base_model import hooks_of
+from safe_framework.core.build import attach
+from safe_framework.core.hook_inventory import hooks_on
+from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
-from safe_framework.fingerprint import fingerprint
-from safe_framework.model import SafeModel
+from safe_framework.utils.hashing import fingerprint
+from safe_framework.verification.calls import CALLS, WAYS, chosen
+from safe_framework.verification.certificate import Certificate, Law, Verdict
+from safe_framework.verification.laws import broken
 from tests.toys import BASES, ToyFusion, attached, felt, llama, lora, texts, tokenizer
 
 
@@ -225,7 +225,9 @@ def test_a_trained_model_is_made_anew() -> None:
 
 def test_a_recipe_that_starts_aloud_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plugin whose fresh delta is not zero is caught."""
-    monkeypatch.setattr(safe_framework._registry.fusion_adapters, "load", lambda name: _Aloud)
+    monkeypatch.setattr(
+        safe_framework.interfaces.registry.fusion_adapters, "load", lambda name: _Aloud
+    )
     model = with_lora(1.0)
     model.recipe = parse_recipe(RECIPE)
     law = by_name(verify(model, calls="quick"))["Fresh is silent"]
@@ -256,7 +258,7 @@ def test_a_copy_keeps_its_seal(way: Any) -> None:
 
 def test_what_is_offloaded_is_told_apart() -> None:
     """Weights that are not in memory are counted, and not called the same bits."""
-    from safe_framework.certificate.laws.untouched import digests, untouched
+    from safe_framework.verification.laws import digests, untouched
 
     base = llama()
     model = attached(base)
@@ -270,7 +272,7 @@ def test_another_base_than_the_recorded_one_is_found(tmp_path: Path) -> None:
     """One number written behind torch's back is found by the adapter's fingerprint."""
     folder = with_lora(1.0).save_pretrained(tmp_path / "adapter")
     model = with_lora(0.0)
-    safe_framework.adapter.load_tensors(model, folder)
+    safe_framework.core.adapter.load_tensors(model, folder)
     assert (
         "as recorded with the adapter" in by_name(verify(model, calls="quick"))["Untouched"].detail
     )

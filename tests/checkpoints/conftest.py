@@ -136,7 +136,7 @@ def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder of cards in place of the framework's, and an empty cache beside it."""
     folder = tmp_path / "registry"
     (folder / "cards").mkdir(parents=True)
-    monkeypatch.setattr("safe_framework.catalogue.FOLDER", folder)
+    monkeypatch.setattr("safe_framework.utils.catalogue.FOLDER", folder)
     monkeypatch.setenv("SAFE_CACHE", str(tmp_path / "cache"))
     return folder / "cards"
 

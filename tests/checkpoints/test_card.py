@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from safe_framework import catalogue
-from safe_framework.checkpoints import read_card
 from safe_framework.errors import CheckpointError
+from safe_framework.pretrained import read_card
+from safe_framework.utils import catalogue
 
 SHIPPED = {"smollm2-135m-instruct-q4", "whisper-tiny.en"}
 

@@ -7,10 +7,9 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
-from safe_framework.checkpoints import quietly
-from safe_framework.checkpoints.dinov2 import write_dinov2
-from safe_framework.checkpoints.onnx import read_graph
 from safe_framework.errors import CheckpointError
+from safe_framework.pretrained import quietly
+from safe_framework.pretrained.converters.onnx_dinov2 import read_graph, write_dinov2
 
 HIDDEN, LAYERS = 128, 2
 

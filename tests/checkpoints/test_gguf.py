@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from safe_framework.checkpoints import quietly
-from safe_framework.checkpoints.gguf import write_gguf
 from safe_framework.errors import CheckpointError
+from safe_framework.pretrained import quietly
+from safe_framework.pretrained.converters.gguf import write_gguf
 
 WIDTH, HEADS, INNER, BLOCK = 64, 2, 96, 32
 LETTERS = ["<s>", "</s>", "a", "b", "c", "ab", "abc", "\u0120"]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from transformers import WhisperForConditionalGeneration, WhisperModel
 
-from safe_framework import catalogue as shipped
-from safe_framework.checkpoints import locate, location, quietly
 from safe_framework.errors import CheckpointError
+from safe_framework.pretrained import locate, location, quietly
+from safe_framework.utils import catalogue as shipped
 
 METADATA = """Metadata-Version: 2.1
 Name: tiny-hearing
@@ -226,7 +226,7 @@ def test_the_cache_is_where_the_user_says(
 def test_importing_it_is_cheap() -> None:
     """Law: looking a checkpoint up needs neither torch nor transformers."""
     code = (
-        "import safe_framework.checkpoints, sys; print({'torch', 'transformers'} & {*sys.modules})"
+        "import safe_framework.pretrained, sys; print({'torch', 'transformers'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

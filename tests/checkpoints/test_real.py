@@ -11,8 +11,8 @@ from transformers import (
     WhisperModel,
 )
 
-from safe_framework import catalogue
-from safe_framework.checkpoints import locate, quietly, read_card
+from safe_framework.pretrained import locate, quietly, read_card
+from safe_framework.utils import catalogue
 from safe_framework_plugins.encoders.image import ImageEncoder
 
 pytestmark = pytest.mark.real

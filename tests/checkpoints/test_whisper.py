@@ -14,10 +14,9 @@ from transformers import (
     WhisperModel,
 )
 
-from safe_framework.checkpoints import quietly
-from safe_framework.checkpoints.ctranslate2 import read_variables
-from safe_framework.checkpoints.whisper import write_whisper
 from safe_framework.errors import CheckpointError
+from safe_framework.pretrained import quietly
+from safe_framework.pretrained.converters.ctranslate2_whisper import read_variables, write_whisper
 
 
 @pytest.fixture

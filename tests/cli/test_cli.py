@@ -9,10 +9,10 @@ from types import ModuleType
 
 import pytest
 
-from safe_framework import catalogue
-from safe_framework._registry import REGISTRIES
 from safe_framework.cli import main
 from safe_framework.errors import CheckpointError
+from safe_framework.interfaces.registry import REGISTRIES
+from safe_framework.utils import catalogue
 
 COMMANDS = (
     "list",
@@ -289,7 +289,7 @@ def test_run_hands_its_options_over(stand_in, capsys):
         calls.append((source, keywords))
         return Path("runs/1")
 
-    stand_in("safe_framework.run", run_recipe=run_recipe)
+    stand_in("safe_framework.runs.run", run_recipe=run_recipe)
     assert main(["run", "quickstart"]) == 0
     assert main(["run", "a.toml", "--output", "there", "--no-resume", "--quiet"]) == 0
     assert calls == [
@@ -305,7 +305,7 @@ def test_an_interrupted_run_says_how_to_go_on(stand_in, capsys):
     def run_recipe(source, **keywords):
         raise KeyboardInterrupt
 
-    stand_in("safe_framework.run", run_recipe=run_recipe)
+    stand_in("safe_framework.runs.run", run_recipe=run_recipe)
     assert main(["run", "quickstart"]) == 130
     assert capsys.readouterr().err == (
         "\ninterrupted: the same command, without --no-resume, goes on from the last save\n"
@@ -314,7 +314,7 @@ def test_an_interrupted_run_says_how_to_go_on(stand_in, capsys):
 
 def test_fetch_says_where_each_checkpoint_is(stand_in, capsys):
     """Each name is located in turn."""
-    stand_in("safe_framework.checkpoints", locate=lambda name: f"/cache/{name}")
+    stand_in("safe_framework.pretrained", locate=lambda name: f"/cache/{name}")
     assert main(["fetch", "a", "b"]) == 0
     assert capsys.readouterr().out == "a: /cache/a\nb: /cache/b\n"
 
@@ -325,7 +325,7 @@ def test_fetch_shows_what_cannot_be_had(stand_in, capsys):
     def locate(name):
         raise CheckpointError(f"no `{name}`", hint="connect")
 
-    stand_in("safe_framework.checkpoints", locate=locate)
+    stand_in("safe_framework.pretrained", locate=locate)
     assert main(["fetch", "a"]) == 1
     assert capsys.readouterr().err == "no `a`\nhint: connect\n"
 

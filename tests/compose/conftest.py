@@ -17,7 +17,7 @@ from transformers import (
     Dinov2Model,
 )
 
-from safe_framework.checkpoints import quietly
+from safe_framework.pretrained import quietly
 from tests.toys import gpt2, llama, opt, tokenizer
 
 SIDE, PATCH = 8, 4

@@ -4,11 +4,16 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, LlavaForConditionalGeneration
 
-from safe_framework.bits import same_bits
-from safe_framework.compose.parts import IMAGE, compose, patches, projector_of
-from safe_framework.compose.pictures import read_picture
-from safe_framework.compose.train import see
 from safe_framework.errors import UnsupportedBaseError
+from safe_framework.experimental.vision_language.compose import (
+    IMAGE,
+    compose,
+    patches,
+    projector_of,
+)
+from safe_framework.experimental.vision_language.pictures import read_picture
+from safe_framework.experimental.vision_language.train import see
+from safe_framework.utils.tensors import same_bits
 from tests.compose.conftest import LANGUAGE, VISION
 
 

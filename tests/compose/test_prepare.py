@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from safe_framework.compose.parts import IMAGE, compose
-from safe_framework.compose.pictures import read_picture
-from safe_framework.model import SafeModel
+from safe_framework.core.model import SafeModel
+from safe_framework.experimental.vision_language.compose import IMAGE, compose
+from safe_framework.experimental.vision_language.pictures import read_picture
 from tests.marked import SAMPLE, ThreeTokens
 from tests.toys import ToyEncoder, ToyFusion
 

@@ -9,18 +9,29 @@ import torch
 from rich.console import Console
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor
 
-from safe_framework import assembly
-from safe_framework._recipe import ComposeSpec, parse_recipe, read_recipe
-from safe_framework.base import load_base
-from safe_framework.bits import same_bits
 from safe_framework.cli import main
-from safe_framework.compose import train as training
-from safe_framework.compose.parts import compose, projector_of
-from safe_framework.compose.pictures import read_captioned, read_picture
-from safe_framework.compose.score import _another, _Asked, _choices, _overlap, _plain, score
-from safe_framework.compose.train import CaptionCollator, compose_recipe, see, train_projector
+from safe_framework.config.read import parse_recipe, read_recipe
+from safe_framework.config.schema import ComposeSpec
+from safe_framework.core import build
 from safe_framework.errors import CheckpointError, DataError, SafeError
-from safe_framework.progress import WorkProgress
+from safe_framework.experimental.vision_language import train as training
+from safe_framework.experimental.vision_language.compose import compose, projector_of
+from safe_framework.experimental.vision_language.pictures import read_captioned, read_picture
+from safe_framework.experimental.vision_language.train import (
+    CaptionCollator,
+    _another,
+    _Asked,
+    _choices,
+    _overlap,
+    _plain,
+    compose_recipe,
+    score,
+    see,
+    train_projector,
+)
+from safe_framework.pretrained.base_model import load_base
+from safe_framework.utils.progress import WorkProgress
+from safe_framework.utils.tensors import same_bits
 
 RECIPE = """
 [base]
@@ -165,7 +176,7 @@ def test_what_was_not_composed_says_how(recipe, tmp_path):
     """Building names the command that makes the base."""
     text = recipe.text.replace("/composed", "/nowhere")
     with pytest.raises(CheckpointError) as caught:
-        assembly.build(parse_recipe(text, folder=recipe.folder))
+        build.build(parse_recipe(text, folder=recipe.folder))
     assert "/nowhere`, which [base.compose] describes, has" in caught.value.message
     assert caught.value.hint == "safe compose RECIPE"
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
-from safe_framework.checkpoints import quietly
+from safe_framework.pretrained import quietly
 from tests.toys import llama, tokenizer
 
 RECIPE = """\

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from safe_framework import adapter
-from safe_framework.adapter import CONFIG, WEIGHTS, adapter_tensors, load_tensors
+from safe_framework.core import adapter
+from safe_framework.core.adapter import CONFIG, WEIGHTS, adapter_tensors, load_tensors
+from safe_framework.core.model import SafeModel
 from safe_framework.errors import AdapterError, SafeError
-from safe_framework.fingerprint import tensors_fingerprint
-from safe_framework.model import SafeModel
+from safe_framework.utils.hashing import tensors_fingerprint
 from tests.laws.calls import all_same, forward_tensors
 from tests.toys import (
     ToyEncoder,

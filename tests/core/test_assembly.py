@@ -13,13 +13,14 @@ import pytest
 import torch
 
 import safe_framework
-from safe_framework._recipe import RecipeError, read_recipe
-from safe_framework.adapter import RECIPE, adapter_tensors
-from safe_framework.assembly import regularizers
-from safe_framework.base import hooks_of
+from safe_framework.config.diagnostics import RecipeError
+from safe_framework.config.plugins import regularizers
+from safe_framework.config.read import read_recipe
+from safe_framework.core.adapter import RECIPE, adapter_tensors
+from safe_framework.core.base_model import hooks_of
 from safe_framework.data.audio import Waveform
 from safe_framework.errors import AdapterError, SampleError
-from safe_framework.fingerprint import fingerprint, tensors_fingerprint
+from safe_framework.utils.hashing import fingerprint, tensors_fingerprint
 from tests.laws.calls import all_same, forward_tensors, generate_tensors
 from tests.toys import llama, tokenizer
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_framework.attention import CLAMP, CrossAttention, attend, unit_rms
-from safe_framework.fusion import chosen_layers
-from safe_framework.model import SafeModel
-from safe_framework.shapes import BaseFacts
+from safe_framework.attention import CrossAttention, attend, unit_rms
+from safe_framework.attention.folded import CLAMP
+from safe_framework.core.model import SafeModel
+from safe_framework.interfaces.fusion import chosen_layers
+from safe_framework.interfaces.types import BaseFacts
 from tests.toys import HIDDEN, gpt2, llama
 
 ROWS, HEADS, LENGTH, COUNT, DIM = 2, 3, 5, 4, 8

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_framework import attention
-from safe_framework.bits import same_bits
-from safe_framework.certificate.trace import traced
+from safe_framework.attention import cross_attention
+from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
-from safe_framework.model import SafeModel
+from safe_framework.utils.tensors import same_bits
+from safe_framework.verification.outcome import traced
 from tests.fusions import VARIANTS, sensing
 from tests.toys import FRAMES, PAD, attached, felt, llama, texts
 
@@ -40,14 +40,14 @@ def batch(model: SafeModel) -> dict[str, Tensor]:
 @pytest.fixture(autouse=True)
 def _never_observed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start as a process in which no probe was ever on."""
-    monkeypatch.setattr(attention, "_ever_observed", False)
+    monkeypatch.setattr(cross_attention, "_ever_observed", False)
 
 
 def test_it_is_off_by_default_and_never_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """Law: a model whose probe was not asked for records nothing and tells nobody."""
     model = sensing(PLAIN, llama(), trained=True)
-    monkeypatch.setattr(attention, "_tell", None)
-    monkeypatch.setattr(attention, "observed", None)
+    monkeypatch.setattr(cross_attention, "_tell", None)
+    monkeypatch.setattr(cross_attention, "observed", None)
     model(**texts(model.base, 2, 5), **felt(2))
     assert model.attention_probe.records == ()
 
@@ -84,7 +84,7 @@ def test_every_shipped_adapter_is_seen_and_not_disturbed(variant: str) -> None:
 def test_numbers_are_those_of_the_attention(model: SafeModel, batch: dict[str, Tensor]) -> None:
     """Law: mean, max, entropy and what is heard follow from the shares that the attention made."""
     told: list[Tensor] = []
-    with attention.observed(told.append):
+    with cross_attention.observed(told.append):
         model.configure_attention_probe(enabled=False)
         model(**batch)
     model.configure_attention_probe()

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError, SampleError
-from safe_framework.model import SafeModel
 from tests.toys import ToyEncoder, ToyFusion, ToyProjector, attached, felt, llama, texts
 
 

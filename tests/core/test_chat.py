@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from safe_framework.core.processor import SafeProcessor
 from safe_framework.errors import SafeError, SampleError
-from safe_framework.processor import SafeProcessor
 from tests.toys import IMAGE, WORDS, ToyEncoder, tokenizer
 
 TEMPLATE = "{% for m in messages %}{{ 'w9 ' + m['content'] + ' w10 ' }}{% endfor %}"

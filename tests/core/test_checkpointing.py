@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from safe_framework.bits import same_bits
+from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError, UnsupportedBaseError
-from safe_framework.fingerprint import fingerprint
-from safe_framework.model import SafeModel
+from safe_framework.utils.hashing import fingerprint
+from safe_framework.utils.tensors import same_bits
 from tests.laws.calls import all_same, copy_of, forward_tensors, generate_tensors
 from tests.toys import BASES, attached, felt, llama, opt, texts
 

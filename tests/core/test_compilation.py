@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import safe_framework
-from safe_framework.base import freeze
+from safe_framework.core.base_model import freeze
+from safe_framework.core.model import SafeModel
 from safe_framework.errors import InjectionError, UnsupportedBaseError
-from safe_framework.model import SafeModel
 from tests.laws.calls import all_same, copy_of, forward_tensors
 from tests.toys import ToyEncoder, ToyFusion, ToyProjector, attached, felt, llama, llava, texts
 

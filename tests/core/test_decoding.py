@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from safe_framework.model import SafeModel
+from safe_framework.core.model import SafeModel
 from tests.toys import ToyEncoder, ToyFusion, ToyProjector, felt, gpt2, llama, lora, t5, texts
 
 KINDS = {"greedy": {}, "beams": {"num_beams": 3}}

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_framework.layers import Side
-from safe_framework.model import SafeModel
-from safe_framework.testing.zoo import tiny
+from safe_framework.core.layer_discovery import Side
+from safe_framework.core.model import SafeModel
 from tests.laws.calls import all_same, copy_of, generate_tensors
 from tests.toys import HIDDEN, IMAGE, VOCABULARY, ToyEncoder, ToyFusion, ToyProjector, felt
+from tests.zoo.models import tiny
 
 ROWS, QUERIES = 2, 3
 PATHS = {

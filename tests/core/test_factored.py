@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from safe_framework.factored import Factored, Pair
-from safe_framework.fusion import FusionAdapter
-from safe_framework.model import SafeModel
-from safe_framework.shapes import Tokens
+from safe_framework.attention.folded import Factored, Pair
+from safe_framework.core.model import SafeModel
+from safe_framework.interfaces.fusion import FusionAdapter
+from safe_framework.interfaces.types import Tokens
 from tests.fusions import fresh, learned
 from tests.toys import HIDDEN, llama
 

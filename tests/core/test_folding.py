@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safe_framework import attention
-from safe_framework.fusion import FusionAdapter
-from safe_framework.model import SafeModel
-from safe_framework.shapes import Memory, Tokens
+from safe_framework.attention import cross_attention
+from safe_framework.core.model import SafeModel
+from safe_framework.interfaces.fusion import FusionAdapter
+from safe_framework.interfaces.types import Memory, Tokens
 from tests.fusions import VARIANTS, fresh, learned
 from tests.toys import HIDDEN, llama
 
@@ -65,7 +65,7 @@ def test_folded_is_the_same_attention(variant: str) -> None:
 def test_observers_see_the_same_shares(variant: str) -> None:
     """Law: whoever observes is told the shares of the tokens, folded or not."""
     fusion, told = adapter(variant), list[Tensor]()
-    with torch.no_grad(), attention.observed(told.append):
+    with torch.no_grad(), cross_attention.observed(told.append):
         memory = fusion.remember(tokens())
         fusion(hidden(), memory, 0)
         plainly(fusion, memory, 0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safe_framework.model import SafeModel
+from safe_framework.core.model import SafeModel
 from tests.laws.calls import all_same, copy_of
 from tests.toys import PAD, attached, felt, llama, texts
 

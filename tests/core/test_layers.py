@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safe_framework.base import hooks_of
+from safe_framework.core.base_model import hooks_of
+from safe_framework.core.layer_discovery import find_layers
+from safe_framework.core.model import SafeModel
 from safe_framework.errors import InjectionError, SafeError, UnsupportedBaseError
-from safe_framework.layers import find_layers
-from safe_framework.model import SafeModel
 from tests.toys import (
     HIDDEN,
     LAYERS,

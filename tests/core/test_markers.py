@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import safe_framework
-from safe_framework._recipe import RecipeError
-from safe_framework.adapter import load_tensors
-from safe_framework.base import hooks_of
-from safe_framework.bits import same_bits
+from safe_framework.config.diagnostics import RecipeError
+from safe_framework.core.adapter import load_tensors
+from safe_framework.core.base_model import hooks_of
+from safe_framework.core.markers.embeddings import embeddings_of
+from safe_framework.core.model import SafeModel
 from safe_framework.errors import InjectionError, SafeError, SampleError, UnsupportedBaseError
-from safe_framework.markers import embeddings_of
-from safe_framework.model import SafeModel
+from safe_framework.utils.tensors import same_bits
 from tests.marked import SAMPLE, TOKENS, ThreeTokens, batch_of, marking
 from tests.toys import (
     HIDDEN,

@@ -12,8 +12,8 @@ import soundfile
 import torch
 
 import safe_framework
+from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
-from safe_framework.model import SafeModel
 from tests.core.test_chat import PROMPT
 
 RATE = 16_000

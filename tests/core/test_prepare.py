@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
-from safe_framework.data.unencoded import UnencodedSamples
+from safe_framework.data.frame_cache import RawSampleStore
 from safe_framework.errors import SafeError, SampleError
-from safe_framework.model import SafeModel
 from safe_framework.training.batches import AnswerCollator, tokenize
-from safe_framework.training.losses import answer_loss
+from safe_framework.training.objective import answer_loss
 from tests.marked import SAMPLE, ThreeTokens, marking
 from tests.toys import DIM, ToyFusion, llama, t5, tokenizer
 from tests.training.conftest import ArrayEncoder
@@ -48,7 +48,7 @@ def test_training_gives_what_the_collator_makes(model: SafeModel) -> None:
         Example(text, answer, {} if sample is None else {"audio": sample})
         for text, answer, sample in zip(TEXTS[:3], ANSWERS[:3], samples[:3], strict=True)
     ]
-    store = UnencodedSamples(model.modality("audio"))
+    store = RawSampleStore(model.modality("audio").encoder)
     rows = [
         tokenize(
             model.tokenizer,

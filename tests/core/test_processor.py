@@ -11,10 +11,10 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
+from safe_framework.core.processor import SafeProcessor
 from safe_framework.data.audio import Waveform
 from safe_framework.errors import SafeError, SampleError
-from safe_framework.processor import SafeProcessor
-from safe_framework.shapes import Frames
+from safe_framework.interfaces.types import Frames
 from tests.toys import PAD, VOCABULARY, ToyEncoder, tokenizer
 
 

@@ -11,11 +11,11 @@ import pytest
 from tokenizers import processors
 
 import safe_framework
-from safe_framework._recipe import read_recipe
-from safe_framework._recipe.schema import DataSpec
+from safe_framework.config.read import read_recipe
+from safe_framework.config.schema import DataSpec
+from safe_framework.data.prompts import around
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import DataError
-from safe_framework.prompts import around
 from tests.core.test_chat import PROMPT, chatty
 from tests.toys import tokenizer
 

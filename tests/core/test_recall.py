@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import safe_framework
-from safe_framework import adapter, probe, recall
-from safe_framework._recipe import read_recipe
-from safe_framework.adapter import base_identity
+from safe_framework.config.read import read_recipe
+from safe_framework.core import adapter, layer_discovery
+from safe_framework.core.adapter import base_identity
 from safe_framework.errors import AdapterError, UnsupportedBaseError
+from safe_framework.pretrained import probe_cache
 from tests.toys import llama
 
 Write = Callable[..., Path]
@@ -23,8 +24,8 @@ Write = Callable[..., Path]
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache into which even tiny and brand-new bases go; the folder of its notes."""
     monkeypatch.setenv("SAFE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(recall, "_WORTH", 0)
-    monkeypatch.setattr(recall, "_SETTLED", 0.0)
+    monkeypatch.setattr(probe_cache, "_WORTH", 0)
+    monkeypatch.setattr(probe_cache, "_SETTLED", 0.0)
     return tmp_path / "cache" / "bases"
 
 
@@ -40,7 +41,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return done
 
-    monkeypatch.setattr(probe, "_run", watched("run", probe._run))
+    monkeypatch.setattr(layer_discovery, "_run", watched("run", layer_discovery._run))
     monkeypatch.setattr(adapter, "fingerprint", watched("hash", adapter.fingerprint))
     return seen
 
@@ -124,7 +125,7 @@ def test_saving_hashes_the_base_as_it_is(saved: Path, tmp_path: Path) -> None:
 def test_another_base_in_the_same_call_is_not_known(recipe: Write, looks: list[str]) -> None:
     """Law: what is recalled belongs to the base that was loaded, not to one that a plugin wraps."""
     base = llama()
-    with recall.recalling(base, recall.origin_of(read_recipe(str(recipe())).base)):
+    with probe_cache.recalling(base, probe_cache.origin_of(read_recipe(str(recipe())).base)):
         safe_framework.attach(base)
         looks.clear()
         safe_framework.attach(llama())
@@ -137,7 +138,7 @@ def test_another_base_in_the_same_call_is_not_known(recipe: Write, looks: list[s
 def test_a_refusal_is_not_kept(recipe: Write, monkeypatch: pytest.MonkeyPatch, kept: Path) -> None:
     """Law: a base that could not be served is tried again."""
     with monkeypatch.context() as patched:
-        patched.setattr(probe, "_same", lambda reference, moved: True)
+        patched.setattr(layer_discovery, "_same", lambda reference, moved: True)
         with pytest.raises(UnsupportedBaseError):
             safe_framework.build(recipe())
     (facts,) = [json.loads(path.read_text("utf-8")) for path in kept.glob("*.json")]
@@ -167,9 +168,9 @@ def test_a_cache_that_cannot_be_written_is_no_failure(recipe: Write, kept: Path)
 
 def test_old_notes_leave(recipe: Write, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Law: only so many bases are known at a time."""
-    monkeypatch.setattr(recall, "_MOST_KEPT", 2)
+    monkeypatch.setattr(probe_cache, "_MOST_KEPT", 2)
     for name in ("a", "b"):
-        recall.write_whole(kept / f"{name}.json", b"{}")
+        probe_cache.write_whole(kept / f"{name}.json", b"{}")
         os.utime(kept / f"{name}.json", (1, 1 + ord(name)))
     safe_framework.build(recipe())
     names = {path.stem for path in kept.glob("*.json")}
@@ -182,9 +183,9 @@ def test_small_and_brand_new_files_are_not_noted(
 ) -> None:
     """Law: what is loaded fast is looked at, and so is what a clock's tick could hide."""
     spec = read_recipe(str(recipe())).base
-    assert recall.origin_of(spec)
+    assert probe_cache.origin_of(spec)
     with monkeypatch.context() as patched:
-        patched.setattr(recall, "_WORTH", 2**24)
-        assert recall.origin_of(spec) is None
-    monkeypatch.setattr(recall, "_SETTLED", 3600.0)
-    assert recall.origin_of(spec) is None
+        patched.setattr(probe_cache, "_WORTH", 2**24)
+        assert probe_cache.origin_of(spec) is None
+    monkeypatch.setattr(probe_cache, "_SETTLED", 3600.0)
+    assert probe_cache.origin_of(spec) is None

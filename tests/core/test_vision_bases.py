@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from safe_framework import attach
-from safe_framework._recipe import parse_recipe
-from safe_framework.bits import same_bits
-from safe_framework.model import SafeModel
+from safe_framework.config.read import parse_recipe
+from safe_framework.core.model import SafeModel
+from safe_framework.utils.tensors import same_bits
 from tests.core.test_encoder_decoders import blip2
 from tests.run.conftest import RATE, write_whisper
 from tests.toys import HIDDEN, LAYERS, VOCABULARY, llama, llava, texts

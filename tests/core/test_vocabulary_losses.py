@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from safe_framework import vocabulary_losses
-from safe_framework.comparison import HiddenComparison, LogitComparison
-from safe_framework.vocabulary_losses import (
+from safe_framework.interfaces.retention import LogitComparison
+from safe_framework.training.compute import chunked_vocabulary
+from safe_framework.training.compute.calls import HiddenComparison
+from safe_framework.training.compute.chunked_vocabulary import (
     Expected,
     cross_entropy,
     expected,
@@ -26,7 +27,7 @@ temperatures = st.sampled_from([0.5, 1.0, 3.0, 20.0])
 @pytest.fixture(autouse=True)
 def narrow_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slices that the vocabulary does not fill evenly."""
-    monkeypatch.setattr(vocabulary_losses, "SLICE", 7)
+    monkeypatch.setattr(chunked_vocabulary, "SLICE", 7)
 
 
 def head_of(seed: int, *, bias: bool = False) -> nn.Linear:

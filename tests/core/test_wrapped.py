@@ -12,9 +12,9 @@ from accelerate import cpu_offload, dispatch_model
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from safe_framework.bits import same_bits
-from safe_framework.fingerprint import fingerprint
-from safe_framework.model import SafeModel
+from safe_framework.core.model import SafeModel
+from safe_framework.utils.hashing import fingerprint
+from safe_framework.utils.tensors import same_bits
 from tests.laws.calls import all_same, copy_of, forward_tensors
 from tests.toys import LAYERS, attached, felt, llama, lora, texts, tokenizer
 

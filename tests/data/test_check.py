@@ -11,9 +11,9 @@ import soundfile
 from torch import Tensor
 
 from safe_framework.data.audio import check_waveform
-from safe_framework.data.check import DataReport, Expected, check_data
-from safe_framework.data.check.findings import KINDS
-from safe_framework.data.check.targets import check_target
+from safe_framework.data.checks import DataReport, Expected, check_data
+from safe_framework.data.checks.findings import KINDS
+from safe_framework.data.checks.recipe import check_target
 from safe_framework.errors import SampleError
 from safe_framework.testing.toys import ToyEncoder
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from safe_framework.data.examples import distinct, read_examples, read_texts
 from safe_framework.data.readers import read_rows
-from safe_framework.encoder import Encoder
 from safe_framework.errors import DataError
-from safe_framework.shapes import Frames
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.interfaces.types import Frames
 
 RATE = 8000
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from safe_framework.catalogue import recipe_path
 from safe_framework.data.examples import read_samples
 from safe_framework.data.readers import read_rows
 from safe_framework.errors import DataError
+from safe_framework.utils.catalogue import recipe_path
 from tests.toys import ToyEncoder
 
 SHIPPED = recipe_path("quickstart").parents[1] / "data"

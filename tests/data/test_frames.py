@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from safe_framework.core.modality import Modality
 from safe_framework.data.audio import Waveform
-from safe_framework.data.frames import FrameStore, sample_key, stack
+from safe_framework.data.frame_cache import sample_key, stack
 from safe_framework.errors import SafeError, SampleError
-from safe_framework.modality import Modality
-from safe_framework.shapes import Frames, all_real
+from safe_framework.interfaces.types import Frames, all_real
 from tests.toys import DIM, HIDDEN, ToyEncoder, ToyFusion, ToyProjector
 
 
@@ -59,7 +59,7 @@ def samples(count: int = 3) -> list[np.ndarray]:
 
 def test_frames_are_the_encoders_own(touch: Modality, tmp_path: Path) -> None:
     """Law: stored frames are bitwise those of encoding the sample alone, whatever is beside it."""
-    stored = FrameStore(touch, tmp_path).frames(samples())
+    stored = touch.frame_cache(tmp_path).frames(samples())
     for sample, one in zip(samples(), stored, strict=True):
         direct = touch.encode(touch.encoder.prepare([sample]))
         assert one.mask.all()
@@ -70,8 +70,8 @@ def test_a_sample_is_encoded_once(touch: Modality, tmp_path: Path) -> None:
     """Law: neither a repeat in a call nor a second call, nor another store, encodes it again."""
     encoder = touch.encoder
     assert isinstance(encoder, CountingEncoder)
-    first = FrameStore(touch, tmp_path).frames([*samples(), *samples()])
-    second = FrameStore(touch, tmp_path).frames(samples())
+    first = touch.frame_cache(tmp_path).frames([*samples(), *samples()])
+    second = touch.frame_cache(tmp_path).frames(samples())
     assert encoder.encoded == 3
     assert all(torch.equal(a.values, b.values) for a, b in zip(first[:3], second, strict=True))
 
@@ -79,48 +79,48 @@ def test_a_sample_is_encoded_once(touch: Modality, tmp_path: Path) -> None:
 def test_more_samples_than_a_group_come_in_order(touch: Modality, tmp_path: Path) -> None:
     """Law: each of any number of samples gets its own frames."""
     given = samples(37)
-    stored = FrameStore(touch, tmp_path).frames(given)
+    stored = touch.frame_cache(tmp_path).frames(given)
     assert [one.values.shape[1] for one in stored] == [len(one) for one in given]
 
 
 def test_no_sample_gives_no_frames(touch: Modality, tmp_path: Path) -> None:
     """Law: nothing in, nothing out."""
-    assert FrameStore(touch, tmp_path).frames([]) == []
+    assert touch.frame_cache(tmp_path).frames([]) == []
 
 
 def test_progress_reaches_the_end(touch: Modality, tmp_path: Path) -> None:
     """Law: progress says how many of the missing samples are encoded, up to all of them."""
     told: list[tuple[str, int, int]] = []
-    FrameStore(touch, tmp_path).frames(samples(20), lambda *call: told.append(call))
+    touch.frame_cache(tmp_path).frames(samples(20), lambda *call: told.append(call))
     assert [(done, total) for _, done, total in told][-1] == (20, 20)
 
 
 def test_a_trained_encoder_gets_a_folder_of_its_own(touch: Modality, tmp_path: Path) -> None:
     """Law: other weights of the encoder never read the frames of these."""
-    before = FrameStore(touch, tmp_path).folder
+    before = touch.frame_cache(tmp_path).folder
     with torch.no_grad():
         next(touch.encoder.parameters()).add_(1e-3)
-    assert FrameStore(touch, tmp_path).folder != before
+    assert touch.frame_cache(tmp_path).folder != before
 
 
 def test_other_options_get_a_folder_of_their_own(touch: Modality, tmp_path: Path) -> None:
     """Law: other options of the encoder never read the frames of these."""
-    folders = {FrameStore(touch, tmp_path, {"layer": layer}).folder for layer in (1, 2, None)}
+    folders = {touch.frame_cache(tmp_path, {"layer": layer}).folder for layer in (1, 2, None)}
     assert len(folders) == 3
 
 
 def test_another_class_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     """Law: an encoder of another class never reads the frames of this one."""
     kinds = (ToyEncoder, CountingEncoder)
-    assert len({FrameStore(modality(kind), tmp_path).folder for kind in kinds}) == len(kinds)
+    assert len({modality(kind).frame_cache(tmp_path).folder for kind in kinds}) == len(kinds)
 
 
 def test_the_projector_does_not_matter(touch: Modality, tmp_path: Path) -> None:
     """Law: training what follows the encoder leaves the frames valid."""
-    before = FrameStore(touch, tmp_path).folder
+    before = touch.frame_cache(tmp_path).folder
     with torch.no_grad():
         next(touch.projector.parameters()).add_(1)
-    assert FrameStore(touch, tmp_path).folder == before
+    assert touch.frame_cache(tmp_path).folder == before
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_sample_without_an_array_is_refused() -> None:
 
 def test_frames_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     """Law: NaN from an encoder is an error, and nothing is stored."""
-    store = FrameStore(modality(NanEncoder), tmp_path)
+    store = modality(NanEncoder).frame_cache(tmp_path)
     with pytest.raises(SampleError, match="NaN or infinite frames"):
         store.frames(samples(1))
     assert not list(store.folder.iterdir())
@@ -169,7 +169,7 @@ def test_a_broken_write_leaves_no_readable_file(
     touch: Modality, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Law: a write that is broken off leaves no frames, and the next call encodes anew."""
-    store = FrameStore(touch, tmp_path)
+    store = touch.frame_cache(tmp_path)
 
     def broken(*args: object) -> None:
         raise KeyboardInterrupt
@@ -214,7 +214,7 @@ def test_a_frame_that_is_not_real_keeps_its_place(tmp_path: Path) -> None:
     touch = modality(HoledEncoder)
     sample = samples(6)[-1]
     for _ in ("computed", "read"):
-        (stored,) = FrameStore(touch, tmp_path).frames([sample])
+        (stored,) = touch.frame_cache(tmp_path).frames([sample])
         assert stored.mask.tolist() == [[True, False, True, True, True]]
         direct = touch.encode(touch.encoder.prepare([sample]))
         assert torch.equal(stored.values[stored.mask], direct.values[direct.mask])
@@ -231,7 +231,7 @@ class DeafEncoder(CountingEncoder):
 
 def test_a_sample_without_a_real_frame_has_none(tmp_path: Path) -> None:
     """Law: a sample of which every frame is masked is kept as one without frames, and stacks."""
-    stored = FrameStore(modality(DeafEncoder), tmp_path).frames(samples(2))
+    stored = modality(DeafEncoder).frame_cache(tmp_path).frames(samples(2))
     assert [one.values.shape for one in stored] == [(1, 0, DIM)] * 2
     together = stack(stored, DIM)
     assert together.values.shape == (2, 1, DIM)
@@ -242,4 +242,4 @@ def test_a_trainable_encoder_is_refused(touch: Modality, tmp_path: Path) -> None
     """Law: nobody keeps frames of an encoder that trains: they would not stay true."""
     touch.encoder.requires_grad_(True)
     with pytest.raises(SafeError, match=r"`touch` is trainable.*\nhint: keep its samples"):
-        FrameStore(touch, tmp_path)
+        touch.frame_cache(tmp_path)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from safe_framework._recipe import parse_recipe
+from safe_framework.config.read import parse_recipe
 from safe_framework.data.examples import read_task
 from safe_framework.data.readers import Row
 from safe_framework.data.recipe_data import RecipeData

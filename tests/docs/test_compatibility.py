@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from safe_framework.testing.zoo import types
 from tests.zoo.examine import Entry
+from tests.zoo.models import types
 from tests.zoo.page import LAWS, table_page, with_counts, with_gpu
 
 DOCS = Path(__file__).parents[2] / "docs"

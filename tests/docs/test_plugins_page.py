@@ -8,8 +8,8 @@ import tomli
 
 import safe_framework
 from safe_framework import testing
-from safe_framework._registry import REGISTRIES
 from safe_framework.cli import main
+from safe_framework.interfaces.registry import REGISTRIES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)

@@ -9,9 +9,9 @@ import torch
 
 import safe_framework
 from safe_framework import Frames
-from safe_framework._recipe import parse_recipe
-from safe_framework._registry import REGISTRIES
 from safe_framework.cli import main
+from safe_framework.config.read import parse_recipe
+from safe_framework.interfaces.registry import REGISTRIES
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (

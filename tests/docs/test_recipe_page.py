@@ -7,9 +7,10 @@ import attrs
 import pytest
 import tomli
 
-from safe_framework._recipe import parse_recipe, schema
-from safe_framework._recipe.signature import read_options
-from safe_framework._registry import fusion_adapters
+from safe_framework.config import schema
+from safe_framework.config.plugin_options import read_options
+from safe_framework.config.read import parse_recipe
+from safe_framework.interfaces.registry import fusion_adapters
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "recipe.md").read_text("utf-8")

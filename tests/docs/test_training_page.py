@@ -5,9 +5,9 @@ from pathlib import Path
 
 import tomli
 
-from safe_framework import catalogue
-from safe_framework._recipe.schema import TrainingSpec
 from safe_framework.cli import main
+from safe_framework.config.schema import TrainingSpec
+from safe_framework.utils import catalogue
 
 PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text("utf-8")
 

@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from safe_framework.core.model import SafeModel
 from safe_framework.data.audio import Waveform
 from safe_framework.data.examples import Example
-from safe_framework.encoder import Encoder
 from safe_framework.evaluation.gain import gain
 from safe_framework.evaluation.metrics import Estimate
 from safe_framework.evaluation.results import (
@@ -23,10 +23,10 @@ from safe_framework.evaluation.results import (
     GateZero,
     Retention,
 )
-from safe_framework.fusion import FusionAdapter
-from safe_framework.model import SafeModel
-from safe_framework.projector import Projector
-from safe_framework.shapes import Frames, Memory, Tokens, all_real
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.interfaces.fusion import FusionAdapter
+from safe_framework.interfaces.projector import Projector
+from safe_framework.interfaces.types import Frames, Memory, Tokens, all_real
 
 WORDS = [
     "pad",

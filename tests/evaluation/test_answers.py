@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from safe_framework.data.examples import Example
 from safe_framework.evaluation.answers import answer, answer_without, derangement, shuffled, without
-from safe_framework.evaluation.collect import bare_question
+from safe_framework.evaluation.gain import bare_question
 
 LABELS = st.lists(st.sampled_from("abcd"), min_size=2, max_size=30)
 

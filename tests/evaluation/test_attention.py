@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from safe_framework.core.model import SafeModel
 from safe_framework.data.audio import Waveform
 from safe_framework.data.examples import Example
-from safe_framework.encoder import Encoder
 from safe_framework.errors import DataError
 from safe_framework.evaluation.attention import (
     attended,
@@ -16,9 +16,9 @@ from safe_framework.evaluation.attention import (
     read_attention,
     write_attention,
 )
-from safe_framework.model import SafeModel
-from safe_framework.projector import Projector
-from safe_framework.shapes import Frames, Tokens, all_real
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.interfaces.projector import Projector
+from safe_framework.interfaces.types import Frames, Tokens, all_real
 from tests.evaluation.conftest import HIDDEN, PairEncoder, tiny_tokenizer
 from tests.fusions import fresh, learned
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from safe_framework.bits import integers, same_bits
+from safe_framework.utils.tensors import integers, same_bits
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn]
 DTYPES = [

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from safe_framework.evaluation import Evaluation, evaluate
 from safe_framework.evaluation.alignment import cross_modal
 from safe_framework.evaluation.answers import answer, answer_surely, inputs
-from safe_framework.evaluation.calibration import calibration
-from safe_framework.evaluation.metrics import token_f1
+from safe_framework.evaluation.evaluate import evaluate
+from safe_framework.evaluation.metrics import calibration, token_f1
+from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.summary import sections
 
 

@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
-from safe_framework.evaluation.answers import answer
-from safe_framework.evaluation.choices import likelihoods
-from safe_framework.evaluation.datasets import by_dataset, closed, word_overlap
+from safe_framework.evaluation.answers import answer, likelihoods
+from safe_framework.evaluation.gain import by_dataset, closed, word_overlap
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.summary import headlines
-from safe_framework.model import SafeModel
 from tests.evaluation.conftest import answered
 
 LABELS = ("red", "the cat sat", "blue")

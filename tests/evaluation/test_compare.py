@@ -8,7 +8,7 @@ import pytest
 
 from safe_framework.cli import main
 from safe_framework.errors import DataError
-from safe_framework.evaluation.compare import compared, mcnemar
+from safe_framework.evaluation.compare_runs import compared, mcnemar
 
 
 def answering(evaluation, right):

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from safe_framework.bits import same_bits
+from safe_framework.core.model import SafeModel
 from safe_framework.errors import DataError, SafeError
-from safe_framework.evaluation import Evaluation, evaluate
 from safe_framework.evaluation.answers import answer, without
-from safe_framework.model import SafeModel
+from safe_framework.evaluation.evaluate import evaluate
+from safe_framework.evaluation.results import Evaluation
+from safe_framework.utils.tensors import same_bits
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safe_framework import bits
-from safe_framework.evaluation import answers, collect, metrics, wording
+from safe_framework.evaluation import answers, gain, metrics
 from safe_framework.evaluation.metrics import (
     agrees,
     bootstrap,
@@ -18,10 +17,11 @@ from safe_framework.evaluation.metrics import (
     kl_per_position,
     normalise,
 )
-from safe_framework.evaluation.report import markup
+from safe_framework.runs.report import html
+from safe_framework.utils import formatting, tensors
 
 
-@pytest.mark.parametrize("module", [answers, bits, collect, markup, metrics, wording])
+@pytest.mark.parametrize("module", [answers, tensors, gain, html, metrics, formatting])
 def test_examples_in_docstrings_hold(module):
     """Every example in the documentation gives what it shows."""
     failed, tried = doctest.testmod(module)

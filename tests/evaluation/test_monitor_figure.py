@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from safe_framework.evaluation.report.monitor import draw, monitor_figure, summary
+from safe_framework.runs.report.curves import draw, monitor_figure, summary
 
 
 def look(step: int, gain: float, kept: float) -> dict[str, Any]:

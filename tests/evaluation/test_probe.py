@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from safe_framework.evaluation.probe import pool, probe
-from safe_framework.shapes import Frames
+from safe_framework.interfaces.types import Frames
 
 
 def blobs(count, noise, seed):

@@ -7,11 +7,11 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from safe_framework.bits import same_bits
-from safe_framework.encoder import Encoder
-from safe_framework.evaluation import evaluate
-from safe_framework.evaluation.remembered import FrameMemory, encoded_once
-from safe_framework.shapes import Frames
+from safe_framework.evaluation.encoder_cache import FrameMemory, encoded_once
+from safe_framework.evaluation.evaluate import evaluate
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.interfaces.types import Frames
+from safe_framework.utils.tensors import same_bits
 
 
 class Ragged(Encoder):

@@ -13,9 +13,9 @@ import pytest
 
 from safe_framework.data.audio import Waveform
 from safe_framework.errors import DataError
-from safe_framework.evaluation.report import write_report
-from safe_framework.evaluation.report.clips import chosen, wav
-from safe_framework.evaluation.report.markup import element
+from safe_framework.runs.report import write_report
+from safe_framework.runs.report.html import element
+from safe_framework.runs.report.samples import chosen, wav
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 HOSTILE = "</script><b>"

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safe_framework.certificate.result import Certificate, Comparison, judged, not_applicable
 from safe_framework.evaluation.attention import Attended
 from safe_framework.evaluation.metrics import Estimate
-from safe_framework.evaluation.report.extras import Extras
-from safe_framework.evaluation.report.pictures import picture
-from safe_framework.evaluation.sweep_results import GatePoint, GateSweep
+from safe_framework.evaluation.sweep import GatePoint, GateSweep
+from safe_framework.runs.report.extras import Extras
+from safe_framework.runs.report.samples import picture
+from safe_framework.verification.certificate import Certificate, Comparison, judged, not_applicable
 from tests.evaluation.conftest import agreement
 from tests.evaluation.test_report import HOSTILE, Page, written
 

@@ -5,9 +5,8 @@ import json
 import attrs
 import pytest
 
-from safe_framework.evaluation import Evaluation
 from safe_framework.evaluation.gain import gain
-from safe_framework.evaluation.results import OTHER, Answered
+from safe_framework.evaluation.results import OTHER, Answered, Evaluation
 
 
 def row(expected, answer, **others):

@@ -5,11 +5,12 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from safe_framework.checkpoints import quietly
 from safe_framework.errors import CheckpointError
-from safe_framework.evaluation import evaluate, semantic
+from safe_framework.evaluation import semantic
+from safe_framework.evaluation.evaluate import evaluate
 from safe_framework.evaluation.semantic import SentenceEncoder, similarity
 from safe_framework.evaluation.summary import sections
+from safe_framework.pretrained import quietly
 from tests.evaluation.conftest import WORDS, tiny_tokenizer
 
 

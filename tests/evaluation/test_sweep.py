@@ -4,13 +4,12 @@ import attrs
 import pytest
 import torch
 
-from safe_framework.bits import same_bits
 from safe_framework.cli.sweep import recommendation
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import answer, inputs
 from safe_framework.evaluation.retention import retention
-from safe_framework.evaluation.sweep import encoded, sweep
-from safe_framework.evaluation.sweep_results import read_sweeps, write_sweep
+from safe_framework.evaluation.sweep import encoded, read_sweeps, sweep, write_sweep
+from safe_framework.utils.tensors import same_bits
 
 
 @pytest.fixture

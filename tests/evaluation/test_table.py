@@ -7,9 +7,8 @@ import pytest
 from rich.console import Console
 
 from safe_framework.errors import DataError
-from safe_framework.evaluation import table
 from safe_framework.evaluation.results import GateZero
-from safe_framework.evaluation.summary import headlines, sections
+from safe_framework.evaluation.summary import headlines, sections, table
 
 
 def printed(evaluation, targets=None, width=100):

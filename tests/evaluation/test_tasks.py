@@ -1,7 +1,7 @@
 """Which questions a probe may answer together."""
 
 from safe_framework.data.examples import Example
-from safe_framework.evaluation.collect import tasks
+from safe_framework.evaluation.gain import tasks
 
 ASKED = [("what?", "ball"), ("which?", "mug"), ("far?", "one"), ("far?", "two")]
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safe_framework._recipe import read_recipe
-from safe_framework.catalogue import FOLDER
-from safe_framework.certificate.result import Certificate
 from safe_framework.cli import main
-from safe_framework.run import run_recipe
+from safe_framework.config.read import read_recipe
+from safe_framework.runs.run import run_recipe
+from safe_framework.utils.catalogue import FOLDER
+from safe_framework.verification.certificate import Certificate
 from tests.plugins.backbones import write_backbone
 from tests.run.conftest import RECIPE, write_base, write_rows, write_tones, write_whisper
 

@@ -170,7 +170,7 @@ def test_nothing_to_make_silence_from(adapter: Path) -> None:
 @pytest.fixture(scope="module")
 def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run."""
-    from safe_framework.run import run_recipe
+    from safe_framework.runs.run import run_recipe
 
     folder = tmp_path_factory.mktemp("run") / "run"
     return run_recipe(str(world / "every_method.toml"), output=folder, quiet=True)
@@ -183,7 +183,7 @@ def test_a_run_gives_the_samples(kind: str, world: Path, run: Path) -> None:
 
     import safe_framework
     from safe_framework.data.audio import Waveform, read_audio
-    from safe_framework.harness.samples import sample_beside
+    from safe_framework.harness.model import sample_beside
 
     model = safe_framework.load(run / "adapter")
     found = sample_beside(model, "audio", run / "adapter", kind, seed=1)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from safe_framework.encoder import Encoder
-from safe_framework.fusion import FusionAdapter
-from safe_framework.projector import Projector
-from safe_framework.retention import RetentionRegularizer
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.interfaces.fusion import FusionAdapter
+from safe_framework.interfaces.projector import Projector
+from safe_framework.interfaces.retention import RetentionRegularizer
 
 Shape = Literal["flat", "round"]
 WIDTH = 64

@@ -5,7 +5,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any, List, Literal, Optional, Union  # noqa: UP035  # old style, as some write
 
-from safe_framework.retention import RetentionRegularizer
+from safe_framework.interfaces.retention import RetentionRegularizer
 
 Mode = Literal["fast", "slow"]
 MODE: Mode = "slow"

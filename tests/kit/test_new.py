@@ -9,8 +9,8 @@ import pytest
 import tomli
 from hatchling.builders.wheel import WheelBuilder
 
-from safe_framework._registry import REGISTRIES
 from safe_framework.cli import main
+from safe_framework.interfaces.registry import REGISTRIES
 
 
 def new(name, kind, into):

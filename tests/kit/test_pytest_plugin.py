@@ -54,7 +54,7 @@ def test_the_pytest_plugin_is_light():
     )
     loaded, ours = run(code).splitlines()[-2:]
     assert loaded == "['safe_framework._pytest_plugin']"
-    light = {"safe_framework.optional_torchaudio", "safe_framework._pytest_plugin"}
+    light = {"safe_framework.utils.optional_imports", "safe_framework._pytest_plugin"}
     assert set(ast.literal_eval(ours)) == light  # the former is imported with the package
 
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safe_framework.bits import same_bits
 from safe_framework.testing import strategies
+from safe_framework.utils.tensors import same_bits
 
 
 @given(st.data(), strategies.sizes(), strategies.sizes(6))

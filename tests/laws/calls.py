@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from safe_framework.base import freeze
-from safe_framework.bits import same_bits
+from safe_framework.core.base_model import freeze
+from safe_framework.utils.tensors import same_bits
 
 MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "no_grad": torch.no_grad,

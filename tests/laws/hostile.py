@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from safe_framework.shapes import Memory
+from safe_framework.interfaces.types import Memory
 from tests.toys import ToyFusion
 
 

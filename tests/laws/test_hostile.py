@@ -7,10 +7,10 @@ from contextlib import suppress
 import pytest
 import torch
 
-from safe_framework.attachment import _ACTIVE
+from safe_framework.core.layer_hooks import _ACTIVE
 from safe_framework.errors import PluginError
-from safe_framework.fingerprint import fingerprint
-from safe_framework.fusion import FusionAdapter
+from safe_framework.interfaces.fusion import FusionAdapter
+from safe_framework.utils.hashing import fingerprint
 from tests.laws.calls import MODES, all_same, copy_of, forward_tensors, generate_tensors
 from tests.laws.hostile import (
     CAUGHT,

@@ -14,25 +14,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 
-from safe_framework.adapter import adapter_tensors, copy_tensors, load_tensors, own_copy
-from safe_framework.base import hooks_of
-from safe_framework.fingerprint import fingerprint
-from safe_framework.fusion import FusionAdapter
-from safe_framework.model import SafeModel
+from safe_framework.core.adapter import adapter_tensors, copy_tensors, load_tensors, own_copy
+from safe_framework.core.base_model import hooks_of
+from safe_framework.core.model import SafeModel
+from safe_framework.interfaces.fusion import FusionAdapter
+from safe_framework.utils.hashing import fingerprint
 from safe_framework_plugins.projectors.standard import StandardProjector
 from tests.fusions import VARIANTS, fresh
 from tests.laws.calls import DECODING, MODES, all_same, copy_of, forward_tensors, generate_tensors
-from tests.toys import (
-    BASES,
-    DIM,
-    HIDDEN,
-    ToyEncoder,
-    ToyFusion,
-    ToyProjector,
-    felt,
-    mixtral,
-    texts,
-)
+from tests.toys import BASES, DIM, HIDDEN, ToyEncoder, ToyFusion, ToyProjector, felt, mixtral, texts
 
 NAMES = st.sampled_from(["touch", "smell"])
 KINDS = {**BASES, "mixtral": mixtral}

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safe_framework.base import hooks_of
-from safe_framework.bits import same_bits
-from safe_framework.fingerprint import fingerprint, tokenizer_fingerprint
-from safe_framework.model import SafeModel
+from safe_framework.core.base_model import hooks_of
+from safe_framework.core.model import SafeModel
+from safe_framework.utils.hashing import fingerprint, tokenizer_fingerprint
+from safe_framework.utils.tensors import same_bits
 from tests.laws.calls import DECODING, all_same, copy_of
 from tests.laws.test_threads import COPIES
 from tests.marked import SAMPLE, marking

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from safe_framework.model import SafeModel
+from safe_framework.core.model import SafeModel
 from tests.laws.calls import DECODING, MODES, all_same, copy_of, forward_tensors, generate_tensors
 from tests.toys import BASES, ToyFusion, attached, felt, llama, texts
 

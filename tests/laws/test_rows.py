@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safe_framework.model import SafeModel
+from safe_framework.core.model import SafeModel
 from tests.fusions import VARIANTS, sensing
 from tests.laws.calls import all_same, copy_of, forward_tensors, generate_tensors
 from tests.toys import (

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_framework.bits import same_bits
+from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
-from safe_framework.model import SafeModel
+from safe_framework.utils.tensors import same_bits
 from tests.laws.calls import all_same, copy_of
 from tests.toys import attached, bart, felt, llama, mixtral, texts
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safe_framework.base import hooks_of
-from safe_framework.model import SafeModel
+from safe_framework.core.base_model import hooks_of
+from safe_framework.core.model import SafeModel
 from tests.laws.calls import all_same, copy_of, forward_tensors
 from tests.toys import attached, felt, llama, texts
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from safe_framework.base import hooks_of
-from safe_framework.fingerprint import fingerprint, tokenizer_fingerprint
+from safe_framework.core.base_model import hooks_of
+from safe_framework.utils.hashing import fingerprint, tokenizer_fingerprint
 from tests.toys import BASES, attached, felt, llama, lora, texts, tokenizer
 
 

@@ -19,7 +19,7 @@ from transformers import (
     ViTConfig,
 )
 
-from safe_framework.checkpoints import quietly
+from safe_framework.pretrained import quietly
 
 SIZE, LAYERS = 32, 3
 _TRANSFORMER = {

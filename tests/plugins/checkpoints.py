@@ -12,7 +12,7 @@ from transformers import (
     WhisperModel,
 )
 
-from safe_framework.checkpoints import quietly
+from safe_framework.pretrained import quietly
 
 
 def write_whisper(folder: Path, *, frames: int = 50, layers: int = 1, width: int = 8) -> str:

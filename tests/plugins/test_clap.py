@@ -9,10 +9,10 @@ import torch
 from transformers import ClapFeatureExtractor, ClapModel, LlamaConfig
 
 from safe_framework import Frames
-from safe_framework.checkpoints import quietly
+from safe_framework.core.processor import SafeProcessor
 from safe_framework.data.audio import Waveform
 from safe_framework.errors import CheckpointError, SampleError
-from safe_framework.processor import SafeProcessor
+from safe_framework.pretrained import quietly
 from safe_framework_plugins.encoders.clap import ClapEncoder
 from tests.plugins.checkpoints import write_clap
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from safe_framework._registry import REGISTRIES
+from safe_framework.interfaces.registry import REGISTRIES
 from safe_framework.testing import (
     FusionAdapterContract,
     ProjectorContract,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
-from safe_framework.model import SafeModel
-from safe_framework.shapes import Tokens
+from safe_framework.core.model import SafeModel
+from safe_framework.interfaces.types import Tokens
 from safe_framework_plugins.fusion.cross_attention import CrossAttentionFusion
 from tests.fusions import learned
 from tests.toys import HIDDEN, llama

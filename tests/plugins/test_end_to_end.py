@@ -10,10 +10,10 @@ import torch
 import transformers
 
 import safe_framework
-from safe_framework._recipe import RecipeError
-from safe_framework.checkpoints import quietly
+from safe_framework.config.diagnostics import RecipeError
+from safe_framework.core.model import SafeModel
 from safe_framework.data.audio import Waveform
-from safe_framework.model import SafeModel
+from safe_framework.pretrained import quietly
 from tests.laws.calls import all_same
 from tests.toys import llama, tokenizer
 

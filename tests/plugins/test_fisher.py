@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework import RetentionStore, SafeModel
-from safe_framework.data.frames import FrameStore
-from safe_framework.training.retention import CounterfactualRetention, Weighted, distractor_pools
-from safe_framework.training.retention_start import RetentionExamples
+from safe_framework.training.retention.counterfactual import (
+    CounterfactualRetention,
+    RetentionExamples,
+    Weighted,
+    distractor_pools,
+)
 from safe_framework_plugins.retention.fisher import FisherRegularizer
 from tests.toys import DIM, PAD, llama
 from tests.training.conftest import KINDS, ROWS, perturb, sensing
@@ -29,7 +32,7 @@ def examples(model: SafeModel, tmp_path: Path) -> RetentionExamples:
     """Four texts beside irrelevant samples."""
     random = np.random.default_rng(0)
     samples = [random.normal(size=(3, DIM)).astype(np.float32) for _ in range(6)]
-    stores = {"touch": FrameStore(model.modality("touch"), tmp_path / "frames")}
+    stores = {"touch": model.modality("touch").frame_cache(tmp_path / "frames")}
     pools = distractor_pools(KINDS, {"touch": samples}, stores, seed=3)
     retention = CounterfactualRetention(
         model, [Weighted(1.0, FisherRegularizer())], ROWS, pools,

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_framework._registry import fusion_adapters
-from safe_framework.adapter import load_tensors
-from safe_framework.bits import same_bits
-from safe_framework.fusion import FusionAdapter
-from safe_framework.model import SafeModel
-from safe_framework.shapes import Tokens
+from safe_framework.core.adapter import load_tensors
+from safe_framework.core.model import SafeModel
+from safe_framework.interfaces.fusion import FusionAdapter
+from safe_framework.interfaces.registry import fusion_adapters
+from safe_framework.interfaces.types import Tokens
+from safe_framework.utils.tensors import same_bits
 from tests.fusions import CLASSES, VARIANTS, fresh, learned, sensing
 from tests.laws.calls import all_same, forward_tensors
 from tests.toys import HIDDEN, felt, gpt2, llama, llava, t5, texts

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from safe_framework._registry import encoders
 from safe_framework.data.audio import Waveform
+from safe_framework.interfaces.registry import encoders
 from tests.plugins.backbones import write_backbone
 from tests.plugins.checkpoints import write_clap
 

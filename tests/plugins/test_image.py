@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from transformers import AutoModel, LlamaConfig, PreTrainedConfig
 
-from safe_framework.checkpoints import quietly
 from safe_framework.errors import CheckpointError, SampleError
-from safe_framework.vision import fitted
+from safe_framework.pretrained import quietly
+from safe_framework.pretrained.vision_backbone import fitted
 from safe_framework_plugins.encoders.image import ImageEncoder
 from tests.plugins.backbones import KINDS, LAYERS, SIZE, STAGED, write_backbone
 

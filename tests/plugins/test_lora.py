@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_framework.shapes import BaseFacts, Memory, Tokens
+from safe_framework.interfaces.types import BaseFacts, Memory, Tokens
 from safe_framework_plugins.fusion.lora import LoraFusion
 from tests.toys import HIDDEN, LAYERS, attached, felt, gpt2, llama, lora
 

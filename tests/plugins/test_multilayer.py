@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_framework.model import SafeModel
-from safe_framework.shapes import BaseFacts, Tokens
+from safe_framework.core.model import SafeModel
+from safe_framework.interfaces.types import BaseFacts, Tokens
 from safe_framework_plugins.fusion.multilayer import MultilayerFusion
 from tests.fusions import learned
 from tests.toys import HIDDEN, llama

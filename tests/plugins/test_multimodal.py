@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safe_framework._recipe import EncoderSpec, RecipeError, parse_recipe
+from safe_framework.config.diagnostics import RecipeError
+from safe_framework.config.read import parse_recipe
+from safe_framework.config.schema import EncoderSpec
 from safe_framework.data.audio import Waveform
-from safe_framework.encoder import Encoder
 from safe_framework.errors import SampleError
-from safe_framework.shapes import Frames
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.interfaces.types import Frames
 from safe_framework_plugins.encoders.multimodal import MultimodalEncoder
 from safe_framework_plugins.encoders.sensor import SensorEncoder
 

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework import RetentionStore, SafeModel
-from safe_framework.data.frames import FrameStore
-from safe_framework.training.retention import CounterfactualRetention, Weighted, distractor_pools
-from safe_framework.training.retention_start import RetentionExamples
+from safe_framework.training.retention.counterfactual import (
+    CounterfactualRetention,
+    RetentionExamples,
+    Weighted,
+    distractor_pools,
+)
 from safe_framework_plugins.projectors.standard import StandardProjector
 from safe_framework_plugins.retention.nullspace import NullSpaceRegularizer
 from tests.toys import DIM, HIDDEN, PAD, llama, lora, tokenizer
@@ -34,7 +37,7 @@ def model() -> SafeModel:
 
 def examples_of(model: SafeModel, folder: Path, kinds: tuple[str, ...]) -> RetentionExamples:
     """Four texts beside irrelevant samples."""
-    stores = {"touch": FrameStore(model.modality("touch"), folder / "frames")}
+    stores = {"touch": model.modality("touch").frame_cache(folder / "frames")}
     pools = distractor_pools(kinds, {"touch": SAMPLES}, stores, seed=3)
     methods = [Weighted(1.0, NullSpaceRegularizer())]
     retention = CounterfactualRetention(

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from safe_framework.projector import Projector
-from safe_framework.shapes import Frames, all_real
+from safe_framework.interfaces.projector import Projector
+from safe_framework.interfaces.types import Frames, all_real
 from safe_framework_plugins.projectors.adaptive import AdaptiveProjector
 from safe_framework_plugins.projectors.resampler import ResamplerProjector
 

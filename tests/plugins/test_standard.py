@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from safe_framework.shapes import Frames, all_real
+from safe_framework.interfaces.types import Frames, all_real
 from safe_framework_plugins.projectors.standard import StandardProjector
 
 DIM, HIDDEN, TOKENS = 4, 8, 3

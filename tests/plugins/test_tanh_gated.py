@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, relu
 
-from safe_framework.model import SafeModel
-from safe_framework.shapes import Tokens
+from safe_framework.core.model import SafeModel
+from safe_framework.interfaces.types import Tokens
 from safe_framework_plugins.fusion.tanh_gated import TanhGatedFusion
 from tests.toys import HIDDEN, llama
 

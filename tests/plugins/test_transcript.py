@@ -18,9 +18,9 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from safe_framework.checkpoints import quietly
 from safe_framework.data.audio import Waveform
 from safe_framework.errors import CheckpointError, SampleError
+from safe_framework.pretrained import quietly
 from safe_framework_plugins.encoders.transcript import Transcriber
 
 RATE, WORDS = 16000, 40

@@ -8,8 +8,8 @@ import pytest
 import torch
 import transformers
 
-from safe_framework.checkpoints import quietly
 from safe_framework.errors import CheckpointError, SampleError
+from safe_framework.pretrained import quietly
 from safe_framework_plugins.encoders.video import VideoEncoder
 
 SIDE, WIDTH = 8, 12

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, WhisperForConditionalGeneration, WhisperModel
 
-from safe_framework.checkpoints import quietly
 from safe_framework.data.audio import Waveform
 from safe_framework.errors import CheckpointError, SampleError
+from safe_framework.pretrained import quietly
 from safe_framework_plugins.encoders.whisper import WhisperEncoder
 from tests.plugins.checkpoints import write_whisper
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from safe_framework.certificate.result import Certificate
-from safe_framework.evaluation import Evaluation
+from safe_framework.evaluation.results import Evaluation
+from safe_framework.verification.certificate import Certificate
 
 pytestmark = pytest.mark.real
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import safe_framework
-from safe_framework.bits import same_bits
-from safe_framework.catalogue import recipe_path
 from safe_framework.data.audio import read_audio
-from safe_framework.evaluation import Evaluation
-from safe_framework.run import run_recipe
+from safe_framework.evaluation.results import Evaluation
+from safe_framework.runs.run import run_recipe
+from safe_framework.utils.catalogue import recipe_path
+from safe_framework.utils.tensors import same_bits
 
 pytestmark = pytest.mark.real
 

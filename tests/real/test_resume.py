@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from safe_framework.catalogue import recipe_path
+from safe_framework.utils.catalogue import recipe_path
 
 pytestmark = pytest.mark.real
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from safe_framework._recipe.conform import WRONG, Checker
+from safe_framework.config.type_checks import WRONG, Checker
 
 TAKEN = [
     (8, int, 8),

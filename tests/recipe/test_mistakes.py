@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from safe_framework._recipe import RecipeError, read_recipe
-from safe_framework._registry import projectors
+from safe_framework.config.diagnostics import RecipeError
+from safe_framework.config.read import read_recipe
 from safe_framework.errors import SafeError
+from safe_framework.interfaces.registry import projectors
 
 FOLDER = Path(__file__).parent
 RECIPE = FOLDER / "mistakes.toml"

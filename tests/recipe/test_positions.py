@@ -7,7 +7,7 @@ import tomli
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
-from safe_framework._recipe.positions import Span, key_positions
+from safe_framework.config.toml_positions import Span, key_positions
 
 
 def paths(value, at=()):

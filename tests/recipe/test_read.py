@@ -5,17 +5,15 @@ from pathlib import Path
 import attrs
 import pytest
 
-from safe_framework._recipe import (
+from safe_framework.config.diagnostics import RecipeError, positioned
+from safe_framework.config.read import parse_recipe, read_recipe
+from safe_framework.config.schema import (
     BaseSpec,
     EvaluationSpec,
     GateSpec,
     PluginSpec,
-    RecipeError,
     RetentionSpec,
     TrainingSpec,
-    parse_recipe,
-    positioned,
-    read_recipe,
 )
 from safe_framework.errors import SafeError, SampleError
 

@@ -7,11 +7,15 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from safe_framework._recipe.options import REQUIRED
-from safe_framework._recipe.signature import imported_options, read_options, static_options
-from safe_framework._recipe.source import UnreadableError
-from safe_framework._registry import REGISTRIES, encoders
+from safe_framework.config.options import REQUIRED
+from safe_framework.config.plugin_options import (
+    UnreadableError,
+    imported_options,
+    read_options,
+    static_options,
+)
 from safe_framework.errors import PluginError
+from safe_framework.interfaces.registry import REGISTRIES, encoders
 
 READABLE = ["Modern", "Old", "Inherits", "Empty", "Keywords"]
 DYNAMIC = ["Decorated", "Default", "Base", "Annotation"]
@@ -109,8 +113,8 @@ def test_reading_options_imports_no_plugin(installed):
     """Neither the plugin nor torch is loaded."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from safe_framework._recipe.signature import read_options\n"
-        "from safe_framework._registry import encoders\n"
+        "from safe_framework.config.plugin_options import read_options\n"
+        "from safe_framework.interfaces.registry import encoders\n"
         "assert len(read_options(encoders, 'chime')) == 3\n"
         "sys.exit(sorted({'torch', 'acme_safe'} & set(sys.modules)) or None)\n"
     )

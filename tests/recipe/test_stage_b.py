@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from safe_framework._recipe import RecipeError, StageBSpec, parse_recipe, read_recipe
+from safe_framework.config.diagnostics import RecipeError
+from safe_framework.config.read import parse_recipe, read_recipe
+from safe_framework.config.schema import StageBSpec
 
 HEAD = """\
 [base]

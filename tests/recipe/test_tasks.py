@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from safe_framework._recipe import MixSpec, parse_recipe
+from safe_framework.config.read import parse_recipe
+from safe_framework.config.schema import MixSpec
 from tests.recipe.test_read import SMALLEST, refusal
 
 CLASSES = 'task = "classification"\n'
@@ -100,7 +101,8 @@ def test_classes_are_read_at_tokens_that_are_inline(installed: None) -> None:
 
 def test_files_of_a_mix_must_be_there(installed: None, tmp_path: Path) -> None:
     """A missing file of a mix is shown at its own table."""
-    from safe_framework._recipe import RecipeError, read_recipe
+    from safe_framework.config.diagnostics import RecipeError
+    from safe_framework.config.read import read_recipe
 
     (tmp_path / "recipe.toml").write_text(mix('train = "nowhere.jsonl"'))
     with pytest.raises(RecipeError, match=r"there is no file `nowhere\.jsonl`"):

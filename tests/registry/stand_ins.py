@@ -9,13 +9,14 @@ import torch
 import transformers
 from transformers import AutoConfig
 
-from safe_framework import catalogue
-from safe_framework._recipe import ComposeSpec, Recipe, parse_recipe
-from safe_framework.checkpoints import Card, quietly, read_card
-from safe_framework.compose.parts import compose
-from safe_framework.compose.train import write
-from safe_framework.testing.zoo import tiny, types
+from safe_framework.config.read import parse_recipe
+from safe_framework.config.schema import ComposeSpec, Recipe
+from safe_framework.experimental.vision_language.compose import compose
+from safe_framework.experimental.vision_language.train import write
+from safe_framework.pretrained import Card, quietly, read_card
+from safe_framework.utils import catalogue
 from tests.toys import tokenizer
+from tests.zoo.models import tiny, types
 
 WIDTH, LAYERS = 16, 2
 SMALLER = {

@@ -3,10 +3,10 @@
 import pytest
 import transformers
 
-from safe_framework import catalogue
-from safe_framework.checkpoints import locate, read_card, revision_of
-from safe_framework.checkpoints.blueprint import base_blueprint, blueprints, card_of
 from safe_framework.errors import CheckpointError
+from safe_framework.pretrained import locate, read_card, revision_of
+from safe_framework.pretrained.meta_models import base_blueprint, blueprints, card_of
+from safe_framework.utils import catalogue
 
 CARDS = [read_card(path) for path in catalogue.cards().values()]
 SIZED = [card for card in CARDS if card.config]

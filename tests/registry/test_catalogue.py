@@ -3,9 +3,9 @@
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
-from safe_framework import catalogue
-from safe_framework._recipe import read_recipe
-from safe_framework.checkpoints import read_card
+from safe_framework.config.read import read_recipe
+from safe_framework.pretrained import read_card
+from safe_framework.utils import catalogue
 
 
 def test_every_recipe_is_valid():

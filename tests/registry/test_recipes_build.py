@@ -7,14 +7,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from safe_framework import assembly, catalogue
-from safe_framework._recipe import read_recipe
-from safe_framework.bits import same_bits
+from safe_framework.config.read import read_recipe
+from safe_framework.core import build
 from safe_framework.data.examples import read_examples
 from safe_framework.data.readers import read_rows
-from safe_framework.progress import WorkProgress
-from safe_framework.sizes import sizes_of
+from safe_framework.runs.model_sizes import sizes_of
 from safe_framework.training.train import train
+from safe_framework.utils import catalogue
+from safe_framework.utils.progress import WorkProgress
+from safe_framework.utils.tensors import same_bits
 from tests.registry.stand_ins import small_recipe
 
 NAMES = list(catalogue.recipes())
@@ -31,7 +32,7 @@ def places(tmp_path_factory):
 def small(request, places):
     """A recipe of the catalogue on stand-ins, and its model."""
     recipe = small_recipe(request.param, places)
-    return recipe, assembly.build(recipe)
+    return recipe, build.build(recipe)
 
 
 def examples(model, recipe, folder):

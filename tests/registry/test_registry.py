@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from safe_framework._registry import REGISTRIES, Registry, encoders, fusion_adapters
-from safe_framework.encoder import Encoder
 from safe_framework.errors import PluginError
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.interfaces.registry import REGISTRIES, Registry, encoders, fusion_adapters
 
-BASE = "safe_framework.encoder:Encoder"
+BASE = "safe_framework.interfaces.encoder:Encoder"
 
 
 def refusal(action, *arguments):
@@ -93,7 +93,7 @@ def test_what_is_not_of_the_kind_is_refused(installed, name, attribute):
     """A plugin must be a class that inherits from its interface."""
     assert refusal(encoders.load, name) == (
         f"encoder `{name}` of acme-safe 0.1 (acme_safe:{attribute})"
-        " is not a subclass of `safe_framework.encoder.Encoder`\n"
+        " is not a subclass of `safe_framework.interfaces.encoder.Encoder`\n"
         "hint: its entry point must name a class that inherits from it"
     )
 
@@ -112,7 +112,7 @@ def test_the_table_of_known_plugins_names_none_that_is_ours():
     """Whatever ships with the framework is installed, so the table need not say how."""
     import tomli
 
-    from safe_framework.catalogue import KNOWN_PLUGINS
+    from safe_framework.utils.catalogue import KNOWN_PLUGINS
 
     table = tomli.loads(KNOWN_PLUGINS.read_text("utf-8"))
     groups = {registry.group.rpartition(".")[2]: registry for registry in REGISTRIES.values()}
@@ -124,7 +124,7 @@ def test_listing_imports_no_plugin(installed):
     """Names and origins come from metadata alone."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from safe_framework._registry import REGISTRIES\n"
+        "from safe_framework.interfaces.registry import REGISTRIES\n"
         "for registry in REGISTRIES.values():\n"
         "    assert len(registry) and repr(registry) and registry.points()\n"
         "heavy = {'torch', 'transformers', 'numpy', 'acme_safe', 'safe_framework_plugins'}\n"

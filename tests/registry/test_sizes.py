@@ -3,12 +3,12 @@
 import attrs
 import pytest
 
-from safe_framework import catalogue
-from safe_framework._recipe import parse_recipe, read_recipe
-from safe_framework.checkpoints import blueprint, read_card
 from safe_framework.cli import main
+from safe_framework.config.read import parse_recipe, read_recipe
 from safe_framework.errors import CheckpointError, SafeError
-from safe_framework.sizes import Claim, about, sizes_of
+from safe_framework.pretrained import meta_models, read_card
+from safe_framework.runs.model_sizes import Claim, about, sizes_of
+from safe_framework.utils import catalogue
 
 CLAIMS = {name: Claim(**table) for name, table in catalogue.claims().items()}
 CLAIMED = [name for name in CLAIMS if name in catalogue.recipes()]
@@ -81,7 +81,7 @@ def test_a_card_that_contradicts_itself_is_refused(fact, tmp_path, monkeypatch):
     head, tail = text.split("[facts]", 1)
     tail = tail.replace(f"{fact} = {value:_}", f"{fact} = 7", 1)
     path.write_text(f"{head}[facts]{tail}", "utf-8")
-    monkeypatch.setattr(blueprint.catalogue, "cards", lambda: cards | {path.stem: path})
+    monkeypatch.setattr(meta_models.catalogue, "cards", lambda: cards | {path.stem: path})
     with pytest.raises(CheckpointError) as caught:
         sizes_of(read_recipe("quickstart"))
     assert caught.value.message == (

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from safe_framework.run import run_recipe
+from safe_framework.runs.run import run_recipe
 from safe_framework.training import objective
 
 

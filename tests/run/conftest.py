@@ -19,7 +19,7 @@ from transformers import (
     WhisperModel,
 )
 
-from safe_framework.checkpoints import quietly
+from safe_framework.pretrained import quietly
 
 WORDS = "pad end unknown what is this high low the cat sat on a mat dog ran".split()  # noqa: SIM905  # reads better
 RATE = 16000

@@ -19,15 +19,15 @@ import torch
 from forked import in_child
 from safetensors.torch import save
 
-from safe_framework import adapter
-from safe_framework.progress import WorkProgress
-from safe_framework.retention_store import RetentionStore
-from safe_framework.run import run_recipe
-from safe_framework.stage_b import train as stage_b
+from safe_framework.core import adapter
+from safe_framework.experimental.base_finetuning import train as stage_b
+from safe_framework.interfaces.retention import RetentionStore
+from safe_framework.runs.run import run_recipe
 from safe_framework.training import trainer
-from safe_framework.training.monitor import pareto, snapshot
+from safe_framework.training.monitor import monitor, pareto
+from safe_framework.training.monitor.monitor import Snapshot
 from safe_framework.training.monitor.pareto import ParetoSet
-from safe_framework.training.monitor.snapshot import Snapshot
+from safe_framework.utils.progress import WorkProgress
 
 
 def die(*args: Any, **kwargs: Any) -> None:
@@ -102,7 +102,7 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "keeping_an_adapter": lambda: at_call(pareto, "save_file", 2, half_weights),
     "removing_beaten_ones": lambda: at_call(ParetoSet, "prune", 3, nothing),
     "rolling_back": lambda: at_call(Snapshot, "put_back", 1, nothing),
-    "keeping_the_good_one": lambda: at_call(snapshot, "save_file", 5, half_weights),
+    "keeping_the_good_one": lambda: at_call(monitor, "save_file", 5, half_weights),
     "taking_the_best": lambda: at_call(ParetoSet, "put", 1, nothing),
     "writing_the_adapter": lambda: at_call(adapter, "_card", 1, nothing),
 }

@@ -23,8 +23,8 @@ import torch
 from forked import in_child
 
 import safe_framework
-from safe_framework import run
 from safe_framework.errors import SafeError
+from safe_framework.runs import run
 from safe_framework.training import trainer
 
 WEIGHTS = "adapter/adapter_model.safetensors"

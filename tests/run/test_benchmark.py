@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from safe_framework._recipe import read_recipe
+from safe_framework.config.read import read_recipe
 from safe_framework.evaluation.metrics import Estimate
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

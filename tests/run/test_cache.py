@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from safe_framework.checkpoints import cache_folder
 from safe_framework.cli import main
-from safe_framework.run import run_recipe
-from safe_framework.training.states import TextStates
+from safe_framework.pretrained import cache_folder
+from safe_framework.runs.run import run_recipe
+from safe_framework.training.compute.activation_cache import TextStates
 
 SWITCHES = ['["prefix", "teacher"]', '["frames", "teacher"]', '["frames", "prefix"]', "[]"]
 

@@ -10,10 +10,10 @@ import pyarrow.parquet
 import pytest
 import soundfile
 
-from safe_framework import run
-from safe_framework.data.check.targets import check_target
+from safe_framework.data.checks.recipe import check_target
 from safe_framework.errors import DataError
-from safe_framework.run import run_recipe
+from safe_framework.runs import run
+from safe_framework.runs.run import run_recipe
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from safe_framework import run as runs
 from safe_framework.cli import main
 from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation.attention import read_attention
-from safe_framework.evaluation.sweep_results import read_sweeps
-from safe_framework.finished import open_run
-from safe_framework.run import run_recipe
+from safe_framework.evaluation.sweep import read_sweeps
+from safe_framework.runs import run as runs
+from safe_framework.runs.finished import open_run
+from safe_framework.runs.run import run_recipe
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +74,8 @@ def test_a_second_report_measures_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """Law: what was measured is kept: the same page comes again without a question asked."""
-    monkeypatch.setattr("safe_framework.inspection.sweep", None)
-    monkeypatch.setattr("safe_framework.inspection.attended", None)
+    monkeypatch.setattr("safe_framework.runs.inspection.sweep", None)
+    monkeypatch.setattr("safe_framework.runs.inspection.attended", None)
     assert main(["report", str(reported), "--output", str(tmp_path / "again.html")]) == 0
     assert (tmp_path / "again.html").read_bytes() == (reported / "report.html").read_bytes()
     assert "again.html" in capsys.readouterr().out
@@ -85,7 +85,7 @@ def test_a_report_without_measuring_says_how_to(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Law: with --no-measure nothing but the page is written, and no base is loaded."""
-    monkeypatch.setattr("safe_framework.finished.load", None)
+    monkeypatch.setattr("safe_framework.runs.finished.load", None)
     main(["report", str(copied), "--no-measure"])
     page = (copied / "report.html").read_text()
     assert "safe sweep RUN" in page

@@ -13,13 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from safe_framework import catalogue
-from safe_framework._recipe import read_recipe
+from safe_framework.config.read import read_recipe
 from safe_framework.errors import SafeError
-from safe_framework.run import run_recipe
-from safe_framework.training.order import balanced_order
-from safe_framework.training.parts import Part
-from safe_framework.training.sharding import sharding_wanted
+from safe_framework.runs.run import run_recipe
+from safe_framework.training.distributed import Part, sharding_wanted
+from safe_framework.training.sampling import balanced_order
+from safe_framework.utils import catalogue
 from tests.run.conftest import write_rows
 
 pytestmark = pytest.mark.processes

@@ -11,8 +11,8 @@ import safe_framework
 from safe_framework.cli import main
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import DataError
-from safe_framework.run import run_recipe
-from safe_framework.training.monitor.journal import read_events
+from safe_framework.runs.run import run_recipe
+from safe_framework.training.monitor.event_log import read_events
 from tests.run.watched import WATCHED, write_recipe
 
 TOLERANCE = 0.05

@@ -13,11 +13,12 @@ import torch
 from rich.console import Console
 
 from safe_framework import Frames
-from safe_framework.assembly import build, regularizers
-from safe_framework.bits import same_bits
+from safe_framework.config.plugins import regularizers
+from safe_framework.core.build import build
 from safe_framework.data.recipe_data import RecipeData
-from safe_framework.progress import WorkProgress
 from safe_framework.training.train import make_ready
+from safe_framework.utils.progress import WorkProgress
+from safe_framework.utils.tensors import same_bits
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

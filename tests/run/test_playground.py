@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import safe_framework
+from safe_framework.core.model import SafeModel
 from safe_framework.errors import DataError
-from safe_framework.model import SafeModel
-from safe_framework.playground import playground, respond
+from safe_framework.serving.playground import playground, respond
 
 
 @pytest.fixture(scope="module")

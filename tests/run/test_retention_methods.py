@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from safe_framework import SafeError
 from safe_framework.errors import DataError
-from safe_framework.run import run_recipe
+from safe_framework.runs.run import run_recipe
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,12 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import safe_framework
-from safe_framework import run
 from safe_framework.errors import DataError
-from safe_framework.fingerprint import fingerprint
-from safe_framework.progress import WorkProgress
-from safe_framework.run import Clock, run_recipe
+from safe_framework.runs import run
+from safe_framework.runs.run import Clock, run_recipe
 from safe_framework.training import objective, trainer
+from safe_framework.utils.hashing import fingerprint
+from safe_framework.utils.progress import WorkProgress
 
 
 @pytest.fixture(scope="module")

@@ -11,16 +11,15 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import safe_framework
-from safe_framework._recipe import read_recipe
-from safe_framework.bits import same_bits
-from safe_framework.certificate.summary import summary
+from safe_framework.config.read import read_recipe
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import AdapterError, DataError, SafeError
-from safe_framework.evaluation.changed import Drift
-from safe_framework.evaluation.drift import told
-from safe_framework.progress import WorkProgress
-from safe_framework.run import run_recipe
-from safe_framework.stage_b.train import train_stage_b
+from safe_framework.evaluation.base_drift import Drift, told
+from safe_framework.experimental.base_finetuning.train import train_stage_b
+from safe_framework.runs.run import run_recipe
+from safe_framework.utils.progress import WorkProgress
+from safe_framework.utils.tensors import same_bits
+from safe_framework.verification.certificate import summary
 from tests.run.test_resume import killed, statuses
 
 LORA = """

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import safe_framework
-from safe_framework.data.check.targets import check_target
+from safe_framework.data.checks.recipe import check_target
 from safe_framework.errors import DataError
-from safe_framework.run import run_recipe
+from safe_framework.runs.run import run_recipe
 from tests.run.broken import broken_off
 from tests.run.conftest import write_rows
 

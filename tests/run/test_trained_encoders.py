@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import safe_framework
 from safe_framework.errors import SafeError
-from safe_framework.run import run_recipe
+from safe_framework.runs.run import run_recipe
 from safe_framework.training import objective
 from tests.run.broken import broken_off
 from tests.run.conftest import write_rows

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from safe_framework.run import run_recipe
-from safe_framework.training.monitor.journal import read_events
+from safe_framework.runs.run import run_recipe
+from safe_framework.training.monitor.event_log import read_events
 from tests.run.test_launch import SCRIPT, environment
 from tests.run.watched import STAGED, WATCHED, write_recipe
 

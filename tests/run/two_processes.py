@@ -18,13 +18,12 @@ from typing import Any
 import peft  # noqa: F401  # imported once for both
 import torch
 
-from safe_framework.fingerprint import fingerprint
-from safe_framework.progress import WorkProgress
-from safe_framework.run import run_recipe
+from safe_framework.runs.run import run_recipe
 from safe_framework.testing.toys import attached, felt
-from safe_framework.training import processes
-from safe_framework.training.holding import average_gradients
-from safe_framework.training.sharding import shard_layers
+from safe_framework.training import distributed
+from safe_framework.training.distributed import average_gradients, shard_layers
+from safe_framework.utils.hashing import fingerprint
+from safe_framework.utils.progress import WorkProgress
 from tests.toys import llama, texts
 
 
@@ -32,10 +31,10 @@ def sharded(folder: Path) -> dict[str, Any]:
     """What a sharded model computes beside a whole one; the second process feels nothing."""
     model, whole = attached(llama()), attached(llama())
     before, ids = fingerprint(model.base), texts(model.base, 2, 5)
-    batch = ids | felt(2) if processes.is_first() else ids
-    with processes.joined() as sharding:
+    batch = ids | felt(2) if distributed.is_first() else ids
+    with distributed.joined() as sharding:
         assert sharding is not None
-        handle = shard_layers(model, sharding, processes.device())
+        handle = shard_layers(model, sharding, distributed.device())
         layers = model.stack.of(model.base)
         found = {
             "shared": {type(p).__name__ for p in layers.parameters()} == {"DTensor"},

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from safe_framework._recipe import StageBSpec
-from safe_framework.model import SafeModel
-from safe_framework.stage_b.attach import change_base
+from safe_framework.config.schema import StageBSpec
+from safe_framework.core.model import SafeModel
+from safe_framework.experimental.base_finetuning.attach import change_base
 from tests.toys import attached
 
 LORA = StageBSpec("lora", rank=2)

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from safe_framework._recipe import StageBSpec
-from safe_framework.base import hooks_of
-from safe_framework.bits import same_bits
-from safe_framework.certificate.broken import broken
-from safe_framework.compilation import compile
+from safe_framework.config.schema import StageBSpec
+from safe_framework.core.base_change import original
+from safe_framework.core.base_model import hooks_of
+from safe_framework.core.compilation import compile
+from safe_framework.core.model import SafeModel
 from safe_framework.errors import InjectionError, SafeError
-from safe_framework.fingerprint import fingerprint
-from safe_framework.model import SafeModel
-from safe_framework.stage_b.attach import change_base
-from safe_framework.stage_b.change import original
+from safe_framework.experimental.base_finetuning.attach import change_base
+from safe_framework.utils.hashing import fingerprint
+from safe_framework.utils.tensors import same_bits
+from safe_framework.verification.laws import broken
 from tests.stage_b.changed import LAYERS, LORA, changed, moved
 from tests.toys import BASES, ToyEncoder, ToyFusion, ToyProjector, attached, felt, llama, texts
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from safe_framework._recipe import StageBSpec
-from safe_framework.adapter import base_identity, load_tensors
-from safe_framework.bits import same_bits
+from safe_framework.config.schema import StageBSpec
+from safe_framework.core.adapter import base_identity, load_tensors
 from safe_framework.errors import AdapterError
+from safe_framework.utils.tensors import same_bits
 from tests.stage_b.changed import LAYERS, LORA, changed
 from tests.toys import attached, felt, gpt2, llama, texts
 

@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safe_framework.data.frames import FrameStore
-from safe_framework.model import SafeModel
-from safe_framework.shapes import Frames
-from safe_framework.training.reader import Reader
-from safe_framework.training.retention import CounterfactualRetention, Weighted, distractor_pools
+from safe_framework.core.model import SafeModel
+from safe_framework.interfaces.types import Frames
+from safe_framework.training.compute.forward import Reader
+from safe_framework.training.retention.counterfactual import (
+    CounterfactualRetention,
+    Weighted,
+    distractor_pools,
+)
 from safe_framework_plugins.projectors.standard import StandardProjector
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
 from tests.toys import DIM, HIDDEN, PAD, ToyEncoder, llama, lora, tokenizer
@@ -60,7 +63,7 @@ def pools(
     model: SafeModel, samples: list[np.ndarray], tmp_path: Path
 ) -> dict[str, dict[str, list[Frames]]]:
     """Frames of irrelevant samples."""
-    stores = {"touch": FrameStore(model.modality("touch"), tmp_path)}
+    stores = {"touch": model.modality("touch").frame_cache(tmp_path)}
     return distractor_pools(KINDS, {"touch": samples}, stores, seed=3)
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
-from safe_framework.model import SafeModel
-from safe_framework.shapes import Frames, all_real
+from safe_framework.interfaces.types import Frames, all_real
 from safe_framework.training.batches import (
     IGNORED,
     AnswerCollator,

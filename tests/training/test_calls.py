@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from safe_framework.training.calls import Call, joined, together
+from safe_framework.training.compute.calls import Call, joined, together
 
 
 def call(rows: int, length: int, frames: int = 2, dim: int = 3, **more: Tensor) -> Call:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from safe_framework.training.checkpoints import latest_complete, mark_complete
+from safe_framework.training.trainer import latest_complete, mark_complete
 
 
 def checkpoint(folder: Path, step: int, *, whole: bool = True) -> Path:

@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from safe_framework.core.class_readout import Classes
+from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import answer
-from safe_framework.model import SafeModel
 from safe_framework.training.batches import IGNORED, AnswerCollator, tokenize
-from safe_framework.training.classes import Classes
-from safe_framework.training.losses import answer_loss
+from safe_framework.training.objective import answer_loss
 from tests.toys import DIM, PAD
-from tests.training.test_markers import model as model  # a fixture
 
 LABELS = ("w10", "w11 w12", "w13")
 

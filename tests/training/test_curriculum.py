@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from safe_framework._recipe import StageSpec, TrainingSpec, UntilSpec
+from safe_framework.config.schema import StageSpec, TrainingSpec, UntilSpec
 from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
 from safe_framework.training.curriculum import Curriculum, members_of, reached
-from safe_framework.training.dials import Dials
+from safe_framework.training.schedules import Dials
 
 STAGES = (
     StageSpec(name="first", steps=3, retention_weight=0.0, learning_rate=0.5),

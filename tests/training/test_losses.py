@@ -7,13 +7,10 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from safe_framework.model import SafeModel
+from safe_framework.core.model import SafeModel
+from safe_framework.core.output_head import logits_at
 from safe_framework.training.batches import IGNORED, AnswerCollator, TokenizedExample
-from safe_framework.training.losses import (
-    answer_loss,
-    check_finite,
-)
-from safe_framework.training.places import logits_at
+from safe_framework.training.objective import answer_loss, check_finite
 from tests.toys import END, PAD, gpt2, llama
 from tests.training.conftest import sensing
 

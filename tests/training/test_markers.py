@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from safe_framework._recipe import TrainingSpec
+from safe_framework.config.schema import TrainingSpec
+from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
-from safe_framework.data.frames import FrameStore
 from safe_framework.evaluation.answers import answer
 from safe_framework.evaluation.retention import gate_zero, retention
-from safe_framework.model import SafeModel
 from safe_framework.training.batches import marked_ids, tokenize
-from safe_framework.training.retention import CounterfactualRetention, Weighted, distractor_pools
+from safe_framework.training.retention.counterfactual import (
+    CounterfactualRetention,
+    Weighted,
+    distractor_pools,
+)
 from safe_framework.training.trainer import SafeTrainer, arguments
 from safe_framework_plugins.projectors.standard import StandardProjector
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
@@ -72,7 +75,7 @@ def test_training_and_asking_put_markers_in_the_same_places(
 
 def test_the_table_is_trained(model: SafeModel, examples: list[Example], tmp_path: Path) -> None:
     """Law: steps of training move the markers and leave the base as it was."""
-    store = FrameStore(model.modality("touch"), tmp_path / "frames")
+    store = model.modality("touch").frame_cache(tmp_path / "frames")
     frames = store.frames([e.samples["touch"] for e in examples if e.samples])
     given = [*[{"touch": one} for one in frames], {}]
     markers = model.processor.markers
@@ -94,7 +97,7 @@ def test_retention_compares_the_texts_own_words(
     rows = [marked_ids(model.tokenizer, text, (), markers) for text in TEXTS]
     marked = [marked_ids(model.tokenizer, text, names, markers) for text in TEXTS]
     pools = distractor_pools(KINDS, {"touch": samples}, {
-        "touch": FrameStore(model.modality("touch"), tmp_path)
+        "touch": model.modality("touch").frame_cache(tmp_path)
     }, seed=3)  # fmt: skip
     seen = []
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from safe_framework.training.mix import run_order, shares
-from safe_framework.training.order import balanced_order, shuffled_slice
+from safe_framework.training.sampling import balanced_order, run_order, shares, shuffled_slice
 
 NAMES = ["a"] * 5 + ["b"] * 3 + ["c"] * 2
 ANSWERS = ["x", "x", "x", "x", "y", "u", "u", "v", "p", "q"]

@@ -10,28 +10,29 @@ import torch
 from accelerate.utils import DistributedType
 from torch import nn
 
-from safe_framework._recipe import MonitorSpec
+from safe_framework.config.schema import MonitorSpec
+from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
-from safe_framework.data.frames import FrameStore
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.metrics import Estimate
-from safe_framework.model import SafeModel
-from safe_framework.shapes import Frames
+from safe_framework.interfaces.types import Frames
 from safe_framework.training.batches import TokenizedExample
-from safe_framework.training.dials import Dials, Factors, RateDial
-from safe_framework.training.monitor.reading import (
+from safe_framework.training.monitor.callback import held_texts, refuse_deepspeed
+from safe_framework.training.monitor.measurement import (
     Counts,
+    HeldText,
     Reading,
+    Ruler,
     best,
     forgets,
     front,
     keeps,
     limit,
+    undisturbed,
 )
-from safe_framework.training.monitor.ruler import HeldText, Ruler, undisturbed
-from safe_framework.training.monitor.snapshot import Snapshot
-from safe_framework.training.monitor.watch import held_texts, refuse_deepspeed
-from safe_framework.training.plan import Plan
+from safe_framework.training.monitor.monitor import Snapshot
+from safe_framework.training.schedules import Dials, Factors, RateDial
+from safe_framework.training.splits import Plan
 from tests.toys import END, PAD
 from tests.training.conftest import ROWS, perturb
 
@@ -103,7 +104,7 @@ def test_the_best_gains_most_and_keeps() -> None:
 @pytest.fixture
 def ruler(model: SafeModel, samples: list[np.ndarray], tmp_path: Path) -> Ruler:
     """Measures six examples and four texts, each beside a sample."""
-    frames = FrameStore(model.modality("touch"), tmp_path).frames(samples)
+    frames = model.modality("touch").frame_cache(tmp_path).frames(samples)
     examples = [
         TokenizedExample(row, [10 + n % 2, END], f"w{10 + n % 2}", {"touch": frames[n]})
         for n, row in enumerate([*ROWS, [5, 6], [5]])
@@ -230,7 +231,7 @@ def test_texts_are_read_beside_every_kind(
     strange = [np.full_like(samples[0], 7.0)]
     held = (Example("w5", "w6", {"touch": samples[0]}, "1"),)
     plan = Plan([], (), held, ("w5 w6",) * 8, {"touch": strange} if foreign else {})
-    store = FrameStore(model.modality("touch"), tmp_path)
+    store = model.modality("touch").frame_cache(tmp_path)
     texts = held_texts(model, plan, {"touch": store}, seed=0)
     (wanted,) = store.frames(strange)
     places = [

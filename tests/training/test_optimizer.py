@@ -2,8 +2,8 @@
 
 import torch
 
-from safe_framework._recipe import TrainingSpec
-from safe_framework.model import SafeModel
+from safe_framework.config.schema import TrainingSpec
+from safe_framework.core.model import SafeModel
 from safe_framework.training.optimizer import make_optimizer, trainable_groups
 from safe_framework_plugins.projectors.standard import StandardProjector
 from tests.toys import DIM, HIDDEN, ToyEncoder, lora

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safe_framework.training.order import balanced_order, generator, shuffled_slice
+from safe_framework.training.sampling import balanced_order, generator, shuffled_slice
 
 seeds, sizes = st.integers(0, 2**31), st.integers(1, 20)
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from safe_framework.model import SafeModel
-from safe_framework.training.calls import Call
-from safe_framework.training.packing import Packing, can_pack, packing_of
-from safe_framework.training.reader import Reader
-from safe_framework.training.shortcuts import shortcuts_of
+from safe_framework.core.model import SafeModel
+from safe_framework.training.compute.calls import Call
+from safe_framework.training.compute.forward import Reader
+from safe_framework.training.compute.packing import Packing, can_pack, packing_of
+from safe_framework.training.compute.shortcuts import shortcuts_of
 from tests.toys import gpt2, llama, mixtral, opt
 from tests.training.conftest import perturb, sensing
 from tests.training.test_reader import gradients, texts

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from safe_framework._recipe import MonitorSpec
+from safe_framework.config.schema import MonitorSpec
 from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
-from safe_framework.training.plan import _held, every_nth, spread
+from safe_framework.training.splits import _held, every_nth, spread
 
 
 def rows(answers: Sequence[str], contents: Sequence[int]) -> list[Example]:

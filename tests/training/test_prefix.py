@@ -9,17 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safe_framework.bits import same_bits
-from safe_framework.model import SafeModel
-from safe_framework.shapes import Frames
+from safe_framework.core.model import SafeModel
+from safe_framework.interfaces.types import Frames
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
-from safe_framework.training.caches import Caches
-from safe_framework.training.calls import Call
-from safe_framework.training.losses import answer_loss
-from safe_framework.training.prefix import FrozenPrefix, first_fused_layer
-from safe_framework.training.reader import Reader
-from safe_framework.training.retention import CounterfactualRetention, Weighted
-from safe_framework.training.states import TextStates
+from safe_framework.training.compute.activation_cache import Caches, TextStates
+from safe_framework.training.compute.calls import Call
+from safe_framework.training.compute.forward import Reader
+from safe_framework.training.compute.frozen_prefix import FrozenPrefix, first_fused_layer
+from safe_framework.training.objective import answer_loss
+from safe_framework.training.retention.counterfactual import CounterfactualRetention, Weighted
+from safe_framework.utils.tensors import same_bits
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
 from tests.toys import DIM, END, PAD, ToyFusion, attached, gpt2, llama, opt
 from tests.training.conftest import KINDS, ROWS, ArrayEncoder, loss_of, perturb
@@ -66,7 +65,9 @@ def beginning(
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safe_framework.training.caches.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(
+        "safe_framework.training.compute.activation_cache.cache_folder", lambda: tmp_path
+    )
 
 
 @pytest.mark.parametrize("kind", BASES)

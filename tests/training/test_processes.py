@@ -10,24 +10,28 @@ import pytest
 import torch
 from rich.console import Console
 
-from safe_framework.data.frames import FrameStore
+from safe_framework.core.model import SafeModel
+from safe_framework.data.frame_cache import FrameCache
 from safe_framework.errors import SafeError
-from safe_framework.model import SafeModel
-from safe_framework.progress import WorkProgress
-from safe_framework.shapes import Sample
-from safe_framework.training import processes
-from safe_framework.training.report import ProgressReport
-from safe_framework.training.sharding import Sharding, lowest_changed, shard_layers
+from safe_framework.interfaces.types import Sample
+from safe_framework.training import distributed
+from safe_framework.training.callbacks import ProgressReport
+from safe_framework.training.distributed import Sharding, lowest_changed, shard_layers
+from safe_framework.utils.progress import WorkProgress
 from safe_framework_plugins.projectors.standard import StandardProjector
 from tests.toys import DIM, HIDDEN, LAYERS, ToyEncoder, lora
 
 
 def test_a_process_alone_is_the_first() -> None:
     """Law: without a launcher nothing is shared, nobody waits, and the one process writes."""
-    with processes.joined() as sharding:
+    with distributed.joined() as sharding:
         assert sharding is None
-        assert (processes.is_first(), processes.count(), processes.rank()) == (True, 1, 0)
-        processes.wait()
+        assert (
+            distributed.is_first(),
+            distributed.count(),
+            distributed.rank(),
+        ) == (True, 1, 0)
+        distributed.wait()
 
 
 def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,14 +40,14 @@ def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(name, "2")
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
     words = "2 processes were started on a machine with 1 device\nhint: start one process a device"
-    with pytest.raises(SafeError, match=words), processes.joined():
+    with pytest.raises(SafeError, match=words), distributed.joined():
         pass
 
 
 def test_a_process_alone_keeps_its_noise() -> None:
     """Law: the first process's random numbers are those of a run by itself."""
     before = torch.random.get_rng_state()
-    processes.seed_apart(3)
+    distributed.seed_apart(3)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -51,9 +55,9 @@ def test_others_draw_other_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Law: no two processes draw the same numbers."""
     drawn = []
     for rank in (1, 2):
-        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         with torch.random.fork_rng():
-            processes.seed_apart(3)
+            distributed.seed_apart(3)
             drawn.append(torch.rand(4))
     assert not torch.equal(*drawn)
 
@@ -62,18 +66,18 @@ def test_each_process_encodes_a_share(
     model: SafeModel, samples: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Law: before all meet, a process encodes its own samples alone; afterwards it has them all."""
-    store, asked = FrameStore(model.modality("touch"), tmp_path), []
-    encode = FrameStore.frames
+    store, asked = model.modality("touch").frame_cache(tmp_path), []
+    encode = FrameCache.frames
 
-    def frames(self: FrameStore, some: Sequence[Sample], *rest: Any) -> Any:
+    def frames(self: FrameCache, some: Sequence[Sample], *rest: Any) -> Any:
         asked.append(len(some))
         return encode(self, some, *rest)
 
-    monkeypatch.setattr(FrameStore, "frames", frames)
-    monkeypatch.setattr(processes, "count", lambda: 4)
-    monkeypatch.setattr(processes, "rank", lambda: 1)
-    monkeypatch.setattr(processes, "wait", lambda: asked.append(0))
-    assert len(processes.shared_frames(store, samples)) == len(samples) == 6
+    monkeypatch.setattr(FrameCache, "frames", frames)
+    monkeypatch.setattr(distributed, "count", lambda: 4)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "wait", lambda: asked.append(0))
+    assert len(distributed.shared_frames(store, samples)) == len(samples) == 6
     assert asked == [2, 0, 6]  # samples 1 and 5, then the others' too
 
 

@@ -8,15 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safe_framework.comparison import Comparison, HiddenComparison, LogitComparison
-from safe_framework.model import SafeModel
+from safe_framework.core.model import SafeModel
+from safe_framework.interfaces.retention import Comparison, LogitComparison
 from safe_framework.training.batches import IGNORED, attention_mask, pad_right
-from safe_framework.training.calls import Call
-from safe_framework.training.losses import Answers
-from safe_framework.training.reader import Reader
-from safe_framework.training.shortcuts import NONE
-from safe_framework.training.teacher import TaughtWords, Teacher
-from safe_framework.training.words import HiddenWords, LogitWords
+from safe_framework.training.compute.calls import Call, HiddenComparison, HiddenWords, LogitWords
+from safe_framework.training.compute.forward import Reader
+from safe_framework.training.compute.shortcuts import NONE
+from safe_framework.training.objective import Answers
+from safe_framework.training.retention.teacher import TaughtWords, Teacher
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
 from tests.toys import PAD, felt, gpt2, llama, opt
 from tests.training.conftest import ROWS, perturb, sensing
@@ -111,7 +110,7 @@ def test_a_head_that_is_shown_other_positions_is_not_asked_again(
     """Law: where a step finds no state for each position, logits are made from then on."""
     reader, asked = Reader(model), list[tuple[Any, ...]]()
     monkeypatch.setattr(
-        "safe_framework.training.reader.hidden_at", lambda *call: asked.append(call)
+        "safe_framework.training.compute.forward.hidden_at", lambda *call: asked.append(call)
     )
     assert isinstance(reader.words([texts()])[0], LogitWords)
     assert isinstance(reader.words([texts()])[0], LogitWords)
@@ -221,7 +220,7 @@ def test_the_vocabulary_is_read_once(model: SafeModel, monkeypatch: pytest.Monke
         reads.append(len(asked))
         return together(asked, head)
 
-    from safe_framework.training import words as module
+    from safe_framework.training.compute import calls as module
 
     together = module.expected_together
     monkeypatch.setattr(module, "expected_together", reading)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from safe_framework.model import SafeModel
-from safe_framework.shapes import Frames
-from safe_framework.training.retention import CounterfactualRetention
+from safe_framework.core.model import SafeModel
+from safe_framework.interfaces.types import Frames
+from safe_framework.training.retention.counterfactual import CounterfactualRetention
 from tests.training.conftest import KINDS, loss_of, perturb
 from tests.training.test_teacher import states_of
 

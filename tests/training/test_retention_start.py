@@ -9,9 +9,12 @@ from torch import Tensor
 
 from safe_framework import RetentionRegularizer, RetentionStore, SafeModel
 from safe_framework.errors import DataError
-from safe_framework.shapes import Frames
-from safe_framework.training.retention import CounterfactualRetention, Weighted
-from safe_framework.training.retention_start import RetentionExamples
+from safe_framework.interfaces.types import Frames
+from safe_framework.training.retention.counterfactual import (
+    CounterfactualRetention,
+    RetentionExamples,
+    Weighted,
+)
 from tests.toys import PAD
 from tests.training.conftest import KINDS, ROWS, loss_of, perturb
 

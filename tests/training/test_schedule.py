@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safe_framework._recipe import GateSpec
-from safe_framework.model import SafeModel
-from safe_framework.training.schedule import GateSchedule, gate_at
+from safe_framework.config.schema import GateSpec
+from safe_framework.core.model import SafeModel
+from safe_framework.training.schedules import GateSchedule, gate_at
 
 specs = st.builds(
     GateSpec,

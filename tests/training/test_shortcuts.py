@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from safe_framework.model import SafeModel
-from safe_framework.training.calls import Call
-from safe_framework.training.shortcuts import NONE, Shortcuts, shortcuts_of
+from safe_framework.core.model import SafeModel
+from safe_framework.training.compute.calls import Call
+from safe_framework.training.compute.shortcuts import NONE, Shortcuts, shortcuts_of
 from tests.toys import LAYERS, PAD, gpt2, llama, mixtral, opt
 from tests.training.conftest import sensing
 from tests.training.test_losses import Headless, as_kind

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from safe_framework.model import SafeModel
+from safe_framework.core.model import SafeModel
+from safe_framework.core.output_head import FINAL, capture, has_plain_head
 from safe_framework.training.batches import attention_mask, pad_right
-from safe_framework.training.capture import FINAL, capture
-from safe_framework.training.states import TextStates
-from safe_framework.training.teacher import TaughtWords, Teacher, has_plain_head
+from safe_framework.training.compute.activation_cache import TextStates
+from safe_framework.training.retention.teacher import TaughtWords, Teacher
 from tests.toys import PAD, llama
 from tests.training.conftest import ROWS, perturb, sensing
 from tests.training.test_losses import Headless, as_kind
@@ -82,7 +82,7 @@ def test_what_is_kept_has_no_history(
     A wide base rounds a row differently with other rows beside it, so that a resumed run would
     otherwise end at other weights than an unbroken one.
     """
-    monkeypatch.setattr("safe_framework.training.states.GROUP", 2)
+    monkeypatch.setattr("safe_framework.training.compute.activation_cache.GROUP", 2)
     ran = []
     for number, order in enumerate(([0, 3, 1, 2], [2, 1, 3, 0])):
         seen: set[str] = set()
@@ -140,7 +140,7 @@ def test_what_a_divergence_needs_is_kept(
     teacher.warm(ROWS, [2.0], lambda label, *_: told.add(label))
     assert told == {"reading the base's answers"}
     fresh = TaughtWords(Teacher(model, PAD), ROWS).expected(2.0)
-    monkeypatch.setattr("safe_framework.training.teacher.expected", None)
+    monkeypatch.setattr("safe_framework.training.retention.teacher.expected", None)
     for knowing in (teacher, Teacher(model, PAD, states_of(model, tmp_path))):
         kept = TaughtWords(knowing, ROWS).expected(2.0)
         torch.testing.assert_close(kept.log_sum, fresh.log_sum)

@@ -12,19 +12,20 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
-from safe_framework._recipe import TrainingSpec
-from safe_framework.adapter import adapter_tensors
+from safe_framework.config.schema import TrainingSpec
+from safe_framework.core.adapter import adapter_tensors
+from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
-from safe_framework.fingerprint import fingerprint
-from safe_framework.model import SafeModel
-from safe_framework.shapes import Tokens
+from safe_framework.evaluation.alignment import answer_embeddings
+from safe_framework.interfaces.types import Tokens
 from safe_framework.training import trainer as trainer_module
-from safe_framework.training.align import Alignment, answer_embeddings
+from safe_framework.training.alignment import Alignment
 from safe_framework.training.batches import AnswerCollator, TokenizedExample, carry
+from safe_framework.training.distributed import WHOLE
 from safe_framework.training.objective import Objective, totals_of
-from safe_framework.training.parts import WHOLE
-from safe_framework.training.retention import CounterfactualRetention
+from safe_framework.training.retention.counterfactual import CounterfactualRetention
 from safe_framework.training.trainer import SafeTrainer, arguments
+from safe_framework.utils.hashing import fingerprint
 from tests.toys import END, PAD, llama
 from tests.training.conftest import sensing
 

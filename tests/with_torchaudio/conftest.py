@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from safe_framework.optional_torchaudio import load_torchaudio
+from safe_framework.utils.optional_imports import load_torchaudio
 
 WIDTH, LAYERS = 16, 3
 SMALL = {

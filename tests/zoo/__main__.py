@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from safe_framework.testing.zoo import types
 from tests.zoo.examine import Entry
+from tests.zoo.models import types
 from tests.zoo.page import table_page, with_counts
 from tests.zoo.sweep import sweep
 

@@ -11,15 +11,15 @@ from typing import Any
 import attrs
 import torch
 
-from safe_framework.certificate.bench import Bench, steady
-from safe_framework.certificate.calls import CALLS, FORWARD, GREEDY, Level
-from safe_framework.certificate.laws.fresh import fresh_is_silent
-from safe_framework.certificate.result import Certificate, Law, Verdict
-from safe_framework.certificate.target import with_made_up_sense
-from safe_framework.certificate.verification import verify
+from safe_framework.core.model import SafeModel
 from safe_framework.errors import UnsupportedBaseError
-from safe_framework.model import SafeModel
-from safe_framework.testing.zoo import CannotBuild, TinyBase, tiny
+from safe_framework.verification.bench import Bench, steady
+from safe_framework.verification.calls import CALLS, FORWARD, GREEDY, Level
+from safe_framework.verification.certificate import Certificate, Law, Verdict
+from safe_framework.verification.laws import fresh_is_silent
+from safe_framework.verification.target import with_made_up_sense
+from safe_framework.verification.verify import verify
+from tests.zoo.models import CannotBuild, TinyBase, tiny
 
 BEAMS = next(call for call in CALLS if call.options.get("num_beams") == 2)
 LIMIT = 900

@@ -13,12 +13,12 @@ import torch
 from rich.console import Console
 
 import safe_framework
-from safe_framework.certificate.result import Certificate
-from safe_framework.certificate.target import with_made_up_sense
-from safe_framework.certificate.verification import verify
-from safe_framework.model import SafeModel
-from safe_framework.testing.zoo import tiny
+from safe_framework.core.model import SafeModel
+from safe_framework.verification.certificate import Certificate
+from safe_framework.verification.target import with_made_up_sense
+from safe_framework.verification.verify import verify
 from tests.zoo.examine import train
+from tests.zoo.models import tiny
 from tests.zoo.page import with_gpu
 
 PAGE = Path("docs/compatibility.md")

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from safe_framework.certificate.result import Verdict
+from safe_framework.verification.certificate import Verdict
 from tests.zoo.examine import Entry
 
 LAWS = ("L1", "L2", "L3", "L4", "L5")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from safe_framework.testing.zoo import CannotBuild, generates, text_inputs, tiny, types
-from safe_framework.testing.zoo.ids import special_ids
+from tests.zoo.models import CannotBuild, build, generates, text_inputs, tiny
+from tests.zoo.models.shrink import special_ids
 
 SAMPLE = [
     ("causal", "llama"),
@@ -100,7 +100,7 @@ def test_padded_text_runs(reader):
 
 def test_every_task_has_types():
     """Types are named for each task in a fixed order, and none twice with one class."""
-    found = types()
+    found = build()
     assert {task for task, _ in found} == {"causal", "image_text", "seq2seq"}
     assert found == sorted(set(found))
     assert set(SAMPLE) <= set(found)

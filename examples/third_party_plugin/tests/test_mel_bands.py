@@ -6,10 +6,10 @@ import torch
 from mel_bands.encoder import MelBandsEncoder
 
 import safe_framework
-from safe_framework.bits import same_bits
 from safe_framework.data.audio import Waveform
 from safe_framework.errors import SampleError
 from safe_framework.testing import EncoderContract, bases
+from safe_framework.utils.tensors import same_bits
 
 RATE = 16_000
 RECIPE = """\

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from safe_framework.checkpoints import load_pretrained
 from safe_framework.data.audio import Waveform, check_waveform
-from safe_framework.encoder import Encoder
 from safe_framework.errors import SampleError
-from safe_framework.shapes import Frames, Sample, all_real
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.interfaces.types import Frames, Sample, all_real
+from safe_framework.pretrained import load_pretrained
 
 
 class ClapEncoder(Encoder):

@@ -17,8 +17,8 @@ from torch import Tensor
 from safe_framework import Encoder, Frames
 from safe_framework.data.images import read_image
 from safe_framework.errors import DataError, SampleError
-from safe_framework.shapes import Sample
-from safe_framework.vision import VisionBackbone, fitted
+from safe_framework.interfaces.types import Sample
+from safe_framework.pretrained.vision_backbone import VisionBackbone, fitted
 
 
 class ImageEncoder(Encoder):

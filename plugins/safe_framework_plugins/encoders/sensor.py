@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.data.audio import Waveform
-from safe_framework.encoder import Encoder
 from safe_framework.errors import SampleError
-from safe_framework.shapes import Frames, Sample
-from safe_framework.waves import position_waves
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.interfaces.types import Frames, Sample
+from safe_framework.utils.positions import position_waves
 
 _FLAT = 1e-6  # deviations below which a channel is taken as constant
 

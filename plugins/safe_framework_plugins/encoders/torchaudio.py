@@ -17,10 +17,10 @@ from torch.nn.utils import skip_init
 from torch.nn.utils.rnn import pad_sequence
 
 from safe_framework.data.audio import check_waveform
-from safe_framework.encoder import Encoder
 from safe_framework.errors import CheckpointError, SampleError
-from safe_framework.optional_torchaudio import load_torchaudio
-from safe_framework.shapes import Frames, Sample
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.interfaces.types import Frames, Sample
+from safe_framework.utils.optional_imports import load_torchaudio
 
 
 class TorchaudioEncoder(Encoder):

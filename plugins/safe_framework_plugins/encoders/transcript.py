@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from safe_framework.checkpoints import load_pretrained, quietly
 from safe_framework.data.audio import check_waveform
 from safe_framework.errors import SampleError
-from safe_framework.shapes import Sample
+from safe_framework.interfaces.types import Sample
+from safe_framework.pretrained import load_pretrained, quietly
 
 
 class Transcriber:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from safe_framework.checkpoints import locate, quietly
-from safe_framework.encoder import Encoder
 from safe_framework.errors import CheckpointError, SampleError
-from safe_framework.shapes import Frames, Sample
-from safe_framework.waves import position_waves
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.interfaces.types import Frames, Sample
+from safe_framework.pretrained import locate, quietly
+from safe_framework.utils.positions import position_waves
 
 _GREY = 0.5  # mean and deviation of colours, if a checkpoint says none
 

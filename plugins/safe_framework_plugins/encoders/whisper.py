@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from safe_framework.checkpoints import load_pretrained
 from safe_framework.data.audio import Waveform, check_waveform
-from safe_framework.encoder import Encoder
 from safe_framework.errors import SampleError
-from safe_framework.shapes import Frames, Sample
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.interfaces.types import Frames, Sample
+from safe_framework.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     from transformers import WhisperFeatureExtractor

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from safe_framework import BaseFacts, FusionAdapter, Memory, Tokens
 from safe_framework.attention import CrossAttention, CrossAttentions, unit_rms
-from safe_framework.fusion import chosen_layers
+from safe_framework.interfaces.fusion import chosen_layers
 
 
 class GatedFusion(FusionAdapter):

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from safe_framework import BaseFacts, FusionAdapter, Memory, Tokens
 from safe_framework.attention import CrossAttention, CrossAttentions, Given
-from safe_framework.factored import Factored, Pair, plain, watched
-from safe_framework.fusion import chosen_layers
+from safe_framework.attention.folded import Factored, Pair, plain, watched
+from safe_framework.interfaces.fusion import chosen_layers
 
 Target = Literal["query", "key", "value"]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from safe_framework import BaseFacts, FusionAdapter, Memory, Tokens
 from safe_framework.attention import CrossAttention, CrossAttentions
-from safe_framework.fusion import chosen_layers
+from safe_framework.interfaces.fusion import chosen_layers
 
 
 class TanhGatedFusion(FusionAdapter):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from safe_framework import Frames, Projector, Tokens
-from safe_framework.waves import position_waves
+from safe_framework.utils.positions import position_waves
 
 
 class ResamplerProjector(Projector):

@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from safe_framework import RetentionRegularizer
-from safe_framework.comparison import Comparison, LogitComparison
+from safe_framework.interfaces.retention import Comparison, LogitComparison
 
 
 class DistillationRegularizer(RetentionRegularizer):

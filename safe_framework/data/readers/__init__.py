@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safe_framework._recipe import schema
-from safe_framework.data.readers import folder, hub, jsonl, parquet, separated
+from safe_framework.config import schema
+from safe_framework.data.readers import datasets, files
 from safe_framework.data.readers.row import Row
 from safe_framework.errors import DataError
 
@@ -21,10 +21,10 @@ Source = Path | str
 """A file, a folder, or ``hf:owner/name:split``."""
 
 READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
-    ".jsonl": jsonl.rows,
-    ".csv": separated.rows,
-    ".tsv": separated.rows,
-    ".parquet": parquet.rows,
+    ".jsonl": files.jsonl_rows,
+    ".csv": files.separated_rows,
+    ".tsv": files.separated_rows,
+    ".parquet": files.parquet_rows,
 }
 """The reader of a file by its ending."""
 
@@ -41,10 +41,10 @@ def iterate_rows(source: Source) -> Iterator[Row]:
         DataError: the source is missing, of an unknown kind, or cannot be read at all.
     """
     if isinstance(source, str) and is_dataset(source):
-        return hub.rows(source)
+        return datasets.hub_rows(source)
     path = Path(source)
     if path.is_dir():
-        return folder.rows(path, READERS)
+        return datasets.folder_rows(path, READERS)
     if not path.is_file():
         raise DataError(f"the data file `{path}` does not exist")
     reader = READERS.get(path.suffix.lower())

@@ -9,19 +9,83 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 from accelerate.utils import broadcast_object_list
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from safe_framework.evaluation.wording import interval, percent
-from safe_framework.model import SafeModel
-from safe_framework.training import processes
-from safe_framework.training.dials import Dials, Factors
-from safe_framework.training.monitor.journal import Journal
+from safe_framework.core.adapter import adapter_tensors, copy_tensors, own_copy
+from safe_framework.core.model import SafeModel
+from safe_framework.evaluation.metrics import interval
+from safe_framework.training import distributed
+from safe_framework.training.monitor.event_log import Journal
+from safe_framework.training.monitor.measurement import (
+    Counts,
+    Reading,
+    Ruler,
+    best,
+    forgets,
+    keeps,
+    limit,
+)
 from safe_framework.training.monitor.pareto import ParetoSet
-from safe_framework.training.monitor.reading import Counts, Reading, best, forgets, keeps, limit
-from safe_framework.training.monitor.ruler import Ruler
-from safe_framework.training.monitor.snapshot import Snapshot
+from safe_framework.training.schedules import Dials, Factors
+from safe_framework.utils.formatting import percent
 
 if TYPE_CHECKING:
-    from safe_framework._recipe import MonitorSpec
+    from safe_framework.config.schema import MonitorSpec
+
+
+# The last good adapter, and what the optimizer knew when it was good.
+
+
+_ADAPTER, _MOMENTS = "good_adapter.safetensors", "good_optimizer.safetensors"
+
+
+@attrs.frozen(eq=False)
+class Snapshot:
+    """Copies on the CPU.
+
+    Attributes:
+        adapter: the adapter's tensors.
+        moments: what the optimizer keeps of each parameter, as ``"NUMBER.NAME"``; none before
+            its first step.
+    """
+
+    adapter: dict[str, Tensor]
+    moments: dict[str, Tensor]
+
+    @classmethod
+    def take(cls, model: SafeModel, optimizer: torch.optim.Optimizer) -> Snapshot:
+        """Copy what training has come to."""
+        held = optimizer.state_dict()["state"]
+        return cls(
+            {name: own_copy(tensor) for name, tensor in adapter_tensors(model).items()},
+            {
+                f"{number}.{name}": own_copy(tensor)
+                for number, kept in held.items()
+                for name, tensor in kept.items()
+            },
+        )
+
+    def put_back(self, model: SafeModel, optimizer: torch.optim.Optimizer) -> None:
+        """Make model and optimizer what they were; the optimizer's rates stay what they are."""
+        copy_tensors(adapter_tensors(model), self.adapter, Path("the last good adapter"))
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in self.moments.items():
+            number, name = key.split(".", 1)
+            state.setdefault(int(number), {})[name] = tensor.clone()
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def keep(self, checkpoint: Path) -> None:
+        """Write it into a checkpoint."""
+        save_file(self.adapter, checkpoint / _ADAPTER)
+        save_file(self.moments, checkpoint / _MOMENTS)
+
+    @classmethod
+    def restore(cls, checkpoint: Path) -> Snapshot:
+        """Read what ``keep`` wrote."""
+        return cls(load_file(checkpoint / _ADAPTER), load_file(checkpoint / _MOMENTS))
+
 
 _FILE = "monitor.json"
 
@@ -210,7 +274,7 @@ class Monitor:
         )
         if not keeps(chosen, self.spec):
             said += f", since no adapter kept {percent(self.limit)}"
-        processes.wait()  # the first has written it
+        distributed.wait()  # the first has written it
         self.pareto.put(chosen.step)
         self.journal.tell("best", last, said, chosen=chosen.step)
         if self.writes:
@@ -221,6 +285,6 @@ class Monitor:
 def _agreed(counts: Counts) -> Counts:
     """What the first process counted, so that all of them decide alike."""
     held = [counts]
-    if processes.count() > 1:
+    if distributed.count() > 1:
         broadcast_object_list(held)
     return held[0]

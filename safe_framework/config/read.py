@@ -1,0 +1,95 @@
+"""Read a recipe from a file, the catalogue or a string."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from safe_framework.config.cross_checks import (
+    check_data_files,
+    check_modality_names,
+    check_stage_b,
+    check_stages,
+    check_tasks,
+)
+from safe_framework.config.diagnostics import Finding, RecipeError, locate, problem_at
+from safe_framework.config.options import schema_options
+from safe_framework.config.schema import Recipe
+from safe_framework.config.toml_positions import Span
+from safe_framework.config.type_checks import WRONG, Checker
+from safe_framework.utils import catalogue
+from safe_framework.utils.suggest import suggest
+
+
+def read_recipe(source: str | Path) -> Recipe:
+    """Read a recipe, and check that the data files it names are there.
+
+    Args:
+        source: a file, or the name of a recipe in the catalogue.
+
+    Raises:
+        RecipeError: there is no such recipe, or it has mistakes; all of them are shown.
+    """
+    path = _find(source)
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"`{path}` is not UTF-8 text", hint="save it as UTF-8") from error
+    return _parse(text, str(path), path.parent.absolute(), check_files=True)
+
+
+def parse_recipe(text: str, source: str = "recipe.toml", folder: Path | None = None) -> Recipe:
+    """Check the text of a recipe; the data files it names need not be there.
+
+    Args:
+        text: TOML.
+        source: what to call it in messages.
+        folder: what its file names are relative to; the working directory if None.
+
+    Raises:
+        RecipeError: it has mistakes; all of them are shown.
+    """
+    return _parse(text, source, folder or Path.cwd(), check_files=False)
+
+
+def _parse(text: str, source: str, folder: Path, *, check_files: bool) -> Recipe:
+    document = _load(text, source)
+    findings: list[Finding] = []
+    values = Checker(findings).record(document, schema_options(Recipe), ())
+    check_modality_names(document, findings)
+    check_tasks(document, findings)
+    if check_files:
+        check_data_files(document, folder, findings)
+        check_stage_b(document, folder, findings)
+    if values is not WRONG:
+        check_stages(values, findings)
+    if findings or values is WRONG:
+        raise RecipeError.of(locate(findings, text, source))
+    return Recipe(**values, text=text, source=source, folder=folder)
+
+
+def _load(text: str, source: str) -> dict[str, Any]:
+    try:
+        return tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        message = f"not valid TOML: {error.msg[:1].lower()}{error.msg[1:]}"
+        place = Span(error.lineno, error.colno, 1)
+        raise RecipeError.of([problem_at(place, text, source, message)]) from error
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    if isinstance(source, Path) or path.suffix or os.sep in source:
+        there = [file.name for file in path.parent.glob("*.toml")]
+        hint = suggest(path.name, there, f"recipes in `{path.parent}`")
+        raise RecipeError(f"there is no file `{source}`", hint=hint)
+    try:
+        return catalogue.recipe_path(source)
+    except catalogue.CatalogueError as error:
+        message = f"`{source}` is neither a file nor a recipe of the catalogue"
+        raise RecipeError(message, hint=error.hint) from error

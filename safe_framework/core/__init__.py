@@ -1,0 +1,1 @@
+"""The frozen base, its modalities, and the one place where a delta is applied."""

@@ -1,0 +1,207 @@
+"""From a recipe to a model: the parts come from the registries, the core wires them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from safe_framework.config.diagnostics import positioned
+from safe_framework.config.plugins import parts_of
+from safe_framework.config.read import parse_recipe, read_recipe
+from safe_framework.config.schema import ModalitySpec, Recipe
+from safe_framework.core.adapter import RECIPE, load_tensors, read_config
+from safe_framework.core.layer_discovery import Side
+from safe_framework.core.markers.embeddings import inline_tokens
+from safe_framework.core.model import SafeModel
+from safe_framework.errors import AdapterError, SafeError
+from safe_framework.pretrained.base_model import load_base
+from safe_framework.pretrained.probe_cache import origin_of, recalling
+
+if TYPE_CHECKING:
+    pass
+
+
+def build(
+    recipe: str | Path | Recipe,
+    *,
+    device: str | torch.device | None = None,
+    example: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> SafeModel:
+    """Build the model that a recipe describes, its modalities fresh and silent.
+
+    Args:
+        recipe: path of a TOML file, the name of a catalogue recipe, or a recipe already read.
+        device: where to put the model; by default where it loads.
+        example: keyword arguments on which the base runs, where it does not run on plain text.
+        trust_remote_code: let the base's checkpoint run code of its own.
+
+    Raises:
+        RecipeError: the recipe is wrong; the message shows every mistake.
+        CheckpointError: pretrained weights cannot be found.
+        UnsupportedBaseError: the base cannot be served.
+    """
+    checked = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    base, tokenizer, origin = _loaded(checked, trust_remote_code)
+    if device is not None:
+        base = base.to(device)
+    with recalling(base, origin if example is None else None):
+        return attach(base, tokenizer, recipe=checked, example=example)
+
+
+def attach(
+    base: nn.Module,
+    tokenizer: Any = None,
+    *,
+    recipe: str | Path | Recipe | None = None,
+    layers_path: str | None = None,
+    side: Side | None = None,
+    example: Mapping[str, Any] | None = None,
+    split_rows: bool | None = None,
+) -> SafeModel:
+    """Wrap a base that is already in memory, and give it a recipe's modalities if there is one.
+
+    Args:
+        base: any transformers model with decoder layers; frozen, otherwise left as it is.
+        tokenizer: its tokenizer or processor.
+        recipe: whose ``[modalities]`` to add; its ``[base]`` is not loaded.
+        layers_path: dotted path of the layers to fuse into, where the rule is wrong.
+        side: of an encoder-decoder base, which layers a modality enters.
+        example: keyword arguments on which the base runs, where it does not run on plain text.
+        split_rows: run the rows that carry no modality apart, where the base mixes rows, as
+            mixtures of experts do.
+
+    What is None is as the recipe's ``[base]`` says.
+
+    Raises:
+        UnsupportedBaseError: the base cannot be served; the message says what was seen.
+    """
+    if recipe is None:
+        return SafeModel(
+            base,
+            tokenizer,
+            layers_path=layers_path,
+            side=side or "decoder",
+            example=example,
+            split_rows=bool(split_rows),
+        )
+    checked = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    model = SafeModel(
+        base,
+        tokenizer,
+        layers_path=layers_path or checked.base.layers_path,
+        side=side or checked.base.side,
+        example=example,
+        split_rows=checked.base.split_rows if split_rows is None else split_rows,
+    )
+    model.recipe = checked
+    try:
+        _add_all(model, checked)
+    except BaseException:
+        model.detach()  # a base that the caller owns goes back without a hook
+        raise
+    return model
+
+
+def load(
+    folder: str | Path,
+    *more: str | Path,
+    base: nn.Module | None = None,
+    tokenizer: Any = None,
+    device: str | torch.device | None = None,
+    example: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> SafeModel:
+    """Load an adapter that ``save_pretrained`` wrote, on the base that it was made for.
+
+    Args:
+        folder: the adapter.
+        *more: adapters of other modalities for the same base, trained apart.
+        base: a base already in memory; loaded as the adapter's recipe says if not given.
+        tokenizer: of that base.
+        device: where to put the model.
+        example: keyword arguments on which the base runs, where it does not run on plain text.
+        trust_remote_code: let the base's checkpoint run code of its own.
+
+    Raises:
+        AdapterError: a folder is not a whole adapter, was made for another base, or holds a
+            modality that another one holds too.
+    """
+    recipe, origin = _recipe_in(Path(folder)), None
+    if base is None:
+        base, tokenizer, origin = _loaded(recipe, trust_remote_code)
+    if device is not None:
+        base = base.to(device)
+    with recalling(base, origin if example is None else None):
+        model = attach(base, tokenizer, recipe=recipe, example=example)
+        try:
+            load_tensors(model, Path(folder), recipe.modalities)
+            for place in map(Path, more):
+                _load_beside(model, place)
+        except BaseException:
+            model.detach()  # a caller's base keeps no hook of a model that was refused
+            raise
+    return model
+
+
+def _loaded(recipe: Recipe, trust_remote_code: bool) -> tuple[nn.Module, Any, str | None]:
+    """A recipe's base and tokenizer, and their origin if the files stood still meanwhile."""
+    before = None if trust_remote_code else origin_of(recipe.base)
+    base, tokenizer = load_base(recipe.base, trust_remote_code=trust_remote_code)
+    still = before is not None and before == origin_of(recipe.base)
+    return base, tokenizer, before if still else None
+
+
+def _recipe_in(place: Path) -> Recipe:
+    read_config(place)
+    if not (place / RECIPE).is_file():
+        raise AdapterError(
+            f"`{place}` has no `{RECIPE}`: its model was put together by hand",
+            hint="add the same modalities to the base, then call adapter.load_tensors",
+        )
+    return parse_recipe((place / RECIPE).read_text("utf-8"), str(place / RECIPE), place)
+
+
+def _load_beside(model: SafeModel, place: Path) -> None:
+    recipe = _recipe_in(place)
+    if taken := [name for name in recipe.modalities if name in model.modalities]:
+        raise AdapterError(
+            f"`{place}` holds modality `{taken[0]}`, which another adapter holds too",
+            hint="train one of them under another name",
+        )
+    if model.base_change is not None or read_config(place).base_change is not None:
+        raise AdapterError(
+            f"`{place}` cannot stand beside another adapter: stage B changed the base of one",
+            hint="load it alone, or train the senses together",
+        )
+    _add_all(model, recipe)
+    load_tensors(model, place, recipe.modalities)
+
+
+def _add_all(model: SafeModel, recipe: Recipe) -> None:
+    with torch.random.fork_rng(devices=[]):  # building must not move the caller's seed
+        torch.manual_seed(recipe.training.seed)
+        for name, spec in recipe.modalities.items():
+            _add(model, recipe, name, spec)
+
+
+def _add(model: SafeModel, recipe: Recipe, name: str, spec: ModalitySpec) -> None:
+    encoder, projector, fusion = parts_of(recipe, name, spec, model.facts())
+    if spec.inline:
+        try:
+            inline_tokens(projector)
+        except SafeError as error:
+            raise positioned(recipe, ("modalities", name), error, f"`{name}`") from error
+    model.add_modality(
+        name,
+        encoder=encoder,
+        projector=projector,
+        fusion=fusion,
+        gate=spec.gate.value,
+        markers=spec.markers,
+        inline=spec.inline,
+    )

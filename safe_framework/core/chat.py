@@ -1,0 +1,117 @@
+"""Chat messages with samples: what goes to the base's template, and what to encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from safe_framework.data.samples import given_sample
+from safe_framework.errors import SampleError
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.interfaces.types import Sample
+
+Message = Mapping[str, Any]
+
+_OWN_PARTS = {
+    "image_processor": ("image", "image_url"),
+    "video_processor": ("video",),
+    "feature_extractor": ("audio",),
+}
+"""Types of parts by the attribute of a base's processor that reads them."""
+
+
+@attrs.frozen
+class Talk:
+    """Conversations, and the samples that their parts hold.
+
+    Attributes:
+        talks: messages as they were given.
+        samples: by modality one for each conversation, or None; only those that are used.
+        batched: whether several conversations were given, or one alone.
+        joined: give the base's template the texts of a message's parts as one text, since many
+            templates of a tokenizer take nothing else.
+    """
+
+    talks: Sequence[Sequence[Message]]
+    samples: Mapping[str, Sequence[Sample | None]]
+    batched: bool
+    joined: bool
+
+    @property
+    def plain(self) -> list[list[Message]]:
+        """What the base's template is given: all but the samples."""
+        return self.marked(())
+
+    def marked(self, names: Collection[str]) -> list[list[Message]]:
+        """The same with ``<NAME>`` where the samples of these modalities were."""
+        return [[self._told(message, names) for message in talk] for talk in self.talks]
+
+    def _told(self, message: Message, names: Collection[str]) -> Message:
+        parts = message.get("content")
+        if not isinstance(parts, (list, tuple)):
+            return message
+        told = [
+            {"type": "text", "text": f"<{part['type']}>"} if part["type"] in names else part
+            for part in parts
+            if part["type"] not in self.samples or part["type"] in names
+        ]
+        content = "".join(part["text"] for part in told) if self.joined else told
+        return {**message, "content": content}
+
+
+def parted(conversation: Any, encoders: Mapping[str, Encoder], tokenizer: Any) -> Talk:
+    """Read the samples in one conversation, or in each of several.
+
+    Args:
+        conversation: messages in transformers' form, or a list of such lists.
+        encoders: of the attached modalities, whose names are types of parts.
+        tokenizer: the base's tokenizer or processor, which may take parts of its own.
+
+    Raises:
+        SampleError: a part is of an unknown type, or a conversation has two samples of a kind.
+    """
+    batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
+    talks = conversation if batched else [conversation]
+    kinds = [kind for key, own in _OWN_PARTS.items() if hasattr(tokenizer, key) for kind in own]
+    held = [_samples(talk, encoders, ("text", *encoders, *kinds)) for talk in talks]
+    used = [name for name in encoders if any(name in samples for samples in held)]
+    columns = {name: [samples.get(name) for samples in held] for name in used}
+    return Talk(talks, columns, batched, joined=not hasattr(tokenizer, "tokenizer"))
+
+
+def _samples(
+    talk: Sequence[Message], encoders: Mapping[str, Encoder], known: Collection[str]
+) -> dict[str, Sample]:
+    """The samples of one conversation."""
+    found = dict[str, Sample]()
+    for message in talk:
+        parts = message.get("content")
+        for part in parts if isinstance(parts, (list, tuple)) else ():
+            kind = str(part.get("type", "")) if isinstance(part, Mapping) else ""
+            if kind not in known:
+                raise SampleError(
+                    f"a part of type {kind!r} is taken by neither a modality nor the base",
+                    hint=f"types of parts: {', '.join(f'`{one}`' for one in known)}",
+                )
+            if kind in found:
+                raise SampleError(
+                    f"a conversation has two `{kind}` parts",
+                    hint="a text has one sample of a modality: leave the older one out",
+                )
+            if kind in encoders:
+                found[kind] = _sample(kind, part, encoders[kind])
+    return found
+
+
+def _sample(name: str, part: Message, encoder: Encoder) -> Sample:
+    found = [part[key] for key in (name, "path", "url") if part.get(key) is not None]
+    if len(found) != 1:
+        raise SampleError(
+            f"a `{name}` part holds {len(found)} samples: {', '.join(part)}",
+            hint=f"give one of `{name}`, `path` and `url`",
+        )
+    rate = part.get("sampling_rate")
+    value = found[0] if rate is None else {"array": found[0], "sampling_rate": rate}
+    return given_sample(name, value, encoder)

@@ -1,0 +1,123 @@
+"""``torch.compile`` for a base with senses, such that no graph can be stale.
+
+torch does not guard a compiled graph on hooks, and may run one that was traced before they were
+installed, or for another model of the class. So no graph here holds a modality: calls without
+one run the base compiled as a whole, exactly as if it had never been attached; calls with one run
+layer by layer, each layer compiled, and the hooks between them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence, Set
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from safe_framework.core.layer_hooks import LayerForward, give_back, hearing, take_over
+from safe_framework.errors import UnsupportedBaseError
+
+if TYPE_CHECKING:
+    from safe_framework.core.model import SafeModel
+
+_VARIANTS = 16
+"""Graphs that one layer may need: shapes, grad modes, kinds of cache."""
+
+
+def compile(model: SafeModel, **options: Any) -> SafeModel:
+    """Compile the base of ``model`` in place; its module tree and weights stay.
+
+    The first call of each kind compiles. Copies and pickles of the model are not compiled, and
+    ``detach`` gives the base back uncompiled.
+
+    Args:
+        model: with senses or without; senses may still be added and removed.
+        **options: of ``torch.compile``.
+
+    Returns:
+        The same model.
+    """
+    layers = model.stack.of(model.base)
+    _allow_graphs(_VARIANTS * len(layers))
+    model.base._compiled_call_impl = CompiledCall(model.base, options)
+    apart: dict[str, Any] = {**_ISOLATED, **options}
+    for layer in layers:
+        forward = take_over(layer)
+        forward.compiled = torch.compile(forward.plain, **apart)
+    return model
+
+
+def uncompile(base: nn.Module, layers: nn.ModuleList) -> None:
+    """Undo ``compile``; what others have compiled stays."""
+    if isinstance(base._compiled_call_impl, CompiledCall):
+        del base._compiled_call_impl  # None again, which is the class's attribute
+    for layer in layers:
+        forward = vars(layer).get("forward")
+        if isinstance(forward, LayerForward):
+            forward.compiled = None
+            give_back(layer)
+
+
+def refuse_compiled(base: nn.Module, paths: Sequence[str]) -> None:
+    """See that no graph that others have compiled encloses layers at one of ``paths``.
+
+    Raises:
+        UnsupportedBaseError: one does, and would run without the hooks.
+    """
+    lists = [base.get_submodule(path) for path in paths]
+    around = list(_enclosing(base, {id(found) for found in lists}))
+    layers = [layer for found in lists for layer in found.children()]
+    wrapped = [module for module in around if "_orig_mod" in module._modules]
+    graphs = [
+        module
+        for module in around + layers
+        if not isinstance(module._compiled_call_impl, CompiledCall | None)
+    ]
+    if wrapped or graphs:
+        raise UnsupportedBaseError(
+            f"`{type((wrapped + graphs)[0]).__name__}` is compiled already",
+            hint="attach to the base as it was, then call safe_framework.compile(model)",
+        )
+
+
+def _enclosing(module: nn.Module, wanted: Set[int]) -> Iterator[nn.Module]:
+    """This module and those within it that are, or hold, one of the wanted ones."""
+    inner = [found for child in module.children() for found in _enclosing(child, wanted)]
+    if inner or id(module) in wanted:
+        yield module
+        yield from inner
+
+
+def uncompiled(base: nn.Module) -> dict[str, bool]:
+    """What keeps ``generate`` from compiling a decoding step by itself, which would not hear."""
+    return {"disable_compile": True} if hasattr(base, "get_compiled_call") else {}
+
+
+class CompiledCall:
+    """What calling a base does: its compiled self, unless a sense is heard."""
+
+    def __init__(self, base: nn.Module, options: dict[str, Any]) -> None:
+        self.plain: Callable[..., Any] = base._call_impl
+        self.compiled: Callable[..., Any] = torch.compile(self.plain, **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the base returns."""
+        return (self.plain if hearing() else self.compiled)(*args, **kwargs)
+
+
+_ISOLATED = (  # layers share their code: without this they would share 8 graphs
+    {"isolate_recompiles": True}
+    if "isolate_recompiles" in inspect.signature(torch.compile).parameters
+    else {}
+)
+
+
+def _allow_graphs(count: int) -> None:
+    """Let torch keep a graph for each layer, which it tells apart by their positions."""
+    import torch._dynamo
+
+    config: Any = torch._dynamo.config
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, count)
+    if not _ISOLATED:
+        config.recompile_limit = max(config.recompile_limit, count)

@@ -1,0 +1,205 @@
+"""One call's modalities, and how the core applies what their plugins propose.
+
+``hidden + gate * delta`` on the rows that carry the modality; every other row keeps its bits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from safe_framework.core.layer_discovery import PLAIN, Layout
+from safe_framework.core.layer_hooks import LayerCall, hidden_of, with_hidden
+from safe_framework.core.markers.embeddings import MarkedPrompt
+from safe_framework.errors import InjectionError, PluginError
+from safe_framework.interfaces.fusion import FusionAdapter
+from safe_framework.interfaces.types import Memory, Tokens
+
+
+@attrs.define(eq=False)
+class ActiveSense:
+    """One modality in one call.
+
+    Attributes:
+        name: of the modality.
+        fusion: its adapter.
+        memory: what the adapter remembers, a row for each sample that is present.
+        rows: batch rows of those samples, ascending, (present,).
+        gates: the strength on each of those rows, (present,).
+        batch: how many rows the call has.
+        layout: axes of the base's hidden states.
+        tokens: what the projector gave, a row for each sample, where they stand in the text.
+        around: what to enter while the adapter works at a layer; None for nothing.
+    """
+
+    name: str
+    fusion: FusionAdapter
+    memory: Memory
+    rows: Tensor
+    gates: Tensor
+    batch: int
+    layout: Layout = PLAIN
+    tokens: Tokens | None = None
+    around: Callable[[int], AbstractContextManager[None]] | None = None
+    _expanded: dict[tuple[int, torch.device], tuple[Memory, Tensor, Tensor | None]] = attrs.field(
+        factory=dict, init=False
+    )
+    _dtype: torch.dtype | None = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Look for the adapter's type once, since every layer and step asks for it."""
+        floating = (p.dtype for p in self.fusion.parameters() if p.is_floating_point())
+        self._dtype = next(floating, None)
+
+    def apply(self, hidden: Tensor, layer: int) -> Tensor:
+        """Hidden states in which the present rows carry the gated delta of ``layer``.
+
+        Args:
+            hidden: of ``batch * copies`` samples, where beams and returned sequences are the
+                copies of a row, side by side; its axes are those of ``layout``.
+            layer: that is about to be called.
+        """
+        memory, rows, gates = self._for(hidden)
+        everyone = len(rows) == hidden.shape[self.layout.batch]
+        mine = hidden if everyone else hidden.index_select(self.layout.batch, rows)
+        delta = self._propose(self.layout.shown(mine), memory, layer)
+        gated = delta if gates is None else gates.to(delta.dtype) * delta
+        scaled = self.layout.spread(gated).to(hidden.dtype)
+        fused = mine + scaled
+        if not torch.is_grad_enabled():  # adding 0.0 to -0.0 flips its sign bit
+            fused = torch.where(scaled == 0, mine, fused)
+        # A clone keeps the strides, on which the base's own kernels, and so its bits, depend.
+        if not everyone:
+            return hidden.clone().index_copy_(self.layout.batch, rows, fused)
+        return fused if fused.stride() == hidden.stride() else hidden.clone().copy_(fused)
+
+    def _for(self, hidden: Tensor) -> tuple[Memory, Tensor, Tensor | None]:
+        """Memory, rows and gates for the copies in this layer call, computed once for each.
+
+        The gates are None where all are 1, by which nothing has to be multiplied.
+        """
+        samples = hidden.shape[self.layout.batch]
+        copies, rest = divmod(samples, self.batch)
+        if rest:
+            raise InjectionError(
+                f"modality `{self.name}` came with {self.batch} rows, the base with {samples}",
+                hint="give as many samples (None where absent) as texts",
+            )
+        key = (copies, hidden.device)
+        if key not in self._expanded:
+            self._expanded[key] = self._expand(copies, hidden.device)
+        return self._expanded[key]
+
+    def _expand(self, copies: int, device: torch.device) -> tuple[Memory, Tensor, Tensor | None]:
+        memory, rows, gates = self.memory.to(device), self.rows.to(device), self.gates.to(device)
+        if copies > 1:
+            sample = torch.arange(len(rows), device=device).repeat_interleave(copies)
+            copy = torch.arange(copies, device=device).repeat(len(rows))
+            memory, gates = memory.rows(sample), gates[sample]
+            rows = rows[sample] * copies + copy
+        return memory, rows, None if bool((gates == 1).all()) else gates[:, None, None]
+
+    def _propose(self, hidden: Tensor, memory: Memory, layer: int) -> Tensor:
+        """The plugin's delta; it is shown a copy, so nothing it writes reaches the base."""
+        grad = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(grad):
+            shown = hidden.to(self._dtype or hidden.dtype, copy=True)
+            version = shown._version
+            try:
+                delta = self._given(shown, memory, layer)
+            except Exception as error:
+                raise self._blame(f"raised {type(error).__name__}: {error}") from error
+        if shown._version != version:
+            raise self._blame("wrote into the hidden states it was shown")
+        if not isinstance(delta, Tensor) or delta.shape != hidden.shape:
+            seen = tuple(delta.shape) if isinstance(delta, Tensor) else type(delta).__name__
+            raise self._blame(f"gave {seen} for hidden states of {tuple(hidden.shape)}")
+        if not delta.is_floating_point():  # an open gate below 1 would be cut to 0
+            raise self._blame(f"gave {delta.dtype} for hidden states of {hidden.dtype}")
+        return delta.to(hidden.device)
+
+    def _given(self, shown: Tensor, memory: Memory, layer: int) -> Any:
+        if self.around is None:
+            return self.fusion(shown, memory, layer)
+        with self.around(layer):
+            return self.fusion(shown, memory, layer)
+
+    def _blame(self, what: str) -> PluginError:
+        plugin = type(self.fusion)
+        return PluginError(
+            f"fusion adapter `{plugin.__module__}.{plugin.__qualname__}` of modality "
+            f"`{self.name}` {what}",
+            hint="a fusion adapter must return a new delta of the same shape",
+        )
+
+
+@attrs.define(eq=False)
+class CallInjection:
+    """The modalities of one forward or generate call.
+
+    Each has hooks of its own, which torch runs in the order in which the modalities were added.
+
+    Attributes:
+        owner: key of the SafeModel whose call it is.
+        senses: the modalities that are on.
+        passes: how often one forward call runs each layer.
+        entry: on which of these passes a modality enters, from 0.
+        prompts: by modality, where the vectors of its markers stand.
+        fired: how often each layer was called for each modality.
+    """
+
+    owner: str
+    senses: Sequence[ActiveSense]
+    passes: int = 1
+    entry: int = 0
+    prompts: Mapping[str, MarkedPrompt] = attrs.field(factory=dict)
+    fired: Counter[tuple[str, int]] = attrs.field(factory=Counter, init=False)
+
+    def enter(
+        self, modality: str, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> LayerCall:
+        """Apply what ``modality`` does at ``layer``."""
+        turn = self.fired[modality, layer] % self.passes
+        self.fired[modality, layer] += 1
+        if turn != self.entry:
+            return args, kwargs
+        hidden = hidden_of(args, kwargs)
+        for sense in self.senses:
+            if sense.name == modality:
+                hidden = sense.apply(hidden, layer)
+        return with_hidden(args, kwargs, hidden)
+
+    def embed(self, modality: str, ids: object, embedded: Tensor) -> Tensor | None:
+        """What the base's look-up of ``ids`` gives with ``modality``'s markers."""
+        prompt = self.prompts.get(modality)
+        return None if prompt is None else prompt.embed(ids, embedded)
+
+    def check_fired(self) -> None:
+        """Refuse a call in which a fused layer or a marker was bypassed.
+
+        Raises:
+            InjectionError: a layer's hook never ran, so its modality had no effect there, or
+                the base never looked up the words among which the markers stand.
+        """
+        if lost := [name for name, prompt in self.prompts.items() if not prompt.complete]:
+            raise InjectionError(
+                f"the markers of {', '.join(f'`{name}`' for name in lost)} never reached the "
+                "base: it did not look its text up in its input embeddings",
+                hint="if the base is compiled, compile it after attaching; else leave `markers` "
+                "out",
+            )
+        for sense in self.senses:
+            layers = sense.fusion.layers
+            if missed := [layer for layer in layers if not self.fired[sense.name, layer]]:
+                raise InjectionError(
+                    f"modality `{sense.name}` never reached layers {missed}: their hooks "
+                    "did not run",
+                    hint="if the base is compiled, let safe_framework.compile(model) do it; if it "
+                    "runs in threads of its own (DataParallel), use one process a device",
+                )

@@ -1,0 +1,240 @@
+"""Other ways to run a layer while a sense is heard; the layer and its module tree stay.
+
+A ``LayerForward`` stands as ``forward`` in a layer's own attributes. In every other call, and in
+copies of the layer, it is the layer's own forward. A layer's hooks run outside of it, so nothing
+that is compiled or recomputed holds a modality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
+
+from safe_framework.core.base_change import acting, changed_call
+from safe_framework.errors import UnsupportedBaseError
+
+# How a modality enters a base model: inert hooks on its layers.
+#
+# A hook is installed once and looks up a ``ContextVar``; outside a call that carries a modality
+# it returns None, and the base computes what it always did.
+
+
+LayerCall = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Injection(Protocol):
+    """What a call does to the inputs of a base's layers."""
+
+    owner: str
+
+    def enter(
+        self, modality: str, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> LayerCall:
+        """The arguments with which ``modality`` lets layer ``layer`` be called."""
+        ...
+
+    def embed(self, modality: str, ids: object, embedded: Tensor) -> Tensor | None:
+        """What a look-up of ``ids`` gives with ``modality``'s markers, or None if it has none."""
+        ...
+
+
+_ACTIVE: ContextVar[Injection | None] = ContextVar("safe_framework_injection", default=None)
+
+
+@contextmanager
+def active(injection: Injection | None) -> Iterator[None]:
+    """Let ``injection`` act on every hooked layer called in this context, and nothing else."""
+    token = _ACTIVE.set(injection)
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)
+
+
+def hearing() -> bool:
+    """Whether a call that carries a modality or runs a changed base is running in this context."""
+    return _ACTIVE.get() is not None or changed_call() is not None
+
+
+class LayerHook:
+    """A forward pre-hook that does nothing unless its owner's call is running.
+
+    Args:
+        owner: key of the SafeModel that installed it; a string, so that copies and pickles of
+            a base hold no reference to the model.
+        modality: name of the modality that it serves.
+        layer: position of the hooked layer.
+    """
+
+    def __init__(self, owner: str, modality: str, layer: int) -> None:
+        self.owner, self.modality, self.layer = owner, modality, layer
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> LayerCall | None:
+        """Change the layer's arguments, or return None to leave the call alone."""
+        if torch.compiler.is_dynamo_compiling():
+            return None  # a compiled graph is always the base's own, whoever's hooks were traced
+        injection = _ACTIVE.get()
+        if injection is None or injection.owner != self.owner:
+            return None
+        return injection.enter(self.modality, self.layer, args, kwargs)
+
+
+def install(
+    owner: str, modality: str, layers: nn.ModuleList, wanted: tuple[int, ...]
+) -> list[RemovableHandle]:
+    """Hook the layers ``wanted`` for one modality."""
+    return [
+        layers[layer].register_forward_pre_hook(LayerHook(owner, modality, layer), with_kwargs=True)
+        for layer in wanted
+    ]
+
+
+class EmbeddingHook:
+    """A forward hook on an embedding, as inert as a ``LayerHook``.
+
+    Args:
+        owner: key of the SafeModel that installed it.
+        modality: name of the modality whose markers it puts in.
+    """
+
+    def __init__(self, owner: str, modality: str) -> None:
+        self.owner, self.modality = owner, modality
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
+        """Change what was looked up, or return None to leave it alone."""
+        if torch.compiler.is_dynamo_compiling():
+            return None
+        injection = _ACTIVE.get()
+        if injection is None or injection.owner != self.owner:
+            return None
+        return injection.embed(self.modality, args[0] if args else kwargs.get("input"), output)
+
+
+def install_embeddings(
+    owner: str, modality: str, embeddings: Sequence[nn.Module]
+) -> list[RemovableHandle]:
+    """Hook every embedding for the markers of one modality."""
+    hook = EmbeddingHook(owner, modality)
+    return [module.register_forward_hook(hook, with_kwargs=True) for module in embeddings]
+
+
+def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The hidden states among a layer's arguments: the first one, or by keyword."""
+    return args[0] if args else kwargs.get("hidden_states")
+
+
+def with_hidden(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Any) -> LayerCall:
+    """The same arguments with other hidden states."""
+    if args:
+        return (hidden, *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": hidden}
+
+
+Forward = Callable[..., Any]
+
+RECOMPUTING: ContextVar[Mapping[str, Any] | None] = ContextVar(
+    "safe_framework_recomputing", default=None
+)
+"""Options of ``torch.utils.checkpoint`` in a call that recomputes its layers."""
+
+StandIn = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+
+STANDING_IN: ContextVar[Mapping[LayerForward, StandIn]] = ContextVar(
+    "safe_framework_standing_in", default=MappingProxyType({})
+)
+"""What is done instead of a layer's forward in a call that knows its result beforehand."""
+
+
+class LayerForward:
+    """The forward of one layer.
+
+    Attributes:
+        plain: what the layer did before.
+        compiled: what it does where a sense is heard; None for ``plain``.
+    """
+
+    def __init__(self, plain: Forward) -> None:
+        self.plain = plain
+        self.compiled: Forward | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the layer returns."""
+        if torch.compiler.is_dynamo_compiling() or not hearing():
+            return self.plain(*args, **kwargs)
+        if (stand_in := STANDING_IN.get().get(self)) is not None:
+            return stand_in(args, kwargs)
+        compiled = self.compiled if changed_call() is None else None  # its hooks are not in it
+        forward, options = compiled or self.plain, RECOMPUTING.get()
+        if options is None or not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return recomputed(forward, args, kwargs, options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the compiled code, which belongs to the weights of this layer alone."""
+        return {"plain": self.plain, "compiled": None}
+
+
+def recomputed(
+    forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], options: Mapping[str, Any]
+) -> Any:
+    """Call a layer without keeping its activations, if a gradient has to go through it.
+
+    Every tensor that needs a gradient is an argument of the checkpoint, wherever the layer takes
+    it, since the reentrant kind gives a gradient to nothing else.
+
+    Raises:
+        UnsupportedBaseError: the layer was handed a cache, which would be filled twice.
+    """
+    from transformers import Cache
+
+    leaves, shape = tree_flatten((args, kwargs))
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    if not places:
+        return forward(*args, **kwargs)
+    if any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
+        raise UnsupportedBaseError(
+            "a layer was handed a cache of keys and values while its activations are recomputed",
+            hint="call gradient_checkpointing_disable()",
+        )
+    moving = [leaves[place] for place in places]
+    changed = changed_call()  # which has ended when the backward pass calls again
+
+    def again(*tensors: Tensor) -> Any:
+        """The same call with these tensors in the places of its own."""
+        filled = dict(enumerate(leaves)) | dict(zip(places, tensors, strict=True))
+        given, named = tree_unflatten(list(filled.values()), shape)
+        with acting(changed):
+            return forward(*given, **named)
+
+    return checkpoint(again, *moving, **options)
+
+
+def take_over(layer: nn.Module) -> LayerForward:
+    """The ``LayerForward`` of a layer, put in place if there is none."""
+    found = vars(layer).get("forward")
+    if not isinstance(found, LayerForward):
+        found = LayerForward(layer.forward)
+        layer.forward = found
+    return found
+
+
+def give_back(layer: nn.Module) -> None:
+    """Let a layer have the attributes it had, unless it is compiled or wrapped once more."""
+    found = vars(layer).get("forward")
+    if isinstance(found, LayerForward) and found.compiled is None:
+        del layer.forward
+        if layer.forward != found.plain:  # it was an attribute before, as accelerate sets it
+            layer.forward = found.plain

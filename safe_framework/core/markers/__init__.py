@@ -1,0 +1,1 @@
+"""Words that say where in a text a sample is, with vectors of their own."""

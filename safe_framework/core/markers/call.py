@@ -1,0 +1,249 @@
+"""A call whose text holds markers, as the base is shown it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from safe_framework.core.injection import ActiveSense
+from safe_framework.core.markers.embeddings import MarkedPrompt, Markers
+from safe_framework.core.padding import Rows, by_position, rearranged
+from safe_framework.errors import SafeError, SampleError
+
+_IGNORED = -100
+
+
+@attrs.frozen(eq=False)
+class PreparedCall:
+    """What the base is called with, and where markers stand in it.
+
+    Attributes:
+        args: positional arguments.
+        inputs: keyword arguments.
+        prompts: by modality, where its vectors stand.
+        given: of ``generate``, the ids of the base's text, markers among them; None without any.
+    """
+
+    args: Sequence[Any]
+    inputs: Mapping[str, Any]
+    prompts: Mapping[str, MarkedPrompt] = attrs.field(factory=dict)
+    given: Tensor | None = None
+
+    def restored(self, out: Any) -> Any:
+        """What ``generate`` returned, with the markers' ids back in the prompts."""
+        if self.given is None or not self.prompts:
+            return out
+        if isinstance(out, Tensor):
+            return self._restored(out)
+        out["sequences"] = self._restored(out["sequences"])
+        return out
+
+    def _restored(self, sequences: Tensor) -> Tensor:
+        assert self.given is not None
+        fed = next(iter(self.prompts.values())).ids
+        copies, width = len(sequences) // len(fed), fed.shape[1]
+        begins = fed.to(sequences.device).repeat_interleave(copies, 0)
+        if not torch.equal(sequences[:, :width], begins):  # an answer alone, without its prompt
+            return sequences
+        given = self.given.to(sequences.device).repeat_interleave(copies, 0)
+        return torch.cat([given, sequences[:, width:]], dim=1)
+
+
+def prepare_call(
+    method: Callable[..., Any],
+    args: Sequence[Any],
+    inputs: Mapping[str, Any],
+    markers: Mapping[str, Markers],
+    senses: Sequence[ActiveSense],
+    pad: Callable[[], int],
+) -> PreparedCall:
+    """Take markers out of a call's text: out of it where their modality is off, else out of band.
+
+    Args:
+        method: that will be called.
+        args: its positional arguments.
+        inputs: its keyword arguments.
+        markers: of every attached modality that has some.
+        senses: the modalities that are on.
+        pad: gives the id that fills rows up.
+
+    Raises:
+        SampleError: an id is no modality's, or a text has room for another number of tokens.
+        SafeError: positions that the call names would move.
+    """
+    ids = args[0] if args else inputs.get("input_ids", inputs.get("inputs"))
+    if not markers or not isinstance(ids, Tensor) or ids.is_floating_point() or ids.ndim != 2:
+        return PreparedCall(args, inputs)
+    size = next(iter(markers.values())).vocabulary.size
+    if not (ids >= size).any():
+        return PreparedCall(args, inputs)
+    named = _by_keyword(method, args) | dict(inputs)
+    heard = _heard(ids, markers, senses, size)
+    generating = not isinstance(method, nn.Module)  # but the base's ``generate``
+    call = _Call(named, markers, generating=generating)
+    if bool((unheard := (ids >= size) & ~heard).any()):
+        call.drop(unheard, pad())
+    if not heard.any():
+        return PreparedCall((), call.inputs)
+    return call.fed(senses)
+
+
+def _by_keyword(method: Callable[..., Any], args: Sequence[Any]) -> dict[str, Any]:
+    """Positional arguments by their names."""
+    function = getattr(method, "forward", method)
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+    parameters = inspect.signature(function).parameters.values()
+    names = [p.name for p in parameters if p.kind in kinds] or ["input_ids"]
+    return dict(zip(names, args, strict=False))
+
+
+def _heard(
+    ids: Tensor, markers: Mapping[str, Markers], senses: Sequence[ActiveSense], size: int
+) -> Tensor:
+    """True at the markers of modalities that are on in their row, (batch, length)."""
+    heard, known = torch.zeros_like(ids, dtype=torch.bool), ids < size
+    on = {sense.name: sense.rows.to(ids.device) for sense in senses}
+    for name, one in markers.items():
+        mine = one.holds(ids)
+        known |= mine
+        rows = on.get(name, ids.new_empty(0))
+        heard[rows] |= mine[rows]
+    if not known.all():
+        unknown = sorted(set(ids[~known].tolist()))
+        raise SampleError(
+            f"the text holds ids {unknown}, which neither the base (below {size}) nor a marker of "
+            f"{', '.join(f'`{name}`' for name in markers)} has",
+            hint="make the batch with this model's `processor`",
+        )
+    return heard
+
+
+class _Call:
+    """The keyword arguments of one call while markers are taken out of them."""
+
+    def __init__(
+        self, inputs: dict[str, Any], markers: Mapping[str, Markers], *, generating: bool
+    ) -> None:
+        self.inputs, self.markers = inputs, markers
+        self.vocabulary = next(iter(markers.values())).vocabulary
+        self.key = "input_ids" if "input_ids" in inputs else "inputs"
+        self.generating = generating
+        self.cached = self._cached() if generating else 0
+
+    @property
+    def ids(self) -> Tensor:
+        """The text's ids, (batch, length)."""
+        found: Tensor = self.inputs[self.key]
+        return found
+
+    def mask(self) -> Tensor:
+        """The call's attention mask on this text."""
+        found = self.inputs.get("attention_mask")
+        if found is None:
+            return torch.ones_like(self.ids)
+        if not isinstance(found, Tensor) or found.ndim != 2:
+            raise SafeError(
+                "markers need an `attention_mask` of (rows, length)",
+                hint="give the mask that the processor made",
+            )
+        return found[:, -self.ids.shape[1] :]
+
+    def drop(self, unheard: Tensor, pad: int) -> None:
+        """Take out the columns ``unheard``, and those that are then only padding."""
+        self._check_movable()
+        ids, mask = self.ids, self.mask()
+        rows = Rows.of(mask)
+        marked = unheard.tolist()
+        contents = [
+            [column for column in bounds if not row[column]]
+            for row, bounds in zip(marked, rows.bounds, strict=True)
+        ]
+        index = rows.index(contents, rows.width(contents))
+        moving = by_position(self.inputs, ids.shape, apart=self.vocabulary.apart)
+        if bool((index < 0).any()):
+            moving["attention_mask"] = mask
+        self.inputs |= rearranged(moving, index, pad)
+
+    def fed(self, senses: Sequence[ActiveSense]) -> PreparedCall:
+        """The call with an ordinary word in place of every marker."""
+        given = self.ids
+        marked = given >= self.vocabulary.size
+        self.inputs[self.key] = given.masked_fill(marked, self.vocabulary.filler)
+        labels = self.inputs.get("labels")
+        if isinstance(labels, Tensor) and labels.shape == given.shape and not self.vocabulary.apart:
+            self.inputs["labels"] = labels.masked_fill(marked, _IGNORED)
+        found = {sense.name: self._prompt(given, marked, sense) for sense in senses}
+        prompts = {name: prompt for name, prompt in found.items() if prompt is not None}
+        return PreparedCall((), self.inputs, prompts, given if self.generating else None)
+
+    def _prompt(self, given: Tensor, marked: Tensor, sense: ActiveSense) -> MarkedPrompt | None:
+        markers = self.markers.get(sense.name)
+        if markers is None or not (mine := markers.holds(given)).any():
+            return None
+        places = mine.nonzero()  # by row, then column
+        kinds = given[mine] - markers.first
+        inside = None
+        if bool((kinds == 2).any()):
+            inside = self._tokens(places[kinds == 2], sense)
+        special = torch.tensor(self.vocabulary.special, device=given.device)
+        return MarkedPrompt(
+            self.ids,
+            marked | ~torch.isin(given, special),
+            places,
+            markers.vectors(kinds.to(markers.table.device), inside),
+            self.vocabulary.apart,
+            self.cached,
+        )
+
+    def _tokens(self, places: Tensor, sense: ActiveSense) -> Tensor:
+        """The tokens that stand at ``places``, which the mask hides where they are masked."""
+        assert sense.tokens is not None
+        room = sense.tokens.values.shape[1]
+        rows, counts = torch.unique(places[:, 0], return_counts=True)
+        if bool((counts != room).any()):
+            raise SampleError(
+                f"the text has room for {counts.max()} tokens of `{sense.name}`, its projector "
+                f"gives {room}",
+                hint="make the batch with this model's `processor`",
+            )
+        samples = torch.searchsorted(sense.rows, rows.to(sense.rows.device))
+        samples = samples.repeat_interleave(room)
+        numbers = torch.arange(room, device=samples.device).repeat(len(rows))
+        self._hide(places[~sense.tokens.mask[samples, numbers].to(places.device)])
+        return sense.tokens.values[samples, numbers]
+
+    def _hide(self, places: Tensor) -> None:
+        if not len(places):
+            return
+        whole = self.inputs.get("attention_mask")
+        hidden = (self.mask() if whole is None else whole).clone()
+        before = hidden.shape[1] - self.ids.shape[1]  # what lies in a cache
+        hidden[places[:, 0], places[:, 1] + before] = 0
+        self.inputs["attention_mask"] = hidden
+
+    def _cached(self) -> int:
+        """How many of the text's columns ``generate`` will not look up again."""
+        length = getattr(self.inputs.get("past_key_values"), "get_seq_length", None)
+        mask = self.inputs.get("attention_mask")
+        new_alone = isinstance(mask, Tensor) and mask.shape[1] != self.ids.shape[1]
+        return 0 if length is None or new_alone else int(length())
+
+    def _check_movable(self) -> None:
+        """Refuse what would silently mean another position once a span is gone."""
+        kept = self.inputs.get("logits_to_keep")
+        mask = self.inputs.get("attention_mask")
+        longer = isinstance(mask, Tensor) and mask.shape[1] != self.ids.shape[1]
+        for wrong, what in (
+            (isinstance(kept, Tensor), "`logits_to_keep` names positions"),
+            (self.cached or longer, "`past_key_values` holds text"),
+        ):
+            if wrong:
+                raise SafeError(
+                    f"{what}, which would move: the text holds markers of a modality that is off",
+                    hint="leave its samples out when the batch is made",
+                )

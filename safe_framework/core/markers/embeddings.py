@@ -1,0 +1,249 @@
+"""Marker words around a sense's place in the text, in a table of their own.
+
+A base's vocabulary is never resized. The ids of markers lie behind it, ``size + 3 * number`` and
+the two that follow, and the base is never shown one: :mod:`safe_framework.core.markers.call`
+replaces them, and a hook on the input embeddings puts their vectors where the replaced ids were
+looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from safe_framework.core.layer_discovery import decodes_apart
+from safe_framework.core.special_tokens import ordinary_ids, special_ids, vocabulary_size
+from safe_framework.errors import SafeError, UnsupportedBaseError
+from safe_framework.interfaces.projector import Projector
+
+if TYPE_CHECKING:
+    from safe_framework.core.model import SafeModel
+
+
+_IDS = 3
+_SAMPLE = 1024
+
+
+@attrs.frozen
+class Vocabulary:
+    """What markers must know of a base's own words.
+
+    Attributes:
+        size: every smaller id is the base's: a word, or a name for something else.
+        filler: an ordinary word, which the base is shown in a marker's place.
+        special: ids that a base may replace itself, such as those of images.
+        apart: whether a decoder looks up words of its own, beside the encoder's text.
+    """
+
+    size: int
+    filler: int
+    special: tuple[int, ...]
+    apart: bool
+
+    @classmethod
+    def of(cls, base: nn.Module) -> Vocabulary:
+        """The vocabulary of ``base``."""
+        special = tuple(sorted(special_ids(base.config)))
+        size = max([vocabulary_size(base), *(word + 1 for word in special)])  # images lie behind
+        return cls(size, ordinary_ids(base, 1)[0], special, decodes_apart(base))
+
+
+class Markers(nn.Module):
+    """The trainable vectors of one modality's start and end marker.
+
+    Both begin as the mean of the base's word vectors. Tokens that stand between them are
+    multiplied with the words' root mean square, so that tokens of unit size lie among the words.
+
+    Args:
+        vocabulary: of the base.
+        number: of the modality among those with markers, which decides its ids.
+        sample: word vectors of the base, (words, width).
+        tokens: how many tokens stand between the markers; None for none.
+
+    Attributes:
+        table: vectors of the start and the end, (2, width).
+        first: id of the start; the end's and that of every place between follow.
+        span: the ids that stand in a text.
+    """
+
+    scale: Tensor
+
+    def __init__(
+        self, vocabulary: Vocabulary, number: int, sample: Tensor, tokens: int | None = None
+    ) -> None:
+        super().__init__()
+        self.vocabulary, self.number, self.tokens = vocabulary, number, tokens
+        self.first = vocabulary.size + _IDS * number
+        self.span = (self.first, *[self.first + 2] * (tokens or 0), self.first + 1)
+        words = sample.detach().float()
+        self.table = nn.Parameter(words.mean(0).repeat(2, 1))
+        self.register_buffer("scale", words.square().mean().sqrt())
+
+    def holds(self, ids: Tensor) -> Tensor:
+        """Where ``ids`` are this modality's."""
+        count = 2 if self.tokens is None else _IDS
+        return (ids >= self.first) & (ids < self.first + count)
+
+    def vectors(self, kinds: Tensor, inside: Tensor | None = None) -> Tensor:
+        """The vectors of some places of a text, (places, width).
+
+        Args:
+            kinds: 0 for the start, 1 for the end, 2 for a token, (places,).
+            inside: the tokens of those that are, in order, (tokens, width).
+        """
+        vectors = self.table[kinds.clamp_max(1)]
+        if inside is None:
+            return vectors
+        scaled = inside.to(vectors.dtype) * self.scale
+        return vectors.index_put((kinds == 2,), scaled)
+
+
+def make_markers(model: SafeModel, taken: Iterable[Markers], tokens: int | None = None) -> Markers:
+    """Fresh markers with the first free ids.
+
+    Args:
+        model: with whose base's words they begin.
+        taken: markers of its other modalities.
+        tokens: how many tokens stand between them; None for none.
+
+    Raises:
+        UnsupportedBaseError: the tokens are not as wide as the words.
+    """
+    numbers = {markers.number for markers in taken}
+    free = next(number for number in range(len(numbers) + 1) if number not in numbers)
+    vocabulary = Vocabulary.of(model.base)
+    words = _word_vectors(model.base, vocabulary, model.device)
+    width, hidden = words.shape[1], model.stack.hidden_size
+    if tokens is not None and width != hidden:
+        raise UnsupportedBaseError(
+            f"`inline` cannot put tokens of width {hidden} among words of width {width}",
+            hint="leave `inline` out; `markers` alone work with this base",
+        )
+    return Markers(vocabulary, free, words, tokens)
+
+
+def inline_tokens(projector: Projector) -> int:
+    """How many tokens a projector puts between the markers.
+
+    Raises:
+        SafeError: it does not say.
+    """
+    if projector.tokens is None:
+        raise SafeError(
+            f"`inline` needs to know how many tokens `{type(projector).__name__}` gives",
+            hint="use a projector that sets `tokens`, such as `standard`, or leave `inline` out",
+        )
+    return projector.tokens
+
+
+def embeddings_of(base: nn.Module) -> list[nn.Module]:
+    """Every module that looks words up in the base's table of input embeddings.
+
+    An encoder-decoder often has one for each side and one that is never called.
+
+    Raises:
+        UnsupportedBaseError: the base does not say where its table is.
+    """
+    try:
+        named: nn.Module = base.get_input_embeddings()  # type: ignore[operator]  # a method
+    except (AttributeError, NotImplementedError) as error:
+        raise UnsupportedBaseError(
+            f"`{type(base).__name__}` does not name its input embeddings",
+            hint="leave `markers` and `inline` out",
+        ) from error
+    weight = getattr(named, "weight", None)
+    sharing: list[nn.Module] = [
+        module
+        for module in base.modules()
+        if isinstance(module, nn.Embedding) and module.weight is weight
+    ]
+    return sharing or [named]
+
+
+@torch.no_grad()
+def _word_vectors(base: nn.Module, vocabulary: Vocabulary, device: torch.device) -> Tensor:
+    """What the embedding gives for evenly spaced ordinary words, (words, width).
+
+    Its output, not its weight: some scale inside, and an offloaded weight cannot be read.
+    """
+    size = vocabulary_size(base)
+    spaced = range(0, size, max(1, size // _SAMPLE))
+    ids = [word for word in spaced if word not in vocabulary.special] or [vocabulary.filler]
+    vectors: Tensor = embeddings_of(base)[0](torch.tensor([ids], device=device))
+    return vectors.flatten(0, -2)
+
+
+# Puts the vectors of markers where a base looks up the words of its prompt.
+
+
+@attrs.define(eq=False)
+class MarkedPrompt:
+    """The places in one call's prompt where one modality's vectors stand.
+
+    A base may look its prompt up at once, in chunks, again and again behind a growing text, or
+    for several copies of each row; other look-ups must pass by.
+
+    Attributes:
+        ids: the prompt as the base is shown it, (batch, length).
+        compared: True where a look-up must find the same id, (batch, length).
+        places: row and column of each vector, (places, 2).
+        vectors: what stands there, (places, width).
+        once: whether the prompt is looked up only once, as an encoder's text is.
+        reached: how many columns have been looked up, or lie in a cache.
+    """
+
+    ids: Tensor
+    compared: Tensor
+    places: Tensor
+    vectors: Tensor
+    once: bool
+    reached: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every vector has found its place."""
+        return int(self.places[:, 1].max()) < self.reached
+
+    def embed(self, ids: object, embedded: Tensor) -> Tensor | None:
+        """What a look-up of ``ids`` should have given, or None if it is not the prompt's.
+
+        Args:
+            ids: that were looked up, (batch * copies, columns).
+            embedded: the base's own vectors, (batch * copies, columns, width).
+        """
+        if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.shape[0] % len(self.ids):
+            return None
+        start = self._start(ids.shape[1])
+        stop = min(start + ids.shape[1], self.ids.shape[1])
+        if start >= stop or not self._matches(ids[:, : stop - start], start):
+            return None
+        self.reached = max(self.reached, stop)
+        return self._placed(embedded, start, stop)
+
+    def _start(self, columns: int) -> int:
+        """The prompt's column at which a look-up of so many columns begins."""
+        whole = columns >= self.ids.shape[1] and not self.once
+        return 0 if whole else self.reached
+
+    def _matches(self, ids: Tensor, start: int) -> bool:
+        columns = slice(start, start + ids.shape[1])
+        copies = len(ids) // len(self.ids)
+        wanted, compared = (
+            tensor[:, columns].to(ids.device).repeat_interleave(copies, 0)
+            for tensor in (self.ids, self.compared)
+        )
+        return bool(((ids == wanted) | ~compared).all())
+
+    def _placed(self, embedded: Tensor, start: int, stop: int) -> Tensor:
+        copies = len(embedded) // len(self.ids)
+        rows, columns = self.places.to(embedded.device).unbind(1)
+        here = (columns >= start) & (columns < stop)
+        copy = torch.arange(copies, device=embedded.device)
+        row = (rows[here, None] * copies + copy).flatten()
+        column = (columns[here] - start).repeat_interleave(copies)
+        vectors = self.vectors.to(embedded.device, embedded.dtype)[here]
+        return embedded.index_put((row, column), vectors.repeat_interleave(copies, 0))

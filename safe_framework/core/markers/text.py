@@ -1,0 +1,225 @@
+"""Where markers stand in tokenised text.
+
+A text is tokenised without them and their ids are put in afterwards: the tokenizer never hears of
+them, and what is left when they are taken out again is the text's own tokens.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safe_framework.core.padding import Rows, by_position, lengthened, rearranged
+from safe_framework.errors import SafeError, SampleError
+
+# Where in its ids a text is cut, when only the text says where.
+
+
+_MERGED = 3  # ids at the edge of a cut that may come out otherwise in the whole text
+
+
+class Places:
+    """Finds places in texts that a tokenizer has made ids of.
+
+    Args:
+        tokenizer: without a processor around it.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def find(self, word: str, ids: Sequence[int], before: str, after: str) -> int:
+        """How many ids come before a cut of the text, whose halves are tokenised to find it.
+
+        A base's processor may put many ids for an image; the half without images decides.
+        """
+        first = len(self._edges[0]) if _begins(ids, self._edges[0]) else 0
+        last = len(self._edges[1]) if _begins(ids[::-1], self._edges[1][::-1]) else 0
+        if not before:
+            return first
+        place = _cut(ids[first : len(ids) - last], self._bare(before), self._bare(after))
+        if place is None:
+            raise SampleError(
+                f"the place of `{word}` is not to be found between what else is in the text",
+                hint=f"put `{word}` before or behind all images",
+            )
+        return first + place
+
+    def _bare(self, text: str) -> list[int]:
+        """Ids of a piece of text, without what the tokenizer puts around a whole one."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        first = self._edges[0]
+        return ids[len(first) :] if first and _begins(ids, first) else ids
+
+    @cached_property
+    def _edges(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and behind every text."""
+        bare: list[int] = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole: list[int] = self.tokenizer("a")["input_ids"]
+        for start in range(len(whole) - len(bare) + 1):
+            if whole[start : start + len(bare)] == bare:
+                return whole[:start], whole[start + len(bare) :]
+        return [], []
+
+
+def _cut(body: Sequence[int], head: Sequence[int], tail: Sequence[int]) -> int | None:
+    """Where a text's ids are cut, of whose halves one may have grown; None if it is not to be seen.
+
+    >>> _cut([7, 7, 7, 7, 3, 4], [7, 3], [4])
+    5
+    """
+    grown = Counter(body) - Counter([*head, *tail])
+    same_head, same_tail = _common(body, head), _common(body[::-1], tail[::-1])
+    places = same_head, len(body) - same_tail
+    if not grown.keys() & set(head) and len(head) - same_head <= _MERGED:
+        return places[0]
+    if not grown.keys() & set(tail) and len(tail) - same_tail <= _MERGED:
+        return places[1]
+    return places[0] if places[0] == places[1] else None
+
+
+def _begins(ids: Sequence[int], with_these: Sequence[int]) -> bool:
+    return list(ids[: len(with_these)]) == list(with_these)
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many ids two texts begin with together."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+class MarkerText:
+    """Puts the markers of modalities into texts and shows them in decoded ones.
+
+    Args:
+        tokenizer: the base's tokenizer or processor.
+        spans: by modality, the ids that stand where its sample is: start, tokens, end.
+
+    Raises:
+        SafeError: the base's own vocabulary has a modality's ``<NAME>``.
+    """
+
+    def __init__(self, tokenizer: Any, spans: Mapping[str, Sequence[int]]) -> None:
+        self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        self.places = Places(self.tokenizer)
+        self.spans = {name: tuple(span) for name, span in spans.items()}
+        for name in self.spans if tokenizer is not None else ():
+            if self._is_word(f"<{name}>"):
+                raise SafeError(
+                    f"modality `{name}` cannot have markers: `<{name}>` is a word of the base",
+                    hint="give the modality another name",
+                )
+
+    def plain(self, text: str) -> str:
+        """The text without any ``<NAME>``."""
+        for name in self.spans:
+            text = text.replace(f"<{name}>", "")
+        return text
+
+    def marked(self, text: str, ids: Sequence[int], present: Collection[str]) -> list[int]:
+        """The ids of a text with the spans of the modalities that it has a sample of.
+
+        Args:
+            text: with any number of ``<NAME>``.
+            ids: of the text without them, without padding.
+            present: modalities with a sample.
+
+        Raises:
+            SampleError: a ``<NAME>`` stands more than once, or its place is not to be found.
+        """
+        whole = list(ids)
+        for place, span in reversed(self._places(text, whole, present)):
+            whole[place:place] = span
+        return whole
+
+    def inserted(
+        self, batch: Mapping[str, Any], texts: Sequence[str], given: Mapping[str, Sequence[Any]]
+    ) -> dict[str, Tensor]:
+        """What changes in a padded batch when spans are put into its texts.
+
+        Args:
+            batch: of the texts without any ``<NAME>``.
+            texts: as they were given.
+            given: by modality a sample, or None, for each text.
+        """
+        present = [
+            [name for name, samples in given.items() if samples[row] is not None]
+            for row in range(len(texts))
+        ]
+        if not any(name in self.spans for names in present for name in names):
+            return {}
+        ids: Tensor = batch["input_ids"]
+        mask: Tensor = batch.get("attention_mask", torch.ones_like(ids))
+        rows = Rows.of(mask)
+        contents, new = [], []
+        for text, names, row, bounds in zip(texts, present, ids.tolist(), rows.bounds, strict=True):
+            columns, added = self._columns(text, names, row, bounds)
+            contents.append(columns)
+            new.append(added)
+        width = rows.width(contents)
+        moving = by_position({**batch, "attention_mask": mask}, ids.shape)
+        longer = lengthened(moving, new)
+        return rearranged(longer, rows.index(contents, width), self.tokenizer.pad_token_id)
+
+    def words(self, ids: Tensor) -> Tensor:
+        """Where ids are the text's own and no markers."""
+        markers = [marker for span in self.spans.values() for marker in span]
+        return ~torch.isin(ids, torch.tensor(markers, dtype=ids.dtype, device=ids.device))
+
+    def decode(self, ids: Tensor | Sequence[int], **options: Any) -> str:
+        """The text of ids; markers are shown as ``<NAME>`` and ``</NAME>``, as special tokens."""
+        names = {span[0]: f"<{name}>" for name, span in self.spans.items()}
+        names |= {span[-1]: f"</{name}>" for name, span in self.spans.items()}
+        names |= {inside: "" for span in self.spans.values() for inside in span[1:-1]}
+        if options.get("skip_special_tokens"):
+            names = dict.fromkeys(names, "")
+        listed = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        return "".join(self._shown(listed, names, options))
+
+    def _shown(
+        self, ids: Sequence[int], names: Mapping[int, str], options: Mapping[str, Any]
+    ) -> Iterator[str]:
+        for marked, group in groupby(ids, key=names.__contains__):
+            if marked:
+                yield from (names[one] for one in group)
+            else:
+                yield self.tokenizer.decode(list(group), **options)
+
+    def _columns(
+        self, text: str, present: Collection[str], row: Sequence[int], bounds: range
+    ) -> tuple[list[int], list[int]]:
+        """A row's columns, where those behind the row's last one are new, and the new ids."""
+        columns, new = list(bounds), list[int]()
+        places = self._places(text, [row[column] for column in bounds], present)
+        for place, span in reversed(places):
+            columns[place:place] = range(len(row) + len(new), len(row) + len(new) + len(span))
+            new += span
+        return columns, new
+
+    def _places(
+        self, text: str, ids: Sequence[int], present: Collection[str]
+    ) -> list[tuple[int, tuple[int, ...]]]:
+        """Before which id each span comes, in the text's order."""
+        found = []
+        for name in self.spans:
+            if text.count(word := f"<{name}>") > 1:
+                raise SampleError(
+                    f"`{word}` stands {text.count(word)} times in {text!r}",
+                    hint="a text has one sample of a modality",
+                )
+            if name in present:
+                at = text.find(word)
+                before, after = text[: max(at, 0)], text[at + len(word) :] if at >= 0 else ""
+                place = self.places.find(word, ids, self.plain(before), self.plain(after))
+                found.append((place, at, self.spans[name]))
+        return [(place, span) for place, _, span in sorted(found, key=lambda one: one[:2])]
+
+    def _is_word(self, word: str) -> bool:
+        found = self.tokenizer.convert_tokens_to_ids(word)
+        return found is not None and found != self.tokenizer.unk_token_id

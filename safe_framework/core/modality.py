@@ -1,0 +1,263 @@
+"""One modality: encoder, projector, fusion adapter and gate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from safe_framework.core.injection import ActiveSense
+from safe_framework.core.layer_discovery import PLAIN, Layout
+from safe_framework.core.markers.embeddings import Markers
+from safe_framework.data.frame_cache import FrameCache
+from safe_framework.errors import PluginError, SafeError, SampleError
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.interfaces.fusion import FusionAdapter
+from safe_framework.interfaces.projector import Projector
+from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT, Frames
+
+
+class Modality(nn.Module):
+    """The plugins that give a base one new sense.
+
+    A batch carries a modality in keys ``NAME__KEY``: ``present`` (True on the rows that have a
+    sample), and either what the encoder's ``prepare`` gave or finished ``frames`` with their
+    ``frames_mask``. Every tensor has one row for each row of the call.
+
+    Args:
+        name: of the modality, such as ``"audio"``.
+        encoder: turns samples into frames.
+        projector: maps frames into the base's hidden size.
+        fusion: lets decoder layers attend to the tokens.
+        gate: strength from 0 (off) to 1.
+        markers: words around its place in the text; None for none.
+
+    Attributes:
+        memory: what runs the encoder on prepared inputs, or knows what it gives; None for the
+            encoder itself.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        encoder: Encoder,
+        projector: Projector,
+        fusion: FusionAdapter,
+        gate: float = 1.0,
+        markers: Markers | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.encoder, self.projector, self.fusion = encoder, projector, fusion
+        self.markers = markers
+        self.gate = checked_gate(gate)
+        self.memory: Callable[[Encoder, Mapping[str, Tensor]], Frames] | None = None
+
+    def train(self, mode: bool = True) -> Modality:
+        """Switch the projector and the adapter; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        self.encoder.train(mode and self.encoder_trains)
+        return self
+
+    @property
+    def encoder_trains(self) -> bool:
+        """Whether any parameter of the encoder is trainable."""
+        return any(p.requires_grad for p in self.encoder.parameters())
+
+    def encode(self, inputs: Mapping[str, Tensor]) -> Frames:
+        """Frames of prepared inputs, without gradient if the encoder is frozen."""
+        if FRAMES in inputs:
+            return Frames(inputs[FRAMES], inputs[FRAMES_MASK])
+        with nullcontext() if self.encoder_trains else torch.no_grad():
+            known = self.memory
+            frames = self.encoder(**inputs) if known is None else known(self.encoder, inputs)
+        if not isinstance(frames, Frames):
+            raise PluginError(
+                f"encoder of modality `{self.name}` gave {type(frames).__name__}, not Frames"
+            )
+        return frames
+
+    def frame_cache(self, folder: Path, options: object = None) -> FrameCache:
+        """Frames of this modality's samples on disk, each computed once.
+
+        Args:
+            folder: where they are kept; shared by all runs.
+            options: the encoder's options in the recipe, which belong to the key.
+
+        Raises:
+            SafeError: the encoder is trainable: what it gave once would not stay true.
+        """
+        return FrameCache(self.name, self.encoder, self._encode_prepared, folder, options)
+
+    def _encode_prepared(self, prepared: Mapping[str, Tensor]) -> Frames:
+        device = next(iter(self.projector.parameters())).device
+        return self.encode({key: value.to(device) for key, value in prepared.items()})
+
+    def sense_at(
+        self,
+        strength: float | Tensor | None,
+        inputs: Mapping[str, Tensor],
+        device: torch.device,
+        layout: Layout,
+    ) -> ActiveSense | None:
+        """As ``sense``, at a strength for this call: one number, one for each row, or its own."""
+        strength = self.gate if strength is None else strength
+        if not isinstance(strength, Tensor) and checked_gate(strength) == 0:
+            return None
+        inputs = {key: value.to(device) for key, value in inputs.items()}
+        return self.sense(inputs, row_gates(strength, len(inputs[PRESENT])), layout)
+
+    def sense(
+        self, inputs: Mapping[str, Tensor], gates: Tensor, layout: Layout = PLAIN
+    ) -> ActiveSense | None:
+        """What this modality does in one call, or None where it is off on every row.
+
+        Args:
+            inputs: the modality's part of the batch, without the ``NAME__`` prefix.
+            gates: strength on each row, (batch,).
+            layout: axes of the base's hidden states.
+        """
+        inputs = dict(inputs)
+        present = inputs.pop(PRESENT).bool()
+        rows = (present & (gates.to(present.device) != 0)).nonzero().flatten()
+        if not len(rows):
+            return None
+        frames = self.encode({key: value[rows] for key, value in inputs.items()})
+        tokens = self.projector(frames)
+        heard = tokens.mask.any(dim=1).nonzero().flatten()  # all masked is absent
+        if not len(heard):
+            return None
+        if len(heard) < len(rows):
+            tokens, rows = tokens.rows(heard), rows[heard]
+        memory = self.fusion.remember(tokens)
+        strengths = gates.to(rows.device)[rows]
+        inline = tokens if self.markers is not None and self.markers.tokens is not None else None
+        return ActiveSense(
+            self.name, self.fusion, memory, rows, strengths, len(present), layout, inline
+        )
+
+
+def check_name(name: str, modalities: nn.ModuleDict) -> None:
+    """Refuse a name for another modality.
+
+    Raises:
+        SafeError: it is taken, or cannot be a keyword.
+    """
+    if name in modalities:
+        raise SafeError(f"modality `{name}` is already attached", hint="call remove_modality first")
+    if not name.isidentifier() or "__" in name or hasattr(modalities, name):
+        raise SafeError(
+            f"a modality cannot be called `{name}`",
+            hint="use a short word such as `audio`, without double underscores",
+        )
+
+
+def check_layers(name: str, layers: Sequence[int], count: int) -> None:
+    """Refuse layers that modality ``name`` cannot be fused into.
+
+    Raises:
+        SafeError: there is none, or the base has no such layer.
+    """
+    if not layers:
+        raise SafeError(f"the fusion adapter of `{name}` names no layer in `layers`")
+    if wrong := [layer for layer in layers if not 0 <= layer < count]:
+        raise SafeError(
+            f"`layers` of the fusion adapter of `{name}` names {wrong}, but the base has "
+            f"layers 0 to {count - 1}"
+        )
+
+
+def checked_gate(value: float) -> float:
+    """A gate's strength as a float.
+
+    Raises:
+        SafeError: it is not a number from 0 to 1.
+    """
+    number = float(value)
+    if not math.isfinite(number) or not 0 <= number <= 1:
+        raise SafeError(f"a gate must be between 0 and 1, not {value}")
+    return number
+
+
+def row_gates(gate: float | Tensor, rows: int) -> Tensor:
+    """Strength on each row of a call, from one number or one for each row.
+
+    Raises:
+        SafeError: a strength is not from 0 to 1, or there are not as many as rows.
+    """
+    if not isinstance(gate, Tensor):
+        return torch.full((rows,), checked_gate(gate))
+    gates = gate.detach().float().expand(rows) if gate.ndim == 0 else gate.detach().float()
+    if gates.shape != (rows,) or not bool(((gates >= 0) & (gates <= 1)).all()):
+        raise SafeError(f"`gate` must hold {rows} numbers between 0 and 1, one for each row")
+    return gates
+
+
+def split_by_modality(
+    args: Sequence[object], inputs: Mapping[str, object], names: Iterable[str]
+) -> tuple[dict[str, object], dict[str, dict[str, Tensor]]]:
+    """Part a call's keyword arguments into the base's own and each modality's.
+
+    Args:
+        args: the call's positional arguments, the first of which is its texts.
+        inputs: its keyword arguments.
+        names: of the attached modalities.
+
+    Raises:
+        SampleError: a key belongs to a modality that is not attached, its value is no tensor,
+            or a modality's tensors do not have as many rows as the call has texts.
+    """
+    own: dict[str, object] = {}
+    given: dict[str, dict[str, Tensor]] = {}
+    known = set(names)
+    for key, value in inputs.items():
+        name, separator, rest = key.partition("__")
+        if name in known:
+            given.setdefault(name, {})[rest] = _checked_tensor(key, value)
+        elif not separator or not isinstance(value, Tensor):
+            own[key] = value
+        else:
+            raise SampleError(
+                f"`{key}` belongs to modality `{name}`, which is not attached",
+                hint=f"attached modalities: {', '.join(sorted(known)) or 'none'}",
+            )
+    for name, tensors in given.items():
+        _check_rows(name, tensors, _texts(args, own))
+    return own, given
+
+
+def _checked_tensor(key: str, value: object) -> Tensor:
+    if "__" not in key or not isinstance(value, Tensor):
+        raise SampleError(
+            f"`{key}` is a {type(value).__name__}, not a tensor of a batch",
+            hint="make the batch with `model.processor`",
+        )
+    return value
+
+
+def _texts(args: Sequence[object], own: Mapping[str, object]) -> Tensor | None:
+    named = (own.get(key) for key in ("input_ids", "inputs", "inputs_embeds"))
+    return next((value for value in (*args[:1], *named) if isinstance(value, Tensor)), None)
+
+
+def _check_rows(name: str, tensors: Mapping[str, Tensor], texts: Tensor | None) -> None:
+    if PRESENT not in tensors:
+        raise SampleError(
+            f"modality `{name}` came without `{name}__{PRESENT}`",
+            hint="make the batch with `model.processor`",
+        )
+    counts = {key: len(value) for key, value in tensors.items()}
+    if len(set(counts.values())) > 1:
+        raise SampleError(
+            f"the tensors of modality `{name}` have different numbers of rows: {counts}",
+            hint="slice every tensor of a batch alike",
+        )
+    if texts is not None and len(texts) != counts[PRESENT]:
+        raise SampleError(
+            f"modality `{name}` came with {counts[PRESENT]} rows for {len(texts)} texts",
+            hint="give one sample for each text, None where there is none",
+        )

@@ -1,0 +1,197 @@
+"""Run a model, and look at some places of what it says: no others are shown to the vocabulary."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from safe_framework.core.layer_hooks import hidden_of
+from safe_framework.core.model import SafeModel
+
+
+def logits_at(
+    model: nn.Module, base: nn.Module, inputs: Mapping[str, Any], places: Tensor
+) -> Tensor:
+    """Logits at chosen places, row after row, (chosen, vocabulary).
+
+    The vocabulary is wide: most of the time and memory of a small base goes into its output
+    embeddings, so they are shown the hidden states of these places alone.
+
+    Args:
+        model: the SafeModel, possibly wrapped.
+        base: its base.
+        inputs: of the call.
+        places: True at each chosen position, (batch, length).
+    """
+    chosen = int(places.sum())
+    options = _without_cache(base)
+    with _shown_only(base, places):
+        logits: Tensor = model(**inputs, **options).logits
+    if logits.shape[:2] == (1, chosen):
+        return logits[0]
+    if logits.shape[:2] != places.shape:  # the base does something to positions behind its head
+        logits = model(**inputs, **options).logits
+    return logits[places]
+
+
+def hidden_at(
+    model: nn.Module, base: nn.Module, inputs: Mapping[str, Any], places: Tensor
+) -> Tensor | None:
+    """What would enter the output embeddings at chosen places, (chosen, hidden).
+
+    It comes out of the model as its logits do, so that a wrapper sees what it has to.
+
+    Args:
+        model: the SafeModel, possibly wrapped.
+        base: its base, whose logits are its output embeddings of something and nothing more.
+        inputs: of the call.
+        places: True at each chosen position, (batch, length).
+
+    Returns:
+        None where the output embeddings are not shown one hidden state for each position.
+    """
+    held: list[Tensor] = []
+
+    def hold(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Keep the hidden states, and show none."""
+        picked = _picked(args, places)
+        if picked is None:
+            return None
+        held.append(picked)
+        return (picked[:, :0], *args[1:])
+
+    def give(module: nn.Module, args: tuple[Any, ...], logits: Tensor) -> Tensor:
+        """The hidden states instead of the logits."""
+        return held[0] if held else logits
+
+    head = base.get_output_embeddings()  # type: ignore[operator]  # a method
+    handles = [head.register_forward_pre_hook(hold), head.register_forward_hook(give)]
+    try:
+        given: Tensor = model(**inputs, **_without_cache(base)).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+    return given[0] if held else None
+
+
+def _without_cache(base: nn.Module) -> dict[str, bool]:
+    takes_cache = "use_cache" in inspect.signature(base.forward).parameters
+    return {"use_cache": False} if takes_cache else {}
+
+
+def _picked(args: tuple[Any, ...], places: Tensor) -> Tensor | None:
+    """The hidden states at the places as one row, of a module's arguments; None if of others."""
+    if not args or args[0].shape[:2] != places.shape:
+        return None
+    hidden: Tensor = args[0]
+    return hidden[places.to(hidden.device)].unsqueeze(0)
+
+
+@contextmanager
+def _shown_only(base: nn.Module, places: Tensor) -> Iterator[None]:
+    """Within the block, the output embeddings see the hidden states at ``places`` as one row."""
+
+    def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """The chosen places of what goes into the output embeddings."""
+        picked = _picked(args, places)
+        return None if picked is None else (picked, *args[1:])
+
+    head = base.get_output_embeddings()  # type: ignore[operator]  # a method
+    if head is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# Look into a run of the bare base: what enters a layer, and its output embeddings.
+
+
+BELOW, FINAL = "below", "final"
+
+
+class _Reached(Exception):  # noqa: N818  # it ends a run, and is no error
+    """Ends a run of the base, the rest of which nobody needs."""
+
+
+@torch.no_grad()
+def capture(
+    model: SafeModel, ids: Tensor, mask: Tensor, *, layer: int | None = None, final: bool = False
+) -> dict[str, Tensor]:
+    """Run the base, with every modality off, as far as is needed.
+
+    Args:
+        model: whose base is run.
+        ids: of the texts, (batch, length).
+        mask: 1 where a position is real, (batch, length).
+        layer: whose input hidden states are wanted, under ``BELOW``.
+        final: whether the input of the output embeddings is wanted, under ``FINAL``.
+
+    Returns:
+        What was asked for and came by, each (batch, length, hidden).
+    """
+    seen: dict[str, Tensor] = {}
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep a layer's input; stop there if nothing above it is wanted."""
+        seen[BELOW] = hidden_of(args, kwargs)
+        if not final:
+            raise _Reached
+
+    def leave(module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Keep what the output embeddings are given; nobody needs the logits."""
+        seen[FINAL] = args[0]
+        raise _Reached
+
+    handles = []
+    if layer is not None:
+        entered = model.stack.of(model.base)[layer]
+        handles.append(entered.register_forward_pre_hook(enter, with_kwargs=True))
+    if final:
+        handles.append(head_of(model.base).register_forward_pre_hook(leave))
+    try:
+        with suppress(_Reached), model.off():
+            model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def head_of(base: nn.Module) -> nn.Module:
+    """The output embeddings, which turn hidden states into logits."""
+    head: nn.Module = base.get_output_embeddings()  # type: ignore[operator]  # a method
+    return head
+
+
+def on_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The same batch where the model is."""
+    return {key: value.to(device) for key, value in batch.items()}
+
+
+@torch.no_grad()
+def has_plain_head(model: SafeModel, row: Sequence[int]) -> bool:
+    """Whether the logits are nothing but the output embeddings of what went into them.
+
+    Args:
+        model: whose base is asked.
+        row: token ids of any text.
+    """
+    if head_of(model.base) is None:
+        return False
+    ids = torch.tensor([list(row)], device=model.device)
+    mask = torch.ones_like(ids)
+    hidden = capture(model, ids, mask, final=True).get(FINAL)
+    if hidden is None or hidden.shape[:2] != ids.shape:
+        return False
+    with model.off():
+        logits: Tensor = model(input_ids=ids, attention_mask=mask).logits
+    return torch.equal(head_of(model.base)(hidden), logits)

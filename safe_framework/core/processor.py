@@ -1,0 +1,435 @@
+"""Turns texts, images and samples of new modalities into one batch."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from safe_framework.core.chat import Talk, parted
+from safe_framework.core.markers.text import MarkerText
+from safe_framework.core.padding import Rows, by_position, lengthened, rearranged
+from safe_framework.data.frame_cache import prepared
+from safe_framework.errors import SafeError, SampleError
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.interfaces.types import Sample
+
+if TYPE_CHECKING:
+    from safe_framework.core.model import SafeModel
+
+
+# What a text begins with that has no tokens of its own: a model cannot continue nothing.
+
+
+def begun(tokenizer: Any, text: str) -> str:
+    """The text, or the base's start token where the tokenizer makes no token of the text.
+
+    Without a start token, the end-of-text token serves, behind which a base has seen texts begin.
+    """
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    if text.strip() or inner(text)["input_ids"]:
+        return text
+    return inner.bos_token or inner.eos_token or text
+
+
+# The batch of a chat: the base's own template and tokens, and the samples beside them.
+
+
+Rate = int | Mapping[str, int] | None
+
+_OF_TOKENS = (
+    "padding", "truncation", "max_length", "tokenizer_kwargs", "processor_kwargs",
+    "return_assistant_tokens_mask",
+)  # fmt: skip
+
+
+def chat_batch(
+    processor: SafeProcessor,
+    conversation: Any,
+    sampling_rate: Rate,
+    options: Mapping[str, Any],
+) -> Any:
+    """What ``SafeProcessor.apply_chat_template`` returns."""
+    base = processor.tokenizer
+    if base is None:
+        raise SafeError("the model has no tokenizer", hint="pass one: attach(base, tokenizer=...)")
+    talk = parted(conversation, processor.encoders, base)
+    if not talk.samples:  # the base's own, whatever it is
+        return base.apply_chat_template(talk.plain if talk.batched else talk.plain[0], **options)
+    wanted = {**_defaults(base), **options}
+    tokenize, whole = wanted.pop("tokenize"), wanted.pop("return_dict")
+    if wanted.pop("return_tensors", None) not in (None, "auto", "pt"):
+        raise SafeError('`return_tensors` must be "pt" beside samples')
+    if not tokenize:
+        texts = _texts(processor, talk, wanted)
+        return texts if talk.batched else texts[0]
+    batch = _rows(processor, talk, sampling_rate, wanted)
+    return batch if whole else batch["input_ids"]
+
+
+def chat_rows(
+    processor: SafeProcessor, conversations: Sequence[Any], rate: Rate, options: Mapping[str, Any]
+) -> Any:
+    """Several conversations as one batch of tensors, with samples or without."""
+    talk = parted(list(map(list, conversations)), processor.encoders, processor.tokenizer)
+    return _rows(processor, talk, rate, options)
+
+
+def _rows(processor: SafeProcessor, talk: Talk, rate: Rate, options: Mapping[str, Any]) -> Any:
+    """The base's tokens of the text alone, and what the samples add."""
+    base = processor.tokenizer
+    batch = base.apply_chat_template(
+        talk.plain, tokenize=True, return_dict=True, return_tensors="pt", **_padded(base, options)
+    )
+    if talk.samples.keys() & processor.markers.spans:
+        texts = _texts(processor, talk, options)
+        batch.update(processor.markers.inserted(batch, texts, talk.samples))
+    for name, samples in talk.samples.items():
+        own = rate.get(name) if isinstance(rate, Mapping) else rate
+        batch.update(processor.modality(name, samples, own))
+    return batch
+
+
+def _texts(processor: SafeProcessor, talk: Talk, options: Mapping[str, Any]) -> list[str]:
+    """Each conversation as text, with the places of samples whose modality has markers."""
+    rendering = {key: value for key, value in options.items() if key not in _OF_TOKENS}
+    marked = talk.marked(processor.markers.spans)
+    texts: list[str] = processor.tokenizer.apply_chat_template(marked, tokenize=False, **rendering)
+    return texts
+
+
+def _defaults(base: Any) -> dict[str, Any]:
+    """Whether the base's own method gives ids, and more than them, if nothing is said."""
+    known = inspect.signature(base.apply_chat_template).parameters
+    return {key: known[key].default for key in ("tokenize", "return_dict")}
+
+
+def _padded(base: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options under which rows become one batch, padded on the left unless they say otherwise."""
+    if hasattr(base, "tokenizer"):
+        own = {"padding": True, "padding_side": "left", **(options.get("processor_kwargs") or {})}
+        return {**options, "processor_kwargs": own}
+    own = {"padding_side": "left", **(options.get("tokenizer_kwargs") or {})}
+    return {"padding": True, **options, "tokenizer_kwargs": own}
+
+
+class SafeProcessor:
+    """A tokenizer or processor that also takes samples of the attached modalities.
+
+    Args:
+        tokenizer: the base's tokenizer or processor; copied, never changed.
+        encoders: the attached encoders by modality.
+        prompt: template with ``{question}``, as the recipe's data was prompted.
+        spans: by modality with markers, the ids that stand where its sample is.
+
+    Attributes:
+        markers: puts these ids into texts.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        encoders: Mapping[str, Encoder],
+        *,
+        prompt: str = "{question}",
+        spans: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        self.tokenizer = _with_padding(copy.deepcopy(tokenizer))
+        self.encoders = dict(encoders)
+        self.template = prompt
+        self.markers = MarkerText(self.tokenizer, spans or {})
+
+    def __call__(
+        self,
+        text: str | Sequence[str] | None = None,
+        *,
+        question: str | Sequence[str] | None = None,
+        sampling_rate: int | Mapping[str, int] | None = None,
+        return_tensors: str = "pt",
+        padding: bool | str = True,
+        **inputs: Any,
+    ) -> Any:
+        """A batch for ``model(**batch)`` and ``model.generate(**batch)``.
+
+        The markers of a modality that has some stand where a text with a sample says ``<NAME>``,
+        or before it. They come on top of a ``max_length``. A text without a token of its own
+        begins with the base's start token.
+
+        Args:
+            text: one text or several, as they are.
+            question: instead of ``text``: questions, put into the recipe's prompt.
+            sampling_rate: of plain arrays given as samples, in hertz; by modality if they
+                differ.
+            return_tensors: ``"pt"``, the only form there is.
+            padding: passed to the tokenizer.
+            **inputs: for each attached modality a sample or one (or None) for each text; all
+                else, such as ``images``, goes to the base's own processor.
+
+        Raises:
+            SampleError: a sample cannot be used, or there are not as many as texts.
+        """
+        if return_tensors != "pt":
+            raise SafeError(f'`return_tensors` must be "pt", not {return_tensors!r}')
+        texts = self._texts(text, question)
+        given = {
+            name: self._per_text(name, inputs.pop(name), len(texts))
+            for name in list(inputs)
+            if name in self.encoders
+        }
+        if self.tokenizer is None:
+            raise SafeError(
+                "the model has no tokenizer", hint="pass one: attach(base, tokenizer=...)"
+            )
+        inputs.setdefault("padding_side", "left")
+        plain = [begun(self.tokenizer, self.markers.plain(text)) for text in texts]
+        batch = self.tokenizer(text=plain, return_tensors="pt", padding=padding, **inputs)
+        batch.update(self.markers.inserted(batch, texts, given))
+        for name, samples in given.items():
+            rate = sampling_rate.get(name) if isinstance(sampling_rate, Mapping) else sampling_rate
+            batch.update(self.modality(name, samples, rate))
+        return batch
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        *,
+        sampling_rate: int | Mapping[str, int] | None = None,
+        **options: Any,
+    ) -> Any:
+        """As the base's own method, of messages that may hold samples of attached modalities.
+
+        A part ``{"type": NAME, "path": ...}`` (or ``"url"`` of a local file, or ``NAME`` itself
+        with an array) becomes the sample of its conversation, and with markers ``<NAME>`` is put
+        where it stood. All else is rendered, tokenized and, where the base has a processor for
+        it, shown to it as by the base's own method; without any such part the result is the
+        base's very own.
+
+        Args:
+            conversation: messages, or a list of conversations; each has at most one sample of
+                a modality.
+            sampling_rate: of plain arrays, where their parts do not say it, in hertz.
+            **options: as the base's, such as ``add_generation_prompt`` and ``tokenize``. Beside
+                samples, ids come as tensors in rows, padded on the left.
+
+        Raises:
+            SampleError: a part is of an unknown type, or its sample cannot be used.
+        """
+        return chat_batch(self, conversation, sampling_rate, options)
+
+    @property
+    def padding(self) -> int:
+        """The id that fills rows up; it is masked, so any would do."""
+        return padding_id(self.tokenizer, 0)
+
+    def decode(self, ids: Tensor | Sequence[int], **options: Any) -> str:
+        """The text of ids, markers among them, as the tokenizer's own ``decode``."""
+        return self.markers.decode(ids, **options)
+
+    def batch_decode(self, sequences: Tensor | Sequence[Any], **options: Any) -> list[str]:
+        """The text of each row of ids."""
+        return [self.decode(ids, **options) for ids in sequences]
+
+    def modality(
+        self, name: str, samples: Sequence[Sample | None], sampling_rate: int | None = None
+    ) -> dict[str, Tensor]:
+        """One modality's part of a batch, a row for each sample; None is absent.
+
+        Raises:
+            SampleError: a sample cannot be used.
+        """
+        encoder = self.encoders[name]
+        known = [s if s is None else _wrap(name, encoder, s, sampling_rate) for s in samples]
+        return prepared(name, encoder, known)
+
+    def _texts(self, text: Any, question: Any) -> list[str]:
+        if (text is None) == (question is None):
+            raise SafeError("give either `text` or `question`")
+        if text is not None:
+            return [text] if isinstance(text, str) else list(text)
+        questions = [question] if isinstance(question, str) else question
+        return [self.prompt(q) for q in questions]
+
+    def prompt(self, question: str) -> str:
+        """A question in the recipe's prompt."""
+        return self.template.replace("{question}", question)
+
+    def _per_text(self, name: str, samples: Any, count: int) -> list[Sample | None]:
+        listed = list(samples) if isinstance(samples, (list, tuple)) else [samples]
+        if len(listed) != count:
+            raise SampleError(
+                f"`{name}` has {len(listed)} samples for {count} texts",
+                hint="give one for each text, None where there is none",
+            )
+        return listed
+
+
+def _wrap(name: str, encoder: Encoder, sample: Sample, rate: int | None) -> Sample:
+    """A plain array as a Waveform, if the encoder takes sampled signals."""
+    if encoder.sampling_rate is None or not isinstance(sample, (np.ndarray, Tensor, list)):
+        return sample
+    from safe_framework.data.audio import Waveform
+
+    if rate is None:
+        raise SampleError(
+            f"`{name}` is a plain array, which does not say how fast it was sampled",
+            hint=f"pass sampling_rate=..., in hertz; the encoder takes {encoder.sampling_rate}",
+        )
+    return Waveform(np.asarray(sample, dtype=np.float32), rate)
+
+
+def padding_id(tokenizer: Any, default: int) -> int:
+    """The id with which a processor of ``tokenizer`` pads; ``default`` where it has none."""
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    named = (getattr(inner, "pad_token_id", None), getattr(inner, "eos_token_id", None))
+    return next((found for found in named if type(found) is int), default)
+
+
+def _with_padding(tokenizer: Any) -> Any:
+    """Give our copy a pad token where the base's tokenizer has none."""
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    if inner is not None and getattr(inner, "pad_token", None) is None:
+        inner.pad_token = inner.eos_token
+    return tokenizer
+
+
+# Batches for a training loop of one's own: texts, samples and the answers to be learned.
+
+
+IGNORED = -100
+"""The label of a position that no loss looks at."""
+
+
+def prepare_multimodal_inputs(
+    model: SafeModel,
+    text: str | Sequence[str],
+    images: Any = None,
+    audio: Sample | Sequence[Sample | None] | None = None,
+    answers: str | Sequence[str | None] | None = None,
+    training_mode: bool = False,
+    *,
+    sampling_rate: int | None = None,
+    **samples: Any,
+) -> Any:
+    """A batch of texts with samples of any modality, and in training the labels to learn.
+
+    In training mode, each answer and the end-of-text token follow their text, rows are padded on
+    the right, and ``labels`` holds the answers' ids where they stand and -100 everywhere else, at
+    markers and padding too. Otherwise answers are not looked at, there are no labels, and rows
+    are padded on the left, ready for ``generate``.
+
+    Args:
+        model: whose processor is used.
+        text: one text or several.
+        images: for the base's own processor, or for a modality of that name; None in a list is a
+            text without one.
+        audio: a sample for each text, or None, for the modality ``audio``.
+        answers: what should follow each text; None in a list is a text without a target.
+        training_mode: give labels.
+        sampling_rate: of plain arrays given as samples, in hertz.
+        **samples: the same as ``audio``, by the name of any other modality.
+
+    Returns:
+        Tensors for ``model(**batch)``, on the CPU.
+
+    Raises:
+        SafeError: answers are missing or empty, or a modality is not attached.
+        SampleError: a sample cannot be used, or there are not as many as texts.
+    """
+    texts = [text] if isinstance(text, str) else list(text)
+    given = _by_modality(model, {"audio": audio, "images": images, **samples})
+    side = "right" if training_mode else "left"
+    batch = model.processor(text=texts, sampling_rate=sampling_rate, padding_side=side, **given)
+    if not training_mode:
+        return batch
+    targets = _targets(model.tokenizer, answers, len(texts))
+    config: Any = model.base.config
+    if config.is_encoder_decoder:  # whose labels are a text of their own
+        batch["labels"] = _filled(targets, [0] * len(texts))
+        return batch
+    batch.update(with_answers(batch, targets, model.processor.padding))
+    return batch
+
+
+def with_answers(batch: Any, answers: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
+    """What changes in a batch, padded on the right, when ids follow its texts; ``labels`` too.
+
+    Args:
+        batch: of texts.
+        answers: the ids that follow each; none for a text without a target.
+        pad: id that fills rows up.
+    """
+    ids: Tensor = batch["input_ids"]
+    mask: Tensor = batch.get("attention_mask", torch.ones_like(ids))
+    lengths, width = mask.sum(1).tolist(), ids.shape[1]
+    rows = Rows(False, [range(length) for length in lengths], width)
+    contents = [
+        [*range(length), *range(width, width + len(answer))]
+        for length, answer in zip(lengths, answers, strict=True)
+    ]
+    longer = lengthened(by_position({**batch, "attention_mask": mask}, ids.shape), answers)
+    index = rows.index(contents, max(map(len, contents)))
+    return {**rearranged(longer, index, pad), "labels": _filled(answers, lengths)}
+
+
+def _filled(answers: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+    """Labels that hold each answer from its start on, (batch, length)."""
+    ends = [start + len(answer) for start, answer in zip(starts, answers, strict=True)]
+    labels = torch.full((len(answers), max(ends)), IGNORED)
+    for row, (start, end, answer) in enumerate(zip(starts, ends, answers, strict=True)):
+        labels[row, start:end] = torch.tensor(answer, dtype=labels.dtype)
+    return labels
+
+
+def _by_modality(model: SafeModel, samples: dict[str, Any]) -> dict[str, Any]:
+    given = {name: value for name, value in samples.items() if value is not None}
+    if "images" in given and "images" not in model.modalities:
+        images = given.pop("images")
+        listed = list(images) if isinstance(images, (list, tuple)) else [images]
+        shown = [image for image in listed if image is not None]
+        if shown and not hasattr(model.tokenizer, "image_processor"):
+            raise SafeError(
+                "the base takes no images: the model has no processor for them",
+                hint="attach a modality `images`, or give the base's own processor",
+            )
+        given |= {"images": shown} if shown else {}
+    for name in given:
+        if name not in model.modalities and name != "images":
+            raise SampleError(
+                f"there is no modality `{name}`",
+                hint=f"attached modalities: {', '.join(model.modalities) or 'none'}",
+            )
+    return given
+
+
+def _targets(
+    tokenizer: Any, answers: str | Sequence[str | None] | None, count: int
+) -> list[list[int]]:
+    """Ids of each answer with the end-of-text token behind it."""
+    listed = [answers] if isinstance(answers, str) else list(answers or ())
+    if len(listed) != count:
+        raise SafeError(
+            f"training mode needs an answer for each of {count} texts, not {len(listed)}",
+            hint="give `answers`, None for a text without a target",
+        )
+    return [
+        [] if answer is None else answer_ids(tokenizer, answer, f"answers[{row}]")
+        for row, answer in enumerate(listed)
+    ]
+
+
+def answer_ids(tokenizer: Any, answer: str, place: str) -> list[int]:
+    """Ids of an answer with the end-of-text token behind it.
+
+    Raises:
+        SafeError: the answer has no tokens.
+    """
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    ids = inner(answer, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise SafeError(f"{place}: the answer {answer!r} has no tokens")
+    return [*ids, inner.eos_token_id]

@@ -1,0 +1,121 @@
+"""What can be wrong with one sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from safe_framework.data.audio import Waveform, resample
+from safe_framework.data.samples import Held, read_sample, read_sound
+from safe_framework.errors import SafeError, SampleError
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.interfaces.types import Sample
+
+_QUIET = 1e-4  # -80 dB of full scale: nobody hears it, and 16 bits hardly hold it
+_FULL = 0.999  # of full scale
+_CLIPPED = 1e-3  # part of a recording's samples at full scale
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong with a sample: its kind, what is wrong, what to do."""
+
+    kind: str
+    message: str
+    hint: str
+
+
+@attrs.frozen
+class Expected:
+    """What the samples of a modality should be.
+
+    Attributes:
+        encoder: whose they are; None where it is not known.
+        sound: whether they are recordings.
+        longest: seconds above which a recording is long.
+        rate: that recordings should have at least, in hertz; None if any will do.
+    """
+
+    encoder: Encoder | None
+    sound: bool
+    longest: float
+    rate: int | None = None
+
+
+def open_sample(source: Path | Held, expected: Expected) -> tuple[Sample | None, list[Fault]]:
+    """The sample as it is on disk, at its own rate, or why it cannot be read."""
+    if isinstance(source, Path) and not source.is_file():
+        return None, [Fault("missing-file", f"there is no file `{source}`", "correct its name")]
+    try:
+        if expected.sound:
+            return read_sound(source), []
+        return read_sample(source, None, ""), []
+    except SafeError as error:
+        message = error.message.removeprefix(": ")
+        return None, [Fault("unreadable-file", message, error.hint or "make the file anew")]
+
+
+def faults(sample: Sample, expected: Expected) -> list[Fault]:
+    """Everything that is wrong with a sample that could be read."""
+    values = sample.values if isinstance(sample, Waveform) else np.asarray(sample)
+    if not np.isfinite(values).all():
+        count = int((~np.isfinite(values)).sum())
+        message = f"{count} of its {values.size} numbers are NaN or infinite"
+        return [Fault("not-finite", message, "repair the recording, or leave the row out")]
+    found = list(_sound(sample, expected)) if isinstance(sample, Waveform) else list(_array(values))
+    return [*found, *_refused(sample, expected)]
+
+
+def _sound(sample: Waveform, expected: Expected) -> Iterator[Fault]:
+    loudest = float(np.abs(sample.values).max())
+    full = float((np.abs(sample.values) >= _FULL).mean())
+    if loudest < _QUIET:
+        yield Fault(
+            "silence", f"it is silent: its peak is {loudest:.1g}", "check how it was recorded"
+        )
+    if full > _CLIPPED:
+        yield Fault(
+            "clipped",
+            f"{full:.1%} of it is at full scale",
+            "record it at a lower level, or convert it without gain",
+        )
+    if sample.seconds > expected.longest:
+        yield Fault(
+            "too-long",
+            f"it lasts {sample.seconds:.1f} s, more than {expected.longest:g} s",
+            "cut it into shorter ones, or allow more with --longest",
+        )
+    rate = expected.rate
+    if rate is not None and sample.sampling_rate < rate:
+        yield Fault(
+            "wrong-rate",
+            f"it is sampled at {sample.sampling_rate} Hz, below the {rate} Hz that are wanted: it"
+            f" holds nothing above {sample.sampling_rate // 2} Hz",
+            f"use a recording of {rate} Hz or more",
+        )
+
+
+def _array(values: NDArray[Any]) -> Iterator[Fault]:
+    if not values.size:
+        yield Fault("unreadable-file", "its array is empty", "make the file anew")
+    elif not values.any():
+        yield Fault("silence", "all its numbers are 0", "check how it was recorded")
+
+
+def _refused(sample: Sample, expected: Expected) -> Iterator[Fault]:
+    """What the encoder itself says, once the sample is at its rate."""
+    encoder = expected.encoder
+    if encoder is None:
+        return
+    try:
+        if isinstance(sample, Waveform) and encoder.sampling_rate is not None:
+            sample = resample(sample, encoder.sampling_rate)
+        encoder.prepare([sample])
+    except SampleError as error:
+        message = error.message.replace("`samples[0]`", "it").replace("samples[0]", "it")
+        hint = error.hint or "leave the row out"
+        yield Fault("refused", f"its encoder refuses it: {message}", hint)

@@ -1,0 +1,242 @@
+"""Encoder outputs on disk: each sample is encoded once, whatever run asks for it.
+
+A file is keyed by the sample's content, the encoder's weights and its options; none is ever
+stale. Files are written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from safe_framework.errors import SafeError, SampleError
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.interfaces.types import PRESENT, Frames, Sample, all_real
+from safe_framework.utils.files import write_whole
+from safe_framework.utils.hashing import fingerprint, text_fingerprint
+
+Progress = Callable[[str, int, int], None]
+
+
+class FrameCache:
+    """Frames of one modality's samples, computed on demand and kept.
+
+    Args:
+        name: of the modality, for messages.
+        encoder: whose frames they are; frozen.
+        encode: frames of what the encoder prepared, wherever the encoder is.
+        folder: where they are kept; shared by all runs.
+        options: the encoder's options in the recipe, which belong to the key.
+
+    Raises:
+        SafeError: the encoder is trainable: what it gave once would not stay true.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        encoder: Encoder,
+        encode: Callable[[Mapping[str, Tensor]], Frames],
+        folder: Path,
+        options: object = None,
+    ) -> None:
+        if any(parameter.requires_grad for parameter in encoder.parameters()):
+            raise SafeError(
+                f"the encoder of modality `{name}` is trainable, so its frames change with"
+                " every step and cannot be kept",
+                hint="keep its samples: `safe_framework.data.frame_cache.RawSampleStore`",
+            )
+        kind = f"{type(encoder).__module__}.{type(encoder).__qualname__}"
+        key = text_fingerprint(kind, fingerprint(encoder), options)
+        self.encoder, self.encode = encoder, encode
+        self.folder = folder / key[:32]
+
+    def frames(
+        self,
+        samples: Sequence[Sample],
+        progress: Progress | None = None,
+        places: Sequence[str] | None = None,
+    ) -> list[Frames]:
+        """One row of frames for each sample, without the padding at its end.
+
+        Args:
+            samples: to encode, or to read where they have been encoded before.
+            progress: called after each sample that had to be encoded.
+            places: where each sample comes from, for messages.
+
+        Raises:
+            SampleError: a sample cannot be encoded, or its frames are not finite.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        paths = [self.folder / f"{sample_key(sample)}.safetensors" for sample in samples]
+        named = places or [f"samples[{i}]" for i in range(len(samples))]
+        todo = {path: i for i, path in enumerate(paths) if not path.exists()}
+        for done, (path, i) in enumerate(todo.items(), start=1):
+            self._encode(path, samples[i], named[i])
+            if progress:
+                progress("encoding samples", done, len(todo))
+        return [_read(path) for path in paths]
+
+    def _encode(self, path: Path, sample: Sample, place: str) -> None:
+        """Encode one sample alone: beside others its last bits would depend on them."""
+        try:
+            prepared = self.encoder.prepare([sample])
+        except SampleError as error:
+            raise SampleError(f"{place}: {error.message}", hint=error.hint) from error
+        with torch.no_grad():
+            frames = self.encode(prepared)
+        _write(path, frames.values[0].cpu(), frames.mask[0].cpu(), place)
+
+
+def sample_key(sample: Sample) -> str:
+    """SHA-256 of a sample's content: its array, and its rate if it has one.
+
+    Raises:
+        SampleError: it holds no array.
+    """
+    values = sample if isinstance(sample, Tensor) else getattr(sample, "values", sample)
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    if not isinstance(values, np.ndarray):
+        raise SampleError(f"a sample of type {type(sample).__name__} holds no array to hash")
+    about = f"{values.dtype}|{values.shape}|{getattr(sample, 'sampling_rate', '')}|"
+    content = np.ascontiguousarray(values).tobytes()
+    return hashlib.sha256(about.encode() + content).hexdigest()
+
+
+def stack(frames: Sequence[Frames | None], dim: int) -> Frames:
+    """Rows of frames as one batch, padded to the longest; None is a row without frames."""
+    width = max((f.values.shape[1] for f in frames if f is not None), default=1) or 1
+    values = torch.zeros(len(frames), width, dim)
+    mask = torch.zeros(len(frames), width, dtype=torch.bool)
+    for row, one in enumerate(frames):
+        if one is not None:
+            values[row, : one.values.shape[1]] = one.values[0]
+            mask[row, : one.values.shape[1]] = one.mask[0]
+    return Frames(values, mask)
+
+
+def _read(path: Path) -> Frames:
+    from safetensors.torch import load_file
+
+    held = load_file(path)
+    values = held["frames"].unsqueeze(0)  # (1, frames, dim)
+    mask = held["mask"].unsqueeze(0) if "mask" in held else all_real(values)
+    return Frames(values, mask)
+
+
+def _write(path: Path, values: Tensor, mask: Tensor, place: str) -> None:
+    """Keep frames up to the last real one; the mask too where one before it is not real."""
+    from safetensors.torch import save
+
+    if not torch.isfinite(values[mask]).all():
+        raise SampleError(
+            f"{place}: the encoder gave NaN or infinite frames", hint="check the recording"
+        )
+    length = int(mask.nonzero().max()) + 1 if mask.any() else 0
+    values, mask = values[:length].float(), mask[:length]
+    held = {"frames": torch.where(mask.unsqueeze(-1), values, 0.0).contiguous()}
+    if not mask.all():
+        held["mask"] = mask.contiguous()
+    write_whole(path, save(held))
+
+
+# Samples whose encoder trains: prepared with their batch, and encoded anew in each step.
+
+
+@attrs.frozen(eq=False)
+class RawSample:
+    """A row's sample where finished frames would not stay true.
+
+    Attributes:
+        sample: as it was read.
+        encoder: that prepares it, beside the others of its batch.
+    """
+
+    sample: Sample
+    encoder: Encoder
+
+
+Row = Frames | RawSample
+"""One sample of a row: its frames, or the sample itself if its encoder trains."""
+
+
+class RawSampleStore:
+    """What a ``FrameCache`` is to a frozen encoder, for one that trains: it keeps the samples.
+
+    Args:
+        encoder: that trains.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+
+    def frames(
+        self,
+        samples: Sequence[Sample],
+        progress: Progress | None = None,
+        places: Sequence[str] | None = None,
+    ) -> list[RawSample]:
+        """One row for each sample, tried on the encoder now so that a bad one stops the run here.
+
+        Args:
+            samples: to keep.
+            progress: called after each sample.
+            places: where each sample comes from, for messages.
+
+        Raises:
+            SampleError: a sample cannot be used.
+        """
+        encoder = self.encoder
+        named = places or [f"samples[{i}]" for i in range(len(samples))]
+        for done, (sample, place) in enumerate(zip(samples, named, strict=True), start=1):
+            try:
+                encoder.prepare([sample])
+            except SampleError as error:
+                raise SampleError(f"{place}: {error.message}", hint=error.hint) from error
+            if progress:
+                progress("trying samples", done, len(samples))
+        return [RawSample(sample, encoder) for sample in samples]
+
+
+def prepared(name: str, encoder: Encoder, samples: Sequence[Sample | None]) -> dict[str, Tensor]:
+    """The part of a batch that carries modality ``name`` as its encoder takes it.
+
+    Args:
+        name: of the modality.
+        encoder: its own.
+        samples: one for each row; None is absent, and its row is zeros.
+    """
+    present = torch.tensor([sample is not None for sample in samples])
+    batch = {f"{name}__{PRESENT}": present}
+    if not present.any():
+        return batch
+    real = [sample for sample in samples if sample is not None]
+    for key, values in encoder.prepare(real).items():
+        rows = values.new_zeros(len(samples), *values.shape[1:])
+        rows[present] = values
+        batch[f"{name}__{key}"] = rows
+    return batch
+
+
+def inputs_of(name: str, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Modality ``name``'s part of a batch, by the keys that its encoder knows."""
+    prefix = f"{name}__"
+    return {
+        key.removeprefix(prefix): value
+        for key, value in batch.items()
+        if key.startswith(prefix) and key != prefix + PRESENT
+    }
+
+
+def contents(rows: Mapping[str, Row]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What tells rows from others: the frames of some, and hashes of the samples of the rest."""
+    frames = {key: row.values for key, row in rows.items() if isinstance(row, Frames)}
+    hashes = {key: sample_key(r.sample) for key, r in rows.items() if isinstance(r, RawSample)}
+    return frames, hashes

@@ -1,0 +1,126 @@
+"""Hugging Face ``datasets``: streamed from the hub, or saved in a folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from safe_framework.data.readers.row import Row
+from safe_framework.errors import DataError
+from safe_framework.utils.optional_imports import needed
+
+_NAME = re.compile(
+    r"hf:(?P<name>[^:@\[\]]+)(@(?P<revision>[^:\[\]]+))?(:(?P<config>[^:\[\]]+))?"
+    r":(?P<split>\w+)(\[(?P<start>\d*):(?P<stop>\d*)\])?"
+)
+_WHY = "datasets need the library `datasets`"
+
+
+def hub_rows(source: str) -> Iterator[Row]:
+    """The rows of ``hf:NAME[@REVISION][:CONFIG]:SPLIT[START:STOP]``, numbered from 1.
+
+    They are streamed: what is not asked for is not downloaded, and nothing is kept on disk.
+
+    Raises:
+        DataError: the source is written otherwise, cannot be opened, or ``datasets`` is missing.
+    """
+    match = _NAME.fullmatch(source)
+    if match is None:
+        raise DataError(
+            f"`{source}` does not name a dataset",
+            hint="write `hf:owner/name:train`, `hf:owner/name:config:train` or "
+            "`hf:owner/name@revision:train[0:500]`",
+        )
+    datasets = needed("datasets", _WHY)
+    start, stop = (int(match[key]) if match[key] else None for key in ("start", "stop"))
+    label = f"{match['name'].rstrip('/').rpartition('/')[2]}:{match['split']}"
+    try:
+        found = datasets.load_dataset(
+            match["name"],
+            match["config"],
+            split=match["split"],
+            revision=match["revision"],
+            streaming=True,
+        )
+        yield from _rows(datasets, found, label, Path.cwd(), start or 0, stop)
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"the dataset `{source}` cannot be read: {error}") from error
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether ``datasets`` saved one split of a dataset in the folder."""
+    return all((folder / name).is_file() for name in ("state.json", "dataset_info.json"))
+
+
+def saved_rows(folder: Path) -> Iterator[Row]:
+    """The rows of a dataset that ``Dataset.save_to_disk`` wrote, read as they are needed."""
+    datasets = needed("datasets", _WHY)
+    yield from _rows(datasets, datasets.load_from_disk(str(folder)), folder.name, folder, 0, None)
+
+
+def _rows(
+    datasets: Any, found: Any, label: str, folder: Path, start: int, stop: int | None
+) -> Iterator[Row]:
+    names: dict[str, Any] = {}
+    for column, feature in (found.features or {}).items():
+        if isinstance(feature, (datasets.Audio, datasets.Image)):
+            found = found.cast_column(column, type(feature)(decode=False))  # decoded by us
+        elif isinstance(feature, datasets.ClassLabel):
+            names[column] = feature
+    for number, values in enumerate(islice(found, start, stop), start=start + 1):
+        named = {
+            column: names[column].int2str(value)
+            if column in names and value is not None and value >= 0
+            else value
+            for column, value in values.items()
+        }
+        yield Row(f"{label}:{number}", folder, named)
+
+
+# A folder: one that lists its files, a saved dataset, or a folder for each answer.
+
+
+LIST = "metadata"
+"""Name, before its ending, of the file in a folder that lists the folder's files."""
+
+
+def folder_rows(
+    folder: Path, listed: Mapping[str, Callable[[Path], Iterator[Row]]]
+) -> Iterator[Row]:
+    """The rows of a folder.
+
+    If it holds a list such as ``metadata.jsonl``, they are that file's. If ``datasets`` saved it,
+    they are the dataset's. Otherwise each file in a folder within is a row: ``piano/a.wav`` has
+    the answer ``piano``, and its name as ``file_name``.
+
+    Args:
+        folder: to read.
+        listed: the reader of a list by its ending.
+
+    Raises:
+        DataError: it has two lists, or neither a list nor folders with files.
+    """
+    lists = [path for ending in listed if (path := folder / f"{LIST}{ending}").is_file()]
+    if len(lists) > 1:
+        raise DataError(
+            f"the folder `{folder}` has two lists: {', '.join(path.name for path in lists)}",
+            hint="keep one of them",
+        )
+    if lists:
+        return listed[lists[0].suffix](lists[0])
+    if is_saved(folder):
+        return saved_rows(folder)
+    return _by_answer(folder)
+
+
+def _by_answer(folder: Path) -> Iterator[Row]:
+    for file in sorted(folder.glob("*/*")):
+        if file.is_file() and not file.name.startswith("."):
+            name = file.relative_to(folder).as_posix()
+            values = {"file_name": name, "answer": file.parent.name}
+            yield Row(f"{folder.name}/{name}", folder, values)

@@ -1,0 +1,198 @@
+"""What defends the base in Stage B: its own texts, without a sample and beside irrelevant ones.
+
+While the base was frozen, a text without a sample could not change. Now it can, so such texts are
+replayed and distilled towards the base as it was. Methods of retention go on as in Stage A, and
+what they look at before the first step holds each text both ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import attrs
+import torch
+from torch import Tensor
+
+from safe_framework.core.base_change import original
+from safe_framework.core.model import SafeModel
+from safe_framework.core.output_head import on_device
+from safe_framework.interfaces.retention import Progress, RetentionRegularizer
+from safe_framework.training.batches import attention_mask, pad_right
+from safe_framework.training.compute.activation_cache import TextStates
+from safe_framework.training.compute.calls import Call, Term, Words
+from safe_framework.training.compute.chunked_vocabulary import Expected
+from safe_framework.training.distributed import WHOLE, Part
+from safe_framework.training.retention.counterfactual import (
+    CounterfactualRetention,
+    RetentionExamples,
+    Weighted,
+)
+from safe_framework.training.retention.teacher import TaughtWords, Teacher
+from safe_framework.training.sampling import TextOrder
+from safe_framework.utils.sequences import MadeWhenRead
+
+
+class FrozenTeacher(Teacher):
+    """A teacher that answers as the base did before it was changed.
+
+    Args:
+        model: whose base changes.
+        teacher: of its retention texts.
+    """
+
+    def __init__(self, model: SafeModel, teacher: Teacher) -> None:
+        super().__init__(model, teacher.pad, teacher.states)
+
+    def logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """The original base's logits, (words, vocabulary)."""
+        with original(self.model):
+            return super().logits(rows)
+
+    def hidden(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """What went into the original's output embeddings, (words, hidden)."""
+        with original(self.model):
+            return super().hidden(rows)
+
+    def expected(
+        self, rows: Sequence[Sequence[int]], hidden: Tensor, temperature: float
+    ) -> Expected:
+        """The original's softmax over the vocabulary, as a divergence needs it."""
+        with original(self.model):
+            return super().expected(rows, hidden, temperature)
+
+
+@attrs.frozen(eq=False)
+class Replay:
+    """Texts without a sample, distilled towards the original base.
+
+    Attributes:
+        rows: token ids of the texts.
+        teacher: the original base.
+        method: whose penalty is taken.
+        weight: of the penalty.
+        order: which texts a step has.
+        states: what is kept of the texts; None keeps nothing.
+        pad: id that fills rows up.
+    """
+
+    rows: Sequence[Sequence[int]]
+    teacher: Teacher
+    method: RetentionRegularizer
+    weight: float
+    order: TextOrder
+    states: TextStates | None
+    pad: int
+
+    def warm(self, steps: int, progress: Progress, *, autocast: bool = False) -> None:
+        """Compute what shall be kept of the texts; the arguments are those of Stage A's."""
+        if self.states is not None:
+            needed = [self.rows[place] for place in self.order.needed(steps)]
+            self.states.warm(needed, "reading texts to replay", progress)
+            if not autocast:
+                self.teacher.warm(needed, self.method.temperatures, progress)
+
+    def terms(self, step: int, device: torch.device, part: Part = WHOLE) -> Iterator[Term]:
+        """The weighted penalty at a step, or a part's share in it.
+
+        Args:
+            step: of the optimizer.
+            device: of the model.
+            part: of the step.
+        """
+        whole = self.order.step(step)
+        rows = [self.rows[place] for place in part.of(whole)]
+        words = sum(map(len, rows)) / sum(len(self.rows[place]) for place in whole)
+        batch = {"input_ids": pad_right(rows, self.pad), "attention_mask": attention_mask(rows)}
+        batch = on_device(batch, device)
+        share = self.weight * self.order.share(whole) * words
+
+        def loss(said: Words) -> Tensor:
+            """What the texts are worth."""
+            penalty = self.method.penalty_of(said.beside(TaughtWords(self.teacher, rows)))
+            return torch.zeros((), device=device) if penalty is None else share * penalty
+
+        yield Term(Call(batch, batch["attention_mask"].bool(), self.method.temperatures), loss)
+
+
+class BothWays(MadeWhenRead[Mapping[str, Tensor]]):
+    """Each retention text without a sample, then beside an irrelevant one.
+
+    Args:
+        retention: has the texts.
+        kinds: of irrelevant sample.
+    """
+
+    def __init__(self, retention: CounterfactualRetention, kinds: Sequence[str]) -> None:
+        self.retention = retention
+        self.beside = RetentionExamples(retention, kinds)
+
+    def __len__(self) -> int:
+        return 2 * len(self.beside)
+
+    def made(self, number: int) -> Mapping[str, Tensor]:
+        """A text alone at an even place, and beside a sample at the next one."""
+        number, beside = divmod(number, 2)
+        if beside:
+            return self.beside[number]
+        ids = torch.tensor([list(self.retention.rows[number])], device=self.retention.model.device)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+class StageBRetention:
+    """The part of Stage B's loss that keeps the base, as the trainer asks for it.
+
+    Args:
+        model: being trained; its base is still the original.
+        counterfactual: texts beside irrelevant samples, and the methods; None for none.
+        replay: texts without a sample; None for none.
+    """
+
+    def __init__(
+        self,
+        model: SafeModel,
+        counterfactual: CounterfactualRetention | None,
+        replay: Replay | None,
+    ) -> None:
+        self.model, self.counterfactual, self.replay = model, counterfactual, replay
+        self.methods: Sequence[Weighted] = counterfactual.methods if counterfactual else ()
+        if counterfactual is not None:
+            counterfactual.teacher = FrozenTeacher(model, counterfactual.teacher)
+
+    def begin(self, folder: Path, *, resumed: bool, progress: Progress) -> None:
+        """Let each method see the start of the stage, or what was kept of it.
+
+        Args:
+            folder: of the files that methods keep.
+            resumed: whether training goes on from a later step.
+            progress: the bar of long work.
+        """
+        if self.counterfactual is not None:
+            self.counterfactual.begin(folder, resumed=resumed, progress=progress, examples=BothWays)
+
+    def warm(self, steps: int, progress: Progress, *, autocast: bool = False) -> None:
+        """Compute what shall be kept of the original base, for these many steps."""
+        for part in self._parts():
+            with original(self.model):
+                part.warm(steps, progress, autocast=autocast)
+
+    @property
+    def kinds(self) -> Sequence[str]:
+        """Of irrelevant sample that a step's texts carry in turn; or that there are texts."""
+        return self.counterfactual.kinds if self.counterfactual is not None else ("replayed",)
+
+    def terms(self, step: int, device: torch.device, part: Part = WHOLE) -> Iterator[Term]:
+        """What each part of it asks for."""
+        for one in self._parts():
+            yield from one.terms(step, device, part)
+
+    def parameter_loss(self, device: torch.device, part: Part = WHOLE) -> Tensor:
+        """The weighted sum of the penalties that depend on the parameters alone, or a part's."""
+        if self.counterfactual is None:
+            return torch.zeros((), device=device)
+        return self.counterfactual.parameter_loss(device, part)
+
+    def _parts(self) -> Iterator[CounterfactualRetention | Replay]:
+        for part in (self.counterfactual, self.replay):
+            if part is not None:
+                yield part

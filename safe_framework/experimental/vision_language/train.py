@@ -1,0 +1,477 @@
+"""Train the projector of a composed base on captions, once; everything else stays frozen."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from safe_framework.config.schema import ComposeSpec, Recipe, TrainingSpec
+from safe_framework.core.model import SafeModel
+from safe_framework.errors import DataError, SafeError
+from safe_framework.evaluation.metrics import Estimate, bootstrap
+from safe_framework.experimental.vision_language.compose import compose, projector_of
+from safe_framework.experimental.vision_language.pictures import Captioned, read_captioned
+from safe_framework.interfaces.types import Frames, Tokens, all_real
+from safe_framework.pretrained import quietly
+from safe_framework.training.alignment import Aligned, Alignment, align
+from safe_framework.training.batches import IGNORED, attention_mask, pad_right
+from safe_framework.training.callbacks import ProgressReport
+from safe_framework.training.objective import answer_loss, check_finite
+from safe_framework.training.sampling import FixedOrder, shuffled_slice
+from safe_framework.training.trainer import arguments
+from safe_framework.utils.progress import WorkProgress
+
+# How well a composed base captions pictures that training never saw.
+
+
+CHOICES = 10
+_AT_ONCE = 10
+_LONGEST = 16
+_SMALL = frozenset("a an the of in on is and with to for".split())  # noqa: SIM905  # reads better
+
+
+@attrs.frozen
+class Captioning:
+    """Means over held-out pictures, with 95 % bootstrap intervals over the pictures.
+
+    Attributes:
+        chosen: the picture's own caption is the likeliest of several, by the mean log-likelihood
+            of their tokens.
+        exact: the greedy caption is the picture's own but for case and punctuation.
+        words: F1 of the greedy caption's words against the own caption's, small words left out.
+    """
+
+    chosen: Estimate
+    exact: Estimate
+    words: Estimate
+
+
+@attrs.frozen
+class Scores:
+    """What a composed base says of held-out pictures, and what it says without seeing them.
+
+    Attributes:
+        pictures: how many there are.
+        choices: captions among which one is chosen: the picture's own, and other pictures'.
+        seeing: shown each picture.
+        shuffled: shown another picture, of another caption.
+        blind: shown none: the language model alone, after the prompt without ``<image>``.
+    """
+
+    pictures: int
+    choices: int
+    seeing: Captioning
+    shuffled: Captioning
+    blind: Captioning
+
+
+def score(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Captioned],
+    prompt: str,
+    seed: int,
+    progress: WorkProgress,
+) -> Scores:
+    """Caption held-out pictures, and choose among their captions.
+
+    Args:
+        model: composed.
+        tokenizer: its own.
+        rows: at least two pictures.
+        prompt: the text before a caption.
+        seed: of the captions to choose among, and of the intervals.
+        progress: the bars.
+    """
+    collate = CaptionCollator(tokenizer, prompt, model.config.image_token_id)
+    generator = torch.Generator().manual_seed(seed)
+    choices = [_choices(rows, number, generator) for number in range(len(rows))]
+    own: Sequence[Tensor] = [row.patches for row in rows]
+    shown: dict[str, Sequence[Tensor | None]] = {
+        "seeing": own,
+        "shuffled": [own[_another(rows, number)] for number in range(len(rows))],
+        "blind": [None] * len(rows),
+    }
+    found: dict[str, Captioning] = {}
+    for name, pictures in shown.items():
+        said, chosen = list[str](), list[bool]()
+        for start in range(0, len(rows), _AT_ONCE):
+            some = slice(start, start + _AT_ONCE)
+            asked = _Asked(model, collate, pictures[some])
+            said += asked.captions()
+            chosen += [place == 0 for place in asked.likeliest(choices[some])]
+            progress(f"captioning, {name}", len(said), len(rows))
+        found[name] = _captioning(said, chosen, rows, seed)
+    return Scores(len(rows), len(choices[0]), **found)
+
+
+class _Asked:
+    """Some pictures, each after the prompt; their keys and values are computed once.
+
+    Args:
+        model: composed.
+        collate: knows the prompt.
+        pictures: patches of each, (tokens, dim); or None for all of them.
+    """
+
+    def __init__(self, model: Any, collate: Any, pictures: Sequence[Tensor | None]) -> None:
+
+        self.model, self.collate, self.count = model, collate, len(pictures)
+        seen = [picture for picture in pictures if picture is not None]
+        ids = collate.prompt_ids(len(seen[0]) if seen else 0)
+        texts: dict[str, Any] = {"use_cache": True}
+        with torch.no_grad():
+            if seen:
+                texts["input_ids"] = torch.tensor([ids] * len(seen)).to(model.device)
+                out = see(model, torch.stack(seen).to(model.device), **texts)
+            else:
+                blank = ids or [_beginning(collate.tokenizer)]
+                out = model(input_ids=torch.tensor([blank] * self.count).to(model.device), **texts)
+        self.cache, self.next = out.past_key_values, out.logits[:, -1].float()
+
+    @torch.no_grad()
+    def captions(self) -> list[str]:
+        """What the model says of each, word by likeliest word."""
+        end = self.collate.tokenizer.eos_token_id
+        cache, words = deepcopy(self.cache), [self.next.argmax(-1)]
+        done = words[0] == end
+        while len(words) < _LONGEST and not done.all():
+            out = self.model(input_ids=words[-1][:, None], past_key_values=cache, use_cache=True)
+            words.append(out.logits[:, -1].argmax(-1))
+            done |= words[-1] == end
+        said = torch.stack(words, 1).tolist()
+        ends = [row.index(end) if end in row else len(row) for row in said]
+        texts = [row[:place] for row, place in zip(said, ends, strict=True)]
+        decoded = self.collate.tokenizer.batch_decode(texts, skip_special_tokens=True)
+        return [text.strip() for text in decoded]
+
+    @torch.no_grad()
+    def likeliest(self, choices: Sequence[Sequence[str]]) -> list[int]:
+        """The place of the likeliest of each one's captions, of which all have as many."""
+        many = len(choices[0])
+        ids = [self.collate.caption_ids(caption) for some in choices for caption in some]
+        labels = pad_right(ids, IGNORED).to(self.model.device)  # (pictures * many, length)
+        cache = deepcopy(self.cache)
+        cache.batch_repeat_interleave(many)
+        after = self.model(
+            input_ids=labels[:, :-1].clamp_min(0), past_key_values=cache, use_cache=True
+        ).logits
+        first = self.next.repeat_interleave(many, 0).unsqueeze(1)
+        chances = torch.cat([first, after.float()], 1).log_softmax(-1)
+        each = chances.gather(2, labels.clamp_min(0).unsqueeze(2)).squeeze(2)
+        real = labels != IGNORED
+        mean = (each * real).sum(1) / real.sum(1)
+        best: list[int] = mean.reshape(self.count, many).argmax(1).tolist()
+        return best
+
+
+def _captioning(
+    said: Sequence[str], chosen: Sequence[bool], rows: Sequence[Captioned], seed: int
+) -> Captioning:
+    pairs = [(text, row.caption) for text, row in zip(said, rows, strict=True)]
+    return Captioning(
+        chosen=bootstrap(chosen, seed=seed),
+        exact=bootstrap([_plain(text) == _plain(own) for text, own in pairs], seed=seed),
+        words=bootstrap([_overlap(text, own) for text, own in pairs], seed=seed),
+    )
+
+
+def _beginning(tokenizer: Any) -> int:
+    """What stands for a prompt that is empty without its picture."""
+    begin = tokenizer.bos_token_id
+    return int(tokenizer.eos_token_id if begin is None else begin)
+
+
+def _choices(rows: Sequence[Captioned], number: int, generator: torch.Generator) -> list[str]:
+    """The row's own caption first, then other captions, each once."""
+    own = rows[number].caption
+    others = sorted({row.caption for row in rows} - {own})
+    order = torch.randperm(len(others), generator=generator)[: CHOICES - 1].tolist()
+    return [own, *(others[place] for place in order)]
+
+
+def _another(rows: Sequence[Captioned], number: int) -> int:
+    """The place of the next picture that has another caption."""
+    order = [*range(number + 1, len(rows)), *range(number)]
+    others = [place for place in order if rows[place].caption != rows[number].caption]
+    found: int = (others or order)[0]
+    return found
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _overlap(said: str, own: str) -> float:
+    """F1 of the words in common, each as often as both have it."""
+    given, wanted = (
+        Counter(word for word in _plain(text).split() if word not in _SMALL) for text in (said, own)
+    )
+    common = (given & wanted).total()
+    return 2 * common / (given.total() + wanted.total()) if common else 0.0
+
+
+NOTE = "composed.json"
+_SAMPLE = 4096
+
+
+def compose_recipe(
+    recipe: Recipe, progress: WorkProgress, output: Path | None = None
+) -> tuple[Path, Scores | None]:
+    """Compose the base that a recipe's ``[base.compose]`` describes, and write it.
+
+    Args:
+        recipe: which has that table.
+        progress: the bars.
+        output: the folder to write; by default the recipe's ``[base] model``.
+
+    Returns:
+        The folder, an ordinary checkpoint, and how well it captions held-out pictures if the
+        table names some.
+
+    Raises:
+        SafeError: there is no such table, or the folder is there already.
+        UnsupportedBaseError: the parts cannot be put together.
+        DataError: captions or pictures cannot be read.
+    """
+    spec, folder = recipe.base.compose, output or Path(recipe.base.model).expanduser()
+    if spec is None:
+        raise SafeError(
+            f"`{recipe.source}` has no [base.compose]",
+            hint="add it, with `vision` and `language`, or use [base] model as it is",
+        )
+    if folder.exists():
+        raise SafeError(
+            f"`{folder}` exists already", hint="remove it to compose it anew, or use --output"
+        )
+    if spec.train is None:
+        raise DataError(
+            "[base.compose] names no captioned pictures to train on",
+            hint='add `train = "captions.jsonl"`, rows of `image` and `caption`',
+        )
+    model, processor = compose(
+        spec.vision, spec.language, image_size=spec.image_size, layer=spec.layer, seed=spec.seed
+    )
+    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]  # transformers' decorator hides the method's own type
+    start = time.perf_counter()
+    rows = read_captioned(recipe.folder / spec.train, model, processor, progress)
+    train_projector(model, processor.tokenizer, rows, spec, progress)
+    spent = time.perf_counter() - start
+    scores = None
+    if spec.test is not None:
+        held_out = read_captioned(recipe.folder / spec.test, model, processor, progress)
+        scores = score(model, processor.tokenizer, held_out, spec.prompt, spec.seed, progress)
+    note = {"compose": attrs.asdict(spec), "training_seconds": spent}
+    write(folder, model, processor, note | ({"scores": attrs.asdict(scores)} if scores else {}))
+    return folder, scores
+
+
+def train_projector(
+    model: Any, tokenizer: Any, rows: Sequence[Captioned], spec: ComposeSpec, progress: WorkProgress
+) -> None:
+    """Train ``model``'s projector in place, in float32; then it is frozen like the rest."""
+    training = TrainingSpec(
+        max_steps=spec.max_steps,
+        batch_size=spec.batch_size,
+        warmup_steps=spec.warmup_steps,
+        projector_learning_rate=spec.learning_rate,
+        align_steps=spec.align_steps,
+        align_learning_rate=spec.learning_rate,
+        seed=spec.seed,
+    )
+    projector = projector_of(model).float().requires_grad_(True)
+    _start(projector, model, tokenizer, rows, training, progress)
+    collate = CaptionCollator(tokenizer, spec.prompt, model.config.image_token_id)
+    with tempfile.TemporaryDirectory(prefix="safe-compose-") as scratch:
+        trainer = CaptionTrainer(model, rows, collate, training, Path(scratch))
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(ProgressReport(progress))
+        trainer.train()
+    projector.requires_grad_(False).to(model.dtype)
+    model.eval()
+
+
+def _start(
+    projector: nn.Module,
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Captioned],
+    spec: TrainingSpec,
+    progress: WorkProgress,
+) -> None:
+    """Before the language model is run: see evenly, point at captions, be of the words' size."""
+    values = torch.stack([row.patches for row in rows]).to(model.device).float()
+    words = model.get_input_embeddings().weight.detach().float()
+    standardise(projector, values.flatten(0, 1))
+    if spec.align_steps:
+        captions = [row.caption for row in rows]
+        with torch.random.fork_rng():
+            torch.manual_seed(spec.seed)
+            pointing = Alignment(SafeModel(model, tokenizer), captions)
+            projector.requires_grad_(True)  # SafeModel froze it with the rest
+            frames = Frames(values, all_real(values))
+            ours = _AsProjector(projector)
+            aligned = Aligned(ours, frames.rows, {ours: spec.align_learning_rate})
+            align(aligned, pointing, captions, spec, progress)
+    rescale(projector, values.flatten(0, 1), words)
+
+
+class _AsProjector(nn.Module):
+    """LLaVA's projector in the form of ours."""
+
+    def __init__(self, projector: nn.Module) -> None:
+        super().__init__()
+        self.projector = projector
+
+    def forward(self, frames: Frames) -> Tokens:
+        """Frames through the base's own projector."""
+        return Tokens(self.projector(frames.values), frames.mask)
+
+
+@torch.no_grad()
+def standardise(projector: Any, patches: Tensor) -> None:
+    """Write into the first of the two layers that its input is standardised."""
+    first = projector.linear_1
+    first.weight.div_(patches.std(0) + 1e-6)
+    first.bias.sub_(first.weight @ patches.mean(0))
+
+
+@torch.no_grad()
+def rescale(projector: Any, patches: Tensor, words: Tensor) -> None:
+    """Write into the second layer that tokens have the root mean square of the words."""
+    second = projector.linear_2
+    size = _size(words) / _size(projector(patches[:_SAMPLE]))
+    second.weight.mul_(size)
+    second.bias.mul_(size)
+
+
+def _size(values: Tensor) -> Tensor:
+    return values.square().mean().sqrt()
+
+
+class CaptionCollator:
+    """Pads pictures' prompts and captions; only captions are learned.
+
+    Args:
+        tokenizer: of the composed base.
+        prompt: the text before a caption, with ``<image>`` where the picture is.
+        image: the id of ``<image>``.
+    """
+
+    def __init__(self, tokenizer: Any, prompt: str, image: int) -> None:
+        self.tokenizer, self.image = tokenizer, image
+        self.prompt: list[int] = tokenizer(prompt)["input_ids"]
+
+    def prompt_ids(self, tokens: int) -> list[int]:
+        """The prompt, with a place for each of a picture's tokens."""
+        wide = [[word] * (tokens if word == self.image else 1) for word in self.prompt]
+        return [word for some in wide for word in some]
+
+    def caption_ids(self, caption: str) -> list[int]:
+        """A caption's words and the end of the text."""
+        words: list[int] = self.tokenizer(caption, add_special_tokens=False)["input_ids"]
+        return [*words, self.tokenizer.eos_token_id]
+
+    def __call__(self, rows: Sequence[Captioned]) -> dict[str, Tensor]:
+        """``input_ids``, ``attention_mask``, ``labels`` and ``patches`` (batch, tokens, dim)."""
+        prompts = [self.prompt_ids(len(row.patches)) for row in rows]
+        captions = [self.caption_ids(row.caption) for row in rows]
+        pairs = list(zip(prompts, captions, strict=True))
+        ids = [[*prompt, *caption] for prompt, caption in pairs]
+        labels = [[*[IGNORED] * len(prompt), *caption] for prompt, caption in pairs]
+        return {
+            "input_ids": pad_right(ids, self.tokenizer.pad_token_id),
+            "attention_mask": attention_mask(ids),
+            "labels": pad_right(labels, IGNORED),
+            "patches": torch.stack([row.patches for row in rows]),
+        }
+
+
+def see(model: Any, patches: Tensor, **texts: Any) -> Any:
+    """Call the composed base on texts and on patches that the image encoder gave before.
+
+    It returns what a call with the pictures' pixels returns.
+    """
+    projector = projector_of(model)
+    kind = next(projector.parameters()).dtype
+    tokens: Any = list(projector(patches.to(kind)))  # one picture each, as the model gives them
+    image = BaseModelOutputWithPooling(pooler_output=tokens)
+    return model(**texts, mm_encoder_outputs={"image": image})
+
+
+class _Seeing(nn.Module):
+    """A composed base that is called on patches."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Any) -> Any:
+        """The model's call on pictures and their captions."""
+        return see(self.model, **inputs)
+
+
+class CaptionTrainer(Trainer):
+    """The Hugging Face Trainer on the loss of captions, for a projector alone."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rows: Sequence[Captioned],
+        collate: CaptionCollator,
+        spec: TrainingSpec,
+        folder: Path,
+    ) -> None:
+        self.spec, self._count = spec, len(rows)
+        args = arguments(spec, folder).set_save("no")
+        super().__init__(model=model, args=args, train_dataset=list(rows), data_collator=collate)
+        self.model_accepts_loss_kwargs = False
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Mean loss of the captions' words."""
+        model.eval()  # the Trainer turns dropout on; the frozen parts are to stay as they are
+        loss = answer_loss(_Seeing(model), model, inputs)
+        return check_finite(loss, "caption loss", self.state.global_step)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> FixedOrder:
+        count = self.spec.max_steps * self.args.train_batch_size * self.args.world_size
+        return FixedOrder(shuffled_slice(self.spec.seed, 0, count, self._count))
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW on the projector; no decay, since it is trained once and for a short time."""
+        if self.optimizer is None:
+            projector = projector_of(self.model)
+            rate = self.spec.projector_learning_rate
+            self.optimizer = torch.optim.AdamW(projector.parameters(), lr=rate, weight_decay=0.0)
+        return self.optimizer
+
+
+def write(folder: Path, model: Any, processor: Any, note: Mapping[str, Any]) -> None:
+    """Write a checkpoint beside its place and rename it, so that what is there is whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".composing-", dir=folder.parent) as scratch:
+        made = Path(scratch, "made")
+        with quietly():
+            model.save_pretrained(made)
+            processor.save_pretrained(made)
+        (made / NOTE).write_text(json.dumps(note, indent=2) + "\n", "utf-8")
+        made.rename(folder)

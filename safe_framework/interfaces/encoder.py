@@ -1,0 +1,47 @@
+"""The interface of what turns raw samples of a modality into frames."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from safe_framework.interfaces.types import Frames, Sample
+
+
+class Encoder(nn.Module, ABC):
+    """Turns samples of one modality into frames; frozen unless it says otherwise.
+
+    Attributes:
+        dim: width of the frames it gives.
+        sampling_rate: samples a second that it takes, in hertz; None where the modality is
+            not a sampled signal.
+
+    Laws:
+        deterministic: the same sample gives the same frames.
+        row_independent: a sample's valid frames depend on nothing else in the batch.
+        prepare_on_cpu: ``prepare`` gives CPU tensors that pickle, one row for each sample.
+        frames_shape: ``forward`` gives (batch, frames, dim) with a mask (batch, frames).
+    """
+
+    dim: int
+    sampling_rate: int | None = None
+
+    @abstractmethod
+    def prepare(self, samples: Sequence[Sample]) -> Mapping[str, Tensor]:
+        """Turn raw samples into tensors that ``forward`` takes, padded to one length.
+
+        Args:
+            samples: at least one sample; None and absent ones never come here.
+
+        Returns:
+            CPU tensors whose first axis is the samples.
+
+        Raises:
+            SampleError: a sample cannot be used; the message names its place and the fix.
+        """
+
+    @abstractmethod
+    def forward(self, **inputs: Tensor) -> Frames:
+        """Encode what ``prepare`` gave, on whatever device it has been moved to."""

@@ -1,0 +1,77 @@
+"""The base model, and its tokenizer or processor, that a recipe names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from safe_framework.errors import CheckpointError
+from safe_framework.pretrained.location import locate, revision_of
+from safe_framework.utils.quiet import quietly
+
+if TYPE_CHECKING:
+    from safe_framework.config.schema import BaseSpec
+
+
+def load_base(spec: BaseSpec, *, trust_remote_code: bool = False) -> tuple[nn.Module, Any]:
+    """The model and the tokenizer (or processor) that ``[base]`` of a recipe names.
+
+    Args:
+        spec: a hub id, a folder or the name of a card, and how to load it.
+        trust_remote_code: let the checkpoint run code of its own; off, and no recipe can
+            turn it on.
+    """
+    if spec.compose is not None and not Path(spec.model).expanduser().is_dir():
+        raise CheckpointError(
+            f"`{spec.model}`, which [base.compose] describes, has not been made",
+            hint="safe compose RECIPE",
+        )
+    place, common = locate(spec.model), _common(spec)
+    options: dict[str, Any] = {"dtype": spec.dtype, "trust_remote_code": trust_remote_code}
+    if spec.attn_implementation:
+        options["attn_implementation"] = spec.attn_implementation
+    with quietly():
+        kind = _model_class(place, common, trust_remote_code)
+        model = kind.from_pretrained(place, **common, **options)
+        return model, _tokenizer(place, common, trust_remote_code)
+
+
+def load_tokenizer(spec: BaseSpec, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer (or processor) alone of what ``load_base`` loads."""
+    with quietly():
+        return _tokenizer(locate(spec.model), _common(spec), trust_remote_code)
+
+
+def _tokenizer(place: str, common: dict[str, str], trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **common)
+
+
+def _common(spec: BaseSpec) -> dict[str, str]:
+    """What every part of a checkpoint is loaded with."""
+    revision = spec.revision or revision_of(spec.model)
+    found = {"revision": revision} if revision else {}
+    return {**found, "gguf_file": spec.gguf_file} if spec.gguf_file else found
+
+
+def _model_class(place: str, common: dict[str, str], trust_remote_code: bool) -> Any:
+    """The auto class that maps this checkpoint's type: image-text first, causal last."""
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForSeq2SeqLM,
+    )
+    from transformers.models.auto import modeling_auto as auto
+
+    config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **common)
+    kind = config.model_type
+    if kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return AutoModelForImageTextToText
+    causal = kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.is_encoder_decoder
+    if not causal and kind in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return AutoModelForSeq2SeqLM
+    return AutoModelForCausalLM

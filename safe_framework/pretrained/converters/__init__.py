@@ -1,0 +1,1 @@
+"""Checkpoints of other programs, as folders that transformers reads; imported on use."""

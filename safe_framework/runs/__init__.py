@@ -1,0 +1,1 @@
+"""Whole runs of a recipe, what they leave behind, and their report."""

@@ -1,0 +1,195 @@
+"""How large a recipe's parts are, reckoned without weights: what ``safe check --sizes`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+from torch import nn
+
+from safe_framework.config.plugins import parts_of
+from safe_framework.config.schema import BaseSpec, Recipe
+from safe_framework.core.base_model import facts_of
+from safe_framework.core.layer_discovery import LayerStack, find_layers, text_config
+from safe_framework.core.modality import check_layers
+from safe_framework.errors import CheckpointError
+from safe_framework.pretrained.meta_models import base_blueprint, blueprints, card_of
+
+_VECTORS = 2  # a start and an end marker
+_ABOUT = 0.15
+"""How far a number may be from what is said to be "about" it."""
+
+
+@attrs.frozen
+class Part:
+    """One part of a model.
+
+    Attributes:
+        name: such as ``"projector"``.
+        made_of: the plugin or checkpoint.
+        parameters: how many there are.
+        trainable: how many of them training changes.
+        note: what else decides whether it fits, such as its width.
+    """
+
+    name: str
+    made_of: str
+    parameters: int
+    trainable: int
+    note: str
+
+
+@attrs.frozen
+class Sizes:
+    """The parts of a recipe's model.
+
+    Attributes:
+        base: the frozen model.
+        modalities: encoder, projector, fusion adapter and markers of each, by its name.
+    """
+
+    base: Part
+    modalities: Mapping[str, tuple[Part, ...]]
+
+    @property
+    def total(self) -> int:
+        """Parameters of the whole model."""
+        return self.base.parameters + sum(part.parameters for part in self._parts())
+
+    @property
+    def trainable(self) -> int:
+        """Parameters that training changes."""
+        return sum(part.trainable for part in self._parts())
+
+    def _parts(self) -> list[Part]:
+        return [part for parts in self.modalities.values() for part in parts]
+
+
+@attrs.frozen
+class Claim:
+    """What is said of a recipe's sizes, and how it can be had where the recipe is larger.
+
+    Attributes:
+        trainable: about how many parameters training changes.
+        total: about how many there are.
+        source: who says so.
+        instead: options of the projector with which ``trainable`` holds.
+    """
+
+    trainable: int
+    total: int
+    source: str
+    instead: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+def about(number: int, claimed: int) -> bool:
+    """Whether a number is within 15 % of what it is said to be about.
+
+    >>> about(1_990_000, 2_000_000), about(4_700_000, 1_000_000)
+    (True, False)
+    """
+    return abs(number - claimed) <= _ABOUT * claimed
+
+
+def sizes_of(recipe: Recipe, projector: Mapping[str, Any] | None = None) -> Sizes:
+    """Build a recipe's parts on the meta device and count them.
+
+    Args:
+        recipe: whose parts; its checkpoints are cards with a ``[config]``, or folders.
+        projector: options that replace those of every modality's projector.
+
+    Raises:
+        CheckpointError: sizes are not known without weights, or a card contradicts itself.
+        SafeError: a fused layer does not exist, or an option does not fit.
+    """
+    with blueprints():
+        base, made_of = _base(recipe.base)
+        stack = _stack(base, recipe)
+        facts = facts_of(base, stack, blueprint=True)
+        _check_base(recipe.base.model, base, stack)
+        parts = {}
+        for name, spec in recipe.modalities.items():
+            options = {**spec.projector.options, **(projector or {})}
+            spec = attrs.evolve(spec, projector=attrs.evolve(spec.projector, options=options))
+            parts[name] = _modality(recipe, name, spec, facts, stack)
+    note = f"{stack.count} layers, {stack.hidden_size} wide"
+    return Sizes(Part("base", made_of, _count(base), 0, note), parts)
+
+
+def _base(spec: BaseSpec) -> tuple[nn.Module, str]:
+    """The base, and what it is made of."""
+    if spec.compose is None:
+        base, made_of = base_blueprint(spec.model), spec.model
+    else:
+        from safe_framework.experimental.vision_language.compose import compose_blueprint
+
+        parts = spec.compose
+        base = compose_blueprint(parts.vision, parts.language, layer=parts.layer)
+        made_of = f"{parts.vision} + {parts.language}"
+    return base, f"{made_of} ({type(base).__name__})"
+
+
+def _stack(base: nn.Module, recipe: Recipe) -> LayerStack:
+    """The layers that would be fused, as the config and the modules say; nothing is run."""
+    path = find_layers(base, recipe.base.layers_path, recipe.base.side)[0]
+    layers: Any = base.get_submodule(path)
+    return LayerStack(path, len(layers), text_config(base).hidden_size)
+
+
+def _modality(
+    recipe: Recipe, name: str, spec: Any, facts: Any, stack: LayerStack
+) -> tuple[Part, ...]:
+    encoder, projector, fusion = parts_of(recipe, name, spec, facts, device="meta")
+    check_layers(name, fusion.layers, stack.count)
+    checkpoint = spec.encoder.options.get("model", "")
+    _check_encoder(checkpoint, encoder)
+    rate = f", {encoder.sampling_rate:,} Hz" if encoder.sampling_rate else ""
+    layers = ", ".join(map(str, fusion.layers))
+    tokens = f"{projector.tokens} tokens" if projector.tokens else ""
+    parts = [
+        _part("encoder", f"{spec.encoder.use} {checkpoint}", encoder, f"{encoder.dim} wide{rate}"),
+        _part("projector", spec.projector.use, projector, tokens),
+        _part("fusion", spec.fusion.use, fusion, f"layer {layers} of {stack.count}"),
+    ]
+    if spec.markers or spec.inline:
+        count = _VECTORS * stack.hidden_size
+        parts.append(Part("markers", "", count, count, f"{_VECTORS} vectors"))
+    return tuple(parts)
+
+
+def _part(name: str, made_of: str, module: nn.Module, note: str) -> Part:
+    trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return Part(name, made_of.strip(), _count(module), trainable, note)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _check_base(name: str, base: nn.Module, stack: LayerStack) -> None:
+    found = {
+        "parameters": _count(base),
+        "hidden_size": stack.hidden_size,
+        "layers": stack.count,
+    }
+    card = card_of(name)
+    for fact, value in found.items():
+        if card is not None and card.facts.get(fact, value) != value:
+            raise _contradiction(card.name, fact, card.facts[fact], value)
+
+
+def _check_encoder(name: Any, encoder: Any) -> None:
+    card = card_of(name) if isinstance(name, str) and name else None
+    if card is None:
+        return
+    rate = card.facts.get("sampling_rate")
+    if rate is not None and encoder.sampling_rate not in (None, rate):
+        raise _contradiction(card.name, "sampling_rate", rate, encoder.sampling_rate)
+
+
+def _contradiction(card: str, fact: str, said: int, found: int) -> CheckpointError:
+    return CheckpointError(
+        f"the card `{card}` says `{fact} = {said}`, its config makes {found}",
+        hint="correct the card",
+    )

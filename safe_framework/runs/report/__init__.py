@@ -1,0 +1,122 @@
+"""An evaluation as one HTML file that needs nothing else: no network, no script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from safe_framework.evaluation.base_drift import sentence
+from safe_framework.evaluation.results import Evaluation
+from safe_framework.evaluation.summary import headlines, sections
+from safe_framework.runs.report.attention import attention
+from safe_framework.runs.report.curves import curves as drawn
+from safe_framework.runs.report.curves import monitor_figure
+from safe_framework.runs.report.extras import Extras
+from safe_framework.runs.report.gates import gate_sweep
+from safe_framework.runs.report.html import Markup, element, join
+from safe_framework.runs.report.results import cards, matrix, per_class, proof, table, tables
+from safe_framework.runs.report.samples import clips
+from safe_framework.utils.formatting import count
+
+
+def write_report(
+    path: Path,
+    evaluation: Evaluation,
+    *,
+    curves: Sequence[Mapping[str, Any]],
+    recipe_text: str,
+    versions: Mapping[str, str],
+    title: str,
+    targets: Mapping[str, float] | None = None,
+    extras: Extras | None = None,
+    events: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Write the report; equal input gives equal bytes.
+
+    Args:
+        path: of the HTML file.
+        evaluation: what was measured; clips are shown if it still holds its samples.
+        curves: rows of training, each with ``step`` and any of ``loss``, ``task_loss``,
+            ``retention_loss`` and ``gate``; empty where nothing was trained.
+        recipe_text: the recipe as it was written.
+        versions: of what the result depends on, by name.
+        title: of the page.
+        targets: least values of some results, to be marked met or not.
+        extras: certificate, gate sweeps and attention, where there are any.
+        events: of the run's monitor; empty where there was none.
+
+    Raises:
+        DataError: Matplotlib is not installed, or a target is unknown.
+    """
+    page = render(evaluation, curves, recipe_text, versions, title, targets, extras, events)
+    path.write_text(page, encoding="utf-8", newline="\n")
+
+
+def render(
+    evaluation: Evaluation,
+    rows: Sequence[Mapping[str, Any]],
+    recipe_text: str,
+    versions: Mapping[str, str],
+    title: str,
+    targets: Mapping[str, float] | None = None,
+    extras: Extras | None = None,
+    events: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The page that ``write_report`` writes."""
+    beside = extras or Extras()
+    unlogged = element("p", "No training was logged.", class_="soft")
+    parts: dict[str, Sequence[str]] = {
+        "title": [title],
+        "lede": [_lede(evaluation)],
+        "style": [Markup(_packaged("page.css"))],
+        "headlines": cards(headlines(evaluation)),
+        "clips": clips(evaluation.answers, evaluation.modality, beside),
+        "certificate": proof(beside.certificate),
+        "gates": [part for found in beside.sweeps.values() for part in gate_sweep(found)]
+        or [_command("safe sweep RUN", "measures how far to open the gate.")],
+        "attention": attention(beside.attention, evaluation.answers)
+        if beside.attention
+        else [_command("safe report RUN", "looks at what the answers attend to.")],
+        "tables": tables(sections(evaluation, targets)),
+        "per_class": [per_class(evaluation.gain.per_class)],
+        "monitor": monitor_figure(events),
+        "curves": drawn(rows) or [unlogged],
+        "matrix": [matrix(evaluation.gain.confusion)],
+        "method": [_method(evaluation)],
+        "recipe": [recipe_text],
+        "versions": [table("Versions", ("", "version"), list(versions.items()))],
+    }
+    filled = {name: join(list(children)) for name, children in parts.items()}
+    return Template(_packaged("page.html")).substitute(filled)
+
+
+def _command(command: str, does: str) -> Markup:
+    text = ("Not measured yet: ", element("code", command), f" {does}")
+    return element("p", *text, class_="soft")
+
+
+def _lede(evaluation: Evaluation) -> str:
+    size, name = count(evaluation.base_parameters), evaluation.modality
+    if evaluation.base_changed is not None:
+        told = sentence(evaluation.base_changed)
+        return f"A language model of {size} parameters was given a new sense: {name}. {told}"
+    return (
+        f"A frozen language model of {size} parameters was given a new sense: {name}. "
+        "With the sense absent or switched off, it is meant to be the same model bit for bit."
+    )
+
+
+def _method(evaluation: Evaluation) -> str:
+    return (
+        f"Answers are greedy, of at most {evaluation.max_new_tokens} tokens, and right if they "
+        "equal the expected one but for case, outer punctuation and blanks. Intervals hold 95 % "
+        f"of {evaluation.resamples} bootstrap resamples of whole examples or texts; gains are "
+        f"paired. The seed is {evaluation.seed}."
+    )
+
+
+def _packaged(name: str) -> str:
+    return files(__package__).joinpath(name).read_text("utf-8")

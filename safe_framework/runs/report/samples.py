@@ -1,0 +1,192 @@
+"""A few test samples to listen to or look at, each with what was answered."""
+
+from __future__ import annotations
+
+import base64
+import io
+import wave
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from safe_framework.data.audio import Waveform
+from safe_framework.evaluation.metrics import normalise
+from safe_framework.evaluation.results import Answered
+from safe_framework.runs.report.extras import Extras
+from safe_framework.runs.report.html import Markup, element
+
+# A sample that is seen: an image file as it is, or an array as a PNG.
+
+
+_PICTURE_TYPES = {
+    ".gif": "image/gif",
+    ".jpeg": "image/jpeg",
+    ".jpg": "image/jpeg",
+    ".png": "image/png",
+    ".webp": "image/webp",
+}
+_COLOURS = (3, 4)
+_MOST = 512  # pixels on a side of an array that is drawn
+_FILE = 400_000  # bytes of a file that goes into a page as it is
+
+
+def picture(sample: Any, file: Path | None) -> tuple[bytes, str] | None:
+    """Content and type of an image that a browser shows, or None if it is nothing to see.
+
+    Args:
+        sample: an array (height, width) of depths or greys, (height, width, 3) of colours, or
+            (pictures, height, width, 3), of which the middle one is shown.
+        file: where it was read.
+    """
+    kind = _PICTURE_TYPES.get(file.suffix.lower()) if file else None
+    if file and kind and file.is_file() and file.stat().st_size <= _FILE:
+        return file.read_bytes(), kind
+    values = _plane(sample)
+    return None if values is None else (_png(values), "image/png")
+
+
+def _plane(sample: Any) -> Any:
+    if not isinstance(sample, np.ndarray) or not sample.size or sample.dtype.kind not in "fiub":
+        return None
+    if sample.ndim == 4:
+        sample = sample[len(sample) // 2]
+    coloured = sample.ndim == 3 and sample.shape[-1] in _COLOURS
+    if not coloured and (sample.ndim != 2 or min(sample.shape) < 8):
+        return None
+    step = max(1, -(-max(sample.shape[:2]) // _MOST))
+    return sample[::step, ::step]
+
+
+def _png(values: Any) -> bytes:
+    from matplotlib.image import imsave
+
+    written = io.BytesIO()
+    if values.ndim == 3:
+        top = 255 if values.dtype.kind in "iu" else max(float(np.nanmax(values)), 1e-9)
+        imsave(written, np.clip(np.nan_to_num(values) / top, 0, 1), format="png")
+    else:
+        real = values[np.isfinite(values)]
+        low, high = (float(real.min()), float(real.max())) if real.size else (0.0, 1.0)
+        imsave(written, values, vmin=low, vmax=high, cmap="gray", format="png")
+    return written.getvalue()
+
+
+_CLIPS = 8
+_CLIP_TYPES = {
+    ".flac": "audio/flac",
+    ".mp3": "audio/mpeg",
+    ".oga": "audio/ogg",
+    ".ogg": "audio/ogg",
+    ".opus": "audio/ogg",
+    ".wav": "audio/wav",
+}
+
+
+def clips(answers: Sequence[Answered], modality: str, extras: Extras) -> list[Markup]:
+    """A card for each of a few test examples, chosen by place and not by result."""
+    return [
+        _card(row, modality, number, extras.answers(modality, row.place))
+        for number, row in enumerate(chosen(answers), start=1)
+    ]
+
+
+def chosen(answers: Sequence[Answered], most: int = _CLIPS) -> list[Answered]:
+    """The first example of each of ``most`` expected answers, spread evenly over the alphabet.
+
+    Where there are fewer answers than that, their second and later examples follow.
+    """
+    rounds: list[list[Answered]] = []
+    seen: dict[str, int] = {}
+    for row in answers:
+        turn = seen.setdefault(normalise(row.expected), 0)
+        rounds += [[]] if turn == len(rounds) else []
+        rounds[turn].append(row)
+        seen[normalise(row.expected)] += 1
+    picked: list[Answered] = []
+    for candidates in rounds:
+        candidates.sort(key=lambda row: normalise(row.expected))
+        picked += _spread(candidates, most - len(picked))
+    return picked
+
+
+def _spread(rows: Sequence[Answered], most: int) -> list[Answered]:
+    count = min(most, len(rows))
+    return [rows[place * len(rows) // count] for place in range(count)]
+
+
+def _card(row: Answered, modality: str, number: int, gates: Sequence[tuple[float, str]]) -> Markup:
+    return element(
+        "article",
+        *_shown(row, f"sample {number}: {row.expected}"),
+        element("p", row.question, class_="question"),
+        element(
+            "dl",
+            element("dt", "expected"),
+            element("dd", row.expected),
+            *(_at_gates(row, gates) if gates else _on_and_off(row, modality)),
+        ),
+        element("p", row.place, class_="place"),
+        class_="clip",
+    )
+
+
+def _on_and_off(row: Answered, modality: str) -> list[Markup]:
+    return [
+        element("dt", f"with {modality}"),
+        _judged(row.answer, row.right),
+        element("dt", f"base, without {modality}"),
+        element("dd", row.base or "(nothing)", class_="soft"),
+    ]
+
+
+def _at_gates(row: Answered, gates: Sequence[tuple[float, str]]) -> list[Markup]:
+    cells: list[Markup] = []
+    for gate, answer in gates:
+        note = ": the base" if gate == 0 else ""
+        cells.append(element("dt", f"gate {gate:g}{note}"))
+        right = normalise(answer) == normalise(row.expected)
+        base = element("dd", answer or "(nothing)", class_="soft")
+        cells.append(base if gate == 0 and not right else _judged(answer, right))
+    return cells
+
+
+def _judged(answer: str, right: bool) -> Markup:
+    verdict = "right" if right else "wrong"
+    return element("dd", answer or "(nothing)", element("span", verdict), class_=verdict)
+
+
+def _shown(row: Answered, name: str) -> list[Markup]:
+    """A player for what is heard, an image for what is seen, nothing for the rest."""
+    if source := _source(row):
+        return [element("audio", controls="", preload="none", src=source, aria_label=name)]
+    if image := picture(row.sample, row.file):
+        return [element("img", src=_data_uri(*image), alt=name)]
+    return []
+
+
+def _source(row: Answered) -> str:
+    """The sound as a data URI: the file itself where browsers play its kind, else a WAV."""
+    kind = _CLIP_TYPES.get(row.file.suffix.lower()) if row.file else None
+    if row.file and kind and row.file.is_file():
+        return _data_uri(row.file.read_bytes(), kind)
+    if isinstance(row.sample, Waveform):
+        return _data_uri(wav(row.sample), "audio/wav")
+    return ""
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def wav(waveform: Waveform) -> bytes:
+    """A waveform as a 16-bit mono WAV file; amplitudes beyond 1 are clipped."""
+    scaled = np.rint(np.clip(waveform.values, -1, 1) * 32767).astype("<i2")
+    content = io.BytesIO()
+    with wave.open(content, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(waveform.sampling_rate)
+        file.writeframes(scaled.tobytes())
+    return content.getvalue()

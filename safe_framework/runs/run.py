@@ -1,0 +1,283 @@
+"""One run from recipe to report: build, train, save, evaluate, show."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+from rich.console import Console
+
+from safe_framework.config.read import read_recipe
+from safe_framework.config.schema import Recipe, stage_key
+from safe_framework.core.build import build
+from safe_framework.core.model import SafeModel
+from safe_framework.data.examples import Example
+from safe_framework.data.recipe_data import RecipeData, apart, listing
+from safe_framework.errors import DataError
+from safe_framework.evaluation.attention import ATTENTION
+from safe_framework.evaluation.evaluate import evaluate
+from safe_framework.evaluation.results import Evaluation
+from safe_framework.evaluation.summary import table
+from safe_framework.evaluation.sweep import SWEEP
+from safe_framework.experimental.base_finetuning.train import remember_drift, start_of, warn_of
+from safe_framework.experimental.base_finetuning.train import train_both as train
+from safe_framework.hooks import hook_manager
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.runs.report import write_report
+from safe_framework.runs.report.curves import write_figure
+from safe_framework.training import distributed
+from safe_framework.training.distributed import Sharding
+from safe_framework.training.monitor.event_log import FILE as MONITOR
+from safe_framework.training.monitor.event_log import read_events
+from safe_framework.training.monitor.pareto import FOLDER as PARETO
+from safe_framework.utils.hashing import text_fingerprint
+from safe_framework.utils.progress import WorkProgress
+from safe_framework.utils.versions import installed_versions
+
+ADAPTER, CHECKPOINTS, CURVES, METRICS, REPORT, SKIPPED, STATE = (
+    "adapter",
+    "checkpoints",
+    "curves.json",
+    "metrics.json",
+    "report.html",
+    "skipped_rows.jsonl",
+    "run.json",
+)
+
+FIGURE = "monitor.svg"
+
+_SHOWN = 10  # rows that were left out, on the screen
+
+
+def run_recipe(
+    source: str, *, output: Path | None = None, resume: bool = True, quiet: bool = False
+) -> Path:
+    """Do everything that a recipe says, and write the run's folder.
+
+    The folder gets ``adapter/``, ``metrics.json``, ``report.html`` and ``checkpoints/``, and from
+    a recipe's monitor ``monitor.jsonl``, ``monitor.svg`` and ``pareto/``. A run
+    that was killed goes on from its last whole checkpoint and ends at the same weights.
+
+    Args:
+        source: a recipe file, or the name of a catalogue recipe.
+        output: the run's folder; ``runs/NAME`` if None.
+        resume: go on with what the folder holds; otherwise start anew.
+        quiet: print nothing.
+
+    Raises:
+        RecipeError: the recipe has mistakes.
+        DataError: data are missing, or the folder holds a run of another recipe or other data.
+    """
+    recipe = read_recipe(source)
+    _check_data(recipe)
+    folder = output or Path("runs") / Path(recipe.source).stem
+    with distributed.joined() as sharding:
+        if distributed.is_first():
+            _claim(folder, recipe, resume)
+        distributed.wait()
+        console = Console(quiet=quiet or not distributed.is_first(), stderr=False)
+        _run(recipe, folder, console, resume=resume, sharding=sharding)
+        distributed.wait()
+    return folder
+
+
+def _run(
+    recipe: Recipe, folder: Path, console: Console, *, resume: bool, sharding: Sharding | None
+) -> None:
+    """Everything that each of the processes does."""
+    clock, writes = Clock(), distributed.is_first()
+    if (count := distributed.count()) > 1:
+        shared = ", which share the base's layers" if sharding else ""
+        console.print(f"{count} processes{shared}", highlight=False)
+    with WorkProgress(console).showing() as progress:
+        with clock.timing("build"):
+            model = build(recipe, device=None if sharding else distributed.device())
+        data = RecipeData(recipe)
+        examples = _read_all(model, data)
+        told = _tell_skipped(console, data, folder) if writes else 0
+        with clock.timing("train"):
+            log = train(
+                model, recipe, examples["train"], folder / CHECKPOINTS,
+                progress=progress, resume=resume, data=data, sharding=sharding,
+            )  # fmt: skip
+        if writes:
+            _tell_skipped(console, data, folder, told)  # of `foreign`, where training wanted it
+        model.save_pretrained(folder / ADAPTER, is_main_process=writes)
+        with clock.timing("evaluate"):
+            evaluation = measure(model, recipe, data, progress)
+        if writes:
+            remember_drift(model, evaluation.base_changed, folder / ADAPTER)
+    if writes:
+        evaluation = _with_costs(evaluation, folder, clock)
+        _write(folder, recipe, evaluation, log)
+        console.print(table(evaluation))
+        warn_of(evaluation.base_changed, console)
+        console.print(f"report   {folder / REPORT}\nadapter  {folder / ADAPTER}", highlight=False)
+
+
+def measure(
+    model: SafeModel, recipe: Recipe, data: RecipeData, progress: WorkProgress
+) -> Evaluation:
+    """Evaluate the recipe's first modality on the test rows that have a sample of it.
+
+    Raises:
+        DataError: no training row has one, or no test row.
+    """
+    modality = next(iter(model.modalities))
+    encoders = _encoders(model)
+    having: dict[str, list[Example]] = {}
+    for key in ("train", "test"):
+        having[key], lacking = apart(data.examples(key, encoders), modality)
+        if lacking:
+            progress.console.print(
+                f"{len(lacking)} rows of `{key}` have no `{modality}`: not evaluated",
+                highlight=False,
+            )
+    return evaluate(
+        model,
+        modality=modality,
+        train=having["train"],
+        test=having["test"],
+        texts=data.texts("retention_test"),
+        foreign=data.samples("foreign_test", modality, encoders[modality]),
+        seed=recipe.training.seed,
+        progress=progress,
+        **attrs.asdict(recipe.evaluation),
+    )
+
+
+class Clock:
+    """Seconds spent in each part of a run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timing(self, part: str) -> Iterator[None]:
+        """Add the time that the block takes to ``part``."""
+        start = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+
+def versions() -> dict[str, str]:
+    """The versions that a run's numbers depend on."""
+    return installed_versions("safe-framework", "torch", "transformers", "peft", "accelerate")
+
+
+def _check_data(recipe: Recipe) -> None:
+    """Refuse a recipe whose run would find out only after training that it cannot be evaluated."""
+    files = {key.partition(" of ")[0] for key in recipe.data_files()}
+    if missing := [key for key in ("train", "test", "retention_test") if key not in files]:
+        raise DataError(
+            f"a run needs {' and '.join(f'`{key}`' for key in missing)} in [data]",
+            hint="name a file for each in the recipe",
+        )
+
+
+def _encoders(model: SafeModel) -> dict[str, Encoder]:
+    return {name: model.modality(name).encoder for name in model.modalities}
+
+
+def _read_all(model: SafeModel, data: RecipeData) -> dict[str, list[Example]]:
+    """Read everything now, so that a bad row stops the run before it has trained."""
+    encoders = _encoders(model)
+    for key in ("retention", "retention_test"):
+        data.texts(key)
+    first = next(iter(encoders))
+    data.samples("foreign_test", first, encoders[first])
+    return {key: data.examples(key, encoders) for key in ("train", "test")}
+
+
+def _tell_skipped(console: Console, data: RecipeData, folder: Path, told: int = 0) -> int:
+    """Say which rows are left out after the first ``told``, and list all in the run's folder."""
+    rows = listing(data.skipped)
+    (folder / SKIPPED).unlink(missing_ok=True)
+    if rows:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / SKIPPED).write_text(text, "utf-8")
+    if len(rows) > told:
+        counts = ", ".join(f"{len(errors)} of `{key}`" for key, errors in data.skipped.items())
+        console.print(f"left out {counts}: {folder / SKIPPED}", highlight=False, soft_wrap=True)
+        for row in rows[told : told + _SHOWN]:
+            console.print(f"  {row['problem']}", highlight=False, markup=False, soft_wrap=True)
+    return len(rows)
+
+
+def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
+    """Make the folder this recipe's own, or refuse to mix two runs in it."""
+    state = folder / STATE
+    mine = _identity(recipe)
+    if not resume:
+        _discard(folder / CHECKPOINTS)
+        shutil.rmtree(folder / PARETO, ignore_errors=True)
+        for name in (MONITOR, FIGURE):
+            (folder / name).unlink(missing_ok=True)
+    elif state.exists() and not _holds(held := json.loads(state.read_text("utf-8")), mine):
+        what = "another recipe" if held.get("recipe") != mine["recipe"] else "other training data"
+        raise DataError(
+            f"`{folder}` holds a run of {what}",
+            hint="start anew there with --no-resume, or choose another folder with --output",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = folder / f".{STATE}"  # renamed once it is written, so that a kill leaves no half file
+    source = str((recipe.folder / Path(recipe.source).name).absolute())
+    whole.write_text(json.dumps({**mine, "source": source}) + "\n", "utf-8")
+    whole.replace(state)
+
+
+def _holds(held: dict[str, Any], mine: dict[str, Any]) -> bool:
+    """Whether it is the same run; where its recipe lies may have changed."""
+    return {key: held.get(key) for key in mine} == mine
+
+
+def _discard(checkpoints: Path) -> None:
+    """Remove the checkpoints, such that a kill never leaves some that look whole."""
+    aside = checkpoints.with_name(f".{checkpoints.name}-old")
+    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed here
+    if checkpoints.exists():
+        checkpoints.replace(aside)
+        shutil.rmtree(aside)
+
+
+def _identity(recipe: Recipe) -> dict[str, Any]:
+    """What a run's weights depend on, as far as the recipe and the files that it names go."""
+    data = RecipeData(recipe)
+    keys = [*data.trained_on(), *map(stage_key, range(len(recipe.curriculum)))]
+    keys += ["validation", "retention_validation", "foreign_validation"] if recipe.monitor else []
+    trained_on = {key: data.digest(key) for key in keys if key in data.sources}
+    return {"recipe": text_fingerprint(recipe.text), "data": trained_on | start_of(recipe)}
+
+
+def _with_costs(evaluation: Evaluation, folder: Path, clock: Clock) -> Evaluation:
+    files = (file for file in (folder / ADAPTER).rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in files)
+    seconds = {f"{part}_seconds": spent for part, spent in clock.seconds.items()}
+    return attrs.evolve(evaluation, costs={"adapter_bytes": size, **seconds})
+
+
+def _write(folder: Path, recipe: Recipe, evaluation: Evaluation, log: list[dict[str, Any]]) -> None:
+    (folder / METRICS).write_text(evaluation.to_json(), "utf-8")
+    (folder / CURVES).write_text(json.dumps(log) + "\n", "utf-8")
+    for name in (SWEEP, ATTENTION):  # measured on what the adapter was before this run
+        (folder / name).unlink(missing_ok=True)
+    events = read_events(folder / MONITOR)
+    write_figure(folder / FIGURE, events)
+    write_report(
+        folder / REPORT,
+        evaluation,
+        curves=log,
+        events=events,
+        recipe_text=recipe.text,
+        versions=versions(),
+        title=Path(recipe.source).stem,
+    )
+    hook_manager().hook.safe_run_finished(
+        run_folder=folder, metrics=json.loads(evaluation.to_json())
+    )

@@ -1,0 +1,1 @@
+"""A model with its modalities, as a pipeline and in the browser."""

@@ -1,0 +1,179 @@
+"""A model in one call: texts, questions or chats with samples in, answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from safe_framework.core.build import load
+from safe_framework.core.model import SafeModel
+from safe_framework.core.processor import chat_rows
+from safe_framework.data.samples import given_sample
+from safe_framework.errors import SafeError
+from safe_framework.evaluation.answers import evaluating, new_tokens
+
+Gate = float | Mapping[str, float]
+Rate = int | Mapping[str, int] | None
+
+_TEXTS = ("text", "question")
+
+
+def pipeline(
+    model: SafeModel | str | Path,
+    *,
+    device: str | torch.device | None = None,
+    batch_size: int = 8,
+    trust_remote_code: bool = False,
+) -> SafePipeline:
+    """What answers in one call.
+
+    Args:
+        model: an adapter's folder, which is loaded with its base, or a model.
+        device: where to put it.
+        batch_size: inputs at a time.
+        trust_remote_code: let the base's checkpoint run code of its own.
+
+    Raises:
+        SafeError: it cannot be loaded, or an argument is out of its range.
+    """
+    if not isinstance(model, SafeModel):
+        model = load(model, device=device, trust_remote_code=trust_remote_code)
+    elif device is not None:
+        model.to(device)
+    return SafePipeline(model, batch_size=batch_size)
+
+
+class SafePipeline:
+    """What ``pipeline`` gives.
+
+    Args:
+        model: with its tokenizer.
+        batch_size: inputs at a time.
+
+    Attributes:
+        model: as given; its gates may be moved between calls.
+    """
+
+    def __init__(self, model: SafeModel, *, batch_size: int = 8) -> None:
+        if batch_size < 1:
+            raise SafeError(f"`batch_size` must be at least 1, not {batch_size}")
+        self.model, self.batch_size = model, batch_size
+
+    def __call__(
+        self,
+        inputs: Any,
+        *,
+        gate: Gate | None = None,
+        sampling_rate: Rate = None,
+        max_new_tokens: int = 64,
+        **options: Any,
+    ) -> list[dict[str, str]]:
+        """The answer to each input as ``{"generated_text": ...}``, without what was asked.
+
+        An input is a text; or ``{"text": ...}``, or ``{"question": ...}`` for the recipe's prompt,
+        with samples by the names of their modalities; or a chat: a list of messages, whose
+        parts may be samples. Where its gate is 0, a sample is as good as absent.
+
+        Args:
+            inputs: one, or a list of them.
+            gate: strength for this call, of all modalities or by name, instead of their own.
+            sampling_rate: of samples that are plain arrays, in hertz.
+            max_new_tokens: limit of an answer's length.
+            **options: of ``generate``.
+
+        Raises:
+            SafeError: an input is none of these, or a gate is not from 0 to 1.
+            SampleError: a sample cannot be used.
+        """
+        listed = [inputs] if _is_one(inputs) else list(inputs)
+        heard = self._heard(gate)
+        found = dict[int, str]()
+        with evaluating(self.model):
+            for places in self._batches(listed):
+                batch = self._batch([listed[i] for i in places], heard, sampling_rate)
+                out = self.model.generate(
+                    **batch, gate=gate, max_new_tokens=max_new_tokens, **options
+                )
+                new = new_tokens(self.model, out, batch)
+                texts = self.model.processor.batch_decode(new, skip_special_tokens=True)
+                found |= dict(zip(places, map(str.strip, texts), strict=True))
+        return [{"generated_text": found[place]} for place in range(len(listed))]
+
+    def _heard(self, gate: Gate | None) -> set[str]:
+        """The modalities whose samples change anything in this call."""
+        names = list(self.model.modalities)
+        given = gate if isinstance(gate, Mapping) else dict.fromkeys(names, gate)
+        gates = {**self.model.gates, **{k: v for k, v in given.items() if v is not None}}
+        return {name for name in names if gates[name] != 0 and self.model.hears(name)}
+
+    def _batches(self, inputs: Sequence[Any]) -> list[list[int]]:
+        """The places of what goes through the model together: chats by themselves."""
+        chats = [place for place, one in enumerate(inputs) if _is_chat(one)]
+        others = [place for place, one in enumerate(inputs) if not _is_chat(one)]
+        return [
+            kind[start : start + self.batch_size]
+            for kind in (chats, others)
+            for start in range(0, len(kind), self.batch_size)
+        ]
+
+    def _batch(self, inputs: Sequence[Any], heard: Collection[str], rate: Rate) -> Any:
+        processor = self.model.processor
+        if _is_chat(inputs[0]):
+            unheard = self.model.modalities.keys() - set(heard)
+            chats = [_without(chat, unheard) for chat in inputs]
+            batch = chat_rows(processor, chats, rate, {"add_generation_prompt": True})
+        else:
+            rows = [self._row(one) for one in inputs]
+            used = [name for name in heard if any(name in samples for _, samples in rows)]
+            columns: dict[str, Any] = {name: [row.get(name) for _, row in rows] for name in used}
+            texts = [text for text, _ in rows]
+            batch = processor(text=texts, sampling_rate=rate, **columns)
+        return batch.to(self.model.device)
+
+    def _row(self, one: Any) -> tuple[str, dict[str, Any]]:
+        """An input's text, and its samples by modality."""
+        one = {"text": one} if isinstance(one, str) else one
+        texts = [key for key in _TEXTS if key in one] if isinstance(one, Mapping) else []
+        if len(texts) != 1:
+            raise SafeError(
+                f"an input of a pipeline is a text, a mapping or a chat, not {one!r:.60}",
+                hint='give {"text": ...} or {"question": ...}, or a list of messages',
+            )
+        samples = {key: value for key, value in one.items() if key not in _TEXTS}
+        known = list(self.model.modalities)
+        if strange := samples.keys() - set(known):
+            raise SafeError(
+                f"an input names `{min(strange)}`, which is no modality of the model",
+                hint=f"attached: {', '.join(known) or 'none'}; pictures of the base go into a chat",
+            )
+        text = one["text"] if texts == ["text"] else self.model.processor.prompt(one["question"])
+        encoders = self.model.processor.encoders
+        for name, value in samples.items():
+            if value is not None:
+                samples[name] = given_sample(name, value, encoders[name])
+        return text, samples
+
+
+def _is_chat(one: Any) -> bool:
+    return isinstance(one, (list, tuple)) and bool(one) and _is_message(one[0])
+
+
+def _is_message(one: Any) -> bool:
+    return isinstance(one, Mapping) and "role" in one
+
+
+def _is_one(inputs: Any) -> bool:
+    return isinstance(inputs, (str, Mapping)) or _is_chat(inputs)
+
+
+def _without(chat: Sequence[Mapping[str, Any]], names: Collection[str]) -> list[Any]:
+    """A chat without the parts of these modalities."""
+    return [
+        {**message, "content": [part for part in parts if part.get("type") not in names]}
+        if isinstance(parts := message.get("content"), (list, tuple))
+        else message
+        for message in chat
+    ]

@@ -1,0 +1,242 @@
+"""Alignment: tokens learn to point where the words of their answer lie.
+
+Each token of a sample is drawn, by cosine, to the base's embedding of the sample's answer and
+away from those of all other training answers: the contrastive objective of CLIP (Radford et al.
+2021, arXiv:2103.00020) towards frozen text embeddings. As a stage of its own, before fusion, it
+costs seconds, since the base does not run; while fusion is trained it can stay in the loss.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from safe_framework.config.schema import Recipe, TrainingSpec
+from safe_framework.core.modality import Modality
+from safe_framework.core.model import SafeModel
+from safe_framework.data.examples import distinct
+from safe_framework.data.frame_cache import Row, inputs_of, stack
+from safe_framework.errors import DataError
+from safe_framework.evaluation.alignment import answer_embeddings
+from safe_framework.interfaces.types import Frames, Tokens
+from safe_framework.training.batches import TokenizedExample, carry
+from safe_framework.utils.progress import WorkProgress
+
+LABEL = "aligning the projector"
+_TEMPERATURE = 0.07
+_SMOOTHING = 0.1
+_PULL = 2.0
+_WEIGHT_DECAY = 0.05
+_BATCH = 256
+
+
+class Alignment:
+    """The alignment loss towards a task's answers.
+
+    Args:
+        model: whose base embeds the answers.
+        answers: of all training examples; repeats are counted.
+    """
+
+    def __init__(self, model: SafeModel, answers: Sequence[str]) -> None:
+        self.candidates = distinct(answers)
+        self.position = {answer: i for i, answer in enumerate(self.candidates)}
+        self.targets = answer_embeddings(model, self.candidates)  # (candidates, hidden)
+        counts = Counter(answers)
+        rarity = torch.tensor([1 / counts[answer] for answer in self.candidates])
+        self.weights = (rarity * len(answers) / len(self.candidates)).to(self.targets.device)
+
+    def indices(self, answers: Sequence[str]) -> Tensor:
+        """The place of each answer among the candidates, (answers,), on the CPU."""
+        return torch.tensor([self.position[a] for a in answers])
+
+    def loss(self, tokens: Tokens, wanted: Tensor) -> Tensor:
+        """Contrast and pull of every token, each distinct answer counting the same.
+
+        Args:
+            tokens: (batch, tokens, hidden).
+            wanted: the place of each sample's answer among the candidates, (batch,).
+        """
+        wanted = self._on(tokens.values.device, wanted)
+        heard = nn.functional.normalize(tokens.values.float(), dim=-1)
+        count = heard.shape[1]
+        contrast = nn.functional.cross_entropy(
+            (heard @ self.targets.T / _TEMPERATURE).flatten(0, 1),
+            wanted.repeat_interleave(count),
+            label_smoothing=_SMOOTHING,
+            reduction="none",
+        )
+        pull = 1 - (heard * self.targets[wanted].unsqueeze(1)).sum(-1)  # (batch, tokens)
+        per_sample = (contrast.reshape(-1, count) + _PULL * pull).mean(1)
+        return (per_sample * self.weights[wanted]).mean()
+
+    def _on(self, device: torch.device, wanted: Tensor) -> Tensor:
+        """Go where tokens are, which may not be where the base was, and take ``wanted`` along."""
+        self.targets, self.weights = self.targets.to(device), self.weights.to(device)
+        return wanted.to(device)
+
+    def batch_loss(
+        self,
+        model: SafeModel,
+        batch: Mapping[str, Tensor],
+        answers: Sequence[str],
+        present: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """The loss of every modality in a batch, on the rows that have it.
+
+        Args:
+            model: whose projectors are aligned.
+            batch: with frames, or samples of encoders that train.
+            answers: of its rows.
+            present: rows that have each modality, over which the means are taken, where the
+                batch is a part of those that share them; its own if None.
+        """
+        wanted = self.indices(answers)
+        total = self.targets.new_zeros(())
+        for name in model.modalities:
+            rows = batch[f"{name}__present"].nonzero().flatten()
+            if len(rows):
+                modality, given = model.modality(name), inputs_of(name, batch)
+                frames = modality.encode({key: value[rows] for key, value in given.items()})
+                tokens = modality.projector(frames)
+                share = 1 if present is None else len(rows) / present[name]
+                total = total + share * self.loss(tokens, wanted.to(rows.device)[rows])
+        return total
+
+
+@attrs.frozen(eq=False)
+class Aligned:
+    """What the stage trains.
+
+    Attributes:
+        projector: gives the tokens.
+        frames: gives the frames of chosen rows, on the projector's device.
+        rates: peak rate of each module that is trained: the projector, and its encoder if that
+            trains.
+        batch: rows of a step.
+    """
+
+    projector: nn.Module
+    frames: Callable[[Tensor], Frames]
+    rates: Mapping[nn.Module, float]
+    batch: int = _BATCH
+
+
+def align(
+    aligned: Aligned,
+    alignment: Alignment,
+    answers: Sequence[str],
+    spec: TrainingSpec,
+    progress: WorkProgress,
+) -> None:
+    """Train a projector, without the base, for ``spec.align_steps`` steps.
+
+    Args:
+        aligned: what is trained.
+        alignment: the loss.
+        answers: the answer of each row.
+        spec: steps.
+        progress: the bar.
+    """
+    if not spec.align_steps:
+        return
+    wanted = alignment.indices(answers)
+    groups = [
+        {"params": [p for p in module.parameters() if p.requires_grad], "lr": rate}
+        for module, rate in aligned.rates.items()
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=_WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, list(aligned.rates.values()), total_steps=spec.align_steps, pct_start=0.1
+    )
+    for module in aligned.rates:
+        module.train()
+    for step in range(spec.align_steps):
+        rows = torch.randperm(len(answers))[: aligned.batch]
+        loss = alignment.loss(aligned.projector(aligned.frames(rows)), wanted[rows])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
+        optimizer.step()
+        schedule.step()
+        progress(LABEL, step + 1, spec.align_steps, f"loss {loss.item():.3f}")
+
+
+# The first stage of a run: each projector is shown its frames, and aligned if asked to.
+
+
+_CHUNK = 32
+
+
+def prepare_projectors(
+    model: SafeModel,
+    recipe: Recipe,
+    examples: Sequence[TokenizedExample],
+    alignment: Alignment,
+    progress: WorkProgress,
+) -> None:
+    """Show each projector its training frames, and align it with the answers if asked to.
+
+    Where the encoder trains, the projector is shown what it gives before the first step, and
+    alignment trains both.
+    """
+    torch.manual_seed(recipe.training.seed)
+    for name in model.modalities:
+        modality = model.modality(name)
+        having = [example for example in examples if name in example.frames]
+        if not having:
+            raise DataError(
+                f"no training row has a sample of modality `{name}`",
+                hint=f"add a field `{name}` to the rows that have one",
+            )
+        rows = [example.frames[name] for example in having]
+        first = _first_frames(modality, rows, model.device)
+        modality.projector.fit(first)
+        aligned = _aligned(modality, rows, first, model.device, recipe.training)
+        answers = [example.text for example in having]
+        align(aligned, alignment, answers, recipe.training, progress)
+
+
+def frames_of(modality: Modality, rows: Sequence[Row], device: torch.device) -> Frames:
+    """Frames of some rows as one batch; those of an encoder that trains are computed now."""
+    batch = carry(modality.name, rows, modality.encoder.dim)
+    inputs = inputs_of(modality.name, batch)
+    return modality.encode({key: value.to(device) for key, value in inputs.items()})
+
+
+@torch.no_grad()
+def _first_frames(modality: Modality, rows: Sequence[Row], device: torch.device) -> Frames:
+    """Frames of all rows, as they are before the first step."""
+    if not modality.encoder_trains:
+        return frames_of(modality, rows, device)
+    modality.encoder.eval()
+    single: list[Frames] = []
+    for start in range(0, len(rows), _CHUNK):
+        some = frames_of(modality, rows[start : start + _CHUNK], device)
+        single += [some.rows(torch.tensor([row])) for row in range(len(some.mask))]
+    stacked = stack(single, modality.encoder.dim)
+    return Frames(stacked.values.to(device), stacked.mask.to(device))
+
+
+def _aligned(
+    modality: Modality,
+    rows: Sequence[Row],
+    first: Frames,
+    device: torch.device,
+    spec: TrainingSpec,
+) -> Aligned:
+    """What alignment trains, and how it comes by frames."""
+    rates: dict[nn.Module, float] = {modality.projector: spec.align_learning_rate}
+    if not modality.encoder_trains:
+        return Aligned(modality.projector, first.rows, rates)
+    rate = spec.encoder_learning_rate
+    rates[modality.encoder] = spec.align_learning_rate if rate is None else rate
+
+    def read(chosen: torch.Tensor) -> Frames:
+        """The frames of chosen rows."""
+        return frames_of(modality, [rows[row] for row in chosen.tolist()], device)
+
+    return Aligned(modality.projector, read, rates, batch=spec.batch_size)

@@ -1,0 +1,76 @@
+"""Compute what a run keeps, before it is needed, in as many processes as are given."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from safe_framework.config.read import read_recipe
+from safe_framework.core.build import build
+from safe_framework.core.model import SafeModel
+from safe_framework.data.recipe_data import RecipeData
+from safe_framework.interfaces.encoder import Encoder
+from safe_framework.training import distributed
+from safe_framework.training.setup import encode_examples, frame_stores, retention_of
+from safe_framework.training.splits import plan_of
+from safe_framework.training.train import make_ready
+from safe_framework.utils.progress import WorkProgress
+
+
+def warm_up(source: str, *, quiet: bool = False) -> None:
+    """Encode every sample of a recipe's training, and read its texts with the frozen base.
+
+    Args:
+        source: a recipe file, or the name of a catalogue recipe.
+        quiet: print nothing.
+
+    Raises:
+        RecipeError: the recipe has mistakes.
+        DataError: data are missing.
+    """
+    recipe = read_recipe(source)
+    with WorkProgress(Console(quiet=quiet)).showing() as progress:
+        model, data = build(recipe, device=distributed.device()), RecipeData(recipe)
+        examples = data.examples("train", _encoders(model))
+        with tempfile.TemporaryDirectory() as folder:
+            ready = make_ready(model, recipe, examples, Path(folder), progress, data)
+            try:
+                ready.trainer.warm(progress)
+            finally:
+                ready.caches.close()
+
+
+def encode(source: str, *, quiet: bool = False) -> None:
+    """Encode the samples alone, shared out among the processes of a launcher."""
+    recipe = read_recipe(source)
+    with distributed.joined():
+        console = Console(quiet=quiet or not distributed.is_first())
+        with WorkProgress(console).showing() as progress:
+            model, data = build(recipe, device=distributed.device()), RecipeData(recipe)
+            encoders, stores = _encoders(model), frame_stores(model, recipe)
+            plan = plan_of(recipe, data.examples("train", encoders), data, encoders)
+            encode_examples(model, [*plan.examples, *plan.held], stores, progress)
+            pad = model.tokenizer.eos_token_id
+            retention_of(model, recipe, plan.examples, stores, pad, data)
+
+
+def warm_up_in(count: int, source: str, *, quiet: bool = False) -> int:
+    """``warm_up``, with the samples encoded by ``count`` new processes; the exit code."""
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    words += ["-m", "safe_framework.cli", "cache", source, "--samples"]
+    threads = str(max(1, (os.cpu_count() or 1) // count))
+    environment = {"OMP_NUM_THREADS": threads} | dict(os.environ)
+    launched = [sys.executable, *words, *(["--quiet"] if quiet else [])]
+    code = subprocess.run(launched, env=environment, check=False).returncode
+    if code == 0:
+        warm_up(source, quiet=quiet)
+    return code
+
+
+def _encoders(model: SafeModel) -> dict[str, Encoder]:
+    return {name: model.modality(name).encoder for name in model.modalities}

@@ -1,0 +1,1 @@
+"""Batches beside distractors, and what the base says on them."""

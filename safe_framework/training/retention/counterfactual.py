@@ -1,0 +1,330 @@
+"""Counterfactual retention: the base's own text beside a sample that has nothing to do with it."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import attrs
+import torch
+from torch import Tensor
+
+from safe_framework.core.adapter import adapter_tensors
+from safe_framework.core.model import SafeModel
+from safe_framework.core.output_head import on_device
+from safe_framework.data.distractors import distractor
+from safe_framework.data.frame_cache import FrameCache, RawSampleStore, Row, contents
+from safe_framework.errors import DataError
+from safe_framework.interfaces.retention import Progress, RetentionRegularizer, RetentionStore
+from safe_framework.interfaces.types import Sample
+from safe_framework.training.batches import attention_mask, carry, pad_right
+from safe_framework.training.compute.activation_cache import Caches
+from safe_framework.training.compute.calls import Call, Term, Words
+from safe_framework.training.distributed import WHOLE, Part, shared_frames
+from safe_framework.training.retention.teacher import TaughtWords, Teacher
+from safe_framework.training.sampling import TextOrder, generator
+from safe_framework.utils.hashing import fingerprint, tensors_fingerprint, text_fingerprint
+from safe_framework.utils.sequences import MadeWhenRead
+from safe_framework.utils.versions import FRAMEWORK_VERSION
+
+# What retention methods are given before the first step: texts one by one, and a file to keep.
+
+
+class RetentionExamples(MadeWhenRead[Mapping[str, Tensor]]):
+    """Each retention text alone, beside an irrelevant sample; made when it is read.
+
+    Text ``i`` gets the kind ``kinds[i % len(kinds)]``, and each kind's samples come in turn.
+
+    Args:
+        retention: has the texts and the samples.
+        kinds: of irrelevant sample; without any there are no examples.
+    """
+
+    def __init__(self, retention: CounterfactualRetention, kinds: Sequence[str]) -> None:
+        self.retention, self.kinds = retention, tuple(kinds)
+
+    def __len__(self) -> int:
+        return len(self.retention.marked) if self.kinds else 0
+
+    def made(self, number: int) -> Mapping[str, Tensor]:
+        """A text and its irrelevant sample, as a batch of one row."""
+        round_, turn = divmod(number, len(self.kinds))
+        ids = torch.tensor([list(self.retention.marked[number])])  # (1, length)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        for name, pools in self.retention.pools.items():
+            pool = pools[self.kinds[turn]]
+            batch |= carry(name, [pool[round_ % len(pool)]], self.retention.dims[name])
+        device = self.retention.model.device
+        return {key: value.to(device) for key, value in batch.items()}
+
+
+def store_of(
+    path: Path,
+    retention: CounterfactualRetention,
+    entry: Weighted,
+    *,
+    resumed: bool,
+    progress: Progress,
+) -> RetentionStore:
+    """Where a method keeps what it computes, bound to all that it computes it from.
+
+    Args:
+        path: of the file.
+        retention: has the model, the texts and the samples.
+        entry: the method and its options.
+        resumed: whether training goes on from a later step, so that its start is not here.
+        progress: the bar.
+    """
+
+    def made_for() -> dict[str, str]:
+        """What the kept files depend on."""
+        return {
+            "base": fingerprint(retention.model.base),
+            "retention data": _data(retention),
+            "version of the code": _code(entry),
+            "retention method": text_fingerprint(type(entry.method).__qualname__, entry.options),
+        }
+
+    start = None if resumed else tensors_fingerprint(adapter_tensors(retention.model))
+    return RetentionStore(path, made_for, start=start, progress=progress)
+
+
+def _data(retention: CounterfactualRetention) -> str:
+    pooled = {
+        f"{name}.{kind}.{number}": one
+        for name, pools in retention.pools.items()
+        for kind, pool in pools.items()
+        for number, one in enumerate(pool)
+    }
+    rows = [list(map(int, row)) for row in retention.marked]
+    frames, samples = contents(pooled)
+    if not samples:
+        return text_fingerprint(rows, tensors_fingerprint(frames))
+    return text_fingerprint(rows, tensors_fingerprint(frames), samples)
+
+
+def _code(entry: Weighted) -> str:
+    """The framework's version, and the source of the method's module."""
+    source = inspect.getsourcefile(type(entry.method))
+    content = Path(source).read_bytes() if source else b""
+    return text_fingerprint(FRAMEWORK_VERSION, hashlib.sha256(content).hexdigest())
+
+
+_NOISES = 24
+Examples = Sequence[Mapping[str, Tensor]]
+Pools = Mapping[str, Mapping[str, Sequence[Row]]]
+Stores = Mapping[str, FrameCache | RawSampleStore]
+
+
+@attrs.frozen(eq=False)
+class Weighted:
+    """A retention method and its weight in the loss.
+
+    Attributes:
+        options: as the recipe gives them: what the method computes at the start depends on them.
+    """
+
+    weight: float
+    method: RetentionRegularizer
+    options: Mapping[str, object] = attrs.field(factory=dict)
+
+
+def distractor_pools(
+    kinds: Collection[str],
+    samples: Mapping[str, Sequence[Sample]],
+    stores: Stores,
+    seed: int,
+    foreign: Mapping[str, Sequence[Sample]] | None = None,
+) -> Pools:
+    """Frames of irrelevant samples, by modality and kind.
+
+    Args:
+        kinds: of irrelevant sample, as in ``RetentionRegularizer.counterfactual``.
+        samples: training samples by modality, from which they are made.
+        stores: encode and keep them, or keep the samples of an encoder that trains.
+        seed: decides noise.
+        foreign: samples by modality that are not of the task, for kind ``"foreign"``.
+
+    Raises:
+        DataError: a method wants foreign samples, and there is none of some modality.
+    """
+    others = foreign or {}
+    return {
+        name: {
+            kind: shared_frames(store, _made(kind, samples[name], others.get(name, ()), seed))
+            for kind in kinds
+        }
+        for name, store in stores.items()
+    }
+
+
+def _made(
+    kind: str, samples: Sequence[Sample], foreign: Sequence[Sample], seed: int
+) -> Sequence[Sample]:
+    if kind == "foreign":
+        if not foreign:
+            raise DataError(
+                '`counterfactual` names "foreign", but there is no foreign sample',
+                hint='add `foreign = "foreign.jsonl"` to [data]: rows that name a file each',
+            )
+        return foreign
+    if kind == "shuffled":
+        return samples
+    count = 1 if kind == "silent" else _NOISES
+    return [distractor(kind, samples, generator(seed, number)) for number in range(count)]
+
+
+class CounterfactualRetention:
+    """The retention part of the loss at a step.
+
+    Args:
+        model: being trained.
+        methods: with their weights.
+        rows: token ids of the retention texts.
+        pools: frames of irrelevant samples by modality and kind.
+        kinds: of irrelevant sample that a step's texts carry in turn; a step without any runs
+            no text, and methods without texts are all that it has.
+        batch_size: texts in a step.
+        seed: with the step, decides texts and samples.
+        pad: id that fills rows up.
+        marked: the same texts with the markers of every modality; None where none has any.
+        caches: what is kept of the frozen base; None keeps nothing.
+        grouped: put texts of like length into a step, which leaves less padding to be computed.
+    """
+
+    def __init__(
+        self,
+        model: SafeModel,
+        methods: Sequence[Weighted],
+        rows: Sequence[Sequence[int]],
+        pools: Pools,
+        *,
+        kinds: Sequence[str],
+        batch_size: int,
+        seed: int,
+        pad: int,
+        marked: Sequence[Sequence[int]] | None = None,
+        caches: Caches | None = None,
+        grouped: bool = False,
+    ) -> None:
+        self.methods, self.rows, self.pools, self.kinds = methods, rows, pools, kinds
+        self.marked = rows if marked is None else marked
+        self.batch_size, self.seed, self.pad = batch_size, seed, pad
+        self.model, self.caches = model, caches
+        self.states = caches.retention_texts(rows) if caches and kinds else None
+        self.teacher = Teacher(model, pad, self.states)
+        self.order = TextOrder([len(row) for row in rows], batch_size, seed, grouped)
+        self.dims = {name: model.modality(name).encoder.dim for name in pools}
+
+    def begin(
+        self,
+        folder: Path,
+        *,
+        resumed: bool,
+        progress: Progress,
+        examples: Callable[[CounterfactualRetention, Sequence[str]], Examples] = RetentionExamples,
+    ) -> None:
+        """Let each method see the start of training, or what was kept of it.
+
+        Args:
+            folder: of the files that methods keep.
+            resumed: whether training goes on from a later step.
+            progress: the bar of long work.
+            examples: makes what a method looks at, of its kinds of irrelevant sample.
+        """
+        training = self.model.training
+        self.model.eval()
+        with torch.random.fork_rng():  # a run that finds the files draws what this one draws
+            for number, entry in enumerate(self.methods):
+                kinds = entry.method.counterfactual
+                store = store_of(
+                    folder / f"retention-{number}.safetensors",
+                    self,
+                    entry,
+                    resumed=resumed,
+                    progress=progress,
+                )
+                entry.method.begin(self.model, examples(self, kinds), store)
+        self.model.train(training)
+
+    def warm(self, steps: int, progress: Progress, *, autocast: bool = False) -> None:
+        """Compute what shall be kept of the texts that these many steps ask for.
+
+        Args:
+            steps: of the run.
+            progress: the bar.
+            autocast: whether steps are computed in lower precision than the base is.
+        """
+        if self.states is not None and self.kinds:
+            needed = [self.rows[place] for place in self.order.needed(steps)]
+            self.states.warm(needed, "reading retention texts", progress)
+            if not autocast:
+                self.teacher.warm(needed, self._temperatures, progress)
+
+    def terms(self, step: int, device: torch.device, part: Part = WHOLE) -> Iterator[Term]:
+        """The weighted sum of the methods' penalties on a step's texts, or a part's share in it.
+
+        A penalty is a mean over words, so a part counts by how many of the step's it has.
+        """
+        if not self.kinds or not any(self.model.gates.values()):
+            return  # the model is its base
+        everyones = self.order.step(step)
+        chosen = part.of(everyones)
+        rows = [self.rows[i] for i in chosen]
+        share = self.order.share(everyones) * self._words(chosen) / self._words(everyones)
+
+        def loss(words: Words) -> Tensor:
+            """What the texts are worth."""
+            compared = words.beside(TaughtWords(self.teacher, rows))
+            total = torch.zeros((), device=device)
+            for entry in self.methods:
+                penalty = entry.method.penalty_of(compared)
+                total = total if penalty is None else total + entry.weight * share * penalty
+            return total
+
+        yield Term(self._call(chosen, step, device, part), loss)
+
+    def parameter_loss(self, device: torch.device, part: Part = WHOLE) -> Tensor:
+        """The weighted sum of the penalties that depend on the parameters alone, or a part's."""
+        total = torch.zeros((), device=device)
+        for entry in self.methods:
+            penalty = entry.method.parameter_penalty()
+            total = total if penalty is None else total + entry.weight / part.count * penalty
+        return total
+
+    @property
+    def _temperatures(self) -> list[float]:
+        return [t for entry in self.methods for t in entry.method.temperatures]
+
+    def _words(self, chosen: Sequence[int]) -> int:
+        return sum(len(self.rows[i]) for i in chosen)
+
+    def _call(self, chosen: Sequence[int], step: int, device: torch.device, part: Part) -> Call:
+        """A part's texts beside irrelevant samples, read at every word of theirs."""
+        rows, marked = [self.rows[i] for i in chosen], [self.marked[i] for i in chosen]
+        batch = {"input_ids": pad_right(marked, self.pad), "attention_mask": attention_mask(marked)}
+        for name, pool in self.pools.items():
+            batch.update(carry(name, part.of(self._irrelevant(pool, step)), self.dims[name]))
+        batch, places = on_device(batch, device), _words(rows, marked).to(device)
+        begun = None
+        if self.caches is not None:
+            begun = self.caches.begun(self.states, batch["input_ids"], batch["attention_mask"])
+        return Call(batch, places, self._temperatures, begun)
+
+    def _irrelevant(self, pool: Mapping[str, Sequence[Row]], step: int) -> list[Row]:
+        """One irrelevant sample for each text, the kinds in turn."""
+        choose = generator(self.seed, step, 1)
+        chosen = []
+        for row in range(self.batch_size):
+            frames = pool[self.kinds[(step * self.batch_size + row) % len(self.kinds)]]
+            chosen.append(frames[int(torch.randint(len(frames), (), generator=choose))])
+        return chosen
+
+
+def _words(rows: Sequence[Sequence[int]], marked: Sequence[Sequence[int]]) -> Tensor:
+    """Where each text's own words are among its markers, (batch, length)."""
+    own = [set(row) for row in rows]
+    held = [[word in mine for word in row] for row, mine in zip(marked, own, strict=True)]
+    return pad_right(held, False)

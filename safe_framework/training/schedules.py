@@ -1,0 +1,109 @@
+"""Factors on the learning rates and on retention's weight, which change while training goes on."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from transformers import TrainerCallback
+
+from safe_framework.core.model import SafeModel
+
+if TYPE_CHECKING:
+    from safe_framework.config.schema import GateSpec
+
+
+@attrs.define
+class Factors:
+    """What one part of training multiplies by.
+
+    Attributes:
+        rate: every learning rate.
+        retention: the weight of every retention method.
+    """
+
+    rate: float = 1.0
+    retention: float = 1.0
+
+
+@attrs.define
+class Dials:
+    """The factors of all who may turn them.
+
+    Attributes:
+        stage: of the curriculum's present stage.
+        monitor: of the retention monitor.
+    """
+
+    stage: Factors = attrs.field(factory=Factors)
+    monitor: Factors = attrs.field(factory=Factors)
+
+    @property
+    def rate(self) -> float:
+        """The factor on every learning rate."""
+        return self.stage.rate * self.monitor.rate
+
+    @property
+    def retention(self) -> float:
+        """The factor on the weight of every retention method."""
+        return self.stage.retention * self.monitor.retention
+
+
+class RateDial(TrainerCallback):
+    """Turns the rates around each optimizer step, so that the schedule's own stay what they are.
+
+    Args:
+        dials: read before each step.
+    """
+
+    def __init__(self, dials: Dials) -> None:
+        self.dials = dials
+        self._own: list[float] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Multiply the scheduled rates."""
+        groups = kwargs["optimizer"].param_groups
+        self._own = [group["lr"] for group in groups]
+        for group in groups:
+            group["lr"] = group["lr"] * self.dials.rate
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Put the scheduled rates back."""
+        for group, own in zip(kwargs["optimizer"].param_groups, self._own, strict=True):
+            group["lr"] = own
+
+
+# How open a gate is at each step of training.
+
+
+def gate_at(step: int, spec: GateSpec) -> float:
+    """The gate before update ``step`` (counted from 0), from 0 up to ``spec.value``.
+
+    A gate at exactly 0 would train nothing, so the first step is already a little open.
+    """
+    if spec.schedule == "constant" or step + 1 >= spec.warmup_steps:
+        return spec.value
+    progress = (step + 1) / spec.warmup_steps
+    if spec.schedule == "cosine":
+        progress = 0.5 * (1 - math.cos(math.pi * progress))
+    elif spec.schedule == "step":
+        progress = (math.floor(progress * spec.stairs) + 1) / (spec.stairs + 1)
+    return spec.value * progress
+
+
+class GateSchedule(TrainerCallback):
+    """Sets the gates before each step, from the step alone, so that resuming needs no state."""
+
+    def __init__(self, model: SafeModel, specs: dict[str, GateSpec]) -> None:
+        self.model, self.specs = model, specs
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the gates as far as this step wants."""
+        for name, spec in self.specs.items():
+            self.model.set_gate(gate_at(state.global_step, spec), name)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave the gates at their final value."""
+        for name, spec in self.specs.items():
+            self.model.set_gate(spec.value, name)

@@ -1,0 +1,123 @@
+"""What a certificate says of a model whose base was changed.
+
+L1 and L2 are waived, never held: the reference of the other laws is the base as it was changed.
+Three of the change's own are asked instead:
+
+- B1: with its senses off, the model is the *changed* base, bit for bit and by its operations.
+- B2: ``off()`` is the *original* base bit for bit, where the change is low-rank pairs.
+- B3: the original is kept: nothing of the base but what the change names was touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from safe_framework.core.model import SafeModel
+from safe_framework.data.examples import read_texts
+from safe_framework.data.prompts import template_of
+from safe_framework.evaluation.base_drift import (
+    HELD_OUT,
+    SHIPPED,
+    BaseChanged,
+    drifted,
+    told,
+    told_of,
+)
+from safe_framework.utils.catalogue import FOLDER
+from safe_framework.verification.bench import Bench
+from safe_framework.verification.calls import CALLS, FORWARD, GREEDY, Call, Level
+from safe_framework.verification.certificate import Law, Verdict, judged, not_applicable
+from safe_framework.verification.outcome import difference, outcome
+
+_TEXTS = 64
+_RELATIVE = ("L4", "L5", "L6")
+
+
+def changed_base(bench: Bench, texts: Sequence[str] | None) -> BaseChanged | None:
+    """How a model's base was changed, its drift measured on texts without a sample.
+
+    Args:
+        bench: with the model.
+        texts: never trained on; by default those that its recipe names, else some that ship,
+            else made-up words.
+    """
+    model = bench.model
+    if model.base_change is None:
+        return None
+    config: Any = model.base.config
+    if model.tokenizer is None or config.is_encoder_decoder:
+        return told_of(model, bench.batches["plain"])
+    if texts is not None:
+        return told(model, texts)
+    chosen, source = _held_out(model)
+    return told(model, chosen[:_TEXTS], source=source)
+
+
+def _held_out(model: SafeModel) -> tuple[list[str], str]:
+    data = model.recipe.data if model.recipe else None
+    named = model.recipe.data_files().get("retention_test") if model.recipe else None
+    if data is not None and isinstance(named, Path) and named.exists():
+        return read_texts(
+            named, template_of(model.recipe, model.tokenizer), fields=data.fields
+        ), HELD_OUT
+    return read_texts(FOLDER / "data" / "text" / "test.jsonl", "{question}"), SHIPPED
+
+
+def restated(
+    bench: Bench, laws: Sequence[Law], changed: BaseChanged | None, level: Level
+) -> list[Law]:
+    """The laws of a model whose base was changed; as they are where it was not."""
+    if changed is None:
+        return list(laws)
+    waived = [
+        Law("L1", "Untouched", Verdict.WAIVED, changed.described),
+        Law("L2", "Off is the base", Verdict.WAIVED, f"without a sample, {drifted(changed.drift)}"),
+    ]
+    asked = [off_is_the_original(bench, level), *(_renamed(law, changed) for law in laws)]
+    ours = sorted((law for law in asked if law.key.startswith("B")), key=lambda law: law.key)
+    return [*waived, *ours, *(law for law in asked if not law.key.startswith("B"))]
+
+
+def _renamed(law: Law, changed: BaseChanged) -> Law:
+    """A law as it is meant of a changed base."""
+    if law.key == "L1":
+        kept = changed.off_is_the_original_base
+        name = "The original is kept" if kept else "The rest of the base is untouched"
+        return attrs.evolve(law, key="B3", name=name)
+    if law.key == "L2":
+        name = law.name.replace("the base", "the changed base")
+        return attrs.evolve(law, key="B1", name=name)
+    if law.key in _RELATIVE:
+        return attrs.evolve(law, detail=f"{law.detail}; beside the changed base")
+    detail = law.detail.replace("off is the base", "off is the changed base")
+    return attrs.evolve(law, detail=detail)
+
+
+def off_is_the_original(bench: Bench, level: Level) -> Law:
+    """The verdict on B2."""
+    name, change = "off() is the original base", bench.model.base_change
+    if change is None or not change.reversible:
+        return not_applicable("B2", name, "layers were trained in place: off() is the changed base")
+    calls = CALLS if level == "full" else (FORWARD, GREEDY)
+    findings = list(_differences(bench, calls))
+    return judged("B2", name, f"{len(calls)} calls bit for bit", findings)
+
+
+def _differences(bench: Bench, calls: Sequence[Call]) -> Iterator[str]:
+    for call in calls:
+        expected = outcome(_direct(bench, call), call.inputs(bench.batches), call.mode)
+        with bench.model.off():
+            seen = outcome(bench.method(call), call.inputs(bench.batches), call.mode)
+        if found := difference(seen, expected):
+            yield f"{call.name}, off(): {found}"
+
+
+def _direct(bench: Bench, call: Call) -> Callable[..., Any]:
+    """The base itself, which the change does not reach."""
+    base: Any = bench.model.base
+    method: Callable[..., Any] = base if call.method == "forward" else base.generate
+    return method

@@ -1,0 +1,291 @@
+"""The calls of a certificate, and the ways in which a sense can be off in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from safe_framework.core.layer_discovery import decodes_apart
+from safe_framework.core.modality import Modality
+from safe_framework.core.model import SafeModel
+from safe_framework.core.special_tokens import special_ids, vocabulary_size
+from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT
+from safe_framework.verification.outcome import Mode
+
+# What the calls of a certificate are given: ordinary words, and made-up frames.
+
+
+ROWS, LENGTH, ANSWER, PADDING, FRAME_COUNT = 2, 8, 4, 3, 16
+_WORDS = ("input_ids", "decoder_input_ids")
+
+Batch = Mapping[str, Any]
+
+
+def plain_batch(base: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """Random ordinary words, a few rows of one length."""
+    batch = {"input_ids": _draw(base, (ROWS, LENGTH), seed=1).to(device)}
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    if decodes_apart(base):
+        batch["decoder_input_ids"] = _draw(base, (ROWS, ANSWER), seed=2).to(device)
+    return batch
+
+
+def padded(base: nn.Module, batch: Batch, side: str) -> dict[str, Any]:
+    """The batch made longer: by padding in its first row, by ordinary words in the others."""
+    ids = batch.get("input_ids")
+    if not isinstance(ids, Tensor):
+        return dict(batch)
+    width = (PADDING, 0) if side == "left" else (0, PADDING)
+    new = slice(None, PADDING) if side == "left" else slice(-PADDING, None)
+    longer = {
+        key: _lengthened(value, width) if _per_word(key, value, ids) else value
+        for key, value in batch.items()
+    }
+    longer["input_ids"][:, new] = _draw(base, (len(ids), PADDING), seed=3).to(ids.device)
+    longer["input_ids"][0, new] = _padding_id(base)
+    longer["attention_mask"] = pad(
+        batch.get("attention_mask", torch.ones_like(ids)), width, value=1
+    )
+    longer["attention_mask"][0, new] = 0
+    return longer
+
+
+def with_other_words(base: nn.Module, batch: Batch, row: int) -> dict[str, Any]:
+    """The batch with other ordinary words in one row; its special tokens stay."""
+    special = torch.tensor(sorted(special_ids(base.config)) or [-1])
+    changed = dict(batch)
+    for seed, key in enumerate(_WORDS):
+        if not isinstance(ids := batch.get(key), Tensor):
+            continue
+        keep = torch.isin(ids[row].cpu(), special).to(ids.device)
+        drawn = _draw(base, tuple(ids[row].shape), seed=10 + seed).to(ids.device)
+        changed[key] = ids.clone()
+        changed[key][row] = torch.where(keep, ids[row], drawn)
+    return changed
+
+
+def rows_of(batch: Batch) -> int:
+    """How many rows a call with this batch has."""
+    tensors = [value for value in batch.values() if isinstance(value, Tensor)]
+    return len(batch.get("input_ids", tensors[0]))
+
+
+def one_row(batch: Batch) -> dict[str, Any]:
+    """The first row alone."""
+    rows = rows_of(batch)
+    return {
+        key: value[:1] if isinstance(value, Tensor) and len(value) == rows else value
+        for key, value in batch.items()
+    }
+
+
+def prompt(batch: Batch) -> dict[str, Any]:
+    """The batch as ``generate`` takes it: without what is to be generated."""
+    return {k: v for k, v in batch.items() if k != "labels" and not k.startswith("decoder_")}
+
+
+def made_up_samples(name: str, modality: Modality, rows: int, device: torch.device) -> Batch:
+    """Random finished frames of a modality for each row, the last one of them masked."""
+    generator = torch.Generator().manual_seed(len(name))
+    values = torch.randn(rows, FRAME_COUNT, modality.encoder.dim, generator=generator)
+    mask = torch.ones(rows, FRAME_COUNT, dtype=torch.bool)
+    mask[0, -1] = False
+    kinds = (p.dtype for p in modality.projector.parameters() if p.is_floating_point())
+    return {
+        f"{name}__{PRESENT}": torch.ones(rows, dtype=torch.bool, device=device),
+        f"{name}__{FRAMES}": values.to(device, next(kinds, torch.float32)),
+        f"{name}__{FRAMES_MASK}": mask.to(device),
+    }
+
+
+def _per_word(key: str, value: Any, ids: Tensor) -> bool:
+    plain = isinstance(value, Tensor) and not key.startswith("decoder_")
+    return plain and value.shape[:2] == ids.shape
+
+
+def _lengthened(value: Tensor, width: tuple[int, int], fill: int = 0) -> Tensor:
+    """A tensor (batch, length, ...) with more places along its length."""
+    return pad(value, (0, 0) * (value.ndim - 2) + width, value=fill)
+
+
+def _draw(base: nn.Module, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Ids that are no special token, from the first half of the vocabulary."""
+    size = vocabulary_size(base)
+    ordinary = torch.ones(size, dtype=torch.bool)
+    ordinary[[number for number in special_ids(base.config) if 0 <= number < size]] = False
+    ids = ordinary.nonzero().flatten()
+    ids = ids[: max(len(ids) // 2, 1)]
+    generator = torch.Generator().manual_seed(seed)
+    return ids[torch.randint(len(ids), shape, generator=generator)]
+
+
+def _padding_id(base: nn.Module) -> int:
+    named = getattr(base.config, "pad_token_id", None)
+    return named if type(named) is int and 0 <= named < vocabulary_size(base) else 0
+
+
+Level = Literal["quick", "full"]
+NEW_TOKENS = 4
+
+
+@attrs.frozen
+class Call:
+    """One kind of call.
+
+    Attributes:
+        name: for messages.
+        method: of the base.
+        batch: which batch it is given.
+        options: further keyword arguments.
+        mode: of gradients.
+        labels: whether its words are also what it is asked to predict.
+        alone: whether it takes one row only.
+    """
+
+    name: str
+    method: Literal["forward", "generate"]
+    batch: Literal["plain", "left", "right"] = "plain"
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+    mode: Mode = "no_grad"
+    labels: bool = False
+    alone: bool = False
+
+    def inputs(self, batches: Mapping[str, Batch]) -> dict[str, Any]:
+        """The keyword arguments of the base."""
+        batch = dict(batches[self.batch])
+        if self.alone:
+            batch = one_row(batch)
+        if self.method == "generate":
+            return prompt(batch) | {**self.options}
+        if self.labels and "labels" not in batch:
+            batch["labels"] = batch.get("decoder_input_ids", batch.get("input_ids"))
+        return batch | {**self.options}
+
+
+def _forward(name: str, **given: Any) -> Call:
+    return Call(name, "forward", **given)
+
+
+def _generate(name: str, options: Mapping[str, Any] | None = None, **given: Any) -> Call:
+    fixed: dict[str, Any] = {
+        "num_beams": 1,
+        "max_new_tokens": NEW_TOKENS,
+        "min_new_tokens": NEW_TOKENS,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
+    return Call(
+        name, "generate", options=fixed | {"do_sample": False} | dict(options or {}), **given
+    )
+
+
+FORWARD = _forward("forward")
+GREEDY = _generate("greedy")
+UNCACHED = _generate("greedy without a cache", {"use_cache": False})
+
+CALLS: tuple[Call, ...] = (
+    FORWARD,
+    _forward("forward, padded left", batch="left", mode="inference"),
+    _forward("forward, padded right", batch="right", mode="grad"),
+    _forward("loss", batch="right", labels=True),
+    _forward("loss with gradients", mode="grad", labels=True),
+    _forward("hidden states", options={"output_hidden_states": True}, mode="inference"),
+    _forward("forward without a cache", batch="left", options={"use_cache": False}),
+    GREEDY,
+    _generate("greedy, padded left", batch="left", mode="inference"),
+    UNCACHED,
+    _generate("sampled", {"do_sample": True, "num_return_sequences": 2}, batch="left", mode="grad"),
+    _generate("2 beams", {"num_beams": 2, "num_return_sequences": 2}, batch="left"),
+    _generate("4 beams", {"num_beams": 4}, mode="inference"),
+    _generate("static cache", {"cache_implementation": "static", "disable_compile": True}),
+    _generate("prefill in chunks", {"prefill_chunk_size": 4}, mode="inference"),
+    _generate("assisted by its own prompt", {"prompt_lookup_num_tokens": 2}, alone=True),
+)
+
+
+Way = Callable[[SafeModel, dict[str, Tensor]], Any]
+"""Given a model and samples, a block within which what it yields is no reason to hear."""
+
+
+@contextmanager
+def _not_given(model: SafeModel, samples: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
+    yield {}
+
+
+@contextmanager
+def _gate_zero(model: SafeModel, samples: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
+    kept = model.gates
+    model.set_gate(0.0)
+    try:
+        yield samples
+    finally:
+        for name, gate in kept.items():
+            model.set_gate(gate, name)
+
+
+@contextmanager
+def _call_gate_zero(model: SafeModel, samples: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
+    yield samples | {"gate": 0.0}
+
+
+@contextmanager
+def _row_gates_zero(model: SafeModel, samples: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
+    yield samples | {"gate": torch.zeros(rows_of(samples))}
+
+
+@contextmanager
+def _off(model: SafeModel, samples: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
+    everything = list(model.modalities) if model.base_change is not None else []
+    with model.off(*everything):  # unnamed, it would be the original of a changed base
+        yield samples
+
+
+@contextmanager
+def _absent(model: SafeModel, samples: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
+    yield {
+        key: torch.zeros_like(value) if key.endswith(f"__{PRESENT}") else value
+        for key, value in samples.items()
+    }
+
+
+@contextmanager
+def _masked(model: SafeModel, samples: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
+    made_up: dict[str, Tensor] = {}
+    for name in model.modalities:
+        rows, device = rows_of(samples), samples[f"{name}__{PRESENT}"].device
+        made_up |= made_up_samples(name, model.modality(name), rows, device)
+    yield {
+        key: torch.zeros_like(value) if key.endswith(FRAMES_MASK) else value
+        for key, value in made_up.items()
+    }
+
+
+WAYS: Mapping[str, Way] = {
+    "not given": _not_given,
+    "gate 0": _gate_zero,
+    "gate 0 in the call": _call_gate_zero,
+    "off()": _off,
+    "gate 0 on each row": _row_gates_zero,
+    "absent on each row": _absent,
+    "every token masked": _masked,
+}
+LOOKS_AT_ROWS = ("gate 0 on each row", "absent on each row", "every token masked")
+"""The ways in which the model must look at tensors before it knows that nothing is to be heard."""
+
+
+def chosen(level: Level) -> list[tuple[Call, list[str]]]:
+    """Each call with the ways to compare: all, or in turn so that every call and way occurs."""
+    names = list(WAYS)
+    if level == "full":
+        return [(call, names) for call in CALLS]
+    whole = (FORWARD, GREEDY)
+    return [
+        (call, names if call in whole else [names[number % len(names)]])
+        for number, call in enumerate(CALLS)
+    ]

@@ -1,0 +1,655 @@
+"""How a base differs from its seal, each difference named."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import combinations
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from safe_framework.core.base_snapshot import Seal, TensorMark
+from safe_framework.core.hook_inventory import hooks_on, stray, taken_off
+from safe_framework.core.model import SafeModel
+from safe_framework.interfaces import registry
+from safe_framework.interfaces.types import PRESENT
+from safe_framework.utils.tensors import integers
+from safe_framework.verification.bench import Bench, counted, loud, moved
+from safe_framework.verification.calls import (
+    FORWARD,
+    GREEDY,
+    LOOKS_AT_ROWS,
+    UNCACHED,
+    WAYS,
+    Call,
+    Level,
+    chosen,
+    with_other_words,
+)
+from safe_framework.verification.certificate import Comparison, Law, judged, not_applicable
+from safe_framework.verification.outcome import (
+    Operation,
+    Outcome,
+    difference,
+    digest,
+    from_the_base_on,
+    outcome,
+    trace_difference,
+    traced,
+)
+
+
+def broken(seal: Seal, base: nn.Module, tokenizer: Any = None) -> list[str]:
+    """What of ``base`` and its tokenizer is no longer as it was sealed."""
+    now = Seal.of(base, tokenizer)
+    return [
+        *_tensors(seal, now.tensors),
+        *_modules(seal.modules, now.modules),
+        *_changed(seal.settings, now.settings),
+        *_hooks(seal, base),
+        *_methods(seal.replaced, now.replaced),
+        *(f"`{path}` is in training mode" for path in sorted({*now.training} - {*seal.training})),
+        *_words(seal.words, now.words),
+    ]
+
+
+def _tensors(seal: Seal, now: Mapping[str, TensorMark]) -> Iterator[str]:
+    for path, mark in seal.tensors.items():
+        if path not in now:
+            yield f"weight `{path}` is gone"
+        elif found := _tensor(path, mark, now[path], path in seal.changed):
+            yield found
+    yield from (f"weight `{path}` is new" for path in now if path not in seal.tensors)
+
+
+def _tensor(path: str, then: TensorMark, now: TensorMark, changed: bool) -> str:
+    """The worst that happened to one tensor."""
+    if then.shape != now.shape:
+        if then.embedding and then.shape[1:] == now.shape[1:]:
+            return f"embedding `{path}` was resized from {then.shape[0]} to {now.shape[0]} rows"
+        return f"weight `{path}` had shape {then.shape} and has {now.shape}"
+    if then.dtype != now.dtype:
+        return f"weight `{path}` was {then.dtype} and is {now.dtype}"
+    if changed:
+        return ""  # stage B trains it: its numbers are its own to change
+    if then.sample != now.sample and then.sample and now.sample:
+        return f"weight `{path}` holds other numbers"
+    if then.frozen and not now.frozen:
+        return f"weight `{path}` takes a gradient: it was frozen and is not"
+    if then.object is None or now.object is None:
+        return ""  # a buffer, a copy of the base, or offloaded
+    if then.object() is not now.object():
+        return f"weight `{path}` is another parameter, put in the place of the first"
+    if then.version != now.version:
+        return f"weight `{path}` was written to in place"
+    return ""
+
+
+def _modules(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    for path, kind in then.items():
+        if path not in now:
+            yield f"module `{path}` (`{kind}`) is gone"
+        elif kind != now[path]:
+            yield f"module `{path}` was a `{kind}` and is a `{now[path]}`"
+    yield from (f"module `{path}` (`{now[path]}`) is new" for path in now if path not in then)
+
+
+def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for name in sorted(then.keys() | now.keys()):
+        old, new = then.get(name, "missing"), now.get(name, "missing")
+        if old != new:
+            yield f"`{name}` was {old} and is {new}"
+
+
+def _hooks(seal: Seal, base: nn.Module) -> Iterator[str]:
+    for placed in stray(hooks_on(base), seal.hooks):
+        module, kind, name = placed.name
+        yield f"`{module}` has a stray {kind} of `{name}`"
+
+
+def _methods(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    for name, other in now.items():
+        if then.get(name) != other:
+            yield f"method `{name}` was replaced by `{other}`"
+
+
+def _words(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    if not then or not now or then == now:
+        return
+    added = sorted(now["added"].keys() - then["added"].keys())
+    if added:
+        yield f"the tokenizer was given other tokens: {', '.join(f'`{token}`' for token in added)}"
+    elif then["count"] != now["count"]:
+        yield f"the tokenizer had {then['count']} tokens and has {now['count']}"
+    yield from _changed(then["special"], now["special"])
+    other = [number for number, word in then["words"].items() if now["words"].get(number) != word]
+    if other and then["count"] == now["count"]:
+        yield f"the tokenizer has another word for token {other[0]}"
+
+
+# One file for each law: a function that asks it of a bench and gives a verdict.
+
+
+# L6: with some senses off, the model is the one that has only the others.
+
+
+_COMPOSITION = "Composition"
+
+
+def senses_compose(bench: Bench) -> Law:
+    """The verdict on L6."""
+    names = list(bench.model.modalities)
+    if len(names) < 2:
+        return not_applicable("L6", _COMPOSITION, "the model has one sense")
+    subsets = [off for count in range(1, len(names)) for off in combinations(names, count)]
+    with loud(bench.model):
+        findings = [found for off in subsets if (found := _alone(bench, off))]
+    return judged("L6", _COMPOSITION, f"each of {len(subsets)} choices of senses alone", findings)
+
+
+def _alone(bench: Bench, off: tuple[str, ...]) -> str:
+    """How the model with these senses off differs from one that lacks them."""
+    absent = {k: v for k, v in bench.samples.items() if k.partition("__")[0] not in off}
+    for call in bench.possible(FORWARD, GREEDY):
+        inputs = call.inputs(bench.batches) | {"gate": 1.0}
+        with bench.without(*off):
+            lacking = bench.run(call, inputs | absent)
+        with bench.model.off(*off):
+            seen = bench.run(call, inputs | dict(bench.samples))
+        if found := difference(seen, lacking, "the model without it"):
+            return f"{call.name} with {' and '.join(off)} off: {found}"
+    return ""
+
+
+# With the senses on, decoding with a cache gives the tokens of decoding without one.
+
+
+_DECODING = "Cached decoding agrees"
+_OURS = ("PluginError", "InjectionError", "SafeError", "SampleError")
+
+
+def cached_decoding_agrees(bench: Bench) -> Law:
+    """Whether both decode the same tokens, where the base alone does, but for rounding."""
+    base = bench.bare(GREEDY), bench.bare(UNCACHED)
+    if base[0].error:
+        return not_applicable("", _DECODING, f"the base does not decode: {base[0].error}")
+    if found := _tokens_differ(*base) or _logits_differ(*base):
+        return not_applicable("", _DECODING, f"the base alone does not agree: {found}")
+    cached, uncached = bench.on(GREEDY), bench.on(UNCACHED)
+    if uncached.error and not (cached.error or uncached.error.startswith(_OURS)):
+        why = f"the base refuses to read again what it wrote: {uncached.error}"
+        return not_applicable("", _DECODING, why)  # such as the token of an image
+    found = _tokens_differ(cached, uncached)
+    if found and (gap := _tie(cached)):
+        return not_applicable("", _DECODING, f"{found}, but two tokens are nearly tied: {gap}")
+    detail = "the same tokens with the senses on, with a cache and without"
+    return judged("", _DECODING, detail, [found] if found else [])
+
+
+def _tokens_differ(cached: Outcome, uncached: Outcome) -> str:
+    name = "sequences"
+    return difference(cached.part(name), uncached.part(name), "without a cache it")
+
+
+def _logits_differ(cached: Outcome, uncached: Outcome) -> str:
+    """How far the logits are apart, if it is more than rounding."""
+    pairs = zip(_steps(cached), _steps(uncached), strict=True)
+    parts = [((a - b).abs().max() / a.abs().max()).item() for a, b in pairs]
+    farthest = max(parts, default=0.0)
+    return f"logits {farthest:.1e} apart" if farthest > _rounding(cached) else ""
+
+
+def _tie(seen: Outcome) -> str:
+    """The least distance of the best two tokens, if rounding could decide between them."""
+    steps = _steps(seen)
+    gaps = [(step.topk(2).values.diff().abs().min() / step.abs().max()).item() for step in steps]
+    least = min(gaps, default=1.0)
+    return f"{least:.1e} of the largest logit" if least < _rounding(seen) else ""
+
+
+def _steps(seen: Outcome) -> list[Tensor]:
+    return [logits.double() for logits in seen.part("logits.").leaves.values()]
+
+
+def _rounding(seen: Outcome) -> float:
+    """What rounding may add up to in a deep model: the root of its smallest step."""
+    kinds = [logits.dtype for logits in seen.part("logits.").leaves.values()]
+    return math.sqrt(max((torch.finfo(kind).eps for kind in kinds), default=0.0))
+
+
+# L5: a sense that was never trained leaves the outputs exactly the base's at gate 1.
+
+
+_FRESH = "Fresh is silent"
+_FRESH_CALLS = (
+    FORWARD,
+    Call("forward, padded left", "forward", "left", mode="inference"),
+    GREEDY,
+)
+
+
+def fresh_is_silent(bench: Bench) -> Law:
+    """The verdict on L5: of the model itself if it is fresh, else of a fresh one by its recipe."""
+    with moved(bench.model) as trained:
+        bench.on(FORWARD)
+    if not trained:
+        return judged("L5", _FRESH, "the model is fresh", _silence(bench))
+    if bench.model.recipe is None:
+        why = "the model is trained, and no recipe says how to make a fresh one"
+        return not_applicable("L5", _FRESH, why)
+    with _made_anew(bench) as fresh:
+        return judged("L5", _FRESH, "a fresh sense by the same recipe", _silence(fresh))
+
+
+def _silence(bench: Bench) -> list[str]:
+    compared = (
+        (call.name, difference(bench.on(call), bench.bare(call)))
+        for call in bench.possible(*_FRESH_CALLS)
+    )
+    return [f"{name} at gate 1: {found}" for name, found in compared if found]
+
+
+@contextmanager
+def _made_anew(bench: Bench) -> Iterator[Bench]:
+    """The same base with new projectors and adapters, beside encoders that are there already."""
+    model = bench.model
+    assert model.recipe is not None
+    with taken_off([placed for placed in hooks_on(model.base) if placed.ours]):
+        fresh = SafeModel(model.base, layers_path=model.stack.path, example=model._example)
+        fresh.split_rows = model.split_rows
+        try:
+            torch.manual_seed(model.recipe.training.seed)
+            _add_senses(fresh, model)
+            yield attrs.evolve(bench, model=fresh)
+        finally:
+            fresh.detach()
+
+
+def _add_senses(fresh: SafeModel, model: SafeModel) -> None:
+    assert model.recipe is not None
+    for name, spec in model.recipe.modalities.items():
+        if name not in model.modalities:
+            continue
+        encoder, facts = model.modality(name).encoder, fresh.facts()
+        make_projector: type[Any] = registry.projectors.load(spec.projector.use)
+        make_fusion: type[Any] = registry.fusion_adapters.load(spec.fusion.use)
+        fresh.add_modality(
+            name,
+            encoder=encoder,
+            projector=make_projector(encoder.dim, facts.hidden_size, **spec.projector.options),
+            fusion=make_fusion(facts, **spec.fusion.options),
+        )
+
+
+# A sense that is on reaches the outputs: what holds when off is not held by deafness.
+
+
+_HEARD = "On is heard"
+
+
+def on_is_heard(bench: Bench) -> Law:
+    """Whether made-up deltas reach every row, and the trained ones the outputs."""
+    findings = []
+    for call in bench.possible(FORWARD, GREEDY):
+        silent = bench.bare(call)
+        with loud(bench.model):
+            seen = bench.on(call)
+        if seen.error:
+            findings.append(f"{call.name} with the senses on raises {seen.error}")
+            continue
+        deaf = [
+            row
+            for row in range(bench.rows)
+            if not difference(seen.rows([row], bench.rows), silent.rows([row], bench.rows))
+        ]
+        findings += [f"{call.name}: a made-up delta did not reach row {row}" for row in deaf]
+    with moved(bench.model) as trained:
+        seen = bench.on(FORWARD)
+    if trained and not seen.error and not difference(seen, bench.bare(FORWARD)):
+        findings.append(f"the delta of {' and '.join(sorted(trained))} did not reach the outputs")
+    own = " and its own" if trained else "; its own is still zero"
+    return judged("", _HEARD, f"made-up deltas reach every row{own}", findings)
+
+
+# L7: what cannot be heard is refused, instead of being answered as if nothing had been given.
+
+
+_NOTHING_SILENT = "Nothing silent"
+
+
+def nothing_silent(bench: Bench) -> Law:
+    """The verdict on L7, as far as one call can show it."""
+    inputs = FORWARD.inputs(bench.batches)
+    name = next(iter(bench.model.modalities))
+    samples = dict(bench.samples)
+    short = {key: value[:-1] for key, value in samples.items()}
+    unknown = {f"un{name}__{PRESENT}": samples[f"{name}__{PRESENT}"]}
+    with bench.bared():
+        bypassed = bench.run(FORWARD, inputs | samples | {"gate": 1.0})
+    seen = {
+        "a fused layer was bypassed": bypassed,
+        "one sample was missing": bench.run(FORWARD, inputs | short),
+        "a sample came for a sense that is not there": bench.run(FORWARD, inputs | unknown),
+    }
+    findings = [f"{what}, and the call answered" for what, out in seen.items() if not out.error]
+    return judged(
+        "L7", _NOTHING_SILENT, f"{len(seen)} calls that cannot be heard are refused", findings
+    )
+
+
+# L2: with its senses off, the model gives the base's bits by the base's operations.
+
+
+_OFF = "Off is the base"
+
+
+def compared(
+    bench: Bench, level: Level, advance: Callable[[str], None]
+) -> tuple[Law, list[Comparison]]:
+    """The verdict on L2, and each call that was compared bit by bit."""
+    made: list[Comparison] = []
+    unsteady: list[str] = []
+    for call, ways in chosen(level):
+        expected = bench.bare(call)
+        here = [_compare(bench, call, way, expected) for way in ways]
+        if not all(c.same for c in here) and difference(bench.bare(call), expected):
+            unsteady.append(call.name)
+        else:
+            made += here
+        advance(call.name)
+    if not made:
+        return not_applicable("L2", _OFF, "the base does not repeat itself in any call"), made
+    findings = [f"{c.call}, {c.off}: {c.note}" for c in made if not c.same]
+    return judged("L2", _OFF, _detail(made, unsteady), findings), made
+
+
+def _compare(bench: Bench, call: Call, way: str, expected: Outcome) -> Comparison:
+    found = difference(bench.off(call, way), expected)
+    note = found or (f"both raise {expected.error}" if expected.error else "")
+    return Comparison(call.name, way, call.mode, not found, note)
+
+
+def _detail(made: list[Comparison], unsteady: list[str]) -> str:
+    parts = [f"{len(made)} calls bit for bit"]
+    if refused := sorted({c.call for c in made if c.same and c.note}):
+        parts.append(f"the base itself refuses {', '.join(refused)}")
+    if unsteady:
+        parts.append(f"the base does not repeat itself in {', '.join(unsteady)}")
+    return "; ".join(parts)
+
+
+def same_operations(bench: Bench, made: list[Comparison]) -> Law:
+    """Whether off also runs what the base runs; enters the traces into ``made``."""
+    findings, total = [], 0
+    calls = bench.possible(FORWARD, GREEDY)
+    for call in calls:
+        expected = _bare_trace(bench, call)
+        total += len(expected)
+        for way in WAYS:
+            with bench.switched_off(call, way) as inputs:
+                _, seen = traced(bench.method(call), inputs, bench.model.base)
+            if way in LOOKS_AT_ROWS:  # before the base is called
+                seen = from_the_base_on(seen, expected)
+            if found := trace_difference(seen, expected):
+                findings.append(f"{call.name}, {way}: {found}")
+            else:
+                _enter(made, call, way, seen)
+    names = " and ".join(call.name for call in calls)
+    detail = f"{total:,} operations of {names}, in {len(WAYS)} ways to be off"
+    return judged("L2", "Off runs the base's operations", detail, findings)
+
+
+def _bare_trace(bench: Bench, call: Call) -> list[Operation]:
+    with bench.bared():
+        inputs = call.inputs(bench.batches)
+        return traced(bench.base_method(call), inputs, bench.model.base)[1]
+
+
+def _enter(made: list[Comparison], call: Call, way: str, seen: list[Operation]) -> None:
+    for place, comparison in enumerate(made):
+        if (comparison.call, comparison.off) == (call.name, way):
+            made[place] = attrs.evolve(comparison, operations=len(seen), trace=digest(seen))
+
+
+# L3: no plugin runs while its modality is off, and none misbehaves while it is on.
+
+
+_PLUGINS = "Plugins propose"
+_HEARD_FIRST = ("every token masked",)  # which only the projector can tell
+
+
+def plugins_propose(bench: Bench) -> Law:
+    """The verdict on L3."""
+    findings = []
+    calls = bench.possible(FORWARD, GREEDY)
+    for call in calls:
+        for way in WAYS:
+            with counted(bench.model) as ran:
+                bench.off(call, way)
+            early = [path for path in ran if way not in _HEARD_FIRST or ".fusion" in path]
+            if early:
+                findings.append(f"{call.name}, {way}: module `{early[0]}` ran")
+        with counted(bench.model) as ran:
+            on = bench.on(call)
+        if on.error:
+            findings.append(f"{call.name} with the senses on raises {on.error}")
+        if silent := [name for name in bench.model.modalities if f"{name}.fusion" not in ran]:
+            findings.append(f"{call.name} with the senses on never called `{silent[0]}`")
+    detail = f"no module of a sense ran in {len(calls) * len(WAYS)} calls"
+    return judged("L3", _PLUGINS, detail, findings)
+
+
+# L4: in a mixed batch, a row without a sample keeps the base's bits.
+
+
+_ROWS = "Rows"
+_ROW_CALLS = (FORWARD, Call("forward, padded left", "forward", "left"), GREEDY)
+
+
+def rows_apart(bench: Bench) -> Law:
+    """The verdict on L4, which only a base that computes rows independently can have."""
+    if bench.rows < 2:
+        return not_applicable("L4", _ROWS, "the inputs have a single row")
+    if mixes := _base_mixes(bench):
+        if not bench.model.split_rows:
+            return not_applicable("L4", _ROWS, f"the base computes rows together: {mixes}")
+        detail = "the base computes rows together; rows without a sample ran apart"
+    else:
+        detail = "the base computes rows apart"
+    with loud(bench.model):
+        calls = bench.possible(*_ROW_CALLS)
+        findings = [found for call in calls for found in _mixed(bench, call)]
+    return judged("L4", _ROWS, f"{detail}; {3 * len(calls)} mixed batches", findings)
+
+
+def _base_mixes(bench: Bench) -> str:
+    """Where a row of the base changes with the words of another row; empty if nowhere."""
+    last = bench.rows - 1
+    for call in bench.possible(*_ROW_CALLS):
+        before = bench.bare(call)
+        for other, kept in ((last, 0), (0, last)):
+            batch = bench.batches[call.batch]
+            changed = with_other_words(bench.model.base, batch, other)
+            with bench.bared():
+                inputs = call.inputs({call.batch: changed})
+                after = outcome(bench.base_method(call), inputs, call.mode)
+            if found := difference(_row(bench, after, kept), _row(bench, before, kept), "alone it"):
+                return f"in {call.name}, with other words in row {other}, {found}"
+    return ""
+
+
+def _row(bench: Bench, seen: Outcome, row: int) -> Outcome:
+    return seen.rows([row], bench.rows)
+
+
+def _mixed(bench: Bench, call: Call) -> Iterator[str]:
+    """What is wrong where only the last row has a sample."""
+    base, last = bench.bare(call), bench.rows - 1
+    present = torch.arange(bench.rows) == last
+    for way, changes in _changes(bench, present).items():
+        seen = bench.on(call, **changes)
+        for row in range(last):
+            if found := _row_difference(bench, seen, base, row):
+                yield f"{call.name}, {way}: row {row} has no sample, but {found}"
+        if not _row_difference(bench, seen, base, last):
+            yield f"{call.name}, {way}: row {last} has a sample and did not change"
+
+
+def _row_difference(bench: Bench, seen: Outcome, base: Outcome, row: int) -> str:
+    """Of what both give: a call whose rows ran apart returns no cache."""
+    shared = seen.leaves.keys() & base.leaves.keys()
+    mine, silent = (
+        _row(bench, Outcome({path: given.leaves[path] for path in shared}, given.error), row)
+        for given in (seen, base)
+    )
+    return difference(mine, silent)
+
+
+def _changes(bench: Bench, present: Tensor) -> dict[str, dict[str, Any]]:
+    names = list(bench.model.modalities)
+    device = bench.samples[f"{names[0]}__{PRESENT}"].device
+    here = present.to(device)
+    absent = {f"{name}__{PRESENT}": here for name in names}
+    masked = {
+        key: value & here[:, None]
+        for key, value in bench.samples.items()
+        if value.dtype == torch.bool and value.ndim == 2
+    }
+    return {
+        "absent": absent,
+        "gate 0": {"gate": here.float()},
+        **({"every token masked": masked} if masked else {}),
+    }
+
+
+# A sense that is on in one thread is not heard in another, at the same moment.
+
+
+_THREADS = "Threads"
+_PATIENCE = 60.0  # seconds
+
+
+def threads_apart(bench: Bench) -> Law:
+    """Whether an off call is the base's while another thread is held inside an on call."""
+    expected = bench.bare(FORWARD)
+    with loud(bench.model), _held_inside(bench) as holder:
+        seen = {way: bench.off(FORWARD, way) for way in ("not given", "off()")}
+        direct = bench.run_base(FORWARD)
+    found = {way: difference(out, expected) for way, out in seen.items()}
+    found["the base called directly"] = difference(direct, expected)
+    findings = [
+        f"{way}, while another thread hears: {text}; the sense leaked between threads"
+        for way, text in found.items()
+        if text
+    ]
+    if holder.outcome.error:
+        findings.append(f"the thread that hears raised {holder.outcome.error}")
+    elif not difference(holder.outcome, expected):
+        findings.append("the thread that hears heard nothing")
+    return judged("", _THREADS, "off is the base while another thread hears", findings)
+
+
+class _Holder:
+    """A thread that makes an on call and waits inside it, in the last hooked layer."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.outcome = bench, Outcome({}, "it never ended")
+        self.inside, self.leave = threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=self._call, daemon=True)
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        if threading.current_thread() is self.thread:
+            self.inside.set()
+            self.leave.wait(_PATIENCE)
+
+    def _call(self) -> None:
+        try:
+            self.outcome = self.bench.on(FORWARD)
+        finally:
+            self.inside.set()
+
+
+@contextmanager
+def _held_inside(bench: Bench) -> Iterator[_Holder]:
+    holder = _Holder(bench)
+    layers = bench.model.stack.of(bench.model.base)
+    fused = max(max(bench.model.modality(n).fusion.layers) for n in bench.model.modalities)
+    handle = layers[fused].register_forward_pre_hook(holder)
+    try:
+        holder.thread.start()
+        holder.inside.wait(_PATIENCE)
+        yield holder
+    finally:
+        holder.leave.set()
+        holder.thread.join(_PATIENCE)
+        handle.remove()
+
+
+# L1: nothing of the base has changed since it was wrapped, nor did the calls change it.
+
+
+def digests(base: nn.Module) -> dict[str, str]:
+    """SHA-256 of every parameter and buffer, also of those that are not saved.
+
+    Offloaded ones have none: their bits are not here.
+    """
+    tensors = dict(base.named_parameters()) | dict(base.named_buffers())
+    here = {path: tensor for path, tensor in tensors.items() if not tensor.is_meta}
+    with ThreadPoolExecutor() as pool:  # hashlib lets go of the interpreter lock
+        return dict(zip(here, pool.map(_digest, here.values()), strict=True))
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(integers(tensor).cpu().numpy().data).hexdigest()
+
+
+def untouched(
+    base: nn.Module,
+    seal: Seal,
+    found: list[str],
+    before: Mapping[str, str],
+    identity: Mapping[str, str],
+) -> Law:
+    """The verdict on L1.
+
+    Args:
+        base: after the calls.
+        seal: of the base.
+        found: how it differs from its seal, before and after the calls.
+        before: its digests before the calls.
+        identity: its fingerprints after the calls.
+    """
+    after = digests(base)
+    findings = list(dict.fromkeys(found))
+    findings += [
+        f"tensor `{path}` changed during the calls"
+        for path in sorted(before.keys() | after.keys())
+        if before.get(path) != after.get(path)
+    ]
+    if seal.identity is not None:
+        findings += [
+            f"{what} of the base are not those that the adapter was made for"
+            for part, what in {"weights": "the weights", "tokenizer": "the words"}.items()
+            if identity[part] and identity[part] != seal.identity[part]
+        ]
+    return judged("L1", "Untouched", _untouched_detail(seal, after, base), findings)
+
+
+def _untouched_detail(seal: Seal, after: Mapping[str, str], base: nn.Module) -> str:
+    offloaded = len(list(base.named_parameters())) + len(list(base.named_buffers())) - len(after)
+    parts = [
+        f"{len(after)} tensors hashed before and after",
+        f"{len(seal.modules)} modules and {len(seal.settings)} settings as when it was wrapped",
+    ]
+    if seal.identity is not None:
+        parts.append("weights as recorded with the adapter")
+    if offloaded:
+        parts.append(f"{offloaded} offloaded tensors by shape alone")
+    return "; ".join(parts)
