@@ -22,7 +22,7 @@ from safe_framework.data.examples import read_examples
 from safe_framework.evaluation.answers import inputs
 from safe_framework.runs.run import ADAPTER, CHECKPOINTS
 from safe_framework.training.retention.counterfactual import RetentionExamples
-from safe_framework.training.setup import frame_stores, retention_of
+from safe_framework.training.setup import frame_stores, make_retention
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def null_space_change(run: Path) -> dict[str, dict[str, float]]:
     train = read_examples(files["train"], encoders, prompt)
     test = read_examples(files["test"], encoders, prompt)
     stores = frame_stores(model, recipe)
-    retention = retention_of(model, recipe, train, stores, model.tokenizer.eos_token_id)
+    retention = make_retention(model, recipe, train, stores, model.tokenizer.eos_token_id)
     assert retention is not None
     texts = RetentionExamples(retention, retention.methods[0].method.counterfactual)
     task = [inputs(model, [row.prompt], [row.samples]) for row in test]

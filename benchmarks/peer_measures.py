@@ -25,7 +25,7 @@ from safe_framework.evaluation.encoder_cache import encoded_once
 from safe_framework.evaluation.metrics import Estimate, bootstrap, exact_match
 from safe_framework.evaluation.retention import gate_zero, retention
 from safe_framework.pretrained.base_model import load_base
-from safe_framework.training.batches import carry
+from safe_framework.training.batches import modality_columns
 from safe_framework.utils.progress import WorkProgress
 from safe_framework.utils.tensors import same_bits
 
@@ -147,7 +147,9 @@ def latencies(model: Any, name: str, sample: Any, texts: Sequence[str]) -> dict[
     ids = torch.tensor([words[: min(WORDS, room)]])
     plain = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     plain = send_to_device(plain, model.device)
-    given = plain | send_to_device(carry(name, [frames], frames.values.shape[-1]), model.device)
+    given = plain | send_to_device(
+        modality_columns(name, [frames], frames.values.shape[-1]), model.device
+    )
     base, ours = _timed(model.base.generate, plain), _timed(model.generate, given)
     rounds = [(base(), ours()) for _ in range(REPEATS + 1)][1:]  # the first warms up
     alone, heard = (

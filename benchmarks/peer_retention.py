@@ -20,7 +20,7 @@ from safe_framework.config.schema import Recipe
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.interfaces.retention import RetentionRegularizer
 from safe_framework.interfaces.types import Frames
-from safe_framework.training.batches import attention_mask, carry, pad_right
+from safe_framework.training.batches import attention_mask, modality_columns, pad_right
 from safe_framework.training.retention.counterfactual import Stores, distractor_pools
 from safe_framework.training.sampling import TextOrder, generator
 
@@ -133,7 +133,7 @@ class Distilled(PeerRetention):
         given = dict(plain)
         if frames is not None:
             dim = self.model.modality(self.model.name).encoder.dim
-            given |= carry(self.model.name, frames, dim)
+            given |= modality_columns(self.model.name, frames, dim)
         plain, given, mask = send_to_device((plain, given, mask), self.model.device)
         with torch.no_grad(), self.model.off():
             wanted = self.model(**plain, use_cache=False).logits

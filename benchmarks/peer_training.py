@@ -22,11 +22,11 @@ from safe_framework.core.model import SafeModel
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.training import distributed
 from safe_framework.training.alignment import Alignment, prepare_projectors
-from safe_framework.training.batches import AnswerCollator, TokenizedExample, marked_ids
+from safe_framework.training.batches import AnswerCollator, TokenizedExample, token_ids
 from safe_framework.training.objective import answer_loss, check_finite
-from safe_framework.training.sampling import run_order
+from safe_framework.training.sampling import training_order
 from safe_framework.training.setup import encode_examples, frame_stores
-from safe_framework.training.train import make_ready
+from safe_framework.training.train import prepare_training
 from safe_framework.utils.progress import WorkProgress
 
 
@@ -68,12 +68,12 @@ def train_safe(recipe: Recipe, data: RecipeData, folder: Path, progress: WorkPro
     """What ``safe run`` trains from a recipe."""
     model = build(recipe, device=distributed.device())
     examples = data.examples("train", _encoders(model))
-    ready, clock = make_ready(model, recipe, examples, folder, progress, data), Clock()
+    ready, clock = prepare_training(model, recipe, examples, folder, progress, data), Clock()
     trainer = ready.trainer
     prepare_projectors(model, recipe, trainer.examples, ready.alignment, progress)
     if trainer.retention is not None:
         trainer.retention.begin(folder, resumed=False, progress=progress)
-    trainer.warm(progress)
+    trainer.precompute(progress)
     trainer.add_callback(clock)
     try:
         trainer.train()
@@ -104,7 +104,7 @@ def train_peer(
     alignment = Alignment(safe, [example.answer for example in examples])
     prepare_projectors(safe, recipe, tokenized, alignment, progress)
     spec = recipe.training
-    texts = [marked_ids(safe.tokenizer, text, (), None) for text in data.texts("retention")]
+    texts = [token_ids(safe.tokenizer, text, (), None) for text in data.texts("retention")]
     fisher = fisher_of(safe.base, texts, spec.seed) if arm.retention == "ewc" else {}
     torch.manual_seed(spec.seed)
     assert arm.base is not None
@@ -152,7 +152,7 @@ class PeerLoop:
         spec = self.spec
         dim = model.modality(model.name).encoder.dim
         self.collate = AnswerCollator({model.name: dim}, model.tokenizer.eos_token_id)
-        self.order = run_order(
+        self.order = training_order(
             [example.dataset for example in examples],
             [example.text for example in examples],
             spec.max_steps * spec.batch_size,

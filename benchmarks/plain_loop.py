@@ -19,7 +19,7 @@ from safe_framework.data.examples import Example
 from safe_framework.interfaces.types import Frames, Sample
 from safe_framework.training.alignment import Alignment
 from safe_framework.training.batches import IGNORED, TokenizedExample, attention_mask, pad_right
-from safe_framework.training.optimizer import trainable_groups
+from safe_framework.training.optimizer import parameter_groups
 from safe_framework.training.sampling import balanced_order, generator, shuffled_slice
 
 MODALITY = "audio"
@@ -57,7 +57,7 @@ class PlainLoop:
         self.temperature, self.weight = method.options["temperature"], method.weight
         count = spec.max_steps * spec.batch_size
         self.order = balanced_order(spec.seed, [one.text for one in tokenized], count)
-        groups = trainable_groups(
+        groups = parameter_groups(
             model, spec.projector_learning_rate, spec.fusion_learning_rate, spec.weight_decay
         )
         self.optimizer = torch.optim.AdamW(groups)

@@ -39,8 +39,8 @@ from safe_framework.evaluation.metrics import exact_match
 from safe_framework.runs.run import versions
 from safe_framework.training import distributed
 from safe_framework.training.alignment import prepare_projectors
-from safe_framework.training.batches import marked_ids
-from safe_framework.training.train import make_ready
+from safe_framework.training.batches import token_ids
+from safe_framework.training.train import prepare_training
 from safe_framework.utils.progress import WorkProgress
 
 ARMS = ("plain", "uncached", "cached")
@@ -124,11 +124,11 @@ def measure(
     watch = Watch(model, data, until, steps)
     progress, reading = WorkProgress(Console(quiet=True)), 0.0
     with tempfile.TemporaryDirectory() as folder:
-        ready = make_ready(model, recipe, examples, Path(folder), progress, data)
+        ready = prepare_training(model, recipe, examples, Path(folder), progress, data)
         trainer = ready.trainer
         prepare_projectors(model, recipe, trainer.examples, ready.alignment, progress)
         if arm == "plain":
-            texts = [marked_ids(model.tokenizer, t, (), None) for t in data.texts("retention")]
+            texts = [token_ids(model.tokenizer, t, (), None) for t in data.texts("retention")]
             foreign = data.samples("foreign", MODALITY, model.modality(MODALITY).encoder)
             _run(
                 PlainLoop(
@@ -137,7 +137,7 @@ def measure(
                 watch,
             )
         else:
-            reading = _seconds(lambda: trainer.warm(progress))
+            reading = _seconds(lambda: trainer.precompute(progress))
             trainer.add_callback(Steps(watch))
             trainer.train()
         ready.caches.close()

@@ -28,12 +28,16 @@ def _count(text: str) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from safe_framework.training.precompute import encode, warm_up, warm_up_in
+    from safe_framework.training.precompute import (
+        encode_samples,
+        precompute,
+        precompute_in_processes,
+    )
 
     if arguments.samples:
-        encode(arguments.recipe, quiet=arguments.quiet)
+        encode_samples(arguments.recipe, quiet=arguments.quiet)
         return 0
     if arguments.processes > 1:
-        return warm_up_in(arguments.processes, arguments.recipe, quiet=arguments.quiet)
-    warm_up(arguments.recipe, quiet=arguments.quiet)
+        return precompute_in_processes(arguments.processes, arguments.recipe, quiet=arguments.quiet)
+    precompute(arguments.recipe, quiet=arguments.quiet)
     return 0

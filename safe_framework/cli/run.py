@@ -32,6 +32,6 @@ def _run(arguments: argparse.Namespace) -> int:
     folder = run_recipe(
         arguments.recipe, output=arguments.output, resume=arguments.resume, quiet=arguments.quiet
     )
-    if distributed.is_first():
+    if distributed.is_main_process():
         print(folder)
     return 0

@@ -7,10 +7,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +19,9 @@ from safe_framework.core.layer_discovery import text_config
 from safe_framework.core.modality import Modality
 from safe_framework.errors import AdapterError
 from safe_framework.pretrained.probe_cache import recalled
+from safe_framework.utils.files import atomic_folder
 from safe_framework.utils.hashing import fingerprint, text_fingerprint, tokenizer_fingerprint
+from safe_framework.utils.tensors import cpu_copy
 from safe_framework.utils.versions import FRAMEWORK_VERSION
 
 if TYPE_CHECKING:
@@ -77,11 +76,6 @@ def sense_tensors(model: SafeModel) -> dict[str, Tensor]:
     return found
 
 
-def own_copy(tensor: Tensor) -> Tensor:
-    """A copy on the CPU that shares no memory, as safetensors wants it."""
-    return tensor.detach().cpu().contiguous().clone()
-
-
 def modality_tensors(modality: Modality) -> dict[str, Tensor]:
     """One modality's part of ``sense_tensors``."""
     rebuilt = {f"fusion.{name}" for name in modality.fusion.rebuilt}
@@ -112,42 +106,14 @@ def save_adapter(model: SafeModel, folder: Path, *, writes: bool = True) -> Path
         raise AdapterError(
             f"`{folder}` is not empty and holds no adapter", hint="choose another folder"
         )
-    write_folder(folder, lambda temporary: _write(model, config, temporary))
+    atomic_folder(folder, lambda temporary: _write(model, config, temporary), overwrite=True)
     return folder
-
-
-def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Fill a temporary folder beside ``folder``, then put it in its place.
-
-    What was there is moved aside and only deleted once the new folder is in place; if a writer
-    was killed between the two, it is put back.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for aside in folder.parent.glob(f".{folder.name}-*-old"):
-        if not folder.exists():
-            os.replace(aside, folder)
-    for left in folder.parent.glob(f".{folder.name}-*"):  # by a writer that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    old = temporary.with_name(f"{temporary.name}-old")
-    try:
-        write(temporary)
-        temporary.chmod(0o755)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(temporary, folder)
-    except BaseException:
-        if old.exists():
-            os.replace(old, folder)
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(model: SafeModel, config: Mapping[str, Any], folder: Path) -> None:
     from safetensors.torch import save_file
 
-    tensors = {key: own_copy(value) for key, value in sense_tensors(model).items()}
+    tensors = {key: cpu_copy(value) for key, value in sense_tensors(model).items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     if model.base_change is not None:
         model.base_change.write(model.base, folder)

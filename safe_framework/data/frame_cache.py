@@ -18,7 +18,7 @@ from torch import Tensor
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import PRESENT, Frames, Sample, all_real
-from safe_framework.utils.files import write_whole
+from safe_framework.utils.files import atomic_write
 from safe_framework.utils.hashing import fingerprint, text_fingerprint
 
 Progress = Callable[[str, int, int], None]
@@ -144,7 +144,7 @@ def _write(path: Path, values: Tensor, mask: Tensor, place: str) -> None:
     held = {"frames": torch.where(mask.unsqueeze(-1), values, 0.0).contiguous()}
     if not mask.all():
         held["mask"] = mask.contiguous()
-    write_whole(path, save(held))
+    atomic_write(path, save(held))
 
 
 # Samples whose encoder trains: prepared with their batch, and encoded anew in each step.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.errors import DataError
+from safe_framework.utils.files import atomic_write
+from safe_framework.utils.tensors import cpu_copy
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
@@ -202,16 +203,11 @@ class RetentionStore:
         return load_file(self.path)
 
     def _write(self, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
-        """Rename a whole file into place, so that a kill leaves none that is half."""
         from safetensors.torch import save_file
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
-        copies = {
-            name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
-        }
-        save_file(copies, part, metadata={**facts, "start": self.start or ""})
-        os.replace(part, self.path)
+        copies = {name: cpu_copy(tensor) for name, tensor in tensors.items()}
+        metadata = {**facts, "start": self.start or ""}
+        atomic_write(self.path, lambda part: save_file(copies, part, metadata=metadata))
 
     def _refuse_stale(self, facts: Mapping[str, str]) -> None:
         from safetensors import safe_open

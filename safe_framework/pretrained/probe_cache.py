@@ -21,7 +21,7 @@ import attrs
 from torch import nn
 
 from safe_framework.errors import CheckpointError
-from safe_framework.utils.files import write_whole
+from safe_framework.utils.files import atomic_write
 from safe_framework.utils.hashing import text_fingerprint
 from safe_framework.utils.versions import FRAMEWORK_VERSION
 
@@ -165,7 +165,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _keep(known: Recollection) -> None:
     try:
-        write_whole(known.path, json.dumps(known.facts).encode())
+        atomic_write(known.path, json.dumps(known.facts).encode())
         kept = sorted(known.path.parent.glob("*.json"), key=os.path.getmtime)
         for path in kept[:-_MOST_KEPT]:
             path.unlink(missing_ok=True)

@@ -77,13 +77,13 @@ def run_recipe(
     recipe = read_recipe(source)
     _check_data(recipe)
     folder = output or Path("runs") / Path(recipe.source).stem
-    with distributed.joined() as sharding:
-        if distributed.is_first():
+    with distributed.distributed_context() as sharding:
+        if distributed.is_main_process():
             _claim(folder, recipe, resume)
-        distributed.wait()
-        console = Console(quiet=quiet or not distributed.is_first(), stderr=False)
+        distributed.barrier()
+        console = Console(quiet=quiet or not distributed.is_main_process(), stderr=False)
         _run(recipe, folder, console, resume=resume, sharding=sharding)
-        distributed.wait()
+        distributed.barrier()
     return folder
 
 
@@ -91,8 +91,8 @@ def _run(
     recipe: Recipe, folder: Path, console: Console, *, resume: bool, sharding: Sharding | None
 ) -> None:
     """Everything that each of the processes does."""
-    clock, writes = Clock(), distributed.is_first()
-    if (count := distributed.count()) > 1:
+    clock, writes = Clock(), distributed.is_main_process()
+    if (count := distributed.world_size()) > 1:
         shared = ", which share the base's layers" if sharding else ""
         console.print(f"{count} processes{shared}", highlight=False)
     with WorkProgress(console).showing() as progress:

@@ -23,7 +23,7 @@ from safe_framework.data.frame_cache import Row, inputs_of, stack
 from safe_framework.errors import DataError
 from safe_framework.evaluation.alignment import answer_embeddings
 from safe_framework.interfaces.types import Frames, Tokens
-from safe_framework.training.batches import TokenizedExample, carry
+from safe_framework.training.batches import TokenizedExample, modality_columns
 from safe_framework.utils.progress import WorkProgress
 
 LABEL = "aligning the projector"
@@ -109,7 +109,7 @@ class Alignment:
 
 
 @attrs.frozen(eq=False)
-class Aligned:
+class AlignmentStage:
     """What the stage trains.
 
     Attributes:
@@ -127,7 +127,7 @@ class Aligned:
 
 
 def align(
-    aligned: Aligned,
+    aligned: AlignmentStage,
     alignment: Alignment,
     answers: Sequence[str],
     spec: TrainingSpec,
@@ -202,7 +202,7 @@ def prepare_projectors(
 
 def frames_of(modality: Modality, rows: Sequence[Row], device: torch.device) -> Frames:
     """Frames of some rows as one batch; those of an encoder that trains are computed now."""
-    batch = carry(modality.name, rows, modality.encoder.dim)
+    batch = modality_columns(modality.name, rows, modality.encoder.dim)
     inputs = inputs_of(modality.name, batch)
     return modality.encode({key: value.to(device) for key, value in inputs.items()})
 
@@ -227,11 +227,11 @@ def _aligned(
     first: Frames,
     device: torch.device,
     spec: TrainingSpec,
-) -> Aligned:
+) -> AlignmentStage:
     """What alignment trains, and how it comes by frames."""
     rates: dict[nn.Module, float] = {modality.projector: spec.align_learning_rate}
     if not modality.encoder_trains:
-        return Aligned(modality.projector, first.rows, rates)
+        return AlignmentStage(modality.projector, first.rows, rates)
     rate = spec.encoder_learning_rate
     rates[modality.encoder] = spec.align_learning_rate if rate is None else rate
 
@@ -239,4 +239,4 @@ def _aligned(
         """The frames of chosen rows."""
         return frames_of(modality, [rows[row] for row in chosen.tolist()], device)
 
-    return Aligned(modality.projector, read, rates, batch=spec.batch_size)
+    return AlignmentStage(modality.projector, read, rates, batch=spec.batch_size)

@@ -57,7 +57,7 @@ def tokenize(
     Raises:
         DataError: the answer has no tokens.
     """
-    prompt = marked_ids(tokenizer, example.prompt, frames, markers)
+    prompt = token_ids(tokenizer, example.prompt, frames, markers)
     answer = tokenizer(example.answer, add_special_tokens=False)["input_ids"]
     if not answer:
         raise DataError(f"{example.place}: the answer {example.answer!r} has no tokens")
@@ -66,7 +66,7 @@ def tokenize(
     return TokenizedExample(prompt, ended, example.answer, frames, example.dataset, classes)
 
 
-def marked_ids(
+def token_ids(
     tokenizer: Any, text: str, present: Collection[str], markers: MarkerText | None
 ) -> list[int]:
     """Token ids of a text, with the markers of the modalities that it has a sample of."""
@@ -88,7 +88,7 @@ def attention_mask(rows: Sequence[Sequence[int]]) -> Tensor:
     return pad_right([[1] * len(row) for row in rows], 0)
 
 
-def carry(name: str, rows: Sequence[Row | None], dim: int) -> dict[str, Tensor]:
+def modality_columns(name: str, rows: Sequence[Row | None], dim: int) -> dict[str, Tensor]:
     """The part of a batch that carries modality ``name``: finished frames of width ``dim``.
 
     Where the encoder trains, what it has prepared of the samples instead.
@@ -129,7 +129,7 @@ class AnswerCollator:
             **class_columns(examples, max(map(len, rows))),
         }
         for name, dim in self.dims.items():
-            batch.update(carry(name, [e.frames.get(name) for e in examples], dim))
+            batch.update(modality_columns(name, [e.frames.get(name) for e in examples], dim))
         return batch
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
 from safe_framework.training.sampling import balanced_order, shuffled_slice
-from safe_framework.training.schedules import Dials, Factors
+from safe_framework.training.schedules import Scales, TrainingScales
 
 if TYPE_CHECKING:
     from safe_framework.config.schema import StageSpec, TrainingSpec, UntilSpec
@@ -32,7 +32,7 @@ class Curriculum:
         members: for each stage, the places of its examples among all that are trained on.
         answers: of all examples that are trained on.
         spec: the recipe's ``[training]``.
-        dials: turned at each change of stage.
+        scales: turned at each change of stage.
 
     Attributes:
         starts: the step at which each stage that was entered began.
@@ -44,10 +44,10 @@ class Curriculum:
         members: Sequence[Sequence[int]],
         answers: Sequence[str],
         spec: TrainingSpec,
-        dials: Dials,
+        scales: TrainingScales,
     ) -> None:
         self.stages, self.members, self.answers = stages, members, answers
-        self.spec, self.dials = spec, dials
+        self.spec, self.scales = spec, scales
         self.starts = [0]
         self._orders: dict[int, list[int]] = {}
         self._turn()
@@ -95,7 +95,7 @@ class Curriculum:
         if self.number == len(self.stages) - 1:
             return False
         over = stage.steps is not None and step - self.starts[-1] >= stage.steps
-        if not (over or (stage.until and measured and reached(stage.until, measured))):
+        if not (over or (stage.until and measured and is_reached(stage.until, measured))):
             return False
         self.starts.append(step)
         self._turn()
@@ -103,7 +103,7 @@ class Curriculum:
 
     def _turn(self) -> None:
         stage = self.stages[self.number]
-        self.dials.stage = Factors(stage.learning_rate, stage.retention_weight)
+        self.scales.stage = Scales(stage.learning_rate, stage.retention_weight)
 
     def keep(self, checkpoint: Path) -> None:
         """Write into a checkpoint where the run is."""
@@ -116,7 +116,7 @@ class Curriculum:
         self._turn()
 
 
-def reached(until: UntilSpec, measured: Mapping[str, float]) -> bool:
+def is_reached(until: UntilSpec, measured: Mapping[str, float]) -> bool:
     """Whether all that a stage waits for was measured."""
     wanted = {key: getattr(until, key) for key in ("accuracy", "retention", "task_loss")}
     return all(
@@ -126,7 +126,9 @@ def reached(until: UntilSpec, measured: Mapping[str, float]) -> bool:
     )
 
 
-def members_of(stage: StageSpec, examples: Sequence[Example], places: Sequence[int]) -> list[int]:
+def stage_indices(
+    stage: StageSpec, examples: Sequence[Example], places: Sequence[int]
+) -> list[int]:
     """Those of some places whose examples have the fields that a stage wants.
 
     Raises:

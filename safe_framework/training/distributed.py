@@ -36,7 +36,7 @@ from safe_framework.interfaces.types import Frames, Sample
 # of a sense would have none to give for its parts, and all would wait forever; so it gives zeros.
 
 
-class _Held(torch.autograd.Function):
+class _TouchParameters(torch.autograd.Function):
     """The same bits, and a zero gradient for each parameter."""
 
     @staticmethod
@@ -51,7 +51,7 @@ class _Held(torch.autograd.Function):
         return gradient, *(p.new_zeros(()).expand_as(p) for p in context.parameters)
 
 
-def hold(value: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
+def touch_parameters(value: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
     """``value``, bit for bit, on which every parameter depends with a gradient of zero.
 
     >>> parameter = nn.Parameter(torch.tensor([float("inf")]))
@@ -59,7 +59,7 @@ def hold(value: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
     >>> parameter.grad
     tensor([0.])
     """
-    held: Tensor = _Held.apply(value, *parameters)  # type: ignore[no-untyped-call]  # torch's own
+    held: Tensor = _TouchParameters.apply(value, *parameters)  # type: ignore[no-untyped-call]  # torch's own
     return held
 
 
@@ -93,7 +93,7 @@ class Sharding:
 
 
 @contextmanager
-def sharding_wanted() -> Iterator[Sharding | None]:
+def requested_sharding() -> Iterator[Sharding | None]:
     """What ``accelerate launch`` was told of FSDP, which Accelerate does not see in the block.
 
     Raises:
@@ -146,14 +146,14 @@ def shard_layers(model: SafeModel, sharding: Sharding, device: torch.device) -> 
     if any(parameter.requires_grad for parameter in layers.parameters()):
         raise SafeError("layers that train cannot be shared out", hint="launch without FSDP")
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    lowest = layers[lowest_changed(model)]
-    handle = lowest.register_forward_pre_hook(_Descent(model), with_kwargs=True)
+    lowest = layers[lowest_fused_layer(model)]
+    handle = lowest.register_forward_pre_hook(_RequireGradient(model), with_kwargs=True)
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=sharding.reshard)
     return handle
 
 
-def lowest_changed(model: SafeModel) -> int:
+def lowest_fused_layer(model: SafeModel) -> int:
     """The lowest layer whose input some sense can change; 0 where one has markers."""
     modalities = [model.modality(name) for name in model.modalities]
     if any(modality.markers is not None for modality in modalities):
@@ -161,7 +161,7 @@ def lowest_changed(model: SafeModel) -> int:
     return min(layer for modality in modalities for layer in modality.fusion.layers)
 
 
-class _Descent:
+class _RequireGradient:
     """A pre-hook that makes a layer's hidden states depend on the adapters, by zero."""
 
     def __init__(self, model: SafeModel) -> None:
@@ -173,7 +173,7 @@ class _Descent:
         hidden = hidden_of(args, kwargs)
         if not torch.is_grad_enabled() or not isinstance(hidden, Tensor) or hidden.requires_grad:
             return None
-        return with_hidden(args, kwargs, hold(hidden, self.parameters))
+        return with_hidden(args, kwargs, touch_parameters(hidden, self.parameters))
 
 
 # The equal parts in which a step is computed: by devices, and by each device one after another.
@@ -186,7 +186,7 @@ _Row = TypeVar("_Row")
 
 
 @attrs.frozen
-class Part:
+class StepShard:
     """One part of a step.
 
     Attributes:
@@ -200,16 +200,16 @@ class Part:
     def of(self, rows: Sequence[_Row]) -> Sequence[_Row]:
         """This part's rows of the step's.
 
-        >>> [Part(number, 2).of("abcd") for number in range(2)]
+        >>> [StepShard(number, 2).of("abcd") for number in range(2)]
         ['ac', 'bd']
         """
         return rows[self.number :: self.count]
 
 
-WHOLE = Part()
+WHOLE_STEP = StepShard()
 
 
-def rows_of_part(key: str, rows: int, devices: int, accumulation: int) -> int:
+def rows_per_shard(key: str, rows: int, devices: int, accumulation: int) -> int:
     """How many of a step's ``rows`` are in each part.
 
     Args:
@@ -242,7 +242,7 @@ _APART = 1_000_003
 
 
 @contextmanager
-def joined() -> Iterator[Sharding | None]:
+def distributed_context() -> Iterator[Sharding | None]:
     """Within the block, this process is one of those that a launcher started, if one did.
 
     Yields:
@@ -255,7 +255,7 @@ def joined() -> Iterator[Sharding | None]:
         yield None
         return
     _check_devices(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    with sharding_wanted() as sharding:
+    with requested_sharding() as sharding:
         mine = not distributed.is_initialized()
         state = PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
         try:
@@ -276,12 +276,12 @@ def _check_devices(here: int) -> None:
         )
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that writes and prints; a process alone is."""
     return bool(PartialState().is_main_process)
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return int(PartialState().num_processes)
 
@@ -297,40 +297,40 @@ def device() -> torch.device:
     return found
 
 
-def wait() -> None:
+def barrier() -> None:
     """Go on when every process has come here."""
     PartialState().wait_for_everyone()
 
 
 @contextmanager
-def first_before_others() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """Let the first process do the block before any other, which will find what it left."""
     with PartialState().main_process_first():
         yield
 
 
-def agree(tensors: Iterable[Tensor]) -> None:
+def broadcast(tensors: Iterable[Tensor]) -> None:
     """Give every process the first one's tensors, in place."""
-    if count() > 1:
+    if world_size() > 1:
         for tensor in tensors:
             distributed.broadcast(tensor, src=0)
 
 
-def seed_apart(seed: int) -> None:
+def seed_processes(seed: int) -> None:
     """Let every process but the first draw other noise than it does."""
     if rank():
         torch.manual_seed(seed + _APART * rank())
 
 
-def shared_frames(
+def encode_shared(
     store: FrameCache | RawSampleStore,
     samples: Sequence[Sample],
     progress: Progress | None = None,
     places: Sequence[str] | None = None,
 ) -> Sequence[Frames | RawSample]:
     """``store.frames`` of samples that every process needs, each encoding some of them."""
-    if count() > 1:
-        mine = slice(rank(), None, count())
+    if world_size() > 1:
+        mine = slice(rank(), None, world_size())
         store.frames(samples[mine], progress, places[mine] if places else None)
-        wait()
+        barrier()
     return store.frames(samples, progress, places)

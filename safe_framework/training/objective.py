@@ -18,9 +18,9 @@ from safe_framework.training.batches import IGNORED
 from safe_framework.training.compute.activation_cache import Caches, TextStates
 from safe_framework.training.compute.calls import Call, LogitWords, Term, Words
 from safe_framework.training.compute.forward import Reader
-from safe_framework.training.distributed import Part, hold
+from safe_framework.training.distributed import StepShard, touch_parameters
 from safe_framework.training.retention.counterfactual import CounterfactualRetention
-from safe_framework.training.schedules import Dials
+from safe_framework.training.schedules import TrainingScales
 
 # The task's loss: what a batch asks of a model, and what its words are worth.
 
@@ -114,7 +114,7 @@ class Objective(nn.Module):
         align_weight: of the third.
         caches: what is kept of the frozen base; None keeps nothing.
         states: of the task's texts, among it.
-        dials: the factor on retention; None leaves it at 1.
+        scales: the factor on retention; None leaves it at 1.
         joins: whether calls of the model may be made as one.
     """
 
@@ -127,7 +127,7 @@ class Objective(nn.Module):
         *,
         caches: Caches | None = None,
         states: TextStates | None = None,
-        dials: Dials | None = None,
+        scales: TrainingScales | None = None,
         joins: bool = True,
     ) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Objective(nn.Module):
         self.alignment = alignment if align_weight else None
         self.align_weight = align_weight
         self.caches, self.states = caches, states
-        self.dials = dials or Dials()
+        self.scales = scales or TrainingScales()
         self._ddp_params_and_buffers_to_ignore = _untrained(self)
 
     def forward(
@@ -145,14 +145,14 @@ class Objective(nn.Module):
         answers: Sequence[str],
         totals: Tensor,
         step: int,
-        part: Part,
+        part: StepShard,
     ) -> tuple[Tensor, Tensor]:
         """The loss of one part, and the task's and retention's share in it, (2,).
 
         Args:
             batch: the part's rows, with ``labels``.
             answers: of the rows, as they were written.
-            totals: of the whole step, as ``totals_of`` adds them up.
+            totals: of the whole step, as ``step_totals`` adds them up.
             step: how many came before.
             part: which part it is.
 
@@ -160,7 +160,7 @@ class Objective(nn.Module):
             FloatingPointError: a loss is NaN or infinite.
         """
         model, device = self.model, batch["input_ids"].device
-        retention = self.retention if self.dials.retention else None
+        retention = self.retention if self.scales.retention else None
         terms = [self._task(batch, totals[0])]
         if retention is not None:
             terms += retention.terms(step, device, part)
@@ -170,13 +170,13 @@ class Objective(nn.Module):
         kept = torch.zeros((), device=device)
         if retention is not None:
             kept = sum(penalties, retention.parameter_loss(device, part))
-            kept = check_finite(self.dials.retention * kept, "retention loss", step)
+            kept = check_finite(self.scales.retention * kept, "retention loss", step)
         loss = task + kept
         if self.alignment is not None:
             present = dict(zip(model.modalities, totals[1:], strict=True))
             pulled = self.alignment.batch_loss(model, batch, answers, present)
             loss = loss + self.align_weight * pulled
-        held = hold(loss, model.trainable_parameters().values())
+        held = touch_parameters(loss, model.trainable_parameters().values())
         return held, torch.stack([task.detach(), kept.detach()])
 
     def _task(self, batch: Mapping[str, Tensor], count: Tensor) -> Term:
@@ -187,7 +187,7 @@ class Objective(nn.Module):
         return Term(call, partial(answers.loss, count=count))
 
 
-def totals_of(batches: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Tensor:
+def step_totals(batches: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Tensor:
     """What the task's mean is over, and rows with a sample of each modality, (1 + modalities,)."""
     counts = [
         [_scored(batch), *(int(batch[f"{name}__present"].sum()) for name in names)]

@@ -16,7 +16,7 @@ def make_optimizer(
     model: SafeModel, spec: TrainingSpec, retention: CounterfactualRetention | None
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101); retention may constrain each step."""
-    groups = trainable_groups(
+    groups = parameter_groups(
         model,
         spec.projector_learning_rate,
         spec.fusion_learning_rate,
@@ -29,7 +29,7 @@ def make_optimizer(
     return optimizer
 
 
-def trainable_groups(
+def parameter_groups(
     model: SafeModel,
     projector_rate: float,
     fusion_rate: float,

@@ -16,13 +16,13 @@ from safe_framework.core.model import SafeModel
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.training import distributed
-from safe_framework.training.setup import encode_examples, frame_stores, retention_of
-from safe_framework.training.splits import plan_of
-from safe_framework.training.train import make_ready
+from safe_framework.training.setup import encode_examples, frame_stores, make_retention
+from safe_framework.training.splits import split_data
+from safe_framework.training.train import prepare_training
 from safe_framework.utils.progress import WorkProgress
 
 
-def warm_up(source: str, *, quiet: bool = False) -> None:
+def precompute(source: str, *, quiet: bool = False) -> None:
     """Encode every sample of a recipe's training, and read its texts with the frozen base.
 
     Args:
@@ -38,29 +38,29 @@ def warm_up(source: str, *, quiet: bool = False) -> None:
         model, data = build(recipe, device=distributed.device()), RecipeData(recipe)
         examples = data.examples("train", _encoders(model))
         with tempfile.TemporaryDirectory() as folder:
-            ready = make_ready(model, recipe, examples, Path(folder), progress, data)
+            ready = prepare_training(model, recipe, examples, Path(folder), progress, data)
             try:
-                ready.trainer.warm(progress)
+                ready.trainer.precompute(progress)
             finally:
                 ready.caches.close()
 
 
-def encode(source: str, *, quiet: bool = False) -> None:
+def encode_samples(source: str, *, quiet: bool = False) -> None:
     """Encode the samples alone, shared out among the processes of a launcher."""
     recipe = read_recipe(source)
-    with distributed.joined():
-        console = Console(quiet=quiet or not distributed.is_first())
+    with distributed.distributed_context():
+        console = Console(quiet=quiet or not distributed.is_main_process())
         with WorkProgress(console).showing() as progress:
             model, data = build(recipe, device=distributed.device()), RecipeData(recipe)
             encoders, stores = _encoders(model), frame_stores(model, recipe)
-            plan = plan_of(recipe, data.examples("train", encoders), data, encoders)
-            encode_examples(model, [*plan.examples, *plan.held], stores, progress)
+            split = split_data(recipe, data.examples("train", encoders), data, encoders)
+            encode_examples(model, [*split.examples, *split.held_out], stores, progress)
             pad = model.tokenizer.eos_token_id
-            retention_of(model, recipe, plan.examples, stores, pad, data)
+            make_retention(model, recipe, split.examples, stores, pad, data)
 
 
-def warm_up_in(count: int, source: str, *, quiet: bool = False) -> int:
-    """``warm_up``, with the samples encoded by ``count`` new processes; the exit code."""
+def precompute_in_processes(count: int, source: str, *, quiet: bool = False) -> int:
+    """``precompute``, with the samples encoded by ``count`` new processes; the exit code."""
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     words += ["-m", "safe_framework.cli", "cache", source, "--samples"]
     threads = str(max(1, (os.cpu_count() or 1) // count))
@@ -68,7 +68,7 @@ def warm_up_in(count: int, source: str, *, quiet: bool = False) -> int:
     launched = [sys.executable, *words, *(["--quiet"] if quiet else [])]
     code = subprocess.run(launched, env=environment, check=False).returncode
     if code == 0:
-        warm_up(source, quiet=quiet)
+        precompute(source, quiet=quiet)
     return code
 
 

@@ -117,7 +117,7 @@ class TextOrder:
 _APART = 1_000_003  # between the seeds of two datasets, beyond any number of answers
 
 
-def run_order(
+def training_order(
     datasets: Sequence[str],
     answers: Sequence[str],
     count: int,
@@ -138,7 +138,7 @@ def run_order(
     """
     names = list(dict.fromkeys(datasets))
     members = {name: [i for i, own in enumerate(datasets) if own == name] for name in names}
-    turns = shares([(weights or {}).get(name, 1.0) for name in names], count)
+    turns = weighted_turns([(weights or {}).get(name, 1.0) for name in names], count)
     readers = []
     for number, name in enumerate(names):
         own, drawn = seed + number * _APART, turns.count(number)
@@ -150,7 +150,7 @@ def run_order(
     return [next(readers[turn]) for turn in turns]
 
 
-def shares(weights: Sequence[float], count: int) -> list[int]:
+def weighted_turns(weights: Sequence[float], count: int) -> list[int]:
     """Whose turn it is ``count`` times, such that any beginning is shared out by weight.
 
     Whoever is furthest behind its share is next; the first of equals.

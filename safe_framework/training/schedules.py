@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @attrs.define
-class Factors:
+class Scales:
     """What one part of training multiplies by.
 
     Attributes:
@@ -28,7 +28,7 @@ class Factors:
 
 
 @attrs.define
-class Dials:
+class TrainingScales:
     """The factors of all who may turn them.
 
     Attributes:
@@ -36,8 +36,8 @@ class Dials:
         monitor: of the retention monitor.
     """
 
-    stage: Factors = attrs.field(factory=Factors)
-    monitor: Factors = attrs.field(factory=Factors)
+    stage: Scales = attrs.field(factory=Scales)
+    monitor: Scales = attrs.field(factory=Scales)
 
     @property
     def rate(self) -> float:
@@ -50,15 +50,15 @@ class Dials:
         return self.stage.retention * self.monitor.retention
 
 
-class RateDial(TrainerCallback):
+class LearningRateScaler(TrainerCallback):
     """Turns the rates around each optimizer step, so that the schedule's own stay what they are.
 
     Args:
-        dials: read before each step.
+        scales: read before each step.
     """
 
-    def __init__(self, dials: Dials) -> None:
-        self.dials = dials
+    def __init__(self, scales: TrainingScales) -> None:
+        self.scales = scales
         self._own: list[float] = []
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -66,7 +66,7 @@ class RateDial(TrainerCallback):
         groups = kwargs["optimizer"].param_groups
         self._own = [group["lr"] for group in groups]
         for group in groups:
-            group["lr"] = group["lr"] * self.dials.rate
+            group["lr"] = group["lr"] * self.scales.rate
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the scheduled rates back."""

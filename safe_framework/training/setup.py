@@ -16,7 +16,7 @@ from safe_framework.errors import DataError
 from safe_framework.interfaces.types import Sample
 from safe_framework.pretrained.location import cache_folder
 from safe_framework.training import distributed
-from safe_framework.training.batches import AnswerCollator, TokenizedExample, marked_ids, tokenize
+from safe_framework.training.batches import AnswerCollator, TokenizedExample, token_ids, tokenize
 from safe_framework.training.compute.activation_cache import Caches
 from safe_framework.training.retention.counterfactual import (
     CounterfactualRetention,
@@ -42,7 +42,7 @@ def frame_stores(model: SafeModel, recipe: Recipe) -> Stores:
     return found
 
 
-def caches_of(
+def activation_caches(
     model: SafeModel, recipe: Recipe, examples: Sequence[TokenizedExample], pad: int
 ) -> Caches:
     """What a recipe lets training keep of the frozen base."""
@@ -66,14 +66,14 @@ def encode_examples(
         having = [i for i, example in enumerate(examples) if name in example.samples]
         samples = [examples[i].samples[name] for i in having]
         places = [examples[i].place for i in having]
-        encoded: Sequence[Row] = distributed.shared_frames(store, samples, progress, places)
+        encoded: Sequence[Row] = distributed.encode_shared(store, samples, progress, places)
         for i, one in zip(having, encoded, strict=True):
             frames[i][name] = one
     markers = model.processor.markers
     return [tokenize(model.tokenizer, e, f, markers) for e, f in zip(examples, frames, strict=True)]
 
 
-def retention_of(
+def make_retention(
     model: SafeModel,
     recipe: Recipe,
     examples: Sequence[Example],
@@ -112,13 +112,13 @@ def retention_of(
     return CounterfactualRetention(
         model,
         methods,
-        [marked_ids(model.tokenizer, text, (), markers) for text in texts],
+        [token_ids(model.tokenizer, text, (), markers) for text in texts],
         distractor_pools(sorted(wanted), samples, stores, spec.seed, foreign),
         kinds=[k for e in methods if e.method.every_step for k in e.method.counterfactual],
         batch_size=spec.retention_batch_size,
         seed=spec.seed,
         pad=pad,
-        marked=[marked_ids(model.tokenizer, text, names, markers) for text in texts],
+        marked=[token_ids(model.tokenizer, text, names, markers) for text in texts],
         caches=caches,
         grouped=spec.group_by_length,
     )

@@ -14,37 +14,37 @@ from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import DataError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
-from safe_framework.training.curriculum import members_of
+from safe_framework.training.curriculum import stage_indices
 from safe_framework.training.sampling import shuffled_slice
 
 _Item = TypeVar("_Item")
 
 
 @attrs.frozen(eq=False)
-class Plan:
+class DataSplit:
     """What is trained on, and what is measured on meanwhile.
 
     Attributes:
         examples: that are trained on, of all stages.
-        members: for each stage, the places of its own among them.
-        held: examples that the monitor measures gain on; none without a monitor.
+        members: for each stage, the indices of its own among them.
+        held_out: examples that the monitor measures gain on; none without a monitor.
         texts: that the monitor measures retention on; none without a monitor.
-        foreign: samples by modality, from outside the task, to put beside some of them.
+        foreign: samples by modality, from outside the task, to add to some of them.
     """
 
     examples: list[Example]
     members: tuple[list[int], ...] = ()
-    held: tuple[Example, ...] = ()
+    held_out: tuple[Example, ...] = ()
     texts: tuple[str, ...] = ()
     foreign: Mapping[str, Sequence[Sample]] = attrs.field(factory=dict)
 
 
-def plan_of(
+def split_data(
     recipe: Recipe,
     examples: Sequence[Example],
     data: RecipeData | None,
     encoders: dict[str, Encoder],
-) -> Plan:
+) -> DataSplit:
     """Divide a recipe's data.
 
     Args:
@@ -58,7 +58,7 @@ def plan_of(
     """
     every, parts = _stages(recipe, examples, data, encoders)
     if recipe.monitor is None:
-        return Plan(every, parts)
+        return DataSplit(every, parts)
     held, left = _held(recipe.monitor, recipe.training.seed, every, data, encoders)
     new = {old: place for place, old in enumerate(left)}
     members = tuple([new[place] for place in part if place in new] for part in parts)
@@ -75,7 +75,7 @@ def plan_of(
         if data is not None and "foreign_validation" in data.sources
     }
     trained = [every[place] for place in left]
-    return Plan(trained, members, tuple(held), tuple(texts), foreign)
+    return DataSplit(trained, members, tuple(held), tuple(texts), foreign)
 
 
 def _stages(
@@ -95,7 +95,7 @@ def _stages(
                 known[stage.train] = list(range(len(every), len(every) + len(found)))
                 every += found
             places = known[stage.train]
-        parts.append(members_of(stage, every, places))
+        parts.append(stage_indices(stage, every, places))
     return every, tuple(parts)
 
 
@@ -112,10 +112,10 @@ def _held(
         named = [one for one in data.examples("validation", encoders) if one.samples]
         if not named:
             raise DataError("no row of `validation` has a sample of any modality")
-        return [named[place] for place in spread(named, min(most, len(named)), seed)], list(
-            range(len(every))
-        )
-    places = spread(every, min(most, max(1, round(spec.held_out * len(every)))), seed)
+        return [
+            named[place] for place in balanced_subset(named, min(most, len(named)), seed)
+        ], list(range(len(every)))
+    places = balanced_subset(every, min(most, max(1, round(spec.held_out * len(every)))), seed)
     contents = {_content(every[place]) for place in places}
     left = [place for place, one in enumerate(every) if _content(one) not in contents]
     if not left or not places:
@@ -126,7 +126,7 @@ def _held(
     return [every[place] for place in places], left
 
 
-def spread(examples: Sequence[Example], count: int, seed: int) -> list[int]:
+def balanced_subset(examples: Sequence[Example], count: int, seed: int) -> list[int]:
     """Places of ``count`` examples with samples, each answer as often as it comes in all of them.
 
     Of examples with the same samples there is one: the others must not be trained on.
@@ -136,13 +136,13 @@ def spread(examples: Sequence[Example], count: int, seed: int) -> list[int]:
         if examples[place].samples:
             first.setdefault(_content(examples[place]), place)
     sorted_ = sorted(first.values(), key=lambda place: examples[place].answer)
-    return sorted(every_nth(sorted_, count))
+    return sorted(evenly_spaced(sorted_, count))
 
 
-def every_nth(items: Sequence[_Item], count: int) -> list[_Item]:
+def evenly_spaced(items: Sequence[_Item], count: int) -> list[_Item]:
     """``count`` of the items at equal distances; all of them if there are not so many.
 
-    >>> every_nth("abcdefgh", 3)
+    >>> evenly_spaced("abcdefgh", 3)
     ['b', 'e', 'g']
     """
     count = min(count, len(items))

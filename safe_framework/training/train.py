@@ -23,9 +23,14 @@ from safe_framework.training.compute.activation_cache import Caches
 from safe_framework.training.distributed import Sharding, shard_layers
 from safe_framework.training.monitor.callback import Watch, watch_of
 from safe_framework.training.schedules import GateSchedule
-from safe_framework.training.setup import caches_of, encode_examples, frame_stores, retention_of
-from safe_framework.training.splits import plan_of
-from safe_framework.training.trainer import SafeTrainer, arguments, latest_complete
+from safe_framework.training.setup import (
+    activation_caches,
+    encode_examples,
+    frame_stores,
+    make_retention,
+)
+from safe_framework.training.splits import split_data
+from safe_framework.training.trainer import SafeTrainer, latest_complete, training_arguments
 from safe_framework.utils.progress import WorkProgress
 
 Log = list[dict[str, Any]]
@@ -59,24 +64,24 @@ def train(
     Returns:
         What was logged: one row for each logging step, from the run's first step on.
     """
-    ready = make_ready(model, recipe, examples, folder, progress, data, sharding)
+    ready = prepare_training(model, recipe, examples, folder, progress, data, sharding)
     trainer, alignment = ready.trainer, ready.alignment
     retention, watch = trainer.retention, trainer.watch
-    with distributed.first_before_others():
+    with distributed.main_process_first():
         checkpoint = latest_complete(folder) if resume else None
     watch.begin(checkpoint)
     if checkpoint is None:
         prepare_projectors(model, recipe, trainer.examples, alignment, progress)
-        distributed.agree(adapter_tensors(model).values())
-        distributed.seed_apart(recipe.training.seed)
+        distributed.broadcast(adapter_tensors(model).values())
+        distributed.seed_processes(recipe.training.seed)
     elif watch.stopped:
         ready.caches.close()
         return _stopped(watch, checkpoint)
     if retention is not None:
-        with distributed.first_before_others():
+        with distributed.main_process_first():
             retention.begin(folder, resumed=checkpoint is not None, progress=progress)
-    with distributed.first_before_others():
-        trainer.warm(progress)
+    with distributed.main_process_first():
+        trainer.precompute(progress)
     try:
         with _as_asked(model, recipe, sharding):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -88,7 +93,7 @@ def train(
 
 
 @attrs.frozen(eq=False)
-class Ready:
+class PreparedTraining:
     """A trainer before its first step, and what was made for it.
 
     Attributes:
@@ -102,7 +107,7 @@ class Ready:
     caches: Caches
 
 
-def make_ready(
+def prepare_training(
     model: SafeModel,
     recipe: Recipe,
     examples: Sequence[Example],
@@ -110,29 +115,29 @@ def make_ready(
     progress: WorkProgress,
     data: RecipeData | None = None,
     sharding: Sharding | None = None,
-) -> Ready:
+) -> PreparedTraining:
     """The trainer of a recipe, with every sample encoded; the arguments are those of ``train``."""
     stores, pad = frame_stores(model, recipe), model.tokenizer.eos_token_id
     data = data or (RecipeData(recipe) if recipe.data else None)
     encoders = {name: model.modality(name).encoder for name in model.modalities}
-    plan = plan_of(recipe, examples, data, encoders)
-    tokenized = encode_examples(model, plan.examples, stores, progress)
-    alignment = Alignment(model, [example.answer for example in plan.examples])
-    caches = caches_of(model, recipe, tokenized, pad)
-    held = encode_examples(model, plan.held, stores, progress)
+    split = split_data(recipe, examples, data, encoders)
+    tokenized = encode_examples(model, split.examples, stores, progress)
+    alignment = Alignment(model, [example.answer for example in split.examples])
+    caches = activation_caches(model, recipe, tokenized, pad)
+    held = encode_examples(model, split.held_out, stores, progress)
     trainer = SafeTrainer(
         model,
-        arguments(recipe.training, folder),
+        training_arguments(recipe.training, folder),
         tokenized,
         recipe.training,
-        retention=retention_of(
-            model, recipe, plan.examples, stores, pad, data, caches, held_out=plan.texts
+        retention=make_retention(
+            model, recipe, split.examples, stores, pad, data, caches, held_out=split.texts
         ),
         alignment=alignment,
         caches=caches,
         pad=pad,
         sharded=sharding is not None,
-        watch=watch_of(model, recipe, plan, held, stores, folder.parent, progress),
+        watch=watch_of(model, recipe, split, held, stores, folder.parent, progress),
         weights=data.weights if data else None,
     )
     trainer.remove_callback(PrinterCallback)
@@ -141,7 +146,7 @@ def make_ready(
     trainer.add_callback(ProgressReport(progress))
     for note in caches.notes:
         progress.console.print(note, highlight=False)
-    return Ready(trainer, alignment, caches)
+    return PreparedTraining(trainer, alignment, caches)
 
 
 def _stopped(watch: Watch, checkpoint: Path) -> Log:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from safe_framework.config.schema import TrainingSpec
-from safe_framework.core.adapter import adapter_tensors, copy_tensors, own_copy
+from safe_framework.core.adapter import adapter_tensors, copy_tensors
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
 from safe_framework.interfaces.retention import Progress
@@ -24,12 +24,13 @@ from safe_framework.training import distributed
 from safe_framework.training.alignment import Alignment
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
 from safe_framework.training.compute.activation_cache import Caches
-from safe_framework.training.distributed import Part, average_gradients, rows_of_part
+from safe_framework.training.distributed import StepShard, average_gradients, rows_per_shard
 from safe_framework.training.monitor.callback import Watch
-from safe_framework.training.objective import Objective, totals_of
+from safe_framework.training.objective import Objective, step_totals
 from safe_framework.training.optimizer import make_optimizer
 from safe_framework.training.retention.counterfactual import CounterfactualRetention
-from safe_framework.training.sampling import FixedOrder, run_order
+from safe_framework.training.sampling import FixedOrder, training_order
+from safe_framework.utils.tensors import cpu_copy
 
 # Checkpoints that a kill at any moment cannot spoil: a marker is written last.
 
@@ -59,14 +60,14 @@ def latest_complete(folder: Path) -> Path | None:
 WEIGHTS = "adapter.safetensors"
 
 
-def arguments(spec: TrainingSpec, folder: Path) -> TrainingArguments:
+def training_arguments(spec: TrainingSpec, folder: Path) -> TrainingArguments:
     """The Trainer's arguments for a recipe's ``[training]``.
 
     Raises:
         SafeError: a step cannot be shared out evenly, or the tracker is not installed.
     """
     accumulation = spec.gradient_accumulation_steps
-    rows = rows_of_part("batch_size", spec.batch_size, distributed.count(), accumulation)
+    rows = rows_per_shard("batch_size", spec.batch_size, distributed.world_size(), accumulation)
     if spec.report_to != "none" and find_spec(spec.report_to) is None:
         raise SafeError(
             f"`report_to` names {spec.report_to}, which is not installed",
@@ -107,7 +108,7 @@ class SafeTrainer(Trainer):
 
     Args:
         model: its projectors and fusion adapters are trained.
-        args: as ``arguments`` makes them.
+        args: as ``training_arguments`` makes them.
         examples: of the task.
         spec: the recipe's ``[training]``.
         retention: the second loss; None trains without.
@@ -143,7 +144,7 @@ class SafeTrainer(Trainer):
         if retention is not None and retention.kinds:
             accumulation = spec.gradient_accumulation_steps
             rows = spec.retention_batch_size
-            rows_of_part("retention_batch_size", rows, distributed.count(), accumulation)
+            rows_per_shard("retention_batch_size", rows, distributed.world_size(), accumulation)
         self._rows = [[*e.prompt, *e.spelled] for e in self.examples]
         self._states = caches.task_texts(self._rows) if caches else None
         dims = {name: model.modality(name).encoder.dim for name in model.modalities}
@@ -153,11 +154,11 @@ class SafeTrainer(Trainer):
         super().__init__(
             model=Objective(
                 model, retention, alignment, spec.align_weight,
-                caches=caches, states=self._states, dials=self.watch.dials, joins=not sharded,
+                caches=caches, states=self._states, scales=self.watch.scales, joins=not sharded,
             ),
             args=args,
             train_dataset=range(spec.max_steps * spec.batch_size) if staged else self.examples,
-            data_collator=places_only if staged else self._collate,
+            data_collator=positions_only if staged else self._collate,
             callbacks=self.watch.callbacks(),
         )  # fmt: skip
         self._shares: list[Tensor] = []
@@ -179,7 +180,7 @@ class SafeTrainer(Trainer):
         self, batch_samples: list[dict[str, Any]], device: torch.device
     ) -> Tensor:
         """What the means of a step are taken over, on all devices and in all its parts."""
-        totals = totals_of(batch_samples, list(self.safe_model.modalities)).to(device)
+        totals = step_totals(batch_samples, list(self.safe_model.modalities)).to(device)
         summed: Tensor = self.accelerator.reduce(totals, "sum")
         return summed
 
@@ -209,7 +210,7 @@ class SafeTrainer(Trainer):
     ) -> Any:
         """A part's share in the loss of its step, times the devices over which it is averaged."""
         devices = self.args.world_size
-        part = Part(
+        part = StepShard(
             self._micro_step * devices + self.args.process_index,
             self.spec.gradient_accumulation_steps * devices,
         )
@@ -233,7 +234,7 @@ class SafeTrainer(Trainer):
             average_gradients(list(self.safe_model.trainable_parameters().values()))
         return loss
 
-    def warm(self, progress: Progress) -> None:
+    def precompute(self, progress: Progress) -> None:
         """Compute what shall be kept of the frozen base, for all steps of the run."""
         if self._states is not None:
             staged = self.watch.curriculum is not None  # which rows come is not known yet
@@ -250,7 +251,7 @@ class SafeTrainer(Trainer):
         if self.watch.curriculum is not None:
             return FixedOrder(range(count))
         examples, spec = self.examples, self.spec
-        order = run_order(
+        order = training_order(
             [example.dataset for example in examples],
             [example.text for example in examples],
             count,
@@ -269,8 +270,8 @@ class SafeTrainer(Trainer):
             logs |= {"task_loss": task, "retention_loss": kept}
             logs |= {f"gate/{name}": gate for name, gate in self.safe_model.gates.items()}
             if self.watch.active:
-                dials = self.watch.dials
-                logs |= {"rate_factor": dials.rate, "retention_factor": dials.retention}
+                scales = self.watch.scales
+                logs |= {"rate_factor": scales.rate, "retention_factor": scales.retention}
             self._shares.clear()
         super().log(logs, *args, **kwargs)
 
@@ -288,7 +289,7 @@ class SafeTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
         tensors = adapter_tensors(self.safe_model)
-        save_file({key: own_copy(tensor) for key, tensor in tensors.items()}, folder / WEIGHTS)
+        save_file({key: cpu_copy(tensor) for key, tensor in tensors.items()}, folder / WEIGHTS)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -299,12 +300,12 @@ class SafeTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        distributed.wait()  # each has written its random state
+        distributed.barrier()  # each has written its random state
         if self.args.should_save:
             self.watch.keep(folder)
             mark_complete(folder)
 
 
-def places_only(places: Sequence[int]) -> dict[str, Tensor]:
+def positions_only(places: Sequence[int]) -> dict[str, Tensor]:
     """A batch of places in the run, whose examples are looked up when its step begins."""
     return {"places": torch.tensor(places)}

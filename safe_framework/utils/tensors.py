@@ -15,6 +15,11 @@ import torch
 from torch import Tensor
 
 
+def cpu_copy(tensor: Tensor) -> Tensor:
+    """A contiguous copy on the CPU that shares no memory, as safetensors wants it."""
+    return tensor.detach().cpu().contiguous().clone()
+
+
 def same_bits(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors have the same dtype, shape and bits; where they are does not count."""
     if first.dtype != second.dtype or first.shape != second.shape:

@@ -170,7 +170,7 @@ def test_old_notes_leave(recipe: Write, kept: Path, monkeypatch: pytest.MonkeyPa
     """Law: only so many bases are known at a time."""
     monkeypatch.setattr(probe_cache, "_MOST_KEPT", 2)
     for name in ("a", "b"):
-        probe_cache.write_whole(kept / f"{name}.json", b"{}")
+        probe_cache.atomic_write(kept / f"{name}.json", b"{}")
         os.utime(kept / f"{name}.json", (1, 1 + ord(name)))
     safe_framework.build(recipe())
     names = {path.stem for path in kept.glob("*.json")}

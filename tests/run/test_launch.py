@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from safe_framework.config.read import read_recipe
 from safe_framework.errors import SafeError
 from safe_framework.runs.run import run_recipe
-from safe_framework.training.distributed import Part, sharding_wanted
+from safe_framework.training.distributed import StepShard, requested_sharding
 from safe_framework.training.sampling import balanced_order
 from safe_framework.utils import catalogue
 from tests.run.conftest import write_rows
@@ -88,7 +88,7 @@ def test_some_devices_hear_nothing_at_some_steps(rows: list[dict[str, str]], pla
     heard = ["audio" in rows[place] for place in order]
     steps = [heard[at : at + 4] for at in range(0, len(heard), 4)]
     # Rows 0 and 2 are the first process's, one after another; 1 and 3 the second's.
-    alone = [any(Part(0, 2).of(step)) != any(Part(1, 2).of(step)) for step in steps]
+    alone = [any(StepShard(0, 2).of(step)) != any(StepShard(1, 2).of(step)) for step in steps]
     assert sum(alone) >= 3
 
 
@@ -185,5 +185,5 @@ def test_what_cannot_be_shared_out_so_is_refused(
     """Law: a launch configuration that would not be carried out is an error with its fix."""
     for name, value in {"ACCELERATE_USE_FSDP": "true", **variables}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(SafeError, match=words), sharding_wanted():
+    with pytest.raises(SafeError, match=words), requested_sharding():
         pass

@@ -16,7 +16,7 @@ from safe_framework import Frames
 from safe_framework.config.plugins import regularizers
 from safe_framework.core.build import build
 from safe_framework.data.recipe_data import RecipeData
-from safe_framework.training.train import make_ready
+from safe_framework.training.train import prepare_training
 from safe_framework.utils.progress import WorkProgress
 from safe_framework.utils.tensors import same_bits
 
@@ -100,7 +100,7 @@ def test_a_peer_trains_on_the_trainers_batches(modules: Any, world: Path, tmp_pa
     recipe = modules.arms.recipe_of(str(world / "recipe.toml"), modules.arms.ARMS["prefix"], 5, 4)
     safe, data = build(recipe), RecipeData(recipe)
     examples = data.examples("train", {"audio": safe.modality("audio").encoder})
-    ready = make_ready(
+    ready = prepare_training(
         safe, recipe, examples, tmp_path / "run", WorkProgress(Console(quiet=True)), data
     )
     trainer = ready.trainer

@@ -31,8 +31,8 @@ def sharded(folder: Path) -> dict[str, Any]:
     """What a sharded model computes beside a whole one; the second process feels nothing."""
     model, whole = attached(llama()), attached(llama())
     before, ids = fingerprint(model.base), texts(model.base, 2, 5)
-    batch = ids | felt(2) if distributed.is_first() else ids
-    with distributed.joined() as sharding:
+    batch = ids | felt(2) if distributed.is_main_process() else ids
+    with distributed.distributed_context() as sharding:
         assert sharding is not None
         handle = shard_layers(model, sharding, distributed.device())
         layers = model.stack.of(model.base)

@@ -13,7 +13,7 @@ from safe_framework.training.batches import (
     AnswerCollator,
     TokenizedExample,
     attention_mask,
-    carry,
+    modality_columns,
     pad_right,
     tokenize,
 )
@@ -98,7 +98,9 @@ def test_a_model_takes_what_is_carried(model: SafeModel, samples: list[np.ndarra
     given = {f"touch__{key}": value[rows] for key, value in raw.items()}
     present = torch.tensor([True, False, True])
     ids = torch.tensor([[5, 6], [7, 8], [9, 10]])
-    finished = model.eval()(input_ids=ids, **carry("touch", [one, None, two], DIM)).logits
+    finished = model.eval()(
+        input_ids=ids, **modality_columns("touch", [one, None, two], DIM)
+    ).logits
     assert torch.equal(finished, model(input_ids=ids, touch__present=present, **given).logits)
     assert not torch.equal(finished, model.base(input_ids=ids).logits)
 

@@ -7,8 +7,8 @@ import pytest
 from safe_framework.config.schema import StageSpec, TrainingSpec, UntilSpec
 from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
-from safe_framework.training.curriculum import Curriculum, members_of, reached
-from safe_framework.training.schedules import Dials
+from safe_framework.training.curriculum import Curriculum, is_reached, stage_indices
+from safe_framework.training.schedules import TrainingScales
 
 STAGES = (
     StageSpec(name="first", steps=3, retention_weight=0.0, learning_rate=0.5),
@@ -24,7 +24,7 @@ GOOD, BAD = {"accuracy": 0.7, "task_loss": 0.5, "retention": 0.9}, {
 def curriculum(*, balance: bool = False) -> Curriculum:
     """Three stages of a run of ten steps."""
     spec = TrainingSpec(max_steps=10, batch_size=2, balance=balance)
-    return Curriculum(STAGES, MEMBERS, ["a", "a", "b", "b", "c"], spec, Dials())
+    return Curriculum(STAGES, MEMBERS, ["a", "a", "b", "b", "c"], spec, TrainingScales())
 
 
 @pytest.mark.parametrize("balance", [False, True])
@@ -76,15 +76,15 @@ def test_a_stage_ends_once_all_was_reached() -> None:
 )
 def test_limits_are_met_from_their_own_side(until: UntilSpec, over: bool) -> None:
     """Law: shares must come up to a limit, a loss must come down to it; equal is enough."""
-    assert reached(until, GOOD) == over
+    assert is_reached(until, GOOD) == over
 
 
-def test_the_dials_are_the_stages() -> None:
+def test_scales_are_the_stages() -> None:
     """Law: rates and retention are multiplied by what the present stage says."""
     stages = curriculum()
-    assert (stages.dials.rate, stages.dials.retention) == (0.5, 0.0)
+    assert (stages.scales.rate, stages.scales.retention) == (0.5, 0.0)
     stages.advance(3)
-    assert (stages.dials.rate, stages.dials.retention) == (1.0, 1.0)
+    assert (stages.scales.rate, stages.scales.retention) == (1.0, 1.0)
 
 
 def test_a_checkpoint_holds_where_it_is(tmp_path: Path) -> None:
@@ -97,16 +97,16 @@ def test_a_checkpoint_holds_where_it_is(tmp_path: Path) -> None:
     assert resumed.name == unbroken.name
     places = range(10, 20)
     assert [resumed.example_at(p, 2) for p in places] == [unbroken.example_at(p, 2) for p in places]
-    assert resumed.dials.rate == 1.0
+    assert resumed.scales.rate == 1.0
 
 
 def test_where_chooses_rows_by_their_fields() -> None:
     """Law: a value is met by its equal of the same type, an array by any of its values."""
     levels = ["easy", "hard", "odd", None]
     rows = [Example("", "", fields={"level": level, "n": 1}) for level in levels]
-    assert members_of(StageSpec(where={"level": "hard"}), rows, range(4)) == [1]
-    assert members_of(StageSpec(where={"level": ("easy", "odd")}), rows, range(4)) == [0, 2]
-    assert members_of(StageSpec(), rows, [1, 3]) == [1, 3]
+    assert stage_indices(StageSpec(where={"level": "hard"}), rows, range(4)) == [1]
+    assert stage_indices(StageSpec(where={"level": ("easy", "odd")}), rows, range(4)) == [0, 2]
+    assert stage_indices(StageSpec(), rows, [1, 3]) == [1, 3]
     for missing in ({"n": True}, {"level": "hrad"}, {"other": 1}):
         with pytest.raises(DataError, match="no training row is of the stage"):
-            members_of(StageSpec(where=missing), rows, range(4))
+            stage_indices(StageSpec(where=missing), rows, range(4))

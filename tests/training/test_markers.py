@@ -13,13 +13,13 @@ from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
 from safe_framework.evaluation.answers import answer
 from safe_framework.evaluation.retention import gate_zero, retention
-from safe_framework.training.batches import marked_ids, tokenize
+from safe_framework.training.batches import token_ids, tokenize
 from safe_framework.training.retention.counterfactual import (
     CounterfactualRetention,
     Weighted,
     distractor_pools,
 )
-from safe_framework.training.trainer import SafeTrainer, arguments
+from safe_framework.training.trainer import SafeTrainer, training_arguments
 from safe_framework_plugins.projectors.standard import StandardProjector
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
 from tests.toys import DIM, HIDDEN, PAD, llama, lora, tokenizer
@@ -84,7 +84,7 @@ def test_the_table_is_trained(model: SafeModel, examples: list[Example], tmp_pat
     ]
     spec = TrainingSpec(max_steps=3, batch_size=5, warmup_steps=0, projector_learning_rate=0.1)
     before, words = table(model).detach().clone(), model.base.model.embed_tokens.weight.clone()
-    SafeTrainer(model, arguments(spec, tmp_path / "run"), tokenized, spec, pad=PAD).train()
+    SafeTrainer(model, training_arguments(spec, tmp_path / "run"), tokenized, spec, pad=PAD).train()
     assert (table(model).to(before.device) - before).abs().max() > 0.05
     assert torch.equal(model.base.model.embed_tokens.weight.to(words.device), words)
 
@@ -94,8 +94,8 @@ def test_retention_compares_the_texts_own_words(
 ) -> None:
     """Law: the penalty is that of the logits at the words, whatever stands between them."""
     names, markers = ["touch"], model.processor.markers
-    rows = [marked_ids(model.tokenizer, text, (), markers) for text in TEXTS]
-    marked = [marked_ids(model.tokenizer, text, names, markers) for text in TEXTS]
+    rows = [token_ids(model.tokenizer, text, (), markers) for text in TEXTS]
+    marked = [token_ids(model.tokenizer, text, names, markers) for text in TEXTS]
     pools = distractor_pools(KINDS, {"touch": samples}, {
         "touch": model.modality("touch").frame_cache(tmp_path)
     }, seed=3)  # fmt: skip

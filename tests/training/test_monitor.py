@@ -31,8 +31,8 @@ from safe_framework.training.monitor.measurement import (
     undisturbed,
 )
 from safe_framework.training.monitor.monitor import Snapshot
-from safe_framework.training.schedules import Dials, Factors, RateDial
-from safe_framework.training.splits import Plan
+from safe_framework.training.schedules import LearningRateScaler, Scales, TrainingScales
+from safe_framework.training.splits import DataSplit
 from tests.toys import END, PAD
 from tests.training.conftest import ROWS, perturb
 
@@ -206,12 +206,12 @@ def test_the_rate_dial_turns_the_step_alone() -> None:
     """Law: a step is taken at the scheduled rate times the factors; the schedule never sees it."""
     parameter = nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([parameter], lr=0.5)
-    dials = Dials(stage=Factors(rate=0.5), monitor=Factors(rate=0.25))
-    dial, state = RateDial(dials), SimpleNamespace()
+    scales = TrainingScales(stage=Scales(rate=0.5), monitor=Scales(rate=0.25))
+    scaler, state = LearningRateScaler(scales), SimpleNamespace()
     parameter.grad = torch.ones(1)
-    dial.on_pre_optimizer_step(None, state, None, optimizer=optimizer)
+    scaler.on_pre_optimizer_step(None, state, None, optimizer=optimizer)
     optimizer.step()
-    dial.on_optimizer_step(None, state, None, optimizer=optimizer)
+    scaler.on_optimizer_step(None, state, None, optimizer=optimizer)
     assert parameter.item() == 1 - 0.5 * 0.125
     assert optimizer.param_groups[0]["lr"] == 0.5
 
@@ -230,9 +230,9 @@ def test_texts_are_read_beside_every_kind(
     """Law: kinds take turns, and samples from outside the task are one where there are any."""
     strange = [np.full_like(samples[0], 7.0)]
     held = (Example("w5", "w6", {"touch": samples[0]}, "1"),)
-    plan = Plan([], (), held, ("w5 w6",) * 8, {"touch": strange} if foreign else {})
+    split = DataSplit([], (), held, ("w5 w6",) * 8, {"touch": strange} if foreign else {})
     store = model.modality("touch").frame_cache(tmp_path)
-    texts = held_texts(model, plan, {"touch": store}, seed=0)
+    texts = held_texts(model, split, {"touch": store}, seed=0)
     (wanted,) = store.frames(strange)
     places = [
         number

@@ -4,14 +4,14 @@ import torch
 
 from safe_framework.config.schema import TrainingSpec
 from safe_framework.core.model import SafeModel
-from safe_framework.training.optimizer import make_optimizer, trainable_groups
+from safe_framework.training.optimizer import make_optimizer, parameter_groups
 from safe_framework_plugins.projectors.standard import StandardProjector
 from tests.toys import DIM, HIDDEN, ToyEncoder, lora
 
 
 def test_every_trainable_parameter_is_in_one_group(model: SafeModel) -> None:
     """Law: the groups hold each trainable parameter once, and nothing of base or encoder."""
-    groups = trainable_groups(model, 1e-3, 1e-4, 0.01)
+    groups = parameter_groups(model, 1e-3, 1e-4, 0.01)
     held = [id(p) for group in groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in model.trainable_parameters().values())
     assert held
@@ -21,7 +21,7 @@ def test_every_trainable_parameter_is_in_one_group(model: SafeModel) -> None:
 def test_rates_go_to_their_parts(model: SafeModel) -> None:
     """Law: projectors get one rate and fusion adapters the other."""
     modality = model.modality("touch")
-    groups = trainable_groups(model, 1e-3, 1e-4, 0.01)
+    groups = parameter_groups(model, 1e-3, 1e-4, 0.01)
     for rate, part in {1e-3: modality.projector, 1e-4: modality.fusion}.items():
         trainable = {id(p) for p in part.parameters() if p.requires_grad}
         grouped = {id(p) for group in groups if group["lr"] == rate for p in group["params"]}
@@ -39,7 +39,7 @@ def test_matrices_alone_decay(model: SafeModel) -> None:
     )
     decays = {
         id(p): group["weight_decay"]
-        for group in trainable_groups(model, 1e-3, 1e-4, 0.01)
+        for group in parameter_groups(model, 1e-3, 1e-4, 0.01)
         for p in group["params"]
     }
     markers, named = 0, model.trainable_parameters()

@@ -20,11 +20,11 @@ from safe_framework.evaluation.alignment import answer_embeddings
 from safe_framework.interfaces.types import Tokens
 from safe_framework.training import trainer as trainer_module
 from safe_framework.training.alignment import Alignment
-from safe_framework.training.batches import AnswerCollator, TokenizedExample, carry
-from safe_framework.training.distributed import WHOLE
-from safe_framework.training.objective import Objective, totals_of
+from safe_framework.training.batches import AnswerCollator, TokenizedExample, modality_columns
+from safe_framework.training.distributed import WHOLE_STEP
+from safe_framework.training.objective import Objective, step_totals
 from safe_framework.training.retention.counterfactual import CounterfactualRetention
-from safe_framework.training.trainer import SafeTrainer, arguments
+from safe_framework.training.trainer import SafeTrainer, training_arguments
 from safe_framework.utils.hashing import fingerprint
 from tests.toys import END, PAD, llama
 from tests.training.conftest import sensing
@@ -52,7 +52,7 @@ def trained(
 ) -> SafeTrainer:
     """A trainer that has trained."""
     spec = parts.pop("spec", SPEC)
-    trainer = SafeTrainer(model, arguments(spec, folder), examples, spec, pad=PAD, **parts)
+    trainer = SafeTrainer(model, training_arguments(spec, folder), examples, spec, pad=PAD, **parts)
     trainer.train()
     return trainer
 
@@ -113,7 +113,7 @@ def test_the_order_is_the_specs_alone(
     orders = []
     for seed in (0, 0, 1):
         spec = TrainingSpec(max_steps=4, batch_size=3, seed=seed)
-        trainer = SafeTrainer(model, arguments(spec, tmp_path), examples, spec, pad=PAD)
+        trainer = SafeTrainer(model, training_arguments(spec, tmp_path), examples, spec, pad=PAD)
         orders.append(list(trainer._get_train_sampler()))
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == sorted([*range(6)] * 2)
@@ -154,7 +154,7 @@ def test_answer_embeddings_are_centred_unit_vectors(model: SafeModel) -> None:
 def test_alignment_in_the_loss_skips_absent_rows(model: SafeModel) -> None:
     """Law: a batch in which the sense is absent everywhere has an alignment loss of 0."""
     alignment = Alignment(model, ["w10", "w11"])
-    batch = carry("touch", [None, None], 4)
+    batch = modality_columns("touch", [None, None], 4)
     assert alignment.batch_loss(model, batch, ["w10", "w11"]).item() == 0
 
 
@@ -213,7 +213,7 @@ def test_a_step_in_parts_resumes_bit_for_bit(
             dropout.p = 0.3
         spec = attrs.evolve(SPEC, batch_size=4, gradient_accumulation_steps=2, save_steps=3)
         folder = tmp_path / ("whole" if start is None else "resumed")
-        trainer = SafeTrainer(model, arguments(spec, folder), examples, spec, pad=PAD)
+        trainer = SafeTrainer(model, training_arguments(spec, folder), examples, spec, pad=PAD)
         trainer.train(resume_from_checkpoint=str(start) if start else None)
         assert trainer.state.global_step == SPEC.max_steps
         found.append(model.trainable_parameters())
@@ -243,7 +243,7 @@ def test_rows_that_cannot_be_shared_out_are_refused(
     spec = attrs.evolve(SPEC, gradient_accumulation_steps=2)
     words = "`batch_size` of 3 cannot be shared .* of 2\nhint: make `batch_size` a multiple of 2"
     with pytest.raises(SafeError, match=words):
-        arguments(spec, tmp_path)
+        training_arguments(spec, tmp_path)
     spec = attrs.evolve(spec, batch_size=4, retention_batch_size=5)
     with pytest.raises(SafeError, match=r"^`retention_batch_size` of 5 cannot be shared"):
         trained(model, examples, tmp_path, spec=spec, retention=retention)
@@ -260,7 +260,7 @@ def test_bfloat16_computes_by_autocast(
     layer = model.base.get_submodule("model.layers.0.mlp.up_proj")
     spec = attrs.evolve(SPEC, precision="bfloat16")
     trainer = SafeTrainer(
-        model, arguments(spec, tmp_path), examples, spec, pad=PAD, retention=retention
+        model, training_arguments(spec, tmp_path), examples, spec, pad=PAD, retention=retention
     )
     handle = layer.register_forward_hook(lambda module, args, out: seen.add(out.dtype))
     trainer.train()
@@ -277,8 +277,8 @@ def test_a_batch_without_the_sense_gives_zeros(
     bare = [attrs.evolve(example, frames={}) for example in examples]
     batch = AnswerCollator({"touch": 4}, PAD)(bare)
     answers = batch.pop("answers")
-    totals = totals_of([batch], ["touch"])
-    loss, _ = Objective(model)(batch, answers, totals, 0, WHOLE)
+    totals = step_totals([batch], ["touch"])
+    loss, _ = Objective(model)(batch, answers, totals, 0, WHOLE_STEP)
     expected = model.base(**{key: batch[key] for key in ("input_ids", "attention_mask", "labels")})
     torch.testing.assert_close(loss, expected.loss)
     loss.backward()
@@ -293,7 +293,7 @@ def test_a_tracker_that_is_missing_is_named(
     """Law: a tracker that is not installed is an error that says how to install it."""
     monkeypatch.setattr(trainer_module, "find_spec", lambda name: None)
     with pytest.raises(SafeError, match=r"not installed\nhint: pip install trackio$"):
-        arguments(attrs.evolve(SPEC, report_to="trackio"), tmp_path)
+        training_arguments(attrs.evolve(SPEC, report_to="trackio"), tmp_path)
 
 
 def test_a_tracker_is_sent_what_is_logged(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from safe_framework.core.base_change import BaseChange, ChangedCall
 from safe_framework.errors import SafeError
+from safe_framework.utils.tensors import cpu_copy
 
 WEIGHTS = "base_layers.safetensors"
 
@@ -117,9 +118,7 @@ class LayersChange(BaseChange):
         """Write the layers' weights whole, since a difference would round."""
         from safetensors.torch import save_file
 
-        from safe_framework.core.adapter import own_copy
-
-        tensors = {place: own_copy(tensor) for place, tensor in self.tensors(base).items()}
+        tensors = {place: cpu_copy(tensor) for place, tensor in self.tensors(base).items()}
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
     def facts(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from safe_framework.core.base_change import (
     suspended,
 )
 from safe_framework.errors import SafeError
+from safe_framework.utils.tensors import cpu_copy
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -111,10 +112,8 @@ class LoraChange(BaseChange):
         """Write a folder that PEFT itself can load."""
         from safetensors.torch import save_file
 
-        from safe_framework.core.adapter import own_copy
-
         (folder / FOLDER).mkdir()
-        tensors = {f"{_PEFT_PREFIX}{k}": own_copy(t) for k, t in self.tensors(base).items()}
+        tensors = {f"{_PEFT_PREFIX}{k}": cpu_copy(t) for k, t in self.tensors(base).items()}
         save_file(tensors, folder / FOLDER / WEIGHTS, metadata={"format": "pt"})
         told: dict[str, Any] = self.config.to_dict()  # type: ignore[no-untyped-call]  # PEFT's
         config = {key: _plain(value) for key, value in told.items()}

@@ -22,7 +22,7 @@ from safe_framework.training.batches import attention_mask, pad_right
 from safe_framework.training.compute.activation_cache import TextStates
 from safe_framework.training.compute.calls import Call, Term, Words
 from safe_framework.training.compute.chunked_vocabulary import Expected
-from safe_framework.training.distributed import WHOLE, Part
+from safe_framework.training.distributed import WHOLE_STEP, StepShard
 from safe_framework.training.retention.counterfactual import (
     CounterfactualRetention,
     RetentionExamples,
@@ -92,7 +92,9 @@ class Replay:
             if not autocast:
                 self.teacher.warm(needed, self.method.temperatures, progress)
 
-    def terms(self, step: int, device: torch.device, part: Part = WHOLE) -> Iterator[Term]:
+    def terms(
+        self, step: int, device: torch.device, part: StepShard = WHOLE_STEP
+    ) -> Iterator[Term]:
         """The weighted penalty at a step, or a part's share in it.
 
         Args:
@@ -181,12 +183,14 @@ class StageBRetention:
         """Of irrelevant sample that a step's texts carry in turn; or that there are texts."""
         return self.counterfactual.kinds if self.counterfactual is not None else ("replayed",)
 
-    def terms(self, step: int, device: torch.device, part: Part = WHOLE) -> Iterator[Term]:
+    def terms(
+        self, step: int, device: torch.device, part: StepShard = WHOLE_STEP
+    ) -> Iterator[Term]:
         """What each part of it asks for."""
         for one in self._parts():
             yield from one.terms(step, device, part)
 
-    def parameter_loss(self, device: torch.device, part: Part = WHOLE) -> Tensor:
+    def parameter_loss(self, device: torch.device, part: StepShard = WHOLE_STEP) -> Tensor:
         """The weighted sum of the penalties that depend on the parameters alone, or a part's."""
         if self.counterfactual is None:
             return torch.zeros((), device=device)

@@ -29,16 +29,21 @@ from safe_framework.experimental.base_finetuning.replay import (
 )
 from safe_framework.interfaces import registry
 from safe_framework.training import distributed
-from safe_framework.training.batches import marked_ids
+from safe_framework.training.batches import token_ids
 from safe_framework.training.callbacks import ProgressReport
 from safe_framework.training.compute.activation_cache import Caches
 from safe_framework.training.distributed import Sharding
 from safe_framework.training.retention.counterfactual import Stores
 from safe_framework.training.retention.teacher import Teacher
 from safe_framework.training.sampling import TextOrder
-from safe_framework.training.setup import caches_of, encode_examples, frame_stores, retention_of
+from safe_framework.training.setup import (
+    activation_caches,
+    encode_examples,
+    frame_stores,
+    make_retention,
+)
 from safe_framework.training.train import Log, train
-from safe_framework.training.trainer import SafeTrainer, arguments, latest_complete
+from safe_framework.training.trainer import SafeTrainer, latest_complete, training_arguments
 from safe_framework.utils.progress import WorkProgress
 
 LABEL = "stage B"
@@ -83,12 +88,12 @@ def train_stage_b(
     spec = _training_of(recipe.training, stage)
     pad = model.tokenizer.eos_token_id
     change = change_base(model, stage, seed=spec.seed)
-    caches = caches_of(model, attrs.evolve(recipe, training=spec), tokenized, pad)
+    caches = activation_caches(model, attrs.evolve(recipe, training=spec), tokenized, pad)
     retention = retention_for(model, recipe, examples, stores, data, caches)
     with change.taking_gradients(model.base), _senses_held(model, stage):
         trainer = SafeTrainer(
             model,
-            arguments(spec, place),
+            training_arguments(spec, place),
             tokenized,
             spec,
             retention=retention,  # type: ignore[arg-type]  # it answers all that is asked of one
@@ -101,7 +106,7 @@ def train_stage_b(
         apart(trainer.create_optimizer(), change.tensors(model.base).values(), stage.learning_rate)
         checkpoint = latest_complete(place) if resume else None
         retention.begin(place, resumed=checkpoint is not None, progress=progress)
-        trainer.warm(progress)
+        trainer.precompute(progress)
         torch.manual_seed(spec.seed)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     model.eval()
@@ -166,7 +171,7 @@ def retention_for(
     pad = model.tokenizer.eos_token_id
     beside = None
     if methods:
-        beside = retention_of(model, chosen, examples, stores, pad, data, caches)
+        beside = make_retention(model, chosen, examples, stores, pad, data, caches)
     return StageBRetention(model, beside, _replay(model, recipe, data, caches))
 
 
@@ -203,7 +208,7 @@ def _replay(
             "[stage_b] needs text of the base's own domain, to replay it",
             hint='add `retention = "texts.jsonl"` to [data], or set `replay_weight = 0`',
         )
-    rows = [marked_ids(model.tokenizer, text, (), model.processor.markers) for text in texts]
+    rows = [token_ids(model.tokenizer, text, (), model.processor.markers) for text in texts]
     states = caches.retention_texts(rows)
     lengths = [len(row) for row in rows]
     distillation: Any = registry.retention_regularizers.load("distillation")
@@ -253,7 +258,7 @@ def train_both(
             model, recipe, examples, folder,
             progress=progress, resume=resume, data=data, sharding=sharding,
         )  # fmt: skip
-    if distributed.count() > 1:
+    if distributed.world_size() > 1:
         raise SafeError(
             "stage B changes the base in one process only",
             hint="leave [stage_b] out of what several processes train, and run it alone afterwards "

@@ -26,12 +26,12 @@ from safe_framework.experimental.vision_language.compose import compose, project
 from safe_framework.experimental.vision_language.pictures import Captioned, read_captioned
 from safe_framework.interfaces.types import Frames, Tokens, all_real
 from safe_framework.pretrained import quietly
-from safe_framework.training.alignment import Aligned, Alignment, align
+from safe_framework.training.alignment import Alignment, AlignmentStage, align
 from safe_framework.training.batches import IGNORED, attention_mask, pad_right
 from safe_framework.training.callbacks import ProgressReport
 from safe_framework.training.objective import answer_loss, check_finite
 from safe_framework.training.sampling import FixedOrder, shuffled_slice
-from safe_framework.training.trainer import arguments
+from safe_framework.training.trainer import training_arguments
 from safe_framework.utils.progress import WorkProgress
 
 # How well a composed base captions pictures that training never saw.
@@ -324,7 +324,7 @@ def _start(
             projector.requires_grad_(True)  # SafeModel froze it with the rest
             frames = Frames(values, all_real(values))
             ours = _AsProjector(projector)
-            aligned = Aligned(ours, frames.rows, {ours: spec.align_learning_rate})
+            aligned = AlignmentStage(ours, frames.rows, {ours: spec.align_learning_rate})
             align(aligned, pointing, captions, spec, progress)
     rescale(projector, values.flatten(0, 1), words)
 
@@ -436,7 +436,7 @@ class CaptionTrainer(Trainer):
         folder: Path,
     ) -> None:
         self.spec, self._count = spec, len(rows)
-        args = arguments(spec, folder).set_save("no")
+        args = training_arguments(spec, folder).set_save("no")
         super().__init__(model=model, args=args, train_dataset=list(rows), data_collator=collate)
         self.model_accepts_loss_kwargs = False
 

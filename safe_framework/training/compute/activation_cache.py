@@ -16,7 +16,7 @@ from safe_framework.core.output_head import BELOW, FINAL, capture, has_plain_hea
 from safe_framework.pretrained.location import cache_folder
 from safe_framework.training.batches import attention_mask, pad_right
 from safe_framework.training.compute.frozen_prefix import FrozenPrefix, first_fused_layer
-from safe_framework.utils.files import write_whole
+from safe_framework.utils.files import atomic_write
 from safe_framework.utils.hashing import fingerprint, text_fingerprint
 
 # What the frozen base makes of fixed texts, computed once and kept on disk.
@@ -137,7 +137,7 @@ class TextStates:
             for name, state in states.items()
             for place, row in enumerate(group)
         }
-        write_whole(path, save(tensors))
+        atomic_write(path, save(tensors))
 
 
 Rows = Sequence[Sequence[int]]

@@ -16,15 +16,15 @@ from safe_framework.data.distractors import FOREIGN, KINDS
 from safe_framework.data.frame_cache import FrameCache, RawSampleStore
 from safe_framework.errors import DataError, SafeError
 from safe_framework.training import distributed
-from safe_framework.training.batches import TokenizedExample, marked_ids
+from safe_framework.training.batches import TokenizedExample, token_ids
 from safe_framework.training.curriculum import Curriculum
 from safe_framework.training.monitor.event_log import FILE, Journal
 from safe_framework.training.monitor.measurement import HeldText, Ruler
 from safe_framework.training.monitor.monitor import Monitor
 from safe_framework.training.monitor.pareto import FOLDER, ParetoSet
 from safe_framework.training.retention.counterfactual import distractor_pools
-from safe_framework.training.schedules import Dials, RateDial
-from safe_framework.training.splits import Plan
+from safe_framework.training.schedules import LearningRateScaler, TrainingScales
+from safe_framework.training.splits import DataSplit
 from safe_framework.utils.progress import WorkProgress
 
 _FEW = 20  # texts or examples: intervals of fewer are too narrow to be trusted
@@ -35,7 +35,7 @@ class Watch:
 
     Args:
         journal: is told everything; None where nobody says anything.
-        dials: turned by the others.
+        scales: turned by the others.
         curriculum: the stages; None without.
         monitor: None without.
     """
@@ -43,11 +43,11 @@ class Watch:
     def __init__(
         self,
         journal: Journal | None = None,
-        dials: Dials | None = None,
+        scales: TrainingScales | None = None,
         curriculum: Curriculum | None = None,
         monitor: Monitor | None = None,
     ) -> None:
-        self.journal, self.dials = journal, dials or Dials()
+        self.journal, self.scales = journal, scales or TrainingScales()
         self.curriculum, self.monitor = curriculum, monitor
 
     @property
@@ -67,7 +67,7 @@ class Watch:
 
     def callbacks(self) -> list[TrainerCallback]:
         """What the Trainer has to call."""
-        return [Watching(self), RateDial(self.dials)] if self.active else []
+        return [Watching(self), LearningRateScaler(self.scales)] if self.active else []
 
     def begin(self, checkpoint: Path | None) -> None:
         """Go on from a checkpoint, or start anew."""
@@ -101,7 +101,7 @@ class Watch:
             stage, rows = self.stage, len(self.curriculum.members[self.curriculum.number])
             line = (
                 f"stage `{stage}` begins: {rows} rows, "
-                f"rates x {self.dials.stage.rate:g}, retention x {self.dials.stage.retention:g}"
+                f"rates x {self.scales.stage.rate:g}, retention x {self.scales.stage.retention:g}"
             )
             self.journal.tell("stage", step, line, stage=stage, number=self.curriculum.number)
 
@@ -179,7 +179,7 @@ def refuse_classes(held: Sequence[TokenizedExample]) -> None:
 def watch_of(
     model: SafeModel,
     recipe: Recipe,
-    plan: Plan,
+    split: DataSplit,
     held: Sequence[TokenizedExample],
     stores: Mapping[str, FrameCache | RawSampleStore],
     folder: Path,
@@ -190,26 +190,26 @@ def watch_of(
     Args:
         model: to be trained.
         recipe: says what is asked for.
-        plan: its data.
-        held: the plan's held-out examples, tokenized.
+        split: its data.
+        held: the split's held-out examples, tokenized.
         stores: the frames of each modality.
         folder: of the run.
         progress: its console shows the events.
     """
-    writes = distributed.is_first()
+    writes = distributed.is_main_process()
     journal = Journal(folder / FILE, progress, writes=writes)
-    dials, curriculum = Dials(), None
+    scales, curriculum = TrainingScales(), None
     if recipe.curriculum:
-        answers = [example.answer for example in plan.examples]
-        curriculum = Curriculum(recipe.curriculum, plan.members, answers, recipe.training, dials)
+        answers = [example.answer for example in split.examples]
+        curriculum = Curriculum(recipe.curriculum, split.members, answers, recipe.training, scales)
     if recipe.monitor is None:
-        return Watch(journal, dials, curriculum)
+        return Watch(journal, scales, curriculum)
     refuse_classes(held)
-    _warn(recipe, plan, progress)
+    _warn(recipe, split, progress)
     ruler = Ruler(
         model,
         held,
-        held_texts(model, plan, stores, recipe.training.seed),
+        held_texts(model, split, stores, recipe.training.seed),
         batch_size=recipe.evaluation.batch_size,
         max_new_tokens=recipe.evaluation.max_new_tokens,
         pad=model.tokenizer.eos_token_id,
@@ -221,43 +221,44 @@ def watch_of(
         ruler,
         journal,
         ParetoSet(folder / FOLDER, model, gates),
-        dials,
+        scales,
         resamples=recipe.evaluation.bootstrap,
         seed=recipe.training.seed,
         writes=writes,
     )
-    return Watch(journal, dials, curriculum, monitor)
+    return Watch(journal, scales, curriculum, monitor)
 
 
 def held_texts(
-    model: SafeModel, plan: Plan, stores: Mapping[str, FrameCache | RawSampleStore], seed: int
+    model: SafeModel, split: DataSplit, stores: Mapping[str, FrameCache | RawSampleStore], seed: int
 ) -> list[HeldText]:
     """The held-out texts, each beside irrelevant samples, of which no one is trained on.
 
     The kinds take turns. Foreign samples are one, where every modality has some.
     """
     samples = {
-        name: [e.samples[name] for e in plan.held if name in e.samples] for name in model.modalities
+        name: [e.samples[name] for e in split.held_out if name in e.samples]
+        for name in model.modalities
     }
     there = {name: store for name, store in stores.items() if samples[name]}
-    kinds = [*KINDS, *([FOREIGN] if there and all(map(plan.foreign.get, there)) else [])]
-    pools = distractor_pools(kinds, samples, there, seed + 1, plan.foreign)
+    kinds = [*KINDS, *([FOREIGN] if there and all(map(split.foreign.get, there)) else [])]
+    pools = distractor_pools(kinds, samples, there, seed + 1, split.foreign)
     markers = model.processor.markers
     texts = []
-    for number, text in enumerate(plan.texts):
+    for number, text in enumerate(split.texts):
         round_, turn = divmod(number, len(kinds))
         frames = {
             name: pool[kinds[turn]][round_ % len(pool[kinds[turn]])] for name, pool in pools.items()
         }
-        plain = marked_ids(model.tokenizer, text, (), markers)
-        texts.append(HeldText(plain, marked_ids(model.tokenizer, text, frames, markers), frames))
+        plain = token_ids(model.tokenizer, text, (), markers)
+        texts.append(HeldText(plain, token_ids(model.tokenizer, text, frames, markers), frames))
     return texts
 
 
-def _warn(recipe: Recipe, plan: Plan, progress: WorkProgress) -> None:
+def _warn(recipe: Recipe, split: DataSplit, progress: WorkProgress) -> None:
     """Say what the monitor cannot do well."""
     told = []
-    for name, found in {"examples": plan.held, "texts": plan.texts}.items():
+    for name, found in {"examples": split.held_out, "texts": split.texts}.items():
         if len(found) < _FEW:
             told.append(f"only {len(found)} {name}: read its intervals with care")
     asked = recipe.monitor is not None and recipe.monitor.on_forget.retention_weight != 1

@@ -21,7 +21,7 @@ from safe_framework.training.batches import (
     AnswerCollator,
     TokenizedExample,
     attention_mask,
-    carry,
+    modality_columns,
     pad_right,
 )
 from safe_framework.training.objective import answer_loss
@@ -295,7 +295,7 @@ class Ruler:
     def _carried(self, frames: Sequence[Mapping[str, Row]]) -> dict[str, Tensor]:
         carried: dict[str, Tensor] = {}
         for name, dim in self.dims.items():
-            carried |= carry(name, [one.get(name) for one in frames], dim)
+            carried |= modality_columns(name, [one.get(name) for one in frames], dim)
         return carried
 
     def _moved(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

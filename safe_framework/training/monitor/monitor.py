@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from safe_framework.core.adapter import adapter_tensors, copy_tensors, own_copy
+from safe_framework.core.adapter import adapter_tensors, copy_tensors
 from safe_framework.core.model import SafeModel
 from safe_framework.evaluation.metrics import interval
 from safe_framework.training import distributed
@@ -27,8 +27,9 @@ from safe_framework.training.monitor.measurement import (
     limit,
 )
 from safe_framework.training.monitor.pareto import ParetoSet
-from safe_framework.training.schedules import Dials, Factors
+from safe_framework.training.schedules import Scales, TrainingScales
 from safe_framework.utils.formatting import percent
+from safe_framework.utils.tensors import cpu_copy
 
 if TYPE_CHECKING:
     from safe_framework.config.schema import MonitorSpec
@@ -58,9 +59,9 @@ class Snapshot:
         """Copy what training has come to."""
         held = optimizer.state_dict()["state"]
         return cls(
-            {name: own_copy(tensor) for name, tensor in adapter_tensors(model).items()},
+            {name: cpu_copy(tensor) for name, tensor in adapter_tensors(model).items()},
             {
-                f"{number}.{name}": own_copy(tensor)
+                f"{number}.{name}": cpu_copy(tensor)
                 for number, kept in held.items()
                 for name, tensor in kept.items()
             },
@@ -118,7 +119,7 @@ class Monitor:
         ruler: measures it.
         journal: is told everything.
         pareto: keeps the adapters that are worth it.
-        dials: turned when retention falls.
+        scales: turned when retention falls.
         resamples: of the intervals.
         seed: of the intervals.
         writes: whether this process is the one that writes files.
@@ -131,14 +132,14 @@ class Monitor:
         ruler: Ruler,
         journal: Journal,
         pareto: ParetoSet,
-        dials: Dials,
+        scales: TrainingScales,
         *,
         resamples: int,
         seed: int,
         writes: bool = True,
     ) -> None:
         self.spec, self.model, self.ruler = spec, model, ruler
-        self.journal, self.pareto, self.dials = journal, pareto, dials
+        self.journal, self.pareto, self.scales = journal, pareto, scales
         self.resamples, self.seed, self.writes = resamples, seed, writes
         self.state = State()
         self.readings: list[Reading] = []
@@ -210,14 +211,17 @@ class Monitor:
         return self._defend(reading.step, said, optimizer)
 
     def _defend(self, step: int, said: str, optimizer: torch.optim.Optimizer) -> bool:
-        what, mine = self.spec.on_forget, self.dials.monitor
-        self.dials.monitor = Factors(
+        what, mine = self.spec.on_forget, self.scales.monitor
+        self.scales.monitor = Scales(
             mine.rate * what.learning_rate, mine.retention * what.retention_weight
         )
         turned = (
-            f"rates x {self.dials.monitor.rate:g}, retention x {self.dials.monitor.retention:g}"
+            f"rates x {self.scales.monitor.rate:g}, retention x {self.scales.monitor.retention:g}"
         )
-        facts = {"rate": self.dials.monitor.rate, "retention_weight": self.dials.monitor.retention}
+        facts = {
+            "rate": self.scales.monitor.rate,
+            "retention_weight": self.scales.monitor.retention,
+        }
         fell = f"{said} is below {percent(self.limit)}"
         if not what.rollback:
             self.journal.tell("warning", step, f"warning: {fell}; {turned}", **facts)
@@ -250,7 +254,7 @@ class Monitor:
         held: dict[str, Any] = {
             "state": attrs.asdict(self.state),
             "readings": [one.to_dict() for one in self.readings],
-            "factors": attrs.asdict(self.dials.monitor),
+            "factors": attrs.asdict(self.scales.monitor),
         }
         (checkpoint / _FILE).write_text(json.dumps(held) + "\n", "utf-8")
         if self._good is not None:
@@ -261,7 +265,7 @@ class Monitor:
         held = json.loads((checkpoint / _FILE).read_text("utf-8"))
         self.state = State(**held["state"])
         self.readings = [Reading.from_dict(one) for one in held["readings"]]
-        self.dials.monitor = Factors(**held["factors"])
+        self.scales.monitor = Scales(**held["factors"])
         self._good = Snapshot.restore(checkpoint)
 
     def finish(self) -> None:
@@ -274,7 +278,7 @@ class Monitor:
         )
         if not keeps(chosen, self.spec):
             said += f", since no adapter kept {percent(self.limit)}"
-        distributed.wait()  # the first has written it
+        distributed.barrier()  # the first has written it
         self.pareto.put(chosen.step)
         self.journal.tell("best", last, said, chosen=chosen.step)
         if self.writes:
@@ -285,6 +289,6 @@ class Monitor:
 def _agreed(counts: Counts) -> Counts:
     """What the first process counted, so that all of them decide alike."""
     held = [counts]
-    if distributed.count() > 1:
+    if distributed.world_size() > 1:
         broadcast_object_list(held)
     return held[0]

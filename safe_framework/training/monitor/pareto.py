@@ -11,20 +11,15 @@ import attrs
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 
-from safe_framework.core.adapter import (
-    WEIGHTS,
-    adapter_tensors,
-    copy_tensors,
-    own_copy,
-    read_config,
-    write_folder,
-)
+from safe_framework.core.adapter import WEIGHTS, adapter_tensors, copy_tensors, read_config
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import DataError
 from safe_framework.evaluation.metrics import interval
 from safe_framework.training.monitor.event_log import write_whole
 from safe_framework.training.monitor.measurement import Reading, front
+from safe_framework.utils.files import atomic_folder
 from safe_framework.utils.formatting import percent
+from safe_framework.utils.tensors import cpu_copy
 
 FOLDER, INDEX = "pareto", "pareto.json"
 
@@ -57,7 +52,7 @@ class ParetoSet:
             readings: all of the run, this one too.
         """
         if reading in front(readings):
-            write_folder(self.place(reading.step), self._fill)
+            atomic_folder(self.place(reading.step), self._fill, overwrite=True)
 
     def index(self, readings: Sequence[Reading], chosen: int, limit: float) -> None:
         """Write down what the set holds, which is the best, and what counts as kept."""
@@ -105,7 +100,7 @@ class ParetoSet:
             (folder / name).write_bytes(content)
         tensors = adapter_tensors(self.model).items()
         save_file(
-            {name: own_copy(tensor) for name, tensor in tensors},
+            {name: cpu_copy(tensor) for name, tensor in tensors},
             folder / WEIGHTS,
             metadata={"format": "pt"},
         )
@@ -219,7 +214,7 @@ def export(run: Path, chosen: Reading, output: Path) -> Path:
     read_config(source)
     if output.exists():
         raise DataError(f"`{output}` exists already", hint="choose another folder")
-    write_folder(output, lambda folder: _copy(source, folder))
+    atomic_folder(output, lambda folder: _copy(source, folder), overwrite=True)
     return output
 
 

@@ -19,10 +19,10 @@ from safe_framework.data.frame_cache import FrameCache, RawSampleStore, Row, con
 from safe_framework.errors import DataError
 from safe_framework.interfaces.retention import Progress, RetentionRegularizer, RetentionStore
 from safe_framework.interfaces.types import Sample
-from safe_framework.training.batches import attention_mask, carry, pad_right
+from safe_framework.training.batches import attention_mask, modality_columns, pad_right
 from safe_framework.training.compute.activation_cache import Caches
 from safe_framework.training.compute.calls import Call, Term, Words
-from safe_framework.training.distributed import WHOLE, Part, shared_frames
+from safe_framework.training.distributed import WHOLE_STEP, StepShard, encode_shared
 from safe_framework.training.retention.teacher import TaughtWords, Teacher
 from safe_framework.training.sampling import TextOrder, generator
 from safe_framework.utils.hashing import fingerprint, tensors_fingerprint, text_fingerprint
@@ -55,7 +55,7 @@ class RetentionExamples(MadeWhenRead[Mapping[str, Tensor]]):
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         for name, pools in self.retention.pools.items():
             pool = pools[self.kinds[turn]]
-            batch |= carry(name, [pool[round_ % len(pool)]], self.retention.dims[name])
+            batch |= modality_columns(name, [pool[round_ % len(pool)]], self.retention.dims[name])
         device = self.retention.model.device
         return {key: value.to(device) for key, value in batch.items()}
 
@@ -153,7 +153,7 @@ def distractor_pools(
     others = foreign or {}
     return {
         name: {
-            kind: shared_frames(store, _made(kind, samples[name], others.get(name, ()), seed))
+            kind: encode_shared(store, _made(kind, samples[name], others.get(name, ()), seed))
             for kind in kinds
         }
         for name, store in stores.items()
@@ -263,7 +263,9 @@ class CounterfactualRetention:
             if not autocast:
                 self.teacher.warm(needed, self._temperatures, progress)
 
-    def terms(self, step: int, device: torch.device, part: Part = WHOLE) -> Iterator[Term]:
+    def terms(
+        self, step: int, device: torch.device, part: StepShard = WHOLE_STEP
+    ) -> Iterator[Term]:
         """The weighted sum of the methods' penalties on a step's texts, or a part's share in it.
 
         A penalty is a mean over words, so a part counts by how many of the step's it has.
@@ -286,7 +288,7 @@ class CounterfactualRetention:
 
         yield Term(self._call(chosen, step, device, part), loss)
 
-    def parameter_loss(self, device: torch.device, part: Part = WHOLE) -> Tensor:
+    def parameter_loss(self, device: torch.device, part: StepShard = WHOLE_STEP) -> Tensor:
         """The weighted sum of the penalties that depend on the parameters alone, or a part's."""
         total = torch.zeros((), device=device)
         for entry in self.methods:
@@ -301,12 +303,16 @@ class CounterfactualRetention:
     def _words(self, chosen: Sequence[int]) -> int:
         return sum(len(self.rows[i]) for i in chosen)
 
-    def _call(self, chosen: Sequence[int], step: int, device: torch.device, part: Part) -> Call:
+    def _call(
+        self, chosen: Sequence[int], step: int, device: torch.device, part: StepShard
+    ) -> Call:
         """A part's texts beside irrelevant samples, read at every word of theirs."""
         rows, marked = [self.rows[i] for i in chosen], [self.marked[i] for i in chosen]
         batch = {"input_ids": pad_right(marked, self.pad), "attention_mask": attention_mask(marked)}
         for name, pool in self.pools.items():
-            batch.update(carry(name, part.of(self._irrelevant(pool, step)), self.dims[name]))
+            batch.update(
+                modality_columns(name, part.of(self._irrelevant(pool, step)), self.dims[name])
+            )
         batch, places = on_device(batch, device), _words(rows, marked).to(device)
         begun = None
         if self.caches is not None:

@@ -16,7 +16,7 @@ from safe_framework.errors import SafeError
 from safe_framework.interfaces.types import Sample
 from safe_framework.training import distributed
 from safe_framework.training.callbacks import ProgressReport
-from safe_framework.training.distributed import Sharding, lowest_changed, shard_layers
+from safe_framework.training.distributed import Sharding, lowest_fused_layer, shard_layers
 from safe_framework.utils.progress import WorkProgress
 from safe_framework_plugins.projectors.standard import StandardProjector
 from tests.toys import DIM, HIDDEN, LAYERS, ToyEncoder, lora
@@ -24,14 +24,14 @@ from tests.toys import DIM, HIDDEN, LAYERS, ToyEncoder, lora
 
 def test_a_process_alone_is_the_first() -> None:
     """Law: without a launcher nothing is shared, nobody waits, and the one process writes."""
-    with distributed.joined() as sharding:
+    with distributed.distributed_context() as sharding:
         assert sharding is None
         assert (
-            distributed.is_first(),
-            distributed.count(),
+            distributed.is_main_process(),
+            distributed.world_size(),
             distributed.rank(),
         ) == (True, 1, 0)
-        distributed.wait()
+        distributed.barrier()
 
 
 def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,14 +40,14 @@ def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(name, "2")
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
     words = "2 processes were started on a machine with 1 device\nhint: start one process a device"
-    with pytest.raises(SafeError, match=words), distributed.joined():
+    with pytest.raises(SafeError, match=words), distributed.distributed_context():
         pass
 
 
 def test_a_process_alone_keeps_its_noise() -> None:
     """Law: the first process's random numbers are those of a run by itself."""
     before = torch.random.get_rng_state()
-    distributed.seed_apart(3)
+    distributed.seed_processes(3)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -57,7 +57,7 @@ def test_others_draw_other_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     for rank in (1, 2):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         with torch.random.fork_rng():
-            distributed.seed_apart(3)
+            distributed.seed_processes(3)
             drawn.append(torch.rand(4))
     assert not torch.equal(*drawn)
 
@@ -74,10 +74,10 @@ def test_each_process_encodes_a_share(
         return encode(self, some, *rest)
 
     monkeypatch.setattr(FrameCache, "frames", frames)
-    monkeypatch.setattr(distributed, "count", lambda: 4)
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
-    monkeypatch.setattr(distributed, "wait", lambda: asked.append(0))
-    assert len(distributed.shared_frames(store, samples)) == len(samples) == 6
+    monkeypatch.setattr(distributed, "barrier", lambda: asked.append(0))
+    assert len(distributed.encode_shared(store, samples)) == len(samples) == 6
     assert asked == [2, 0, 6]  # samples 1 and 5, then the others' too
 
 
@@ -118,5 +118,5 @@ def test_backward_passes_come_down_to_what_a_sense_can_change(model: SafeModel) 
             fusion=lora(model, layers=[layer]),
             markers=markers,
         )
-        found.append(lowest_changed(model))
+        found.append(lowest_fused_layer(model))
     assert found == [LAYERS - 1, 1, 0]

@@ -2,7 +2,12 @@
 
 import pytest
 
-from safe_framework.training.sampling import balanced_order, run_order, shares, shuffled_slice
+from safe_framework.training.sampling import (
+    balanced_order,
+    shuffled_slice,
+    training_order,
+    weighted_turns,
+)
 
 NAMES = ["a"] * 5 + ["b"] * 3 + ["c"] * 2
 ANSWERS = ["x", "x", "x", "x", "y", "u", "u", "v", "p", "q"]
@@ -11,15 +16,15 @@ WEIGHTS = {"a": 1.0, "b": 0.5, "c": 2.5}
 
 def order(count: int, seed: int = 0, balance: bool = False) -> list[int]:
     """The order of the three datasets."""
-    return run_order(NAMES, ANSWERS, count, seed=seed, balance=balance, weights=WEIGHTS)
+    return training_order(NAMES, ANSWERS, count, seed=seed, balance=balance, weights=WEIGHTS)
 
 
 def test_one_dataset_is_read_as_it_always_was() -> None:
     """Law: without a mix the order is the plain or the balanced one of the seed."""
     one, answers = [""] * 5, ANSWERS[:5]
-    plain = run_order(one, answers, 20, seed=3, balance=False)
+    plain = training_order(one, answers, 20, seed=3, balance=False)
     assert plain == shuffled_slice(3, 0, 20, 5)
-    assert run_order(one, answers, 20, seed=3, balance=True) == balanced_order(3, answers, 20)
+    assert training_order(one, answers, 20, seed=3, balance=True) == balanced_order(3, answers, 20)
 
 
 @pytest.mark.parametrize("balance", [False, True])
@@ -31,7 +36,7 @@ def test_any_beginning_of_the_order_is_that_of_a_longer_run(balance: bool) -> No
 
 def test_any_beginning_is_shared_out_by_weight() -> None:
     """Law: at any step, each dataset has had its share to within one row."""
-    turns = shares(list(WEIGHTS.values()), 400)
+    turns = weighted_turns(list(WEIGHTS.values()), 400)
     for length in range(1, 401):
         for number, weight in enumerate(WEIGHTS.values()):
             due = length * weight / sum(WEIGHTS.values())
@@ -53,5 +58,5 @@ def test_balancing_is_within_a_dataset() -> None:
 
 def test_datasets_without_weights_are_drawn_alike() -> None:
     """Law: where nothing is said, the shares are equal whatever the sizes."""
-    drawn = run_order(NAMES, ANSWERS, 30, seed=0, balance=False)
+    drawn = training_order(NAMES, ANSWERS, 30, seed=0, balance=False)
     assert [sum(NAMES[place] == name for place in drawn) for name in "abc"] == [10, 10, 10]

@@ -9,7 +9,7 @@ import pytest
 from safe_framework.config.schema import MonitorSpec
 from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
-from safe_framework.training.splits import _held, every_nth, spread
+from safe_framework.training.splits import _held, balanced_subset, evenly_spaced
 
 
 def rows(answers: Sequence[str], contents: Sequence[int]) -> list[Example]:
@@ -34,14 +34,16 @@ def test_answers_keep_their_shares() -> None:
     """Law: of what is held out each answer has its part."""
     every = rows("a" * 30 + "b" * 10, range(40))
     for seed in range(5):
-        found = [every[place].answer for place in spread(every, 8, seed)]
+        found = [every[place].answer for place in balanced_subset(every, 8, seed)]
         assert Counter(found) == {"a": 6, "b": 2}
 
 
 def test_the_seed_decides() -> None:
     """Law: equal seeds hold out equal rows, others others."""
     every = rows("a" * 40, range(40))
-    assert spread(every, 4, 1) == spread(every, 4, 1) != spread(every, 4, 2)
+    assert (
+        balanced_subset(every, 4, 1) == balanced_subset(every, 4, 1) != balanced_subset(every, 4, 2)
+    )
 
 
 def test_rows_without_a_sample_are_trained_on() -> None:
@@ -69,6 +71,6 @@ def test_too_few_rows_are_refused() -> None:
 @pytest.mark.parametrize("count", [1, 3, 8, 20])
 def test_every_nth_takes_as_many_as_there_are(count: int) -> None:
     """Law: the items are distinct, in order, and as many as were asked for or all."""
-    found = every_nth(range(8), count)
+    found = evenly_spaced(range(8), count)
     assert found == sorted(set(found))
     assert len(found) == min(count, 8)

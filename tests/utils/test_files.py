@@ -1,0 +1,162 @@
+"""Files and folders are whole or absent, wherever their writer stops."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safe_framework.utils.files import atomic_folder, atomic_write
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def write_old(folder: Path) -> None:
+    """The content that was there."""
+    (folder / "old").write_text("old")
+
+
+def write_new(folder: Path) -> None:
+    """The content that replaces it."""
+    (folder / "new").write_text("new")
+
+
+def names(folder: Path) -> list[str]:
+    """What a folder holds."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    "content", ["é\n", "é\n".encode(), lambda part: part.write_bytes("é\n".encode())]
+)
+def test_a_file_is_written_with_its_folder(tmp_path: Path, content: Any) -> None:
+    """Text is encoded in UTF-8, bytes are kept, and a function writes what it likes."""
+    path = tmp_path / "deep" / "file.json"
+    assert atomic_write(path, content) == path
+    assert path.read_bytes() == "é\n".encode()
+    assert names(path.parent) == ["file.json"]
+
+
+def test_a_file_has_the_ordinary_permissions(tmp_path: Path) -> None:
+    """As those of any file that the process creates."""
+    (tmp_path / "plain").touch()
+    expected = stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    assert stat.S_IMODE(atomic_write(tmp_path / "file", b"").stat().st_mode) == expected
+
+
+def fail(*_: Any) -> None:
+    """What a full disk does."""
+    raise OSError("disk gone")
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    """Nothing lies beside it afterwards."""
+    path = atomic_write(tmp_path / "file", "old")
+    with pytest.raises(OSError, match="disk gone"):
+        atomic_write(path, lambda part: (part.write_text("ne"), fail()))
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_file_that_cannot_be_renamed_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing lies beside it afterwards."""
+    path = atomic_write(tmp_path / "file", "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="disk gone"):
+            atomic_write(path, "new")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def steps(monkeypatch: pytest.MonkeyPatch, stop: int | None) -> list[str]:
+    """Count what a writer does to the disk, and end the process before step ``stop``.
+
+    Whatever runs after the end, such as a ``finally``, does nothing to the disk either.
+    """
+    done: list[str] = []
+
+    def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*args: Any, **options: Any) -> Any:
+            if stop is not None and len(done) >= stop:
+                raise Killed
+            done.append(name)
+            return real(*args, **options)
+
+        return step
+
+    for owner, name in ((os, "replace"), (shutil, "rmtree"), (Path, "chmod"), (Path, "mkdir")):
+        monkeypatch.setattr(owner, name, counted(name, getattr(owner, name)))
+    return done
+
+
+def all_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The number of every step of replacing a folder."""
+    with monkeypatch.context() as patch:
+        folder = atomic_folder(tmp_path / "counted", write_old, overwrite=True)
+        done = steps(patch, None)
+        atomic_folder(folder, write_new, overwrite=True)
+    assert done.count("replace") == 2
+    yield from range(len(done))
+
+
+def test_a_writer_killed_at_any_step_leaves_a_whole_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next writer finds the old folder or the new one, whole, and clears what was left."""
+    for stop in all_steps(tmp_path, monkeypatch):
+        folder = tmp_path / str(stop) / "folder"
+        atomic_folder(folder, write_old, overwrite=True)
+        with monkeypatch.context() as patch:
+            steps(patch, stop)
+            with pytest.raises(Killed):
+                atomic_folder(folder, write_new, overwrite=True)
+        found: list[list[str]] = []
+
+        def look(_: Path, folder: Path = folder, found: list[list[str]] = found) -> None:
+            found.append(names(folder))
+            raise Killed
+
+        with pytest.raises(Killed):
+            atomic_folder(folder, look, overwrite=True)
+        assert found in ([["old"]], [["new"]])
+        assert names(folder) == found[0]
+        assert names(folder.parent) == ["folder"]
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_folder_that_cannot_be_filled_is_not_made(tmp_path: Path, overwrite: bool) -> None:
+    """Nothing is left of it."""
+    with pytest.raises(OSError, match="disk gone"):
+        atomic_folder(tmp_path / "folder", fail, overwrite=overwrite)
+    assert names(tmp_path) == []
+
+
+def test_a_folder_can_be_read_by_others(tmp_path: Path) -> None:
+    """Though temporary folders are private."""
+    folder = atomic_folder(tmp_path / "folder", write_new, overwrite=False)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    assert names(folder) == ["new"]
+
+
+def test_a_folder_that_another_process_made_first_stays(tmp_path: Path) -> None:
+    """What was written meanwhile is dropped, and its writer is told."""
+    folder = tmp_path / "folder"
+
+    def slow(temporary: Path) -> None:
+        write_new(temporary)
+        atomic_folder(folder, write_old, overwrite=False)
+
+    with pytest.raises(OSError, match="folder"):
+        atomic_folder(folder, slow, overwrite=False)
+    assert names(folder) == ["old"]
+    assert names(tmp_path) == ["folder"]
