@@ -1,4 +1,4 @@
-"""Speed on a base of billions of parameters, which wants a GPU: what a sense costs it.
+"""Speed on a base of billions of parameters, which wants a GPU: what a modality costs it.
 
     python benchmarks/large.py --write-docs
 
@@ -64,7 +64,7 @@ def built(shape: str, device: str, kind: torch.dtype) -> tuple[SafeModel, list[R
     start = time.perf_counter()
     model = SafeModel(base)
     model.add_modality("sense", **_parts(model))
-    took = amount("a sense attached to a base in memory", [time.perf_counter() - start], "s")
+    took = amount("a modality attached to a base in memory", [time.perf_counter() - start], "s")
     waken(model).modality("sense").to(kind)
     return model.eval(), [took]
 
@@ -102,16 +102,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="8b")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--sense", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--modality-dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 2048])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path, default=Path("runs/large.json"))
-    parser.add_argument("--write-docs", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write-docs", action="store_true", help="put the table into speed.md")
     chosen = parser.parse_args()
     console, before = Console(width=120), os.getloadavg()[0]
     with torch.no_grad():
-        model, attached = built(chosen.shape, chosen.device, getattr(torch, chosen.sense))
+        model, attached = built(chosen.shape, chosen.device, getattr(torch, chosen.modality_dtype))
         rows = measured(model, chosen.groups, chosen.lengths, chosen.rounds)
     rows = {"attaching": attached, **rows}
     for name, found in rows.items():

@@ -16,8 +16,8 @@ from safe_framework.evaluation.metrics import Estimate
 PERCENT = {
     "gain": "gain",
     "over shuffled": "over shuffled",
-    "absent": "sense absent",
-    "irrelevant": "irrelevant sample",
+    "absent": "modality absent",
+    "irrelevant": "distractor",
 }
 COSTS = {
     "parameters": "trained, M",
@@ -101,7 +101,7 @@ def markdown(results: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def write_plot(results: Mapping[str, Any], path: Path) -> None:
-    """Gain against retention beside irrelevant samples at gate 1, as SVG."""
+    """Gain against retention beside distractors at gate 1, as SVG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5.2), layout="constrained")
@@ -117,7 +117,7 @@ def write_plot(results: Mapping[str, Any], path: Path) -> None:
             capsize=2,
             label=ARMS[arm].title,
         )
-    axes.set_xlabel("next words as the base's, beside an irrelevant sample, %")
+    axes.set_xlabel("next tokens as the base's, beside a distractor, %")
     axes.set_ylabel("answers right on held-out samples, %")
     axes.set_title(f"{results['settings']['task']}: up and to the right is better")
     axes.grid(alpha=0.3)
@@ -135,7 +135,7 @@ SMALL = ("gain", "absent", "irrelevant", "fact off", "bytes", "decode")
 
 
 def write_docs(results: Mapping[str, Any], root: Path) -> list[Path]:
-    """Put the tables between their markers in ``docs/comparison.md`` and ``README.md``.
+    """Put the tables between their markers: whole on one page, in short on the other.
 
     Returns:
         The files that had a place for them.
@@ -144,7 +144,8 @@ def write_docs(results: Mapping[str, Any], root: Path) -> list[Path]:
     whole = markdown(results, [*PERCENT, *(f"fact {name}" for name in FACTS)])
     whole += "\n" + markdown(results, list(COSTS)).split("\n\n", 1)[1]
     written = []
-    for file, content in (("docs/comparison.md", whole), ("README.md", markdown(results, SMALL))):
+    short = markdown(results, SMALL)
+    for file, content in (("docs/comparison-tables.md", whole), ("docs/comparison.md", short)):
         text = (root / file).read_text("utf-8")
         block = re.compile(rf"(<!-- peers-{task} -->\n).*?(<!-- /peers-{task} -->)", re.S)
         if block.search(text):

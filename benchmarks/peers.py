@@ -181,7 +181,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rate-factor", type=float, default=1.0, help="on the peers' rates")
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     parser.add_argument("--output", type=Path, default=Path("runs/peers"))
-    parser.add_argument("--write-docs", action="store_true", help="and the README's small table")
+    parser.add_argument("--write-docs", action="store_true", help="put the tables into docs/")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(words)
 

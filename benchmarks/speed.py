@@ -43,7 +43,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.data.audio import Waveform
 from safe_framework.runs.run import run_versions
 
-PAGE = Path(__file__).with_name("README.md")
+PAGE = Path(__file__).with_name("speed.md")
 GROUPS = ("off", "prefill", "decode", "memory", "loading", "starting", "certificate")
 
 
@@ -134,9 +134,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--lengths", type=int, nargs="+", default=[32, 128, 512])
-    parser.add_argument("--rounds", type=int, default=21, help="at 128 words; fewer at more")
+    parser.add_argument("--rounds", type=int, default=21, help="at 128 tokens; fewer at more")
     parser.add_argument("--output", type=Path, default=Path("runs/speed.json"))
-    parser.add_argument("--write-docs", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write-docs", action="store_true", help="put the table into speed.md")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.memory_of:

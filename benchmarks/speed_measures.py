@@ -44,7 +44,7 @@ _OTHER = f"prefix of {MANY_TOKENS}"
 def prefill(calls: Calls, rounds: int) -> list[Row]:
     """A forward call in each way."""
     found = taking_turns(calls.prefills(), rounds, warm_up=2)
-    what, target = f"{calls.length} words", calls.length == _TARGET_LENGTH
+    what, target = f"{calls.length} tokens", calls.length == _TARGET_LENGTH
     rows = [
         ratio(f"{what}, {arm}", "base", compare(found, arm, "base"), _most(arm, target))
         for arm in found
@@ -64,7 +64,7 @@ def decode(calls: Calls, rounds: int, steps: int) -> list[Row]:
     """A step of decoding in each way, and what it costs whatever the machine does."""
     found = taking_turns(calls.decodings(steps), rounds)
     return [
-        ratio(f"after {calls.length} words, {arm}", "base", compare(found, arm, "base"), most)
+        ratio(f"after {calls.length} tokens, {arm}", "base", compare(found, arm, "base"), most)
         for arm, most in (("absent", OFF), ("on", DECODE))
     ]
 
@@ -127,11 +127,11 @@ def memory(length: int, child: Callable[[str, int], Mapping[str, float]]) -> lis
     """Peak memory of processes that make one call each, of the base alone and of each form."""
     found = {arm: child(arm, length) for arm in MEMORY_ARMS}
     bare = found["base"]["peak"]
-    rows = [amount(f"base, {length} words", [bare], "MiB")]
+    rows = [amount(f"base, {length} tokens", [bare], "MiB")]
     for arm in MEMORY_ARMS[1:]:
         peak = found[arm]["peak"]
-        rows.append(Row(f"{arm}, {length} words", "base", peak / bare, 0, 0))
-        rows.append(amount(f"{arm}, {length} words, beyond the base", [peak - bare], "MiB"))
+        rows.append(Row(f"{arm}, {length} tokens", "base", peak / bare, 0, 0))
+        rows.append(amount(f"{arm}, {length} tokens, beyond the base", [peak - bare], "MiB"))
     return rows
 
 

@@ -25,3 +25,16 @@ def blocks(readme):
         return found
 
     return of
+
+
+@pytest.fixture(scope="session")
+def page_blocks():
+    """The code blocks of a page by its path and their language; there are some."""
+
+    def of(path, language):
+        text = (ROOT / path).read_text("utf-8")
+        found = [code for kind, code in _BLOCK.findall(text) if kind == language]
+        assert found
+        return found
+
+    return of

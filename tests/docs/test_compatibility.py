@@ -1,4 +1,4 @@
-"""``docs/compatibility.md`` is of the types that transformers has."""
+"""The pages on compatibility are of the types that transformers has, and can be written anew."""
 
 from __future__ import annotations
 
@@ -6,26 +6,51 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.zoo.models import types
+import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
+from tests.zoo.examine import Entry
+from tests.zoo.models import types
+from tests.zoo.page import LAWS, table_page, with_counts, with_gpu
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE, TABLE = DOCS / "compatibility.md", DOCS / "compatibility-table.md"
 READS = {"text": "causal", "image and text": "image_text", "sequence to sequence": "seq2seq"}
 
 
 def test_every_type_is_on_the_page() -> None:
-    """The page has one line for each type, and none of another."""
-    rows = re.findall(r"^\| `([^`]+)` \| ([a-z ]+) \|", PAGE.read_text("utf-8"), re.MULTILINE)
+    """The table has one line for each type, and none of another."""
+    rows = re.findall(r"^\| `([^`]+)` \| ([a-z ]+) \|", TABLE.read_text("utf-8"), re.MULTILINE)
     found = [(READS[reads], name) for name, reads in rows if reads in READS]
     assert sorted(found) == sorted(types())
 
 
 def test_it_is_of_the_installed_version() -> None:
-    """The page names the version of transformers that the types are of."""
-    assert f"transformers {version('transformers')} " in PAGE.read_text("utf-8")
+    """The table names the version of transformers that the types are of."""
+    assert f"transformers {version('transformers')} " in TABLE.read_text("utf-8")
 
 
 def test_nothing_fails() -> None:
-    """No type on the page is marked as failing a law."""
-    text = PAGE.read_text("utf-8")
-    assert "**no**" not in text
-    assert "Failing: 0." in text
+    """No type in the table is marked as failing a law, and the page says so."""
+    assert "**no**" not in TABLE.read_text("utf-8")
+    assert "Failing: 0." in PAGE.read_text("utf-8")
+
+
+def test_the_pages_are_those_that_the_command_writes() -> None:
+    """Law: the table is written whole, the page in its blocks, and the text around them stays."""
+    laws = {law: "holds" for law in LAWS}
+    entries = [
+        Entry("causal", "gpt2", laws=laws, generates=("greedy",)),
+        Entry("causal", "zamba", status="refused", reason="no | layers"),
+    ]
+    table = table_page(entries)
+    assert table.splitlines()[0] == TABLE.read_text("utf-8").splitlines()[0]
+    assert "| `gpt2` | text | yes | yes | yes | yes | yes | greedy |  |\n" in table
+    assert "## Refused when attached\n" in table
+    assert "| `zamba` | text | no \\| layers |\n" in table
+    page = PAGE.read_text("utf-8")
+    counted = with_counts(page, entries)
+    assert "Of **2** types (one per class), **1** hold" in counted
+    assert with_gpu(counted, "no device\n").endswith(page.partition("<!-- /gpu -->")[2])
+    assert "<!-- gpu -->\nno device\n<!-- /gpu -->" in with_gpu(counted, "no device\n")
+    with pytest.raises(ValueError, match="no block `gpu`"):
+        with_gpu("nothing", "no device")

@@ -42,6 +42,7 @@ def test_the_table_of_kinds_is_that_of_the_registries():
         for kind, registry in REGISTRIES.items()
     }
     assert set(rows) == expected
+    assert "`safe_framework.hooks`" in PAGE
     assert {interface for _, interface, _ in rows} <= set(safe_framework.__all__)
 
 

@@ -1,11 +1,10 @@
-"""What the README says exists, and its examples do what they say."""
+"""What the README and the pages beside it say exists, and their examples do what they say."""
 
 import ast
 import re
 from pathlib import Path
 
 import pytest
-import tomli
 import torch
 
 import safe_framework
@@ -18,36 +17,37 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = (
     "README.md",
     "CHANGELOG.md",
-    "docs/certificate.md",
-    "docs/evaluation.md",
-    "docs/laws.md",
-    "docs/monitor.md",
-    "docs/plugins.md",
-    "docs/recipe.md",
-    "docs/retention.md",
-    "docs/stage_b.md",
-    "docs/training.md",
+    "CONTRIBUTING.md",
+    "benchmarks/README.md",
+    "benchmarks/speed.md",
     "tests/README.md",
+    *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
 )
 
 
-def test_python_compiles_and_names_exist(blocks):
+def test_the_readme_is_short():
+    """The README is read to its end: it has at most 150 lines, and the rest is linked."""
+    assert 120 <= len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
+
+
+def test_python_compiles_and_names_exist(blocks, page_blocks):
     """Each block is Python, and what it takes from the package is public."""
     used = set()
-    for block in blocks("python"):
+    for block in [*blocks("python"), *page_blocks("docs/python.md", "python")]:
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "safe_framework":
                 used.add(node.attr)
             elif isinstance(node, ast.ImportFrom) and node.module == "safe_framework":
                 used |= {alias.name for alias in node.names}
-    assert {"build", "load", "Projector"} <= used
+    assert {"build", "load", "pipeline", "Projector"} <= used
     assert used <= set(safe_framework.__all__)
 
 
-def test_model_methods_exist(blocks):
-    """Every method that the example calls on the model is one of SafeModel's."""
-    called = set(re.findall(r"\bmodel\.(\w+)", blocks("python")[0]))
-    assert len(called) >= 6
+def test_model_methods_exist(blocks, page_blocks):
+    """Every method that the examples call on the model is one of SafeModel's."""
+    text = "\n".join([blocks("python")[0], *page_blocks("docs/python.md", "python")])
+    called = set(re.findall(r"\bmodel\.(\w+)", text))
+    assert len(called) >= 9
     assert [name for name in called if not hasattr(safe_framework.SafeModel, name)] == []
 
 
@@ -71,56 +71,38 @@ def test_the_recipe_is_valid(blocks):
     assert recipe.data_files().keys() == {"train", "test", "retention", "retention_test"}
 
 
-def test_the_entry_point_is_looked_up(blocks):
-    """The example of an entry point is in a group that a registry reads."""
-    (group,) = tomli.loads(blocks("toml")[1])["project"]["entry-points"]
-    assert group in {registry.group for registry in REGISTRIES.values()}
-
-
-def test_groups_exist(readme):
-    """The groups that the README lists are those of the registries, and the hooks'."""
-    sentence = re.search(r"The\sgroups are [^\n]*\n?.*?\.hooks`", readme, re.DOTALL)[0]
-    listed = re.findall(r"`(?:safe_framework)?\.(\w+)`", sentence)
-    groups = {registry.group.rpartition(".")[2] for registry in REGISTRIES.values()}
-    assert set(listed) == groups | {"hooks"}
-
-
 def test_make_targets_exist(readme):
-    """Every target that the README names is in the Makefile."""
-    named = set(re.findall(r"make ([a-z][a-z-]+)  |`make ([a-z-]+)`", readme))
-    targets = {first or second for first, second in named}
-    assert {
-        "demo",
-        "test",
-        "lint",
-        "check-real",
-        "check-zoo",
-        "check-gpu",
-        "check-torchaudio",
-        "check-browser",
-        "check-harness",
-        "check-deepspeed",
-    } == targets
+    """Every target that the README and CONTRIBUTING name is in the Makefile, and the other way."""
+    text = readme + (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    found = re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", text, re.MULTILINE)
+    named = {first or second for first, second in found}
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    assert [target for target in targets if f"\n{target}:" not in makefile] == []
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert {"demo", "test", "lint"} <= named
+    assert named == set(phony.split()) - {"help"}
 
 
 def test_commands_exist(readme, capsys):
-    """Every command of ``safe`` that the README names answers ``--help``."""
-    named = set(re.findall(r"(?:^|`)safe ([a-z]+)", readme, re.MULTILINE))
-    assert len(named) == 16
-    for command in named:
+    """The page of commands lists each of ``safe``, and all that are named answer ``--help``."""
+    page = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    listed = set(re.findall(r"^safe ([a-z]+)", page, re.MULTILINE))
+    assert len(listed) == 16
+    assert main([]) == 0
+    shown = set(re.findall(r"^    ([a-z]+)  ", capsys.readouterr().out, re.MULTILINE))
+    assert listed == shown
+    for command in listed | set(re.findall(r"(?:^|`)safe ([a-z]+)", readme, re.MULTILINE)):
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
         assert f"usage: safe {command}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("registry", REGISTRIES.values(), ids=REGISTRIES)
-def test_shipped_plugins_are_listed(readme, registry):
+def test_shipped_plugins_are_listed(registry):
     """The table of what ships has every plugin of this distribution."""
+    page = (ROOT / "docs" / "plugins.md").read_text("utf-8").partition("## What ships")[2]
     mine = [point.name for point in registry.points() if point.dist.name == "safe-framework"]
     assert mine
-    rows = [line for line in readme.splitlines() if line.startswith("| ")]
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
     assert [name for name in mine if not any(f"`{name}`" in row for row in rows)] == []
 
 
@@ -133,6 +115,15 @@ def test_links_lead_somewhere(document):
     home = (ROOT / document).parent
     assert [link for link in links if not (home / link).exists()] == []
     assert [path for path in paths if not (ROOT / path).exists()] == []
+    anchors = re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", text)
+    pages = [((home / link) if link else ROOT / document, anchor) for link, anchor in anchors]
+    assert [(page, anchor) for page, anchor in pages if anchor not in anchors_of(page)] == []
+
+
+def anchors_of(page):
+    """What GitHub calls the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 def test_every_area_has_a_line():

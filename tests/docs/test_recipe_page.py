@@ -1,4 +1,4 @@
-"""docs/recipe.md lists exactly the keys of a recipe, with their true defaults."""
+"""docs/recipe.md lists exactly the keys of a recipe, with true defaults; examples are valid."""
 
 import re
 from pathlib import Path
@@ -9,9 +9,11 @@ import tomli
 
 from safe_framework.config import schema
 from safe_framework.config.plugin_options import read_options
+from safe_framework.config.read import parse_recipe
 from safe_framework.interfaces.registry import fusion_adapters
 
-PAGE = (Path(__file__).parents[2] / "docs" / "recipe.md").read_text("utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "recipe.md").read_text("utf-8")
 TABLES = {
     "`[base]`": schema.BaseSpec,
     "`[base.compose]`": schema.ComposeSpec,
@@ -71,6 +73,36 @@ def test_every_fusion_adapter_has_its_options():
     assert all(common <= names for names in options.values())
     listed = {name: set(re.findall(r"`(\w+)`", cell)) for name, cell in rows("`fusion`").items()}
     assert listed == {name: names - common for name, names in options.items()}
+
+
+BASE = '[base]\nmodel = "some"\n'
+MODALITY = """
+[modalities.audio]
+encoder = { use = "whisper", model = "some" }
+projector = { use = "standard" }
+fusion = { use = "lora", layers = [0] }
+"""
+EXAMPLES = [
+    (page, code)
+    for page in ("compose", "data", "monitor", "recipe", "stage_b")
+    for code in re.findall(
+        r"^```toml\n(.*?)^```$",
+        (ROOT / "docs" / f"{page}.md").read_text("utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
+]
+
+
+@pytest.mark.parametrize(("page", "code"), EXAMPLES)
+def test_the_examples_have_no_mistake(page, code):
+    """What a page shows as a part of a recipe is one, beside a base and a modality."""
+    head = "" if "[base]" in code else BASE
+    assert parse_recipe(f"{head}{code}\n{'' if '[modalities.' in code else MODALITY}").text
+
+
+def test_there_are_examples():
+    """Each of the pages has one at least."""
+    assert {page for page, _ in EXAMPLES} == {"compose", "data", "monitor", "recipe", "stage_b"}
 
 
 def test_every_class_has_a_table():

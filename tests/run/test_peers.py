@@ -202,9 +202,9 @@ def test_documents_are_filled_between_their_marks(modules: Any, tmp_path: Path) 
     arms["full"]["facts"] = dict.fromkeys(modules.tables.FACTS, False)
     results = {"settings": {"task": "depth", "steps": 7, "seeds": [0]}, "arms": arms}
     (tmp_path / "docs").mkdir()
-    page, readme = tmp_path / "docs/comparison.md", tmp_path / "README.md"
+    page, other = tmp_path / "docs/comparison-tables.md", tmp_path / "docs/comparison.md"
     page.write_text("a\n<!-- peers-depth -->\nold\n<!-- /peers-depth -->\nb\n")
-    readme.write_text("nothing\n")
+    other.write_text("nothing\n")
     assert modules.tables.write_docs(results, tmp_path) == [page]
     text = page.read_text()
     assert text.startswith("a\n<!-- peers-depth -->\n")
@@ -212,4 +212,4 @@ def test_documents_are_filled_between_their_marks(modules: Any, tmp_path: Path) 
     assert "old" not in text
     assert "| SAFE | 50.0 [40.0, 60.0] |" in text
     assert "| prefix, full fine-tuning |" in text
-    assert readme.read_text() == "nothing\n"
+    assert other.read_text() == "nothing\n"

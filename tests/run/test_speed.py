@@ -116,7 +116,7 @@ def test_the_page_gets_the_table_between_its_marks(modules: Any) -> None:
 
 def test_the_page_has_a_block_for_the_table(modules: Any) -> None:
     """Law: ``--write-docs`` of both scripts finds its place in the benchmarks' page."""
-    text = (BENCHMARKS / "README.md").read_text("utf-8")
+    text = (BENCHMARKS / "speed.md").read_text("utf-8")
     for marks in (modules("_rows").MARKS, import_module("large").MARKS):
         assert modules("_rows").replaced(text, "block", marks) != text
 

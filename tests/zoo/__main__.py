@@ -1,4 +1,4 @@
-"""``make check-zoo``: every type, and the page that says what was found."""
+"""``make check-zoo``: every type, and the pages that say what was found."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from rich.progress import Progress
 
 from tests.zoo.examine import Entry
 from tests.zoo.models import types
-from tests.zoo.page import page
+from tests.zoo.page import table_page, with_counts
 from tests.zoo.sweep import sweep
 
 PAGE = Path("docs/compatibility.md")
+TABLE = Path("docs/compatibility-table.md")
 
 
 def main() -> int:
     """Examine the types; 1 if any fails."""
     parser = argparse.ArgumentParser(prog="check-zoo", description=__doc__)
-    parser.add_argument("types", nargs="*", help="only these model types; the page stays")
+    parser.add_argument("types", nargs="*", help="only these model types; the pages stay")
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     chosen = [pair for pair in types() if not arguments.types or pair[1] in arguments.types]
@@ -35,9 +36,9 @@ def main() -> int:
 
         entries = sweep(chosen, arguments.processes, done)
     if not arguments.types:
-        before = PAGE.read_text("utf-8") if PAGE.exists() else ""
-        PAGE.write_text(page(entries, before), "utf-8")
-        console.print(f"wrote {PAGE}")
+        TABLE.write_text(table_page(entries), "utf-8")
+        PAGE.write_text(with_counts(PAGE.read_text("utf-8"), entries), "utf-8")
+        console.print(f"wrote {TABLE} and {PAGE}")
     failed = sum(entry.status == "fails" for entry in entries)
     console.print(f"{len(entries)} types, {failed} fail")
     return 1 if failed else 0

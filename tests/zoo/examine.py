@@ -139,7 +139,7 @@ def _limits(model: SafeModel, certificate: Certificate) -> Iterator[str]:
     if stack.layout.axes != "(batch, length, hidden)":
         yield f"hidden states are {stack.layout.axes}"
     if stack.passes > 1:
-        yield f"runs its layers {stack.passes} times; the sense enters in pass {stack.entry + 1}"
+        yield f"runs its layers {stack.passes} times; the modality enters in pass {stack.entry + 1}"
     for layer, reason in stack.unsupported_layers.items():
         yield f"layer {layer}: {reason}"
 

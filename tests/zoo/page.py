@@ -1,4 +1,4 @@
-"""``docs/compatibility.md``: what was found of every type."""
+"""What was found of every type: the table, and the blocks of the page that explains it."""
 
 from __future__ import annotations
 
@@ -18,52 +18,44 @@ _MARKS = {
 _TASKS = {"causal": "text", "image_text": "image and text", "seq2seq": "sequence to sequence"}
 
 _HEAD = """\
-# Compatibility
+# Compatibility: every type
 
-Written by `make check-zoo`, which builds a tiny random model of every causal, image-text and
-sequence-to-sequence type that transformers {transformers} maps, from its own config made small,
-gives it a made-up sense with random weights, and asks it the laws of the
-[certificate](certificate.md). Models are random and tiny, so this says what an architecture can
-hold, not how well it learns.
-To ask the same of your checkpoint: `safe verify MODEL`.
-
-{counts}
-
-Measured with torch {torch}, Python {python}, on a CPU, in float32.
-
-- **L1** to **L5** are the [laws](laws.md). **n/a** in L4 means that the base itself lets the rows
-  of a batch touch each other's last bits (experts take the tokens of all rows together), so that
-  only the whole-call law L2 holds; `split_rows=True` runs the rows apart and brings L4 back.
-- **generates** names the decodings of a batch of 2 that work with the sense on. Where one is
-  missing, the base itself cannot do it.
-"""
-
-_GPU = "## On a GPU\n"
-_UNMEASURED = """
-Not measured: no GPU was at hand. `make check-gpu` measures eight architectures in float32 and
-bfloat16 and the quickstart's adapter on a CUDA device, and writes what it found here.
+Written by `make check-zoo`, of transformers {transformers} with torch {torch}, Python {python},
+on a CPU, in float32. [compatibility.md](compatibility.md) says what was asked and what it means.
 """
 
 
-def page(entries: Sequence[Entry], before: str = "") -> str:
-    """The whole page; its section on GPUs is kept as it was ``before``."""
-    ordered = sorted(entries, key=lambda entry: (entry.model_type, entry.task))
-    gpu = before.partition(_GPU)[2] or _UNMEASURED
-    return "\n".join([_head(ordered), *_tables(ordered)]).rstrip() + f"\n\n{_GPU}{gpu}"
-
-
-def with_gpu(before: str, section: str) -> str:
-    """The page with another section on GPUs."""
-    return f"{before.partition(_GPU)[0]}{_GPU}\n{section}"
-
-
-def _head(entries: Sequence[Entry]) -> str:
-    return _HEAD.format(
+def table_page(entries: Sequence[Entry]) -> str:
+    """The whole page of the table."""
+    head = _HEAD.format(
         transformers=version("transformers"),
         torch=version("torch"),
         python=platform.python_version(),
-        counts=_counts(entries),
     )
+    return "\n".join([head.rstrip(), *_tables(_ordered(entries))]) + "\n"
+
+
+def with_counts(page: str, entries: Sequence[Entry]) -> str:
+    """The page that explains the table, with the counts of these entries."""
+    return _with_block(page, "counts", _counts(entries))
+
+
+def with_gpu(page: str, section: str) -> str:
+    """The page that explains the table, with another section on GPUs."""
+    return _with_block(page, "gpu", section)
+
+
+def _with_block(page: str, name: str, content: str) -> str:
+    start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    before, found, rest = page.partition(start)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"the page has no block `{name}`")
+    return f"{before}{start}{content.rstrip()}\n{end}{after}"
+
+
+def _ordered(entries: Sequence[Entry]) -> list[Entry]:
+    return sorted(entries, key=lambda entry: (entry.model_type, entry.task))
 
 
 def _counts(entries: Sequence[Entry]) -> str:
@@ -75,7 +67,7 @@ def _counts(entries: Sequence[Entry]) -> str:
     beams = sum("beams" in entry.generates for entry in entries)
     lines = [
         f"Of **{len(entries)}** types (one per class), **{number['holds']}** hold L1, L2, L3 and "
-        f"L5, {rows} of them L4 too. With the sense on, {beams} decode with beams.",
+        f"L5, {rows} of them L4 too. With the modality on, {beams} decode with beams.",
         f"Refused when attached: {number['refused']}. Not built: {number['unbuilt']}. "
         f"Failing: {number['fails']}.",
     ]
