@@ -8,7 +8,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from safe_framework.utils.optional_imports import guard_transformers
 from safe_framework.utils.versions import FRAMEWORK_VERSION
 
 __version__ = FRAMEWORK_VERSION
@@ -66,9 +65,6 @@ __all__ = [
     "pipeline",
     "verify",
 ]
-
-
-guard_transformers()  # costs nothing until transformers is imported
 
 
 def __getattr__(name: str) -> Any:

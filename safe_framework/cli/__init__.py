@@ -29,6 +29,7 @@ from safe_framework.cli import (
 )
 from safe_framework.cli import list as list_
 from safe_framework.errors import SafeError
+from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 
 _COMMANDS = (
     list_,
@@ -57,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "run" not in arguments:
         parser.print_help()
         return 0
+    if arguments.loads_models:
+        set_aside_broken_torchaudio()
     try:
         code: int = arguments.run(arguments)
     except SafeError as error:
@@ -80,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="SAFE_DEBUG=1 shows the traceback of an error.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    parser.set_defaults(interrupted="interrupted")
+    parser.set_defaults(interrupted="interrupted", loads_models=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in _COMMANDS:
         command.add(commands)

@@ -18,7 +18,9 @@ def add(commands: Any) -> None:
         "--samples", action="store_true", help="encode samples alone, under a launcher in parts"
     )
     parser.add_argument("--quiet", action="store_true", help="print nothing")
-    parser.set_defaults(run=_run, interrupted="interrupted: what was computed is kept")
+    parser.set_defaults(
+        run=_run, loads_models=True, interrupted="interrupted: what was computed is kept"
+    )
 
 
 def _count(text: str) -> int:

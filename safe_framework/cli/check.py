@@ -9,7 +9,7 @@ from safe_framework.cli.table import table
 
 if TYPE_CHECKING:
     from safe_framework.config.schema import Recipe
-    from safe_framework.runs.model_sizes import ModelSizes, PartSize
+    from safe_framework.runs.model_sizes import PartSize
 
 
 def add(commands: Any) -> None:
@@ -33,13 +33,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if recipe.stage_b is not None:
         print("its [stage_b] changes the base: L1 and L2 will not hold")
     if arguments.sizes:
-        _print_sizes(arguments.recipe, recipe)
+        _print_sizes(recipe)
     return 0
 
 
-def _print_sizes(name: str, recipe: Recipe) -> None:
-    from safe_framework.runs.model_sizes import Claim, sizes_of
-    from safe_framework.utils.catalogue import claims
+def _print_sizes(recipe: Recipe) -> None:
+    from safe_framework.runs.model_sizes import sizes_of
 
     sizes = sizes_of(recipe)
     rows = [("", "", "parameters", "trainable", ""), _row("", sizes.base)]
@@ -47,8 +46,6 @@ def _print_sizes(name: str, recipe: Recipe) -> None:
         rows += [_row(f"{modality} ", part) for part in parts]
     rows.append(("total", "", f"{sizes.total:,}", f"{sizes.trainable:,}", ""))
     print(table(_right(rows)))
-    if name in claims():
-        _print_claim(recipe, sizes, Claim(**claims()[name]))
 
 
 def _row(prefix: str, part: PartSize) -> tuple[str, ...]:
@@ -60,16 +57,3 @@ def _right(rows: list[tuple[str, ...]]) -> list[list[str]]:
     """The rows with their numbers, columns 2 and 3, flush right."""
     widths = [max(len(row[place]) for row in rows) for place in (2, 3)]
     return [[*row[:2], row[2].rjust(widths[0]), row[3].rjust(widths[1]), *row[4:]] for row in rows]
-
-
-def _print_claim(recipe: Recipe, sizes: ModelSizes, claim: Any) -> None:
-    from safe_framework.runs.model_sizes import about, sizes_of
-
-    said = {"in all": (claim.total, sizes.total), "trainable": (claim.trainable, sizes.trainable)}
-    for what, (claimed, found) in said.items():
-        verdict = "holds" if about(found, claimed) else "does not hold"
-        print(f"{claim.source} says about {claimed:,} {what}: {verdict}, there are {found:,}")
-    if claim.instead and not about(sizes.trainable, claim.trainable):
-        options = ", ".join(f"{key} = {value}" for key, value in claim.instead.items())
-        smaller = sizes_of(recipe, projector=claim.instead).trainable
-        print(f"with `{options}` of the projector there are {smaller:,} trainable")

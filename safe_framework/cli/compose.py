@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
         "--output", type=Path, metavar="FOLDER", help="where to write it; default: [base] model"
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, loads_models=True)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
         metavar="HERTZ",
         help="warn of recordings below it; a recipe's encoders have their own",
     )
-    check.set_defaults(run=_run)
+    check.set_defaults(run=_run, loads_models=True)
 
 
 def _run(arguments: argparse.Namespace) -> int:

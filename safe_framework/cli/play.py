@@ -18,7 +18,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", help="default: this machine alone")
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
-    parser.set_defaults(run=_run, interrupted="closed")
+    parser.set_defaults(run=_run, loads_models=True, interrupted="closed")
 
 
 def _run(arguments: argparse.Namespace) -> int:

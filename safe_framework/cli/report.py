@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
         help=f"at most so many in the gate sweep; default: {_TEXTS}",
     )
     parser.add_argument("--recipe", metavar="RECIPE", help="where the run's recipe is now")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, loads_models=True)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
         help="start anew even where an interrupted run could go on",
     )
     parser.add_argument("--quiet", action="store_true", help="print the folder alone")
-    parser.set_defaults(run=_run, interrupted=_INTERRUPTED)
+    parser.set_defaults(run=_run, loads_models=True, interrupted=_INTERRUPTED)
 
 
 def _run(arguments: argparse.Namespace) -> int:

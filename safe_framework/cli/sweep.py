@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
         "--texts", type=int, default=_TEXTS, metavar="N", help=f"at most so many; default: {_TEXTS}"
     )
     parser.add_argument("--recipe", metavar="RECIPE", help="where the run's recipe is now")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, loads_models=True)
 
 
 def _numbers(text: str) -> list[float]:

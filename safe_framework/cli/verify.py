@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--device", metavar="DEVICE", help="such as cuda; default: where it loads")
     parser.add_argument("--quick", action="store_true", help="compare fewer calls")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, loads_models=True)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ import torch
 from safe_framework.config.diagnostics import positioned
 from safe_framework.config.schema import EncoderSpec, ModalitySpec, PluginSpec, Recipe
 from safe_framework.interfaces import registry
+from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 
 if TYPE_CHECKING:
     from safe_framework.interfaces.encoder import Encoder
@@ -78,6 +79,7 @@ def _make(
     recipe: Recipe, path: tuple[str | int, ...], kind: str, use: str, options: Any, *wired: Any
 ) -> Any:
     """Call a plugin's constructor; a complaint about an option is shown where it is written."""
+    set_aside_broken_torchaudio()  # most plugins import transformers or peft
     plugin = getattr(registry, kind).load(use)
     made = {name: _made(recipe, (*path, name), value) for name, value in options.items()}
     try:

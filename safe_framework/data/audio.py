@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from safe_framework.errors import DataError, SampleError
-from safe_framework.utils.optional_imports import load_torchaudio
+from safe_framework.utils.optional_imports import load_torchaudio, require
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -112,7 +112,7 @@ def read_audio(path: str | os.PathLike[str] | bytes, sampling_rate: int | None =
     Raises:
         DataError: the file is missing, empty or unreadable, or an extra is not installed.
     """
-    soundfile = _extra("soundfile")
+    soundfile = require("soundfile", "audio", "sound needs `soundfile`")
     called = "the sound in the row" if isinstance(path, bytes) else f"the sound file `{path}`"
     if not isinstance(path, bytes) and not Path(path).is_file():
         raise DataError(f"{called} does not exist")
@@ -145,7 +145,8 @@ def resample(waveform: Waveform, rate: int) -> Waveform:
     try:
         torchaudio = load_torchaudio()
     except ImportError:
-        values = _extra("soxr").resample(waveform.values, waveform.sampling_rate, rate)
+        soxr = require("soxr", "audio", "sound needs `soxr`")
+        values = soxr.resample(waveform.values, waveform.sampling_rate, rate)
     else:
         values = _by_torchaudio(torchaudio, waveform, rate)
     return Waveform(values, rate)
@@ -166,15 +167,3 @@ def _by_torchaudio(torchaudio: ModuleType, waveform: Waveform, rate: int) -> Any
     own = waveform.sampling_rate
     length = (2 * len(waveform.values) * rate + own) // (2 * own)  # as soxr rounds it
     return resampled[:length].numpy()
-
-
-def _extra(name: str) -> ModuleType:
-    from importlib import import_module
-
-    try:
-        return import_module(name)
-    except (ImportError, OSError) as error:  # OSError: soundfile without its native library
-        raise DataError(
-            f"sound needs `{name}`, which cannot be imported: {error}",
-            hint="pip install 'safe-framework[audio]'",
-        ) from error

@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from safe_framework.errors import DataError
+from safe_framework.utils.optional_imports import require
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Endings of the files that are read as images."""
 
+_WHY = "image files need Pillow"
 _NUMBERS = {"1", "L", "F"}  # Pillow's modes of one channel; those of whole numbers begin with I
 
 
@@ -41,7 +43,7 @@ def read_image(source: str | os.PathLike[str] | Any) -> npt.NDArray[Any]:
 
 def _opened(file: Path | io.BytesIO, called: str) -> npt.NDArray[Any]:
     try:
-        with _pillow().open(file) as image:
+        with require("PIL.Image", "image", _WHY).open(file) as image:
             return _pixels(image)
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three on broken files
         if isinstance(error, DataError):
@@ -50,7 +52,7 @@ def _opened(file: Path | io.BytesIO, called: str) -> npt.NDArray[Any]:
 
 
 def _pixels(image: Any) -> npt.NDArray[Any]:
-    if not isinstance(image, _pillow().Image):
+    if not isinstance(image, require("PIL.Image", "image", _WHY).Image):
         raise DataError(
             f"a {type(image).__name__} is no image",
             hint="give an array, a Pillow image or the name of a file",
@@ -59,15 +61,3 @@ def _pixels(image: Any) -> npt.NDArray[Any]:
         image = image.convert("L")
     plain = image.mode in _NUMBERS or image.mode.startswith("I")
     return np.asarray(image if plain else image.convert("RGB"))
-
-
-def _pillow() -> Any:
-    from importlib import import_module
-
-    try:
-        return import_module("PIL.Image")
-    except ImportError as error:
-        raise DataError(
-            f"image files need Pillow, which cannot be imported: {error}",
-            hint="pip install 'safe-framework[image]'",
-        ) from error

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from safe_framework.data.examples import distinct
 from safe_framework.errors import CheckpointError
+from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 
 PACKAGED = "minilm"
 """The name of all-MiniLM-L6-v2 (Apache-2.0) as the distribution below holds it."""
@@ -36,6 +37,7 @@ class SentenceEncoder:
     """
 
     def __init__(self, source: str = PACKAGED) -> None:
+        set_aside_broken_torchaudio()
         from transformers import AutoModel, AutoTokenizer
 
         location = _packaged() if source == PACKAGED else source

@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 
 from safe_framework.errors import SafeError
+from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 
 
 def main() -> int:
@@ -27,6 +28,7 @@ def register() -> None:
     Raises:
         SafeError: the harness is not installed.
     """
+    set_aside_broken_torchaudio()
     try:
         import_module("lm_eval.models")  # first: it adds its own only while there is no other
     except ImportError as error:

@@ -9,6 +9,7 @@ from torch import nn
 
 from safe_framework.errors import CheckpointError
 from safe_framework.pretrained.location import locate, revision_of
+from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 from safe_framework.utils.quiet import quietly
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def load_base(spec: BaseSpec, *, trust_remote_code: bool = False) -> tuple[nn.Mo
         trust_remote_code: let the checkpoint run code of its own; off, and no recipe can
             turn it on.
     """
+    set_aside_broken_torchaudio()
     if spec.compose is not None and not Path(spec.model).expanduser().is_dir():
         raise CheckpointError(
             f"`{spec.model}`, which [base.compose] describes, has not been made",
@@ -40,6 +42,7 @@ def load_base(spec: BaseSpec, *, trust_remote_code: bool = False) -> tuple[nn.Mo
 
 def load_tokenizer(spec: BaseSpec, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer (or processor) alone of what ``load_base`` loads."""
+    set_aside_broken_torchaudio()
     with quietly():
         return _tokenizer(locate(spec.model), _common(spec), trust_remote_code)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from safe_framework.errors import CheckpointError
 from safe_framework.pretrained.location import locate
+from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 from safe_framework.utils.quiet import quietly
 
 
@@ -36,6 +37,8 @@ def load_pretrained(
         CheckpointError: it cannot be had, is of another kind, or lacks weights.
     """
     import torch
+
+    set_aside_broken_torchaudio()
     from transformers import AutoConfig
 
     place = locate(checkpoint)

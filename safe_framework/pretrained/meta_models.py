@@ -14,6 +14,7 @@ from safe_framework.errors import CheckpointError
 from safe_framework.pretrained.cards import Card, read_card
 from safe_framework.pretrained.location import located_by
 from safe_framework.utils import catalogue
+from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +29,7 @@ def blueprints() -> Iterator[None]:
     A config is that of a folder, or of the card that has the name or the hub id. Nothing is
     downloaded. Not for two threads at once: it replaces ``PreTrainedModel.from_pretrained``.
     """
+    set_aside_broken_torchaudio()
     with (
         tempfile.TemporaryDirectory(prefix="safe-blueprints-") as scratch,
         located_by(partial(_place, Path(scratch))),

@@ -11,6 +11,7 @@ from torch.nn.functional import adaptive_max_pool2d, interpolate, pad
 
 from safe_framework.errors import CheckpointError
 from safe_framework.pretrained import locate, quietly
+from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -193,6 +194,7 @@ def fitted(
 
 
 def _network(model: str, place: str) -> nn.Module:
+    set_aside_broken_torchaudio()
     from transformers import AutoModel
 
     try:
@@ -216,6 +218,7 @@ def _network(model: str, place: str) -> nn.Module:
 
 def _processing(model: str, place: str) -> Mapping[str, Any]:
     """How the model's own processor treats a picture; read, since to build it needs an extra."""
+    set_aside_broken_torchaudio()
     from transformers.image_processing_base import ImageProcessingMixin
 
     try:

@@ -17,8 +17,6 @@ from safe_framework.errors import CheckpointError
 from safe_framework.pretrained.meta_models import base_blueprint, blueprints, card_of
 
 _VECTORS = 2  # a start and an end marker
-_ABOUT = 0.15
-"""How far a number may be from what is said to be "about" it."""
 
 
 @attrs.frozen
@@ -66,38 +64,11 @@ class ModelSizes:
         return [part for parts in self.modalities.values() for part in parts]
 
 
-@attrs.frozen
-class Claim:
-    """What is said of a recipe's sizes, and how it can be had where the recipe is larger.
-
-    Attributes:
-        trainable: about how many parameters training changes.
-        total: about how many there are.
-        source: who says so.
-        instead: options of the projector with which ``trainable`` holds.
-    """
-
-    trainable: int
-    total: int
-    source: str
-    instead: Mapping[str, Any] = attrs.field(factory=dict)
-
-
-def about(number: int, claimed: int) -> bool:
-    """Whether a number is within 15 % of what it is said to be about.
-
-    >>> about(1_990_000, 2_000_000), about(4_700_000, 1_000_000)
-    (True, False)
-    """
-    return abs(number - claimed) <= _ABOUT * claimed
-
-
-def sizes_of(recipe: Recipe, projector: Mapping[str, Any] | None = None) -> ModelSizes:
+def sizes_of(recipe: Recipe) -> ModelSizes:
     """Build a recipe's parts on the meta device and count them.
 
     Args:
         recipe: whose parts; its checkpoints are cards with a ``[config]``, or folders.
-        projector: options that replace those of every modality's projector.
 
     Raises:
         CheckpointError: sizes are not known without weights, or a card contradicts itself.
@@ -110,8 +81,6 @@ def sizes_of(recipe: Recipe, projector: Mapping[str, Any] | None = None) -> Mode
         _check_base(recipe.base.model, base, stack)
         parts = {}
         for name, spec in recipe.modalities.items():
-            options = {**spec.projector.options, **(projector or {})}
-            spec = attrs.evolve(spec, projector=attrs.evolve(spec.projector, options=options))
             parts[name] = _modality(recipe, name, spec, facts, stack)
     note = f"{stack.count} layers, {stack.hidden_size} wide"
     return ModelSizes(PartSize("base", made_of, _count(base), 0, note), parts)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from html import escape
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from safe_framework.data.samples import read_sample
 from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation.side_by_side import SideBySide, side_by_side
 from safe_framework.utils.formatting import percent
+from safe_framework.utils.optional_imports import require
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
@@ -85,7 +85,8 @@ def playground(
     Raises:
         DataError: Gradio is not installed.
     """
-    gradio = _gradio()
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # it would call home when imported
+    gradio = require("gradio", "play", "the playground needs `gradio`")
 
     def ask(file: str | None, asked: str, gate: float) -> tuple[str, str, str]:
         """What the page shows for a file, a question and a gate."""
@@ -125,14 +126,3 @@ def _sample_field(gradio: Any, model: SafeModel, modality: str) -> Any:
         )
     kinds = ["image", ".npy", ".npz"]
     return gradio.File(file_types=kinds, type="filepath", label=modality, elem_id="sample")
-
-
-def _gradio() -> Any:
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # it would call home when imported
-    try:
-        return import_module("gradio")
-    except ImportError as error:
-        raise DataError(
-            f"the playground needs `gradio`, which cannot be imported: {error}",
-            hint="pip install 'safe-framework[play]'",
-        ) from error

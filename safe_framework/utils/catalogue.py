@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import safe_framework_registry
 from safe_framework.errors import SafeError
@@ -11,7 +10,6 @@ from safe_framework.utils.suggest import suggest
 
 FOLDER = Path(safe_framework_registry.__file__).parent
 KNOWN_PLUGINS = FOLDER / "known_plugins.toml"
-CLAIMS = FOLDER / "claims.toml"
 
 
 class CatalogueError(SafeError, LookupError):
@@ -58,13 +56,6 @@ def card_path(name: str) -> Path:
         CatalogueError: the catalogue holds no such card.
     """
     return _named(name, cards(), "card")
-
-
-def claims() -> dict[str, dict[str, Any]]:
-    """What is said of the sizes of some recipes, by their names."""
-    import tomli
-
-    return tomli.loads(CLAIMS.read_text("utf-8"))
 
 
 def _files(kind: str, suffix: str = "toml") -> dict[str, Path]:

@@ -1,9 +1,8 @@
-"""torchaudio where it works, and everything else where it does not.
+"""Libraries that only some uses need, and torchaudio, which may be broken.
 
-Its wheel holds a native library for one build of torch. Beside any other it cannot be imported,
-and then neither can most model classes of transformers, which imports it wherever it is
-installed. So a torchaudio that cannot be imported is set aside before transformers is: for the
-rest of the process it is as if it were not installed.
+The wheel of torchaudio holds a native library for one build of torch. Beside any other it cannot
+be imported, and then neither can most model classes of transformers, which imports it wherever it
+is installed. So a torchaudio that cannot be imported is set aside before transformers is.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import sys
 import warnings
 from importlib import import_module
-from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -38,27 +36,12 @@ def load_torchaudio() -> ModuleType:
         raise ImportError(": ".join(reasons)) from error
 
 
-def guard_transformers() -> None:
-    """Set a broken torchaudio aside, now or just before transformers is first imported."""
-    if "transformers" in sys.modules:
-        _set_aside()
-    elif not any(isinstance(finder, _BeforeTransformers) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _BeforeTransformers())
+def set_aside_broken_torchaudio() -> None:
+    """Call it before transformers or peft is imported, or as soon as possible afterwards.
 
-
-class _BeforeTransformers:
-    """Finds nothing, but is asked first."""
-
-    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
-        """Do what must be done before transformers is imported, once."""
-        if name == "transformers":
-            if self in sys.meta_path:
-                sys.meta_path.remove(self)
-            _set_aside()
-        return None
-
-
-def _set_aside() -> None:
+    A torchaudio that cannot be imported is, for the rest of the process, as if it were not
+    installed; a warning says so. One that works is left alone, and so is one that is missing.
+    """
     if "torchaudio" in sys.modules or find_spec("torchaudio") is None:
         return
     try:
@@ -85,14 +68,12 @@ def _forget_what_transformers_saw() -> None:
         forget()
 
 
-# Libraries that only some kinds of data need.
-
-
-def needed(module: str, why: str) -> Any:
-    """Import a module of the extra ``data``.
+def require(module: str, extra: str, why: str) -> Any:
+    """Import a module that only some uses need.
 
     Args:
         module: its dotted name.
+        extra: the extra of this package that installs it.
         why: what needs it, for the message.
 
     Raises:
@@ -100,8 +81,8 @@ def needed(module: str, why: str) -> Any:
     """
     try:
         return import_module(module)
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: one without its native library
         raise DataError(
             f"{why}, which cannot be imported: {error}",
-            hint="pip install 'safe-framework[data]'",
+            hint=f"pip install 'safe-framework[{extra}]'",
         ) from error

@@ -100,7 +100,7 @@ def test_a_broken_torchaudio_is_explained(torchaudio, error):
         "libcudart.so.13: cannot open shared object file\n"
         "  Its native library was built for another torch. It is set aside: sounds are\n"
         "  resampled by soxr, and only the encoder `torchaudio` does not work. A program that\n"
-        "  imports models of transformers without `import safe_framework` fails, since\n"
+        "  imports models of transformers before the framework needs any fails, since\n"
         "  transformers imports torchaudio wherever it is installed.\n"
         "hint: `pip uninstall torchaudio`, or install the build that matches torch"
     )

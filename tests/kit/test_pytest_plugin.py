@@ -54,8 +54,8 @@ def test_the_pytest_plugin_is_light():
     )
     loaded, ours = run(code).splitlines()[-2:]
     assert loaded == "['safe_framework._pytest_plugin']"
-    light = {"safe_framework.utils.optional_imports", "safe_framework._pytest_plugin"}
-    assert set(ast.literal_eval(ours)) == light  # the former is imported with the package
+    version = {"safe_framework.utils", "safe_framework.utils.versions"}  # with the package
+    assert set(ast.literal_eval(ours)) == version | {"safe_framework._pytest_plugin"}
 
 
 def test_a_failed_contract_shows_its_values(tmp_path):

@@ -1,4 +1,4 @@
-"""Sizes of the catalogue's recipes, beside what is said of them."""
+"""Sizes of the catalogue's recipes."""
 
 import attrs
 import pytest
@@ -7,24 +7,8 @@ from safe_framework.cli import main
 from safe_framework.config.read import parse_recipe, read_recipe
 from safe_framework.errors import CheckpointError, SafeError
 from safe_framework.pretrained import meta_models, read_card
-from safe_framework.runs.model_sizes import Claim, about, sizes_of
+from safe_framework.runs.model_sizes import sizes_of
 from safe_framework.utils import catalogue
-
-CLAIMS = {name: Claim(**table) for name, table in catalogue.claims().items()}
-CLAIMED = [name for name in CLAIMS if name in catalogue.recipes()]
-assert len(CLAIMED) >= 2
-
-
-@pytest.mark.parametrize("name", CLAIMED)
-def test_a_claim_is_met_or_there_is_a_way(name):
-    """Where a recipe is larger than said, the options named instead make it as small."""
-    recipe, claim = read_recipe(name), CLAIMS[name]
-    sizes = sizes_of(recipe)
-    assert sizes.total < claim.total or about(sizes.total, claim.total)
-    if about(sizes.trainable, claim.trainable):
-        assert not claim.instead
-    else:
-        assert about(sizes_of(recipe, projector=claim.instead).trainable, claim.trainable)
 
 
 def test_the_parts_make_up_the_whole():
@@ -89,11 +73,10 @@ def test_a_card_that_contradicts_itself_is_refused(fact, tmp_path, monkeypatch):
     )
 
 
-def test_check_prints_parts_beside_claims(capsys):
-    """``safe check NAME --sizes`` shows each part, and says what holds of what is claimed."""
+def test_check_prints_the_parts(capsys):
+    """``safe check NAME --sizes`` shows each part and their sum."""
     assert main(["check", "medium", "--sizes"]) == 0
-    out = capsys.readouterr().out
-    lines = [line.split() for line in out.splitlines()]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["medium", "is", "a", "valid", "recipe"]
     assert [line[:2] for line in lines[2:6]] == [
         ["base", "clip-vit-large-patch14"],
@@ -101,11 +84,5 @@ def test_check_prints_parts_beside_claims(capsys):
         ["audio", "projector"],
         ["audio", "fusion"],
     ]
-    assert "says about 2,000,000 trainable: does not hold, there are 72,067,104" in out
-    assert out.endswith("with `hidden_dim = 50` of the projector there are 1,991,250 trainable\n")
-
-
-def test_a_recipe_without_claims_has_none_printed(capsys):
-    """Only a recipe of which something is said is compared with it."""
-    assert main(["check", "quickstart", "--sizes"]) == 0
-    assert "says about" not in capsys.readouterr().out
+    assert lines[-1][0] == "total"
+    assert lines[-1][-1] == "72,067,104"

@@ -19,6 +19,7 @@ from safe_framework.errors import SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Frames, Sample, all_real
 from safe_framework.pretrained import load_pretrained
+from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 
 
 class ClapEncoder(Encoder):
@@ -52,6 +53,7 @@ class ClapEncoder(Encoder):
         input: Literal["waveform", "mel"] = "waveform",
         trainable: bool = False,
     ) -> None:
+        set_aside_broken_torchaudio()
         from transformers import ClapAudioModelWithProjection, ClapFeatureExtractor
 
         if frames not in ("pooled", "sequence"):

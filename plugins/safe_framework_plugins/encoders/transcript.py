@@ -14,6 +14,7 @@ from safe_framework.data.audio import check_waveform
 from safe_framework.errors import SampleError
 from safe_framework.interfaces.types import Sample
 from safe_framework.pretrained import load_pretrained, quietly
+from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 
 
 class Transcriber:
@@ -43,6 +44,7 @@ class Transcriber:
     def __init__(
         self, model: str, *, language: str | None = None, max_new_tokens: int = 224
     ) -> None:
+        set_aside_broken_torchaudio()
         from transformers import (
             WhisperFeatureExtractor,
             WhisperForConditionalGeneration,

@@ -15,6 +15,7 @@ from safe_framework.errors import CheckpointError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Frames, Sample
 from safe_framework.pretrained import locate, quietly
+from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 from safe_framework.utils.positions import position_waves
 
 _GREY = 0.5  # mean and deviation of colours, if a checkpoint says none
@@ -157,6 +158,7 @@ def _brightness(values: npt.NDArray[Any], name: str) -> npt.NDArray[np.float32]:
 
 def _load(model: str) -> tuple[nn.Module, tuple[int, int], tuple[Tensor, Tensor]]:
     """The backbone, its (height, width), and the mean and deviation of each colour."""
+    set_aside_broken_torchaudio()
     from transformers import AutoConfig, AutoModel
     from transformers.image_processing_base import ImageProcessingMixin
 

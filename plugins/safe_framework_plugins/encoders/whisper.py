@@ -17,6 +17,7 @@ from safe_framework.errors import SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Frames, Sample
 from safe_framework.pretrained import load_pretrained
+from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 
 if TYPE_CHECKING:
     from transformers import WhisperFeatureExtractor
@@ -45,6 +46,7 @@ class WhisperEncoder(Encoder):
     def __init__(
         self, *, model: str, layer: int | None = None, seconds: float | None = None
     ) -> None:
+        set_aside_broken_torchaudio()
         from transformers import WhisperFeatureExtractor
         from transformers.models.whisper.modeling_whisper import WhisperEncoder as Architecture
 

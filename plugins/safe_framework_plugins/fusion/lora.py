@@ -20,6 +20,7 @@ from safe_framework import BaseFacts, FusionAdapter, Memory, Tokens
 from safe_framework.attention import CrossAttention, CrossAttentions, Given
 from safe_framework.attention.folded import Factored, Pair, plain, watched
 from safe_framework.interfaces.fusion import chosen_layers
+from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 
 Target = Literal["query", "key", "value"]
 
@@ -95,6 +96,7 @@ class LoraFusion(FusionAdapter):
         rslora: bool,
         dora: bool,
     ) -> None:
+        set_aside_broken_torchaudio()
         from peft import LoraConfig
         from peft.tuners.lora import Linear as LoraLinear
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from safe_framework.data.readers.row import Row
 from safe_framework.errors import DataError
-from safe_framework.utils.optional_imports import needed
+from safe_framework.utils.optional_imports import require
 
 _NAME = re.compile(
     r"hf:(?P<name>[^:@\[\]]+)(@(?P<revision>[^:\[\]]+))?(:(?P<config>[^:\[\]]+))?"
@@ -34,7 +34,7 @@ def hub_rows(source: str) -> Iterator[Row]:
             hint="write `hf:owner/name:train`, `hf:owner/name:config:train` or "
             "`hf:owner/name@revision:train[0:500]`",
         )
-    datasets = needed("datasets", _WHY)
+    datasets = require("datasets", "data", _WHY)
     start, stop = (int(match[key]) if match[key] else None for key in ("start", "stop"))
     label = f"{match['name'].rstrip('/').rpartition('/')[2]}:{match['split']}"
     try:
@@ -59,7 +59,7 @@ def is_saved(folder: Path) -> bool:
 
 def saved_rows(folder: Path) -> Iterator[Row]:
     """The rows of a dataset that ``Dataset.save_to_disk`` wrote, read as they are needed."""
-    datasets = needed("datasets", _WHY)
+    datasets = require("datasets", "data", _WHY)
     yield from _rows(datasets, datasets.load_from_disk(str(folder)), folder.name, folder, 0, None)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safe_framework.data.readers.row import Row, utf8
 from safe_framework.errors import DataError
-from safe_framework.utils.optional_imports import needed
+from safe_framework.utils.optional_imports import require
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
@@ -91,7 +91,7 @@ def parquet_rows(path: Path) -> Iterator[Row]:
     Raises:
         DataError: it is no Parquet file, or pyarrow is not installed.
     """
-    parquet = needed("pyarrow.parquet", "Parquet files need pyarrow")
+    parquet = require("pyarrow.parquet", "data", "Parquet files need pyarrow")
     number = 0
     try:
         with parquet.ParquetFile(path) as file:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from safe_framework.data.readers import read_rows
 from safe_framework.errors import DataError
 from safe_framework.experimental.vision_language.compose import patches
+from safe_framework.utils.optional_imports import require
 from safe_framework.utils.progress import WorkProgress
 
 _AT_ONCE = 16
@@ -58,7 +58,7 @@ def read_picture(file: Path) -> Any:
     Raises:
         DataError: it is missing or cannot be read.
     """
-    pillow = _pillow()
+    pillow = require("PIL.Image", "image", "pictures need Pillow")
     if not file.is_file():
         raise DataError(f"the picture `{file}` does not exist")
     try:
@@ -71,16 +71,6 @@ def read_picture(file: Path) -> Any:
     corner = ((side - picture.width) // 2, (side - picture.height) // 2)
     square.paste(picture, corner, picture)
     return square
-
-
-def _pillow() -> Any:
-    try:
-        return import_module("PIL.Image")
-    except ImportError as error:
-        raise DataError(
-            f"pictures need Pillow, which cannot be imported: {error}",
-            hint="pip install 'safe-framework[image]'",
-        ) from error
 
 
 def _see(model: Any, processor: Any, files: Sequence[Path]) -> Tensor:
