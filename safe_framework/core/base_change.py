@@ -269,7 +269,7 @@ def read_change(
 def laws_given_up(laws: Sequence[str]) -> str:
     """Which laws do not hold.
 
-    >>> given_up(("L1", "L2"))
+    >>> laws_given_up(("L1", "L2"))
     'L1 and L2 do not hold'
     """
     return f"{' and '.join(laws)} do not hold"
