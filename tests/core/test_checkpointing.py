@@ -16,11 +16,13 @@ from safe_framework.bits import same_bits
 from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.fingerprint import fingerprint
 from safe_framework.model import SafeModel
+from tests.lanes import combinations
 from tests.laws.calls import all_same, copy_of, forward_tensors, generate_tensors
 from tests.toys import BASES, attached, felt, llama, opt, texts
 
 KINDS = {"reentrant": {"use_reentrant": True}, "other": {"use_reentrant": False}, "default": None}
 BASES_WITH_DROPOUT = BASES | {"opt": opt}
+WAYS = ["on", "off", "absent", "no_grad", "eval", "generate"]
 
 
 def training(base: nn.Module) -> tuple[SafeModel, dict[str, Tensor]]:
@@ -53,8 +55,7 @@ def runs(model: SafeModel) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", BASES_WITH_DROPOUT)
+@pytest.mark.parametrize(("name", "kind"), combinations(BASES_WITH_DROPOUT, KINDS))
 def test_gradients_are_those_without(name: str, kind: str) -> None:
     """Either kind gives every parameter its gradient, also in bases that have dropout."""
     model, batch = training(BASES_WITH_DROPOUT[name]())
@@ -99,8 +100,7 @@ def test_less_is_kept_for_the_backward_pass() -> None:
     assert kept() < before / 2
 
 
-@pytest.mark.parametrize("way", ["on", "off", "absent", "no_grad", "eval", "generate"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "way"), combinations(KINDS, WAYS))
 def test_other_calls_are_not_recomputed(kind: str, way: str) -> None:
     """Every call has the bits that it has without checkpointing."""
     model, batch = training(llama())

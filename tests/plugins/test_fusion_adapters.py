@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,21 @@ from safe_framework.fusion import FusionAdapter
 from safe_framework.model import SafeModel
 from safe_framework.shapes import Tokens
 from tests.fusions import CLASSES, VARIANTS, fresh, learned, sensing
+from tests.lanes import combinations
 from tests.laws.calls import all_same, forward_tensors
 from tests.toys import HIDDEN, felt, gpt2, llama, llava, t5, texts
 
 ROWS, LENGTH, COUNT = 3, 5, 4
-every_variant = pytest.mark.parametrize("variant", VARIANTS)
+every_variant = pytest.mark.parametrize(
+    "variant",
+    # Of each adapter the one with its own defaults is asked in the fast lane, too.
+    [pytest.param(one, marks=[] if one in CLASSES else [pytest.mark.slow]) for one in VARIANTS],
+)
+
+
+def every_variant_with(name: str, values: Iterable[Any]) -> pytest.MarkDecorator:
+    """Every variant with each value of another argument."""
+    return pytest.mark.parametrize(("variant", name), combinations(VARIANTS, values))
 
 
 def adapter(variant: str, *, trained: bool = True, **options: Any) -> FusionAdapter:
@@ -46,11 +57,10 @@ def test_every_shipped_adapter_is_here() -> None:
     """Law: the laws of this file are asked of each adapter that an entry point names."""
     mine = {p.name: p.load() for p in fusion_adapters.points() if p.dist.name == "safe-framework"}
     assert mine == CLASSES
-    assert {name for name, _ in VARIANTS.values()} == set(CLASSES)
+    assert {name for name, _ in VARIANTS.values()} == set(CLASSES) == CLASSES.keys() & VARIANTS
 
 
-@every_variant
-@pytest.mark.parametrize("init", ["base", "random"])
+@every_variant_with("init", ["base", "random"])
 def test_fresh_is_silent(variant: str, init: str) -> None:
     """Law: a new adapter's delta is exactly zero, at every layer."""
     fusion = adapter(variant, trained=False, init=init)
@@ -93,8 +103,7 @@ def test_length_independent(variant: str) -> None:
             torch.testing.assert_close(part, whole[:, start:end])
 
 
-@every_variant
-@pytest.mark.parametrize("value", [1e6, -1e6, float("nan"), float("inf")])
+@every_variant_with("value", [1e6, -1e6, float("nan"), float("inf")])
 def test_masked_tokens_have_no_effect(variant: str, value: float) -> None:
     """Law: what a masked token holds changes no bit of the delta."""
     fusion, given = adapter(variant), tokens()
@@ -210,8 +219,7 @@ def test_tokens_get_a_gradient(variant: str) -> None:
 # On a base
 
 
-@every_variant
-@pytest.mark.parametrize("base", [llama, gpt2, t5, llava])
+@every_variant_with("base", [llama, gpt2, t5, llava])
 def test_cached_and_uncached_decoding_agree(variant: str, base: Any) -> None:
     """Law: greedy tokens come the same with a cache and without, and are not the base's."""
     model = sensing(variant, base(), trained=True)
@@ -272,8 +280,7 @@ def test_an_adapter_in_bfloat16_stays_near(variant: str) -> None:
     assert (seen - expected).norm() < 0.1 * expected.norm()
 
 
-@every_variant
-@pytest.mark.parametrize("init", ["base", "random"])
+@every_variant_with("init", ["base", "random"])
 def test_a_round_trip_keeps_every_bit(variant: str, init: str, tmp_path: Path) -> None:
     """Law: what is saved, loaded into another construction, gives the same bits."""
     first = sensing(variant, llama(), trained=True, init=init)

@@ -14,6 +14,7 @@ from safe_framework.checkpoints import quietly
 from safe_framework.errors import CheckpointError, SampleError
 from safe_framework.vision import fitted
 from safe_framework_plugins.encoders.image import ImageEncoder
+from tests.lanes import combinations
 from tests.plugins.backbones import KINDS, LAYERS, SIZE, STAGED, write_backbone
 
 Write = Callable[[str], str]
@@ -43,8 +44,7 @@ def picture(height: int = SIZE, width: int = SIZE, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layer", [0, 1, LAYERS, -1, None])
+@pytest.mark.parametrize(("kind", "layer"), combinations(KINDS, [0, 1, LAYERS, -1, None]))
 def test_a_layer_is_that_of_the_whole_model(folder: Write, kind: str, layer: int | None) -> None:
     """Law: `layer` counts as transformers' `hidden_states` does, patches alone, the same bits."""
     encoder = ImageEncoder(model=folder(kind), layer=layer)
