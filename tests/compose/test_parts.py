@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, LlavaForConditionalGeneration
 
 from safe_framework.bits import same_bits
 from safe_framework.compose.parts import IMAGE, compose, patches, projector_of
@@ -27,6 +26,8 @@ def batch_of(processor, parts, text=f"{IMAGE} w8 w9"):
 
 def test_the_parts_keep_their_weights(composed):
     """Every weight of both parts is in the composed model, bit for bit."""
+    from transformers import AutoModel, AutoModelForCausalLM
+
     model, _, vision, language = composed
     tower = AutoModel.from_pretrained(vision, config=model.config.vision_config)
     speaker = AutoModelForCausalLM.from_pretrained(language).base_model
@@ -39,6 +40,8 @@ def test_the_parts_keep_their_weights(composed):
 
 def test_on_text_it_is_the_language_model(composed):
     """Without a picture its logits for words are the language model's."""
+    from transformers import AutoModelForCausalLM
+
     model, _, _, language = composed
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
@@ -80,6 +83,8 @@ def test_cached_patches_are_the_pictures(composed, parts):
 
 def test_it_is_saved_and_loaded(composed, parts, tmp_path):
     """A composed model is an ordinary checkpoint: saved and loaded, it gives the same bits."""
+    from transformers import LlavaForConditionalGeneration
+
     model, processor, *_ = composed
     model.save_pretrained(tmp_path)
     again = LlavaForConditionalGeneration.from_pretrained(tmp_path).eval()

@@ -7,7 +7,6 @@ import attrs
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor
 
 from safe_framework import assembly
 from safe_framework._recipe import ComposeSpec, parse_recipe, read_recipe
@@ -78,6 +77,8 @@ def test_held_out_pictures_are_captioned(composed):
 
 def test_the_folder_is_a_base(composed, recipe):
     """What was composed loads as any base does, sees pictures, and has its processor."""
+    from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor
+
     folder, scores = composed
     base, tokenizer = load_base(recipe.base)
     assert isinstance(base, LlavaForConditionalGeneration)

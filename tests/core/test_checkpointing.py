@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
 
 from safe_framework.bits import same_bits
 from safe_framework.errors import SafeError, UnsupportedBaseError
@@ -217,6 +216,8 @@ def test_two_models_on_one_base_keep_their_own_ways() -> None:
 
 def test_the_hugging_face_trainer_turns_it_on(tmp_path: Any) -> None:
     """The Trainer's own argument reaches the model."""
+    from transformers import Trainer, TrainingArguments
+
     model, batch = training(llama())
     rows = [{key: value[row] for key, value in batch.items()} for row in range(2)]
     rows = [row | {"labels": row["input_ids"]} for row in rows]

@@ -1,7 +1,6 @@
 """A card's facts are those of the model that its config makes."""
 
 import pytest
-import transformers
 
 from safe_framework import catalogue
 from safe_framework.checkpoints import locate, read_card, revision_of
@@ -41,6 +40,8 @@ def test_the_config_makes_as_many_parameters():
 
 def test_width_and_depth_are_the_configs():
     """Width and layers are what the config says of the part that they are of."""
+    import transformers
+
     for card in SIZED:
         config = described(transformers.AutoConfig.for_model(**card.config))
         (width,) = {getattr(config, name) for name in WIDTHS if hasattr(config, name)}
@@ -102,6 +103,8 @@ def test_sizes_that_are_unknown_are_not_guessed():
 
 def test_models_have_weights_again():
     """What stands in for loading is gone after the block, also after an error."""
+    import transformers
+
     original = transformers.PreTrainedModel.__dict__["from_pretrained"]
     with pytest.raises(CheckpointError), blueprints():
         base_blueprint("some/model")

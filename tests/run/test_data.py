@@ -5,8 +5,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 import soundfile
 
@@ -97,6 +95,9 @@ def test_bad_rows_are_skipped_counted_and_listed(
 
 def test_the_kind_of_file_does_not_change_what_is_learned(copy: Path) -> None:
     """Law: the same rows in Parquet and CSV train the same weights, bit for bit, as in JSONL."""
+    import pyarrow
+    import pyarrow.parquet
+
     run_recipe(str(copy / "recipe.toml"), output=copy / "plain", quiet=True)
     rows = [json.loads(line) for line in (copy / "train.jsonl").read_text().splitlines()]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), copy / "train.parquet")

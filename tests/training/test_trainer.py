@@ -9,8 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import TrainerCallback
-from transformers.integrations import integration_utils
 
 from safe_framework._recipe import TrainingSpec
 from safe_framework.adapter import adapter_tensors
@@ -302,6 +300,9 @@ def test_a_tracker_is_sent_what_is_logged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Law: the tracker that a recipe names gets each logged row, with losses and gates."""
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
     rows: list[dict[str, float]] = []
 
     class Tracker(TrainerCallback):
