@@ -3,12 +3,13 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check
 EDITABLE := $(PIP) --constraint .ci/constraints.txt --editable
 
-.PHONY: help demo test lint bench check-real check-browser check-harness check-torchaudio check-deepspeed check-zoo check-gpu clean
+.PHONY: help demo test test-fast lint bench check-real check-browser check-harness check-torchaudio check-deepspeed check-zoo check-gpu clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo        a real model learns to hear: install, train, measure, report"
 	@echo "make test        install, run the test suite"
+	@echo "make test-fast   its fast lane: laws, recipes, one training (3 minutes on two cores)"
 	@echo "make lint        style and types"
 	@echo "make bench       what a sense costs in time and memory, as ratios (minutes, on an idle machine)"
 	@echo "make check-real  tests on the packaged pretrained models (minutes)"
@@ -23,8 +24,16 @@ help:
 demo: $(VENV)/.demo
 	@$(VENV)/bin/safe run quickstart
 
+WORKERS ?= 2
+IN_PARALLEL := -n $(WORKERS) --dist loadfile
+# What needs more than an install and minutes; pyproject.toml leaves out the same.
+OPTIONAL := real or torchaudio or browser or harness or deepspeed
+
 test: $(VENV)/.test
-	@$(VENV)/bin/pytest
+	@$(VENV)/bin/pytest $(IN_PARALLEL)
+
+test-fast: $(VENV)/.test
+	@$(VENV)/bin/pytest $(IN_PARALLEL) -m "not ($(OPTIONAL) or slow)"
 
 lint: $(VENV)/.dev
 	@$(VENV)/bin/ruff check .
@@ -56,10 +65,9 @@ check-zoo: $(VENV)/.test
 	@$(VENV)/bin/python -m tests.zoo
 
 ON_GPU := training stage_b run evaluation compose checkpoints data
-APART := real or torchaudio or browser or harness or deepspeed or processes
 
 check-gpu: demo $(VENV)/.test
-	@SAFE_TEST_ON_GPU=1 $(VENV)/bin/pytest -m "not ($(APART))" $(addprefix tests/,$(ON_GPU))
+	@SAFE_TEST_ON_GPU=1 $(VENV)/bin/pytest -m "not ($(OPTIONAL) or processes)" $(addprefix tests/,$(ON_GPU))
 	@$(VENV)/bin/python -m tests.zoo.gpu
 
 clean:

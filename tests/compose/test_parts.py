@@ -10,6 +10,8 @@ from safe_framework.compose.train import see
 from safe_framework.errors import UnsupportedBaseError
 from tests.compose.conftest import LANGUAGE, VISION
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=[(v, s) for v in VISION for s in LANGUAGE], ids="-".join)
 def composed(request, parts):

@@ -21,6 +21,8 @@ from safe_framework.compose.train import CaptionCollator, compose_recipe, see, t
 from safe_framework.errors import CheckpointError, DataError, SafeError
 from safe_framework.progress import WorkProgress
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 [base]
 model = "{folder}/composed"

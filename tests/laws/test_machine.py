@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -33,6 +34,8 @@ from tests.toys import (
     mixtral,
     texts,
 )
+
+pytestmark = pytest.mark.slow
 
 NAMES = st.sampled_from(["touch", "smell"])
 KINDS = {**BASES, "mixtral": mixtral}

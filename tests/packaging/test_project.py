@@ -59,6 +59,18 @@ def test_constraints_pin_exactly(root, metadata):
     assert names - pinned == {"safe-framework", "torchaudio", "gradio"}
 
 
+def test_lanes_leave_out_the_same(root, project):
+    """`make test` and `make test-fast` leave out the tests that have a command of their own."""
+    options = project["tool"]["pytest"]["ini_options"]
+    marks = dict(mark.split(": ", 1) for mark in options["markers"])
+    apart = {name for name, text in marks.items() if "run by `make check-" in text}
+    assert len(apart) == 5
+    left_out = options["addopts"][options["addopts"].index("-m") + 1]
+    (optional,) = re.findall(r"^OPTIONAL := (.*)$", (root / "Makefile").read_text("utf-8"), re.M)
+    assert left_out == f"not ({optional})"
+    assert set(optional.split(" or ")) == apart
+
+
 @pytest.mark.parametrize("script", [".ci/run"])
 def test_scripts_parse(root, script):
     """A shell script can be executed and has no syntax error."""

@@ -10,6 +10,8 @@ from safe_framework.cli import main
 from safe_framework.run import run_recipe
 from safe_framework.training.states import TextStates
 
+pytestmark = pytest.mark.slow
+
 SWITCHES = ['["prefix", "teacher"]', '["frames", "teacher"]', '["frames", "prefix"]', "[]"]
 
 

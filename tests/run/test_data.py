@@ -13,6 +13,8 @@ from safe_framework.data.check.targets import check_target
 from safe_framework.errors import DataError
 from safe_framework.run import run_recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def copy(world: Path, tmp_path: Path) -> Path:

@@ -14,6 +14,8 @@ from safe_framework.evaluation.sweep_results import read_sweeps
 from safe_framework.finished import open_run
 from safe_framework.run import run_recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

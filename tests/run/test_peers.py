@@ -19,6 +19,8 @@ from safe_framework.data.recipe_data import RecipeData
 from safe_framework.progress import WorkProgress
 from safe_framework.training.train import make_ready
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 # whether the base's bits come with the sense absent, and with all switched off that can be

@@ -23,6 +23,8 @@ from safe_framework.run import run_recipe
 from safe_framework.stage_b.train import train_stage_b
 from tests.run.test_resume import killed, statuses
 
+pytestmark = pytest.mark.slow
+
 LORA = """
 [stage_b]
 method = "lora"

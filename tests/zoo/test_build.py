@@ -6,6 +6,8 @@ import torch
 from safe_framework.testing.zoo import CannotBuild, generates, text_inputs, tiny, types
 from safe_framework.testing.zoo.ids import special_ids
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = [
     ("causal", "llama"),
     ("causal", "gpt2"),
