@@ -7,6 +7,14 @@ from typing import Any
 import pytest
 
 
+def slow_but(fast: Iterable[Any], values: Iterable[Any]) -> list[Any]:
+    """The values, slow but for those of ``fast``."""
+    few, every = list(fast), list(values)
+    assert few
+    assert all(one in every for one in few)
+    return [pytest.param(one, marks=[] if one in few else [pytest.mark.slow]) for one in every]
+
+
 def combinations(*axes: Iterable[Any]) -> list[Any]:
     """Every combination of one value of each axis, slow but for as few as have each value once.
 

@@ -17,6 +17,8 @@ from safe_framework.modality import Modality
 from safe_framework.model import SafeModel
 from tests.toys import ToyFusion, attached, llama, tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 def wrapped(**changes: Any) -> SafeModel:
     """A Llama with one trained toy sense."""

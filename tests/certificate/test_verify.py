@@ -23,6 +23,7 @@ from safe_framework.certificate.result import Certificate, Law, Verdict
 from safe_framework.errors import SafeError
 from safe_framework.fingerprint import fingerprint
 from safe_framework.model import SafeModel
+from tests.lanes import slow_but
 from tests.toys import BASES, ToyFusion, attached, felt, llama, lora, texts, tokenizer
 
 
@@ -44,7 +45,7 @@ def mixtral(**changes: Any) -> nn.Module:
     return MixtralForCausalLM(config).eval()
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", slow_but(["llama"], BASES))
 def test_every_call_of_every_base_is_the_base(name: str) -> None:
     """All laws hold or do not apply, in all calls and all ways to be off."""
     model = attached(BASES[name]())

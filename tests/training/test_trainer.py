@@ -155,6 +155,7 @@ def test_alignment_in_the_loss_skips_absent_rows(model: SafeModel) -> None:
     assert alignment.batch_loss(model, batch, ["w10", "w11"]).item() == 0
 
 
+@pytest.mark.slow
 def test_parts_add_up_to_a_step(
     model: SafeModel,
     examples: list[TokenizedExample],
@@ -197,6 +198,7 @@ def test_parts_add_up_to_a_step(
         torch.testing.assert_close(others[name], weight, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_step_in_parts_resumes_bit_for_bit(
     examples: list[TokenizedExample], tmp_path: Path
 ) -> None:
@@ -246,6 +248,7 @@ def test_rows_that_cannot_be_shared_out_are_refused(
         trained(model, examples, tmp_path, spec=spec, retention=retention)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_by_autocast(
     model: SafeModel,
     examples: list[TokenizedExample],
