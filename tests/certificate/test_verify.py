@@ -56,6 +56,7 @@ def test_every_call_of_every_base_is_the_base(name: str) -> None:
     assert [c for c in certificate.comparisons if c.note] == []
 
 
+@pytest.mark.slow
 def test_an_adapter_of_nan_passes() -> None:
     """L2 holds for every weight, and what is heard of NaN is not silence."""
     model = attached(llama())
@@ -91,6 +92,7 @@ def test_quick_has_every_call_and_every_way() -> None:
     assert len(pairs) < len(CALLS) * len(WAYS) / 3
 
 
+@pytest.mark.slow
 def test_several_senses_compose() -> None:
     """L6 is asked of every choice of senses, and holds."""
     laws = by_name(verify(attached(llama(), "touch", "smell", "taste"), calls="quick"))
@@ -98,6 +100,7 @@ def test_several_senses_compose() -> None:
     assert "6 choices" in laws["Composition"].detail
 
 
+@pytest.mark.slow
 def test_a_base_that_mixes_rows_is_told() -> None:
     """L4 does not apply to experts that see all rows, and it is said where that was seen."""
     laws = by_name(verify(attached(mixtral()), calls="quick"))
@@ -106,6 +109,7 @@ def test_a_base_that_mixes_rows_is_told() -> None:
     assert laws["Off is the base"].verdict is Verdict.HOLDS
 
 
+@pytest.mark.slow
 def test_rows_that_run_apart_keep_the_law() -> None:
     """L4 applies to every base if its rows are split."""
     model = attached(mixtral())
@@ -154,6 +158,7 @@ def test_a_call_that_the_base_refuses_is_refused_alike() -> None:
     assert certificate.failures == ()
 
 
+@pytest.mark.slow
 def test_a_base_with_beams_of_its_own_is_served() -> None:
     """What the base's generation config says does not make a greedy call another one."""
     base = llama()
@@ -169,6 +174,7 @@ def test_traces_are_written_down() -> None:
     assert len({(c.call, c.operations, c.trace) for c in made}) == 2
 
 
+@pytest.mark.slow
 def test_a_base_that_does_not_repeat_itself_is_told() -> None:
     """Where the base itself gives other bits each time, bits are not asked for."""
     base, chance = llama(), torch.Generator().manual_seed(0)
@@ -215,6 +221,7 @@ def test_a_fresh_model_is_silent() -> None:
     assert (law.verdict, law.detail) == (Verdict.HOLDS, "the model is fresh")
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_made_anew() -> None:
     """L5 is asked of a fresh sense by the model's recipe, on the same base."""
     model = with_lora(1.0)
@@ -267,6 +274,7 @@ def test_what_is_offloaded_is_told_apart() -> None:
     assert broken(model.seal, base) == []
 
 
+@pytest.mark.slow
 def test_another_base_than_the_recorded_one_is_found(tmp_path: Path) -> None:
     """One number written behind torch's back is found by the adapter's fingerprint."""
     folder = with_lora(1.0).save_pretrained(tmp_path / "adapter")
