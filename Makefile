@@ -3,12 +3,13 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check
 EDITABLE := $(PIP) --constraint .ci/constraints.txt --editable
 
-.PHONY: help demo test test-portable lint bench check-real check-browser check-harness check-torchaudio check-deepspeed check-zoo check-gpu clean
+.PHONY: help demo test test-fast test-portable lint bench check-real check-browser check-harness check-torchaudio check-deepspeed check-zoo check-gpu clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo        a real model learns to hear: install, train, measure, report"
 	@echo "make test        install, run the test suite"
+	@echo "make test-fast   its fast lane: laws, recipes, one training (3 minutes on two cores)"
 	@echo "make test-portable  what a model computes, as other processors add up its sums"
 	@echo "make lint        style and types"
 	@echo "make bench       what a sense costs in time and memory, as ratios (minutes, on an idle machine)"
@@ -24,15 +25,23 @@ help:
 demo: $(VENV)/.demo
 	@$(VENV)/bin/safe run quickstart
 
+WORKERS ?= 2
+IN_PARALLEL := -n $(WORKERS) --dist loadfile
+# What needs more than an install and minutes; pyproject.toml leaves out the same.
+OPTIONAL := real or torchaudio or browser or harness or deepspeed
+
 test: $(VENV)/.test
-	@$(VENV)/bin/pytest
+	@$(VENV)/bin/pytest $(IN_PARALLEL)
+
+test-fast: $(VENV)/.test
+	@$(VENV)/bin/pytest $(IN_PARALLEL) -m "not ($(OPTIONAL) or slow)"
 
 # Compiled code lies apart: torch's cache mistakes that for vectors of one width for that of another,
 # and the process aborts.
 PORTABLE := core laws plugins training evaluation stage_b certificate run kit compose
 test-portable: $(VENV)/.test
 	@ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE TORCHINDUCTOR_CACHE_DIR=$(CURDIR)/$(VENV)/inductor \
-	  $(VENV)/bin/pytest $(addprefix tests/,$(PORTABLE))
+	  $(VENV)/bin/pytest $(IN_PARALLEL) $(addprefix tests/,$(PORTABLE))
 
 lint: $(VENV)/.dev
 	@$(VENV)/bin/ruff check .
@@ -64,10 +73,9 @@ check-zoo: $(VENV)/.test
 	@$(VENV)/bin/python -m tests.zoo
 
 ON_GPU := training stage_b run evaluation compose checkpoints data
-APART := real or torchaudio or browser or harness or deepspeed or processes
 
 check-gpu: demo $(VENV)/.test
-	@SAFE_TEST_ON_GPU=1 $(VENV)/bin/pytest -m "not ($(APART))" $(addprefix tests/,$(ON_GPU))
+	@SAFE_TEST_ON_GPU=1 $(VENV)/bin/pytest -m "not ($(OPTIONAL) or processes)" $(addprefix tests/,$(ON_GPU))
 	@$(VENV)/bin/python -m tests.zoo.gpu
 
 clean:

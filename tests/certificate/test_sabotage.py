@@ -18,6 +18,8 @@ from safe_framework.core.model import SafeModel
 from safe_framework.verification.certificate import Certificate, Verdict
 from tests.toys import ToyFusion, attached, llama, tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 def wrapped(**changes: Any) -> SafeModel:
     """A Llama with one trained toy modality."""

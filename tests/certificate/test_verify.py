@@ -23,6 +23,7 @@ from safe_framework.utils.hashing import fingerprint
 from safe_framework.verification.calls import CALLS, OFF_METHODS, calls_to_compare
 from safe_framework.verification.certificate import Certificate, Law, Verdict
 from safe_framework.verification.laws import base_differences
+from tests.lanes import slow_but
 from tests.toys import BASES, ToyFusion, attached, felt, llama, lora, texts, tokenizer
 
 
@@ -44,7 +45,7 @@ def mixtral(**changes: Any) -> nn.Module:
     return MixtralForCausalLM(config).eval()
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", slow_but(["llama"], BASES))
 def test_every_call_of_every_base_is_the_base(name: str) -> None:
     """All laws hold or do not apply, in all calls and all ways to be off."""
     model = attached(BASES[name]())
@@ -55,6 +56,7 @@ def test_every_call_of_every_base_is_the_base(name: str) -> None:
     assert [c for c in certificate.comparisons if c.note] == []
 
 
+@pytest.mark.slow
 def test_an_adapter_of_nan_passes() -> None:
     """L2 holds for every weight, and NaN that reaches the outputs is no failure of it."""
     model = attached(llama())
@@ -90,6 +92,7 @@ def test_quick_has_every_call_and_every_way() -> None:
     assert len(pairs) < len(CALLS) * len(OFF_METHODS) / 3
 
 
+@pytest.mark.slow
 def test_several_modalities_compose() -> None:
     """L6 is asked of every choice of modalities, and holds."""
     laws = by_name(verify(attached(llama(), "touch", "smell", "taste"), calls="quick"))
@@ -97,6 +100,7 @@ def test_several_modalities_compose() -> None:
     assert "6 choices" in laws["Composition"].detail
 
 
+@pytest.mark.slow
 def test_a_base_that_mixes_rows_is_found() -> None:
     """L4 does not apply to experts that see all rows, and the detail says where that was seen."""
     laws = by_name(verify(attached(mixtral()), calls="quick"))
@@ -105,6 +109,7 @@ def test_a_base_that_mixes_rows_is_found() -> None:
     assert laws["Off is the base"].verdict is Verdict.HOLDS
 
 
+@pytest.mark.slow
 def test_rows_that_run_apart_keep_the_law() -> None:
     """L4 applies to every base if its rows are split."""
     model = attached(mixtral())
@@ -153,6 +158,7 @@ def test_a_call_that_the_base_refuses_is_refused_alike() -> None:
     assert certificate.failures == ()
 
 
+@pytest.mark.slow
 def test_a_base_with_beams_of_its_own_is_served() -> None:
     """What the base's generation config says does not make a greedy call another one."""
     base = llama()
@@ -168,6 +174,7 @@ def test_traces_are_written_down() -> None:
     assert len({(c.call, c.operations, c.trace) for c in made}) == 2
 
 
+@pytest.mark.slow
 def test_a_base_that_does_not_repeat_itself_is_found() -> None:
     """Where the base itself gives other bits each time, bits are not asked for."""
     base, chance = llama(), torch.Generator().manual_seed(0)
@@ -214,6 +221,7 @@ def test_a_fresh_model_is_silent() -> None:
     assert (law.verdict, law.detail) == (Verdict.HOLDS, "the model is fresh")
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_made_anew() -> None:
     """L5 is asked of a fresh modality by the model's recipe, on the same base."""
     model = with_lora(1.0)
@@ -268,6 +276,7 @@ def test_what_is_offloaded_is_counted_apart() -> None:
     assert base_differences(model.base_snapshot, base) == []
 
 
+@pytest.mark.slow
 def test_another_base_than_the_recorded_one_is_found(tmp_path: Path) -> None:
     """One number written behind torch's back is found by the adapter's fingerprint."""
     folder = with_lora(1.0).save_pretrained(tmp_path / "adapter")

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 ENGLISH = {"vocab_size": 51864, "pad_token_id": 50256, "eos_token_id": 50256}
 _TYPES = ("float32", "int8", "int16", "int32", "float16")
@@ -36,7 +35,7 @@ def ctranslate2_bytes(
     return b"".join(parts)
 
 
-def whisper_variables(model: WhisperForConditionalGeneration) -> dict[str, np.ndarray]:
+def whisper_variables(model: torch.nn.Module) -> dict[str, np.ndarray]:
     """A model's weights under the names that CTranslate2 gives them, projections joined."""
     state, found = model.state_dict(), {}
 
@@ -75,8 +74,10 @@ def whisper_variables(model: WhisperForConditionalGeneration) -> dict[str, np.nd
 
 
 @pytest.fixture(scope="session")
-def whisper() -> WhisperForConditionalGeneration:
+def whisper() -> torch.nn.Module:
     """A random English-only Whisper whose every weight differs from the next."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
     torch.manual_seed(0)
     config = WhisperConfig(
         **ENGLISH,
@@ -99,7 +100,7 @@ def whisper() -> WhisperForConditionalGeneration:
 
 
 @pytest.fixture(scope="session")
-def variables(whisper: WhisperForConditionalGeneration) -> dict[str, np.ndarray]:
+def variables(whisper: torch.nn.Module) -> dict[str, np.ndarray]:
     """The tiny Whisper's arrays under CTranslate2's names."""
     return whisper_variables(whisper)
 

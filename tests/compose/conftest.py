@@ -8,14 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import (
-    BitImageProcessorPil,
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    Dinov2Config,
-    Dinov2Model,
-)
 
 from safe_framework.pretrained import quietly
 from tests.toys import gpt2, llama, opt, tokenizer
@@ -29,6 +21,8 @@ _VISION = {
 
 def clip(folder: Path) -> None:
     """A CLIP with both of its towers, as checkpoints of it are."""
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
     text = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20}
     config = CLIPConfig(
         vision_config={**_VISION, "intermediate_size": 8},
@@ -43,6 +37,8 @@ def clip(folder: Path) -> None:
 
 def dinov2(folder: Path) -> None:
     """A DINOv2, which takes pictures of any size."""
+    from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
+
     Dinov2Model(Dinov2Config(**_VISION)).save_pretrained(folder)
     BitImageProcessorPil(
         size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}

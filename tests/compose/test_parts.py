@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, LlavaForConditionalGeneration
 
 from safe_framework.errors import UnsupportedBaseError
 from safe_framework.experimental.vision_language.compose import (
@@ -15,6 +14,8 @@ from safe_framework.experimental.vision_language.pictures import read_picture
 from safe_framework.experimental.vision_language.train import see
 from safe_framework.utils.tensors import same_bits
 from tests.compose.conftest import LANGUAGE, VISION
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", params=[(v, s) for v in VISION for s in LANGUAGE], ids="-".join)
@@ -32,6 +33,8 @@ def batch_of(processor, parts, text=f"{IMAGE} w8 w9"):
 
 def test_the_parts_keep_their_weights(composed):
     """Every weight of both parts is in the composed model, bit for bit."""
+    from transformers import AutoModel, AutoModelForCausalLM
+
     model, _, vision, language = composed
     tower = AutoModel.from_pretrained(vision, config=model.config.vision_config)
     speaker = AutoModelForCausalLM.from_pretrained(language).base_model
@@ -44,6 +47,8 @@ def test_the_parts_keep_their_weights(composed):
 
 def test_on_text_it_is_the_language_model(composed):
     """Without a picture its logits for words are the language model's."""
+    from transformers import AutoModelForCausalLM
+
     model, _, _, language = composed
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
@@ -85,6 +90,8 @@ def test_cached_patches_are_the_pictures(composed, parts):
 
 def test_it_is_saved_and_loaded(composed, parts, tmp_path):
     """A composed model is an ordinary checkpoint: saved and loaded, it gives the same bits."""
+    from transformers import LlavaForConditionalGeneration
+
     model, processor, *_ = composed
     model.save_pretrained(tmp_path)
     again = LlavaForConditionalGeneration.from_pretrained(tmp_path).eval()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from safe_framework.core.model import SafeModel
@@ -9,6 +10,8 @@ from safe_framework.experimental.vision_language.compose import IMAGE, compose
 from safe_framework.experimental.vision_language.pictures import read_picture
 from tests.marked import SAMPLE, ThreeTokens
 from tests.toys import ToyEncoder, ToyFusion
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_picture_a_sound_and_an_answer_in_one_batch(parts: Path) -> None:

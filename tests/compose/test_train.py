@@ -7,7 +7,6 @@ import attrs
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor
 
 from safe_framework.cli import main
 from safe_framework.config.read import parse_recipe, read_recipe
@@ -32,6 +31,8 @@ from safe_framework.experimental.vision_language.train import (
 from safe_framework.pretrained.base_model import load_base
 from safe_framework.utils.progress import WorkProgress
 from safe_framework.utils.tensors import same_bits
+
+pytestmark = pytest.mark.slow
 
 RECIPE = """
 [base]
@@ -89,6 +90,8 @@ def test_held_out_pictures_are_captioned(composed):
 
 def test_the_folder_is_a_base(composed, recipe):
     """What was composed loads as any base does, sees pictures, and has its processor."""
+    from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor
+
     folder, scores = composed
     base, tokenizer = load_base(recipe.base)
     assert isinstance(base, LlavaForConditionalGeneration)

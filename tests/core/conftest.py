@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from safe_framework.pretrained import quietly
 from tests.toys import llama, tokenizer
@@ -33,6 +32,8 @@ seed = {seed}
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``base`` and ``whisper``."""
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+
     folder = tmp_path_factory.mktemp("checkpoints")
     torch.manual_seed(0)
     config = WhisperConfig(

@@ -10,18 +10,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
 
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.utils.hashing import fingerprint
 from safe_framework.utils.tensors import same_bits
+from tests.lanes import combinations
 from tests.laws.calls import all_same, copy_of, forward_tensors, generate_tensors
 from tests.tolerance import BACKWARD, assert_same_sums
 from tests.toys import BASES, attached, felt, llama, opt, texts
 
 KINDS = {"reentrant": {"use_reentrant": True}, "other": {"use_reentrant": False}, "default": None}
 BASES_WITH_DROPOUT = BASES | {"opt": opt}
+WAYS = ["on", "off", "absent", "no_grad", "eval", "generate"]
 
 
 def training(base: nn.Module) -> tuple[SafeModel, dict[str, Tensor]]:
@@ -54,8 +55,7 @@ def runs(model: SafeModel) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", BASES_WITH_DROPOUT)
+@pytest.mark.parametrize(("name", "kind"), combinations(BASES_WITH_DROPOUT, KINDS))
 def test_gradients_are_those_without(name: str, kind: str) -> None:
     """Either kind gives every parameter its gradient, also in bases that have dropout."""
     model, batch = training(BASES_WITH_DROPOUT[name]())
@@ -100,8 +100,7 @@ def test_less_is_kept_for_the_backward_pass() -> None:
     assert kept() < before / 2
 
 
-@pytest.mark.parametrize("way", ["on", "off", "absent", "no_grad", "eval", "generate"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "way"), combinations(KINDS, WAYS))
 def test_other_calls_are_not_recomputed(kind: str, way: str) -> None:
     """Every call has the bits that it has without checkpointing."""
     model, batch = training(llama())
@@ -218,6 +217,8 @@ def test_two_models_on_one_base_keep_their_own_ways() -> None:
 
 def test_the_hugging_face_trainer_turns_it_on(tmp_path: Any) -> None:
     """The Trainer's own argument reaches the model."""
+    from transformers import Trainer, TrainingArguments
+
     model, batch = training(llama())
     rows = [{key: value[row] for key, value in batch.items()} for row in range(2)]
     rows = [row | {"labels": row["input_ids"]} for row in rows]

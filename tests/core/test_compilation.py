@@ -22,7 +22,9 @@ from tests.toys import ToyEncoder, ToyFusion, ToyProjector, attached, felt, llam
 FAST = "eager"
 BEST = "inductor" if shutil.which("g++") else "aot_eager"  # inductor needs a C++ compiler
 
-pytestmark = [  # torch's own, of importing inductor and of looking at a tensor to guard
+pytestmark = [
+    pytest.mark.slow,
+    # torch's own, of importing inductor and of looking at a tensor to guard
     pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
 ]

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from safe_framework.errors import SafeError
 from tests.marked import SAMPLE, TEXTS, batch_of, marking
@@ -71,6 +70,8 @@ def test_returned_texts_have_the_ids_of_markers(as_dict: bool) -> None:
 
 def test_a_cache_goes_on_where_it_ended() -> None:
     """With a cache, ``generate`` looks up only what is new; markers in it are placed as ever."""
+    from transformers import DynamicCache
+
     model = marking(llama())
     batch = dict(model.processor("w3 w4 <touch> w5 w6", touch=SAMPLE))
     ids, mask = batch.pop("input_ids"), batch.pop("attention_mask")

@@ -29,6 +29,12 @@ ROWS: list[dict[str, Any]] = [
 RATE = 8000
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what `datasets` writes out of the user's cache, which other processes use."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+
+
 class Listener(ToyEncoder):
     """An encoder of sound."""
 

@@ -3,8 +3,6 @@
 import ast
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("safe_framework", "plugins", "registry")
 SHORT = 5
@@ -39,14 +37,14 @@ MODULES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("
 
 def test_there_are_definitions():
     """The walk finds what it is to judge."""
-    assert len(MODULES) > 250
+    assert len(MODULES) > 150
     assert sum(len(list(named(path.read_text("utf-8")))) for path in MODULES) > 1000
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_names_have_docstrings(path):
+def test_names_have_docstrings():
     """Law: every class, function and method of a public name has a docstring, overrides too."""
-    assert bare(path.read_text("utf-8")) == []
+    found = {str(path.relative_to(ROOT)): bare(path.read_text("utf-8")) for path in MODULES}
+    assert {path: names for path, names in found.items() if names} == {}
 
 
 def test_a_bare_one_is_seen():

@@ -8,7 +8,6 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from safe_framework.core.model import SafeModel
 from safe_framework.data.audio import Waveform
@@ -85,8 +84,10 @@ class AddTokens(FusionAdapter):
         return (self.scale * memory.tensors["mean"][:, None]).expand_as(hidden)
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+def tiny_tokenizer() -> Any:
     """One token for each of ``WORDS``."""
+    from transformers import PreTrainedTokenizerFast
+
     vocabulary = {word: number for number, word in enumerate(WORDS)}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="unknown"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -98,6 +99,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture
 def model() -> SafeModel:
     """A tiny base that can touch."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(WORDS), hidden_size=HIDDEN, intermediate_size=32, num_hidden_layers=2,

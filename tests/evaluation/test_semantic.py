@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel
 
 from safe_framework.errors import CheckpointError
 from safe_framework.evaluation import semantic
@@ -17,6 +16,8 @@ from tests.evaluation.conftest import WORDS, tiny_tokenizer
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A Bert of one layer."""
+    from transformers import BertConfig, BertModel
+
     path = tmp_path_factory.mktemp("bert")
     torch.manual_seed(0)
     config = BertConfig(

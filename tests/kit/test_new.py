@@ -38,6 +38,7 @@ def path(written, tmp_path_factory):
     return site
 
 
+@pytest.mark.slow
 def test_its_tests_pass(written, path):
     """Installed, the tests of each kind pass as they were written, with warnings as errors."""
     tests = [str(written / f"acme-{kind}" / "tests") for kind in REGISTRIES]

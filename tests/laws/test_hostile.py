@@ -11,6 +11,7 @@ from safe_framework.core.layer_hooks import _ACTIVE
 from safe_framework.errors import PluginError
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.utils.hashing import fingerprint
+from tests.lanes import combinations
 from tests.laws.calls import MODES, all_same, copy_of, forward_tensors, generate_tensors
 from tests.laws.hostile import (
     CAUGHT,
@@ -68,8 +69,7 @@ def test_off_generation_is_the_base_whatever_the_plugin_did(plugin: type[FusionA
         assert all_same(generate_tensors(model.generate, batch | samples, options), expected)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("plugin", CAUGHT)
+@pytest.mark.parametrize(("plugin", "mode"), combinations(CAUGHT, MODES))
 def test_a_broken_plugin_is_named(plugin: type[FusionAdapter], mode: str) -> None:
     """L3: the error names the plugin's class and the modality, and nothing stays active."""
     _, model, batch, samples = spoiled(plugin)
@@ -97,8 +97,7 @@ def test_the_cause_of_a_plugins_failure_is_chained() -> None:
     assert isinstance(caught.value.__cause__, KeyError)
 
 
-@pytest.mark.parametrize("plugin", HARMLESS_WHEN_OFF)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("plugin", "mode"), combinations(HARMLESS_WHEN_OFF, MODES))
 def test_rows_without_the_sense_keep_their_bits(plugin: type[FusionAdapter], mode: str) -> None:
     """L3 and L4: whatever a plugin gives for one row, the other row is the base's."""
     untouched, model, batch, _ = spoiled(plugin)

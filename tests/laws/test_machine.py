@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -25,6 +26,8 @@ from safe_framework_plugins.projectors.standard import StandardProjector
 from tests.fusions import VARIANTS, fresh
 from tests.laws.calls import DECODING, MODES, all_same, copy_of, forward_tensors, generate_tensors
 from tests.toys import BASES, DIM, HIDDEN, ToyEncoder, ToyFusion, ToyProjector, felt, mixtral, texts
+
+pytestmark = pytest.mark.slow
 
 NAMES = st.sampled_from(["touch", "smell"])
 KINDS = {**BASES, "mixtral": mixtral}

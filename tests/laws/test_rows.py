@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import chain, combinations
+from itertools import chain
+from itertools import combinations as subsets
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from safe_framework.core.model import SafeModel
 from tests.fusions import VARIANTS, sensing
+from tests.lanes import combinations
 from tests.laws.calls import all_same, copy_of, forward_tensors, generate_tensors
 from tests.toys import (
     BASES,
@@ -119,8 +121,7 @@ def fresh(name: str) -> tuple[torch.nn.Module, SafeModel]:
     return untouched, model
 
 
-@pytest.mark.parametrize("name", BASES)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("name", "variant"), combinations(BASES, VARIANTS))
 def test_a_fresh_sense_is_silent(name: str, variant: str) -> None:
     """L5: each shipped adapter, untrained at gate 1, leaves every bit of a forward call."""
     base = BASES[name]()
@@ -166,7 +167,7 @@ def test_a_trained_sense_is_not_silent() -> None:
 
 
 @pytest.mark.parametrize(
-    "on", list(chain.from_iterable(combinations(SENSES, count) for count in range(4)))
+    "on", list(chain.from_iterable(subsets(SENSES, count) for count in range(4)))
 )
 def test_senses_compose(on: tuple[str, ...]) -> None:
     """L6: with the other senses off, the model is the one that has only these."""
@@ -194,4 +195,4 @@ def test_every_sense_is_heard() -> None:
     batch = texts(model.base, 2, 4)
     touch, smell = felt(2), felt(2, "smell")
     outcomes = [model(**batch, **parts).logits for parts in ({}, touch, smell, touch | smell)]
-    assert all(not torch.equal(a, b) for a, b in combinations(outcomes, 2))
+    assert all(not torch.equal(a, b) for a, b in subsets(outcomes, 2))

@@ -61,6 +61,7 @@ def requests(count: int) -> list[Request]:
     return some
 
 
+@pytest.mark.slow
 def test_threads_do_not_hear_each_other() -> None:
     """500 mixed requests in 16 threads on one model equal the serial ones bit for bit."""
     model, some = attached(llama(), "touch", "smell"), requests(500)

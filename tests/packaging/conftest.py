@@ -16,9 +16,15 @@ def root():
 
 
 @pytest.fixture(scope="session")
-def metadata():
+def project():
+    """What pyproject.toml says."""
+    return tomli.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+
+@pytest.fixture(scope="session")
+def metadata(project):
     """The ``[project]`` table."""
-    return tomli.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    return project["project"]
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The project agrees with itself, and stays small."""
+"""The project agrees with itself, and holds no large file."""
 
 import re
 import subprocess
@@ -9,7 +9,6 @@ import pytest
 import safe_framework
 
 MEGABYTE = 1_000_000
-SOURCES = ("safe_framework", "plugins", "registry", "tests")
 
 
 def files(root):
@@ -47,15 +46,6 @@ def test_no_large_file(root):
     assert {path.name for path in found if path.stat().st_size > MEGABYTE} == set()
 
 
-def test_small_modules(root):
-    """No module is longer than 400 lines, and half of them are no longer than 120."""
-    found = [path for part in SOURCES for path in (root / part).rglob("*.py")]
-    lengths = sorted(len(path.read_text("utf-8").splitlines()) for path in found)
-    assert len(lengths) > 80
-    assert lengths[-1] <= 400
-    assert lengths[len(lengths) // 2] <= 120
-
-
 def test_constraints_pin_exactly(root, metadata):
     """Every line of the constraints is one exact version, and every dependency has one."""
     lines = (root / ".ci" / "constraints.txt").read_text("utf-8").splitlines()
@@ -67,6 +57,18 @@ def test_constraints_pin_exactly(root, metadata):
     names = {re.match(r"[A-Za-z0-9-]+", need)[0] for need in asked}
     # torchaudio must match torch's build; Gradio wants an older Pillow than the tests ran with.
     assert names - pinned == {"safe-framework", "torchaudio", "gradio"}
+
+
+def test_lanes_leave_out_the_same(root, project):
+    """`make test` and `make test-fast` leave out the tests that have a command of their own."""
+    options = project["tool"]["pytest"]["ini_options"]
+    marks = dict(mark.split(": ", 1) for mark in options["markers"])
+    apart = {name for name, text in marks.items() if "run by `make check-" in text}
+    assert len(apart) == 5
+    left_out = options["addopts"][options["addopts"].index("-m") + 1]
+    (optional,) = re.findall(r"^OPTIONAL := (.*)$", (root / "Makefile").read_text("utf-8"), re.M)
+    assert left_out == f"not ({optional})"
+    assert set(optional.split(" or ")) == apart
 
 
 @pytest.mark.parametrize("script", [".ci/run"])

@@ -3,20 +3,14 @@
 from pathlib import Path
 
 import torch
-from transformers import (
-    ClapConfig,
-    ClapFeatureExtractor,
-    ClapModel,
-    WhisperConfig,
-    WhisperFeatureExtractor,
-    WhisperModel,
-)
 
 from safe_framework.pretrained import quietly
 
 
 def write_whisper(folder: Path, *, frames: int = 50, layers: int = 1, width: int = 8) -> str:
     """A Whisper with a window of ``frames`` / 50 seconds; its dropout must never act."""
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+
     torch.manual_seed(0)
     config = WhisperConfig(
         vocab_size=20,
@@ -42,6 +36,8 @@ def write_whisper(folder: Path, *, frames: int = 50, layers: int = 1, width: int
 
 def write_clap(folder: Path, *, fused: bool, width: int = 64) -> str:
     """A CLAP as narrow and shallow as it can be, its batch norm as after training."""
+    from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
+
     torch.manual_seed(0)
     text = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1,
             "num_attention_heads": 1, "intermediate_size": 8}  # fmt: skip

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 
 import safe_framework
 from safe_framework.config.diagnostics import RecipeError
@@ -56,6 +55,8 @@ CASES = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, two Whispers of different rates, and a vision model."""
+    import transformers
+
     root = tmp_path_factory.mktemp("checkpoints")
     torch.manual_seed(0)
     whisper = transformers.WhisperConfig(

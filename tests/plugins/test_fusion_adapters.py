@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,20 @@ from safe_framework.interfaces.registry import fusion_adapters
 from safe_framework.interfaces.types import Tokens
 from safe_framework.utils.tensors import same_bits
 from tests.fusions import CLASSES, VARIANTS, fresh, learned, sensing
+from tests.lanes import combinations, slow_but
 from tests.laws.calls import all_same, forward_tensors
 from tests.tolerance import ATTENTION, FORWARD, assert_same_sums
 from tests.toys import HIDDEN, LAYERS, felt, gpt2, llama, llava, t5, texts
 
 ROWS, LENGTH, COUNT = 3, 5, 4
 TERMS = ATTENTION + 6 * HIDDEN  # at most: attention, and a feed-forward part behind it
-every_variant = pytest.mark.parametrize("variant", VARIANTS)
+# The variant that is named as its adapter has the adapter's own defaults.
+every_variant = pytest.mark.parametrize("variant", slow_but(CLASSES, VARIANTS))
+
+
+def every_variant_with(name: str, values: Iterable[Any]) -> pytest.MarkDecorator:
+    """Every variant with each value of another argument."""
+    return pytest.mark.parametrize(("variant", name), combinations(VARIANTS, values))
 
 
 def adapter(variant: str, *, trained: bool = True, **options: Any) -> FusionAdapter:
@@ -51,8 +59,7 @@ def test_every_shipped_adapter_is_here() -> None:
     assert {name for name, _ in VARIANTS.values()} == set(CLASSES)
 
 
-@every_variant
-@pytest.mark.parametrize("init", ["base", "random"])
+@every_variant_with("init", ["base", "random"])
 def test_fresh_is_silent(variant: str, init: str) -> None:
     """Law: a new adapter's delta is exactly zero, at every layer."""
     fusion = adapter(variant, trained=False, init=init)
@@ -95,8 +102,7 @@ def test_length_independent(variant: str) -> None:
             assert_same_sums(part, whole[:, start:end], TERMS)
 
 
-@every_variant
-@pytest.mark.parametrize("value", [1e6, -1e6, float("nan"), float("inf")])
+@every_variant_with("value", [1e6, -1e6, float("nan"), float("inf")])
 def test_masked_tokens_have_no_effect(variant: str, value: float) -> None:
     """Law: what a masked token holds changes no bit of the delta."""
     fusion, given = adapter(variant), tokens()
@@ -212,8 +218,7 @@ def test_tokens_get_a_gradient(variant: str) -> None:
 # On a base
 
 
-@every_variant
-@pytest.mark.parametrize("base", [llama, gpt2, t5, llava])
+@every_variant_with("base", [llama, gpt2, t5, llava])
 def test_cached_and_uncached_decoding_agree(variant: str, base: Any) -> None:
     """Law: greedy tokens come the same with a cache and without, and are not the base's."""
     model = sensing(variant, base(), trained=True)
@@ -274,8 +279,7 @@ def test_an_adapter_in_bfloat16_stays_near(variant: str) -> None:
     assert (seen - expected).norm() < 0.1 * expected.norm()
 
 
-@every_variant
-@pytest.mark.parametrize("init", ["base", "random"])
+@every_variant_with("init", ["base", "random"])
 def test_a_round_trip_keeps_every_bit(variant: str, init: str, tmp_path: Path) -> None:
     """Law: what is saved, loaded into another construction, gives the same bits."""
     first = sensing(variant, llama(), trained=True, init=init)

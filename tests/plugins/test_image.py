@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel, LlamaConfig, PreTrainedConfig
 
 from safe_framework.errors import CheckpointError, SampleError
 from safe_framework.pretrained import quietly
 from safe_framework.pretrained.vision_backbone import fitted
 from safe_framework_plugins.encoders.image import ImageEncoder
+from tests.lanes import combinations
 from tests.plugins.backbones import KINDS, LAYERS, SIZE, STAGED, write_backbone
 
 Write = Callable[[str], str]
@@ -43,10 +43,11 @@ def picture(height: int = SIZE, width: int = SIZE, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layer", [0, 1, LAYERS, -1, None])
+@pytest.mark.parametrize(("kind", "layer"), combinations(KINDS, [0, 1, LAYERS, -1, None]))
 def test_a_layer_is_that_of_the_whole_model(folder: Write, kind: str, layer: int | None) -> None:
     """Law: `layer` counts as transformers' `hidden_states` does, patches alone, the same bits."""
+    from transformers import AutoModel
+
     encoder = ImageEncoder(model=folder(kind), layer=layer)
     inputs = encoder.prepare([picture()])
     frames = encoder(**inputs)
@@ -184,6 +185,8 @@ def test_an_option_out_of_range_is_named(
 
 def test_a_model_without_eyes_is_refused(tmp_path: Path) -> None:
     """Law: a checkpoint of another kind is an error, never a backbone with random weights."""
+    from transformers import AutoModel, LlamaConfig, PreTrainedConfig
+
     config: PreTrainedConfig = LlamaConfig(
         hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
         vocab_size=9, bos_token_id=1, eos_token_id=2,

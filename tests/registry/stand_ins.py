@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoConfig
 
 from safe_framework.config.read import parse_recipe
 from safe_framework.config.schema import ComposeSpec, Recipe
@@ -84,12 +82,17 @@ def _base(model_type: str) -> torch.nn.Module:
 
 
 def _encoder(card: Card) -> torch.nn.Module:
+    import transformers
+
     fields = {**card.config, **SMALLER[card.config["model_type"]]}
     torch.manual_seed(0)
-    return getattr(transformers, card.config["architectures"][0])(AutoConfig.for_model(**fields))
+    config = transformers.AutoConfig.for_model(**fields)
+    return getattr(transformers, card.config["architectures"][0])(config)
 
 
 def _preprocessor(card: Card) -> Any:
+    import transformers
+
     fields = {**card.preprocessor, **SHORTER[card.config["model_type"]]}
     if "image_processor_type" in fields:  # what needs no torchvision
         return getattr(transformers, fields["image_processor_type"] + "Pil")(**fields)

@@ -58,6 +58,7 @@ def test_it_has_the_sizes_that_are_reckoned(small):
     assert more == (0 if recipe.base.compose is None else 2 * model.stack.hidden_size)
 
 
+@pytest.mark.slow
 def test_a_step_trains_it_and_off_is_the_base(small, tmp_path, monkeypatch):
     """One step moves projector and adapter; off, the trained model is the base bit for bit."""
     recipe, model = small

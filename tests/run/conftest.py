@@ -10,14 +10,6 @@ import pytest
 import soundfile
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    WhisperConfig,
-    WhisperFeatureExtractor,
-    WhisperModel,
-)
 
 from safe_framework.pretrained import quietly
 
@@ -80,6 +72,8 @@ counterfactual = ["foreign", "shuffled"]
 
 def write_base(folder: Path) -> None:
     """A Llama of two layers whose tokens are ``WORDS``."""
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(WORDS), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
@@ -98,6 +92,8 @@ def write_base(folder: Path) -> None:
 
 def write_whisper(folder: Path) -> None:
     """A Whisper of one layer and one second."""
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+
     torch.manual_seed(1)
     config = WhisperConfig(
         vocab_size=20, d_model=16, encoder_layers=1, decoder_layers=1,

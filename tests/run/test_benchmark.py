@@ -11,6 +11,8 @@ import pytest
 from safe_framework.config.read import read_recipe
 from safe_framework.evaluation.metrics import Estimate
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 ARMS = ["none", "distillation", "fisher", "nullspace", "together", "wider"]
 

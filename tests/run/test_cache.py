@@ -11,6 +11,8 @@ from safe_framework.runs.run import run_recipe
 from safe_framework.training.compute.activation_cache import ActivationStore
 from tests.tolerance import FORWARD, rounding
 
+pytestmark = pytest.mark.slow
+
 SWITCHES = ['["prefix", "teacher"]', '["frames", "teacher"]', '["frames", "prefix"]', "[]"]
 
 

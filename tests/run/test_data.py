@@ -5,8 +5,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 import soundfile
 
@@ -14,6 +12,8 @@ from safe_framework.data.checks.recipe import check_target
 from safe_framework.errors import DataError
 from safe_framework.runs import run
 from safe_framework.runs.run import run_recipe
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -97,6 +97,9 @@ def test_bad_rows_are_skipped_counted_and_listed(
 
 def test_the_kind_of_file_does_not_change_what_is_learned(copy: Path) -> None:
     """Law: the same rows in Parquet and CSV train the same weights, bit for bit, as in JSONL."""
+    import pyarrow
+    import pyarrow.parquet
+
     run_recipe(str(copy / "recipe.toml"), output=copy / "plain", quiet=True)
     rows = [json.loads(line) for line in (copy / "train.jsonl").read_text().splitlines()]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), copy / "train.parquet")

@@ -14,6 +14,8 @@ from safe_framework.runs import run as runs
 from safe_framework.runs.finished import open_run
 from safe_framework.runs.run import run_recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -21,7 +21,7 @@ from safe_framework.training.sampling import balanced_order
 from safe_framework.utils import catalogue
 from tests.run.conftest import write_rows
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 SCRIPT = Path(__file__).parent / "two_processes.py"
 ROOT = Path(__file__).parents[2]
 ANSWERS = ("high", "low cat mat", "dog")  # of unequal lengths

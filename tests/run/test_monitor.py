@@ -15,6 +15,8 @@ from safe_framework.runs.run import run_recipe
 from safe_framework.training.monitor.event_log import read_events
 from tests.run.watched import WATCHED, write_recipe
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 0.05
 
 

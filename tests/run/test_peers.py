@@ -20,6 +20,8 @@ from safe_framework.training.train import prepare_training
 from safe_framework.utils.progress import WorkProgress
 from safe_framework.utils.tensors import same_bits
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 # whether the base's bits come with the sense absent, and with all switched off that can be

@@ -10,6 +10,8 @@ from safe_framework.core.model import SafeModel
 from safe_framework.errors import DataError
 from safe_framework.serving.playground import playground, respond
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(world: Path) -> SafeModel:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 SCRIPT = Path(__file__).parent / "random_kills.py"
 COUNT, SEED = 20, 0
 

@@ -11,6 +11,8 @@ from safe_framework import SafeError
 from safe_framework.errors import DataError
 from safe_framework.runs.run import run_recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def together(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

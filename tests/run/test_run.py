@@ -66,6 +66,7 @@ def test_a_run_writes_adapter_metrics_and_report(finished: Path) -> None:
     assert (finished / "report.html").read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("use", "options"),
     [
@@ -122,6 +123,7 @@ def test_training_changed_the_adapter(world: Path, finished: Path) -> None:
     assert not [name for name, before in fresh.items() if before.equal(trained[name])]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(
     world: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +134,7 @@ def test_a_finished_run_is_not_trained_again(
     assert weights(copied) == before
 
 
+@pytest.mark.slow
 def test_starting_anew_takes_every_step_again(
     world: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +148,7 @@ def test_starting_anew_takes_every_step_again(
     assert (len(steps), weights(copied)) == (9, before)
 
 
+@pytest.mark.slow
 def test_starting_anew_forgets_the_old_checkpoints(world: Path, copied: Path) -> None:
     """Law: a run that starts anew and is broken off never resumes from the older run."""
     short = recipe_with(world, "short", {"max_steps = 9": "max_steps = 3"})
@@ -182,6 +186,7 @@ def test_another_recipes_folder_is_refused(world: Path, copied: Path) -> None:
     assert weights(copied) == before
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +239,7 @@ def test_retention_without_texts_is_refused(world: Path, tmp_path: Path) -> None
         run_recipe(recipe, output=tmp_path / "run", quiet=True)
 
 
+@pytest.mark.slow
 def test_a_quiet_run_prints_nothing(
     world: Path, copied: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -242,6 +248,7 @@ def test_a_quiet_run_prints_nothing(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_run_says_where_its_report_is(
     world: Path, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -319,6 +326,7 @@ def test_a_recording_that_cannot_be_encoded_is_named_by_its_row(
         run_recipe(recipe, output=tmp_path / "run", quiet=True)
 
 
+@pytest.mark.slow
 def test_the_log_of_a_resumed_run_begins_at_the_first_step(world: Path, copied: Path) -> None:
     """Law: after a second call, the report still shows the curve of the whole training."""
     before = (copied / "report.html").read_text()

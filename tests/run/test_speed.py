@@ -13,6 +13,8 @@ import torch
 
 from tests.toys import attached, felt, llama
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 

@@ -22,6 +22,8 @@ from safe_framework.utils.tensors import same_bits
 from safe_framework.verification.certificate import summary
 from tests.run.test_resume import killed, statuses
 
+pytestmark = pytest.mark.slow
+
 LORA = """
 [stage_b]
 method = "lora"

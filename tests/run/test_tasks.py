@@ -13,6 +13,8 @@ from safe_framework.runs.run import run_recipe
 from tests.run.broken import broken_off
 from tests.run.conftest import write_rows
 
+pytestmark = pytest.mark.slow
+
 MIX = """[data]
 retention = "texts.jsonl"
 retention_test = "texts_test.jsonl"

@@ -14,6 +14,8 @@ from safe_framework.training import objective
 from tests.run.broken import broken_off
 from tests.run.conftest import write_rows
 
+pytestmark = pytest.mark.slow
+
 SENSOR = """
 [base]
 model = "{folder}/base"

@@ -14,7 +14,7 @@ from safe_framework.training.monitor.event_log import read_events
 from tests.run.test_launch import SCRIPT, environment
 from tests.run.watched import STAGED, WATCHED, write_recipe
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ import pytest
 from tests.run.test_resume import killed, statuses, weights
 from tests.run.watched import STAGED, WATCHED, write_recipe
 
+pytestmark = pytest.mark.slow
+
 MOMENTS = [
     "keeping_an_adapter",
     "removing_beaten_ones",

@@ -251,6 +251,7 @@ def test_what_cannot_be_changed_is_refused(change: Callable[[SafeModel], Any], w
         change(attached(llama()))
 
 
+@pytest.mark.slow
 def test_a_compiled_base_is_changed_too() -> None:
     """Law: compiled, changed calls and off() give what they gave: no graph loses the change."""
     model = changed(llama())

@@ -9,8 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import TrainerCallback
-from transformers.integrations import integration_utils
 
 from safe_framework.config.schema import TrainingSpec
 from safe_framework.core.model import SafeModel
@@ -158,6 +156,7 @@ def test_alignment_in_the_loss_skips_absent_rows(model: SafeModel) -> None:
     assert alignment.batch_loss(model, batch, ["w10", "w11"]).item() == 0
 
 
+@pytest.mark.slow
 def test_parts_add_up_to_a_step(
     model: SafeModel,
     examples: list[TokenizedExample],
@@ -200,6 +199,7 @@ def test_parts_add_up_to_a_step(
         torch.testing.assert_close(others[name], weight, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_step_in_parts_resumes_bit_for_bit(
     examples: list[TokenizedExample], tmp_path: Path
 ) -> None:
@@ -249,6 +249,7 @@ def test_rows_that_cannot_be_shared_out_are_refused(
         trained(model, examples, tmp_path, spec=spec, retention=retention)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_by_autocast(
     model: SafeModel,
     examples: list[TokenizedExample],
@@ -303,6 +304,9 @@ def test_a_tracker_is_sent_what_is_logged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Law: the tracker that a recipe names gets each logged row, with losses and gates."""
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
     rows: list[dict[str, float]] = []
 
     class Tracker(TrainerCallback):

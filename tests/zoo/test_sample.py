@@ -6,6 +6,8 @@ import pytest
 
 from tests.zoo.examine import examine
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = [
     ("causal", "llama"),
     ("causal", "gpt2"),
