@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from safe_framework.training.checkpoints import latest_complete, mark_complete
+import pytest
+
+from safe_framework.errors import DataError
+from safe_framework.training.checkpoints import FORMAT, latest_complete, mark_complete
 
 
 def checkpoint(folder: Path, step: int, *, whole: bool = True) -> Path:
@@ -45,3 +48,26 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
     assert latest_complete(tmp_path) is None
     assert all(other.exists() for other in others)
     assert (tmp_path / "checkpoint-3").exists()
+
+
+@pytest.mark.parametrize("written", ["", "0\n", "99\n"], ids=["none", "older", "newer"])
+def test_one_of_another_version_is_refused_by_name(tmp_path: Path, written: str) -> None:
+    """Law: a newest checkpoint of another format is an error that names it; nothing is removed."""
+    checkpoint(tmp_path, 4)
+    other = checkpoint(tmp_path, 5)
+    (other / "complete").write_text(written)
+    named = f"format {written.strip()}" if written else "names no checkpoint format"
+    with pytest.raises(DataError, match=named) as caught:
+        latest_complete(tmp_path)
+    assert str(other) in caught.value.message
+    assert caught.value.hint == "start anew with --no-resume"
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["checkpoint-4", "checkpoint-5"]
+    (other / "complete").write_text(f"{FORMAT}\n")
+    assert latest_complete(tmp_path) == other
+
+
+def test_the_marker_says_the_format(tmp_path: Path) -> None:
+    """Law: a whole checkpoint says its format in a file that is there only when it is whole."""
+    place = checkpoint(tmp_path, 1)
+    assert (place / "complete").read_text() == f"{FORMAT}\n"
+    assert {path.name for path in place.iterdir()} == {"adapter.safetensors", "complete"}
