@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,9 @@ from safe_framework.core.adapter import CONFIG, WEIGHTS
 from safe_framework.core.build import load_tensors
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import AdapterError, SafeError
+from safe_framework.utils.files import atomic_folder
 from safe_framework.utils.hashing import tensors_fingerprint
+from tests.core import killed_writes
 from tests.laws.calls import all_same, forward_tensors
 from tests.toys import (
     ToyEncoder,
@@ -265,3 +271,62 @@ def test_a_trained_encoder_travels_along(tmp_path: Path) -> None:
         "touch.encoder.mix.weight",
         "touch.encoder.mix.bias",
     }
+
+
+def test_an_adapter_that_was_moved_aside_is_put_back(folder: Path) -> None:
+    """A writer killed between its two renames loses nothing: the next one finds the old adapter."""
+    before = contents(folder)
+    folder.rename(folder.with_name(".adapter-x1y2-old"))
+
+    def failing(temporary: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        atomic_folder(folder, failing, overwrite=True)
+    assert contents(folder) == before
+    assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What writers left that were killed, each at another step."""
+    root = tmp_path_factory.mktemp("killed")
+    script = Path(killed_writes.__file__)
+    out = subprocess.run([sys.executable, script, root], check=True, capture_output=True, text=True)
+    ended = json.loads(out.stdout)
+    assert ended == {step: 0 if step == "done" else -signal.SIGKILL for step in killed_writes.STEPS}
+    return root
+
+
+@pytest.mark.parametrize("step", killed_writes.STEPS)
+def test_a_writer_that_is_killed_leaves_one_whole_folder(killed: Path, step: str) -> None:
+    """Law: the folder is the old or the new one, whole; only between two renames it is aside."""
+    folder = killed / step / "adapter"
+    new = step in ("renamed", "removing_the_old", "done")
+    word = b"new" if new else b"old"
+    whole = {"first": word, "second": word}
+    if step == "between_the_renames":
+        (aside,) = folder.parent.glob(".adapter-*-old")
+        assert not folder.exists()
+        assert contents(aside) == whole
+    else:
+        assert contents(folder) == whole
+
+
+@pytest.mark.parametrize("step", killed_writes.STEPS)
+def test_the_next_writer_clears_up(killed: Path, tmp_path: Path, step: str) -> None:
+    """Law: after a kill at any step the next writer finds a whole folder and leaves one."""
+    folder = shutil.copytree(killed / step, tmp_path / step) / "adapter"
+
+    def failing(_: Path) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        atomic_folder(folder, failing, overwrite=True)
+    assert contents(folder) in [{"first": w, "second": w} for w in (b"old", b"new")]
+    assert os.listdir(folder.parent) == ["adapter"]
+    atomic_folder(
+        folder, lambda temporary: killed_writes.contents(temporary, "newest"), overwrite=True
+    )
+    assert contents(folder) == {"first": b"newest", "second": b"newest"}
+    assert os.listdir(folder.parent) == ["adapter"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,38 @@ def test_off_is_the_bases_answer(how: str, model: SafeModel, clip: str) -> None:
     else:
         found = pipe(inputs, gate=gate, max_new_tokens=LONGEST)  # type: ignore[arg-type]  # one of both
     assert [one["generated_text"] for one in found] == expected
+
+
+def test_threads_may_have_different_gates(
+    model: SafeModel, clip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: calls with different gates, at the same time on one model, answer as one by one."""
+    pipe = safe_framework.pipeline(model)
+    inputs = [{"text": text, "audio": clip} for text in ("w5 w6", "w7")]
+    gates: list[Any] = [0.0, 1.0, 0.3, {"audio": 0.0}, {"audio": 0.6}, None] * 4
+
+    def ask(gate: Any) -> list[dict[str, str]]:
+        return pipe(inputs, gate=gate, max_new_tokens=LONGEST)
+
+    expected = [ask(gate) for gate in gates]
+    assert [one["generated_text"] for one in expected[0]] == [
+        said_by_base(model, one["text"]) for one in inputs
+    ]
+    assert expected[0] == expected[3] != expected[1]
+    generate: Any = model.base.generate
+    together = threading.Barrier(4)
+
+    def waiting(*args: Any, **options: Any) -> Any:
+        """Generate once a call of every thread is under way."""
+        together.wait(60)
+        return generate(*args, **options)
+
+    monkeypatch.setattr(model.base, "generate", waiting)
+    assert len(gates) % together.parties == 0
+    with ThreadPoolExecutor(together.parties) as pool:
+        found = list(pool.map(ask, gates))
+    assert found == expected
+    assert model.gates == {"audio": 1.0}
 
 
 def test_it_opens_an_adapter(model: SafeModel, clip: str, tmp_path: Path) -> None:

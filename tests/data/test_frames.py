@@ -1,6 +1,8 @@
 """Frames on disk: each sample encoded once, and never a stale or a half file."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from safe_framework.core.modality import Modality
@@ -15,6 +18,7 @@ from safe_framework.data.audio import Waveform
 from safe_framework.data.frame_cache import sample_key, stack
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.types import Frames, all_real
+from tests.data import filling
 from tests.toys import DIM, HIDDEN, ToyEncoder, ToyFusion, ToyProjector
 
 
@@ -243,3 +247,31 @@ def test_a_trainable_encoder_is_refused(touch: Modality, tmp_path: Path) -> None
     touch.encoder.requires_grad_(True)
     with pytest.raises(SafeError, match=r"`touch` is trainable.*\nhint: keep its samples"):
         touch.frame_cache(tmp_path)
+
+
+def test_two_processes_may_fill_one_cache_at_the_same_time(tmp_path: Path) -> None:
+    """Law: both get every sample's own frames; no reader ever sees half a file, none is left."""
+    cache, meeting = tmp_path / "cache", tmp_path / "meeting"
+    meeting.mkdir()
+    script = Path(__file__).with_name("filling.py")
+    both = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(cache), str(meeting), *names],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for names in (("one", "two"), ("two", "one"))
+    ]  # fmt: skip
+    read = 0
+    while any(process.poll() is None for process in both):
+        for path in cache.glob("*/*.safetensors"):
+            assert load_file(path)["frames"].shape == (filling.LENGTH, DIM)
+            read += 1
+    found = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], found
+    torch.manual_seed(0)
+    encoder = ToyEncoder()
+    alone = [encoder(**encoder.prepare([sample])) for sample in filling.samples()]
+    assert {out for out, _ in found} == {f"{filling.digest(alone)}\n"}
+    files = [path.suffix for path in cache.rglob("*") if path.is_file()]
+    assert files == [".safetensors"] * filling.COUNT
+    assert read > 0

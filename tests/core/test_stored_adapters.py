@@ -1,0 +1,103 @@
+"""Adapters that lie here as an earlier version wrote them: what people have must always load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import safe_framework
+from safe_framework.core.adapter import CONFIG, WEIGHTS
+from safe_framework.core.build import load_tensors
+from safe_framework.core.model import SafeModel
+from safe_framework.utils.tensors import same_bits
+from tests.core import stored
+from tests.laws.calls import all_same, copy_of, forward_tensors, generate_tensors
+from tests.toys import texts, tokenizer
+
+NAMES = sorted(stored.MODELS)
+
+# Each logit comes of some tens of operations one after another, of which none sums more than 64
+# products of numbers around 1: 1e5 roundings of float64 are far more than two machines differ by.
+TOLERANCE = 1e5 * torch.finfo(torch.float64).eps
+
+
+def loaded(name: str) -> SafeModel:
+    """The stored adapter on its base: by its recipe, or on a model put together by hand."""
+    folder = stored.FIXTURES / name
+    if name == "toy":
+        model = stored.toy()
+        load_tensors(model, folder)
+        return model
+    return safe_framework.load(folder, base=stored.base(), tokenizer=tokenizer())
+
+
+def test_there_is_one_of_each_kind() -> None:
+    """A fixture is there for every model, of the format that is written now or an older one."""
+    assert {path.name for path in stored.FIXTURES.iterdir() if path.is_dir()} == set(NAMES)
+    configs = [json.loads((stored.FIXTURES / name / CONFIG).read_text("utf-8")) for name in NAMES]
+    assert [(config["format"], config["framework"]) for config in configs] == [(1, "0.1.0")] * 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stored_adapter_has_its_bits(name: str) -> None:
+    """Law: loaded, each tensor is that of the file bit for bit, and gates are the file's."""
+    model = loaded(name)
+    file = load_file(stored.FIXTURES / name / WEIGHTS)
+    found = model.adapter_tensors()
+    assert found.keys() == file.keys()
+    assert all(same_bits(found[key], file[key]) for key in file)
+    assert model.gates == {"touch": {"toy": 0.5, "sensor": 0.75}[name]}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stored_adapter_answers_as_it_did(name: str) -> None:
+    """Law: to the inputs of then it gives the logits of then, and they are not the base's."""
+    held = load_file(stored.FIXTURES / f"{name}.safetensors")
+    expected = held.pop("logits")
+    model = loaded(name)
+    now = stored.batch(model, name)
+    assert now.keys() == held.keys()
+    for key, value in held.items():  # what an encoder prepares is computed, so to its rounding
+        torch.testing.assert_close(now[key], value, rtol=1e-5, atol=1e-6)
+    found = stored.answer(model, held)
+    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
+    with model.off():
+        base = stored.answer(model, held)
+    assert (found[:, -1] - base[:, -1]).abs().max() > 1e-3  # without markers there are fewer
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stored_adapter_that_is_off_is_the_base(name: str) -> None:
+    """Law L2: with its sample absent or within ``off()``, it is the base bit for bit."""
+    base, model = copy_of(stored.base()), loaded(name)
+    plain = texts(base, 2, 5)
+    assert all_same(forward_tensors(model, plain), forward_tensors(base, plain))
+    heard = load_file(stored.FIXTURES / f"{name}.safetensors")
+    del heard["logits"]
+    words = dict(tokenizer()(stored.TEXTS, return_tensors="pt", return_token_type_ids=False))
+    with model.off():
+        found = model(**heard, output_hidden_states=True)
+    expected = base(**words, output_hidden_states=True)
+    assert all_same(
+        [found.logits, *found.hidden_states], [expected.logits, *expected.hidden_states]
+    )
+    greedy = {"do_sample": False}
+    assert all_same(
+        generate_tensors(model.generate, plain, greedy),
+        generate_tensors(base.generate, plain, greedy),  # type: ignore[operator]  # nn.Module
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saved_again_it_is_the_same_file(name: str, tmp_path: Path) -> None:
+    """Law: loaded and saved, tensors, config and recipe are the bytes that were stored."""
+    folder = loaded(name).save_pretrained(tmp_path / name)
+    stored_folder = stored.FIXTURES / name
+    assert {p.name for p in folder.iterdir()} == {p.name for p in stored_folder.iterdir()}
+    for path in folder.iterdir():
+        if path.name != "README.md":  # a text for people, which may be worded anew
+            assert path.read_bytes() == (stored_folder / path.name).read_bytes(), path.name
