@@ -7,23 +7,20 @@ token that changes most depends on it most.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import attrs
 import torch
-from cattrs.errors import BaseValidationError
-from cattrs.preconf.json import make_converter
 from torch import Tensor
 
 from safe_framework.core.attention_probe import AttentionRecord
 from safe_framework.data.audio import Waveform
-from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import answer, eval_mode
 from safe_framework.interfaces.types import Frames
 from safe_framework.utils.files import atomic_write
+from safe_framework.utils.json_records import json_converter, read_json, to_json
 from safe_framework.utils.progress import ProgressCallback, no_progress
 
 if TYPE_CHECKING:
@@ -163,13 +160,12 @@ def _listed(values: Tensor) -> list[Any]:
     return [None if value != value else round(value, 6) for value in values.tolist()]
 
 
-_CONVERTER = make_converter()
+_CONVERTER = json_converter()
 
 
 def write_attention(folder: Path, found: Sequence[AttentionSummary]) -> Path:
     """Write what was attended to into the folder of a run."""
-    text = json.dumps(_CONVERTER.unstructure(list(found)), ensure_ascii=False, allow_nan=False)
-    return atomic_write(folder / ATTENTION, text + "\n")
+    return atomic_write(folder / ATTENTION, to_json(list(found), _CONVERTER, indent=None))
 
 
 def read_attention(folder: Path) -> tuple[AttentionSummary, ...] | None:
@@ -181,9 +177,11 @@ def read_attention(folder: Path) -> tuple[AttentionSummary, ...] | None:
     path = folder / ATTENTION
     if not path.is_file():
         return None
-    try:
-        return tuple(_CONVERTER.loads(path.read_text("utf-8"), list[AttentionSummary]))
-    except (ValueError, BaseValidationError) as error:
-        raise DataError(
-            f"`{path}` cannot be read", hint="delete it: `safe report` measures it again"
-        ) from error
+    found = read_json(
+        path,
+        list[AttentionSummary],
+        _CONVERTER,
+        problem="cannot be read",
+        hint="delete it: `safe report` measures it again",
+    )
+    return tuple(found)

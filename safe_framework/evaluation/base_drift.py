@@ -15,7 +15,7 @@ from torch import Tensor
 
 from safe_framework.core.base_change import WAIVED, laws_given_up, what_off_gives
 from safe_framework.evaluation.answers import model_inputs
-from safe_framework.evaluation.metrics import Estimate, bootstrap, kl_per_position, same_top_token
+from safe_framework.evaluation.metrics import Estimate, TextSums, agreement_and_kl, sum_text
 from safe_framework.utils.formatting import percent
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batches
@@ -103,7 +103,7 @@ def measure_drift(
 
 
 def measure_drift_on_batch(model: SafeModel, given: Mapping[str, Any]) -> BaseChanged | None:
-    """The same, measured on one batch of made-up words: keyword arguments of the base."""
+    """The same, measured on one batch of made-up tokens: keyword arguments of the base."""
     if model.base_change is None:
         return None
     compared = _compared(model, iter([given]), 1, no_progress)
@@ -125,11 +125,9 @@ def _with_drift(model: SafeModel, drift: Drift) -> BaseChanged:
 
 @attrs.frozen
 class _Text:
-    """Sums over the positions of one text, and the extremes."""
+    """One text: its sums, its largest difference of two logits, and whether off is the original."""
 
-    agreed: int
-    divergence: float
-    positions: int
+    sums: TextSums
     largest: float
     off_identical: bool
 
@@ -146,7 +144,7 @@ def _compared(
         with model.off():
             same = same_bits(model(**plain).logits, before)
         rows = zip(before, after, _mask(plain, before), strict=True)
-        seen += [_text(one[words], other[words], same) for one, other, words in rows]
+        seen += [_text(one[real], other[real], same) for one, other, real in rows]
         progress("drift of the base", len(seen), max(total, len(seen)))
     return seen
 
@@ -159,24 +157,16 @@ def _mask(plain: Mapping[str, Any], logits: Tensor) -> Tensor:
 
 
 def _text(before: Tensor, after: Tensor, off_identical: bool) -> _Text:
-    return _Text(
-        int(same_top_token(before, after).sum()),
-        float(kl_per_position(before, after).sum()),
-        len(before),
-        float((before - after).abs().max()),
-        off_identical,
-    )
+    largest = float((before - after).abs().max())
+    return _Text(sum_text(before, after), largest, off_identical)
 
 
 def _drift(seen: Sequence[_Text], source: str, resamples: int, seed: int) -> Drift:
-    weights = [text.positions for text in seen]
-    agreed = [text.agreed / text.positions for text in seen]
-    divergence = [text.divergence / text.positions for text in seen]
+    sums = [text.sums for text in seen]
     return Drift(
-        bootstrap(agreed, weights=weights, resamples=resamples, seed=seed),
-        bootstrap(divergence, weights=weights, resamples=resamples, seed=seed),
+        *agreement_and_kl(sums, resamples=resamples, seed=seed),
         max(text.largest for text in seen),
-        sum(weights),
+        sum(text.positions for text in sums),
         len(seen),
         source,
         all(text.off_identical for text in seen),

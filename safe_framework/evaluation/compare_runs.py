@@ -81,12 +81,12 @@ def compare_runs(
         raise DataError("there is no run to compare")
     _check_rows([*first, *second])
     found = [
-        _measure("right answers", first, second, _right, None, seed),
-        _measure("token F1", first, second, _f1, None, seed),
+        _measure("right answers", first, second, _answers_right, None, seed),
+        _measure("token F1", first, second, _token_f1, None, seed),
     ]
     lengths = {found.retention.overall.lengths for found in (*first, *second)}
     if len(lengths) == 1 and (weights := lengths.pop()):
-        row = _measure("tokens kept", first, second, _kept, np.array(weights, float), seed)
+        row = _measure("tokens kept", first, second, _tokens_kept, np.array(weights, float), seed)
         found.append(row)
     return found
 
@@ -100,17 +100,17 @@ def _check_rows(runs: Sequence[Evaluation]) -> None:
         )
 
 
-def _right(run: Evaluation) -> _Rows:
+def _answers_right(run: Evaluation) -> _Rows:
     answers = run.answers
     return exact_match([row.answer for row in answers], [row.expected for row in answers])
 
 
-def _f1(run: Evaluation) -> _Rows:
+def _token_f1(run: Evaluation) -> _Rows:
     answers = run.answers
     return token_f1([row.answer for row in answers], [row.expected for row in answers])
 
 
-def _kept(run: Evaluation) -> _Rows:
+def _tokens_kept(run: Evaluation) -> _Rows:
     return np.array(run.retention.overall.shares, float)
 
 
@@ -127,10 +127,10 @@ def _measure(
     if not second:
         return Difference(name, _aggregate(one, weights))
     other = np.stack([values(run) for run in second])
-    drawn = _drawn(one, other, weights, seed)
+    drawn = _resampled_differences(one, other, weights, seed)
     low, high = percentiles(drawn)
     p, test = _bootstrap_p(drawn), "paired bootstrap"
-    if values is _right and len(first) == len(second) == 1:
+    if values is _answers_right and len(first) == len(second) == 1:
         p, test = mcnemar(one[0], other[0]), "exact McNemar"
     sides = _aggregate(one, weights), _aggregate(other, weights)
     return Difference(name, *sides, sides[1].value - sides[0].value, low, high, p, test)
@@ -141,7 +141,7 @@ def _aggregate(rows: _Rows, weights: _Rows) -> Aggregate:
     return Aggregate(sum(means) / len(means), stdev(means) if len(means) > 1 else None, len(means))
 
 
-def _drawn(one: _Rows, other: _Rows, weights: _Rows, seed: int) -> _Rows:
+def _resampled_differences(one: _Rows, other: _Rows, weights: _Rows, seed: int) -> _Rows:
     """Resampled differences: the same rows for both sides, seeds for each of its own."""
     random = np.random.default_rng(seed)
     found = np.empty(_RESAMPLES)

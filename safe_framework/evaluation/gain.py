@@ -119,7 +119,7 @@ def answer_all_conditions(
     return tuple(
         Answered(
             place=example.place,
-            question=bare_question(example.prompt, template),
+            question=question_of_prompt(example.prompt, template),
             expected=example.answer,
             answer=given,
             shuffled=misled,
@@ -135,7 +135,7 @@ def answer_all_conditions(
     )
 
 
-def bare_question(prompt: str, template: str) -> str:
+def question_of_prompt(prompt: str, template: str) -> str:
     """What replaced ``{question}``; the whole prompt if it was made otherwise.
 
     >>> bare_question("Q: what is it? A:", "Q: {question} A:")

@@ -33,8 +33,8 @@ def normalise(answer: str) -> str:
     'c# -3.5'
     """
     words = unicodedata.normalize("NFKC", answer).casefold().split()
-    bare = (word.strip("".join(filter(_is_outer, word))) for word in words)
-    return " ".join(filter(None, bare))
+    stripped = (word.strip("".join(filter(_is_outer, word))) for word in words)
+    return " ".join(filter(None, stripped))
 
 
 def _is_outer(character: str) -> bool:
@@ -236,6 +236,50 @@ def _bin(confidence: NDArray[np.float64], right: NDArray[np.float64]) -> Bin:
 def _error(confidence: NDArray[np.float64], right: NDArray[np.float64]) -> float:
     gaps = np.bincount(_bin_indices(confidence), weights=right - confidence, minlength=BINS)
     return float(np.abs(gaps).sum() / confidence.size)
+
+
+@attrs.frozen
+class TextSums:
+    """Sums over the valid positions of one text, of two models.
+
+    Attributes:
+        agreed: how many positions rank the same next token first.
+        divergence: KL(base || other) in nats.
+        positions: how many were compared.
+    """
+
+    agreed: int
+    divergence: float
+    positions: int
+
+
+def sum_text(
+    base: Annotated[Tensor, "positions vocabulary"],
+    other: Annotated[Tensor, "positions vocabulary"],
+) -> TextSums:
+    """The sums of one text, from the logits at its valid positions."""
+    divergence = kl_per_position(base, other).sum()
+    return TextSums(int(same_top_token(base, other).sum()), divergence.item(), len(base))
+
+
+def merge_sums(texts: Iterable[TextSums]) -> TextSums:
+    """The sums of several texts, or of one text with several samples."""
+    parts = [(text.agreed, text.divergence, text.positions) for text in texts]
+    agreed, divergence, positions = (sum(column) for column in zip(*parts, strict=True))
+    return TextSums(int(agreed), divergence, int(positions))
+
+
+def agreement_and_kl(
+    texts: Sequence[TextSums], *, resamples: int, seed: int
+) -> tuple[Estimate, Estimate]:
+    """Share of equal next tokens and mean KL of a position; intervals draw whole texts."""
+    weights = [text.positions for text in texts]
+    agreed = [text.agreed / text.positions for text in texts]
+    divergence = [text.divergence / text.positions for text in texts]
+    return (
+        bootstrap(agreed, weights=weights, resamples=resamples, seed=seed),
+        bootstrap(divergence, weights=weights, resamples=resamples, seed=seed),
+    )
 
 
 def interval(estimate: Estimate) -> str:

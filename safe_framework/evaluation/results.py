@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import attrs
-from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
-from cattrs.preconf.json import make_converter
 
 from safe_framework.data.tasks import QUESTIONS
 from safe_framework.evaluation.alignment import CrossModal
 from safe_framework.evaluation.base_drift import BaseChanged
 from safe_framework.evaluation.metrics import Calibration, Estimate, normalise
 from safe_framework.interfaces.types import Sample
+from safe_framework.utils.json_records import json_converter, to_json
 
 OTHER = "(other)"
 """The column of answers that name no class; a normalised answer cannot be spelled so."""
@@ -228,7 +226,7 @@ class Evaluation:
 
     def to_json(self) -> str:
         """The content of ``metrics.json``."""
-        return _CONVERTER.dumps(self, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return to_json(self, _CONVERTER)
 
     @classmethod
     def from_json(cls, text: str) -> Evaluation:
@@ -236,15 +234,6 @@ class Evaluation:
         return _CONVERTER.loads(text, cls)
 
 
-_CONVERTER = make_converter()
-_NOT_WRITTEN: Any = {"sample": override(omit=True), "file": override(omit=True)}
-_CONVERTER.register_unstructure_hook(
-    Answered, make_dict_unstructure_fn(Answered, _CONVERTER, **_NOT_WRITTEN)
-)
-_CONVERTER.register_structure_hook(
-    Answered, make_dict_structure_fn(Answered, _CONVERTER, **_NOT_WRITTEN)
-)
-_IF_CHANGED: Any = {"base_changed": override(omit_if_default=True)}
-_CONVERTER.register_unstructure_hook(
-    Evaluation, make_dict_unstructure_fn(Evaluation, _CONVERTER, **_IF_CHANGED)
+_CONVERTER = json_converter(
+    omitted={Answered: ("sample", "file")}, omitted_if_default={Evaluation: ("base_changed",)}
 )

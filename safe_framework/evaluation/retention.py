@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import torch
 from torch import Tensor
 
 from safe_framework.data.distractors import FOREIGN, KINDS, distractor
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.answers import model_inputs, without_modality
-from safe_framework.evaluation.metrics import bootstrap, kl_per_position, same_top_token
+from safe_framework.evaluation.metrics import TextSums, agreement_and_kl, merge_sums, sum_text
 from safe_framework.evaluation.results import Absent, Agreement, GateZero, Retention
 from safe_framework.interfaces.types import Sample
 from safe_framework.utils.progress import ProgressCallback, no_progress
@@ -24,21 +24,6 @@ if TYPE_CHECKING:
     from safe_framework.data.examples import Example
 
 LOGIT_ROWS = 16  # texts at a time: logits of a large vocabulary are what fills the memory
-
-
-@attrs.frozen
-class TextSums:
-    """Sums over the valid positions of one text.
-
-    Attributes:
-        agreed: how many positions rank the same next token first.
-        divergence: KL(base || safe) in nats.
-        positions: how many were compared.
-    """
-
-    agreed: int
-    divergence: float
-    positions: int
 
 
 def retention(
@@ -69,7 +54,7 @@ def retention(
     absent, found = _compare_on_texts(model, modality, texts, pools, seed, progress)
     relevant = _compare_on_examples(model, modality, examples, progress)
     kinds = {kind: agreement_of(rows, resamples, seed) for kind, rows in found.items()}
-    merged = [merged_sums(rows) for rows in zip(*found.values(), strict=True)]
+    merged = [merge_sums(rows) for rows in zip(*found.values(), strict=True)]
     return Retention(
         absent,
         kinds,
@@ -101,7 +86,7 @@ def _compare_on_texts(
             samples = [{modality: distractor(kind, pool, draw)} for _ in rows]
             found[kind] += _compare_with_samples(model, modality, rows, samples, plain, base)
         progress("retention", len(unaided), len(texts))
-    whole = merged_sums(unaided)
+    whole = merge_sums(unaided)
     return Absent(identical, whole.agreed / whole.positions, len(texts)), found
 
 
@@ -152,47 +137,32 @@ def compare_with_base(
     logits = model(**given, gate={modality: gate}).logits
     if gate == 0:  # what the modality inserts was removed again
         return _compare(base, logits, plain["attention_mask"])
-    words = model.processor.markers.words(given["input_ids"]) & given["attention_mask"].bool()
-    return _compare(base, logits, plain["attention_mask"], words)
+    own = model.processor.markers.words(given["input_ids"]) & given["attention_mask"].bool()
+    return _compare(base, logits, plain["attention_mask"], own)
 
 
-def _compare(
-    base: Tensor, safe: Tensor, mask: Tensor, words: Tensor | None = None
-) -> list[TextSums]:
-    """Compare the real positions of ``mask`` with those of ``words``, if they are others."""
-    rows = zip(base, safe, mask.bool(), (mask if words is None else words).bool(), strict=True)
-    return [_text(one[real], other[word]) for one, other, real, word in rows]
+def _compare(base: Tensor, safe: Tensor, mask: Tensor, own: Tensor | None = None) -> list[TextSums]:
+    """Compare the real positions of ``mask`` with those of ``own``, if they are others."""
+    rows = zip(base, safe, mask.bool(), (mask if own is None else own).bool(), strict=True)
+    return [_text(one[real], other[kept]) for one, other, real, kept in rows]
 
 
 def _text(base: Tensor, safe: Tensor) -> TextSums:
-    divergence = kl_per_position(base, safe).sum()
-    if not divergence.isfinite():
+    sums = sum_text(base, safe)
+    if not math.isfinite(sums.divergence):
         raise SafeError(
             "the model's logits hold NaN or infinity where the base's do not",
             hint="its training diverged: train again with a lower learning rate",
         )
-    return TextSums(int(same_top_token(base, safe).sum()), divergence.item(), len(base))
-
-
-def merged_sums(texts: Iterable[TextSums]) -> TextSums:
-    """The sums of several texts, or of one text with several samples."""
-    parts = [(text.agreed, text.divergence, text.positions) for text in texts]
-    agreed, divergence, positions = (sum(column) for column in zip(*parts, strict=True))
-    return TextSums(int(agreed), divergence, int(positions))
+    return sums
 
 
 def agreement_of(texts: Sequence[TextSums], resamples: int, seed: int) -> Agreement:
     """Shares and their intervals, which draw whole texts."""
-    weights = [text.positions for text in texts]
-    agreed = [text.agreed / text.positions for text in texts]
-    divergence = [text.divergence / text.positions for text in texts]
-    return Agreement(
-        bootstrap(agreed, weights=weights, resamples=resamples, seed=seed),
-        bootstrap(divergence, weights=weights, resamples=resamples, seed=seed),
-        sum(weights),
-        tuple(agreed),
-        tuple(weights),
-    )
+    agreement, kl = agreement_and_kl(texts, resamples=resamples, seed=seed)
+    lengths = tuple(text.positions for text in texts)
+    shares = tuple(text.agreed / text.positions for text in texts)
+    return Agreement(agreement, kl, sum(lengths), shares, lengths)
 
 
 def gate_zero(

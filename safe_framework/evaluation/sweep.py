@@ -6,7 +6,6 @@ samples, so that two of them differ by the gate alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,23 +13,26 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
-from cattrs.errors import BaseValidationError
-from cattrs.preconf.json import make_converter
 
 from safe_framework.data.distractors import FOREIGN, KINDS, distractor
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import answer, eval_mode, model_inputs
-from safe_framework.evaluation.metrics import Estimate, bootstrap, exact_match
+from safe_framework.evaluation.metrics import (
+    Estimate,
+    TextSums,
+    bootstrap,
+    exact_match,
+    merge_sums,
+)
 from safe_framework.evaluation.results import Agreement
 from safe_framework.evaluation.retention import (
     LOGIT_ROWS,
-    TextSums,
     agreement_of,
     compare_with_base,
-    merged_sums,
 )
 from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT, Sample
 from safe_framework.utils.files import atomic_write
+from safe_framework.utils.json_records import json_converter, read_json, to_json
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batches
 
@@ -122,7 +124,7 @@ def _dominates(one: GatePoint, other: GatePoint) -> bool:
     return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
 
-_CONVERTER = make_converter()
+_CONVERTER = json_converter()
 
 
 def read_sweeps(folder: Path) -> dict[str, GateSweep]:
@@ -134,19 +136,19 @@ def read_sweeps(folder: Path) -> dict[str, GateSweep]:
     path = folder / SWEEP
     if not path.is_file():
         return {}
-    try:
-        return _CONVERTER.loads(path.read_text("utf-8"), dict[str, GateSweep])
-    except (ValueError, BaseValidationError) as error:
-        raise DataError(
-            f"`{path}` cannot be read as a gate sweep", hint="delete it and run `safe sweep` again"
-        ) from error
+    return read_json(
+        path,
+        dict[str, GateSweep],
+        _CONVERTER,
+        problem="cannot be read as a gate sweep",
+        hint="delete it and run `safe sweep` again",
+    )
 
 
 def write_sweep(folder: Path, sweep: GateSweep) -> Path:
     """Put a sweep into the run's ``sweep.json``, and keep those of other modalities."""
     kept: Mapping[str, GateSweep] = {**read_sweeps(folder), sweep.modality: sweep}
-    text = json.dumps(_CONVERTER.unstructure(kept), indent=2, ensure_ascii=False, allow_nan=False)
-    return atomic_write(folder / SWEEP, text + "\n")
+    return atomic_write(folder / SWEEP, to_json(kept, _CONVERTER))
 
 
 @torch.no_grad()
@@ -248,7 +250,7 @@ def _retention_by_gate(
                 compare_with_base(model, modality, given, plain, base, gate)
                 for given in accompanied
             ]
-            found[gate] += [merged_sums(row) for row in zip(*kinds, strict=True)]
+            found[gate] += [merge_sums(row) for row in zip(*kinds, strict=True)]
         done += len(rows)
         progress("texts at every gate", done, len(texts))
     return found

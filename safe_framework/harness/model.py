@@ -76,8 +76,8 @@ class ModelWithSample:
 
     def remove_markers(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Logits at the texts' own positions, (batch, length, vocabulary)."""
-        words = self.safe.processor.markers.words(ids)
-        return logits[words].view(len(ids), -1, logits.shape[-1])  # (batch, length, vocabulary)
+        own = self.safe.processor.markers.words(ids)
+        return logits[own].view(len(ids), -1, logits.shape[-1])  # (batch, length, vocabulary)
 
     def _sample_tensors(self, *args: Any, **inputs: Any) -> dict[str, Tensor]:
         if self._frames is None:

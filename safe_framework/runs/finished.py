@@ -58,7 +58,7 @@ class RunFolder:
         """What the recipe's ``[data]`` names."""
         return RecipeData(self.recipe)
 
-    def known(self, modality: str | None) -> str:
+    def modality_or_default(self, modality: str | None) -> str:
         """``modality``, or the one that was evaluated.
 
         Raises:

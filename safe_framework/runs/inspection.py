@@ -52,7 +52,7 @@ def sweep_gate(
     Raises:
         DataError: there is nothing to measure on.
     """
-    name = run.known(modality)
+    name = run.modality_or_default(modality)
     if most_texts < 1:
         raise DataError(f"at least one text is needed, not {most_texts}")
     spec, texts = run.recipe.evaluation, run.data.texts("retention_test")

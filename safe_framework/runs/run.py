@@ -214,7 +214,7 @@ def _print_skipped(console: Console, data: RecipeData, folder: Path, shown: int 
 def _claim_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
     """Make the folder this recipe's own, or refuse to mix two runs in it."""
     state = folder / STATE
-    mine = _identity(recipe)
+    mine = _run_identity(recipe)
     if not resume:
         _remove_checkpoints(folder / CHECKPOINTS)
         shutil.rmtree(folder / PARETO, ignore_errors=True)
@@ -244,7 +244,7 @@ def _remove_checkpoints(checkpoints: Path) -> None:
         shutil.rmtree(aside)
 
 
-def _identity(recipe: Recipe) -> dict[str, Any]:
+def _run_identity(recipe: Recipe) -> dict[str, Any]:
     """What a run's weights depend on, as far as the recipe and the files that it names go."""
     data = RecipeData(recipe)
     keys = [*data.trained_on(), *map(stage_key, range(len(recipe.curriculum)))]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import attrs
@@ -19,6 +20,7 @@ from safe_framework.core.hook_inventory import (
     is_modality_hook,
     unknown_hooks,
 )
+from safe_framework.core.layer_hooks import registered
 from safe_framework.core.model import SafeModel
 from safe_framework.verification.calls import (
     OFF_METHODS,
@@ -151,16 +153,10 @@ def frozen_state(model: SafeModel) -> Iterator[None]:
             model.modalities.train(training)
 
 
-@contextmanager
-def noisy_adapters(model: SafeModel) -> Iterator[None]:
+def noisy_adapters(model: SafeModel) -> AbstractContextManager[None]:
     """Let every fusion adapter answer with noise as large as the hidden states it is shown."""
-    fusions = [model.modality(name).fusion for name in model.modalities]
-    handles = [fusion.register_forward_hook(_add_noise) for fusion in fusions]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    fusions = (model.modality(name).fusion for name in model.modalities)
+    return registered(*(fusion.register_forward_hook(_add_noise) for fusion in fusions))
 
 
 def _add_noise(module: nn.Module, args: Any, delta: Any) -> Any:
@@ -175,36 +171,34 @@ def _add_noise(module: nn.Module, args: Any, delta: Any) -> Any:
 def nonzero_deltas(model: SafeModel) -> Iterator[set[str]]:
     """Collects the names of the modalities whose delta was not zero everywhere."""
     found: set[str] = set()
-    handles = []
-    for name in model.modalities:
 
-        def note(module: nn.Module, args: Any, delta: Tensor, name: str = name) -> None:
-            """Note the modality if its delta is not zero."""
-            if bool((delta != 0).any()):
-                found.add(name)
+    def note(name: str, module: nn.Module, args: Any, delta: Tensor) -> None:
+        """Note the modality if its delta is not zero."""
+        if bool((delta != 0).any()):
+            found.add(name)
 
-        handles.append(model.modality(name).fusion.register_forward_hook(note))
-    try:
+    with registered(
+        *(
+            model.modality(name).fusion.register_forward_hook(partial(note, name))
+            for name in model.modalities
+        )
+    ):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
 def call_counter(model: SafeModel) -> Iterator[Counter[str]]:
     """Counts the calls of every module of every modality, by its path."""
     calls: Counter[str] = Counter()
-    handles = []
-    for path, module in model.modalities.named_modules():
 
-        def count(module: nn.Module, args: Any, path: str = path) -> None:
-            """Count a call of the module."""
-            calls[path] += 1
+    def count(path: str, module: nn.Module, args: Any) -> None:
+        """Count a call of the module."""
+        calls[path] += 1
 
-        handles.append(module.register_forward_pre_hook(count))
-    try:
+    with registered(
+        *(
+            module.register_forward_pre_hook(partial(count, path))
+            for path, module in model.modalities.named_modules()
+        )
+    ):
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 import attrs
-from cattrs.gen import make_dict_unstructure_fn, override
-from cattrs.preconf.json import make_converter
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from safe_framework.evaluation.base_drift import BaseChanged, describe_change
 from safe_framework.utils.files import atomic_write
+from safe_framework.utils.json_records import json_converter, to_json
 
 FILE = "certificate.json"
 FORMAT = 1
@@ -120,7 +118,7 @@ class Certificate:
 
     def to_json(self) -> str:
         """The content of ``certificate.json``."""
-        return _CONVERTER.dumps(self, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return to_json(self, _CONVERTER)
 
     @classmethod
     def from_json(cls, text: str) -> Certificate:
@@ -132,11 +130,7 @@ class Certificate:
         return atomic_write(path, self.to_json())
 
 
-_CONVERTER = make_converter()
-_IF_CHANGED: Any = {"base_changed": override(omit_if_default=True)}
-_CONVERTER.register_unstructure_hook(
-    Certificate, make_dict_unstructure_fn(Certificate, _CONVERTER, **_IF_CHANGED)
-)
+_CONVERTER = json_converter(omitted_if_default={Certificate: ("base_changed",)})
 
 
 def law_result(key: str, name: str, detail: str, findings: list[str]) -> Law:

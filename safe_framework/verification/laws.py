@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from safe_framework.core.base_snapshot import BaseSnapshot, TensorRecord
 from safe_framework.core.hook_inventory import hooks_on, hooks_removed, unknown_hooks
+from safe_framework.core.layer_hooks import registered
 from safe_framework.core.model import SafeModel
 from safe_framework.interfaces import registry
 from safe_framework.interfaces.types import PRESENT
@@ -652,12 +653,11 @@ def _held_inside_call(bench: Bench) -> Iterator[_HeldCall]:
     holder = _HeldCall(bench)
     layers = bench.model.stack.of(bench.model.base)
     fused = max(max(bench.model.modality(n).fusion.layers) for n in bench.model.modalities)
-    handle = layers[fused].register_forward_pre_hook(holder)
-    try:
-        holder.thread.start()
-        holder.inside.wait(_TIMEOUT)
-        yield holder
-    finally:
-        holder.leave.set()
-        holder.thread.join(_TIMEOUT)
-        handle.remove()
+    with registered(layers[fused].register_forward_pre_hook(holder)):
+        try:
+            holder.thread.start()
+            holder.inside.wait(_TIMEOUT)
+            yield holder
+        finally:
+            holder.leave.set()
+            holder.thread.join(_TIMEOUT)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import attrs
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from safe_framework.core.layer_hooks import registered
 from safe_framework.utils.tensors import integers, same_bits
 
 Mode = Literal["no_grad", "inference", "grad"]
@@ -202,19 +203,14 @@ def trace_call(
     return capture_outcome(recorded, inputs), recorder.operations
 
 
-@contextmanager
-def _module_entries(base: nn.Module, recorder: _Recorder) -> Iterator[None]:
+def _module_entries(base: nn.Module, recorder: _Recorder) -> AbstractContextManager[None]:
     names = {id(module): path or type(base).__name__ for path, module in base.named_modules()}
 
     def enter(module: nn.Module, args: Any) -> None:
         """Note which module the next operations belong to."""
         recorder.module = names.get(id(module), recorder.module)
 
-    handle = register_module_forward_pre_hook(enter)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return registered(register_module_forward_pre_hook(enter))
 
 
 def without_extra_preamble(

@@ -111,7 +111,7 @@ def verify(
         calls=calls,
         inputs="given" if inputs else "made up",
         base=dict(identity),
-        modalities={name: _identity(model, name) for name in model.modalities},
+        modalities={name: _modality_identity(model, name) for name in model.modalities},
         laws=tuple(laws),
         comparisons=tuple(comparisons),
         seconds=round(time.perf_counter() - start, 3),
@@ -170,7 +170,7 @@ def _environment(model: SafeModel) -> dict[str, Any]:
     }
 
 
-def _identity(model: SafeModel, name: str) -> dict[str, str]:
+def _modality_identity(model: SafeModel, name: str) -> dict[str, str]:
     modality = model.modality(name)
     return {
         "weights": tensors_fingerprint(modality_tensors(modality)),

@@ -17,7 +17,7 @@ from safe_framework.evaluation.answers import (
     with_shuffled_samples,
     without_modality,
 )
-from safe_framework.evaluation.gain import bare_question
+from safe_framework.evaluation.gain import question_of_prompt
 
 LABELS = st.lists(st.sampled_from("abcd"), min_size=2, max_size=30)
 
@@ -129,9 +129,9 @@ def test_a_question_is_found_in_its_prompt(question, before, after):
     """What a template put around a question is taken off again, whatever either holds."""
     template = before.replace("{question}", "") + "{question}" + after.replace("{question}", "")
     prompt = template.replace("{question}", question)
-    assert bare_question(prompt, template) == question
+    assert question_of_prompt(prompt, template) == question
 
 
 def test_a_prompt_of_another_template_is_left_whole():
     """A prompt that the template cannot have made is shown as it is."""
-    assert bare_question("Tell me: what?", "Q: {question}") == "Tell me: what?"
+    assert question_of_prompt("Tell me: what?", "Q: {question}") == "Tell me: what?"

@@ -133,7 +133,7 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
 def test_unknown_modalities_and_numbers_are_refused(copied: Path) -> None:
     """Law: a modality that the recipe lacks is named, and metrics that cannot be read too."""
     with pytest.raises(SafeError, match=r"no modality `smell`\nhint: modalities: audio"):
-        open_run(copied).known("smell")
+        open_run(copied).modality_or_default("smell")
     (copied / "metrics.json").write_text("{}")
     with pytest.raises(DataError, match=r"metrics\.json` cannot be read"):
         open_run(copied)

@@ -12,8 +12,7 @@ from safe_framework.evaluation.base_drift import describe_change
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.summary import headlines, sections
 from safe_framework.runs.report.attention import attention_maps
-from safe_framework.runs.report.curves import monitor_figure
-from safe_framework.runs.report.curves import training_curves as drawn
+from safe_framework.runs.report.curves import monitor_figure, training_curves
 from safe_framework.runs.report.extras import ReportInputs
 from safe_framework.runs.report.gates import gate_sweep
 from safe_framework.runs.report.html import Markup, element, join
@@ -91,7 +90,7 @@ def render(
         "tables": tables(sections(evaluation, targets)),
         "per_class": [per_class(evaluation.gain.per_class)],
         "monitor": monitor_figure(events),
-        "curves": drawn(rows) or [unlogged],
+        "curves": training_curves(rows) or [unlogged],
         "matrix": [confusion_matrix(evaluation.gain.confusion)],
         "method": [_method(evaluation)],
         "recipe": [recipe_text],

@@ -87,10 +87,15 @@ def _row(cells: Sequence[str]) -> Markup:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    return row.name, row.value, row.interval, row.note if row.met is None else _judged(row)
+    return (
+        row.name,
+        row.value,
+        row.interval,
+        row.note if row.met is None else _note_with_verdict(row),
+    )
 
 
-def _judged(row: Row) -> Markup:
+def _note_with_verdict(row: Row) -> Markup:
     verdict = element("span", "met", class_="right")
     if not row.met:
         verdict = element("span", "not met", class_="wrong")

@@ -73,7 +73,7 @@ def _spread(rows: Sequence[Answered], most: int) -> list[Answered]:
 def _card(row: Answered, modality: str, number: int, gates: Sequence[tuple[float, str]]) -> Markup:
     return element(
         "article",
-        *_shown(row, f"sample {number}: {row.expected}"),
+        *_player_or_image(row, f"sample {number}: {row.expected}"),
         element("p", row.question, class_="question"),
         element(
             "dl",
@@ -89,7 +89,7 @@ def _card(row: Answered, modality: str, number: int, gates: Sequence[tuple[float
 def _on_and_off(row: Answered, modality: str) -> list[Markup]:
     return [
         element("dt", f"with {modality}"),
-        _judged(row.answer, row.right),
+        _answer_with_verdict(row.answer, row.right),
         element("dt", f"base, without {modality}"),
         element("dd", row.base or "(nothing)", class_="soft"),
     ]
@@ -102,25 +102,25 @@ def _at_gates(row: Answered, gates: Sequence[tuple[float, str]]) -> list[Markup]
         cells.append(element("dt", f"gate {gate:g}{note}"))
         right = normalise(answer) == normalise(row.expected)
         base = element("dd", answer or "(nothing)", class_="soft")
-        cells.append(base if gate == 0 and not right else _judged(answer, right))
+        cells.append(base if gate == 0 and not right else _answer_with_verdict(answer, right))
     return cells
 
 
-def _judged(answer: str, right: bool) -> Markup:
+def _answer_with_verdict(answer: str, right: bool) -> Markup:
     verdict = "right" if right else "wrong"
     return element("dd", answer or "(nothing)", element("span", verdict), class_=verdict)
 
 
-def _shown(row: Answered, name: str) -> list[Markup]:
+def _player_or_image(row: Answered, name: str) -> list[Markup]:
     """A player for a sound, an image for a picture, nothing for the rest."""
-    if source := _source(row):
+    if source := _sound_uri(row):
         return [element("audio", controls="", preload="none", src=source, aria_label=name)]
     if image := picture(row.sample, row.file):
         return [element("img", src=_data_uri(*image), alt=name)]
     return []
 
 
-def _source(row: Answered) -> str:
+def _sound_uri(row: Answered) -> str:
     """The sound as a data URI: the file itself where browsers play its kind, else a WAV."""
     kind = _CLIP_TYPES.get(row.file.suffix.lower()) if row.file else None
     if row.file and kind and row.file.is_file():
@@ -157,11 +157,11 @@ def picture(sample: Any, file: Path | None) -> tuple[bytes, str] | None:
     kind = _PICTURE_TYPES.get(file.suffix.lower()) if file else None
     if file and kind and file.is_file() and file.stat().st_size <= _MAX_FILE_BYTES:
         return file.read_bytes(), kind
-    values = _plane(sample)
+    values = _displayable(sample)
     return None if values is None else (_png(values), "image/png")
 
 
-def _plane(sample: Any) -> Any:
+def _displayable(sample: Any) -> Any:
     if not isinstance(sample, np.ndarray) or not sample.size or sample.dtype.kind not in "fiub":
         return None
     if sample.ndim == 4:
