@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import attrs
 from annotations import text_of, value_text
+
 from safe_framework.config.schema import Recipe
 
 PROBES: dict[type, tuple[Any, ...]] = {
