@@ -41,6 +41,7 @@ def test_it_breaks_transformers_otherwise(broken: Path) -> None:
     assert "libcudart.so.13" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_it_is_set_aside(broken: Path) -> None:
     """Law: models load and soxr resamples; one warning, and the encoder that needs it, say why."""
     done = python(
