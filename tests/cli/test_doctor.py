@@ -62,6 +62,7 @@ def test_a_missing_extra_says_how_to_install_it(monkeypatch, capsys):
     assert 'gguf missing: pip install "safe-framework[gguf]"' in shown
 
 
+@pytest.mark.slow
 def test_a_missing_need_is_a_failure(monkeypatch, capsys):
     """Without a part that is always needed the code is 1."""
     without(monkeypatch, "peft")
@@ -69,6 +70,7 @@ def test_a_missing_need_is_a_failure(monkeypatch, capsys):
     assert ["peft", "missing:", "pip", "install", '"peft"'] in lines(capsys)
 
 
+@pytest.mark.slow
 def test_no_distribution_is_listed_twice(capsys):
     """Extras that share a part do not repeat it."""
     main(["doctor"])
@@ -106,11 +108,13 @@ def test_a_broken_torchaudio_is_explained(torchaudio, error):
     )
 
 
+@pytest.mark.slow
 def test_bfloat16_works_here():
     """The product itself is tried; the suite's own environment keeps it from ending Python."""
     assert doctor.bfloat16_state() == "works on the CPU"
 
 
+@pytest.mark.slow
 def test_a_forbidden_instruction_is_found(monkeypatch):
     """Without that setting the doctor survives whatever the processor does, and says which."""
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")

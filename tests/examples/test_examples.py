@@ -72,6 +72,7 @@ def call(name: str, *arguments: str) -> None:
         sys.path.remove(str(EXAMPLES))
 
 
+@pytest.mark.slow
 def test_both_senses_from_data_to_certificate(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +138,7 @@ def write_composed(world: Path, folder: Path) -> None:
     assert main(["compose", str(folder / "recipe.toml"), "--quiet"]) == 0
 
 
+@pytest.mark.slow
 def test_depth_for_a_base_that_sees(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

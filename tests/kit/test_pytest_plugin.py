@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 FAILING = """\
 import torch
 from hypothesis import Phase, settings
@@ -58,6 +60,7 @@ def test_the_pytest_plugin_is_light():
     assert set(ast.literal_eval(ours)) == version | {"safe_framework._pytest_plugin"}
 
 
+@pytest.mark.slow
 def test_a_failed_contract_shows_its_values(tmp_path):
     """The asserts of the contracts are rewritten: a failure names both sides."""
     (tmp_path / "test_short.py").write_text(FAILING)

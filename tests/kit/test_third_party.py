@@ -34,6 +34,7 @@ def run(site, *command):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_its_own_tests_pass(site):
     """Its contract, its measurements, and a recipe that uses it by name."""
     out = run(site, "-m", "pytest", "-p", "no:cacheprovider", "-v")

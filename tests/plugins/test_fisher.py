@@ -109,6 +109,7 @@ def test_it_is_a_brute_force_loop(
         assert not torch.allclose(found, together[name] ** 2 / positions, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_half_of_it_is_the_divergence(
     model: SafeModel, examples: RetentionExamples, tmp_path: Path
 ) -> None:
