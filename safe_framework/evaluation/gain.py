@@ -32,60 +32,12 @@ if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
     from safe_framework.data.examples import Example
 
+_Score = Callable[[Sequence[str], Sequence[str]], NDArray[np.float64]]
 
-def gain(
-    answers: Sequence[Answered],
-    train_labels: Sequence[str],
-    *,
-    resamples: int,
-    seed: int,
-    judge: SentenceEncoder | None = None,
-) -> Gain:
-    """Accuracies and paired gains, with intervals.
-
-    Args:
-        answers: the test examples with all their answers.
-        train_labels: answers of the training examples; the commonest one is chance's.
-        resamples: of the intervals.
-        seed: of the intervals.
-        judge: says how like an answer is to the expected one; None to leave that out.
-    """
-    estimate = partial(bootstrap, resamples=resamples, seed=seed)
-    expected = [row.expected for row in answers]
-    with_modality = exact_match([row.answer for row in answers], expected)
-    base = exact_match([row.base for row in answers], expected)
-    shuffled = exact_match([row.shuffled for row in answers], expected)
-    commonest = Counter(map(normalise, train_labels)).most_common(1)[0][0]
-    classes = sorted(set(map(normalise, expected)))
-    names = [normalise(answer) for answer in expected]
-    return Gain(
-        accuracy=estimate(with_modality),
-        probe=estimate(exact_match([row.probe for row in answers], expected)),
-        base=estimate(base),
-        shuffled=estimate(shuffled),
-        chance=estimate(exact_match([commonest] * len(answers), expected)),
-        over_base=estimate(with_modality - base),
-        over_shuffled=estimate(with_modality - shuffled),
-        per_class={
-            name: estimate(with_modality[[other == name for other in names]]) for name in classes
-        },
-        confusion=confusion(answers, {*classes, *map(normalise, train_labels)}),
-        semantic=estimate(similarity(judge, [row.answer for row in answers], expected))
-        if judge
-        else None,
-        token_f1=estimate(token_f1([row.answer for row in answers], expected)),
-    )
-
-
-def confusion(answers: Sequence[Answered], classes: set[str]) -> Mapping[str, Mapping[str, int]]:
-    """For each expected answer, how often each class, or ``OTHER``, was answered."""
-    counts: dict[str, Counter[str]] = {
-        name: Counter() for name in sorted({normalise(row.expected) for row in answers})
-    }
-    for row in answers:
-        given = normalise(row.answer)
-        counts[normalise(row.expected)][given if given in classes else OTHER] += 1
-    return {name: dict(sorted(row.items())) for name, row in counts.items()}
+MEASURES: dict[str, tuple[str, _Score]] = {
+    CAPTIONS: ("words in common (F1)", partial(token_f1, both_empty=0.0))
+}
+"""Name and function of the measure of each task that is not scored by exact match."""
 
 
 def answer_all_conditions(
@@ -103,7 +55,7 @@ def answer_all_conditions(
     options: Any = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     options |= {"gate": {modality: 1.0}, "progress": progress}
     ask: Callable[..., list[str]] = partial(answer, model, **options)
-    confident = answer_with_confidence(model, test, label="answers with the sense", **options)
+    confident = answer_with_confidence(model, test, label="answers with the modality", **options)
     astray = ask(
         with_shuffled_samples(test, modality, seed=seed), label="answers with shuffled samples"
     )
@@ -228,7 +180,59 @@ def tasks(asked: Sequence[tuple[str, str]], test: Sequence[Example]) -> tuple[li
     return here, [task_of_prompt.get(example.prompt, first) for example in test]
 
 
-_Score = Callable[[Sequence[str], Sequence[str]], NDArray[np.float64]]
+def gain(
+    answers: Sequence[Answered],
+    train_labels: Sequence[str],
+    *,
+    resamples: int,
+    seed: int,
+    judge: SentenceEncoder | None = None,
+) -> Gain:
+    """Accuracies and paired gains, with intervals.
+
+    Args:
+        answers: the test examples with all their answers.
+        train_labels: answers of the training examples; the commonest one is chance's.
+        resamples: of the intervals.
+        seed: of the intervals.
+        judge: says how like an answer is to the expected one; None to leave that out.
+    """
+    estimate = partial(bootstrap, resamples=resamples, seed=seed)
+    expected = [row.expected for row in answers]
+    with_modality = exact_match([row.answer for row in answers], expected)
+    base = exact_match([row.base for row in answers], expected)
+    shuffled = exact_match([row.shuffled for row in answers], expected)
+    commonest = Counter(map(normalise, train_labels)).most_common(1)[0][0]
+    classes = sorted(set(map(normalise, expected)))
+    names = [normalise(answer) for answer in expected]
+    return Gain(
+        accuracy=estimate(with_modality),
+        probe=estimate(exact_match([row.probe for row in answers], expected)),
+        base=estimate(base),
+        shuffled=estimate(shuffled),
+        chance=estimate(exact_match([commonest] * len(answers), expected)),
+        over_base=estimate(with_modality - base),
+        over_shuffled=estimate(with_modality - shuffled),
+        per_class={
+            name: estimate(with_modality[[other == name for other in names]]) for name in classes
+        },
+        confusion=confusion(answers, {*classes, *map(normalise, train_labels)}),
+        semantic=estimate(similarity(judge, [row.answer for row in answers], expected))
+        if judge
+        else None,
+        token_f1=estimate(token_f1([row.answer for row in answers], expected)),
+    )
+
+
+def confusion(answers: Sequence[Answered], classes: set[str]) -> Mapping[str, Mapping[str, int]]:
+    """For each expected answer, how often each class, or ``OTHER``, was answered."""
+    counts: dict[str, Counter[str]] = {
+        name: Counter() for name in sorted({normalise(row.expected) for row in answers})
+    }
+    for row in answers:
+        given = normalise(row.answer)
+        counts[normalise(row.expected)][given if given in classes else OTHER] += 1
+    return {name: dict(sorted(row.items())) for name, row in counts.items()}
 
 
 def by_dataset(answers: Sequence[Answered], *, resamples: int, seed: int) -> dict[str, DatasetGain]:
@@ -260,9 +264,3 @@ def by_dataset(answers: Sequence[Answered], *, resamples: int, seed: int) -> dic
 def without_captions(answers: Sequence[Answered]) -> Sequence[Answered]:
     """The answers that are right or wrong; all, if all are captions."""
     return [row for row in answers if row.task != CAPTIONS] or answers
-
-
-MEASURES: dict[str, tuple[str, _Score]] = {
-    CAPTIONS: ("words in common (F1)", partial(token_f1, both_empty=0.0))
-}
-"""Name and function of the measure of each task that is not scored by exact match."""

@@ -199,10 +199,10 @@ def _read_all_data(model: SafeModel, data: RecipeData) -> dict[str, list[Example
 def _print_skipped(console: Console, data: RecipeData, folder: Path, shown: int = 0) -> int:
     """Say which rows are left out after the first ``shown``, and list all in the run's folder."""
     rows = listing(data.skipped)
-    (folder / SKIPPED).unlink(missing_ok=True)
     if rows:
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / SKIPPED).write_text(text, "utf-8")
+        atomic_write(folder / SKIPPED, "".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        (folder / SKIPPED).unlink(missing_ok=True)
     if len(rows) > shown:
         counts = ", ".join(f"{len(errors)} of `{key}`" for key, errors in data.skipped.items())
         console.print(f"left out {counts}: {folder / SKIPPED}", highlight=False, soft_wrap=True)

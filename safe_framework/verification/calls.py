@@ -22,9 +22,11 @@ from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT
 from safe_framework.verification.outcome import Mode
 
 ROWS, LENGTH, ANSWER, PADDING, FRAME_COUNT = 2, 8, 4, 3, 16
+NEW_TOKENS = 4
 _TOKEN_IDS = ("input_ids", "decoder_input_ids")
 
 Batch = Mapping[str, Any]
+Level = Literal["quick", "full"]
 
 
 def plain_batch(base: nn.Module, device: torch.device) -> dict[str, Tensor]:
@@ -128,10 +130,6 @@ def _random_tokens(base: nn.Module, shape: tuple[int, ...], seed: int) -> Tensor
 def _padding_id(base: nn.Module) -> int:
     named = getattr(base.config, "pad_token_id", None)
     return named if type(named) is int and 0 <= named < vocabulary_size(base) else 0
-
-
-Level = Literal["quick", "full"]
-NEW_TOKENS = 4
 
 
 @attrs.frozen
