@@ -47,7 +47,6 @@ def test_it_breaks_transformers_otherwise(broken: Path) -> None:
     assert "libcudart.so.13" in done.stderr.splitlines()[-1]
 
 
-<<<<<<< HEAD
 def test_importing_the_framework_changes_nothing(broken: Path) -> None:
     """Law: ``import safe_framework`` leaves the import machinery and torchaudio alone."""
     done = python(
@@ -61,9 +60,7 @@ def test_importing_the_framework_changes_nothing(broken: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-=======
 @pytest.mark.slow
->>>>>>> lanes
 def test_it_is_set_aside(broken: Path) -> None:
     """Law: models load and soxr resamples; one warning, and the encoder that needs it, say why."""
     done = python(
