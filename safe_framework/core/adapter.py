@@ -238,7 +238,7 @@ def _unreadable(folder: Path, name: str, error: Exception) -> AdapterError:
     )
 
 
-def copy_tensors(target: Mapping[str, Tensor], source: Mapping[str, Tensor], place: Path) -> None:
+def copy_tensors(target: Mapping[str, Tensor], source: Mapping[str, Tensor], where: Path) -> None:
     """Copy every tensor of ``source`` into its namesake in ``target``, in place.
 
     Raises:
@@ -251,7 +251,7 @@ def copy_tensors(target: Mapping[str, Tensor], source: Mapping[str, Tensor], pla
             key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)
         )
         raise AdapterError(
-            f"`{place}` does not fit the model: {', '.join(differing[:5])} differ",
+            f"`{where}` does not fit the model: {', '.join(differing[:5])} differ",
             hint="load it with the recipe that it was trained with",
         )
     for key, tensor in target.items():

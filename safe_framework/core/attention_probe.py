@@ -158,10 +158,10 @@ class _Recorder:
     def records(self, inputs: Mapping[str, Any], generating: bool) -> Iterator[AttentionRecord]:
         """One for each sample; where a sample has copies, as beams are, of the first."""
         rows = self.modality.rows.tolist()
-        for place, row in enumerate(rows):
+        for number, row in enumerate(rows):
             first = next(iter(self.seen.values()))[0]
-            copy = place * (len(first) // len(rows))
-            mask = self.modality.memory.mask[place].cpu()
+            copy = number * (len(first) // len(rows))
+            mask = self.modality.memory.mask[number].cpu()
             words = _words(inputs, row, first.shape[2])
             answer = None if generating else _answer(inputs, row, first.shape[2])
             stacks = [

@@ -92,11 +92,11 @@ class ChangeHook:
     Args:
         owner: key of the SafeModel that installed it; a string, so that copies and pickles of
             a base hold no reference to the model.
-        place: path of the hooked module in the base.
+        path: of the hooked module in the base.
     """
 
-    def __init__(self, owner: str, place: str) -> None:
-        self.owner, self.place = owner, place
+    def __init__(self, owner: str, path: str) -> None:
+        self.owner, self.path = owner, path
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """The changed output, or None to leave it alone."""
@@ -105,8 +105,8 @@ class ChangeHook:
         call = _CALL.get()
         if call is None or call.owner != self.owner:
             return None
-        call.fired.add(self.place)
-        return call.apply(self.place, args[0], output)
+        call.fired.add(self.path)
+        return call.apply(self.path, args[0], output)
 
 
 CHANGE = "base__change"
@@ -285,7 +285,7 @@ def what_off_gives(original: bool) -> str:
 def change_for_card(facts: Mapping[str, Any]) -> str:
     """What the model card of an adapter says, from the adapter's config."""
     drift = facts["drift"]
-    told = (
+    measured = (
         f"Without a sample, {percent(drift['agreement'])} of next tokens on {drift['texts']} "
         f"{drift['source']} were the original's (KL {drift['kl']:.2g} nats, largest logit "
         f"difference {drift['largest']:.2g})."
@@ -295,6 +295,6 @@ def change_for_card(facts: Mapping[str, Any]) -> str:
     return (
         f"**The base was changed** ({facts['described']}, {facts['parameters']:,} parameters). "
         f"{laws_given_up(facts['laws_given_up'])}: with the sense absent or its gate at 0, "
-        f"outputs are NOT the base model's. {told} "
+        f"outputs are NOT the base model's. {measured} "
         f"{what_off_gives(facts['off_is_the_original_base'])}"
     )

@@ -46,10 +46,10 @@ def base_facts(base: nn.Module, stack: LayerStack, *, blueprint: bool = False) -
 def input_device(base: nn.Module) -> torch.device:
     """Where a call's inputs go: the base's first weight that is not offloaded."""
     hook = getattr(base, "_hf_hook", None)  # accelerate's
-    if (place := getattr(hook, "execution_device", None)) is not None:
-        return torch.device(place)
-    places = (parameter.device for parameter in base.parameters())
-    return next((place for place in places if place.type != "meta"), torch.device("cpu"))
+    if (device := getattr(hook, "execution_device", None)) is not None:
+        return torch.device(device)
+    devices = (parameter.device for parameter in base.parameters())
+    return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
 
 
 def generation_pad_id(base: nn.Module) -> int:

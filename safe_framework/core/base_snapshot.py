@@ -84,7 +84,7 @@ class BaseSnapshot:
 
     @classmethod
     def of(cls, base: nn.Module, tokenizer: Any = None) -> BaseSnapshot:
-        """The seal of a base and its tokenizer as they are now."""
+        """The snapshot of a base and its tokenizer as they are now."""
         modules = {path or type(base).__name__: module for path, module in base.named_modules()}
         return cls(
             modules={path: class_name(type(module)) for path, module in modules.items()},
@@ -206,12 +206,12 @@ def _words(tokenizer: Any) -> dict[str, Any]:
 
 def _word_marks(inner: Any) -> dict[str, Any]:
     count = len(inner)
-    places = range(0, count, max(1, count // _WORDS))
+    numbers = range(0, count, max(1, count // _WORDS))
     return {
         "count": count,
         "added": {str(token): number for token, number in inner.get_added_vocab().items()},
         "special": {key: str(token) for key, token in inner.special_tokens_map.items()},
-        "words": dict(zip(places, inner.convert_ids_to_tokens(list(places)), strict=True)),
+        "words": dict(zip(numbers, inner.convert_ids_to_tokens(list(numbers)), strict=True)),
     }
 
 

@@ -42,7 +42,7 @@ def build(
     example: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> SafeModel:
-    """Build the model that a recipe describes, its modalities fresh and silent.
+    """Build the model that a recipe describes, its modalities fresh and without effect.
 
     Args:
         recipe: path of a TOML file, the name of a catalogue recipe, or a recipe already read.
@@ -82,8 +82,8 @@ def attach(
         layers_path: dotted path of the layers to fuse into, where the rule is wrong.
         side: of an encoder-decoder base, which layers a modality enters.
         example: keyword arguments on which the base runs, where it does not run on plain text.
-        split_rows: run the rows that carry no modality apart, where the base mixes rows, as
-            mixtures of experts do.
+        split_rows: run the rows that carry no modality in a call of their own, where the base
+            mixes rows, as mixtures of experts do.
 
     What is None is as the recipe's ``[base]`` says.
 
@@ -130,7 +130,7 @@ def load(
 
     Args:
         folder: the adapter.
-        *more: adapters of other modalities for the same base, trained apart.
+        *more: adapters of other modalities for the same base.
         base: a base already in memory; loaded as the adapter's recipe says if not given.
         tokenizer: of that base.
         device: where to put the model.
@@ -150,8 +150,8 @@ def load(
         model = attach(base, tokenizer, recipe=recipe, example=example)
         try:
             load_tensors(model, Path(folder), recipe.modalities)
-            for place in map(Path, more):
-                _load_beside(model, place)
+            for other in map(Path, more):
+                _load_beside(model, other)
         except BaseException:
             model.detach()  # a caller's base keeps no hook of a model that was refused
             raise
@@ -183,31 +183,31 @@ def _loaded(recipe: Recipe, trust_remote_code: bool) -> tuple[nn.Module, Any, st
     return base, tokenizer, before if still else None
 
 
-def _recipe_in(place: Path) -> Recipe:
-    read_config(place)
-    if not (place / RECIPE).is_file():
+def _recipe_in(folder: Path) -> Recipe:
+    read_config(folder)
+    if not (folder / RECIPE).is_file():
         raise AdapterError(
-            f"`{place}` has no `{RECIPE}`: its model was put together by hand",
+            f"`{folder}` has no `{RECIPE}`: its model was put together by hand",
             hint="add the same modalities to the base, then call "
             "safe_framework.core.build.load_tensors",
         )
-    return parse_recipe((place / RECIPE).read_text("utf-8"), str(place / RECIPE), place)
+    return parse_recipe((folder / RECIPE).read_text("utf-8"), str(folder / RECIPE), folder)
 
 
-def _load_beside(model: SafeModel, place: Path) -> None:
-    recipe = _recipe_in(place)
+def _load_beside(model: SafeModel, folder: Path) -> None:
+    recipe = _recipe_in(folder)
     if taken := [name for name in recipe.modalities if name in model.modalities]:
         raise AdapterError(
-            f"`{place}` holds modality `{taken[0]}`, which another adapter holds too",
+            f"`{folder}` holds modality `{taken[0]}`, which another adapter holds too",
             hint="train one of them under another name",
         )
-    if model.base_change is not None or read_config(place).base_change is not None:
+    if model.base_change is not None or read_config(folder).base_change is not None:
         raise AdapterError(
-            f"`{place}` cannot stand beside another adapter: stage B changed the base of one",
+            f"`{folder}` cannot stand beside another adapter: stage B changed the base of one",
             hint="load it alone, or train the senses together",
         )
     _add_all(model, recipe)
-    load_tensors(model, place, recipe.modalities)
+    load_tensors(model, folder, recipe.modalities)
 
 
 def _add_all(model: SafeModel, recipe: Recipe) -> None:

@@ -30,12 +30,12 @@ class ClassTarget:
     Attributes:
         ids: the first id of each label.
         target: which label is right.
-        places: where the modality's tokens stand in the prompt.
+        positions: where the modality's tokens stand in the prompt.
     """
 
     ids: tuple[int, ...]
     target: int
-    places: tuple[int, ...]
+    positions: tuple[int, ...]
 
 
 def class_target(
@@ -46,17 +46,17 @@ def class_target(
     Raises:
         DataError: two labels begin with the same id.
     """
-    places = token_positions(prompt, markers) if example.at_tokens else ()
-    if not places:
+    positions = token_positions(prompt, markers) if example.at_tokens else ()
+    if not positions:
         return None
     ids = first_ids(tokenizer, example.labels)
-    return ClassTarget(ids, example.labels.index(example.answer), places)
+    return ClassTarget(ids, example.labels.index(example.answer), positions)
 
 
 def token_positions(prompt: Sequence[int], markers: MarkerText | None) -> tuple[int, ...]:
     """Where the tokens of modalities stand in a prompt."""
     inside = {one for span in (markers.spans.values() if markers else ()) for one in span[1:-1]}
-    return tuple(place for place, one in enumerate(prompt) if one in inside)
+    return tuple(position for position, one in enumerate(prompt) if one in inside)
 
 
 def first_ids(tokenizer: Any, labels: Sequence[str]) -> tuple[int, ...]:
@@ -86,12 +86,12 @@ class ClassReadout:
     Attributes:
         ids: (batch, labels), -100 where a row has fewer.
         target: (batch,), -100 where a row is answered.
-        places: True at the tokens, (batch, length).
+        positions: True at the tokens, (batch, length).
     """
 
     ids: Tensor
     target: Tensor
-    places: Tensor
+    positions: Tensor
 
     @classmethod
     def taken(cls, batch: dict[str, Any]) -> ClassReadout | None:
@@ -102,11 +102,11 @@ class ClassReadout:
         """Mean cross-entropy over the tokens of each row that is read there, (rows,).
 
         Args:
-            logits: at chosen places, row after row, (chosen, vocabulary).
-            chosen: True at these places, (batch, length).
+            logits: at chosen positions, row after row, (chosen, vocabulary).
+            chosen: True at these positions, (batch, length).
         """
         owner = chosen.nonzero()[:, 0]  # (chosen,)
-        here = self.places[chosen]  # (chosen,)
+        here = self.positions[chosen]  # (chosen,)
         found = []
         for row in (self.target != IGNORED).nonzero().flatten().tolist():
             ids = self.ids[row][self.ids[row] != IGNORED]
@@ -117,7 +117,7 @@ class ClassReadout:
 
 
 def class_logits(logits: Tensor, ids: Tensor) -> Tensor:
-    """Class logits at some places, (places, vocabulary) -> (places, labels)."""
+    """Class logits at some positions, (positions, vocabulary) -> (positions, labels)."""
     return logits.float()[:, ids]
 
 
@@ -132,7 +132,7 @@ def mean_loss(
         classes: what is read at tokens.
         count: of these units, where the batch is a part of those that share them.
     """
-    chosen = (targets != IGNORED) | classes.places
+    chosen = (targets != IGNORED) | classes.positions
     spelled = nn.functional.cross_entropy(
         logits.float(), targets[chosen], ignore_index=IGNORED, reduction="sum"
     )

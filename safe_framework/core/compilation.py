@@ -1,4 +1,4 @@
-"""``torch.compile`` for a base with senses, such that no graph can be stale.
+"""``torch.compile`` for a base with modalities, such that no graph can be stale.
 
 torch does not guard a compiled graph on hooks, and may run one that was traced before they were
 installed, or for another model of the class. So no graph here holds a modality: calls without
@@ -37,10 +37,10 @@ def compile_layers(base: nn.Module, layers: nn.ModuleList, **options: Any) -> No
     """
     _allow_graphs(_VARIANTS * len(layers))
     base._compiled_call_impl = CompiledCall(base, options)
-    apart: dict[str, Any] = {**_ISOLATED, **options}
+    options_of_layer: dict[str, Any] = {**_ISOLATED, **options}
     for layer in layers:
         forward = patch_forward(layer)
-        forward.compiled = torch.compile(forward.plain, **apart)
+        forward.compiled = torch.compile(forward.plain, **options_of_layer)
 
 
 def uncompile(base: nn.Module, layers: nn.ModuleList) -> None:
@@ -90,7 +90,7 @@ def keep_uncompiled(base: nn.Module) -> dict[str, bool]:
 
 
 class CompiledCall:
-    """What calling a base does: its compiled self, unless a sense is heard."""
+    """What calling a base does: its compiled self, unless a modality is active."""
 
     def __init__(self, base: nn.Module, options: dict[str, Any]) -> None:
         self.plain: Callable[..., Any] = base._call_impl

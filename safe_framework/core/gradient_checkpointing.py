@@ -1,6 +1,6 @@
 """Gradient checkpointing: recompute layers in the backward pass instead of keeping what they did.
 
-Only calls that record gradients for a sense recompute; the base stays in evaluation mode, so no
+Only calls that record gradients for a modality recompute; the base stays in evaluation mode, so no
 dropout runs and every other call is the base's own.
 """
 
@@ -59,7 +59,7 @@ def disable_checkpointing(layers: nn.ModuleList) -> None:
 
 @contextmanager
 def use_checkpointing(options: Options) -> Iterator[None]:
-    """Within the block, layers that hear a sense are recomputed; None leaves them alone."""
+    """Within the block, layers are recomputed where a modality is active; None changes nothing."""
     token = RECOMPUTING.set(options if torch.is_grad_enabled() else None)
     try:
         yield

@@ -145,9 +145,9 @@ class Layout:
 
     Attributes:
         axes: names of the axes, as messages show them.
-        batch: place of the samples.
-        length: place of the text positions.
-        streams: place of the parallel streams, if there are any.
+        batch: axis of the samples.
+        length: axis of the text positions.
+        streams: axis of the parallel streams, if there are any.
     """
 
     axes: str

@@ -1,8 +1,10 @@
-"""Other ways to run a layer while a sense is heard; the layer and its module tree stay.
+"""How a modality enters a base: inert hooks on its layers, and other ways to run a layer.
 
-A ``PatchedForward`` stands as ``forward`` in a layer's own attributes. In every other call, and in
-copies of the layer, it is the layer's own forward. A layer's hooks run outside of it, so nothing
-that is compiled or recomputed holds a modality.
+A hook is installed once and looks up a ``ContextVar``; outside a call that carries a modality it
+returns None, and the base computes what it always did. A ``PatchedForward`` stands as ``forward``
+in a layer's own attributes. In every other call, and in copies of the layer, it is the layer's own
+forward. A layer's hooks run outside of it, so nothing that is compiled or recomputed holds a
+modality.
 """
 
 from __future__ import annotations
@@ -21,12 +23,6 @@ from torch.utils.hooks import RemovableHandle
 
 from safe_framework.core.base_change import changed_call, use_changed_base
 from safe_framework.errors import UnsupportedBaseError
-
-# How a modality enters a base model: inert hooks on its layers.
-#
-# A hook is installed once and looks up a ``ContextVar``; outside a call that carries a modality
-# it returns None, and the base computes what it always did.
-
 
 LayerCall = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -190,7 +186,7 @@ class PatchedForward:
 
     Attributes:
         plain: what the layer did before.
-        compiled: what it does where a sense is heard; None for ``plain``.
+        compiled: what it does where a modality is active; None for ``plain``.
     """
 
     def __init__(self, plain: Forward) -> None:
@@ -228,20 +224,22 @@ def recompute(
     from transformers import Cache
 
     leaves, shape = tree_flatten((args, kwargs))
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    if not places:
+    moving_at = [
+        i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad
+    ]
+    if not moving_at:
         return forward(*args, **kwargs)
     if any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
         raise UnsupportedBaseError(
             "a layer was handed a cache of keys and values while its activations are recomputed",
             hint="call gradient_checkpointing_disable()",
         )
-    moving = [leaves[place] for place in places]
+    moving = [leaves[index] for index in moving_at]
     changed = changed_call()  # which has ended when the backward pass calls again
 
     def again(*tensors: Tensor) -> Any:
-        """The same call with these tensors in the places of its own."""
-        filled = dict(enumerate(leaves)) | dict(zip(places, tensors, strict=True))
+        """The same call with these tensors instead of its own."""
+        filled = dict(enumerate(leaves)) | dict(zip(moving_at, tensors, strict=True))
         given, named = tree_unflatten(list(filled.values()), shape)
         with use_changed_base(changed):
             return forward(*given, **named)

@@ -22,7 +22,7 @@ from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT, Frames
 
 
 class Modality(nn.Module):
-    """The plugins that give a base one new sense.
+    """The plugins that give a base one new modality.
 
     A batch carries a modality in keys ``NAME__KEY``: ``present`` (True on the rows that have a
     sample), and either what the encoder's ``prepare`` gave or finished ``frames`` with their
@@ -34,7 +34,7 @@ class Modality(nn.Module):
         projector: maps frames into the base's hidden size.
         fusion: lets decoder layers attend to the tokens.
         gate: strength from 0 (off) to 1.
-        markers: words around its place in the text; None for none.
+        markers: words around its position in the text; None for none.
 
     Attributes:
         memory: what runs the encoder on prepared inputs, or knows what it gives; None for the

@@ -74,7 +74,7 @@ if TYPE_CHECKING:
 
 
 class SafeModel(nn.Module):
-    """A frozen transformers model that can be given new senses.
+    """A frozen transformers model that can be given new modalities.
 
     With every modality absent or every gate at 0, ``forward`` and ``generate`` return bit for
     bit what ``base`` returns for the same call.
@@ -86,13 +86,14 @@ class SafeModel(nn.Module):
         layers_path: dotted path of the layers to fuse into, where the rule is wrong.
         side: of an encoder-decoder base, which layers a modality enters.
         example: keyword arguments on which the base runs, where it does not run on plain text.
-        split_rows: run the rows that carry no modality apart, where the base mixes rows.
+        split_rows: run the rows that carry no modality in a call of their own, where the base
+            mixes rows.
 
     Attributes:
         base: the model that was given.
         stack: its layers, as one tiny call has shown them.
         split_rows: as given; may be changed between calls.
-        modalities: the senses by name.
+        modalities: the attached ones by name.
         base_change: what stage B changed in the base; None where L1 and L2 hold.
         owner: key by which hooks on the base know this model's calls.
         recipe: what the model was built from, if it was built from a recipe.
@@ -145,10 +146,10 @@ class SafeModel(nn.Module):
         markers: bool = False,
         inline: bool = False,
     ) -> None:
-        """Attach a sense; untrained and without markers, it leaves the outputs exactly the base's.
+        """Attach a modality: untrained and without markers, outputs stay exactly the base's.
 
         Args:
-            name: of the sense.
+            name: of the modality.
             encoder: turns samples into frames.
             projector: maps frames into the base's hidden size.
             fusion: lets decoder layers attend to the tokens.
@@ -178,13 +179,13 @@ class SafeModel(nn.Module):
         self._hooks.add(name, self.stack.of(self.base), fusion.layers, embeddings)
 
     def remove_modality(self, name: str) -> None:
-        """Detach one sense; its hooks leave the base."""
+        """Detach one modality; its hooks leave the base."""
         del self.modalities[self._known(name)]
         self._processor = None
         self._hooks.remove(name)
 
     def detach(self) -> nn.Module:
-        """Remove every sense and give the base back, without a hook on it."""
+        """Remove every modality and give the base back, without a hook on it."""
         for name in list(self.modalities):
             self.remove_modality(name)
         self.gradient_checkpointing_disable()
@@ -193,7 +194,7 @@ class SafeModel(nn.Module):
         return self.base
 
     def facts(self) -> BaseFacts:
-        """What a fusion adapter's constructor is told of the base."""
+        """What a fusion adapter's constructor may know of the base."""
         return base_facts(self.base, self.stack)
 
     def modality(self, name: str) -> Modality:
@@ -221,7 +222,7 @@ class SafeModel(nn.Module):
             What the base returns.
 
         Raises:
-            InjectionError: a fused layer was bypassed, so the modality was not heard.
+            InjectionError: a fused layer was bypassed, so the modality had no effect.
         """
         with use_checkpointing(self._recompute if self.training else None):
             own, call = self._prepare(args, without_cache(inputs), gate)

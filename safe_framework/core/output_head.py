@@ -1,4 +1,4 @@
-"""Run a model, and look at some places of what it says: no others are shown to the vocabulary."""
+"""Run a model, and look at its logits at some positions: no others are shown to the vocabulary."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from safe_framework.core.model import SafeModel
 
 
 def logits_at(
-    model: nn.Module, base: nn.Module, inputs: Mapping[str, Any], places: Tensor
+    model: nn.Module, base: nn.Module, inputs: Mapping[str, Any], positions: Tensor
 ) -> Tensor:
-    """Logits at chosen places, row after row, (chosen, vocabulary).
+    """Logits at chosen positions, row after row, (chosen, vocabulary).
 
     The vocabulary is wide: most of the time and memory of a small base goes into its output
-    embeddings, so they are shown the hidden states of these places alone.
+    embeddings, so they are shown the hidden states of these positions alone.
 
     Args:
         model: the SafeModel, possibly wrapped.
         base: its base.
         inputs: of the call.
-        places: True at each chosen position, (batch, length).
+        positions: True at each chosen position, (batch, length).
     """
-    chosen = int(places.sum())
+    chosen = int(positions.sum())
     options = _without_cache(base)
-    with _shown_only(base, places):
+    with _shown_only(base, positions):
         logits: Tensor = model(**inputs, **options).logits
     if logits.shape[:2] == (1, chosen):
         return logits[0]
-    if logits.shape[:2] != places.shape:  # the base does something to positions behind its head
+    if logits.shape[:2] != positions.shape:  # the base does something to positions behind its head
         logits = model(**inputs, **options).logits
-    return logits[places]
+    return logits[positions]
 
 
 def hidden_at(
-    model: nn.Module, base: nn.Module, inputs: Mapping[str, Any], places: Tensor
+    model: nn.Module, base: nn.Module, inputs: Mapping[str, Any], positions: Tensor
 ) -> Tensor | None:
-    """What would enter the output embeddings at chosen places, (chosen, hidden).
+    """What would enter the output embeddings at chosen positions, (chosen, hidden).
 
     It comes out of the model as its logits do, so that a wrapper sees what it has to.
 
@@ -50,7 +50,7 @@ def hidden_at(
         model: the SafeModel, possibly wrapped.
         base: its base, whose logits are its output embeddings of something and nothing more.
         inputs: of the call.
-        places: True at each chosen position, (batch, length).
+        positions: True at each chosen position, (batch, length).
 
     Returns:
         None where the output embeddings are not shown one hidden state for each position.
@@ -59,7 +59,7 @@ def hidden_at(
 
     def hold(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Keep the hidden states, and show none."""
-        picked = _picked(args, places)
+        picked = _picked(args, positions)
         if picked is None:
             return None
         held.append(picked)
@@ -84,21 +84,21 @@ def _without_cache(base: nn.Module) -> dict[str, bool]:
     return {"use_cache": False} if takes_cache else {}
 
 
-def _picked(args: tuple[Any, ...], places: Tensor) -> Tensor | None:
-    """The hidden states at the places as one row, of a module's arguments; None if of others."""
-    if not args or args[0].shape[:2] != places.shape:
+def _picked(args: tuple[Any, ...], positions: Tensor) -> Tensor | None:
+    """The hidden states at the positions as one row, of a module's arguments; None if of others."""
+    if not args or args[0].shape[:2] != positions.shape:
         return None
     hidden: Tensor = args[0]
-    return hidden[places.to(hidden.device)].unsqueeze(0)
+    return hidden[positions.to(hidden.device)].unsqueeze(0)
 
 
 @contextmanager
-def _shown_only(base: nn.Module, places: Tensor) -> Iterator[None]:
-    """Within the block, the output embeddings see the hidden states at ``places`` as one row."""
+def _shown_only(base: nn.Module, positions: Tensor) -> Iterator[None]:
+    """Within the block, the output embeddings see the hidden states at ``positions`` as one row."""
 
     def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """The chosen places of what goes into the output embeddings."""
-        picked = _picked(args, places)
+        """The chosen positions of what goes into the output embeddings."""
+        picked = _picked(args, positions)
         return None if picked is None else (picked, *args[1:])
 
     head = base.get_output_embeddings()  # type: ignore[operator]  # a method
@@ -110,9 +110,6 @@ def _shown_only(base: nn.Module, places: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-# Look into a run of the bare base: what enters a layer, and its output embeddings.
 
 
 PREFIX, FINAL = "below", "final"

@@ -403,7 +403,7 @@ def _targets(
     ]
 
 
-def answer_ids(tokenizer: Any, answer: str, place: str) -> list[int]:
+def answer_ids(tokenizer: Any, answer: str, name: str) -> list[int]:
     """Ids of an answer with the end-of-text token behind it.
 
     Raises:
@@ -412,5 +412,5 @@ def answer_ids(tokenizer: Any, answer: str, place: str) -> list[int]:
     inner = getattr(tokenizer, "tokenizer", tokenizer)
     ids = inner(answer, add_special_tokens=False)["input_ids"]
     if not ids:
-        raise SafeError(f"{place}: the answer {answer!r} has no tokens")
+        raise SafeError(f"{name}: the answer {answer!r} has no tokens")
     return [*ids, inner.eos_token_id]

@@ -144,5 +144,5 @@ def class_columns(examples: Sequence[TokenizedExample], width: int) -> dict[str,
         if one is not None:
             ids[row, : len(one.ids)] = torch.tensor(one.ids)
             target[row] = one.target
-            places[row, list(one.places)] = True
+            places[row, list(one.positions)] = True
     return dict(zip(_KEYS, (ids, target, places), strict=True))

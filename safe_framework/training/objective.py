@@ -52,7 +52,7 @@ class Answers:
         targets = nn.functional.pad(inputs.pop("labels")[:, 1:], (0, 1), value=IGNORED)
         positions = targets != IGNORED  # position t predicts token t + 1
         if classes is not None:
-            positions = positions | classes.places
+            positions = positions | classes.positions
         return cls(inputs, positions, targets, classes)
 
     @property

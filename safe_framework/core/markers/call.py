@@ -171,7 +171,7 @@ class _MarkerCall:
         self.inputs |= gather_columns(moving, index, pad)
 
     def replace_markers(self, modalities: Sequence[ActiveModality]) -> PreparedCall:
-        """The call with an ordinary word in place of every marker."""
+        """The call with an ordinary word instead of every marker."""
         given = self.ids
         marked = given >= self.vocabulary.size
         self.inputs[self.key] = given.masked_fill(marked, self.vocabulary.placeholder_id)

@@ -1,4 +1,4 @@
-"""Marker words around a sense's place in the text, in a table of their own.
+"""Marker words around a modality's position in the text, in a table of their own.
 
 A base's vocabulary is never resized. The ids of markers lie behind it, ``size + 3 * number`` and
 the two that follow, and the base is never shown one: :mod:`safe_framework.core.markers.call`
@@ -29,7 +29,7 @@ class Vocabulary:
 
     Attributes:
         size: every smaller id is the base's: a word, or a name for something else.
-        placeholder_id: an ordinary word, which the base is shown in a marker's place.
+        placeholder_id: an ordinary word, which the base is shown instead of a marker.
         special: ids that a base may replace itself, such as those of images.
         separate_decoder: whether a decoder looks up words of its own, beside the encoder's text.
     """
@@ -61,7 +61,7 @@ class Markers(nn.Module):
 
     Attributes:
         table: vectors of the start and the end, (2, width).
-        first: id of the start; the end's and that of every place between follow.
+        first: id of the start; the end's and that of every position between follow.
         span: the ids that stand in a text.
     """
 
@@ -208,7 +208,7 @@ class MarkerInjection:
 
     @property
     def complete(self) -> bool:
-        """Whether every vector has found its place."""
+        """Whether every vector has been put in."""
         return int(self.positions[:, 1].max()) < self.reached
 
     def embed(self, ids: object, embedded: Tensor) -> Tensor | None:
