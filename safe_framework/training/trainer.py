@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,8 +61,37 @@ def latest_complete(folder: Path) -> Path | None:
 WEIGHTS = "adapter.safetensors"
 
 
-def training_arguments(spec: TrainingSpec, folder: Path) -> TrainingArguments:
+@dataclass
+class SafeTrainingArguments(TrainingArguments):
+    """The Trainer's arguments, with what it may do with the devices of a SafeModel.
+
+    Attributes:
+        sharded: whether devices share the base's layers.
+    """
+
+    sharded: bool = False
+
+    @property
+    def place_model_on_device(self) -> bool | None:
+        """No for a base that is to be sharded: whole, it may fit on no device."""
+        default: bool | None = super().place_model_on_device
+        return False if self.sharded else default
+
+    @property
+    def n_gpu(self) -> int:
+        """At most one in a process: hooks do not reach the threads of DataParallel."""
+        return min(int(super().n_gpu), 1)
+
+
+def training_arguments(
+    spec: TrainingSpec, folder: Path, *, sharded: bool = False
+) -> SafeTrainingArguments:
     """The Trainer's arguments for a recipe's ``[training]``.
+
+    Args:
+        spec: the recipe's ``[training]``.
+        folder: where checkpoints go.
+        sharded: whether devices share the base's layers.
 
     Raises:
         SafeError: a step cannot be shared out evenly, or the tracker is not installed.
@@ -73,7 +103,7 @@ def training_arguments(spec: TrainingSpec, folder: Path) -> TrainingArguments:
             f"`report_to` names {spec.report_to}, which is not installed",
             hint=f"pip install {spec.report_to}",
         )
-    made = TrainingArguments(
+    return SafeTrainingArguments(
         output_dir=str(folder),
         max_steps=spec.max_steps,
         per_device_train_batch_size=rows,
@@ -95,9 +125,8 @@ def training_arguments(spec: TrainingSpec, folder: Path) -> TrainingArguments:
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
+        sharded=sharded,
     )
-    made._n_gpu = min(made.n_gpu, 1)  # hooks do not reach the threads of DataParallel
-    return made
 
 
 _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
@@ -115,17 +144,17 @@ class SafeTrainer(Trainer):
         alignment: the loss that draws tokens to their answers; None trains without.
         caches: what is kept of the frozen base; None keeps nothing.
         pad: id that fills rows up.
-        sharded: whether devices share the base's layers, so that Accelerate wraps nothing.
         monitoring: the curriculum and the monitor; None trains without.
         weights: share of each dataset in the rows that are drawn; equal if None.
     """
 
+    args: SafeTrainingArguments
     loss_is_scaled_for_ga = True  # the parts of a step add up to it
 
     def __init__(
         self,
         model: SafeModel,
-        args: TrainingArguments,
+        args: SafeTrainingArguments,
         examples: Sequence[TokenizedExample],
         spec: TrainingSpec,
         *,
@@ -133,12 +162,11 @@ class SafeTrainer(Trainer):
         alignment: Alignment | None = None,
         caches: ActivationCaches | None = None,
         pad: int = 0,
-        sharded: bool = False,
         monitoring: MonitoringState | None = None,
         weights: Mapping[str, float] | None = None,
     ) -> None:
         self.weights = weights
-        self.safe_model, self.spec, self.sharded = model, spec, sharded
+        self.safe_model, self.spec = model, spec
         self.retention, self.alignment = retention, alignment
         self.examples = list(examples)
         if retention is not None and retention.kinds:
@@ -155,7 +183,7 @@ class SafeTrainer(Trainer):
             model=Objective(
                 model, retention, alignment, spec.align_weight,
                 caches=caches, states=self._states, scales=self.monitoring.scales,
-                merges=not sharded,
+                merges=not args.sharded,
             ),
             args=args,
             train_dataset=range(spec.max_steps * spec.batch_size) if staged else self.examples,
@@ -168,14 +196,9 @@ class SafeTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         """Let Accelerate not wrap a model whose layers are shared out already."""
         super().create_accelerator_and_postprocess()
-        if self.sharded:
+        if self.args.sharded:
             plain = partial(self.accelerator.prepare_model, evaluation_mode=True)
             self.accelerator.prepare_model = plain
-
-    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
-        """Leave a base that is to be shared out where it is: whole, it may fit on no device."""
-        if not self.sharded:
-            super()._move_model_to_device(model, device)
 
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, Any]], device: torch.device
@@ -231,7 +254,7 @@ class SafeTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         last = self.accelerator.sync_gradients
         self._micro_step = 0 if last else self._micro_step + 1
-        if last and self.sharded:
+        if last and self.args.sharded:
             average_gradients(list(self.safe_model.trainable_parameters().values()))
         return loss
 
