@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -200,22 +201,18 @@ class SafeTrainer(Trainer):
             plain = partial(self.accelerator.prepare_model, evaluation_mode=True)
             self.accelerator.prepare_model = plain
 
-    def _get_num_items_in_batch(
-        self, batch_samples: list[dict[str, Any]], device: torch.device
-    ) -> Tensor:
-        """What the means of a step are taken over, on all devices and in all its parts."""
-        totals = step_totals(batch_samples, list(self.safe_model.modalities)).to(device)
-        summed: Tensor = self.accelerator.reduce(totals, "sum")
-        return summed
-
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], Tensor | int | None]:
-        """A step's batches; with a curriculum, those of the stage that it is now."""
-        found: tuple[list[dict[str, Any]], Tensor | int | None] = super().get_batch_samples(
-            map(self._looked_up, epoch_iterator), num_batches, device
-        )
-        return found
+    ) -> tuple[list[dict[str, Any]], Tensor]:
+        """A step's batches on this device, and what the step's means are taken over.
+
+        With a curriculum, the batches are those of the stage that it is now. The totals are of all
+        devices and all shards of the step.
+        """
+        batches = list(map(self._looked_up, islice(epoch_iterator, num_batches)))
+        totals = step_totals(batches, list(self.safe_model.modalities)).to(device)
+        summed: Tensor = self.accelerator.reduce(totals, "sum")
+        return batches, summed
 
     def _looked_up(self, batch: dict[str, Any]) -> dict[str, Any]:
         curriculum = self.monitoring.curriculum
