@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from safe_framework.config.schema import TrainingSpec
@@ -30,7 +31,7 @@ from safe_framework.training.monitor.callback import MonitoringState
 from safe_framework.training.objective import Objective, step_totals
 from safe_framework.training.optimizer import make_optimizer
 from safe_framework.training.retention.counterfactual import CounterfactualRetention
-from safe_framework.training.sampling import FixedOrder, training_order
+from safe_framework.training.sampling import training_order
 from safe_framework.utils.progress import ProgressCallback
 from safe_framework.utils.tensors import cpu_copy
 
@@ -166,8 +167,7 @@ class SafeTrainer(Trainer):
         monitoring: MonitoringState | None = None,
         weights: Mapping[str, float] | None = None,
     ) -> None:
-        self.weights = weights
-        self.safe_model, self.spec = model, spec
+        self.safe_model, self.spec, self.weights = model, spec, weights
         self.retention, self.alignment = retention, alignment
         self.examples = list(examples)
         if retention is not None and retention.kinds:
@@ -179,7 +179,10 @@ class SafeTrainer(Trainer):
         dims = {name: model.modality(name).encoder.dim for name in model.modalities}
         self.monitoring = monitoring or MonitoringState()
         self._collate = AnswerCollator(dims, pad)
+        dataset: Sequence[Any] = range(spec.max_steps * spec.batch_size)  # positions in the run
         staged = self.monitoring.curriculum is not None
+        if not staged:
+            dataset = [self.examples[index] for index in self._order()]
         super().__init__(
             model=Objective(
                 model, retention, alignment, spec.align_weight,
@@ -187,7 +190,7 @@ class SafeTrainer(Trainer):
                 merges=not args.sharded,
             ),
             args=args,
-            train_dataset=range(spec.max_steps * spec.batch_size) if staged else self.examples,
+            train_dataset=dataset,
             data_collator=positions_only if staged else self._collate,
             callbacks=self.monitoring.callbacks(),
         )  # fmt: skip
@@ -200,6 +203,21 @@ class SafeTrainer(Trainer):
         if self.args.sharded:
             plain = partial(self.accelerator.prepare_model, evaluation_mode=True)
             self.accelerator.prepare_model = plain
+
+    def _order(self) -> list[int]:
+        """Which example is at each position of a run without stages."""
+        return training_order(
+            [example.dataset for example in self.examples],
+            [example.text for example in self.examples],
+            self.spec.max_steps * self.spec.batch_size,
+            seed=self.spec.seed,
+            balance=self.spec.balance,
+            weights=self.weights,
+        )
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The whole run in its order, so that a resumed run sees what an unbroken one does."""
+        return sequential_loader(self)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
@@ -218,9 +236,9 @@ class SafeTrainer(Trainer):
         curriculum = self.monitoring.curriculum
         if curriculum is None:
             return batch
-        places = batch["places"].tolist()
-        chosen = [curriculum.example_at(place, self.spec.batch_size) for place in places]
-        return self._collate([self.examples[one] for one in chosen])
+        positions = batch["positions"].tolist()
+        chosen = [curriculum.example_at(each, self.spec.batch_size) for each in positions]
+        return self._collate([self.examples[index] for index in chosen])
 
     def compute_loss(
         self,
@@ -259,28 +277,12 @@ class SafeTrainer(Trainer):
         """Compute what shall be kept of the frozen base, for all steps of the run."""
         if self._states is not None:
             staged = self.monitoring.curriculum is not None  # which rows come is not known yet
-            chosen = range(len(self._rows)) if staged else self._get_train_sampler()
-            needed = [self._rows[place] for place in chosen]
+            chosen = range(len(self._rows)) if staged else self._order()
+            needed = [self._rows[index] for index in chosen]
             self._states.precompute(needed, "reading training texts", progress)
         if self.retention is not None:
             autocast = self.spec.precision == "bfloat16"
             self.retention.precompute(self.spec.max_steps, progress, autocast=autocast)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> FixedOrder:
-        """The order of the whole run, so that a resumed run sees what an unbroken one does."""
-        count = self.spec.max_steps * self.spec.batch_size
-        if self.monitoring.curriculum is not None:
-            return FixedOrder(range(count))
-        examples, spec = self.examples, self.spec
-        order = training_order(
-            [example.dataset for example in examples],
-            [example.text for example in examples],
-            count,
-            seed=spec.seed,
-            balance=spec.balance,
-            weights=self.weights,
-        )
-        return FixedOrder(order)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add both losses and the gates to what the Trainer logs."""
@@ -327,6 +329,22 @@ class SafeTrainer(Trainer):
             mark_complete(folder)
 
 
-def positions_only(places: Sequence[int]) -> dict[str, Tensor]:
-    """A batch of places in the run, whose examples are looked up when its step begins."""
-    return {"places": torch.tensor(places)}
+def positions_only(positions: Sequence[int]) -> dict[str, Tensor]:
+    """A batch of positions in the run, whose examples are looked up when its step begins."""
+    return {"positions": torch.tensor(positions)}
+
+
+def sequential_loader(trainer: Trainer) -> DataLoader[Any]:
+    """Batches of a trainer's dataset in its own order, where the Trainer would shuffle it.
+
+    ``train_sampling_strategy="sequential"`` would do the same; transformers before 5.2 lacks it.
+    """
+    dataset: Any = trainer.train_dataset
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_size=trainer.args.train_batch_size,
+        collate_fn=trainer.data_collator,
+        pin_memory=trainer.args.dataloader_pin_memory,
+    )
+    shared: DataLoader[Any] = trainer.accelerator.prepare(loader)  # a share for each device
+    return shared

@@ -112,7 +112,9 @@ def test_the_order_is_the_specs_alone(
     for seed in (0, 0, 1):
         spec = TrainingSpec(max_steps=4, batch_size=3, seed=seed)
         trainer = SafeTrainer(model, training_arguments(spec, tmp_path), examples, spec, pad=PAD)
-        orders.append(list(trainer._get_train_sampler()))
+        trainer.data_collator = list
+        loaded = [example for batch in trainer.get_train_dataloader() for example in batch]
+        orders.append([examples.index(example) for example in loaded])
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == sorted([*range(6)] * 2)
 
