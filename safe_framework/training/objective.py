@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 import torch
@@ -190,6 +190,33 @@ class Objective(nn.Module):
             )
         call = ForwardCall(answers.inputs, answers.positions, answers.temperatures, prefix_states)
         return LossTerm(call, partial(answers.loss, count=count))
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Take the adapter's tensors alone, as a checkpoint holds them, or a whole state.
+
+        The Trainer loads a checkpoint by this. What the adapter leaves out is frozen, so nothing
+        is reported as missing.
+        """
+        adapter = self.model.adapter_tensors()
+        if state_dict.keys() != adapter.keys():
+            return super().load_state_dict(state_dict, strict, assign)
+        for key, tensor in adapter.items():
+            tensor.copy_(state_dict[key])
+        return LoadedKeys([], [])
+
+
+class LoadedKeys(NamedTuple):
+    """What ``load_state_dict`` reports.
+
+    Attributes:
+        missing_keys: of the module, that the state does not have.
+        unexpected_keys: of the state, that the module does not have.
+    """
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
 
 
 def step_totals(batches: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Tensor:

@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from safe_framework.config.schema import TrainingSpec
-from safe_framework.core.adapter import copy_tensors
+from safe_framework.core.adapter import check_tensors
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
 from safe_framework.training import distributed
@@ -32,6 +33,7 @@ from safe_framework.training.objective import Objective, step_totals
 from safe_framework.training.optimizer import make_optimizer
 from safe_framework.training.retention.counterfactual import CounterfactualRetention
 from safe_framework.training.sampling import training_order
+from safe_framework.utils.files import atomic_write
 from safe_framework.utils.progress import ProgressCallback
 from safe_framework.utils.tensors import cpu_copy
 
@@ -39,15 +41,20 @@ from safe_framework.utils.tensors import cpu_copy
 
 
 _COMPLETE = "complete"
+_FORMAT = "2"  # of what a checkpoint holds; the first one's marker was empty
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Say that everything in the folder has been written."""
-    (checkpoint / _COMPLETE).touch()
+    """Record that everything in the folder has been written, and in which format."""
+    atomic_write(checkpoint / _COMPLETE, _FORMAT)
 
 
 def latest_complete(folder: Path) -> Path | None:
-    """The newest checkpoint that was written whole; broken ones are removed."""
+    """The newest checkpoint that was written whole; broken ones are removed.
+
+    Raises:
+        SafeError: it is of another format than this version of the framework writes.
+    """
     whole = {}
     for checkpoint in folder.glob("checkpoint-*"):
         step = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
@@ -57,10 +64,19 @@ def latest_complete(folder: Path) -> Path | None:
             whole[int(step[1])] = checkpoint
         else:
             shutil.rmtree(checkpoint)
-    return whole[max(whole)] if whole else None
+    if not whole:
+        return None
+    newest = whole[max(whole)]
+    if (newest / _COMPLETE).read_text("utf-8") != _FORMAT:
+        raise SafeError(
+            f"the checkpoint `{newest}` was written by another version of safe-framework",
+            hint="start anew with --no-resume",
+        )
+    return newest
 
 
-WEIGHTS = "adapter.safetensors"
+WEIGHTS = SAFE_WEIGHTS_NAME
+"""The adapter's tensors, under the name that the Trainer looks for."""
 
 
 @dataclass
@@ -215,6 +231,17 @@ class SafeTrainer(Trainer):
             weights=self.weights,
         )
 
+    def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:  # type: ignore[override]  # a path alone, or nothing
+        """Train, from a checkpoint if one is given.
+
+        Raises:
+            AdapterError: the checkpoint does not fit the model.
+        """
+        if resume_from_checkpoint is not None:
+            path = Path(resume_from_checkpoint) / WEIGHTS
+            check_tensors(self.safe_model.adapter_tensors(), load_file(path), path)
+        return super().train(resume_from_checkpoint, **options)
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The whole run in its order, so that a resumed run sees what an unbroken one does."""
         return sequential_loader(self)
@@ -304,21 +331,14 @@ class SafeTrainer(Trainer):
             self.optimizer = make_optimizer(self.safe_model, self.spec, self.retention)
         return self.optimizer
 
-    def _save(
-        self, output_dir: str | None = None, state_dict: Mapping[str, Any] | None = None
-    ) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter's tensors, where the Trainer would write the base's too."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
         tensors = self.safe_model.adapter_tensors()
         save_file({key: cpu_copy(tensor) for key, tensor in tensors.items()}, folder / WEIGHTS)
-
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: nn.Module | None = None
-    ) -> None:
-        place = Path(resume_from_checkpoint) / WEIGHTS
-        copy_tensors(self.safe_model.adapter_tensors(), load_file(place), place)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
