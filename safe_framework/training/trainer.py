@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from safe_framework.config.schema import TrainingSpec
@@ -208,7 +209,7 @@ class SafeTrainer(Trainer):
             args=args,
             train_dataset=dataset,
             data_collator=positions_only if staged else self._collate,
-            callbacks=self.monitoring.callbacks(),
+            callbacks=[CompleteCheckpoint(self.monitoring), *self.monitoring.callbacks()],
         )  # fmt: skip
         self._shares: list[Tensor] = []
         self._micro_step = 0
@@ -340,11 +341,22 @@ class SafeTrainer(Trainer):
         tensors = self.safe_model.adapter_tensors()
         save_file({key: cpu_copy(tensor) for key, tensor in tensors.items()}, folder / WEIGHTS)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+
+class CompleteCheckpoint(TrainerCallback):
+    """Ends the writing of a checkpoint, before the monitor removes what none comes back to.
+
+    Args:
+        monitoring: adds its own files to the checkpoint.
+    """
+
+    def __init__(self, monitoring: MonitoringState) -> None:
+        self.monitoring = monitoring
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add the last files, and mark that all are there."""
         distributed.barrier()  # each has written its random state
-        if self.args.should_save:
+        if args.should_save:
+            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             self.monitoring.save(folder)
             mark_complete(folder)
 
