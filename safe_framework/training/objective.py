@@ -121,6 +121,8 @@ class Objective(nn.Module):
         merges: whether calls of the model may be made as one.
     """
 
+    accepts_loss_kwargs = True  # the shards of a step add up: the Trainer is not to divide them
+
     def __init__(
         self,
         model: SafeModel,

@@ -168,7 +168,6 @@ class SafeTrainer(Trainer):
     """
 
     args: SafeTrainingArguments
-    loss_is_scaled_for_ga = True  # the parts of a step add up to it
 
     def __init__(
         self,
