@@ -22,7 +22,7 @@ from safe_framework.training.compute.calls import (
     LossTerm,
     Predictions,
 )
-from safe_framework.training.compute.forward import ForwardPlanner
+from safe_framework.training.compute.forward import ForwardPlanner, PlainForward
 from safe_framework.training.distributed import StepShard, touch_parameters
 from safe_framework.training.retention.counterfactual import CounterfactualRetention
 from safe_framework.training.schedules import TrainingScales
@@ -119,6 +119,8 @@ class Objective(nn.Module):
         states: of the task's texts, among it.
         scales: the factor on retention; None leaves it at 1.
         merges: whether calls of the model may be made as one.
+        speedups: whether a step may leave out what no loss depends on; each call runs whole and by
+            itself otherwise.
     """
 
     accepts_loss_kwargs = True  # the shards of a step add up: the Trainer is not to divide them
@@ -134,10 +136,13 @@ class Objective(nn.Module):
         states: ActivationStore | None = None,
         scales: TrainingScales | None = None,
         merges: bool = True,
+        speedups: bool = True,
     ) -> None:
         super().__init__()
         self.model, self.retention = model, retention
-        self.planner = ForwardPlanner(model, caches, merges=merges)
+        self.planner: ForwardPlanner | PlainForward = PlainForward(model)
+        if speedups:
+            self.planner = ForwardPlanner(model, caches, merges=merges)
         self.alignment = alignment if align_weight else None
         self.align_weight = align_weight
         self.caches, self.states = caches, states

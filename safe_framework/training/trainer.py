@@ -203,7 +203,7 @@ class SafeTrainer(Trainer):
             model=Objective(
                 model, retention, alignment, spec.align_weight,
                 caches=caches, states=self._states, scales=self.monitoring.scales,
-                merges=not args.sharded,
+                merges=not args.sharded, speedups=spec.speedups == "on",
             ),
             args=args,
             train_dataset=dataset,
