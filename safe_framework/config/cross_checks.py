@@ -71,6 +71,19 @@ def check_stage_b(document: dict[str, Any], folder: Path, findings: list[Finding
         findings.append(Finding(("stage_b", "start"), f"`{start}` is not an adapter", hint))
 
 
+def check_speedups(document: dict[str, Any], findings: list[Finding]) -> None:
+    """``cache`` must not ask for what ``speedups = "off"`` forbids."""
+    table = _table(document, "training")
+    cache = table.get("cache")
+    if table.get("speedups") != "off" or not isinstance(cache, list):
+        return
+    for number, kind in enumerate(cache):
+        if kind in _OF_SPEEDUPS:
+            message = f"`{kind}` is a speed-up, and `speedups` switches all of them off"
+            findings.append(Finding(("training", "cache", number), message, "leave it out"))
+
+
+_OF_SPEEDUPS = ("prefix", "teacher")
 _OF_LORA = ("rank", "alpha", "dropout", "targets")
 
 

@@ -11,6 +11,7 @@ import tomli
 from safe_framework.config.cross_checks import (
     check_data_files,
     check_modality_names,
+    check_speedups,
     check_stage_b,
     check_stages,
     check_tasks,
@@ -61,6 +62,7 @@ def _parse(text: str, source: str, folder: Path, *, check_files: bool) -> Recipe
     values = Checker(findings).record(document, schema_options(Recipe), ())
     check_modality_names(document, findings)
     check_tasks(document, findings)
+    check_speedups(document, findings)
     if check_files:
         check_data_files(document, folder, findings)
         check_stage_b(document, folder, findings)

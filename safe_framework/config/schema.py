@@ -383,6 +383,8 @@ class TrainingSpec:
             fused layer, ``"teacher"`` the base's last ones on retention texts.
         cache_gib: GiB of disk that the states of a run's texts may take, for the task and for
             retention each; more is computed anew at each step.
+        speedups: ``"off"`` runs each call of a step whole and by itself, and keeps nothing of the
+            frozen base: slower, and the same losses but for rounding.
         group_by_length: give a step retention texts of like length, to compute less padding.
         seed: of everything random.
     """
@@ -408,6 +410,7 @@ class TrainingSpec:
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
     cache: tuple[Literal["frames", "prefix", "teacher"], ...] = ("frames", "prefix", "teacher")
     cache_gib: float = attrs.field(default=8.0, validator=at_least(0))
+    speedups: Literal["on", "off"] = "on"
     group_by_length: bool = True
     seed: int = attrs.field(default=0, validator=at_least(0))
 

@@ -244,6 +244,22 @@ def copy_tensors(target: Mapping[str, Tensor], source: Mapping[str, Tensor], whe
     Raises:
         AdapterError: the two do not hold the same names and shapes.
     """
+    check_tensors(target, source, place)
+    for key, tensor in target.items():
+        tensor.copy_(source[key])
+
+
+def check_tensors(target: Mapping[str, Tensor], source: Mapping[str, Tensor], place: Path) -> None:
+    """Refuse tensors of other names or shapes than the model's.
+
+    Args:
+        target: the model's.
+        source: those that were read.
+        place: of the file that they were read from.
+
+    Raises:
+        AdapterError: the two do not hold the same names and shapes.
+    """
     expected = {key: tuple(tensor.shape) for key, tensor in target.items()}
     found = {key: tuple(tensor.shape) for key, tensor in source.items()}
     if expected != found:
@@ -254,8 +270,6 @@ def copy_tensors(target: Mapping[str, Tensor], source: Mapping[str, Tensor], whe
             f"`{where}` does not fit the model: {', '.join(differing[:5])} differ",
             hint="load it with the recipe that it was trained with",
         )
-    for key, tensor in target.items():
-        tensor.copy_(source[key])
 
 
 def _card(config: AdapterConfig) -> str:

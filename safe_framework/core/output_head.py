@@ -29,7 +29,7 @@ def logits_at(
         positions: True at each chosen position, (batch, length).
     """
     chosen = int(positions.sum())
-    options = _without_cache(base)
+    options = no_cache_option(base)
     with _shown_only(base, positions):
         logits: Tensor = model(**inputs, **options).logits
     if logits.shape[:2] == (1, chosen):
@@ -72,14 +72,15 @@ def hidden_at(
     head = base.get_output_embeddings()  # type: ignore[operator]  # a method
     handles = [head.register_forward_pre_hook(hold), head.register_forward_hook(give)]
     try:
-        given: Tensor = model(**inputs, **_without_cache(base)).logits
+        given: Tensor = model(**inputs, **no_cache_option(base)).logits
     finally:
         for handle in handles:
             handle.remove()
     return given[0] if held else None
 
 
-def _without_cache(base: nn.Module) -> dict[str, bool]:
+def no_cache_option(base: nn.Module) -> dict[str, bool]:
+    """The option that keeps a base from caching keys and values; none if it has no such cache."""
     takes_cache = "use_cache" in inspect.signature(base.forward).parameters
     return {"use_cache": False} if takes_cache else {}
 

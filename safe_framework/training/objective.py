@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 import torch
@@ -22,7 +22,7 @@ from safe_framework.training.compute.calls import (
     LossTerm,
     Predictions,
 )
-from safe_framework.training.compute.forward import ForwardPlanner
+from safe_framework.training.compute.forward import ForwardPlanner, PlainForward
 from safe_framework.training.distributed import StepShard, touch_parameters
 from safe_framework.training.retention.counterfactual import CounterfactualRetention
 from safe_framework.training.schedules import TrainingScales
@@ -119,7 +119,11 @@ class Objective(nn.Module):
         states: of the task's texts, among it.
         scales: the factor on retention; None leaves it at 1.
         merges: whether calls of the model may be made as one.
+        speedups: whether a step may leave out what no loss depends on; each call runs whole and by
+            itself otherwise.
     """
+
+    accepts_loss_kwargs = True  # the shards of a step add up: the Trainer is not to divide them
 
     def __init__(
         self,
@@ -132,10 +136,13 @@ class Objective(nn.Module):
         states: ActivationStore | None = None,
         scales: TrainingScales | None = None,
         merges: bool = True,
+        speedups: bool = True,
     ) -> None:
         super().__init__()
         self.model, self.retention = model, retention
-        self.planner = ForwardPlanner(model, caches, merges=merges)
+        self.planner: ForwardPlanner | PlainForward = PlainForward(model)
+        if speedups:
+            self.planner = ForwardPlanner(model, caches, merges=merges)
         self.alignment = alignment if align_weight else None
         self.align_weight = align_weight
         self.caches, self.states = caches, states
@@ -190,6 +197,33 @@ class Objective(nn.Module):
             )
         call = ForwardCall(answers.inputs, answers.positions, answers.temperatures, prefix_states)
         return LossTerm(call, partial(answers.loss, count=count))
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Take the adapter's tensors alone, as a checkpoint holds them, or a whole state.
+
+        The Trainer loads a checkpoint by this. What the adapter leaves out is frozen, so nothing
+        is reported as missing.
+        """
+        adapter = self.model.adapter_tensors()
+        if state_dict.keys() != adapter.keys():
+            return super().load_state_dict(state_dict, strict, assign)
+        for key, tensor in adapter.items():
+            tensor.copy_(state_dict[key])
+        return LoadedKeys([], [])
+
+
+class LoadedKeys(NamedTuple):
+    """What ``load_state_dict`` reports.
+
+    Attributes:
+        missing_keys: of the module, that the state does not have.
+        unexpected_keys: of the state, that the module does not have.
+    """
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
 
 
 def step_totals(batches: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Tensor:

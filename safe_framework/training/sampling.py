@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch.utils.data import Sampler
 
 _SEED_STRIDE = 1_000_003  # between the seeds of two datasets, beyond any number of answers
 _SPAN = 16  # steps whose texts are dealt out together
@@ -101,19 +100,6 @@ def weighted_turns(weights: Sequence[float], count: int) -> list[int]:
         drawn[turn] += 1
         turns.append(turn)
     return turns
-
-
-class FixedOrder(Sampler[int]):
-    """Draws indices in an order that is known beforehand."""
-
-    def __init__(self, order: Sequence[int]) -> None:
-        self.order = order
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.order)
-
-    def __len__(self) -> int:
-        return len(self.order)
 
 
 class TextOrder:

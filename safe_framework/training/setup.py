@@ -45,14 +45,15 @@ def frame_stores(model: SafeModel, recipe: Recipe) -> Stores:
 def activation_caches(
     model: SafeModel, recipe: Recipe, examples: Sequence[TokenizedExample], pad: int
 ) -> ActivationCaches:
-    """What a recipe lets training keep of the frozen base."""
+    """What a recipe lets training keep of the frozen base; nothing without speed-ups."""
     dims = {name: model.modality(name).encoder.dim for name in model.modalities}
     batch = AnswerCollator(dims, pad)([e for e in examples if e.frames][:2] or examples[:2])
     ClassReadout.taken(batch)
     given = {key: batch[key] for key in batch if key not in ("labels", "answers")}
     spec = recipe.training
+    keep = spec.cache if spec.speedups == "on" else ()
     return ActivationCaches(
-        model, spec.cache, on_device(given, model.device), pad, spec.cache_gib * 2**30
+        model, keep, on_device(given, model.device), pad, spec.cache_gib * 2**30
     )
 
 

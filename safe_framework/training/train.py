@@ -126,7 +126,7 @@ def prepare_training(
     held = encode_examples(model, split.held_out, stores, progress)
     trainer = SafeTrainer(
         model,
-        training_arguments(recipe.training, folder),
+        training_arguments(recipe.training, folder, sharded=sharding is not None),
         tokenized,
         recipe.training,
         retention=make_retention(
@@ -135,7 +135,6 @@ def prepare_training(
         alignment=alignment,
         caches=caches,
         pad=pad,
-        sharded=sharding is not None,
         monitoring=make_monitoring(model, recipe, split, held, stores, folder.parent, progress),
         weights=data.weights if data else None,
     )

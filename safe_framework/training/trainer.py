@@ -5,18 +5,23 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from safe_framework.config.schema import TrainingSpec
-from safe_framework.core.adapter import copy_tensors
+from safe_framework.core.adapter import check_tensors
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
 from safe_framework.training import distributed
@@ -28,7 +33,8 @@ from safe_framework.training.monitor.callback import MonitoringState
 from safe_framework.training.objective import Objective, step_totals
 from safe_framework.training.optimizer import make_optimizer
 from safe_framework.training.retention.counterfactual import CounterfactualRetention
-from safe_framework.training.sampling import FixedOrder, training_order
+from safe_framework.training.sampling import training_order
+from safe_framework.utils.files import atomic_write
 from safe_framework.utils.progress import ProgressCallback
 from safe_framework.utils.tensors import cpu_copy
 
@@ -36,15 +42,20 @@ from safe_framework.utils.tensors import cpu_copy
 
 
 _COMPLETE = "complete"
+_FORMAT = "2"  # of what a checkpoint holds; the first one's marker was empty
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Say that everything in the folder has been written."""
-    (checkpoint / _COMPLETE).touch()
+    """Record that everything in the folder has been written, and in which format."""
+    atomic_write(checkpoint / _COMPLETE, _FORMAT)
 
 
 def latest_complete(folder: Path) -> Path | None:
-    """The newest checkpoint that was written whole; broken ones are removed."""
+    """The newest checkpoint that was written whole; broken ones are removed.
+
+    Raises:
+        SafeError: it is of another format than this version of the framework writes.
+    """
     whole = {}
     for checkpoint in folder.glob("checkpoint-*"):
         step = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
@@ -54,14 +65,52 @@ def latest_complete(folder: Path) -> Path | None:
             whole[int(step[1])] = checkpoint
         else:
             shutil.rmtree(checkpoint)
-    return whole[max(whole)] if whole else None
+    if not whole:
+        return None
+    newest = whole[max(whole)]
+    if (newest / _COMPLETE).read_text("utf-8") != _FORMAT:
+        raise SafeError(
+            f"the checkpoint `{newest}` was written by another version of safe-framework",
+            hint="start anew with --no-resume",
+        )
+    return newest
 
 
-WEIGHTS = "adapter.safetensors"
+WEIGHTS = SAFE_WEIGHTS_NAME
+"""The adapter's tensors, under the name that the Trainer looks for."""
 
 
-def training_arguments(spec: TrainingSpec, folder: Path) -> TrainingArguments:
+@dataclass
+class SafeTrainingArguments(TrainingArguments):
+    """The Trainer's arguments, with what it may do with the devices of a SafeModel.
+
+    Attributes:
+        sharded: whether devices share the base's layers.
+    """
+
+    sharded: bool = False
+
+    @property
+    def place_model_on_device(self) -> bool | None:
+        """No for a base that is to be sharded: whole, it may fit on no device."""
+        default: bool | None = super().place_model_on_device
+        return False if self.sharded else default
+
+    @property
+    def n_gpu(self) -> int:
+        """At most one in a process: hooks do not reach the threads of DataParallel."""
+        return min(int(super().n_gpu), 1)
+
+
+def training_arguments(
+    spec: TrainingSpec, folder: Path, *, sharded: bool = False
+) -> SafeTrainingArguments:
     """The Trainer's arguments for a recipe's ``[training]``.
+
+    Args:
+        spec: the recipe's ``[training]``.
+        folder: where checkpoints go.
+        sharded: whether devices share the base's layers.
 
     Raises:
         SafeError: a step cannot be shared out evenly, or the tracker is not installed.
@@ -73,7 +122,7 @@ def training_arguments(spec: TrainingSpec, folder: Path) -> TrainingArguments:
             f"`report_to` names {spec.report_to}, which is not installed",
             hint=f"pip install {spec.report_to}",
         )
-    made = TrainingArguments(
+    return SafeTrainingArguments(
         output_dir=str(folder),
         max_steps=spec.max_steps,
         per_device_train_batch_size=rows,
@@ -95,9 +144,8 @@ def training_arguments(spec: TrainingSpec, folder: Path) -> TrainingArguments:
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
+        sharded=sharded,
     )
-    made._n_gpu = min(made.n_gpu, 1)  # hooks do not reach the threads of DataParallel
-    return made
 
 
 _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
@@ -115,17 +163,16 @@ class SafeTrainer(Trainer):
         alignment: the loss that draws tokens to their answers; None trains without.
         caches: what is kept of the frozen base; None keeps nothing.
         pad: id that fills rows up.
-        sharded: whether devices share the base's layers, so that Accelerate wraps nothing.
         monitoring: the curriculum and the monitor; None trains without.
         weights: share of each dataset in the rows that are drawn; equal if None.
     """
 
-    loss_is_scaled_for_ga = True  # the parts of a step add up to it
+    args: SafeTrainingArguments
 
     def __init__(
         self,
         model: SafeModel,
-        args: TrainingArguments,
+        args: SafeTrainingArguments,
         examples: Sequence[TokenizedExample],
         spec: TrainingSpec,
         *,
@@ -133,12 +180,10 @@ class SafeTrainer(Trainer):
         alignment: Alignment | None = None,
         caches: ActivationCaches | None = None,
         pad: int = 0,
-        sharded: bool = False,
         monitoring: MonitoringState | None = None,
         weights: Mapping[str, float] | None = None,
     ) -> None:
-        self.weights = weights
-        self.safe_model, self.spec, self.sharded = model, spec, sharded
+        self.safe_model, self.spec, self.weights = model, spec, weights
         self.retention, self.alignment = retention, alignment
         self.examples = list(examples)
         if retention is not None and retention.kinds:
@@ -150,17 +195,20 @@ class SafeTrainer(Trainer):
         dims = {name: model.modality(name).encoder.dim for name in model.modalities}
         self.monitoring = monitoring or MonitoringState()
         self._collate = AnswerCollator(dims, pad)
+        dataset: Sequence[Any] = range(spec.max_steps * spec.batch_size)  # positions in the run
         staged = self.monitoring.curriculum is not None
+        if not staged:
+            dataset = [self.examples[index] for index in self._order()]
         super().__init__(
             model=Objective(
                 model, retention, alignment, spec.align_weight,
                 caches=caches, states=self._states, scales=self.monitoring.scales,
-                merges=not sharded,
+                merges=not args.sharded, speedups=spec.speedups == "on",
             ),
             args=args,
-            train_dataset=range(spec.max_steps * spec.batch_size) if staged else self.examples,
+            train_dataset=dataset,
             data_collator=positions_only if staged else self._collate,
-            callbacks=self.monitoring.callbacks(),
+            callbacks=[CompleteCheckpoint(self.monitoring), *self.monitoring.callbacks()],
         )  # fmt: skip
         self._shares: list[Tensor] = []
         self._micro_step = 0
@@ -168,39 +216,56 @@ class SafeTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         """Let Accelerate not wrap a model whose layers are shared out already."""
         super().create_accelerator_and_postprocess()
-        if self.sharded:
+        if self.args.sharded:
             plain = partial(self.accelerator.prepare_model, evaluation_mode=True)
             self.accelerator.prepare_model = plain
 
-    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
-        """Leave a base that is to be shared out where it is: whole, it may fit on no device."""
-        if not self.sharded:
-            super()._move_model_to_device(model, device)
+    def _order(self) -> list[int]:
+        """Which example is at each position of a run without stages."""
+        return training_order(
+            [example.dataset for example in self.examples],
+            [example.text for example in self.examples],
+            self.spec.max_steps * self.spec.batch_size,
+            seed=self.spec.seed,
+            balance=self.spec.balance,
+            weights=self.weights,
+        )
 
-    def _get_num_items_in_batch(
-        self, batch_samples: list[dict[str, Any]], device: torch.device
-    ) -> Tensor:
-        """What the means of a step are taken over, on all devices and in all its parts."""
-        totals = step_totals(batch_samples, list(self.safe_model.modalities)).to(device)
-        summed: Tensor = self.accelerator.reduce(totals, "sum")
-        return summed
+    def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:  # type: ignore[override]  # a path alone, or nothing
+        """Train, from a checkpoint if one is given.
+
+        Raises:
+            AdapterError: the checkpoint does not fit the model.
+        """
+        if resume_from_checkpoint is not None:
+            path = Path(resume_from_checkpoint) / WEIGHTS
+            check_tensors(self.safe_model.adapter_tensors(), load_file(path), path)
+        return super().train(resume_from_checkpoint, **options)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The whole run in its order, so that a resumed run sees what an unbroken one does."""
+        return sequential_loader(self)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], Tensor | int | None]:
-        """A step's batches; with a curriculum, those of the stage that it is now."""
-        found: tuple[list[dict[str, Any]], Tensor | int | None] = super().get_batch_samples(
-            map(self._looked_up, epoch_iterator), num_batches, device
-        )
-        return found
+    ) -> tuple[list[dict[str, Any]], Tensor]:
+        """A step's batches on this device, and what the step's means are taken over.
+
+        With a curriculum, the batches are those of the stage that it is now. The totals are of all
+        devices and all shards of the step.
+        """
+        batches = list(map(self._looked_up, islice(epoch_iterator, num_batches)))
+        totals = step_totals(batches, list(self.safe_model.modalities)).to(device)
+        summed: Tensor = self.accelerator.reduce(totals, "sum")
+        return batches, summed
 
     def _looked_up(self, batch: dict[str, Any]) -> dict[str, Any]:
         curriculum = self.monitoring.curriculum
         if curriculum is None:
             return batch
-        places = batch["places"].tolist()
-        chosen = [curriculum.example_at(place, self.spec.batch_size) for place in places]
-        return self._collate([self.examples[one] for one in chosen])
+        positions = batch["positions"].tolist()
+        chosen = [curriculum.example_at(each, self.spec.batch_size) for each in positions]
+        return self._collate([self.examples[index] for index in chosen])
 
     def compute_loss(
         self,
@@ -231,7 +296,7 @@ class SafeTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         last = self.accelerator.sync_gradients
         self._micro_step = 0 if last else self._micro_step + 1
-        if last and self.sharded:
+        if last and self.args.sharded:
             average_gradients(list(self.safe_model.trainable_parameters().values()))
         return loss
 
@@ -239,28 +304,12 @@ class SafeTrainer(Trainer):
         """Compute what shall be kept of the frozen base, for all steps of the run."""
         if self._states is not None:
             staged = self.monitoring.curriculum is not None  # which rows come is not known yet
-            chosen = range(len(self._rows)) if staged else self._get_train_sampler()
-            needed = [self._rows[place] for place in chosen]
+            chosen = range(len(self._rows)) if staged else self._order()
+            needed = [self._rows[index] for index in chosen]
             self._states.precompute(needed, "reading training texts", progress)
         if self.retention is not None:
             autocast = self.spec.precision == "bfloat16"
             self.retention.precompute(self.spec.max_steps, progress, autocast=autocast)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> FixedOrder:
-        """The order of the whole run, so that a resumed run sees what an unbroken one does."""
-        count = self.spec.max_steps * self.spec.batch_size
-        if self.monitoring.curriculum is not None:
-            return FixedOrder(range(count))
-        examples, spec = self.examples, self.spec
-        order = training_order(
-            [example.dataset for example in examples],
-            [example.text for example in examples],
-            count,
-            seed=spec.seed,
-            balance=spec.balance,
-            weights=self.weights,
-        )
-        return FixedOrder(order)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add both losses and the gates to what the Trainer logs."""
@@ -282,9 +331,8 @@ class SafeTrainer(Trainer):
             self.optimizer = make_optimizer(self.safe_model, self.spec, self.retention)
         return self.optimizer
 
-    def _save(
-        self, output_dir: str | None = None, state_dict: Mapping[str, Any] | None = None
-    ) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter's tensors, where the Trainer would write the base's too."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir or ".")
@@ -292,21 +340,42 @@ class SafeTrainer(Trainer):
         tensors = self.safe_model.adapter_tensors()
         save_file({key: cpu_copy(tensor) for key, tensor in tensors.items()}, folder / WEIGHTS)
 
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: nn.Module | None = None
-    ) -> None:
-        place = Path(resume_from_checkpoint) / WEIGHTS
-        copy_tensors(self.safe_model.adapter_tensors(), load_file(place), place)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+class CompleteCheckpoint(TrainerCallback):
+    """Ends the writing of a checkpoint, before the monitor removes what none comes back to.
+
+    Args:
+        monitoring: adds its own files to the checkpoint.
+    """
+
+    def __init__(self, monitoring: MonitoringState) -> None:
+        self.monitoring = monitoring
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add the last files, and mark that all are there."""
         distributed.barrier()  # each has written its random state
-        if self.args.should_save:
+        if args.should_save:
+            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             self.monitoring.save(folder)
             mark_complete(folder)
 
 
-def positions_only(places: Sequence[int]) -> dict[str, Tensor]:
-    """A batch of places in the run, whose examples are looked up when its step begins."""
-    return {"places": torch.tensor(places)}
+def positions_only(positions: Sequence[int]) -> dict[str, Tensor]:
+    """A batch of positions in the run, whose examples are looked up when its step begins."""
+    return {"positions": torch.tensor(positions)}
+
+
+def sequential_loader(trainer: Trainer) -> DataLoader[Any]:
+    """Batches of a trainer's dataset in its own order, where the Trainer would shuffle it.
+
+    ``train_sampling_strategy="sequential"`` would do the same; transformers before 5.2 lacks it.
+    """
+    dataset: Any = trainer.train_dataset
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_size=trainer.args.train_batch_size,
+        collate_fn=trainer.data_collator,
+        pin_memory=trainer.args.dataloader_pin_memory,
+    )
+    shared: DataLoader[Any] = trainer.accelerator.prepare(loader)  # a share for each device
+    return shared

@@ -46,7 +46,7 @@ def test_they_tell_the_same(pair: tuple[Path, Path]) -> None:
 
 def test_they_come_to_the_same_weights(pair: tuple[Path, Path]) -> None:
     """Law: after them the weights that are trained on are those of one process."""
-    place = "checkpoints/checkpoint-8/adapter.safetensors"
+    place = "checkpoints/checkpoint-8/model.safetensors"
     alone, together = (load_file(folder / place) for folder in pair)
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-5)

@@ -106,11 +106,11 @@ def test_a_base_that_mixes_rows_is_seen() -> None:
     assert not found.rows_independent
 
 
-@pytest.mark.parametrize(("part", "apart"), [(1e-7, True), (1e-3, False)])
-def test_rounding_mixes_no_rows(part: float, apart: bool) -> None:
+@pytest.mark.parametrize(("part", "independent"), [(1e-7, True), (1e-3, False)])
+def test_rounding_mixes_no_rows(part: float, independent: bool) -> None:
     """Law: a row may change another by as much as the order of a sum does, and by no more."""
     make = hooked("model.layers.1.mlp", lambda out: out + part * out.mean(0, keepdim=True))
-    assert known(make).rows_apart is apart
+    assert known(make).rows_independent is independent
 
 
 def test_a_module_that_mixes_positions_is_left_whole() -> None:

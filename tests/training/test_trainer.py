@@ -112,7 +112,9 @@ def test_the_order_is_the_specs_alone(
     for seed in (0, 0, 1):
         spec = TrainingSpec(max_steps=4, batch_size=3, seed=seed)
         trainer = SafeTrainer(model, training_arguments(spec, tmp_path), examples, spec, pad=PAD)
-        orders.append(list(trainer._get_train_sampler()))
+        trainer.data_collator = list
+        loaded = [example for batch in trainer.get_train_dataloader() for example in batch]
+        orders.append([examples.index(example) for example in loaded])
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == sorted([*range(6)] * 2)
 
@@ -227,10 +229,26 @@ def test_a_checkpoint_holds_what_is_trained_alone(
     """Law: no tensor of the base is in a checkpoint's weights or in its optimizer's state."""
     trained(model, examples, tmp_path)
     (folder,) = tmp_path.glob("checkpoint-*")
-    assert load_file(folder / "adapter.safetensors").keys() == model.adapter_tensors().keys()
+    (weights,) = folder.glob("*.safetensors")
+    assert load_file(weights).keys() == model.adapter_tensors().keys()
     state = torch.load(folder / "optimizer.pt", weights_only=True)["state"]
     assert len(state) == len(model.trainable_parameters())
-    assert not list(folder.glob("model*"))
+    assert not list(folder.glob("*.bin"))
+
+
+def test_a_whole_state_is_loaded_as_a_module_loads_it(model: SafeModel) -> None:
+    """Law: an objective takes its whole state back, as DeepSpeed gives it, and names what lacks."""
+    objective = Objective(model)
+    whole = {key: tensor.clone() for key, tensor in objective.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.trainable_parameters().values():
+            parameter.add_(1)
+    objective.load_state_dict(whole)
+    after = objective.state_dict()
+    assert not [key for key, tensor in whole.items() if not torch.equal(tensor, after[key])]
+    whole.popitem()
+    with pytest.raises(RuntimeError, match="Missing key"):
+        objective.load_state_dict(whole)
 
 
 def test_rows_that_cannot_be_shared_out_are_refused(

@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -29,8 +30,8 @@ from safe_framework.training.alignment import Alignment, AlignmentStage, align
 from safe_framework.training.batches import attention_mask, pad_right
 from safe_framework.training.callbacks import ProgressReport
 from safe_framework.training.objective import answer_loss, check_finite
-from safe_framework.training.sampling import FixedOrder, shuffled_slice
-from safe_framework.training.trainer import training_arguments
+from safe_framework.training.sampling import shuffled_slice
+from safe_framework.training.trainer import sequential_loader, training_arguments
 from safe_framework.utils.progress import WorkProgress
 
 # How well a composed base captions pictures that training never saw.
@@ -433,9 +434,12 @@ class CaptionTrainer(Trainer):
         spec: TrainingSpec,
         folder: Path,
     ) -> None:
-        self.spec, self._count = spec, len(rows)
+        self.spec = spec
         args = training_arguments(spec, folder).set_save("no")
-        super().__init__(model=model, args=args, train_dataset=list(rows), data_collator=collate)
+        count = spec.max_steps * args.train_batch_size * args.world_size
+        order = shuffled_slice(spec.seed, 0, count, len(rows))
+        dataset = [rows[index] for index in order]
+        super().__init__(model=model, args=args, train_dataset=dataset, data_collator=collate)
         self.model_accepts_loss_kwargs = False
 
     def compute_loss(
@@ -450,9 +454,9 @@ class CaptionTrainer(Trainer):
         loss = answer_loss(_Seeing(model), model, inputs)
         return check_finite(loss, "caption loss", self.state.global_step)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> FixedOrder:
-        count = self.spec.max_steps * self.args.train_batch_size * self.args.world_size
-        return FixedOrder(shuffled_slice(self.spec.seed, 0, count, self._count))
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The pictures in the order of the seed."""
+        return sequential_loader(self)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW on the projector; no decay, since it is trained once and for a short time."""

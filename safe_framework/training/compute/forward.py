@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from safe_framework.core.modality import Modality
 from safe_framework.core.model import SafeModel
-from safe_framework.core.output_head import hidden_at, logits_at, output_head
+from safe_framework.core.output_head import hidden_at, logits_at, no_cache_option, output_head
 from safe_framework.data.frame_cache import inputs_of
 from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT
 from safe_framework.training.compute.activation_cache import ActivationCaches
@@ -42,7 +42,7 @@ class ForwardPlanner:
         caches: activations of the frozen base; None stores nothing.
         properties: what is known of the base; found out if None.
         merges: whether calls may be merged or packed. Where devices share the base's layers they
-            may not: all have to make as many calls, and each knows only its columns rows.
+            may not: all have to make as many calls, and each knows only its own rows.
     """
 
     def __init__(
@@ -116,6 +116,25 @@ class ForwardPlanner:
         if self.caches is None or states is None:
             return nullcontext()
         return self.caches.start_from_prefix(states)
+
+
+class PlainForward:
+    """Runs each call whole and by itself: what a ``ForwardPlanner`` has to agree with.
+
+    Args:
+        model: about to be trained, in eval mode.
+    """
+
+    def __init__(self, model: SafeModel) -> None:
+        self.model = model
+
+    def predictions(self, calls: Sequence[ForwardCall]) -> Sequence[Predictions]:
+        """The model's predictions at the positions of each call, out of all its logits."""
+        return [LogitPredictions(self._logits(call)[call.positions]) for call in calls]
+
+    def _logits(self, call: ForwardCall) -> Tensor:
+        logits: Tensor = self.model(**call.inputs, **no_cache_option(self.model.base)).logits
+        return logits
 
 
 def _allowed_padding(known: BaseProperties) -> float:
