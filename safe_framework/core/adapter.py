@@ -238,24 +238,24 @@ def _unreadable(folder: Path, name: str, error: Exception) -> AdapterError:
     )
 
 
-def copy_tensors(target: Mapping[str, Tensor], source: Mapping[str, Tensor], where: Path) -> None:
+def copy_tensors(target: Mapping[str, Tensor], source: Mapping[str, Tensor], path: Path) -> None:
     """Copy every tensor of ``source`` into its namesake in ``target``, in place.
 
     Raises:
         AdapterError: the two do not hold the same names and shapes.
     """
-    check_tensors(target, source, place)
+    check_tensors(target, source, path)
     for key, tensor in target.items():
         tensor.copy_(source[key])
 
 
-def check_tensors(target: Mapping[str, Tensor], source: Mapping[str, Tensor], place: Path) -> None:
+def check_tensors(target: Mapping[str, Tensor], source: Mapping[str, Tensor], path: Path) -> None:
     """Refuse tensors of other names or shapes than the model's.
 
     Args:
         target: the model's.
         source: those that were read.
-        place: of the file that they were read from.
+        path: of the file that they were read from.
 
     Raises:
         AdapterError: the two do not hold the same names and shapes.
@@ -267,7 +267,7 @@ def check_tensors(target: Mapping[str, Tensor], source: Mapping[str, Tensor], pl
             key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)
         )
         raise AdapterError(
-            f"`{where}` does not fit the model: {', '.join(differing[:5])} differ",
+            f"`{path}` does not fit the model: {', '.join(differing[:5])} differ",
             hint="load it with the recipe that it was trained with",
         )
 
