@@ -16,7 +16,7 @@ from torch import Tensor
 from safe_framework.core.padding import concatenate_rows
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Frames
-from safe_framework.utils.tensors import integers
+from safe_framework.utils.tensors import as_bytes
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
@@ -84,7 +84,7 @@ def _digest(row: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in row.items():
         digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        digest.update(integers(value).numpy().data)
+        digest.update(as_bytes(value).numpy().data)
     return digest.hexdigest()
 
 
