@@ -27,7 +27,7 @@ from safe_framework.evaluation.retention import gate_zero, retention
 from safe_framework.pretrained.base_model import load_base
 from safe_framework.training.batches import modality_columns
 from safe_framework.utils.progress import WorkProgress
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 
 FIRST_STEPS = 3  # left out of the seconds a step
 OFF_EXAMPLES = 8
@@ -119,7 +119,7 @@ def rows_alone(model: Any, name: str, texts: Sequence[str], sample: Any) -> bool
     given = model_inputs(model, texts, [{name: sample}, {}])
     plain = model_inputs(model, texts)
     ours, base = model(**given).logits[1], model.base(**plain).logits[1]
-    return same_bits(ours, base)
+    return bitwise_equal(ours, base)
 
 
 def costs(trained: Trained) -> dict[str, Estimate]:

@@ -30,7 +30,7 @@ from speed_turns import Seconds, compare, taking_turns
 from safe_framework.config.schema import Recipe
 from safe_framework.core.build import build, load
 from safe_framework.core.model import SafeModel
-from safe_framework.pretrained import locate, quietly
+from safe_framework.pretrained import quietly, resolve
 from safe_framework.pretrained.base_model import load_base
 from safe_framework.verification.outcome import Operation, trace_difference
 from safe_framework.verification.verify import verify
@@ -204,7 +204,7 @@ def whisper_of(recipe: Recipe) -> tuple[Any, Any]:
     """The whole Whisper and its feature extractor, as one would load them without us."""
     from transformers import WhisperFeatureExtractor, WhisperModel
 
-    place = locate(recipe.modalities[MODALITY].encoder.options["model"])
+    place = resolve(recipe.modalities[MODALITY].encoder.options["model"])
     return WhisperModel.from_pretrained(place), WhisperFeatureExtractor.from_pretrained(place)
 
 

@@ -33,7 +33,8 @@ from vision_base import captions_with_depth_off, composed
 import safe_framework
 from safe_framework import SafeModel
 from safe_framework.config.read import read_recipe
-from safe_framework.data.examples import Example, distinct, read_examples
+from safe_framework.data.examples import Example, read_examples
+from safe_framework.data.tasks import unique
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.answers import answer, without_modality
 from safe_framework.evaluation.results import Evaluation
@@ -74,7 +75,7 @@ def ask(model: SafeModel, recipe: Path, count: int = 3) -> list[tuple[Example, s
     assert data is not None
     encoders = {name: model.modality(name).encoder for name in model.modalities}
     examples = read_examples(recipe.parent / data.test, encoders, data.prompt)
-    maps = distinct([str(example.files["depth"]) for example in examples])
+    maps = unique([str(example.files["depth"]) for example in examples])
     shown = set(maps[:: max(1, len(maps) // count)][:count])
     chosen = [example for example in examples if str(example.files["depth"]) in shown]
     seeing = answer(model, chosen)

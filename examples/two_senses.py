@@ -26,7 +26,7 @@ from safe_framework.data.examples import Example, read_examples
 from safe_framework.evaluation.answers import answer, model_inputs
 from safe_framework.evaluation.metrics import exact_match
 from safe_framework.utils.catalogue import FOLDER
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 
 TESTS = {"audio": FOLDER / "data/instruments/test.jsonl", "depth": FOLDER / "data/depth/test.jsonl"}
 COMPARED = 8  # questions of each sense whose logits are compared
@@ -81,7 +81,7 @@ def alone_is_as_before(
     same = {}
     for name, folder in folders.items():
         single = safe_framework.load(folder, base=base, tokenizer=tokenizer)
-        same[name] = same_bits(found[name], logits(single, asked[name][:COMPARED], name))
+        same[name] = bitwise_equal(found[name], logits(single, asked[name][:COMPARED], name))
         single.detach()
     return same
 

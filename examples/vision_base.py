@@ -23,7 +23,7 @@ from safe_framework.errors import SafeError
 from safe_framework.experimental.vision_language.pictures import read_picture
 from safe_framework.experimental.vision_language.train import NOTE, compose_recipe
 from safe_framework.utils.progress import WorkProgress
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 
 BASE, RECIPE = "base", "recipe.toml"
 
@@ -101,7 +101,7 @@ def _seen(
     expected = bare.generate(**batch, **options)
     with model.off():
         words = model.generate(**batch, **samples, **options)
-        same = same_bits(model(**batch, **samples).logits, bare(**batch).logits)
+        same = bitwise_equal(model(**batch, **samples).logits, bare(**batch).logits)
     said = processor.tokenizer.decode(
         expected[0, batch["input_ids"].shape[1] :], skip_special_tokens=True
     )

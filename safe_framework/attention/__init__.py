@@ -3,10 +3,17 @@
 from safe_framework.attention.cross_attention import (
     CrossAttention,
     CrossAttentions,
-    Given,
+    LinearFromWeight,
     attend,
     observed,
     unit_rms,
 )
 
-__all__ = ["CrossAttention", "CrossAttentions", "Given", "attend", "observed", "unit_rms"]
+__all__ = [
+    "CrossAttention",
+    "CrossAttentions",
+    "LinearFromWeight",
+    "attend",
+    "observed",
+    "unit_rms",
+]

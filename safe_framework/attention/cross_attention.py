@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from safe_framework.attention.folded import (
     CLAMP,
     MASKED,
-    FactoredOf,
-    Folded,
-    exact,
+    FactoredMatrixOf,
+    FoldedAttention,
     fold,
-    pays,
-    plain,
+    is_worth_folding,
+    plain_weight,
+    without_autocast,
 )
 from safe_framework.interfaces.types import BaseFacts, Memory, Tokens
 
@@ -79,7 +79,7 @@ def attend(
         nothing: each head's score of attending to nothing, (heads,); None for no such choice.
         dropout: part of the shares that is dropped.
     """
-    with exact(query.device.type):
+    with without_autocast(query.device.type):
         scores = query.float() @ key.float().mT / query.shape[-1] ** 0.5
         scores = scores.clamp(-CLAMP, CLAMP).masked_fill(~mask[:, None, None], MASKED)
         if nothing is None:
@@ -152,7 +152,7 @@ class CrossAttention(nn.Module):
 
     def forward(
         self, hidden: Annotated[Tensor, "batch length hidden"], key: Tensor, value: Tensor,
-        mask: Tensor, factored_of: FactoredOf = plain,
+        mask: Tensor, factored_of: FactoredMatrixOf = plain_weight,
     ) -> Annotated[Tensor, "batch length hidden"]:  # fmt: skip
         """What each position is given of the keys and values."""
         to_query, to_output = (factored_of(one) or one for one in (self.query, self.output))
@@ -166,10 +166,10 @@ class CrossAttention(nn.Module):
         return out  # (batch, length, hidden)
 
     def folded(
-        self, key: Tensor, value: Tensor, mask: Tensor, factored_of: FactoredOf
-    ) -> Folded | None:
+        self, key: Tensor, value: Tensor, mask: Tensor, factored_of: FactoredMatrixOf
+    ) -> FoldedAttention | None:
         """Keys and values with the projections in them; None where that cannot be or pay."""
-        if not pays(key, self.nothing is not None):
+        if not is_worth_folding(key, self.nothing is not None):
             return None
         query, output = factored_of(self.query), factored_of(self.output)
         if query is None or output is None:
@@ -177,7 +177,7 @@ class CrossAttention(nn.Module):
         return fold(key, value, mask, query, output, self.nothing)
 
     def from_folded(
-        self, hidden: Annotated[Tensor, "batch length hidden"], folded: Folded
+        self, hidden: Annotated[Tensor, "batch length hidden"], folded: FoldedAttention
     ) -> Annotated[Tensor, "batch length hidden"]:
         """As ``forward``, of keys and values that have the projections in them."""
         shares = folded.shares(unit_rms(hidden) if self.norm_query else hidden)
@@ -192,7 +192,7 @@ class CrossAttention(nn.Module):
         return heads.transpose(1, 2)  # (batch, heads, length, dim)
 
 
-class Given(nn.Linear):
+class LinearFromWeight(nn.Linear):
     """A linear layer without bias whose weight, (out, in), is given, so that none is drawn."""
 
     def __init__(self, weight: Tensor) -> None:
@@ -207,7 +207,7 @@ def _projection(inputs: int, outputs: int, weight: Tensor | None) -> nn.Linear:
     if weight is None:
         return nn.Linear(inputs, outputs, bias=False)
     like = torch.empty(0)  # where and as what torch makes tensors now
-    return Given(weight.to(like.device, like.dtype).contiguous())
+    return LinearFromWeight(weight.to(like.device, like.dtype).contiguous())
 
 
 class CrossAttentions(nn.ModuleDict):
@@ -220,7 +220,7 @@ class CrossAttentions(nn.ModuleDict):
     """
 
     def __init__(
-        self, blocks: Mapping[int, CrossAttention], factored_of: FactoredOf = plain
+        self, blocks: Mapping[int, CrossAttention], factored_of: FactoredMatrixOf = plain_weight
     ) -> None:
         super().__init__({str(layer): block for layer, block in blocks.items()})
         self._factored_of = factored_of
@@ -245,7 +245,9 @@ class CrossAttentions(nn.ModuleDict):
         """What the attention of ``layer`` gives to each position."""
         kept, block = memory.tensors, self.at(layer)
         if not torch.is_grad_enabled() and f"folded_keys.{layer}" in kept:
-            return block.from_folded(hidden, Folded(*[kept[f"{name}.{layer}"] for name in _FOLDED]))
+            return block.from_folded(
+                hidden, FoldedAttention(*[kept[f"{name}.{layer}"] for name in _FOLDED])
+            )
         key, value = kept[f"key.{layer}"], kept[f"value.{layer}"]
         given: Tensor = block(hidden, key, value, memory.mask, self._factored_of)
         return given
@@ -261,4 +263,4 @@ _FOLDED = {
     "folded_filling": "filling",
     "folded_open": "open",
 }
-"""Names in a memory of the parts of a ``Folded``, in its order."""
+"""Names in a memory of the parts of a ``FoldedAttention``, in its order."""

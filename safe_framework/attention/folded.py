@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 
 @attrs.frozen(eq=False)
-class Pair:
+class LowRankFactor:
     """``scale * up @ down``, a low-rank part of a matrix (LoRA, Hu et al. 2021, arXiv:2106.09685).
 
     Attributes:
@@ -40,7 +40,7 @@ class Pair:
 
 
 @attrs.frozen(eq=False)
-class Factored:
+class FactoredMatrix:
     """A matrix and low-rank pairs, which together are what a projection multiplies with.
 
     Attributes:
@@ -50,13 +50,13 @@ class Factored:
     """
 
     full: Tensor
-    pairs: tuple[Pair, ...] = ()
+    pairs: tuple[LowRankFactor, ...] = ()
     silent: bool = False
 
-    def transposed(self) -> Factored:
+    def transposed(self) -> FactoredMatrix:
         """The parts of the transposed matrix, (in, out)."""
-        pairs = [Pair(pair.down.mT, pair.up.mT, pair.scale) for pair in self.pairs]
-        return Factored(self.full.mT, tuple(pairs), self.silent)
+        pairs = [LowRankFactor(pair.down.mT, pair.up.mT, pair.scale) for pair in self.pairs]
+        return FactoredMatrix(self.full.mT, tuple(pairs), self.silent)
 
     def __call__(self, values: Tensor) -> Tensor:
         """What the projection makes of values, (..., in) to (..., out)."""
@@ -71,20 +71,20 @@ class Factored:
         return self.silent and bool(self.pairs)
 
 
-FactoredOf = Callable[[nn.Module], Factored | None]
+FactoredMatrixOf = Callable[[nn.Module], FactoredMatrix | None]
 """The matrix of a projection; None where it is more than a product with one."""
 
 
-def plain(projection: nn.Module) -> Factored | None:
+def plain_weight(projection: nn.Module) -> FactoredMatrix | None:
     """The weight of a linear layer without bias, which nobody watches or has sharded."""
     linear = type(projection).forward is nn.Linear.forward
-    if not linear or projection.bias is not None or watched(projection):
+    if not linear or projection.bias is not None or has_hooks(projection):
         return None
     weight = projection.weight
-    return Factored(weight) if type(weight) is nn.Parameter else None
+    return FactoredMatrix(weight) if type(weight) is nn.Parameter else None
 
 
-def watched(*modules: nn.Module) -> bool:
+def has_hooks(*modules: nn.Module) -> bool:
     """Whether a hook or another forward would miss a call that is not made."""
     return any(
         module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
@@ -99,7 +99,7 @@ MASKED = -1e4
 
 
 @attrs.frozen(eq=False)
-class Folded:
+class FoldedAttention:
     """What a layer keeps of the tokens; a column is a token, or nothing, of one head.
 
     Attributes:
@@ -117,17 +117,17 @@ class Folded:
     def shares(self, hidden: Tensor) -> Annotated[Tensor, "batch length heads columns"]:
         """How much each position attends to each column, in float32."""
         batch, _, heads, columns = self.filling.shape
-        with exact(hidden.device.type):
+        with without_autocast(hidden.device.type):
             scores = torch.bmm(hidden.float(), self.keys).view(batch, -1, heads, columns)
             return torch.where(self.open, scores.clamp(-CLAMP, CLAMP), self.filling).softmax(-1)
 
     def given(self, shares: Tensor) -> Annotated[Tensor, "batch length hidden"]:
         """What each position is given for its shares."""
-        with exact(shares.device.type):
+        with without_autocast(shares.device.type):
             return torch.bmm(shares.flatten(2), self.values)
 
 
-def exact(device: str) -> AbstractContextManager[object]:
+def without_autocast(device: str) -> AbstractContextManager[object]:
     """A block that autocast leaves alone."""
     if torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
@@ -138,10 +138,10 @@ def fold(
     key: Annotated[Tensor, "batch heads tokens dim"],
     value: Annotated[Tensor, "batch heads tokens dim"],
     mask: Annotated[Tensor, "batch tokens"],
-    query: Factored,
-    output: Factored,
+    query: FactoredMatrix,
+    output: FactoredMatrix,
     nothing: Annotated[Tensor, "heads"] | None,
-) -> Folded:
+) -> FoldedAttention:
     """Fold the projections ``query`` and ``output`` into keys and values."""
     heads, dim = key.shape[1], key.shape[3]
     filling = torch.where(mask, 0.0, MASKED)[:, None].expand(-1, heads, -1)
@@ -150,14 +150,14 @@ def fold(
         score = nothing.float()[None, :, None].expand(len(mask), -1, 1)
         filling = torch.cat([filling, score], dim=-1)
         mask = nn.functional.pad(mask, (0, 1), value=False)
-    with exact(key.device.type):
+    with without_autocast(key.device.type):
         keys = _through(key.float() / dim**0.5, query)
         values = _through(value.float(), output.transposed())
-    return Folded(keys.mT, values, filling[:, None], mask[:, None, None])
+    return FoldedAttention(keys.mT, values, filling[:, None], mask[:, None, None])
 
 
 def _through(
-    values: Annotated[Tensor, "batch heads columns dim"], matrix: Factored
+    values: Annotated[Tensor, "batch heads columns dim"], matrix: FactoredMatrix
 ) -> Annotated[Tensor, "batch heads*columns hidden"]:
     """Each head's values times its rows of a matrix of (heads * dim, hidden)."""
     batch, heads, columns, dim = values.shape
@@ -179,7 +179,7 @@ def _through(
     return whole.view(heads, batch, columns, -1).transpose(0, 1).flatten(1, 2)
 
 
-def pays(key: Annotated[Tensor, "batch heads tokens dim"], nothing: bool) -> bool:
+def is_worth_folding(key: Annotated[Tensor, "batch heads tokens dim"], nothing: bool) -> bool:
     """Whether what is kept is no larger than the projections that it stands for."""
     rows, _, tokens, dim = key.shape
     return rows * (tokens + nothing) <= dim

@@ -15,8 +15,8 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from safe_framework.pretrained import locate
+    from safe_framework.pretrained import resolve
 
     for name in arguments.names:
-        print(f"{name}: {locate(name)}")
+        print(f"{name}: {resolve(name)}")
     return 0

@@ -43,7 +43,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _section(title: str, points: Sequence[EntryPoint]) -> None:
     """Plugins of one kind, the options of each below it."""
-    from safe_framework.config.plugin_options import docstring, summary, told_options
+    from safe_framework.config.plugin_options import docstring, static_options_or_none, summary
     from safe_framework.interfaces.registry import origin
 
     print(title if points else f"{title}\n  none")
@@ -53,7 +53,7 @@ def _section(title: str, points: Sequence[EntryPoint]) -> None:
     ]
     lines = table(rows).splitlines()
     for point, line in zip(points, lines, strict=True):
-        print(f"{line}\n      {_brief(told_options(point))}")
+        print(f"{line}\n      {_brief(static_options_or_none(point))}")
 
 
 def _brief(options: Sequence[Option] | None) -> str:
@@ -81,9 +81,14 @@ def _print_json(files: Mapping[str, Mapping[str, str]]) -> None:
 def _record(kind: str, point: EntryPoint) -> dict[str, Any]:
     """A plugin as JSON holds it; ``options`` is null where its source does not tell them."""
     from safe_framework.config.options import REQUIRED, phrase
-    from safe_framework.config.plugin_options import arguments, docstring, summary, told_options
+    from safe_framework.config.plugin_options import (
+        arguments,
+        docstring,
+        static_options_or_none,
+        summary,
+    )
 
-    text, options = docstring(point), told_options(point)
+    text, options = docstring(point), static_options_or_none(point)
     said = arguments(text)
     described = [
         {"name": o.name, "type": phrase(o.kind), "required": o.default is REQUIRED}

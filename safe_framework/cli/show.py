@@ -45,7 +45,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _show_plugin(kind: str, name: str) -> None:
-    from safe_framework.config.plugin_options import arguments, docstring, summary, told_options
+    from safe_framework.config.plugin_options import (
+        arguments,
+        docstring,
+        static_options_or_none,
+        summary,
+    )
     from safe_framework.interfaces.registry import REGISTRIES
 
     registry = REGISTRIES[kind]
@@ -53,7 +58,7 @@ def _show_plugin(kind: str, name: str) -> None:
     print(f"{registry.kind} {name}, of {registry.origin(name)}\n")
     if text:
         print(f"{summary(text)}\n")
-    options, said = told_options(registry.point(name)), arguments(text)
+    options, said = static_options_or_none(registry.point(name)), arguments(text)
     if not options:
         told = "it takes no options" if options is not None else _UNTOLD
         print(told)

@@ -195,7 +195,7 @@ def check_tasks(document: dict[str, Any], findings: list[Finding]) -> None:
     if data.system is not None and not data.chat:
         message = "`data.system` is the system's message in a chat"
         findings.append(Finding(("data", "system"), message, "add `chat = true`", at="key"))
-    for place, one in _placed(data):
+    for place, one in _mixed_datasets(data):
         findings += _task(one, place, _any_inline(document.get("modalities")))
 
 
@@ -220,7 +220,7 @@ def _one_form(data: DataSpec) -> Iterator[Finding]:
             yield Finding(("data", "mix"), message, "give each a `name`", at="key")
 
 
-def _placed(data: DataSpec) -> list[tuple[KeyPath, MixSpec]]:
+def _mixed_datasets(data: DataSpec) -> list[tuple[KeyPath, MixSpec]]:
     if data.mix:
         return [(("data", "mix", number), data.filled(one)) for number, one in enumerate(data.mix)]
     return [(("data",), one) for one in data.datasets().values()]
@@ -231,7 +231,7 @@ def _task(one: MixSpec, place: KeyPath, inline: bool) -> Iterator[Finding]:
     if one.labels and one.task != "classification":
         message = f"`{shown}.labels` belong to a classification"
         yield Finding((*place, "labels"), message, 'set `task = "classification"`')
-    if one.labels and not _told_apart(one.labels):
+    if one.labels and not _distinguishable(one.labels):
         message = f"`{shown}.labels` must be at least {_FEWEST_LABELS} texts that differ"
         yield Finding((*place, "labels"), message)
     if one.read_at == "tokens" and (one.task != "classification" or not inline):
@@ -243,6 +243,6 @@ def _task(one: MixSpec, place: KeyPath, inline: bool) -> Iterator[Finding]:
         yield Finding((*place, "prompt"), message)
 
 
-def _told_apart(labels: tuple[str, ...]) -> bool:
+def _distinguishable(labels: tuple[str, ...]) -> bool:
     known = {label.strip() for label in labels} - {""}
     return len(known) == len(labels) >= _FEWEST_LABELS

@@ -109,7 +109,7 @@ def problem_at(span: Span, text: str, source: str, message: str, hint: str = "")
     return Problem(*span, message=message, hint=hint, source=source, excerpt=excerpt)
 
 
-def positioned(recipe: Recipe, path: KeyPath, error: Exception, owner: str) -> RecipeError:
+def locate_error(recipe: Recipe, path: KeyPath, error: Exception, owner: str) -> RecipeError:
     """Show where a recipe says what a plugin's constructor refused.
 
     Args:
@@ -145,10 +145,10 @@ def _span(places: dict[KeyPath, Place], found: Finding) -> Span:
 
 def _blank(prefix: str) -> str:
     """As many columns of blanks as ``prefix`` takes on a terminal."""
-    return "".join("\t" if letter == "\t" else " " * _columns(letter) for letter in prefix)
+    return "".join("\t" if letter == "\t" else " " * _width(letter) for letter in prefix)
 
 
-def _columns(letter: str) -> int:
+def _width(letter: str) -> int:
     if unicodedata.combining(letter):
         return 0
     return 2 if unicodedata.east_asian_width(letter) in "WF" else 1

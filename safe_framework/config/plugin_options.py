@@ -235,7 +235,7 @@ def static_options(point: EntryPoint) -> list[Option]:
     return [_static_option(argument, default, source) for argument, default in pairs]
 
 
-def told_options(point: EntryPoint) -> list[Option] | None:
+def static_options_or_none(point: EntryPoint) -> list[Option] | None:
     """The options that a plugin's source states; None where it says too little.
 
     Nothing is imported, unlike in :func:`read_options`.

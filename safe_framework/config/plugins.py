@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from safe_framework.config.diagnostics import positioned
+from safe_framework.config.diagnostics import locate_error
 from safe_framework.config.schema import EncoderSpec, ModalitySpec, PluginSpec, Recipe
 from safe_framework.interfaces import registry
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
@@ -85,7 +85,7 @@ def _make(
     try:
         return plugin(*wired, **made)
     except (ValueError, TypeError) as error:
-        raise positioned(recipe, path, error, owner=f"`{use}`") from error
+        raise locate_error(recipe, path, error, owner=f"`{use}`") from error
 
 
 def _made(recipe: Recipe, path: tuple[str | int, ...], value: Any) -> Any:

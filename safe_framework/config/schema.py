@@ -16,11 +16,11 @@ from safe_framework.config.validators import (
     above,
     at_least,
     below,
-    holds,
-    if_given,
+    contains,
     not_empty,
-    part,
-    share,
+    open_unit_interval,
+    optional,
+    unit_interval,
 )
 
 # What a recipe may say of a base that is put together from two pretrained parts.
@@ -51,7 +51,7 @@ class ComposeSpec:
     language: str = attrs.field(validator=not_empty)
     train: str | None = None
     test: str | None = None
-    prompt: str = attrs.field(default="<image>", validator=holds("<image>"))
+    prompt: str = attrs.field(default="<image>", validator=contains("<image>"))
     image_size: int | None = None
     layer: int = -2
     align_steps: int = attrs.field(default=100, validator=at_least(0))
@@ -76,7 +76,7 @@ class ForgetSpec:
     """
 
     rollback: bool = True
-    learning_rate: float = attrs.field(default=0.5, validator=share)
+    learning_rate: float = attrs.field(default=0.5, validator=unit_interval)
     retention_weight: float = attrs.field(default=2.0, validator=at_least(1))
 
 
@@ -98,7 +98,7 @@ class MonitorSpec:
     """
 
     eval_steps: int = attrs.field(default=50, validator=at_least(1))
-    held_out: float = attrs.field(default=0.1, validator=part)
+    held_out: float = attrs.field(default=0.1, validator=open_unit_interval)
     max_examples: int = attrs.field(default=200, validator=at_least(0))
     max_texts: int = attrs.field(default=200, validator=at_least(0))
     tolerance: float = attrs.field(default=0.005, validator=below(1))
@@ -118,11 +118,15 @@ class UntilSpec:
         retention: agreement with the base is at least this.
     """
 
-    accuracy: float | None = attrs.field(default=None, validator=attrs.validators.optional(share))
+    accuracy: float | None = attrs.field(
+        default=None, validator=attrs.validators.optional(unit_interval)
+    )
     task_loss: float | None = attrs.field(
         default=None, validator=attrs.validators.optional(above(0))
     )
-    retention: float | None = attrs.field(default=None, validator=attrs.validators.optional(share))
+    retention: float | None = attrs.field(
+        default=None, validator=attrs.validators.optional(unit_interval)
+    )
 
 
 @attrs.frozen
@@ -298,7 +302,7 @@ class DataSpec:
         mix: several datasets instead of ``train`` and ``test``.
     """
 
-    train: str | None = attrs.field(default=None, validator=if_given(not_empty))
+    train: str | None = attrs.field(default=None, validator=optional(not_empty))
     test: str | None = None
     retention: str | None = None
     retention_test: str | None = None
@@ -395,7 +399,7 @@ class TrainingSpec:
     retention_batch_size: int = attrs.field(default=8, validator=at_least(1))
     projector_learning_rate: float = attrs.field(default=1e-4, validator=at_least(0))
     fusion_learning_rate: float = attrs.field(default=5e-5, validator=at_least(0))
-    encoder_learning_rate: float | None = attrs.field(default=None, validator=if_given(at_least(0)))
+    encoder_learning_rate: float | None = attrs.field(default=None, validator=optional(at_least(0)))
     weight_decay: float = attrs.field(default=0.01, validator=at_least(0))
     warmup_steps: int = attrs.field(default=100, validator=at_least(0))
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -21,12 +21,12 @@ def above(low: float) -> Validator:
     return _check(lambda value: low < value < math.inf, f"must be above {low}")
 
 
-def part(instance: Any, field: attrs.Attribute[Any], value: float) -> None:
+def open_unit_interval(instance: Any, field: attrs.Attribute[Any], value: float) -> None:
     """Refuse what leaves nothing on one of two sides: 0 and below, 1 and above."""
     _check(lambda one: 0 < one < 1, "must be above 0 and below 1")(instance, field, value)
 
 
-def share(instance: Any, field: attrs.Attribute[Any], value: float) -> None:
+def unit_interval(instance: Any, field: attrs.Attribute[Any], value: float) -> None:
     """Refuse what is no part of a whole: 0 and below, and above 1."""
     _check(lambda one: 0 < one <= 1, "must be above 0 and at most 1")(instance, field, value)
 
@@ -36,7 +36,7 @@ def below(high: float) -> Validator:
     return _check(lambda value: 0 <= value < high, f"must be at least 0 and below {high}")
 
 
-def if_given(check: Validator) -> Validator:
+def optional(check: Validator) -> Validator:
     """Ask ``check`` of every value but None, which a recipe writes by leaving the key out."""
 
     def validate(instance: Any, field: attrs.Attribute[Any], value: Any) -> None:
@@ -53,7 +53,7 @@ def not_empty(instance: Any, field: attrs.Attribute[Any], value: Sized) -> None:
         raise ValueError(f"`{field.name}` must not be empty")
 
 
-def holds(part: str) -> Validator:
+def contains(part: str) -> Validator:
     """Refuse strings without ``part``."""
     return _check(lambda value: part in value, f'must contain "{part}"')
 

@@ -19,7 +19,7 @@ from safe_framework.core.base_snapshot import BaseSnapshot
 from safe_framework.core.layer_discovery import text_config
 from safe_framework.core.modality import Modality
 from safe_framework.errors import AdapterError
-from safe_framework.pretrained.probe_cache import recalled
+from safe_framework.pretrained.probe_cache import cached
 from safe_framework.utils.files import atomic_folder
 from safe_framework.utils.hashing import fingerprint, text_fingerprint, tokenizer_fingerprint
 from safe_framework.utils.tensors import cpu_copy
@@ -162,8 +162,8 @@ def base_identity(
     """
     config = text_config(base)
     facts = {name: getattr(config, name, None) for name in _READS_WEIGHTS}
-    weights = recalled(base, f"weights {snapshot.digest}", lambda: fingerprint(base))
-    words = recalled(base, "tokenizer", lambda: tokenizer_fingerprint(tokenizer))
+    weights = cached(base, f"weights {snapshot.digest}", lambda: fingerprint(base))
+    words = cached(base, "tokenizer", lambda: tokenizer_fingerprint(tokenizer))
     return {
         "class": type(base).__name__,
         "model": name,

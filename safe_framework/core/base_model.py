@@ -25,20 +25,20 @@ def freeze(base: nn.Module) -> nn.Module:
     return base.requires_grad_(False)
 
 
-def base_facts(base: nn.Module, stack: LayerStack, *, blueprint: bool = False) -> BaseFacts:
+def base_facts(base: nn.Module, stack: LayerStack, *, meta: bool = False) -> BaseFacts:
     """Sizes of the base, and copies of its attention projections where they are plain.
 
     Args:
         base: a transformers model.
         stack: its layers.
-        blueprint: the whole base lies on the meta device, so that its projections have shapes
+        meta: the whole base lies on the meta device, so that its projections have shapes
             and no values; else a projection there is one that is offloaded.
     """
     layers, heads = stack.of(base), _heads(base, stack.hidden_size)
 
     def attention(layer: int) -> AttentionWeights | None:
         """Copies of a layer's attention projections; None where they are not plain."""
-        return _attention(layers[layer], heads, blueprint)
+        return _attention(layers[layer], heads, meta)
 
     return BaseFacts(stack.hidden_size, stack.count, heads, attention)
 
@@ -65,14 +65,12 @@ def _heads(base: nn.Module, hidden: int) -> int:
     return next(heads for heads in range(min(wanted, hidden), 0, -1) if hidden % heads == 0)
 
 
-def _attention(layer: nn.Module, heads: int, blueprint: bool) -> AttentionWeights | None:
+def _attention(layer: nn.Module, heads: int, meta: bool) -> AttentionWeights | None:
     """The layer's four projections, or None where it has no plain ones of the right shape."""
     attention = getattr(layer, "self_attn", None)
     found = [getattr(attention, name, None) for name in _PROJECTIONS]
     linears = [module for module in found if isinstance(module, nn.Linear)]
-    if len(linears) < len(_PROJECTIONS) or not all(
-        blueprint or _readable(linear) for linear in linears
-    ):
+    if len(linears) < len(_PROJECTIONS) or not all(meta or _readable(linear) for linear in linears):
         return None
     query, key, value, output = (linear.weight.detach() for linear in linears)
     width = query.shape[0]
@@ -101,7 +99,7 @@ def _norm_scale(layer: nn.Module, hidden: int) -> Tensor | float:
     if norm is None or not isinstance(weight, Tensor) or weight.shape != (hidden,):
         return 1.0
     weight = weight.detach()
-    if weight.is_meta:  # of a blueprint, which has shapes and no values
+    if weight.is_meta:  # on the meta device, which has shapes and no values
         return weight
     return 1 + weight if _adds_one(norm, weight) else weight
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.hook_inventory import HookName, class_name, hooks_on, names_of
-from safe_framework.utils.tensors import integers
+from safe_framework.utils.tensors import as_bytes
 
 _PLACES, _RUN = 4, 16
 """Runs of numbers, from a tensor's first to within two of its last.
@@ -173,7 +173,7 @@ def _few(tensor: Tensor) -> Tensor:
 def _bits(parts: Sequence[Tensor]) -> list[bytes]:
     try:
         joined = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
-        bits = integers(joined.cpu()).numpy().tobytes()
+        bits = as_bytes(joined.cpu()).numpy().tobytes()
     except _PACKED:
         return [bits for part in parts for bits in _bits([part])] if len(parts) > 1 else [b""]
     ends = list(accumulate(part.element_size() * part.numel() for part in parts))

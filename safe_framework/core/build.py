@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from safe_framework.config.diagnostics import positioned
+from safe_framework.config.diagnostics import locate_error
 from safe_framework.config.plugins import parts_of
 from safe_framework.config.read import parse_recipe, read_recipe
 from safe_framework.config.schema import ModalitySpec, Recipe
@@ -27,7 +27,7 @@ from safe_framework.core.markers.embeddings import inline_tokens
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import AdapterError, SafeError
 from safe_framework.pretrained.base_model import load_base
-from safe_framework.pretrained.probe_cache import origin_of, recalling
+from safe_framework.pretrained.probe_cache import checkpoint_key, use_probe_cache
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
@@ -59,7 +59,7 @@ def build(
     base, tokenizer, origin = _loaded(checked, trust_remote_code)
     if device is not None:
         base = base.to(device)
-    with recalling(base, origin if example is None else None):
+    with use_probe_cache(base, origin if example is None else None):
         return attach(base, tokenizer, recipe=checked, example=example)
 
 
@@ -146,7 +146,7 @@ def load(
         base, tokenizer, origin = _loaded(recipe, trust_remote_code)
     if device is not None:
         base = base.to(device)
-    with recalling(base, origin if example is None else None):
+    with use_probe_cache(base, origin if example is None else None):
         model = attach(base, tokenizer, recipe=recipe, example=example)
         try:
             load_tensors(model, Path(folder), recipe.modalities)
@@ -177,9 +177,9 @@ def compile(model: SafeModel, **options: Any) -> SafeModel:
 
 def _loaded(recipe: Recipe, trust_remote_code: bool) -> tuple[nn.Module, Any, str | None]:
     """A recipe's base and tokenizer, and their origin if the files stood still meanwhile."""
-    before = None if trust_remote_code else origin_of(recipe.base)
+    before = None if trust_remote_code else checkpoint_key(recipe.base)
     base, tokenizer = load_base(recipe.base, trust_remote_code=trust_remote_code)
-    still = before is not None and before == origin_of(recipe.base)
+    still = before is not None and before == checkpoint_key(recipe.base)
     return base, tokenizer, before if still else None
 
 
@@ -223,7 +223,7 @@ def _add(model: SafeModel, recipe: Recipe, name: str, spec: ModalitySpec) -> Non
         try:
             inline_tokens(projector)
         except SafeError as error:
-            raise positioned(recipe, ("modalities", name), error, f"`{name}`") from error
+            raise locate_error(recipe, ("modalities", name), error, f"`{name}`") from error
     model.add_modality(
         name,
         encoder=encoder,

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from safe_framework.data.samples import given_sample
+from safe_framework.data.samples import as_sample
 from safe_framework.errors import SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
@@ -119,4 +119,4 @@ def _sample(name: str, part: Message, encoder: Encoder) -> Sample:
         )
     rate = part.get("sampling_rate")
     value = found[0] if rate is None else {"array": found[0], "sampling_rate": rate}
-    return given_sample(name, value, encoder)
+    return as_sample(name, value, encoder)

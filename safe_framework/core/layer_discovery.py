@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from safe_framework.core.layer_hooks import LayerCall, get_hidden_states, set_hidden_states
 from safe_framework.core.special_tokens import ordinary_ids
 from safe_framework.errors import UnsupportedBaseError
-from safe_framework.pretrained.probe_cache import recalled
+from safe_framework.pretrained.probe_cache import cached
 
 # Where the layers of a base model are, found by structure alone.
 
@@ -251,7 +251,7 @@ def probe_layers(base: nn.Module, paths: Sequence[str], example: Mapping[str, An
             are of an unknown kind; the message says what was seen.
     """
     question = f"layers of {', '.join(paths)}"
-    return _unpacked(recalled(base, question, lambda: _packed(_probed(base, paths, example))))
+    return _unpacked(cached(base, question, lambda: _packed(_probed(base, paths, example))))
 
 
 def _packed(stack: LayerStack) -> dict[str, Any]:
@@ -303,7 +303,7 @@ def check_layers_reach_output(
                 hint=f"choose other `layers`; {_supported(stack)} can be used",
             )
     question = f"arrival at {list(wanted)} of {stack.path}"
-    recalled(base, question, lambda: _check_pushes(base, stack, wanted, example))
+    cached(base, question, lambda: _check_pushes(base, stack, wanted, example))
 
 
 def _check_pushes(

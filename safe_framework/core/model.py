@@ -62,7 +62,7 @@ from safe_framework.core.modality import (
     split_by_modality,
 )
 from safe_framework.core.processor import SafeProcessor
-from safe_framework.data.prompts import template_of
+from safe_framework.data.prompts import prompt_template
 from safe_framework.errors import SafeError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
@@ -318,7 +318,7 @@ class SafeModel(nn.Module):
         """Turns texts and samples into batches for this model."""
         if self._processor is None:  # copying a tokenizer takes a while
             encoders = {name: self.modality(name).encoder for name in self.modalities}
-            prompt = template_of(self.recipe, self.tokenizer)
+            prompt = prompt_template(self.recipe, self.tokenizer)
             spans = {name: markers.span for name, markers in self._markers().items()}
             self._processor = SafeProcessor(self.tokenizer, encoders, prompt=prompt, spans=spans)
         return self._processor

@@ -14,7 +14,7 @@ from torch import Tensor
 from safe_framework.core.chat import Conversations, split_samples
 from safe_framework.core.markers.text import MarkerText
 from safe_framework.core.padding import PaddedRows, append_columns, gather_columns, per_token_inputs
-from safe_framework.data.frame_cache import prepared
+from safe_framework.data.frame_cache import prepare_inputs
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import IGNORED, Sample
@@ -274,7 +274,7 @@ class SafeProcessor:
         """
         encoder = self.encoders[name]
         known = [s if s is None else _wrap(name, encoder, s, sampling_rate) for s in samples]
-        return prepared(name, encoder, known)
+        return prepare_inputs(name, encoder, known)
 
     def _texts(self, text: Any, question: Any) -> list[str]:
         if (text is None) == (question is None):

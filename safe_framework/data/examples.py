@@ -9,21 +9,16 @@ from typing import Any, TypeVar
 import attrs
 
 from safe_framework.data.readers import Row, Source, iterate_rows, no_rows
-from safe_framework.data.samples import Held, named_file, read_sample
-from safe_framework.data.tasks import NO_FIELDS, QUESTIONS, Reading, distinct, question_of, text_in
+from safe_framework.data.samples import InlineSample, named_file, read_sample
+from safe_framework.data.tasks import (
+    NO_FIELDS,
+    QUESTIONS,
+    TaskFormat,
+    text_in,
+)
 from safe_framework.errors import DataError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
-
-__all__ = [
-    "Example",
-    "distinct",
-    "question_of",
-    "read_examples",
-    "read_samples",
-    "read_task",
-    "read_texts",
-]
 
 _Read = TypeVar("_Read")
 
@@ -84,14 +79,14 @@ def read_examples(
         DataError: a row lacks a field or names a file that cannot be read, and ``skipped`` is
             None; the message gives the row's line. Or no row can be used.
     """
-    reading = Reading(prompt=template, question=question, fields=fields)
+    reading = TaskFormat(prompt=template, question=question, fields=fields)
     return read_task(source, encoders, reading, skipped)
 
 
 def read_task(
     source: Source,
     encoders: Mapping[str, Encoder],
-    reading: Reading,
+    reading: TaskFormat,
     skipped: list[DataError] | None = None,
 ) -> list[Example]:
     """Examples of a source whose rows are those of any task.
@@ -177,7 +172,7 @@ def renamed(row: Row, fields: Mapping[str, str]) -> Row:
     return attrs.evolve(row, values={**kept, **known})
 
 
-def sources_of(row: Row, modalities: Collection[str]) -> dict[str, Path | Held]:
+def sources_of(row: Row, modalities: Collection[str]) -> dict[str, Path | InlineSample]:
     """Where the row's sample of each modality is; one that it lacks has no key.
 
     Raises:
@@ -225,7 +220,7 @@ def _each(
     return found
 
 
-def _example(row: Row, encoders: Mapping[str, Encoder], reading: Reading) -> Example:
+def _example(row: Row, encoders: Mapping[str, Encoder], reading: TaskFormat) -> Example:
     held = sources_of(row, encoders)
     return Example(
         prompt=reading.prompt_of(row),

@@ -162,7 +162,7 @@ class RawSample:
     encoder: Encoder
 
 
-Row = Frames | RawSample
+CachedSample = Frames | RawSample
 """One sample of a row: its frames, or the sample itself if its encoder trains."""
 
 
@@ -204,7 +204,9 @@ class RawSampleStore:
         return [RawSample(sample, encoder) for sample in samples]
 
 
-def prepared(name: str, encoder: Encoder, samples: Sequence[Sample | None]) -> dict[str, Tensor]:
+def prepare_inputs(
+    name: str, encoder: Encoder, samples: Sequence[Sample | None]
+) -> dict[str, Tensor]:
     """The part of a batch that carries modality ``name`` as its encoder takes it.
 
     Args:
@@ -224,7 +226,7 @@ def prepared(name: str, encoder: Encoder, samples: Sequence[Sample | None]) -> d
     return batch
 
 
-def inputs_of(name: str, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def modality_inputs(name: str, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Modality ``name``'s part of a batch, by the keys that its encoder knows."""
     prefix = f"{name}__"
     return {
@@ -234,7 +236,7 @@ def inputs_of(name: str, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def contents(rows: Mapping[str, Row]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def contents(rows: Mapping[str, CachedSample]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """What tells rows from others: the frames of some, and hashes of the samples of the rest."""
     frames = {key: row.values for key, row in rows.items() if isinstance(row, Frames)}
     hashes = {key: sample_key(r.sample) for key, r in rows.items() if isinstance(r, RawSample)}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 QUESTION = "{question}"
 
 
-def template_of(recipe: Recipe | None, tokenizer: Any) -> str:
+def prompt_template(recipe: Recipe | None, tokenizer: Any) -> str:
     """The text around ``{question}`` in which a recipe's data asks; the question alone by default.
 
     Args:
@@ -20,13 +20,13 @@ def template_of(recipe: Recipe | None, tokenizer: Any) -> str:
         tokenizer: the base's tokenizer or processor.
 
     Raises:
-        DataError: as :func:`around`.
+        DataError: as :func:`render_prompt`.
     """
     data = recipe.data if recipe is not None else None
-    return QUESTION if data is None else around(data, data.prompt, tokenizer)
+    return QUESTION if data is None else render_prompt(data, data.prompt, tokenizer)
 
 
-def around(data: DataSpec, prompt: str, tokenizer: Any) -> str:
+def render_prompt(data: DataSpec, prompt: str, tokenizer: Any) -> str:
     """A prompt as it is or, with ``chat = true``, as a user's message before the answer to it.
 
     What comes out makes the very tokens that the base's chat template makes, wherever it is put
@@ -55,10 +55,10 @@ def around(data: DataSpec, prompt: str, tokenizer: Any) -> str:
         if text is not None
     ]
     text: str = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
-    return _making_its_tokens(getattr(tokenizer, "tokenizer", tokenizer), text)
+    return _without_start_token(getattr(tokenizer, "tokenizer", tokenizer), text)
 
 
-def _making_its_tokens(tokenizer: Any, text: str) -> str:
+def _without_start_token(tokenizer: Any, text: str) -> str:
     """The rendered text, without its start token where a tokenizer adds that itself."""
     wanted = tokenizer(text, add_special_tokens=False)["input_ids"]
     for candidate in (text, text.removeprefix(tokenizer.bos_token or "")):

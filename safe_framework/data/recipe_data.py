@@ -12,8 +12,8 @@ import attrs
 
 from safe_framework.config.schema import BaseSpec, DataSpec, MixSpec, Recipe, mixed
 from safe_framework.data.examples import Example, read_samples, read_task, read_texts
-from safe_framework.data.prompts import around
-from safe_framework.data.tasks import CLASSES, NO_FIELDS, Reading, distinct
+from safe_framework.data.prompts import render_prompt
+from safe_framework.data.tasks import CLASSES, NO_FIELDS, TaskFormat, unique
 from safe_framework.errors import DataError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
@@ -73,15 +73,15 @@ class RecipeData:
             found = read_task(source, encoders, reading, skipped)
             if one.task != CLASSES or labels:
                 return found
-            own = tuple(distinct([example.answer for example in found]))
+            own = tuple(unique([example.answer for example in found]))
             return [attrs.evolve(example, labels=own) for example in found]
 
         return self._once((mixed(key, name),), read)
 
-    def reading(self, name: str, labels: tuple[str, ...] | None = None) -> Reading:
+    def reading(self, name: str, labels: tuple[str, ...] | None = None) -> TaskFormat:
         """How the rows of the dataset called ``name`` are read."""
         one = self.spec.datasets()[name]
-        return Reading(
+        return TaskFormat(
             dataset=name,
             task=one.task,
             prompt=self._around(one.prompt or ""),
@@ -93,7 +93,7 @@ class RecipeData:
 
     def _around(self, prompt: str) -> str:
         """The prompt in the base's chat template, if there is to be one."""
-        return around(self.spec, prompt, self._tokenizer) if self.spec.chat else prompt
+        return render_prompt(self.spec, prompt, self._tokenizer) if self.spec.chat else prompt
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -154,7 +154,9 @@ class RecipeData:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def apart(examples: list[Example], modality: str) -> tuple[list[Example], list[Example]]:
+def split_by_modality(
+    examples: list[Example], modality: str
+) -> tuple[list[Example], list[Example]]:
     """The examples that carry a sample of ``modality``, and those that do not."""
     having = [example for example in examples if modality in example.samples]
     return having, [example for example in examples if modality not in example.samples]

@@ -18,11 +18,11 @@ from safe_framework.errors import DataError, SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
 
-Held = Mapping[str, Any]
+InlineSample = Mapping[str, Any]
 """A sample in the row itself: ``bytes`` of a file, or an ``array`` with its ``sampling_rate``."""
 
 
-def named_file(value: Any, name: str, folder: Path, place: str) -> Path | Held:
+def named_file(value: Any, name: str, folder: Path, place: str) -> Path | InlineSample:
     """The file that a row names for a modality, or what the row itself holds instead.
 
     Raises:
@@ -37,7 +37,7 @@ def named_file(value: Any, name: str, folder: Path, place: str) -> Path | Held:
     return folder / value
 
 
-def read_sample(source: Path | Held, sampling_rate: int | None, place: str) -> Sample:
+def read_sample(source: Path | InlineSample, sampling_rate: int | None, place: str) -> Sample:
     """A sample: sound at ``sampling_rate`` if there is one, otherwise an array.
 
     Args:
@@ -51,12 +51,12 @@ def read_sample(source: Path | Held, sampling_rate: int | None, place: str) -> S
     try:
         if sampling_rate is not None:
             return read_sound(source, sampling_rate)
-        return read_array(source) if isinstance(source, Path) else _held_array(source)
+        return read_array(source) if isinstance(source, Path) else _inline_array(source)
     except SafeError as error:
         raise DataError(f"{place}: {error.message}", hint=error.hint) from error
 
 
-def read_sound(source: Path | Held, sampling_rate: int | None = None) -> Waveform:
+def read_sound(source: Path | InlineSample, sampling_rate: int | None = None) -> Waveform:
     """The sound in a file or in a row, at its own rate if ``sampling_rate`` is None.
 
     Raises:
@@ -77,7 +77,7 @@ def read_sound(source: Path | Held, sampling_rate: int | None = None) -> Wavefor
     return waveform if sampling_rate is None else resample(waveform, sampling_rate)
 
 
-def _held_array(held: Held) -> NDArray[Any]:
+def _inline_array(held: InlineSample) -> NDArray[Any]:
     if held.get("array") is not None:
         return np.asarray(held["array"])
     return images.read_image(held["bytes"])
@@ -119,7 +119,7 @@ def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
 # A sample as somebody hands it over: a file's name, a mapping, an array, or a finished sample.
 
 
-def given_sample(name: str, value: Any, encoder: Encoder) -> Sample:
+def as_sample(name: str, value: Any, encoder: Encoder) -> Sample:
     """What the encoder takes, read from a file where a file is named.
 
     Args:

@@ -17,7 +17,7 @@ QUESTIONS, CAPTIONS, CLASSES = "question_answering", "captioning", "classificati
 
 
 @attrs.frozen
-class Reading:
+class TaskFormat:
     """How the rows of one dataset become examples.
 
     Attributes:
@@ -96,6 +96,6 @@ def text_in(row: Row, field: str, *, instead: str = "") -> str:
     return value
 
 
-def distinct(values: Sequence[str]) -> list[str]:
+def unique(values: Sequence[str]) -> list[str]:
     """The values without repeats, in the order in which they first appear."""
     return list(dict.fromkeys(values))

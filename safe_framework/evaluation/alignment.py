@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
-from safe_framework.data.examples import distinct
+from safe_framework.data.tasks import unique
 from safe_framework.evaluation.metrics import Estimate, bootstrap
 from safe_framework.utils.progress import ProgressCallback, no_progress
-from safe_framework.utils.sequences import batches
+from safe_framework.utils.sequences import batched
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
@@ -59,12 +59,12 @@ def cross_modal(
         seed: of the intervals.
         progress: called after every batch.
     """
-    answers = distinct([example.answer for example in test])
+    answers = unique([example.answer for example in test])
     if len(answers) < 2:
         return None
     targets = answer_embeddings(model, answers).cpu()  # (answers, hidden)
     rows: list[torch.Tensor] = []
-    for some in batches(test, batch_size):
+    for some in batched(test, batch_size):
         frames = model.encode(modality, [example.samples[modality] for example in some])
         tokens = model.modality(modality).projector(frames)
         mask = tokens.mask.unsqueeze(-1)

@@ -20,7 +20,7 @@ from safe_framework.data.tasks import CLASSES
 from safe_framework.evaluation.metrics import normalise
 from safe_framework.interfaces.types import IGNORED, Sample
 from safe_framework.utils.progress import ProgressCallback, no_progress
-from safe_framework.utils.sequences import batches
+from safe_framework.utils.sequences import batched
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
@@ -104,7 +104,7 @@ def answer_with_confidence(
     strengths = {**model.gates, **(gate or {})}
     found: dict[int, tuple[str, float | None]] = {}
     closed = [index for index, example in enumerate(examples) if example.task == CLASSES]
-    for rows in batches(closed, batch_size):
+    for rows in batched(closed, batch_size):
         asked = [(examples[i], _active_samples(examples[i].samples, strengths)) for i in rows]
         chosen = choose_label(model, asked, batch_size=batch_size, gate=gate or {})
         found |= {index: (text, None) for index, text in zip(rows, chosen, strict=True)}
@@ -135,7 +135,7 @@ def _generated(
     gate: Mapping[str, float],
 ) -> Iterator[tuple[str, float]]:
     strengths = {**model.gates, **gate}
-    for rows in batches(examples, batch_size):
+    for rows in batched(examples, batch_size):
         active = [_active_samples(row.samples, strengths) for row in rows]
         batch = model_inputs(model, [row.prompt for row in rows], active)
         out = model.generate(
@@ -196,7 +196,7 @@ def choose_label(
     open_ = [row for row, label in enumerate(chosen) if label is None]
     pairs = [(asked[row], label) for row in open_ for label in asked[row][0].labels]
     scores: list[float] = []
-    for some in batches(pairs, batch_size):
+    for some in batched(pairs, batch_size):
         scores += log_likelihoods(model, some, gate)
     left = iter(scores)
     for row in open_:

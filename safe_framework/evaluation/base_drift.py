@@ -18,8 +18,8 @@ from safe_framework.evaluation.answers import model_inputs
 from safe_framework.evaluation.metrics import Estimate, TextSums, agreement_and_kl, sum_text
 from safe_framework.utils.formatting import percent
 from safe_framework.utils.progress import ProgressCallback, no_progress
-from safe_framework.utils.sequences import batches
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.sequences import batched
+from safe_framework.utils.tensors import bitwise_equal
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
@@ -97,7 +97,7 @@ def measure_drift(
     if model.base_change is None:
         return None
     rows = sorted(texts, key=len)  # alike in length: little padding
-    given = (model_inputs(model, some) for some in batches(rows, _ROWS))
+    given = (model_inputs(model, some) for some in batched(rows, _ROWS))
     compared = _compared(model, given, len(rows), progress)
     return _with_drift(model, _drift(compared, source, resamples, seed))
 
@@ -142,7 +142,7 @@ def _compared(
             before: Tensor = model.base(**plain).logits
         after: Tensor = model(**plain).logits
         with model.off():
-            same = same_bits(model(**plain).logits, before)
+            same = bitwise_equal(model(**plain).logits, before)
         rows = zip(before, after, _mask(plain, before), strict=True)
         seen += [_text(one[real], other[real], same) for one, other, real in rows]
         progress("drift of the base", len(seen), max(total, len(seen)))

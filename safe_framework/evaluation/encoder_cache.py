@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from safe_framework.core.padding import concatenate_rows
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Frames
-from safe_framework.utils.tensors import integers
+from safe_framework.utils.tensors import as_bytes
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
@@ -83,7 +84,7 @@ def _digest(row: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in row.items():
         digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        digest.update(integers(value).numpy().data)
+        digest.update(as_bytes(value).numpy().data)
     return digest.hexdigest()
 
 
@@ -96,6 +97,5 @@ def _row(frames: Frames, row: int) -> Frames:
 
 def _stacked(rows: Sequence[Frames]) -> Frames:
     """Rows of one sample each as a batch, padded to the longest."""
-    pad = nn.utils.rnn.pad_sequence
-    values = pad([one.values[0] for one in rows], batch_first=True)  # (batch, frames, dim)
-    return Frames(values, pad([one.mask[0] for one in rows], batch_first=True))
+    values = concatenate_rows([one.values for one in rows])  # (batch, frames, dim)
+    return Frames(values, concatenate_rows([one.mask for one in rows]))

@@ -26,7 +26,7 @@ from safe_framework.evaluation.probe import Features, pool, probe
 from safe_framework.evaluation.results import OTHER, Answered, DatasetGain, Gain
 from safe_framework.evaluation.semantic import SentenceEncoder, similarity
 from safe_framework.utils.progress import ProgressCallback, no_progress
-from safe_framework.utils.sequences import batches
+from safe_framework.utils.sequences import batched
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
@@ -148,7 +148,7 @@ def _features(
     keys = [example.files.get(modality) or row for row, example in enumerate(examples)]
     first = dict(zip(reversed(keys), reversed(examples), strict=True))
     rows: list[Features] = []
-    for distinct in batches(list(first.values()), batch_size):
+    for distinct in batched(list(first.values()), batch_size):
         samples = [example.samples[modality] for example in distinct]
         rows += pool(model.encode(modality, samples))
         progress("linear probe", len(rows), len(first))

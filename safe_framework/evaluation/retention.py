@@ -16,8 +16,8 @@ from safe_framework.evaluation.metrics import TextSums, agreement_and_kl, merge_
 from safe_framework.evaluation.results import Absent, Agreement, GateZero, Retention
 from safe_framework.interfaces.types import Sample
 from safe_framework.utils.progress import ProgressCallback, no_progress
-from safe_framework.utils.sequences import batches
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.sequences import batched
+from safe_framework.utils.tensors import bitwise_equal
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
@@ -74,12 +74,12 @@ def _compare_on_texts(
     own, other = (torch.Generator().manual_seed(seed) for _ in range(2))
     identical, unaided = True, list[TextSums]()
     found: dict[str, list[TextSums]] = {kind: [] for kind in pools}
-    for rows in batches(sorted(texts, key=len), LOGIT_ROWS):  # alike in length: little padding
+    for rows in batched(sorted(texts, key=len), LOGIT_ROWS):  # alike in length: little padding
         plain = model_inputs(model, rows)
         with model.original_base():
             base = model.base(**plain).logits
         safe = model(**plain).logits
-        identical &= same_bits(base, safe)
+        identical &= bitwise_equal(base, safe)
         unaided += _compare(base, safe, plain["attention_mask"])
         for kind, pool in pools.items():
             draw = other if kind == FOREIGN else own  # so that foreign ones move no other kind
@@ -94,7 +94,7 @@ def _compare_on_examples(
     model: SafeModel, modality: str, examples: Sequence[Example], progress: ProgressCallback
 ) -> list[TextSums]:
     found: list[TextSums] = []
-    for rows in batches(examples, LOGIT_ROWS):
+    for rows in batched(examples, LOGIT_ROWS):
         base, plain = _reference(model, modality, rows)
         prompts, samples = [row.prompt for row in rows], [row.samples for row in rows]
         with model.original_base():
@@ -177,13 +177,13 @@ def gate_zero(
     logits, tokens = True, True
     shut = {modality: 0.0}
     options = {"max_new_tokens": max_new_tokens, "do_sample": False}
-    for number, rows in enumerate(batches(examples, LOGIT_ROWS)):
+    for number, rows in enumerate(batched(examples, LOGIT_ROWS)):
         given = model_inputs(model, [row.prompt for row in rows], [row.samples for row in rows])
         base, plain = _reference(model, modality, rows)
         with model.original_base():
             before, expected = base(**plain).logits, base.generate(**plain, **options)
-        logits &= same_bits(model(**given, gate=shut).logits, before)
-        tokens &= same_bits(model.generate(**given, gate=shut, **options), expected)
+        logits &= bitwise_equal(model(**given, gate=shut).logits, before)
+        tokens &= bitwise_equal(model.generate(**given, gate=shut, **options), expected)
         progress("gate at 0", number * LOGIT_ROWS + len(rows), len(examples))
     return GateZero(logits, tokens, len(examples))
 

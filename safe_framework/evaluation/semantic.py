@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from safe_framework.data.examples import distinct
+from safe_framework.data.tasks import unique
 from safe_framework.errors import CheckpointError
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 
@@ -67,7 +67,7 @@ def similarity(
     encoder: SentenceEncoder, answers: Sequence[str], expected: Sequence[str]
 ) -> NDArray[np.float64]:
     """The cosine of each answer with the expected one, from -1 to 1; 0 where an answer is empty."""
-    texts = distinct([text for text in (*answers, *expected) if text.strip()])
+    texts = unique([text for text in (*answers, *expected) if text.strip()])
     if not texts:
         return np.zeros(len(answers))
     vectors = dict(zip(texts, encoder(texts).double(), strict=True))

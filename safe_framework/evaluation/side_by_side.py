@@ -10,7 +10,7 @@ from torch import Tensor
 
 from safe_framework.evaluation.answers import eval_mode, model_inputs
 from safe_framework.evaluation.metrics import same_top_token
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
@@ -75,7 +75,7 @@ def side_by_side(
     return SideBySide(
         base=_text(model, expected, plain["input_ids"].shape[1]),
         safe=_text(model, replied, start),
-        same_logits=base.shape == safe.shape and same_bits(base, safe),
+        same_logits=base.shape == safe.shape and bitwise_equal(base, safe),
         same_answer=expected.shape == replied.shape and torch.equal(expected, replied),
         agreement=_agreement(model, base, safe, given["input_ids"]),
     )

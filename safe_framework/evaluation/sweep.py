@@ -34,7 +34,7 @@ from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT, Sample
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.json_records import json_converter, read_json, to_json
 from safe_framework.utils.progress import ProgressCallback, no_progress
-from safe_framework.utils.sequences import batches
+from safe_framework.utils.sequences import batched
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
@@ -240,7 +240,7 @@ def _retention_by_gate(
     pools = dict.fromkeys(KINDS, pool) | ({FOREIGN: foreign} if foreign else {})
     found: dict[float, list[TextSums]] = {gate: [] for gate in gates}
     done = 0
-    for rows in batches(sorted(texts, key=len), LOGIT_ROWS):
+    for rows in batched(sorted(texts, key=len), LOGIT_ROWS):
         plain = model_inputs(model, rows)
         with model.original_base():
             base = model.base(**plain).logits

@@ -2,15 +2,15 @@
 
 from safe_framework.pretrained.cards import Card, read_card
 from safe_framework.pretrained.load import load_pretrained
-from safe_framework.pretrained.location import cache_folder, locate, revision_of
+from safe_framework.pretrained.location import cache_folder, resolve, revision_of
 from safe_framework.utils.quiet import quietly
 
 __all__ = [
     "Card",
     "cache_folder",
     "load_pretrained",
-    "locate",
     "quietly",
     "read_card",
+    "resolve",
     "revision_of",
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from safe_framework.errors import CheckpointError
-from safe_framework.pretrained.location import locate, revision_of
+from safe_framework.pretrained.location import resolve, revision_of
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 from safe_framework.utils.quiet import quietly
 
@@ -30,7 +30,7 @@ def load_base(spec: BaseSpec, *, trust_remote_code: bool = False) -> tuple[nn.Mo
             f"`{spec.model}`, which [base.compose] describes, has not been made",
             hint="safe compose RECIPE",
         )
-    place, common = locate(spec.model), _common(spec)
+    place, common = resolve(spec.model), _common(spec)
     options: dict[str, Any] = {"dtype": spec.dtype, "trust_remote_code": trust_remote_code}
     if spec.attn_implementation:
         options["attn_implementation"] = spec.attn_implementation
@@ -44,7 +44,7 @@ def load_tokenizer(spec: BaseSpec, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer (or processor) alone of what ``load_base`` loads."""
     set_aside_broken_torchaudio()
     with quietly():
-        return _tokenizer(locate(spec.model), _common(spec), trust_remote_code)
+        return _tokenizer(resolve(spec.model), _common(spec), trust_remote_code)
 
 
 def _tokenizer(place: str, common: dict[str, str], trust_remote_code: bool) -> Any:

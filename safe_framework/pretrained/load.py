@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from safe_framework.errors import CheckpointError
-from safe_framework.pretrained.location import locate
+from safe_framework.pretrained.location import resolve
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 from safe_framework.utils.quiet import quietly
 
@@ -41,7 +41,7 @@ def load_pretrained(
     set_aside_broken_torchaudio()
     from transformers import AutoConfig
 
-    place = locate(checkpoint)
+    place = resolve(checkpoint)
     try:
         with quietly():
             config = AutoConfig.from_pretrained(place)

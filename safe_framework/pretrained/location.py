@@ -104,14 +104,14 @@ CONVERTERS: Mapping[str, Callable[[Path, Path], None]] = {
 }
 """Format of a package's file to what writes a checkpoint folder from it."""
 
-_BLUEPRINTS: ContextVar[Callable[[str], str] | None] = ContextVar(
-    "safe_framework_blueprints", default=None
+_OVERRIDE: ContextVar[Callable[[str], str] | None] = ContextVar(
+    "safe_framework_resolve", default=None
 )
 
 _REVISION = 1  # of what the converters write: a higher one converts anew
 
 
-def locate(name: str, *, quiet: bool = False) -> str:
+def resolve(name: str, *, quiet: bool = False) -> str:
     """Say where transformers finds a checkpoint.
 
     Args:
@@ -126,8 +126,8 @@ def locate(name: str, *, quiet: bool = False) -> str:
         CheckpointError: it is none of the three, or the card's weights cannot be had.
     """
     folder, cards = Path(name).expanduser(), catalogue.cards()
-    if (blueprints := _BLUEPRINTS.get()) is not None:
-        return blueprints(name)
+    if (override := _OVERRIDE.get()) is not None:
+        return override(name)
     if name and folder.is_dir():
         return str(folder)
     if name in cards:
@@ -159,13 +159,13 @@ def revision_of(name: str) -> str | None:
 
 
 @contextmanager
-def located_by(find: Callable[[str], str]) -> Iterator[None]:
+def override_resolve(find: Callable[[str], str]) -> Iterator[None]:
     """Within the block, ``find`` alone says where checkpoints are."""
-    token = _BLUEPRINTS.set(find)
+    token = _OVERRIDE.set(find)
     try:
         yield
     finally:
-        _BLUEPRINTS.reset(token)
+        _OVERRIDE.reset(token)
 
 
 def _cached(card: Card, quiet: bool) -> Path:

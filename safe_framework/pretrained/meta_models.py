@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from safe_framework.errors import CheckpointError
 from safe_framework.pretrained.cards import Card, read_card
-from safe_framework.pretrained.location import located_by
+from safe_framework.pretrained.location import override_resolve
 from safe_framework.utils import catalogue
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 
@@ -23,7 +23,7 @@ _FILES = {"config": "config.json", "preprocessor": "preprocessor_config.json"}
 
 
 @contextmanager
-def blueprints() -> Iterator[None]:
+def meta_models() -> Iterator[None]:
     """Within the block, transformers' models are made from configs alone, without values.
 
     A config is that of a folder, or of the card that has the name or the hub id. Nothing is
@@ -31,8 +31,8 @@ def blueprints() -> Iterator[None]:
     """
     set_aside_broken_torchaudio()
     with (
-        tempfile.TemporaryDirectory(prefix="safe-blueprints-") as scratch,
-        located_by(partial(_place, Path(scratch))),
+        tempfile.TemporaryDirectory(prefix="safe-meta-models-") as scratch,
+        override_resolve(partial(_place, Path(scratch))),
         _without_weights(),
     ):
         yield
@@ -47,13 +47,13 @@ def card_of(name: str) -> Card | None:
     return next((card for card in found if card.name == name), found[0] if found else None)
 
 
-def base_blueprint(name: str) -> nn.Module:
-    """The base model called ``name``, within :func:`blueprints`."""
+def base_meta_model(name: str) -> nn.Module:
+    """The base model called ``name``, within :func:`meta_models`."""
     import transformers
 
-    from safe_framework.pretrained import locate, quietly
+    from safe_framework.pretrained import quietly, resolve
 
-    place = locate(name)
+    place = resolve(name)
     with quietly():
         config = transformers.AutoConfig.from_pretrained(place)
     kind = getattr(transformers, (config.architectures or ["missing"])[0], None)
@@ -63,7 +63,7 @@ def base_blueprint(name: str) -> nn.Module:
     return model
 
 
-def write_blueprint(card: Card, folder: Path) -> None:
+def write_configs(card: Card, folder: Path) -> None:
     """Write a card's config, and its preprocessor's if there is one, into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     for key, file in _FILES.items():
@@ -81,7 +81,7 @@ def _place(scratch: Path, name: str) -> str:
             f"the sizes of `{name}` are not known without its weights",
             hint="name a folder with a config.json, or a card with a `[config]` table",
         )
-    write_blueprint(card, scratch / card.name)
+    write_configs(card, scratch / card.name)
     return str(scratch / card.name)
 
 

@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from safe_framework.config.schema import BaseSpec
 
 _REVISION = 2  # of what is kept: a higher one looks anew
-_WORTH = 2**24
+MIN_BYTES = 2**24
 """Bytes of files below which a base is looked at faster than this is worth."""
-_SETTLED = 1.0
+MIN_AGE = 1.0
 """Seconds for which files must have been as they are: a clock's tick may hide a second change."""
 _MOST_FILES, _MOST_KEPT = 1000, 100
 
 
 @attrs.define(eq=False)
-class Recollection:
+class CacheEntry:
     """What is known of one base that is being loaded.
 
     Attributes:
@@ -53,22 +53,22 @@ class Recollection:
     new: bool = False
 
 
-_CURRENT: ContextVar[Recollection | None] = ContextVar("safe_framework_recall", default=None)
+_CURRENT: ContextVar[CacheEntry | None] = ContextVar("safe_framework_recall", default=None)
 
 
 @contextmanager
-def recalling(base: nn.Module, origin: str | None) -> Iterator[None]:
+def use_probe_cache(base: nn.Module, origin: str | None) -> Iterator[None]:
     """Within the block, know of ``base`` what was found out about its ``origin``, and keep more.
 
     Args:
         base: as it was loaded a moment ago.
-        origin: what ``origin_of`` said before and after loading; None knows nothing.
+        origin: what ``checkpoint_key`` said before and after loading; None knows nothing.
     """
     if origin is None:
         yield
         return
     path = _folder() / f"{origin}.json"
-    known = Recollection(base, path, _read(path))
+    known = CacheEntry(base, path, _read(path))
     token = _CURRENT.set(known)
     try:
         yield
@@ -78,7 +78,7 @@ def recalling(base: nn.Module, origin: str | None) -> Iterator[None]:
             _keep(known)
 
 
-def recalled(base: nn.Module, question: str, answer: Callable[[], Any]) -> Any:
+def cached(base: nn.Module, question: str, answer: Callable[[], Any]) -> Any:
     """The answer to a question about ``base``, from before if it is known.
 
     Args:
@@ -95,7 +95,7 @@ def recalled(base: nn.Module, question: str, answer: Callable[[], Any]) -> Any:
     return known.facts[question]
 
 
-def origin_of(spec: BaseSpec) -> str | None:
+def checkpoint_key(spec: BaseSpec) -> str | None:
     """What identifies the files of a base and all that decides what is loaded from them.
 
     A file counts by its place, number, size and times, of which no program can set the last.
@@ -108,7 +108,7 @@ def origin_of(spec: BaseSpec) -> str | None:
         return None
     states = _states(folder)
     total, latest = sum(state[1] for state in states), max((s[4] for s in states), default=0)
-    if total < _WORTH or len(states) > _MOST_FILES or time.time() - latest / 1e9 < _SETTLED:
+    if total < MIN_BYTES or len(states) > _MOST_FILES or time.time() - latest / 1e9 < MIN_AGE:
         return None
     return text_fingerprint(
         _REVISION, str(folder.resolve()), states, attrs.asdict(spec), _versions()
@@ -119,10 +119,10 @@ def _files_of(spec: BaseSpec) -> Path | None:
     """The folder of a checkpoint, where its files are on this machine."""
     from huggingface_hub import try_to_load_from_cache
 
-    from safe_framework.pretrained import locate, revision_of
+    from safe_framework.pretrained import resolve, revision_of
 
     try:
-        place = locate(spec.model)
+        place = resolve(spec.model)
     except CheckpointError:  # loading will say so
         return None
     if Path(place).is_dir():
@@ -163,7 +163,7 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _keep(known: Recollection) -> None:
+def _keep(known: CacheEntry) -> None:
     try:
         atomic_write(known.path, json.dumps(known.facts).encode())
         kept = sorted(known.path.parent.glob("*.json"), key=os.path.getmtime)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_max_pool2d, interpolate, pad
 
 from safe_framework.errors import CheckpointError
-from safe_framework.pretrained import locate, quietly
+from safe_framework.pretrained import quietly, resolve
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class VisionBackbone(nn.Module):
 
     def __init__(self, model: str, *, layer: int | None = None, size: int | None = None) -> None:
         super().__init__()
-        place = locate(model)
+        place = resolve(model)
         self.network = _network(model, place)
         facts = _processing(model, place)
         self.size = size if size is not None else _own_size(facts, self.network.config)

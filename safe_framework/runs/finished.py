@@ -18,7 +18,7 @@ from safe_framework.core.adapter import CONFIG
 from safe_framework.core.build import load
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
-from safe_framework.data.recipe_data import RecipeData, apart
+from safe_framework.data.recipe_data import RecipeData, split_by_modality
 from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.interfaces.encoder import Encoder
@@ -71,7 +71,7 @@ class RunFolder:
 
     def examples(self, modality: str) -> list[Example]:
         """The test examples that have a sample of ``modality``."""
-        return apart(self.data.examples("test", self.encoders), modality)[0]
+        return split_by_modality(self.data.examples("test", self.encoders), modality)[0]
 
     def foreign(self, modality: str) -> list[Sample]:
         """Samples of ``modality`` that are not of the task; may be none."""

@@ -14,7 +14,7 @@ from safe_framework.core.base_model import base_facts
 from safe_framework.core.layer_discovery import LayerStack, find_layers, text_config
 from safe_framework.core.modality import check_layers
 from safe_framework.errors import CheckpointError
-from safe_framework.pretrained.meta_models import base_blueprint, blueprints, card_of
+from safe_framework.pretrained.meta_models import base_meta_model, card_of, meta_models
 
 _VECTORS = 2  # a start and an end marker
 
@@ -74,10 +74,10 @@ def sizes_of(recipe: Recipe) -> ModelSizes:
         CheckpointError: sizes are not known without weights, or a card contradicts itself.
         SafeError: a fused layer does not exist, or an option does not fit.
     """
-    with blueprints():
+    with meta_models():
         base, made_of = _base(recipe.base)
         stack = _stack(base, recipe)
-        facts = base_facts(base, stack, blueprint=True)
+        facts = base_facts(base, stack, meta=True)
         _check_base(recipe.base.model, base, stack)
         parts = {}
         for name, spec in recipe.modalities.items():
@@ -89,12 +89,12 @@ def sizes_of(recipe: Recipe) -> ModelSizes:
 def _base(spec: BaseSpec) -> tuple[nn.Module, str]:
     """The base, and what it is made of."""
     if spec.compose is None:
-        base, made_of = base_blueprint(spec.model), spec.model
+        base, made_of = base_meta_model(spec.model), spec.model
     else:
-        from safe_framework.experimental.vision_language.compose import compose_blueprint
+        from safe_framework.experimental.vision_language.compose import compose_meta_model
 
         parts = spec.compose
-        base = compose_blueprint(parts.vision, parts.language, layer=parts.layer)
+        base = compose_meta_model(parts.vision, parts.language, layer=parts.layer)
         made_of = f"{parts.vision} + {parts.language}"
     return base, f"{made_of} ({type(base).__name__})"
 

@@ -18,7 +18,7 @@ from safe_framework.config.schema import Recipe, stage_key
 from safe_framework.core.build import build
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
-from safe_framework.data.recipe_data import RecipeData, apart, listing
+from safe_framework.data.recipe_data import RecipeData, listing, split_by_modality
 from safe_framework.errors import DataError
 from safe_framework.evaluation.attention import ATTENTION
 from safe_framework.evaluation.evaluate import evaluate
@@ -134,7 +134,7 @@ def evaluate_run(
     encoders = _encoders(model)
     having: dict[str, list[Example]] = {}
     for key in ("train", "test"):
-        having[key], lacking = apart(data.examples(key, encoders), modality)
+        having[key], lacking = split_by_modality(data.examples(key, encoders), modality)
         if lacking:
             progress.console.print(
                 f"{len(lacking)} rows of `{key}` have no `{modality}`: not evaluated",

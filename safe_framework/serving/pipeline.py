@@ -10,7 +10,7 @@ import torch
 
 from safe_framework.core.build import load
 from safe_framework.core.model import SafeModel
-from safe_framework.data.samples import given_sample
+from safe_framework.data.samples import as_sample
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.answers import eval_mode, new_tokens
 
@@ -152,7 +152,7 @@ class SafePipeline:
         encoders = self.model.processor.encoders
         for name, value in samples.items():
             if value is not None:
-                samples[name] = given_sample(name, value, encoders[name])
+                samples[name] = as_sample(name, value, encoders[name])
         return text, samples
 
 

@@ -15,7 +15,7 @@ from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Frames, Sample
 from safe_framework.testing.assertions import assert_near, check_shapes, law_settings
 from safe_framework.testing.strategies import seeds
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 
 _EXAMPLES = 10  # each runs a model
 _batches = st.lists(seeds(), min_size=1, max_size=4)
@@ -55,9 +55,9 @@ class EncoderContract(ABC):
         for state in (0, 1):
             torch.manual_seed(state)
             found.append(self._encode([self.sample(seed)]))
-        assert same_bits(found[0].mask, found[1].mask)
+        assert bitwise_equal(found[0].mask, found[1].mask)
         valid = found[0].mask
-        assert same_bits(found[0].values[valid], found[1].values[valid])
+        assert bitwise_equal(found[0].values[valid], found[1].values[valid])
 
     @law_settings(_EXAMPLES)
     @given(_batches)
@@ -79,7 +79,7 @@ class EncoderContract(ABC):
             assert isinstance(tensor, torch.Tensor), name
             assert tensor.device.type == "cpu", name
             assert tensor.shape[:1] == (len(batch),), name
-            assert same_bits(copies[name], tensor), name
+            assert bitwise_equal(copies[name], tensor), name
 
     @law_settings(_EXAMPLES)
     @given(_batches)

@@ -31,7 +31,7 @@ from safe_framework.testing.strategies import (
     tensors,
     tokens,
 )
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 
 
 @attrs.frozen(eq=False)
@@ -98,9 +98,9 @@ class FusionAdapterContract(ABC):
         memory = adapter.remember(given_tokens)
         for layer in adapter.layers:
             adapter(shown, memory, layer)
-        assert same_bits(shown, call.hidden)
-        assert same_bits(given_tokens.values, call.tokens.values)
-        assert same_bits(given_tokens.mask, call.tokens.mask)
+        assert bitwise_equal(shown, call.hidden)
+        assert bitwise_equal(given_tokens.values, call.tokens.values)
+        assert bitwise_equal(given_tokens.mask, call.tokens.mask)
 
     @law_settings()
     @given(_calls(), st.data())

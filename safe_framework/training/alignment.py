@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from safe_framework.config.schema import Recipe, TrainingSpec
 from safe_framework.core.modality import Modality
 from safe_framework.core.model import SafeModel
-from safe_framework.data.examples import distinct
-from safe_framework.data.frame_cache import Row, inputs_of, stack
+from safe_framework.data.frame_cache import CachedSample, modality_inputs, stack
+from safe_framework.data.tasks import unique
 from safe_framework.errors import DataError
 from safe_framework.evaluation.alignment import answer_embeddings
 from safe_framework.interfaces.types import Frames, Tokens
@@ -44,7 +44,7 @@ class Alignment:
     """
 
     def __init__(self, model: SafeModel, answers: Sequence[str]) -> None:
-        self.candidates = distinct(answers)
+        self.candidates = unique(answers)
         self.position = {answer: i for i, answer in enumerate(self.candidates)}
         self.targets = answer_embeddings(model, self.candidates)  # (candidates, hidden)
         counts = Counter(answers)
@@ -101,7 +101,7 @@ class Alignment:
         for name in model.modalities:
             rows = batch[f"{name}__present"].nonzero().flatten()
             if len(rows):
-                modality, given = model.modality(name), inputs_of(name, batch)
+                modality, given = model.modality(name), modality_inputs(name, batch)
                 frames = modality.encode({key: value[rows] for key, value in given.items()})
                 tokens = modality.projector(frames)
                 share = 1 if present is None else len(rows) / present[name]
@@ -195,15 +195,15 @@ def prepare_projectors(
         align(stage, alignment, answers, recipe.training, progress)
 
 
-def frames_of(modality: Modality, rows: Sequence[Row], device: torch.device) -> Frames:
+def frames_of(modality: Modality, rows: Sequence[CachedSample], device: torch.device) -> Frames:
     """Frames of some rows as one batch; those of an encoder that trains are computed now."""
     batch = modality_columns(modality.name, rows, modality.encoder.dim)
-    inputs = inputs_of(modality.name, batch)
+    inputs = modality_inputs(modality.name, batch)
     return modality.encode({key: value.to(device) for key, value in inputs.items()})
 
 
 @torch.no_grad()
-def _first_frames(modality: Modality, rows: Sequence[Row], device: torch.device) -> Frames:
+def _first_frames(modality: Modality, rows: Sequence[CachedSample], device: torch.device) -> Frames:
     """Frames of all rows, as they are before the first step."""
     if not modality.encoder_trains:
         return frames_of(modality, rows, device)
@@ -218,7 +218,7 @@ def _first_frames(modality: Modality, rows: Sequence[Row], device: torch.device)
 
 def _stage_of(
     modality: Modality,
-    rows: Sequence[Row],
+    rows: Sequence[CachedSample],
     first: Frames,
     device: torch.device,
     spec: TrainingSpec,

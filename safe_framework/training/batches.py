@@ -13,7 +13,7 @@ from safe_framework.core.class_readout import _KEYS, ClassTarget, class_target
 from safe_framework.core.markers.text import MarkerText
 from safe_framework.core.processor import with_start_token
 from safe_framework.data.examples import Example
-from safe_framework.data.frame_cache import RawSample, Row, prepared, stack
+from safe_framework.data.frame_cache import CachedSample, RawSample, prepare_inputs, stack
 from safe_framework.errors import DataError
 from safe_framework.interfaces.types import IGNORED, Frames
 
@@ -34,7 +34,7 @@ class TokenizedExample:
     prompt: Sequence[int]
     answer: Sequence[int]
     text: str
-    frames: Mapping[str, Row]
+    frames: Mapping[str, CachedSample]
     dataset: str = ""
     classes: ClassTarget | None = None
 
@@ -47,7 +47,7 @@ class TokenizedExample:
 def tokenize(
     tokenizer: Any,
     example: Example,
-    frames: Mapping[str, Row],
+    frames: Mapping[str, CachedSample],
     markers: MarkerText | None = None,
 ) -> TokenizedExample:
     """Token ids of an example's prompt, with the markers of its samples, and answer.
@@ -86,7 +86,7 @@ def attention_mask(rows: Sequence[Sequence[int]]) -> Tensor:
     return pad_right([[1] * len(row) for row in rows], 0)
 
 
-def modality_columns(name: str, rows: Sequence[Row | None], dim: int) -> dict[str, Tensor]:
+def modality_columns(name: str, rows: Sequence[CachedSample | None], dim: int) -> dict[str, Tensor]:
     """A batch's columns of modality ``name``: finished frames of width ``dim``.
 
     Where the encoder trains, what it has prepared of the samples instead.
@@ -94,7 +94,7 @@ def modality_columns(name: str, rows: Sequence[Row | None], dim: int) -> dict[st
     raw = [row for row in rows if isinstance(row, RawSample)]
     if raw:
         samples = [row.sample if isinstance(row, RawSample) else None for row in rows]
-        return prepared(name, raw[0].encoder, samples)
+        return prepare_inputs(name, raw[0].encoder, samples)
     frames = [row if isinstance(row, Frames) else None for row in rows]
     stacked = stack(frames, dim)
     return {

@@ -10,7 +10,7 @@ from safe_framework.core.class_readout import ClassReadout
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import on_device
 from safe_framework.data.examples import Example
-from safe_framework.data.frame_cache import FrameCache, RawSampleStore, Row
+from safe_framework.data.frame_cache import CachedSample, FrameCache, RawSampleStore
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import DataError
 from safe_framework.interfaces.types import Sample
@@ -64,12 +64,14 @@ def encode_examples(
     progress: WorkProgress,
 ) -> list[TokenizedExample]:
     """Token ids and frames of every example."""
-    frames: list[dict[str, Row]] = [{} for _ in examples]
+    frames: list[dict[str, CachedSample]] = [{} for _ in examples]
     for name, store in stores.items():
         having = [i for i, example in enumerate(examples) if name in example.samples]
         samples = [examples[i].samples[name] for i in having]
         places = [examples[i].place for i in having]
-        encoded: Sequence[Row] = distributed.encode_shared(store, samples, progress, places)
+        encoded: Sequence[CachedSample] = distributed.encode_shared(
+            store, samples, progress, places
+        )
         for i, one in zip(having, encoded, strict=True):
             frames[i][name] = one
     markers = model.processor.markers

@@ -8,9 +8,10 @@ from typing import TypeVar
 import attrs
 
 from safe_framework.config.schema import MonitorSpec, Recipe, stage_key
-from safe_framework.data.examples import Example, distinct
+from safe_framework.data.examples import Example
 from safe_framework.data.frame_cache import sample_key
 from safe_framework.data.recipe_data import RecipeData
+from safe_framework.data.tasks import unique
 from safe_framework.errors import DataError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
@@ -163,7 +164,7 @@ def _texts(recipe: Recipe, spec: MonitorSpec, data: RecipeData | None) -> list[s
             "[monitor] needs text of the base's own domain to measure retention on",
             hint='add `retention_validation = "texts.jsonl"` or `retention` to [data]',
         )
-    texts = distinct(data.texts("retention_validation" if own else "retention"))
+    texts = unique(data.texts("retention_validation" if own else "retention"))
     trained = bool(recipe.retention) and not own
     share = max(1, round(spec.held_out * len(texts))) if trained else len(texts)
     if trained and share == len(texts):

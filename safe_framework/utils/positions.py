@@ -1,4 +1,4 @@
-"""Positions that need no parameter and fit any length."""
+"""Position encodings that need no parameter and fit any length."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import math
 import torch
 from torch import Tensor
 
-_SLOWEST = 10_000.0  # places of the slowest wave, over 2 pi
+_LONGEST = 10_000.0  # wavelength of the slowest wave, in positions, over 2 pi
 
 
-def position_waves(like: Tensor) -> Tensor:
-    """Sines and cosines of each place (Vaswani et al. 2017, arXiv:1706.03762, section 3.5).
+def sinusoidal_positions(like: Tensor) -> Tensor:
+    """Sines and cosines of each position (Vaswani et al. 2017, arXiv:1706.03762, section 3.5).
 
     Args:
-        like: what they will be added to, (batch, places, dim).
+        like: what they will be added to, (batch, length, dim).
 
     Returns:
-        Waves (places, dim), of the same type and on the same device.
+        (length, dim), of the same type and on the same device.
 
-    >>> position_waves(torch.zeros(1, 2, 2))
+    >>> sinusoidal_positions(torch.zeros(1, 2, 2))
     tensor([[0.0000, 1.0000],
             [0.8415, 0.5403]])
     """
     count, dim = like.shape[1:]
-    places = torch.arange(count, device=like.device, dtype=torch.float32)
+    positions = torch.arange(count, device=like.device, dtype=torch.float32)
     steps = torch.arange(0, dim, 2, device=like.device, dtype=torch.float32)
-    angles = places[:, None] * torch.exp(steps * (-math.log(_SLOWEST) / dim))
+    angles = positions[:, None] * torch.exp(steps * (-math.log(_LONGEST) / dim))
     return torch.cat([angles.sin(), angles.cos()], dim=-1)[:, :dim].to(like.dtype)

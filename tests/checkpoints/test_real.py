@@ -11,7 +11,7 @@ from transformers import (
     WhisperModel,
 )
 
-from safe_framework.pretrained import locate, quietly, read_card
+from safe_framework.pretrained import quietly, read_card, resolve
 from safe_framework.utils import catalogue
 from safe_framework_plugins.encoders.image import ImageEncoder
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.real
 def test_smollm2_answers() -> None:
     """Law: the expanded language model still knows what it knew, and its card its size."""
     card = read_card(catalogue.card_path("smollm2-135m-instruct-q4"))
-    place = locate(card.name, quiet=True)
+    place = resolve(card.name, quiet=True)
     tokenizer = AutoTokenizer.from_pretrained(place)
     with quietly():
         model = AutoModelForCausalLM.from_pretrained(place)
@@ -38,7 +38,7 @@ def test_smollm2_answers() -> None:
 def test_whisper_tells_sounds_apart() -> None:
     """Law: two seeds of noise sound alike to Whisper's encoder, and a tone unlike either."""
     card = read_card(catalogue.card_path("whisper-tiny.en"))
-    place = locate(card.name, quiet=True)
+    place = resolve(card.name, quiet=True)
     extractor = WhisperFeatureExtractor.from_pretrained(place)
     with quietly():
         model = WhisperModel.from_pretrained(place)
@@ -69,7 +69,7 @@ def test_dinov2_tells_shapes_apart() -> None:
     alike, unlike = torch.cosine_similarity(states[:1], states[1:])
     assert alike > unlike
     assert encoder.dim == card.facts["hidden_size"]
-    place = locate(card.name, quiet=True)
+    place = resolve(card.name, quiet=True)
     with quietly():
         model = AutoModel.from_pretrained(place)
     assert sum(parameter.numel() for parameter in model.parameters()) == card.facts["parameters"]

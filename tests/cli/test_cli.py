@@ -314,7 +314,7 @@ def test_an_interrupted_run_says_how_to_go_on(stand_in, capsys):
 
 def test_fetch_says_where_each_checkpoint_is(stand_in, capsys):
     """Each name is located in turn."""
-    stand_in("safe_framework.pretrained", locate=lambda name: f"/cache/{name}")
+    stand_in("safe_framework.pretrained", resolve=lambda name: f"/cache/{name}")
     assert main(["fetch", "a", "b"]) == 0
     assert capsys.readouterr().out == "a: /cache/a\nb: /cache/b\n"
 
@@ -322,10 +322,10 @@ def test_fetch_says_where_each_checkpoint_is(stand_in, capsys):
 def test_fetch_shows_what_cannot_be_had(stand_in, capsys):
     """A checkpoint that cannot be had is an error like any other."""
 
-    def locate(name):
+    def resolve(name):
         raise CheckpointError(f"no `{name}`", hint="connect")
 
-    stand_in("safe_framework.pretrained", locate=locate)
+    stand_in("safe_framework.pretrained", resolve=resolve)
     assert main(["fetch", "a"]) == 1
     assert capsys.readouterr().err == "no `a`\nhint: connect\n"
 

@@ -12,7 +12,7 @@ from safe_framework.experimental.vision_language.compose import (
 )
 from safe_framework.experimental.vision_language.pictures import read_picture
 from safe_framework.experimental.vision_language.train import see
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 from tests.compose.conftest import LANGUAGE, VISION
 
 pytestmark = pytest.mark.slow
@@ -39,10 +39,10 @@ def test_the_parts_keep_their_weights(composed):
     tower = AutoModel.from_pretrained(vision, config=model.config.vision_config)
     speaker = AutoModelForCausalLM.from_pretrained(language).base_model
     held = model.model.vision_tower.state_dict()
-    assert all(same_bits(value, held[name]) for name, value in tower.state_dict().items())
+    assert all(bitwise_equal(value, held[name]) for name, value in tower.state_dict().items())
     held = model.model.language_model.state_dict()
     for name, value in speaker.state_dict().items():
-        assert same_bits(value, held[name][: len(value)]), name
+        assert bitwise_equal(value, held[name][: len(value)]), name
 
 
 def test_on_text_it_is_the_language_model(composed):
@@ -97,7 +97,7 @@ def test_it_is_saved_and_loaded(composed, parts, tmp_path):
     again = LlavaForConditionalGeneration.from_pretrained(tmp_path).eval()
     batch = batch_of(processor, parts)
     with torch.no_grad():
-        assert same_bits(model(**batch).logits, again(**batch).logits)
+        assert bitwise_equal(model(**batch).logits, again(**batch).logits)
 
 
 def test_it_is_frozen(composed):

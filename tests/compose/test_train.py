@@ -30,7 +30,7 @@ from safe_framework.experimental.vision_language.train import (
 )
 from safe_framework.pretrained.base_model import load_base
 from safe_framework.utils.progress import WorkProgress
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 
 pytestmark = pytest.mark.slow
 
@@ -112,7 +112,7 @@ def test_only_the_projector_changes(parts, quiet):
     rows = read_captioned(parts / "train.jsonl", model, processor, quiet)
     spec = ComposeSpec(vision="v", language="l", max_steps=2, align_steps=1, warmup_steps=0)
     train_projector(model, processor.tokenizer, rows, spec, quiet)
-    changed = {n for n, v in model.state_dict().items() if not same_bits(v, before[n])}
+    changed = {n for n, v in model.state_dict().items() if not bitwise_equal(v, before[n])}
     assert changed == {n for n in before if ".multi_modal_projector." in n}
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
@@ -127,7 +127,7 @@ def test_training_repeats(parts, quiet):
         train_projector(model, processor.tokenizer, rows, spec, quiet)
         return projector_of(model).linear_1.weight
 
-    assert same_bits(trained(), trained())
+    assert bitwise_equal(trained(), trained())
 
 
 def test_captions_alone_are_learned(parts, quiet):

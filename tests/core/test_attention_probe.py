@@ -15,7 +15,7 @@ from torch import Tensor
 from safe_framework.attention import cross_attention
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 from safe_framework.verification.outcome import trace_call
 from tests.fusions import VARIANTS, sensing
 from tests.toys import FRAMES, PAD, attached, felt, llama, texts
@@ -70,7 +70,7 @@ def test_every_shipped_adapter_is_seen_and_not_disturbed(variant: str) -> None:
     batch = texts(model.base, 2, 5) | felt(2)
     before = model(**batch).logits
     model.configure_attention_probe()
-    assert same_bits(model(**batch).logits, before)
+    assert bitwise_equal(model(**batch).logits, before)
     first, second = model.attention_probe.records
     assert (first.row, second.row) == (0, 1)
     assert first.layers == (0, 1)
@@ -187,7 +187,7 @@ def test_threads_record_their_own_samples(model: SafeModel) -> None:
     together = [record.over_tokens for record in model.attention_probe.records]
     assert len(together) == len(alone)
     for expected in alone:
-        assert any(same_bits(expected, found) for found in together)
+        assert any(bitwise_equal(expected, found) for found in together)
 
 
 def test_beams_record_the_first_of_a_samples_copies(model: SafeModel) -> None:

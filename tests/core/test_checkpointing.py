@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.utils.hashing import fingerprint
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 from tests.lanes import combinations
 from tests.laws.calls import all_same, copy_of, forward_tensors, generate_tensors
 from tests.tolerance import BACKWARD, assert_same_sums
@@ -67,7 +67,7 @@ def test_gradients_are_those_without(name: str, kind: str) -> None:
         if kind == "reentrant":  # its forward pass runs without grad mode: other kernels
             assert_same_sums(seen[key], gradient, BACKWARD)
         else:
-            assert same_bits(seen[key], gradient)
+            assert bitwise_equal(seen[key], gradient)
         assert gradient.any()
 
 
@@ -200,7 +200,7 @@ def test_copies_recompute_their_own_weights() -> None:
         counts = runs(other)
         model.base.model.layers[0].self_attn.q_proj.weight.data.fill_(float("nan"))
         seen = gradients(other, batch)
-        assert all(same_bits(seen[key], expected[key]) for key in expected)
+        assert all(bitwise_equal(seen[key], expected[key]) for key in expected)
         assert counts == [2, 2]
         model = other
 

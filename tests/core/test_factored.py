@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from safe_framework.attention.folded import Factored, Pair
+from safe_framework.attention.folded import FactoredMatrix, LowRankFactor
 from safe_framework.core.model import SafeModel
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.types import Tokens
@@ -102,9 +102,12 @@ def test_a_matrix_alone_and_with_pairs() -> None:
     """Law: the parts give what their sum does, and transposed what its transpose does."""
     draws = torch.Generator().manual_seed(0)
     full, up, down = (torch.randn(shape, generator=draws) for shape in ((4, 3), (4, 2), (2, 3)))
-    pairs = (Pair(up, down, 0.5), Pair(up, down, 2.0))
+    pairs = (LowRankFactor(up, down, 0.5), LowRankFactor(up, down, 2.0))
     values, others = torch.randn(5, 3, generator=draws), torch.randn(5, 4, generator=draws)
-    for whole, matrix in ((Factored(full), full), (Factored(full, pairs), full + 2.5 * up @ down)):
+    for whole, matrix in (
+        (FactoredMatrix(full), full),
+        (FactoredMatrix(full, pairs), full + 2.5 * up @ down),
+    ):
         assert_same_sums(whole(values), values @ matrix.T, HIDDEN)
         assert_same_sums(whole.transposed()(others), others @ matrix, HIDDEN)
-    assert torch.equal(Factored(full, silent=True)(values), Factored(full)(values))
+    assert torch.equal(FactoredMatrix(full, silent=True)(values), FactoredMatrix(full)(values))

@@ -17,7 +17,7 @@ from safe_framework.core.build import load_tensors
 from safe_framework.core.markers.embeddings import embeddings_of
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import InjectionError, SafeError, SampleError, UnsupportedBaseError
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 from tests.marked import SAMPLE, TOKENS, ThreeTokens, batch_of, marking
 from tests.toys import (
     HIDDEN,
@@ -66,7 +66,7 @@ def test_the_base_sees_ordinary_words_and_gets_the_table() -> None:
     assert ids.tolist() == [[3, FILLER, FILLER, 4, 5], [6, 0, 0, 0, 0], [FILLER, FILLER, 7, 8, 0]]
     expected = model.base.model.embed_tokens.weight[ids].detach()
     expected[0, 1:3] = expected[2, 0:2] = table(model)
-    assert same_bits(vectors, expected)
+    assert bitwise_equal(vectors, expected)
 
 
 def test_inline_tokens_stand_between_the_markers() -> None:
@@ -106,7 +106,7 @@ def test_a_positional_text_is_marked_too() -> None:
     batch = dict(batch_of(model))
     named = model(**batch).logits
     ids, mask = batch.pop("input_ids"), batch.pop("attention_mask")
-    assert same_bits(model(ids, mask, **batch).logits, named)
+    assert bitwise_equal(model(ids, mask, **batch).logits, named)
 
 
 def test_labels_at_markers_are_ignored() -> None:
@@ -116,7 +116,7 @@ def test_labels_at_markers_are_ignored() -> None:
     ids, mask = batch["input_ids"], batch["attention_mask"]
     labels = ids.masked_fill((mask == 0) | (ids >= VOCABULARY), -100)
     own = model(**batch, labels=ids.masked_fill(mask == 0, -100)).loss
-    assert same_bits(own, model(**batch, labels=labels).loss)
+    assert bitwise_equal(own, model(**batch, labels=labels).loss)
 
 
 @pytest.mark.parametrize("base", [t5, bart])
@@ -128,7 +128,7 @@ def test_a_decoder_that_shares_the_table_is_left_alone(base: Callable[[], nn.Mod
     model(**batch, decoder_input_ids=fed)
     words = [embedded for module, (ids, embedded) in zip("ed", seen, strict=True) if module == "d"]
     assert [ids.tolist() for ids, _ in seen] == [fed.tolist()] * 2
-    assert same_bits(words[0], embeddings_of(model.base)[-1](fed))
+    assert bitwise_equal(words[0], embeddings_of(model.base)[-1](fed))
     assert not torch.equal(seen[0][1], seen[1][1])
 
 
@@ -173,7 +173,7 @@ def test_an_adapter_carries_its_markers(tmp_path: Path) -> None:
     batch = batch_of(model)
     assert not torch.equal(other(**batch).logits, model(**batch).logits)
     load_tensors(other, model.save_pretrained(tmp_path / "adapter"))
-    assert same_bits(other(**batch).logits, model(**batch).logits)
+    assert bitwise_equal(other(**batch).logits, model(**batch).logits)
     plain = SafeModel(llama(), tokenizer())
     torch.manual_seed(0)
     add(plain)
@@ -319,7 +319,7 @@ def test_a_recipe_asks_for_them(recipe: Callable[..., Path], key: str, inside: i
     assert batch["input_ids"].tolist() == [[3, START, *[INSIDE] * inside, CLOSE, 4]]
     torch.nn.init.normal_(table(model, "audio"))
     other = safe_framework.load(model.save_pretrained(path.parent / "adapter"))
-    assert same_bits(other(**batch).logits, model(**batch).logits)
+    assert bitwise_equal(other(**batch).logits, model(**batch).logits)
 
 
 def test_a_recipe_is_shown_where_inline_cannot_be(

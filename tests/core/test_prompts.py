@@ -13,7 +13,7 @@ from tokenizers import processors
 import safe_framework
 from safe_framework.config.read import read_recipe
 from safe_framework.config.schema import DataSpec
-from safe_framework.data.prompts import around
+from safe_framework.data.prompts import render_prompt
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import DataError
 from tests.core.test_chat import PROMPT, chatty
@@ -46,7 +46,7 @@ def asked(words: Any, *messages: tuple[str, str]) -> list[int]:
 @pytest.mark.parametrize("words", [chatty(), starting(BOS)], ids=["plain", "start token"])
 def test_a_question_makes_the_tokens_of_a_chat(words: Any) -> None:
     """Law: put where the question goes, it gives what the chat template gives, start token once."""
-    template = around(CHAT, "w5 {question}", words)
+    template = render_prompt(CHAT, "w5 {question}", words)
     ids = words(template.replace("{question}", "w6 w7"))["input_ids"]
     assert ids == asked(words, ("user", "w5 w6 w7"))
     assert ids.count(words.convert_tokens_to_ids("w3")) == (words.bos_token is not None)
@@ -55,7 +55,7 @@ def test_a_question_makes_the_tokens_of_a_chat(words: Any) -> None:
 def test_the_system_speaks_first() -> None:
     """Law: ``system`` is the system's message of the same chat."""
     words = chatty()
-    found = around(DataSpec(train="x", chat=True, system="w1 w2"), "{question}", words)
+    found = render_prompt(DataSpec(train="x", chat=True, system="w1 w2"), "{question}", words)
     ids = words(found.replace("{question}", "w6"))["input_ids"]
     assert ids == asked(words, ("system", "w1 w2"), ("user", "w6"))
 
@@ -76,7 +76,7 @@ def test_a_processor_is_given_parts() -> None:
             assert (kind, options) == ("text", {"tokenize": False, "add_generation_prompt": True})
             return f"w9 {text} w10"
 
-    assert around(CHAT, "{question}", Reading()) == "w9 {question} w10"
+    assert render_prompt(CHAT, "{question}", Reading()) == "w9 {question} w10"
 
 
 @pytest.mark.parametrize(
@@ -90,12 +90,12 @@ def test_a_processor_is_given_parts() -> None:
 def test_a_base_that_cannot_chat_is_told(words: Any, message: str) -> None:
     """Law: without a template, or with one whose tokens no text makes, an error names the fix."""
     with pytest.raises(DataError, match=message):
-        around(CHAT, "{question}", words)
+        render_prompt(CHAT, "{question}", words)
 
 
 def test_without_chat_a_prompt_is_as_it_is() -> None:
     """Law: a template is asked for nothing that the recipe does not want in it."""
-    assert around(DataSpec(train="x"), "w5 {question}", starting(BOS)) == "w5 {question}"
+    assert render_prompt(DataSpec(train="x"), "w5 {question}", starting(BOS)) == "w5 {question}"
 
 
 @pytest.fixture

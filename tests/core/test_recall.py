@@ -23,8 +23,8 @@ Write = Callable[..., Path]
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache into which even tiny and brand-new bases go; the folder of its notes."""
     monkeypatch.setenv("SAFE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(probe_cache, "_WORTH", 0)
-    monkeypatch.setattr(probe_cache, "_SETTLED", 0.0)
+    monkeypatch.setattr(probe_cache, "MIN_BYTES", 0)
+    monkeypatch.setattr(probe_cache, "MIN_AGE", 0.0)
     return tmp_path / "cache" / "bases"
 
 
@@ -124,7 +124,9 @@ def test_saving_hashes_the_base_as_it_is(saved: Path, tmp_path: Path) -> None:
 def test_another_base_in_the_same_call_is_not_known(recipe: Write, looks: list[str]) -> None:
     """Law: what is recalled belongs to the base that was loaded, not to one that a plugin wraps."""
     base = llama()
-    with probe_cache.recalling(base, probe_cache.origin_of(read_recipe(str(recipe())).base)):
+    with probe_cache.use_probe_cache(
+        base, probe_cache.checkpoint_key(read_recipe(str(recipe())).base)
+    ):
         safe_framework.attach(base)
         looks.clear()
         safe_framework.attach(llama())
@@ -182,9 +184,9 @@ def test_small_and_brand_new_files_are_not_noted(
 ) -> None:
     """Law: what is loaded fast is looked at, and so is what a clock's tick could hide."""
     spec = read_recipe(str(recipe())).base
-    assert probe_cache.origin_of(spec)
+    assert probe_cache.checkpoint_key(spec)
     with monkeypatch.context() as patched:
-        patched.setattr(probe_cache, "_WORTH", 2**24)
-        assert probe_cache.origin_of(spec) is None
-    monkeypatch.setattr(probe_cache, "_SETTLED", 3600.0)
-    assert probe_cache.origin_of(spec) is None
+        patched.setattr(probe_cache, "MIN_BYTES", 2**24)
+        assert probe_cache.checkpoint_key(spec) is None
+    monkeypatch.setattr(probe_cache, "MIN_AGE", 3600.0)
+    assert probe_cache.checkpoint_key(spec) is None

@@ -13,7 +13,7 @@ import safe_framework
 from safe_framework.core.adapter import CONFIG, WEIGHTS
 from safe_framework.core.build import load_tensors
 from safe_framework.core.model import SafeModel
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 from tests.core import stored
 from tests.laws.calls import all_same, copy_of, forward_tensors, generate_tensors
 from tests.toys import texts, tokenizer
@@ -49,7 +49,7 @@ def test_a_stored_adapter_has_its_bits(name: str) -> None:
     file = load_file(stored.FIXTURES / name / WEIGHTS)
     found = model.adapter_tensors()
     assert found.keys() == file.keys()
-    assert all(same_bits(found[key], file[key]) for key in file)
+    assert all(bitwise_equal(found[key], file[key]) for key in file)
     assert model.gates == {"touch": {"toy": 0.5, "sensor": 0.75}[name]}
 
 

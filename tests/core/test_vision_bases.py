@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from safe_framework import attach
 from safe_framework.config.read import parse_recipe
 from safe_framework.core.model import SafeModel
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 from tests.core.test_encoder_decoders import blip2
 from tests.run.conftest import RATE, write_whisper
 from tests.toys import HIDDEN, LAYERS, VOCABULARY, llama, llava, texts
@@ -138,20 +138,20 @@ def test_off_is_the_base(hearing: Any) -> None:
     """Without sound, at gate 0 and inside ``off()``, a call with a picture is the base's."""
     model, batch = hearing
     both, base = batch | sounds(model, True, True), logits(model.base, batch)
-    assert same_bits(logits(model, batch), base)
-    assert same_bits(logits(model, batch | sounds(model, False, False)), base)
+    assert bitwise_equal(logits(model, batch), base)
+    assert bitwise_equal(logits(model, batch | sounds(model, False, False)), base)
     with model.off():
-        assert same_bits(logits(model, both), base)
+        assert bitwise_equal(logits(model, both), base)
     model.set_gate(0.0)
-    assert same_bits(logits(model, both), base)
+    assert bitwise_equal(logits(model, both), base)
 
 
 def test_a_silent_row_is_the_bases(hearing: Any) -> None:
     """A row with a picture and no sound keeps the base's bits beside a row with both."""
     model, batch = hearing
     base, mixed = logits(model.base, batch), logits(model, batch | sounds(model, False, True))
-    assert same_bits(mixed[0], base[0])
-    assert not same_bits(mixed[1], base[1])
+    assert bitwise_equal(mixed[0], base[0])
+    assert not bitwise_equal(mixed[1], base[1])
 
 
 def test_it_generates(hearing: Any) -> None:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from safe_framework.core.model import SafeModel
 from safe_framework.utils.hashing import fingerprint
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 from tests.laws.calls import all_same, copy_of, forward_tensors
 from tests.toys import LAYERS, attached, felt, llama, lora, texts, tokenizer
 
@@ -186,7 +186,7 @@ def test_half_precision_bases_take_float32_adapters(dtype: torch.dtype) -> None:
         assert all_same(forward_tensors(model, batch), expected)
         heard = model(**on).logits
     assert heard.dtype == dtype
-    assert not same_bits(heard, expected[1])
+    assert not bitwise_equal(heard, expected[1])
     found = gradients(model, model, on)
     assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in found)
 

@@ -11,7 +11,7 @@ import soundfile
 from torch import Tensor
 
 from safe_framework.data.audio import check_waveform
-from safe_framework.data.checks import DataReport, Expected, check_data
+from safe_framework.data.checks import DataReport, SampleRequirements, check_data
 from safe_framework.data.checks.findings import KINDS
 from safe_framework.data.checks.recipe import check_target
 from safe_framework.errors import SampleError
@@ -67,7 +67,7 @@ def check(folder: Path) -> DataReport:
     """The report on the folder."""
     names = {"train": "train", "test": "test", "retention": "texts", "retention_test": "unseen"}
     sources = {key: folder / f"{name}.jsonl" for key, name in names.items()}
-    return check_data(sources, {"audio": Expected(Listener(), True, LONGEST, RATE)})
+    return check_data(sources, {"audio": SampleRequirements(Listener(), True, LONGEST, RATE)})
 
 
 def test_sound_data_have_no_finding(sound: Path) -> None:
@@ -167,7 +167,7 @@ def test_stages_may_train_on_the_same_rows(sound: Path) -> None:
     write(sound / "test.jsonl", [row("d.wav", "gong"), row("a.wav")])
     keys = {"train": "train", "curriculum[0].train": "stage", "test": "test"}
     sources = {key: sound / f"{name}.jsonl" for key, name in keys.items()}
-    report = check_data(sources, {"audio": Expected(Listener(), True, LONGEST, RATE)})
+    report = check_data(sources, {"audio": SampleRequirements(Listener(), True, LONGEST, RATE)})
     assert [(one.place, one.kind) for one in report.findings] == [("test.jsonl:2", "leak")]
 
 
@@ -180,7 +180,7 @@ def test_the_same_array_twice_is_a_leak(tmp_path: Path) -> None:
     for key, names in rows.items():
         write(tmp_path / f"{key}.jsonl", [{**row("", "x"), "audio": name} for name in names])
     sources = {key: tmp_path / f"{key}.jsonl" for key in rows}
-    report = check_data(sources, {"audio": Expected(None, False, LONGEST)})
+    report = check_data(sources, {"audio": SampleRequirements(None, False, LONGEST)})
     assert [(f.place, f.kind) for f in report.findings] == [
         ("train.jsonl:2", "silence"), ("test.jsonl:1", "leak"),
     ]  # fmt: skip

@@ -10,8 +10,9 @@ import pytest
 import soundfile
 from torch import Tensor
 
-from safe_framework.data.examples import distinct, read_examples, read_texts
+from safe_framework.data.examples import read_examples, read_texts
 from safe_framework.data.readers import read_rows
+from safe_framework.data.tasks import unique
 from safe_framework.errors import DataError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Frames
@@ -174,4 +175,4 @@ def test_a_row_without_text_is_named(folder: Path) -> None:
 
 def test_distinct_keeps_the_first_of_each() -> None:
     """Law: repeats go, the order of first appearance stays."""
-    assert distinct(["b", "a", "b", "c", "a"]) == ["b", "a", "c"]
+    assert unique(["b", "a", "b", "c", "a"]) == ["b", "a", "c"]

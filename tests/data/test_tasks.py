@@ -8,7 +8,7 @@ from safe_framework.config.read import parse_recipe
 from safe_framework.data.examples import read_task
 from safe_framework.data.readers import Row
 from safe_framework.data.recipe_data import RecipeData
-from safe_framework.data.tasks import CAPTIONS, CLASSES, Reading
+from safe_framework.data.tasks import CAPTIONS, CLASSES, TaskFormat
 from safe_framework.errors import DataError
 
 SMALLEST = """
@@ -31,22 +31,22 @@ def row(**values: object) -> Row:
 @pytest.mark.parametrize(
     ("reading", "values", "expected"),
     [
-        (Reading(), {"question": "what", "answer": "x"}, ("what", "x")),
-        (Reading(task=CAPTIONS), {"caption": "a cat"}, ("", "a cat")),
-        (Reading(task=CAPTIONS), {"answer": "a cat"}, ("", "a cat")),
-        (Reading(task=CAPTIONS, prompt="Say:"), {"caption": "a cat"}, ("Say:", "a cat")),
-        (Reading(task=CAPTIONS, question="Say"), {"caption": "a"}, ("Say", "a")),
+        (TaskFormat(), {"question": "what", "answer": "x"}, ("what", "x")),
+        (TaskFormat(task=CAPTIONS), {"caption": "a cat"}, ("", "a cat")),
+        (TaskFormat(task=CAPTIONS), {"answer": "a cat"}, ("", "a cat")),
+        (TaskFormat(task=CAPTIONS, prompt="Say:"), {"caption": "a cat"}, ("Say:", "a cat")),
+        (TaskFormat(task=CAPTIONS, question="Say"), {"caption": "a"}, ("Say", "a")),
         (
-            Reading(task=CAPTIONS, prompt="Q {question}", question="Say"),
+            TaskFormat(task=CAPTIONS, prompt="Q {question}", question="Say"),
             {"caption": "a", "question": "Tell"},
             ("Q Tell", "a"),
         ),
-        (Reading(task=CLASSES, labels=("x", "y")), {"label": "x"}, ("", "x")),
-        (Reading(task=CLASSES), {"answer": "z", "question": "which"}, ("which", "z")),
+        (TaskFormat(task=CLASSES, labels=("x", "y")), {"label": "x"}, ("", "x")),
+        (TaskFormat(task=CLASSES), {"answer": "z", "question": "which"}, ("which", "z")),
     ],
 )
 def test_a_row_gives_its_prompt_and_answer(
-    reading: Reading, values: dict[str, object], expected: tuple[str, str]
+    reading: TaskFormat, values: dict[str, object], expected: tuple[str, str]
 ) -> None:
     """Law: each task takes its own field, else ``answer``, and only questions must ask."""
     given = row(**values)
@@ -56,21 +56,25 @@ def test_a_row_gives_its_prompt_and_answer(
 @pytest.mark.parametrize(
     ("reading", "values", "message"),
     [
-        (Reading(), {"answer": "x"}, "t.jsonl:3: `question` must be a text"),
-        (Reading(task=CAPTIONS), {"text": "x"}, "t.jsonl:3: `caption` must be a text"),
-        (Reading(task=CLASSES), {"label": " "}, "t.jsonl:3: `label` must be a text"),
-        (Reading(task=CLASSES, labels=("x", "y")), {"label": "z"}, r"3: `z` is none of the labels"),
+        (TaskFormat(), {"answer": "x"}, "t.jsonl:3: `question` must be a text"),
+        (TaskFormat(task=CAPTIONS), {"text": "x"}, "t.jsonl:3: `caption` must be a text"),
+        (TaskFormat(task=CLASSES), {"label": " "}, "t.jsonl:3: `label` must be a text"),
+        (
+            TaskFormat(task=CLASSES, labels=("x", "y")),
+            {"label": "z"},
+            r"3: `z` is none of the labels",
+        ),
     ],
 )
 def test_a_row_that_lacks_its_part_is_named(
-    reading: Reading, values: dict[str, object], message: str
+    reading: TaskFormat, values: dict[str, object], message: str
 ) -> None:
     """Law: a missing question, caption or label, and one outside the set, is said with its line."""
     with pytest.raises(DataError, match=message):
         read_task_row(reading, row(**values))
 
 
-def read_task_row(reading: Reading, given: Row) -> None:
+def read_task_row(reading: TaskFormat, given: Row) -> None:
     """Everything that is read of a row."""
     reading.prompt_of(given)
     reading.answer_of(given)

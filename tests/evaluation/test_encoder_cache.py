@@ -11,7 +11,7 @@ from safe_framework.evaluation.encoder_cache import EncoderCache, cached_encoder
 from safe_framework.evaluation.evaluate import evaluate
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Frames
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 
 
 class Ragged(Encoder):
@@ -44,13 +44,13 @@ def test_a_row_is_encoded_once() -> None:
     """Rows that were seen, in this batch or before, are not encoded again, and come out equal."""
     encoder, memory = Ragged(), EncoderCache()
     first = batch((1, 0.5), (3, 0.25), (1, 0.5))
-    assert same_bits(memory(encoder, first).values, Ragged()(**first).values)
+    assert bitwise_equal(memory(encoder, first).values, Ragged()(**first).values)
     assert encoder.rows == 2
     mixed = batch((3, 0.25), (2, 0.5), (1, 0.5))
     found, expected = memory(encoder, mixed), Ragged()(**mixed)
     assert encoder.rows == 3
-    assert same_bits(found.values, expected.values)
-    assert same_bits(found.mask, expected.mask)
+    assert bitwise_equal(found.values, expected.values)
+    assert bitwise_equal(found.mask, expected.mask)
     short = memory(encoder, batch((1, 0.5)))
     assert encoder.rows == 3
     assert short.mask.all()

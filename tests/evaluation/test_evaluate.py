@@ -12,7 +12,7 @@ from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation.answers import answer, without_modality
 from safe_framework.evaluation.evaluate import evaluate
 from safe_framework.evaluation.results import Evaluation
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_the_model_is_left_as_it_was(model, examples, texts):
     assert model.training
     assert model.gates == {"touch": 0.25}
     after = model.state_dict()
-    assert all(same_bits(value, after[name]) for name, value in before.items())
+    assert all(bitwise_equal(value, after[name]) for name, value in before.items())
 
 
 def test_gate_is_taken_as_one(model, examples, texts, found):

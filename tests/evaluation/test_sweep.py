@@ -9,7 +9,7 @@ from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import answer, model_inputs
 from safe_framework.evaluation.retention import retention
 from safe_framework.evaluation.sweep import read_sweeps, sweep, with_encoded_frames, write_sweep
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_gate_one_is_what_the_evaluation_measures(model, examples, texts, swept)
 def test_encoding_once_changes_no_bit(model, examples):
     """Law: a batch with finished frames gives the very logits of the batch with its samples."""
     given = model_inputs(model, [e.prompt for e in examples], [e.samples for e in examples])
-    assert same_bits(
+    assert bitwise_equal(
         model(**given).logits, model(**with_encoded_frames(model, "touch", given)).logits
     )
 

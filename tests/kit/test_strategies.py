@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safe_framework.testing import strategies
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 
 
 @given(st.data(), strategies.sizes(), strategies.sizes(6))
@@ -41,9 +41,9 @@ def test_what_is_hostile():
 def test_only_masked_positions_are_spoilt(frames, hostile):
     """Values under the mask keep their bits, and the others are all hostile."""
     wrong = strategies.spoilt(frames.values, frames.mask, hostile)
-    assert same_bits(wrong[frames.mask], frames.values[frames.mask])
+    assert bitwise_equal(wrong[frames.mask], frames.values[frames.mask])
     expected = torch.full_like(wrong[~frames.mask], hostile)
-    assert same_bits(wrong[~frames.mask], expected)
+    assert bitwise_equal(wrong[~frames.mask], expected)
 
 
 @given(strategies.base_facts(layers=2))

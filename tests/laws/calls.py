@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.base_model import freeze
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 
 MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "no_grad": torch.no_grad,
@@ -59,4 +59,4 @@ def generate_tensors(
 def all_same(first: list[Tensor], second: list[Tensor]) -> bool:
     """Whether two calls gave the same bits everywhere."""
     assert first
-    return len(first) == len(second) and all(map(same_bits, first, second))
+    return len(first) == len(second) and all(map(bitwise_equal, first, second))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from safe_framework.core.base_model import installed_hooks
 from safe_framework.core.model import SafeModel
 from safe_framework.utils.hashing import fingerprint, tokenizer_fingerprint
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 from tests.laws.calls import DECODING, all_same, copy_of
 from tests.laws.test_threads import COPIES
 from tests.marked import SAMPLE, marking
@@ -118,7 +118,7 @@ def test_rows_without_a_sample_are_the_bases(name: str, inline: bool) -> None:
     shown = {key: value for key, value in batch.items() if not key.startswith("touch")}
     shown["input_ids"] = shown["input_ids"].where(shown["input_ids"] < 40, 13)
     mixed, expected = forward(model, batch)[0], forward(untouched, shown)[0]
-    assert same_bits(mixed[1], expected[1])
+    assert bitwise_equal(mixed[1], expected[1])
     assert not torch.equal(mixed[0], expected[0])
 
 
@@ -129,7 +129,7 @@ def test_a_shut_row_is_the_bases() -> None:
     mixed = forward(model, batch, gate=torch.tensor([1.0, 0.0, 1.0]))[0]
     ids, mask = torch.tensor([[0, 0, 0, 0, 7, 8]]), torch.tensor([[0, 0, 0, 0, 1, 1]])
     shown = {"input_ids": ids.repeat(3, 1), "attention_mask": mask.repeat(3, 1)}
-    assert same_bits(mixed[1], forward(untouched, shown)[0][1])
+    assert bitwise_equal(mixed[1], forward(untouched, shown)[0][1])
 
 
 def test_nothing_of_base_or_tokenizer_changes() -> None:
@@ -167,7 +167,7 @@ def test_senses_with_markers_compose() -> None:
     with torch.no_grad():
         expected = one(**alone).logits
         found = both(**batch, gate={"smell": 0.0}).logits
-    assert same_bits(found, expected)
+    assert bitwise_equal(found, expected)
 
 
 def test_threads_do_not_mix_their_markers() -> None:

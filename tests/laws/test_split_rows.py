@@ -10,7 +10,7 @@ from torch import Tensor
 
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 from tests.laws.calls import all_same, copy_of
 from tests.toys import attached, bart, felt, llama, mixtral, texts
 
@@ -37,9 +37,9 @@ def test_experts_mix_rows_and_split_rows_parts_them() -> None:
     """Without it the last bits of an absent row move in some batch, with it in none."""
     untouched, model = pair(split=False)
     together = [absent_row(untouched, model, seed) for seed in range(10)]
-    assert not all(same_bits(*rows) for rows in together)
+    assert not all(bitwise_equal(*rows) for rows in together)
     model.split_rows = True
-    assert all(same_bits(*absent_row(untouched, model, seed)) for seed in range(10))
+    assert all(bitwise_equal(*absent_row(untouched, model, seed)) for seed in range(10))
 
 
 @pytest.mark.parametrize(
@@ -110,6 +110,6 @@ def test_a_whole_batch_is_one_call(base: Any) -> None:
     model.base.register_forward_pre_hook(lambda module, args: calls.append(module))
     plain = model(**batch, **felt(2)).logits
     model.split_rows = True
-    assert same_bits(model(**batch, **felt(2)).logits, plain)
+    assert bitwise_equal(model(**batch, **felt(2)).logits, plain)
     model(**batch)
     assert len(calls) == 3

@@ -15,7 +15,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.registry import fusion_adapters
 from safe_framework.interfaces.types import Tokens
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 from tests.fusions import CLASSES, VARIANTS, fresh, learned, sensing
 from tests.lanes import combinations, slow_but
 from tests.laws.calls import all_same, forward_tensors
@@ -85,9 +85,9 @@ def test_hands_off(variant: str) -> None:
     before = {name: tensor.clone() for name, tensor in memory.tensors.items()}
     for layer in fusion.layers:
         fusion(states, memory, layer)
-    assert same_bits(states, hidden())
-    assert same_bits(given.values, tokens().values)
-    assert all(same_bits(memory.tensors[name], tensor) for name, tensor in before.items())
+    assert bitwise_equal(states, hidden())
+    assert bitwise_equal(given.values, tokens().values)
+    assert all(bitwise_equal(memory.tensors[name], tensor) for name, tensor in before.items())
 
 
 @every_variant
@@ -110,7 +110,7 @@ def test_masked_tokens_have_no_effect(variant: str, value: float) -> None:
     for layer in fusion.layers:
         expected = fusion(hidden(), fusion.remember(given), layer)
         seen = fusion(hidden(), fusion.remember(Tokens(values, given.mask)), layer)
-        assert same_bits(seen, expected)
+        assert bitwise_equal(seen, expected)
 
 
 @every_variant
@@ -252,7 +252,7 @@ def test_a_row_whose_tokens_are_all_masked_is_the_bases(variant: str) -> None:
     samples["touch__mask"][1] = False
     with torch.no_grad():
         heard, base = model(**batch, **samples).logits, model(**batch).logits
-    assert same_bits(heard[1], base[1])
+    assert bitwise_equal(heard[1], base[1])
     assert not torch.equal(heard[0], base[0])
     assert heard.isfinite().all()
 

@@ -14,7 +14,7 @@ from safe_framework.data.audio import read_audio
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.runs.run import run_recipe
 from safe_framework.utils.catalogue import recipe_path
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 
 pytestmark = pytest.mark.real
 
@@ -106,7 +106,7 @@ def test_rows_without_a_sample_keep_their_bits(
     """L4: in a mixed batch the row without a sound is the base's, and the others are not."""
     with torch.no_grad():
         base, mixed = model.base(**plain(batch)).logits, model(**batch).logits
-    assert same_bits(base[1], mixed[1])
+    assert bitwise_equal(base[1], mixed[1])
     assert not torch.equal(base[0], mixed[0])
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from safe_framework.config.diagnostics import RecipeError, positioned
+from safe_framework.config.diagnostics import RecipeError, locate_error
 from safe_framework.config.read import parse_recipe, read_recipe
 from safe_framework.config.schema import (
     BaseSpec,
@@ -192,7 +192,7 @@ def test_what_a_constructor_refuses_is_shown_where_it_is_written(installed):
     recipe = parse_recipe(SMALLEST)
     path = ("modalities", "audio", "fusion")
     refused = ValueError("`layers` must be below 2, not 3")
-    assert str(positioned(recipe, path, refused, "fusion adapter `echo`")) == (
+    assert str(locate_error(recipe, path, refused, "fusion adapter `echo`")) == (
         "recipe.toml:7:35: `layers` of fusion adapter `echo` must be below 2, not 3\n"
         '   7 | fusion = { use = "echo", layers = [0, 3], table = { a = 1 } }\n'
         "     |                                   ^^^^^^"
@@ -203,9 +203,9 @@ def test_a_refused_default_is_shown_at_its_table(installed):
     """An option that is not written, and an error that names none, lead to the plugin's table."""
     recipe = parse_recipe(SMALLEST)
     path = ("modalities", "audio", "encoder")
-    unwritten = positioned(recipe, path, ValueError("`rate` must be 8000"), "encoder `chime`")
+    unwritten = locate_error(recipe, path, ValueError("`rate` must be 8000"), "encoder `chime`")
     assert unwritten.problems[0].message == "`rate` of encoder `chime` must be 8000"
-    nameless = positioned(recipe, path, SampleError("no bell", hint="ring"), "encoder `chime`")
+    nameless = locate_error(recipe, path, SampleError("no bell", hint="ring"), "encoder `chime`")
     assert nameless.problems[0].message == "encoder `chime`: no bell"
     assert nameless.problems[0].hint == "ring"
     assert [(p.line, p.column) for p in unwritten.problems] == [(5, 1)]

@@ -3,8 +3,8 @@
 import pytest
 
 from safe_framework.errors import CheckpointError
-from safe_framework.pretrained import locate, read_card, revision_of
-from safe_framework.pretrained.meta_models import base_blueprint, blueprints, card_of
+from safe_framework.pretrained import read_card, resolve, revision_of
+from safe_framework.pretrained.meta_models import base_meta_model, card_of, meta_models
 from safe_framework.utils import catalogue
 
 CARDS = [read_card(path) for path in catalogue.cards().values()]
@@ -17,8 +17,8 @@ assert len(SIZED) >= 15
 
 def built(name):
     """The model of a card's config, without weights."""
-    with blueprints():
-        return base_blueprint(name)
+    with meta_models():
+        return base_meta_model(name)
 
 
 def described(config):
@@ -80,7 +80,7 @@ def test_a_card_without_a_package_is_on_the_hub():
     """Its place is the hub id, at the commit that its facts are of."""
     card = card_of("llama-2-7b")
     assert card.package is None
-    assert locate("llama-2-7b") == card.hub
+    assert resolve("llama-2-7b") == card.hub
     assert revision_of("llama-2-7b") == card.revision
     assert card_of(card.hub) == card
 
@@ -93,8 +93,8 @@ def test_a_card_with_a_package_has_no_commit():
 
 def test_sizes_that_are_unknown_are_not_guessed():
     """A hub id that no card describes cannot be built without a network."""
-    with blueprints(), pytest.raises(CheckpointError) as caught:
-        locate("some/model")
+    with meta_models(), pytest.raises(CheckpointError) as caught:
+        resolve("some/model")
     assert str(caught.value) == (
         "the sizes of `some/model` are not known without its weights\n"
         "hint: name a folder with a config.json, or a card with a `[config]` table"
@@ -106,8 +106,8 @@ def test_models_have_weights_again():
     import transformers
 
     original = transformers.PreTrainedModel.__dict__["from_pretrained"]
-    with pytest.raises(CheckpointError), blueprints():
-        base_blueprint("some/model")
+    with pytest.raises(CheckpointError), meta_models():
+        base_meta_model("some/model")
     assert transformers.PreTrainedModel.__dict__["from_pretrained"] is original
     with pytest.raises(CheckpointError, match="neither a folder"):
-        locate("nothing of the kind")
+        resolve("nothing of the kind")

@@ -18,7 +18,7 @@ from safe_framework.evaluation.base_drift import Drift, measure_drift
 from safe_framework.experimental.base_finetuning.train import train_stage_b
 from safe_framework.runs.run import run_recipe
 from safe_framework.utils.progress import WorkProgress
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 from safe_framework.verification.certificate import summary
 from tests.run.test_resume import killed, statuses
 
@@ -158,7 +158,7 @@ def test_it_starts_from_an_adapter(world: Path, finished: dict[str, Path], tmp_p
     for name in ("adapter_model.safetensors", CHANGED["lora"]):
         ours, both = (load_file(folder / "adapter" / name) for folder in (run, finished["lora"]))
         assert ours.keys() == both.keys()
-        assert all(same_bits(ours[key], both[key]) for key in ours)
+        assert all(bitwise_equal(ours[key], both[key]) for key in ours)
 
 
 def test_it_starts_from_no_changed_base(
@@ -255,7 +255,7 @@ def test_senses_can_stand_still(world: Path, finished: dict[str, Path], tmp_path
         load_file(folder / "adapter/adapter_model.safetensors")
         for folder in (run, finished["none"])
     )
-    assert all(same_bits(ours[key], before[key]) for key in before)
+    assert all(bitwise_equal(ours[key], before[key]) for key in before)
     pairs = load_file(run / "adapter" / CHANGED["lora"])
     assert all(bool(pair.any()) for pair in pairs.values())
 

@@ -16,7 +16,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.errors import InjectionError, SafeError
 from safe_framework.experimental.base_finetuning.attach import change_base
 from safe_framework.utils.hashing import fingerprint
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 from safe_framework.verification.laws import base_differences
 from tests.laws.calls import copy_of
 from tests.stage_b.changed import LAYERS, LORA, changed, moved
@@ -35,7 +35,7 @@ def test_a_fresh_change_changes_nothing(name: str, spec: StageBSpec) -> None:
     with torch.no_grad():
         before = model.base(**batch).logits
         change_base(model, spec)
-        assert same_bits(model(**batch).logits, before)
+        assert bitwise_equal(model(**batch).logits, before)
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -46,12 +46,12 @@ def test_off_and_the_base_itself_are_the_original(name: str) -> None:
     batch = texts(bare, 2, 5)
     with torch.no_grad():
         logits, tokens = bare(**batch).logits, bare.generate(**_prompt(batch), **GENERATE)
-        assert not same_bits(model(**batch).logits, logits)
+        assert not bitwise_equal(model(**batch).logits, logits)
         with model.off():
-            assert same_bits(model(**batch, **felt(2)).logits, logits)
-            assert same_bits(model.generate(**_prompt(batch), **GENERATE), tokens)
-        assert same_bits(model.base(**batch).logits, logits)
-        assert not same_bits(model(**batch).logits, logits)
+            assert bitwise_equal(model(**batch, **felt(2)).logits, logits)
+            assert bitwise_equal(model.generate(**_prompt(batch), **GENERATE), tokens)
+        assert bitwise_equal(model.base(**batch).logits, logits)
+        assert not bitwise_equal(model(**batch).logits, logits)
 
 
 def _prompt(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -64,11 +64,11 @@ def test_a_sense_alone_off_leaves_the_changed_base() -> None:
     batch, sample = texts(model.base, 2, 5), felt(2)
     with torch.no_grad():
         plain = model(**batch).logits
-        assert same_bits(model(**batch, **sample, gate=0.0).logits, plain)
+        assert bitwise_equal(model(**batch, **sample, gate=0.0).logits, plain)
         with model.off("touch"):
-            assert same_bits(model(**batch, **sample).logits, plain)
+            assert bitwise_equal(model(**batch, **sample).logits, plain)
         with model.original_base():
-            assert not same_bits(model(**batch).logits, plain)
+            assert not bitwise_equal(model(**batch).logits, plain)
 
 
 def test_other_threads_are_not_affected() -> None:
@@ -95,12 +95,12 @@ def test_other_threads_are_not_affected() -> None:
     assert inside.wait(30)
     with torch.no_grad():
         with model.off():
-            assert same_bits(model(**batch).logits, expected)
-        assert same_bits(model.base(**batch).logits, expected)
+            assert bitwise_equal(model(**batch).logits, expected)
+        assert bitwise_equal(model.base(**batch).logits, expected)
     leave.set()
     thread.join(30)
     remover.remove()
-    assert same_bits(seen["changed"], plain)
+    assert bitwise_equal(seen["changed"], plain)
 
 
 def test_off_here_is_not_off_there() -> None:
@@ -118,7 +118,7 @@ def test_off_here_is_not_off_there() -> None:
         thread = threading.Thread(target=work)
         thread.start()
         thread.join(30)
-    assert same_bits(seen[0], plain)
+    assert bitwise_equal(seen[0], plain)
 
 
 def test_lora_touches_no_tensor_and_no_module() -> None:
@@ -152,7 +152,7 @@ def test_detach_gives_the_original_back(spec: StageBSpec) -> None:
     assert fingerprint(base) == fingerprint(llama())
     assert not any(parameter.requires_grad for parameter in base.parameters())
     with torch.no_grad():
-        assert same_bits(base(**batch).logits, copy_of(llama())(**batch).logits)
+        assert bitwise_equal(base(**batch).logits, copy_of(llama())(**batch).logits)
 
 
 def test_detach_says_that_the_original_is_gone() -> None:
@@ -178,9 +178,9 @@ def test_layers_within_original(name: str) -> None:
         plain = model(**batch).logits
         with model.original_base():
             expected = bare(**batch).logits
-            assert same_bits(model.base(**batch).logits, expected)
-        assert same_bits(model(**batch).logits, plain)
-    assert not same_bits(plain, expected)
+            assert bitwise_equal(model.base(**batch).logits, expected)
+        assert bitwise_equal(model(**batch).logits, plain)
+    assert not bitwise_equal(plain, expected)
 
 
 def test_a_copy_has_a_change_of_its_own() -> None:
@@ -190,12 +190,12 @@ def test_a_copy_has_a_change_of_its_own() -> None:
     batch = texts(model.base, 2, 5)
     with torch.no_grad():
         plain = model(**batch).logits
-        assert same_bits(twin(**batch).logits, plain)
+        assert bitwise_equal(twin(**batch).logits, plain)
         for parameter in twin.base_change.tensors(twin.base).values():
             parameter.zero_()
-        assert same_bits(model(**batch).logits, plain)
+        assert bitwise_equal(model(**batch).logits, plain)
         with model.off():
-            assert same_bits(twin(**batch).logits, copy_of(llama())(**batch).logits)
+            assert bitwise_equal(twin(**batch).logits, copy_of(llama())(**batch).logits)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -259,7 +259,7 @@ def test_a_compiled_base_is_changed_too() -> None:
     with torch.no_grad():
         before = model(**batch).logits
         compile(model, backend="eager")
-        assert same_bits(model(**batch).logits, before)
+        assert bitwise_equal(model(**batch).logits, before)
         with model.off():
-            assert same_bits(model(**batch).logits, copy_of(llama())(**batch).logits)
-        assert same_bits(model(**batch).logits, before)
+            assert bitwise_equal(model(**batch).logits, copy_of(llama())(**batch).logits)
+        assert bitwise_equal(model(**batch).logits, before)

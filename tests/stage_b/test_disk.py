@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from safe_framework.config.schema import StageBSpec
 from safe_framework.core.build import load_tensors
 from safe_framework.errors import AdapterError
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 from tests.laws.calls import copy_of
 from tests.stage_b.changed import LAYERS, LORA, changed
 from tests.toys import attached, felt, gpt2, llama, texts
@@ -29,9 +29,9 @@ def test_it_comes_back_bit_for_bit(spec: StageBSpec, tmp_path: Path) -> None:
     load_tensors(other, model.save_pretrained(tmp_path / "adapter"))
     batch = texts(model.base, 2, 5)
     with torch.no_grad():
-        assert same_bits(other(**batch).logits, model(**batch).logits)
+        assert bitwise_equal(other(**batch).logits, model(**batch).logits)
         heard = [one(**batch, **felt(2)).logits for one in (other, model)]
-    assert same_bits(*heard)
+    assert bitwise_equal(*heard)
     assert other.base_change.describe() == model.base_change.describe()
     assert other.base_change.drift == DRIFT
 
@@ -47,7 +47,7 @@ def test_peft_loads_the_same_base(make: object, tmp_path: Path) -> None:
     theirs = PeftModel.from_pretrained(make(), folder / "base_lora")  # type: ignore[operator]  # so
     batch = texts(model.base, 2, 5)
     with torch.no_grad():
-        assert same_bits(theirs(**batch).logits, model(**batch).logits)
+        assert bitwise_equal(theirs(**batch).logits, model(**batch).logits)
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
@@ -74,7 +74,7 @@ def test_other_weights_are_refused(method: str, tmp_path: Path) -> None:
     batch = texts(other.base, 2, 5)
     assert other.base_change is None
     with torch.no_grad():
-        assert same_bits(other(**batch).logits, copy_of(llama())(**batch).logits)
+        assert bitwise_equal(other(**batch).logits, copy_of(llama())(**batch).logits)
 
 
 @pytest.mark.parametrize("method", SPECS)

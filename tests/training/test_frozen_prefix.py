@@ -18,7 +18,7 @@ from safe_framework.training.compute.forward import ForwardPlanner
 from safe_framework.training.compute.frozen_prefix import FrozenPrefix, first_fused_layer
 from safe_framework.training.objective import answer_loss
 from safe_framework.training.retention.counterfactual import CounterfactualRetention, Weighted
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
 from tests.tolerance import BACKWARD, FORWARD, assert_same_sums, rounding
 from tests.toys import DIM, END, PAD, ToyFusion, attached, gpt2, llama, opt
@@ -205,11 +205,11 @@ def test_other_calls_are_the_bases() -> None:
     before, bare = model(**given).logits, model.base(**_own(given)).logits
     caches = ActivationCaches(model, ALL, given, PAD)
     states = caches.task_texts([[*p, *a] for p, a in TASK])
-    assert same_bits(model(**given).logits, before)
+    assert bitwise_equal(model(**given).logits, before)
     with beginning(caches, states, given):
         with model.off():
-            assert same_bits(model(**given).logits, bare)
-        assert same_bits(model.base(**_own(given)).logits, bare)
+            assert bitwise_equal(model(**given).logits, bare)
+        assert bitwise_equal(model.base(**_own(given)).logits, bare)
     caches.close()
     assert not any("forward" in vars(layer) for layer in model.base.model.layers)
 

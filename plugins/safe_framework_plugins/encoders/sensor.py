@@ -20,7 +20,7 @@ from safe_framework.data.audio import Waveform
 from safe_framework.errors import SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Frames, Sample
-from safe_framework.utils.positions import position_waves
+from safe_framework.utils.positions import sinusoidal_positions
 
 _FLAT = 1e-6  # deviations below which a channel is taken as constant
 
@@ -122,7 +122,7 @@ class SensorEncoder(Encoder):
         values = self.embed(both.transpose(1, 2)).transpose(1, 2)  # (batch, frames, dim)
         patches = there.reshape(*values.shape[:2], -1)  # (batch, frames, patch * channels)
         mask = patches.any(dim=-1)
-        return Frames(values + position_waves(values), mask)
+        return Frames(values + sinusoidal_positions(values), mask)
 
     def _checked(self, sample: Sample, name: str) -> npt.NDArray[np.float64]:
         rate = getattr(sample, "sampling_rate", self.rate)

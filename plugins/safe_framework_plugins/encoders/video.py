@@ -14,9 +14,9 @@ from torch.nn import functional
 from safe_framework.errors import CheckpointError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Frames, Sample
-from safe_framework.pretrained import locate, quietly
+from safe_framework.pretrained import quietly, resolve
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
-from safe_framework.utils.positions import position_waves
+from safe_framework.utils.positions import sinusoidal_positions
 
 _GREY = 0.5  # mean and deviation of colours, if a checkpoint says none
 
@@ -94,7 +94,7 @@ class VideoEncoder(Encoder):
         values = seen.new_zeros(*real.shape, self.per_picture, self.dim)
         values[real] = pooled.transpose(1, 2)
         if self.positions:
-            values = values + position_waves(values[:, :, 0]).unsqueeze(1)
+            values = values + sinusoidal_positions(values[:, :, 0]).unsqueeze(1)
         mask = real.repeat_interleave(self.per_picture, dim=1)  # (batch, frames)
         return Frames(values.flatten(1, 2), mask)  # (batch, frames, dim)
 
@@ -162,7 +162,7 @@ def _load(model: str) -> tuple[nn.Module, tuple[int, int], tuple[Tensor, Tensor]
     from transformers import AutoConfig, AutoModel
     from transformers.image_processing_base import ImageProcessingMixin
 
-    place = locate(model)
+    place = resolve(model)
     try:
         with quietly():
             config = AutoConfig.from_pretrained(place)

@@ -17,8 +17,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from safe_framework import BaseFacts, FusionAdapter, Memory, Tokens
-from safe_framework.attention import CrossAttention, CrossAttentions, Given
-from safe_framework.attention.folded import Factored, Pair, plain, watched
+from safe_framework.attention import CrossAttention, CrossAttentions, LinearFromWeight
+from safe_framework.attention.folded import FactoredMatrix, LowRankFactor, has_hooks, plain_weight
 from safe_framework.interfaces.fusion import chosen_layers
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 
@@ -131,36 +131,36 @@ class LoraFusion(FusionAdapter):
         return self.blocks.attend(hidden, memory, layer)
 
 
-class _Zero(Given):
+class _Zero(LinearFromWeight):
     """A projection that gives nothing: its weight is zero and stays so."""
 
 
-def _factored(projection: nn.Module) -> Factored | None:
+def _factored(projection: nn.Module) -> FactoredMatrix | None:
     """A projection's frozen matrix and its pairs; None where they are more than a sum."""
     from peft.tuners.lora import Linear as LoraLinear
 
     if not isinstance(projection, LoraLinear):
-        return plain(projection)
-    if projection.disable_adapters or projection.lora_variant or watched(projection):
+        return plain_weight(projection)
+    if projection.disable_adapters or projection.lora_variant or has_hooks(projection):
         return None
     frozen = projection.get_base_layer()
-    whole = plain(frozen)
+    whole = plain_weight(frozen)
     if whole is None or projection.merged:
         return whole
     names = [name for name in projection.active_adapters if name in projection.lora_A]
     pairs = [_pair(projection, name, whole.full) for name in names]
     if not all(pairs):
         return None
-    return Factored(whole.full, tuple(filter(None, pairs)), silent=isinstance(frozen, _Zero))
+    return FactoredMatrix(whole.full, tuple(filter(None, pairs)), silent=isinstance(frozen, _Zero))
 
 
-def _pair(projection: Any, name: str, full: Tensor) -> Pair | None:
+def _pair(projection: Any, name: str, full: Tensor) -> LowRankFactor | None:
     """What PEFT adds under this name; None if it does more than multiply, or in another dtype."""
     wide, narrow = projection.lora_B[name], projection.lora_A[name]
     dropout, up, down = projection.lora_dropout[name], wide.weight, narrow.weight
-    if projection.lora_bias[name] or watched(wide, narrow, dropout):
+    if projection.lora_bias[name] or has_hooks(wide, narrow, dropout):
         return None
     dropping = dropout.training and not isinstance(dropout, nn.Identity)
     if dropping or not full.dtype == up.dtype == down.dtype:
         return None
-    return Pair(up, down, projection.scaling[name])
+    return LowRankFactor(up, down, projection.scaling[name])

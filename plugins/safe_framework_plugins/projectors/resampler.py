@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from safe_framework import Frames, Projector, Tokens
-from safe_framework.utils.positions import position_waves
+from safe_framework.utils.positions import sinusoidal_positions
 
 
 class ResamplerProjector(Projector):
@@ -64,7 +64,7 @@ class ResamplerProjector(Projector):
         given = torch.where(frames.mask.unsqueeze(-1), frames.values, 0.0)
         keys = self.enter(given)  # (batch, frames, dim)
         if self.positions:
-            keys = keys + position_waves(keys)
+            keys = keys + sinusoidal_positions(keys)
         x = self.queries.expand(len(keys), -1, -1)  # (batch, tokens, dim)
         for block in self.blocks:
             x = block(x, keys, frames.mask)

@@ -9,30 +9,30 @@ from pathlib import Path
 from types import MappingProxyType
 
 from safe_framework.data.checks.findings import Counts, DataReport, Finding, Seen, repeats, split_of
-from safe_framework.data.checks.rows import Expected, faults, open_sample
+from safe_framework.data.checks.rows import SampleRequirements, open_sample, sample_problems
 from safe_framework.data.examples import renamed, sources_of, text_of
 from safe_framework.data.frame_cache import sample_key
 from safe_framework.data.readers import Row, Source, is_dataset, iterate_rows, no_rows
-from safe_framework.data.samples import Held
-from safe_framework.data.tasks import CAPTIONS, NO_FIELDS, Reading
+from safe_framework.data.samples import InlineSample
+from safe_framework.data.tasks import CAPTIONS, NO_FIELDS, TaskFormat
 from safe_framework.errors import DataError
 from safe_framework.utils.progress import ProgressCallback
 
-__all__ = ["DataReport", "Expected", "Finding", "check_data"]
+__all__ = ["DataReport", "Finding", "SampleRequirements", "check_data"]
 
 
-NO_READINGS: Mapping[str, Reading] = MappingProxyType({})
+NO_READINGS: Mapping[str, TaskFormat] = MappingProxyType({})
 TEXTS = ("retention", "retention_test", "retention_validation")
 FOREIGN = ("foreign", "foreign_test", "foreign_validation")
 
 
 def check_data(
     sources: Mapping[str, Source],
-    modalities: Mapping[str, Expected],
+    modalities: Mapping[str, SampleRequirements],
     *,
     question: str | None = None,
     fields: Mapping[str, str] = NO_FIELDS,
-    readings: Mapping[str, Reading] = NO_READINGS,
+    readings: Mapping[str, TaskFormat] = NO_READINGS,
     progress: ProgressCallback | None = None,
 ) -> DataReport:
     """Read every row and every sample of some data.
@@ -45,7 +45,7 @@ def check_data(
         readings: how the rows of some sources are read, by key, if not as those of any other.
         progress: called after each row.
     """
-    usual = Reading(question=question, fields=fields)
+    usual = TaskFormat(question=question, fields=fields)
     checks = [
         _SourceCheck(key, source, modalities, readings.get(key, usual))
         for key, source in sources.items()
@@ -67,8 +67,8 @@ class _SourceCheck:
         self,
         key: str,
         source: Source,
-        modalities: Mapping[str, Expected],
-        reading: Reading,
+        modalities: Mapping[str, SampleRequirements],
+        reading: TaskFormat,
     ) -> None:
         self.key, self.source, self.modalities = key, source, modalities
         self.reading = reading
@@ -98,7 +98,7 @@ class _SourceCheck:
 
     def _row(self, row: Row) -> None:
         if row.error is not None:
-            self._note("bad-row", row.place, *_said(row.error, row.place))
+            self._note("bad-row", row.place, *_message_and_hint(row.error, row.place))
         elif self.key in TEXTS:
             self._text(renamed(row, self.reading.fields))
         else:
@@ -119,7 +119,7 @@ class _SourceCheck:
         try:
             held = sources_of(row, self.modalities)
         except DataError as error:
-            self._note("bad-row", row.place, *_said(error, row.place))
+            self._note("bad-row", row.place, *_message_and_hint(error, row.place))
             return
         if not held and self.modalities:
             names = " or ".join(f"`{name}`" for name in self.modalities)
@@ -128,11 +128,13 @@ class _SourceCheck:
         for name, source in held.items():
             self._sample(row, name, source, asked, answer)
 
-    def _sample(self, row: Row, name: str, source: Path | Held, asked: str, answer: str) -> None:
+    def _sample(
+        self, row: Row, name: str, source: Path | InlineSample, asked: str, answer: str
+    ) -> None:
         expected = self.modalities[name]
         sample, wrong = open_sample(source, expected)
         if sample is not None:
-            wrong = faults(sample, expected)
+            wrong = sample_problems(sample, expected)
             self.samples[name] += 1
             self.seconds += getattr(sample, "seconds", 0.0)
             file = str(source.resolve()) if isinstance(source, Path) else ""
@@ -145,14 +147,14 @@ class _SourceCheck:
         try:
             return read()
         except DataError as error:
-            self._note(kind, row.place, *_said(error, row.place))
+            self._note(kind, row.place, *_message_and_hint(error, row.place))
             return ""
 
     def _note(self, kind: str, place: str, message: str, hint: str) -> None:
         self.findings.append(Finding(kind, self.key, place, message, hint))
 
 
-def _said(error: DataError, place: str) -> tuple[str, str]:
+def _message_and_hint(error: DataError, place: str) -> tuple[str, str]:
     """An error's message without the place that it begins with, and its hint."""
     return error.message.removeprefix(place).lstrip(": "), error.hint or "correct the row"
 

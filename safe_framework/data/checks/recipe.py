@@ -12,11 +12,11 @@ from safe_framework.config.schema import mixed
 from safe_framework.data import images
 from safe_framework.data.checks import check_data
 from safe_framework.data.checks.findings import DataReport
-from safe_framework.data.checks.rows import Expected
+from safe_framework.data.checks.rows import SampleRequirements
 from safe_framework.data.readers import READERS, is_dataset, iterate_rows
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.data.samples import read_sound
-from safe_framework.data.tasks import CAPTIONS, CLASSES, QUESTIONS, Reading
+from safe_framework.data.tasks import CAPTIONS, CLASSES, QUESTIONS, TaskFormat
 from safe_framework.errors import SafeError
 from safe_framework.utils.progress import ProgressCallback
 
@@ -27,7 +27,7 @@ TASK_OF = {"caption": CAPTIONS, "label": CLASSES}
 """The task of a file whose rows have no ``answer`` but this."""
 
 _ARRAYS = images.SUFFIXES | {".npy", ".npz"}
-_LOOKED_AT = 100  # rows, to see which fields hold samples
+_ROWS_SAMPLED = 100  # rows, to see which fields hold samples
 
 
 def check_target(
@@ -57,7 +57,9 @@ def check_target(
     recipe = read_recipe(target)
     data = RecipeData(recipe)
     expected = {
-        name: Expected(encoder, encoder.sampling_rate is not None, longest, encoder.sampling_rate)
+        name: SampleRequirements(
+            encoder, encoder.sampling_rate is not None, longest, encoder.sampling_rate
+        )
         for name, encoder in encoders_of(recipe).items()
     }
     return check_data(
@@ -79,17 +81,19 @@ def _check_source(
 ) -> DataReport:
     source = target if is_dataset(target) else Path(target)
     kinds, texts, names = dict[str, bool](), True, set[str]()
-    for row in islice(iterate_rows(source) if _can_open(source) else (), _LOOKED_AT):
+    for row in islice(iterate_rows(source) if _can_open(source) else (), _ROWS_SAMPLED):
         names |= row.values.keys()
         texts &= row.error is not None or ("text" in row.values and "answer" not in row.values)
         for field, value in row.values.items():
             if field not in kinds and (sound := _is_sound(value)) is not None:
                 kinds[field] = sound
-    expected = {name: Expected(None, sound, longest, rate) for name, sound in kinds.items()}
+    expected = {
+        name: SampleRequirements(None, sound, longest, rate) for name, sound in kinds.items()
+    }
     asked = "" if Path(target).is_dir() else None  # a recipe says what is asked of a folder
     key = "retention" if texts and not kinds and not names & TASK_OF.keys() else "train"
     asked_of = [TASK_OF[name] for name in TASK_OF if name in names and "answer" not in names]
-    reading = Reading(task=asked_of[0] if asked_of else QUESTIONS, question=asked)
+    reading = TaskFormat(task=asked_of[0] if asked_of else QUESTIONS, question=asked)
     return check_data({key: source}, expected, readings={key: reading}, progress=progress)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe_framework.data.audio import Waveform, resample
-from safe_framework.data.samples import Held, read_sample, read_sound
+from safe_framework.data.samples import InlineSample, read_sample, read_sound
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
@@ -21,7 +21,7 @@ _FULL = 0.999  # of full scale
 _CLIPPED = 1e-3  # part of a recording's samples at full scale
 
 
-class Fault(NamedTuple):
+class SampleProblem(NamedTuple):
     """One thing that is wrong with a sample: its kind, what is wrong, what to do."""
 
     kind: str
@@ -30,7 +30,7 @@ class Fault(NamedTuple):
 
 
 @attrs.frozen
-class Expected:
+class SampleRequirements:
     """What the samples of a modality should be.
 
     Attributes:
@@ -46,52 +46,56 @@ class Expected:
     rate: int | None = None
 
 
-def open_sample(source: Path | Held, expected: Expected) -> tuple[Sample | None, list[Fault]]:
+def open_sample(
+    source: Path | InlineSample, expected: SampleRequirements
+) -> tuple[Sample | None, list[SampleProblem]]:
     """The sample as it is on disk, at its own rate, or why it cannot be read."""
     if isinstance(source, Path) and not source.is_file():
-        return None, [Fault("missing-file", f"there is no file `{source}`", "correct its name")]
+        return None, [
+            SampleProblem("missing-file", f"there is no file `{source}`", "correct its name")
+        ]
     try:
         if expected.sound:
             return read_sound(source), []
         return read_sample(source, None, ""), []
     except SafeError as error:
         message = error.message.removeprefix(": ")
-        return None, [Fault("unreadable-file", message, error.hint or "make the file anew")]
+        return None, [SampleProblem("unreadable-file", message, error.hint or "make the file anew")]
 
 
-def faults(sample: Sample, expected: Expected) -> list[Fault]:
+def sample_problems(sample: Sample, expected: SampleRequirements) -> list[SampleProblem]:
     """Everything that is wrong with a sample that could be read."""
     values = sample.values if isinstance(sample, Waveform) else np.asarray(sample)
     if not np.isfinite(values).all():
         count = int((~np.isfinite(values)).sum())
         message = f"{count} of its {values.size} numbers are NaN or infinite"
-        return [Fault("not-finite", message, "repair the recording, or leave the row out")]
+        return [SampleProblem("not-finite", message, "repair the recording, or leave the row out")]
     found = list(_sound(sample, expected)) if isinstance(sample, Waveform) else list(_array(values))
     return [*found, *_refused(sample, expected)]
 
 
-def _sound(sample: Waveform, expected: Expected) -> Iterator[Fault]:
+def _sound(sample: Waveform, expected: SampleRequirements) -> Iterator[SampleProblem]:
     loudest = float(np.abs(sample.values).max())
     full = float((np.abs(sample.values) >= _FULL).mean())
     if loudest < _QUIET:
-        yield Fault(
+        yield SampleProblem(
             "silence", f"it is silent: its peak is {loudest:.1g}", "check how it was recorded"
         )
     if full > _CLIPPED:
-        yield Fault(
+        yield SampleProblem(
             "clipped",
             f"{full:.1%} of it is at full scale",
             "record it at a lower level, or convert it without gain",
         )
     if sample.seconds > expected.longest:
-        yield Fault(
+        yield SampleProblem(
             "too-long",
             f"it lasts {sample.seconds:.1f} s, more than {expected.longest:g} s",
             "cut it into shorter ones, or allow more with --longest",
         )
     rate = expected.rate
     if rate is not None and sample.sampling_rate < rate:
-        yield Fault(
+        yield SampleProblem(
             "wrong-rate",
             f"it is sampled at {sample.sampling_rate} Hz, below the {rate} Hz that are wanted: it"
             f" holds nothing above {sample.sampling_rate // 2} Hz",
@@ -99,14 +103,14 @@ def _sound(sample: Waveform, expected: Expected) -> Iterator[Fault]:
         )
 
 
-def _array(values: NDArray[Any]) -> Iterator[Fault]:
+def _array(values: NDArray[Any]) -> Iterator[SampleProblem]:
     if not values.size:
-        yield Fault("unreadable-file", "its array is empty", "make the file anew")
+        yield SampleProblem("unreadable-file", "its array is empty", "make the file anew")
     elif not values.any():
-        yield Fault("silence", "all its numbers are 0", "check how it was recorded")
+        yield SampleProblem("silence", "all its numbers are 0", "check how it was recorded")
 
 
-def _refused(sample: Sample, expected: Expected) -> Iterator[Fault]:
+def _refused(sample: Sample, expected: SampleRequirements) -> Iterator[SampleProblem]:
     """What the encoder itself says, once the sample is at its rate."""
     encoder = expected.encoder
     if encoder is None:
@@ -118,4 +122,4 @@ def _refused(sample: Sample, expected: Expected) -> Iterator[Fault]:
     except SampleError as error:
         message = error.message.replace("`samples[0]`", "it").replace("samples[0]", "it")
         hint = error.hint or "leave the row out"
-        yield Fault("refused", f"its encoder refuses it: {message}", hint)
+        yield SampleProblem("refused", f"its encoder refuses it: {message}", hint)

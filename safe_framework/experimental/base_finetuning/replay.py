@@ -30,7 +30,7 @@ from safe_framework.training.retention.counterfactual import (
 from safe_framework.training.retention.teacher import Teacher, TeacherPredictions
 from safe_framework.training.sampling import TextOrder
 from safe_framework.utils.progress import ProgressCallback
-from safe_framework.utils.sequences import MadeWhenRead
+from safe_framework.utils.sequences import LazySequence
 
 
 class FrozenTeacher(Teacher):
@@ -120,7 +120,7 @@ class Replay:
         )
 
 
-class BothWays(MadeWhenRead[Mapping[str, Tensor]]):
+class BothWays(LazySequence[Mapping[str, Tensor]]):
     """Each retention text without a sample, then beside an irrelevant one.
 
     Args:

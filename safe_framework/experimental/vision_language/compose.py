@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.errors import UnsupportedBaseError
-from safe_framework.pretrained import locate, quietly
+from safe_framework.pretrained import quietly, resolve
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -46,21 +46,21 @@ def compose(
     return model, _processor(reader, tokenizer, tower, extra)
 
 
-def compose_blueprint(vision: str, language: str, *, layer: int = -2) -> nn.Module:
-    """What :func:`compose` would give, within ``blueprints()``: sizes without weights.
+def compose_meta_model(vision: str, language: str, *, layer: int = -2) -> nn.Module:
+    """What :func:`compose` would give, within ``meta_models()``: sizes without weights.
 
     The language model's table is counted with one word more, ``<image>``.
     """
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     with quietly():
-        seen = AutoConfig.from_pretrained(locate(vision))
-        said = AutoConfig.from_pretrained(locate(language))
+        seen = AutoConfig.from_pretrained(resolve(vision))
+        said = AutoConfig.from_pretrained(resolve(language))
         said.vocab_size += 1
         tower = AutoModel.from_pretrained(
-            locate(vision), config=getattr(seen, "vision_config", seen)
+            resolve(vision), config=getattr(seen, "vision_config", seen)
         )
-        speaker = AutoModelForCausalLM.from_pretrained(locate(language), config=said)
+        speaker = AutoModelForCausalLM.from_pretrained(resolve(language), config=said)
     return _model(tower, speaker, said.vocab_size - 1, layer, 1, 0)
 
 
@@ -81,7 +81,7 @@ def patches(model: Any, pixel_values: Tensor) -> Tensor:
 def _vision(name: str, image_size: int | None) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-    place = locate(name)
+    place = resolve(name)
     whole = AutoConfig.from_pretrained(place)
     config = getattr(whole, "vision_config", whole)  # of CLIP and its kin
     tower = AutoModel.from_pretrained(place, config=config).eval().requires_grad_(False)
@@ -99,7 +99,7 @@ def _vision(name: str, image_size: int | None) -> tuple[Any, Any]:
 def _language(name: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    place = locate(name)
+    place = resolve(name)
     speaker: Any = AutoModelForCausalLM.from_pretrained(place, dtype="auto")
     tokenizer = AutoTokenizer.from_pretrained(place)
     if tokenizer.pad_token is None:

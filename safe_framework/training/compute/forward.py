@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from safe_framework.core.modality import Modality
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import hidden_at, logits_at, no_cache_option, output_head
-from safe_framework.data.frame_cache import inputs_of
+from safe_framework.data.frame_cache import modality_inputs
 from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT
 from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.compute.base_properties import BaseProperties, find_base_properties
@@ -103,7 +103,7 @@ class ForwardPlanner:
         """The call with frames instead of samples, since frames can be padded."""
         inputs = dict(call.inputs)
         for name in self.model.modalities:
-            columns = inputs_of(name, inputs)
+            columns = modality_inputs(name, inputs)
             if FRAMES in columns or f"{name}__{PRESENT}" not in inputs:
                 continue
             rows = inputs[f"{name}__{PRESENT}"].bool()

@@ -25,7 +25,7 @@ from safe_framework.core.layer_hooks import (
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import PREFIX, run_until
 from safe_framework.core.padding import pad_to_length
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 
 
 class FrozenPrefix:
@@ -82,7 +82,7 @@ class FrozenPrefix:
                 shortened = self.model(**batch).logits
         except Exception:  # whatever a third-party layer raises, there is no usable prefix
             return False
-        return same_bits(whole, shortened)
+        return bitwise_equal(whole, shortened)
 
     def close(self) -> None:
         """Give the layers the attributes that they had."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from safe_framework.core.model import SafeModel
 from safe_framework.core.padding import pad_left
-from safe_framework.data.frame_cache import Row
+from safe_framework.data.frame_cache import CachedSample
 from safe_framework.evaluation.answers import new_tokens
 from safe_framework.evaluation.metrics import Estimate, bootstrap, exact_match
 from safe_framework.interfaces.types import IGNORED
@@ -30,7 +30,7 @@ from safe_framework.training.batches import (
     pad_right,
 )
 from safe_framework.training.objective import answer_loss
-from safe_framework.utils.sequences import batches
+from safe_framework.utils.sequences import batched
 
 if TYPE_CHECKING:
     from safe_framework.config.schema import MonitorSpec
@@ -197,7 +197,7 @@ class HeldOutText:
 
     plain: Sequence[int]
     marked: Sequence[int]
-    frames: Mapping[str, Row]
+    frames: Mapping[str, CachedSample]
 
 
 class HeldOutEvaluator:
@@ -234,7 +234,7 @@ class HeldOutEvaluator:
         """Measure the model as it is now, with every gate at 1."""
         with preserved_state(self.model):
             right, losses, tokens = list[float](), list[float](), list[int]()
-            for rows in batches(self.examples, self.batch_size):
+            for rows in batched(self.examples, self.batch_size):
                 answers = self._answers(rows)
                 right += exact_match(answers, [one.text for one in rows]).tolist()
                 loss, count = self._loss(rows)
@@ -271,7 +271,7 @@ class HeldOutEvaluator:
     def _agreements(self) -> list[int]:
         """At how many positions of each text the model and its base agree."""
         found: list[int] = []
-        for rows in batches(self.texts, _TEXT_BATCH_SIZE):
+        for rows in batched(self.texts, _TEXT_BATCH_SIZE):
             if len(self._base_tokens) < len(found) + len(rows):
                 self._base_tokens += self._base_next_tokens(rows)
             marked = [text.marked for text in rows]
@@ -296,7 +296,7 @@ class HeldOutEvaluator:
             predicted = self.model(**batch).logits.argmax(-1).cpu()
         return [row[: len(text)] for row, text in zip(predicted, plain, strict=True)]
 
-    def _modality_columns(self, frames: Sequence[Mapping[str, Row]]) -> dict[str, Tensor]:
+    def _modality_columns(self, frames: Sequence[Mapping[str, CachedSample]]) -> dict[str, Tensor]:
         columns: dict[str, Tensor] = {}
         for name, dim in self.dims.items():
             columns |= modality_columns(name, [one.get(name) for one in frames], dim)

@@ -14,7 +14,7 @@ from torch import Tensor
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import on_device
 from safe_framework.data.distractors import distractor
-from safe_framework.data.frame_cache import FrameCache, RawSampleStore, Row, contents
+from safe_framework.data.frame_cache import CachedSample, FrameCache, RawSampleStore, contents
 from safe_framework.errors import DataError
 from safe_framework.interfaces.retention import RetentionRegularizer, RetentionStore
 from safe_framework.interfaces.types import Sample
@@ -26,13 +26,13 @@ from safe_framework.training.retention.teacher import Teacher, TeacherPrediction
 from safe_framework.training.sampling import TextOrder, generator
 from safe_framework.utils.hashing import fingerprint, tensors_fingerprint, text_fingerprint
 from safe_framework.utils.progress import ProgressCallback
-from safe_framework.utils.sequences import MadeWhenRead
+from safe_framework.utils.sequences import LazySequence
 from safe_framework.utils.versions import FRAMEWORK_VERSION
 
 # What retention methods are given before the first step: texts one by one, and a file to keep.
 
 
-class RetentionExamples(MadeWhenRead[Mapping[str, Tensor]]):
+class RetentionExamples(LazySequence[Mapping[str, Tensor]]):
     """Each retention text alone, beside an irrelevant sample; made when it is read.
 
     Text ``i`` gets the kind ``kinds[i % len(kinds)]``, and each kind's samples come in turn.
@@ -114,7 +114,7 @@ def _code(entry: Weighted) -> str:
 
 _NOISES = 24
 Examples = Sequence[Mapping[str, Tensor]]
-Pools = Mapping[str, Mapping[str, Sequence[Row]]]
+Pools = Mapping[str, Mapping[str, Sequence[CachedSample]]]
 Stores = Mapping[str, FrameCache | RawSampleStore]
 
 
@@ -323,7 +323,9 @@ class CounterfactualRetention:
             )
         return ForwardCall(batch, positions, self._temperatures, prefix_states)
 
-    def _irrelevant(self, pool: Mapping[str, Sequence[Row]], step: int) -> list[Row]:
+    def _irrelevant(
+        self, pool: Mapping[str, Sequence[CachedSample]], step: int
+    ) -> list[CachedSample]:
         """One irrelevant sample for each text, the kinds in turn."""
         choose = generator(self.seed, step, 1)
         chosen = []
