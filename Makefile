@@ -47,6 +47,7 @@ lint: $(VENV)/.dev
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports
 
 bench: $(VENV)/.demo
 	@$(VENV)/bin/python benchmarks/speed.py --write-docs

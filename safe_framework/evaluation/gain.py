@@ -90,7 +90,7 @@ def answer_all_conditions(
 def question_of_prompt(prompt: str, template: str) -> str:
     """What replaced ``{question}``; the whole prompt if it was made otherwise.
 
-    >>> bare_question("Q: what is it? A:", "Q: {question} A:")
+    >>> question_of_prompt("Q: what is it? A:", "Q: {question} A:")
     'what is it?'
     """
     before, _, after = template.partition("{question}")
