@@ -25,7 +25,7 @@ from safe_framework.training.distributed import WHOLE_STEP, StepShard
 from safe_framework.training.retention.counterfactual import (
     CounterfactualRetention,
     RetentionExamples,
-    Weighted,
+    WeightedRegularizer,
 )
 from safe_framework.training.retention.teacher import Teacher, TeacherPredictions
 from safe_framework.training.sampling import TextOrder
@@ -93,17 +93,17 @@ class Replay:
                 self.teacher.precompute(needed, self.method.temperatures, progress)
 
     def terms(
-        self, step: int, device: torch.device, part: StepShard = WHOLE_STEP
+        self, step: int, device: torch.device, shard: StepShard = WHOLE_STEP
     ) -> Iterator[LossTerm]:
-        """The weighted penalty at a step, or a part's share in it.
+        """The weighted penalty at a step, or a shard's share in it.
 
         Args:
             step: of the optimizer.
             device: of the model.
-            part: of the step.
+            shard: of the step.
         """
         whole = self.order.step(step)
-        rows = [self.rows[index] for index in part.of(whole)]
+        rows = [self.rows[index] for index in shard.of(whole)]
         token_share = sum(map(len, rows)) / sum(len(self.rows[index]) for index in whole)
         batch = {"input_ids": pad_right(rows, self.pad), "attention_mask": attention_mask(rows)}
         batch = on_device(batch, device)
@@ -160,7 +160,9 @@ class BaseFinetuningRetention:
         replay: Replay | None,
     ) -> None:
         self.model, self.counterfactual, self.replay = model, counterfactual, replay
-        self.methods: Sequence[Weighted] = counterfactual.methods if counterfactual else ()
+        self.methods: Sequence[WeightedRegularizer] = (
+            counterfactual.methods if counterfactual else ()
+        )
         if counterfactual is not None:
             counterfactual.teacher = OriginalBaseTeacher(model, counterfactual.teacher)
 
@@ -189,17 +191,17 @@ class BaseFinetuningRetention:
         return self.counterfactual.kinds if self.counterfactual is not None else ("replayed",)
 
     def terms(
-        self, step: int, device: torch.device, part: StepShard = WHOLE_STEP
+        self, step: int, device: torch.device, shard: StepShard = WHOLE_STEP
     ) -> Iterator[LossTerm]:
-        """The terms of each part."""
-        for one in self._parts():
-            yield from one.terms(step, device, part)
+        """The terms of counterfactual retention and of the replay."""
+        for part in self._parts():
+            yield from part.terms(step, device, shard)
 
-    def parameter_loss(self, device: torch.device, part: StepShard = WHOLE_STEP) -> Tensor:
-        """The weighted sum of the penalties that depend on the parameters alone, or a part's."""
+    def parameter_loss(self, device: torch.device, shard: StepShard = WHOLE_STEP) -> Tensor:
+        """The weighted sum of the penalties that depend on the parameters alone, or a shard's."""
         if self.counterfactual is None:
             return torch.zeros((), device=device)
-        return self.counterfactual.parameter_loss(device, part)
+        return self.counterfactual.parameter_loss(device, shard)
 
     def _parts(self) -> Iterator[CounterfactualRetention | Replay]:
         for part in (self.counterfactual, self.replay):

@@ -35,7 +35,7 @@ from safe_framework.training import distributed
 from safe_framework.training.batches import token_ids
 from safe_framework.training.callbacks import ProgressReport
 from safe_framework.training.compute.activation_cache import ActivationCaches
-from safe_framework.training.retention.counterfactual import Stores
+from safe_framework.training.retention.counterfactual import SampleStores
 from safe_framework.training.retention.teacher import Teacher
 from safe_framework.training.sampling import TextOrder
 from safe_framework.training.setup import (
@@ -159,7 +159,7 @@ def make_stage_retention(
     model: SafeModel,
     recipe: Recipe,
     examples: Sequence[Example],
-    stores: Stores,
+    stores: SampleStores,
     data: RecipeData | None,
     caches: ActivationCaches,
 ) -> BaseFinetuningRetention:
