@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from safe_framework.config.plugins import regularizers
 from safe_framework.config.schema import Recipe
+from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.interfaces.retention import RetentionRegularizer
 from safe_framework.interfaces.types import Frames
-from safe_framework.training.batches import attention_mask, modality_columns, pad_right
+from safe_framework.training.batches import modality_columns
 from safe_framework.training.retention.counterfactual import SampleStores, distractor_pools
 from safe_framework.training.sampling import TextOrder, generator
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import on_device
+from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.interfaces.retention import RetentionRegularizer
-from safe_framework.training.batches import attention_mask, pad_right
 from safe_framework.training.compute.activation_cache import ActivationStore
 from safe_framework.training.compute.calls import ForwardCall, LossTerm, Predictions
 from safe_framework.training.compute.chunked_vocabulary import SoftmaxStatistics

@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from safe_framework.config.schema import ComposeSpec, Recipe, TrainingSpec
 from safe_framework.core.model import SafeModel
+from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation.metrics import Estimate, bootstrap, word_f1
 from safe_framework.experimental.vision_language.compose import compose, projector_of
@@ -30,7 +31,6 @@ from safe_framework.experimental.vision_language.pictures import CaptionedPictur
 from safe_framework.interfaces.types import IGNORED, Frames, Tokens, all_real
 from safe_framework.pretrained import quietly
 from safe_framework.training.alignment import Alignment, AlignmentStage, align
-from safe_framework.training.batches import attention_mask, pad_right
 from safe_framework.training.callbacks import ProgressReport
 from safe_framework.training.objective import answer_loss, check_finite
 from safe_framework.training.sampling import shuffled_slice

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import on_device
+from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.data.distractors import distractor
 from safe_framework.data.frame_cache import CachedSample, FrameCache, RawSampleStore, contents
 from safe_framework.errors import DataError
 from safe_framework.interfaces.retention import RetentionRegularizer, RetentionStore
 from safe_framework.interfaces.types import Sample
-from safe_framework.training.batches import attention_mask, modality_columns, pad_right
+from safe_framework.training.batches import modality_columns
 from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.compute.calls import ForwardCall, LossTerm, Predictions
 from safe_framework.training.distributed import WHOLE_STEP, StepShard, encode_shared
