@@ -57,7 +57,7 @@ class LayersChange(BaseChange):
 
     @contextmanager
     def original(self, base: nn.Module) -> Iterator[None]:
-        """Put the kept weights in place within the block, for every thread.
+        """Use the original weights within the block, for every thread.
 
         Raises:
             SafeError: they were forgotten.
@@ -96,7 +96,7 @@ class LayersChange(BaseChange):
 
     @torch.no_grad()
     def remove(self, base: nn.Module) -> None:
-        """Write the kept weights back; where they were forgotten, warn that the base is changed."""
+        """Write the original weights back; warn that the base stays changed if they are gone."""
         if self._kept is None:
             warnings.warn(
                 f"the base keeps its change ({self.describe()}): its original weights were not "

@@ -38,7 +38,7 @@ _NAME = "default"
 
 
 class LowRankUpdate(nn.Module):
-    """The two matrices that PEFT made for one linear module, without that module."""
+    """The two matrices that PEFT makes for one linear module, without that module."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()

@@ -170,8 +170,8 @@ class BaseFinetuningRetention:
         """Let each method see the start of the stage, or what was stored of it.
 
         Args:
-            folder: of the files that methods keep.
-            resumed: whether training goes on from a later step.
+            folder: of the files that methods store.
+            resumed: whether training resumes at a later step.
             progress: the bar of long work.
         """
         if self.counterfactual is not None:

@@ -56,7 +56,7 @@ def compose(
 def compose_meta_model(vision: str, language: str, *, layer: int = -2) -> nn.Module:
     """What :func:`compose` would give, within ``blueprints()``: sizes without weights.
 
-    The language model's table is counted with one word more, ``<image>``.
+    The language model's embeddings are counted with one token more, ``<image>``.
     """
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
@@ -125,12 +125,12 @@ def _add_image_token(language_model: Any, tokenizer: Any) -> int:
             language_model.resize_token_embeddings(image + 1, mean_resizing=False)
     for table in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
         with torch.no_grad():
-            table.weight[image] = table.weight[:image].mean(0)  # never the likeliest word
+            table.weight[image] = table.weight[:image].mean(0)  # never the likeliest token
     return image
 
 
 def _count_tokens(vision_tower: Any, image_processor: Any, layer: int) -> tuple[int, int]:
-    """How many patches a picture has, and how many tokens the vision_tower puts beside them."""
+    """How many patches a picture has, and how many other tokens the vision tower has."""
     from transformers.image_processing_utils import get_size_dict
 
     side = get_size_dict(getattr(image_processor, "crop_size", None) or image_processor.size)[

@@ -48,7 +48,7 @@ _STOP_WORDS = frozenset("a an the of in on is and with to for".split())  # noqa:
 
 @attrs.frozen
 class Captioning:
-    """Means over held-out pictures, with 95 % bootstrap intervals over the pictures.
+    """Means over held-out pictures, with 95 % bootstrap intervals.
 
     Attributes:
         chosen: the picture's own caption is the likeliest of several, by the mean log-likelihood
@@ -64,7 +64,7 @@ class Captioning:
 
 @attrs.frozen
 class Scores:
-    """How a composed base captions held-out pictures, and what it says without seeing them.
+    """How a composed base captions held-out pictures, and how without seeing them.
 
     Attributes:
         pictures: how many there are.
@@ -173,7 +173,7 @@ def _initialise(
 ) -> None:
     """Before the language model is run: standardise the input, align with captions, rescale."""
     values = torch.stack([row.features for row in rows]).to(model.device).float()
-    words = model.get_input_embeddings().weight.detach().float()
+    embeddings = model.get_input_embeddings().weight.detach().float()
     standardise(projector, values.flatten(0, 1))
     if spec.align_steps:
         captions = [row.caption for row in rows]
@@ -187,7 +187,7 @@ def _initialise(
                 projector_adapter, frames.rows, {projector_adapter: spec.align_learning_rate}
             )
             align(stage, alignment, captions, spec, progress)
-    rescale(projector, values.flatten(0, 1), words)
+    rescale(projector, values.flatten(0, 1), embeddings)
 
 
 class _ProjectorAdapter(nn.Module):
@@ -211,10 +211,10 @@ def standardise(projector: Any, features: Tensor) -> None:
 
 
 @torch.no_grad()
-def rescale(projector: Any, features: Tensor, words: Tensor) -> None:
-    """Write into the second layer that tokens have the root mean square of the words."""
+def rescale(projector: Any, features: Tensor, embeddings: Tensor) -> None:
+    """Write into the second layer that tokens have the root mean square of the word embeddings."""
     second = projector.linear_2
-    size = _root_mean_square(words) / _root_mean_square(projector(features[:_RESCALE_SAMPLE]))
+    size = _root_mean_square(embeddings) / _root_mean_square(projector(features[:_RESCALE_SAMPLE]))
     second.weight.mul_(size)
     second.bias.mul_(size)
 
@@ -238,13 +238,13 @@ class CaptionCollator:
 
     def prompt_ids(self, tokens: int) -> list[int]:
         """The prompt, with an id for each of a picture's tokens."""
-        wide = [[word] * (tokens if word == self.image else 1) for word in self.prompt]
-        return [word for some in wide for word in some]
+        expanded = [[token] * (tokens if token == self.image else 1) for token in self.prompt]
+        return [token for ids in expanded for token in ids]
 
     def caption_ids(self, caption: str) -> list[int]:
-        """A caption's words and the end of the text."""
-        words: list[int] = self.tokenizer(caption, add_special_tokens=False)["input_ids"]
-        return [*words, self.tokenizer.eos_token_id]
+        """A caption's tokens and the end of the text."""
+        ids: list[int] = self.tokenizer(caption, add_special_tokens=False)["input_ids"]
+        return [*ids, self.tokenizer.eos_token_id]
 
     def __call__(self, rows: Sequence[CaptionedPicture]) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask``, ``labels`` and ``features`` (batch, tokens, dim)."""
@@ -311,7 +311,7 @@ class CaptionTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Mean loss of the captions' words."""
+        """Mean loss of the captions' tokens."""
         model.eval()  # the Trainer turns dropout on; the frozen parts are to stay as they are
         loss = answer_loss(_FeatureModel(model), model, inputs)
         return check_finite(loss, "caption loss", self.state.global_step)
@@ -409,15 +409,15 @@ class PromptedPictures:
     def captions(self) -> list[str]:
         """The model's caption of each, greedily decoded."""
         end = self.collate.tokenizer.eos_token_id
-        cache, words = deepcopy(self.cache), [self.next.argmax(-1)]
-        done = words[0] == end
-        while len(words) < _MAX_CAPTION_TOKENS and not done.all():
-            out = self.model(input_ids=words[-1][:, None], past_key_values=cache, use_cache=True)
-            words.append(out.logits[:, -1].argmax(-1))
-            done |= words[-1] == end
-        tokens = torch.stack(words, 1).tolist()
-        ends = [row.index(end) if end in row else len(row) for row in tokens]
-        texts = [row[:stop] for row, stop in zip(tokens, ends, strict=True)]
+        cache, tokens = deepcopy(self.cache), [self.next.argmax(-1)]
+        done = tokens[0] == end
+        while len(tokens) < _MAX_CAPTION_TOKENS and not done.all():
+            out = self.model(input_ids=tokens[-1][:, None], past_key_values=cache, use_cache=True)
+            tokens.append(out.logits[:, -1].argmax(-1))
+            done |= tokens[-1] == end
+        rows = torch.stack(tokens, 1).tolist()
+        ends = [row.index(end) if end in row else len(row) for row in rows]
+        texts = [row[:stop] for row, stop in zip(rows, ends, strict=True)]
         decoded = self.collate.tokenizer.batch_decode(texts, skip_special_tokens=True)
         return [text.strip() for text in decoded]
 

@@ -117,7 +117,7 @@ class Packing:
 
 
 def can_pack(model: SafeModel) -> bool:
-    """Whether nothing is known of a model that would keep its texts from being packed."""
+    """Whether no known property of a model prevents packing its texts."""
     modalities = [model.modality(name) for name in model.modalities]
     configs: list[Any] = [model.base.config, model.base.config.get_text_config()]  # type: ignore[union-attr, operator]
     windows = (getattr(config, name, None) for config in configs for name in _WINDOW_OPTIONS)

@@ -195,7 +195,7 @@ class HeldOutText:
 
 
 class HeldOutEvaluator:
-    """Measures a model on the same held-out data again and again.
+    """Measures a model on the same held-out data, many times.
 
     Args:
         model: to be measured, in training or not; it is left as it is.
