@@ -110,7 +110,7 @@ def test_a_base_that_mixes_rows_is_seen() -> None:
 def test_rounding_mixes_no_rows(part: float, apart: bool) -> None:
     """Law: a row may change another by as much as the order of a sum does, and by no more."""
     make = hooked("model.layers.1.mlp", lambda out: out + part * out.mean(0, keepdim=True))
-    assert known(make).rows_apart is apart
+    assert known(make).rows_independent is apart
 
 
 def test_a_module_that_mixes_positions_is_left_whole() -> None:
