@@ -76,7 +76,7 @@ def token_ids(
     return markers.insert_markers(text, tokenizer(plain)["input_ids"], present)
 
 
-def modality_columns(name: str, rows: Sequence[Row | None], dim: int) -> dict[str, Tensor]:
+def modality_columns(name: str, rows: Sequence[CachedSample | None], dim: int) -> dict[str, Tensor]:
     """A batch's columns of modality ``name``: finished frames of width ``dim``.
 
     Where the encoder trains, what it has prepared of the samples instead.

@@ -12,7 +12,7 @@ from safe_framework.experimental.vision_language.compose import (
 )
 from safe_framework.experimental.vision_language.pictures import read_picture
 from safe_framework.experimental.vision_language.train import call_on_features
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 from tests.compose.conftest import LANGUAGE, VISION
 
 pytestmark = pytest.mark.slow

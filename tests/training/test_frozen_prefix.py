@@ -21,7 +21,7 @@ from safe_framework.training.retention.counterfactual import (
     CounterfactualRetention,
     WeightedRegularizer,
 )
-from safe_framework.utils.tensors import same_bits
+from safe_framework.utils.tensors import bitwise_equal
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
 from tests.tolerance import BACKWARD, FORWARD, assert_same_sums, rounding
 from tests.toys import DIM, END, PAD, ToyFusion, attached, gpt2, llama, opt

@@ -54,21 +54,21 @@ def compose(
 
 
 def compose_meta_model(vision: str, language: str, *, layer: int = -2) -> nn.Module:
-    """What :func:`compose` would give, within ``blueprints()``: sizes without weights.
+    """What :func:`compose` would give, within ``meta_models()``: sizes without weights.
 
     The language model's embeddings are counted with one token more, ``<image>``.
     """
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     with quietly():
-        vision_config = AutoConfig.from_pretrained(locate(vision))
-        language_config = AutoConfig.from_pretrained(locate(language))
+        vision_config = AutoConfig.from_pretrained(resolve(vision))
+        language_config = AutoConfig.from_pretrained(resolve(language))
         language_config.vocab_size += 1
         vision_tower = AutoModel.from_pretrained(
-            locate(vision), config=getattr(vision_config, "vision_config", vision_config)
+            resolve(vision), config=getattr(vision_config, "vision_config", vision_config)
         )
         language_model = AutoModelForCausalLM.from_pretrained(
-            locate(language), config=language_config
+            resolve(language), config=language_config
         )
     return _build_llava(vision_tower, language_model, language_config.vocab_size - 1, layer, 1, 0)
 
@@ -90,7 +90,7 @@ def image_features(model: Any, pixel_values: Tensor) -> Tensor:
 def _load_vision_tower(name: str, image_size: int | None) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-    path = locate(name)
+    path = resolve(name)
     whole = AutoConfig.from_pretrained(path)
     config = getattr(whole, "vision_config", whole)  # of CLIP and its kin
     vision_tower = AutoModel.from_pretrained(path, config=config).eval().requires_grad_(False)
@@ -108,7 +108,7 @@ def _load_vision_tower(name: str, image_size: int | None) -> tuple[Any, Any]:
 def _load_language_model(name: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = locate(name)
+    path = resolve(name)
     language_model: Any = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
     tokenizer = AutoTokenizer.from_pretrained(path)
     if tokenizer.pad_token is None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from safe_framework.core.model import SafeModel
 from safe_framework.core.padding import attention_mask, pad_left, pad_right
-from safe_framework.data.frame_cache import Row
+from safe_framework.data.frame_cache import CachedSample
 from safe_framework.evaluation.answers import new_tokens
 from safe_framework.evaluation.metrics import Estimate, bootstrap, exact_match
 from safe_framework.interfaces.types import IGNORED

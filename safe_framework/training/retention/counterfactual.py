@@ -32,7 +32,7 @@ from safe_framework.utils.versions import FRAMEWORK_VERSION
 
 _NOISE_COUNT = 24
 ExampleBatches = Sequence[Mapping[str, Tensor]]
-DistractorPools = Mapping[str, Mapping[str, Sequence[Row]]]
+DistractorPools = Mapping[str, Mapping[str, Sequence[CachedSample]]]
 SampleStores = Mapping[str, FrameCache | RawSampleStore]
 
 
@@ -95,7 +95,7 @@ def _distractor_samples(
     return [distractor(kind, samples, generator(seed, number)) for number in range(count)]
 
 
-class RetentionExamples(MadeWhenRead[Mapping[str, Tensor]]):
+class RetentionExamples(LazySequence[Mapping[str, Tensor]]):
     """Each retention text by itself, with a distractor; made when it is read.
 
     Text ``i`` gets the kind ``kinds[i % len(kinds)]``, and each kind's samples come in turn.
@@ -270,7 +270,9 @@ class CounterfactualRetention:
             )
         return ForwardCall(batch, positions, self._temperatures, prefix_states)
 
-    def _distractors(self, pool: Mapping[str, Sequence[Row]], step: int) -> list[Row]:
+    def _distractors(
+        self, pool: Mapping[str, Sequence[CachedSample]], step: int
+    ) -> list[CachedSample]:
         """One distractor for each text, the kinds in turn."""
         choose = generator(self.seed, step, 1)
         chosen = []
