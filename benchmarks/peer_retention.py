@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from safe_framework.config.plugins import regularizers
 from safe_framework.config.schema import Recipe
+from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.interfaces.retention import RetentionRegularizer
 from safe_framework.interfaces.types import Frames
-from safe_framework.training.batches import attention_mask, modality_columns, pad_right
-from safe_framework.training.retention.counterfactual import Stores, distractor_pools
+from safe_framework.training.batches import modality_columns
+from safe_framework.training.retention.counterfactual import SampleStores, distractor_pools
 from safe_framework.training.sampling import TextOrder, generator
 
 FISHER_TEXTS = 48
@@ -150,7 +151,7 @@ def retention_of(
     recipe: Recipe,
     data: RecipeData,
     texts: Sequence[Sequence[int]],
-    stores: Stores,
+    stores: SampleStores,
     fisher: Mapping[str, Tensor],
     ewc_weight: float,
 ) -> PeerRetention | None:
@@ -182,7 +183,7 @@ def retention_of(
 
 
 def _pool(
-    model: PrefixModel, data: RecipeData, stores: Stores, kinds: Sequence[str], seed: int
+    model: PrefixModel, data: RecipeData, stores: SampleStores, kinds: Sequence[str], seed: int
 ) -> Mapping[str, Sequence[Any]]:
     """Frames of irrelevant samples by kind."""
     name = model.name

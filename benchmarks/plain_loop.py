@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from safe_framework.config.schema import Recipe
 from safe_framework.core.model import SafeModel
+from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.data.distractors import distractor
 from safe_framework.data.examples import Example
 from safe_framework.interfaces.types import IGNORED, Frames, Sample
 from safe_framework.training.alignment import Alignment
-from safe_framework.training.batches import TokenizedExample, attention_mask, pad_right
+from safe_framework.training.batches import TokenizedExample
 from safe_framework.training.optimizer import parameter_groups
 from safe_framework.training.sampling import balanced_order, generator, shuffled_slice
 

@@ -106,7 +106,7 @@ def append_columns(inputs: Mapping[str, Tensor], new: Sequence[Sequence[int]]) -
     """Every tensor with new columns at its end: these ids, which the mask shows."""
     ids = inputs["input_ids"]
     width = max(map(len, new))
-    added = torch.tensor([[*row, *[0] * (width - len(row))] for row in new], dtype=ids.dtype)
+    added = pad_right(new, 0).to(ids.dtype)
     columns = {"input_ids": added, "attention_mask": torch.ones_like(added)}
     return {
         name: torch.cat([value, _column(columns, name, value, width)], dim=1)
@@ -120,10 +120,21 @@ def _column(columns: Mapping[str, Tensor], name: str, value: Tensor, width: int)
     return value.new_zeros(value.shape[0], width, *value.shape[2:])
 
 
+def pad_right(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Rows of ids as one tensor (batch, length), filled up with ``value`` on the right."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+
+
 def pad_left(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     """Rows of ids as one tensor (batch, length), filled up with ``value`` on the left."""
     width = max(map(len, rows))
     return torch.tensor([[*[value] * (width - len(row)), *row] for row in rows])
+
+
+def attention_mask(rows: Sequence[Sequence[int]]) -> Tensor:
+    """1 where ``pad_right`` of the same rows holds a real id, (batch, length)."""
+    return pad_right([[1] * len(row) for row in rows], 0)
 
 
 def concatenate_rows(tensors: Sequence[Tensor]) -> Tensor:

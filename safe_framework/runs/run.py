@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,11 @@ from safe_framework.data.examples import Example
 from safe_framework.data.recipe_data import RecipeData, listing, split_by_modality
 from safe_framework.errors import DataError
 from safe_framework.evaluation.attention import ATTENTION
+from safe_framework.evaluation.base_drift import adapter_facts, describe_change
 from safe_framework.evaluation.evaluate import evaluate
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.summary import table
 from safe_framework.evaluation.sweep import SWEEP
-from safe_framework.experimental.base_finetuning.train import remember_drift, start_of, warn_of
-from safe_framework.experimental.base_finetuning.train import train_both as train
 from safe_framework.hooks import hook_manager
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.runs.report import write_report
@@ -36,6 +35,7 @@ from safe_framework.training.distributed import Sharding
 from safe_framework.training.monitor.event_log import FILE as MONITOR
 from safe_framework.training.monitor.event_log import read_events
 from safe_framework.training.monitor.pareto import FOLDER as PARETO
+from safe_framework.training.train import Log, train
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.hashing import text_fingerprint
 from safe_framework.utils.progress import WorkProgress
@@ -103,7 +103,7 @@ def _run(
         examples = _read_all_data(model, data)
         shown = _print_skipped(console, data, folder) if writes else 0
         with clock.timing("train"):
-            log = train(
+            log = _train(
                 model, recipe, examples["train"], folder / CHECKPOINTS,
                 progress=progress, resume=resume, data=data, sharding=sharding,
             )  # fmt: skip
@@ -112,14 +112,42 @@ def _run(
         model.save_pretrained(folder / ADAPTER, is_main_process=writes)
         with clock.timing("evaluate"):
             evaluation = evaluate_run(model, recipe, data, progress)
-        if writes:
-            remember_drift(model, evaluation.base_changed, folder / ADAPTER)
+        if writes and model.base_change is not None and evaluation.base_changed is not None:
+            # Only now is known how far the base went, which the adapter and its card say.
+            model.base_change.drift = adapter_facts(evaluation.base_changed.drift)
+            model.save_pretrained(folder / ADAPTER)
     if writes:
         evaluation = _with_costs(evaluation, folder, clock)
         _write_results(folder, recipe, evaluation, log)
         console.print(table(evaluation))
-        warn_of(evaluation.base_changed, console)
+        if evaluation.base_changed is not None:
+            warning = describe_change(evaluation.base_changed)
+            console.print(warning, style="bold red", highlight=False, markup=False)
         console.print(f"report   {folder / REPORT}\nadapter  {folder / ADAPTER}", highlight=False)
+
+
+def _train(
+    model: SafeModel,
+    recipe: Recipe,
+    examples: Sequence[Example],
+    folder: Path,
+    *,
+    progress: WorkProgress,
+    resume: bool,
+    data: RecipeData,
+    sharding: Sharding | None,
+) -> Log:
+    """Train the modalities, and the base where the recipe has ``[stage_b]``."""
+    if recipe.stage_b is None:
+        return train(
+            model, recipe, examples, folder,
+            progress=progress, resume=resume, data=data, sharding=sharding,
+        )  # fmt: skip
+    from safe_framework.experimental.base_finetuning.train import train_stages
+
+    return train_stages(
+        model, recipe, examples, folder, progress=progress, resume=resume, data=data
+    )
 
 
 def evaluate_run(
@@ -250,7 +278,11 @@ def _run_identity(recipe: Recipe) -> dict[str, Any]:
     keys = [*data.trained_on(), *map(stage_key, range(len(recipe.curriculum)))]
     keys += ["validation", "retention_validation", "foreign_validation"] if recipe.monitor else []
     trained_on = {key: data.digest(key) for key in keys if key in data.sources}
-    return {"recipe": text_fingerprint(recipe.text), "data": trained_on | start_of(recipe)}
+    if recipe.stage_b is not None and recipe.stage_b.start is not None:
+        from safe_framework.experimental.base_finetuning.train import start_digest
+
+        trained_on["start"] = start_digest(recipe.folder / recipe.stage_b.start)
+    return {"recipe": text_fingerprint(recipe.text), "data": trained_on}
 
 
 def _with_costs(evaluation: Evaluation, folder: Path, clock: Clock) -> Evaluation:

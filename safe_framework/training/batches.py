@@ -11,6 +11,7 @@ from torch import Tensor
 
 from safe_framework.core.class_readout import _KEYS, ClassTarget, class_target
 from safe_framework.core.markers.text import MarkerText
+from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.core.processor import with_start_token
 from safe_framework.data.examples import Example
 from safe_framework.data.frame_cache import CachedSample, RawSample, prepare_inputs, stack
@@ -73,17 +74,6 @@ def token_ids(
         return ids
     plain = with_start_token(tokenizer, markers.strip_markers(text))
     return markers.insert_markers(text, tokenizer(plain)["input_ids"], present)
-
-
-def pad_right(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Rows of ids as one tensor (batch, length), filled up with ``value``."""
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
-
-
-def attention_mask(rows: Sequence[Sequence[int]]) -> Tensor:
-    """1 where ``pad_right`` of the same rows holds a real id, (batch, length)."""
-    return pad_right([[1] * len(row) for row in rows], 0)
 
 
 def modality_columns(name: str, rows: Sequence[CachedSample | None], dim: int) -> dict[str, Tensor]:

@@ -20,14 +20,14 @@ from safe_framework.training.batches import AnswerCollator, TokenizedExample, to
 from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.retention.counterfactual import (
     CounterfactualRetention,
-    Stores,
-    Weighted,
+    SampleStores,
+    WeightedRegularizer,
     distractor_pools,
 )
 from safe_framework.utils.progress import WorkProgress
 
 
-def frame_stores(model: SafeModel, recipe: Recipe) -> Stores:
+def frame_stores(model: SafeModel, recipe: Recipe) -> SampleStores:
     """Where each modality's frames are kept; its samples, if they are encoded in each step.
 
     They are where its encoder trains, and where the recipe's ``cache`` leaves frames out.
@@ -60,7 +60,7 @@ def activation_caches(
 def encode_examples(
     model: SafeModel,
     examples: Sequence[Example],
-    stores: Stores,
+    stores: SampleStores,
     progress: WorkProgress,
 ) -> list[TokenizedExample]:
     """Token ids and frames of every example."""
@@ -82,7 +82,7 @@ def make_retention(
     model: SafeModel,
     recipe: Recipe,
     examples: Sequence[Example],
-    stores: Stores,
+    stores: SampleStores,
     pad: int,
     data: RecipeData | None = None,
     caches: ActivationCaches | None = None,
@@ -95,7 +95,7 @@ def make_retention(
         DataError: its methods want texts or foreign samples that the recipe does not name.
     """
     methods = [
-        Weighted(weight, method, spec.options)
+        WeightedRegularizer(weight, method, spec.options)
         for (weight, method), spec in zip(regularizers(recipe), recipe.retention, strict=True)
     ]
     if not methods:
@@ -125,7 +125,7 @@ def make_retention(
         pad=pad,
         marked=[token_ids(model.tokenizer, text, names, markers) for text in texts],
         caches=caches,
-        grouped=spec.group_by_length,
+        group_by_length=spec.group_by_length,
     )
 
 

@@ -7,11 +7,11 @@ from safe_framework.errors import UnsupportedBaseError
 from safe_framework.experimental.vision_language.compose import (
     IMAGE,
     compose,
-    patches,
+    image_features,
     projector_of,
 )
 from safe_framework.experimental.vision_language.pictures import read_picture
-from safe_framework.experimental.vision_language.train import see
+from safe_framework.experimental.vision_language.train import call_on_features
 from safe_framework.utils.tensors import bitwise_equal
 from tests.compose.conftest import LANGUAGE, VISION
 
@@ -84,7 +84,7 @@ def test_cached_patches_are_the_pictures(composed, parts):
     batch = batch_of(processor, parts)
     pixels = batch.pop("pixel_values")
     with torch.no_grad():
-        kept = see(model, patches(model, pixels), **batch).logits
+        kept = call_on_features(model, image_features(model, pixels), **batch).logits
         assert torch.equal(kept, model(**batch, pixel_values=pixels).logits)
 
 

@@ -18,14 +18,14 @@ from safe_framework.experimental.vision_language.compose import compose, project
 from safe_framework.experimental.vision_language.pictures import read_captioned, read_picture
 from safe_framework.experimental.vision_language.train import (
     CaptionCollator,
-    _another,
-    _Asked,
+    PromptedPictures,
     _choices,
     _content_f1,
-    _plain,
+    _normalise,
+    _other_picture,
+    call_on_features,
     compose_recipe,
     score,
-    see,
     train_projector,
 )
 from safe_framework.pretrained.base_model import load_base
@@ -139,7 +139,7 @@ def test_captions_alone_are_learned(parts, quiet):
     image = model.config.image_token_id
     assert batch["input_ids"][0].tolist() == [8, image, image, image, image, 9, 7, 3, 1]
     assert batch["labels"][0].tolist() == [-100] * 6 + [7, 3, 1]
-    assert see(model, **batch).loss.isfinite()
+    assert call_on_features(model, **batch).loss.isfinite()
 
 
 def test_a_transparent_picture_stands_on_white(tmp_path):
@@ -208,7 +208,7 @@ def test_a_recipe_without_the_table_has_nothing_to_compose(quiet):
 
 def test_captions_are_compared_by_their_words():
     """Case, punctuation and small words do not count."""
-    assert _plain("A  Duck!") == "a duck"
+    assert _normalise("A  Duck!") == "a duck"
     assert _content_f1("the duck", "A rubber duck.") == pytest.approx(2 / 3)
     assert _content_f1("duck duck", "A duck.") == pytest.approx(2 / 3)
     assert _content_f1("", "A") == 0.0
@@ -220,12 +220,12 @@ def test_a_kept_prompt_gives_the_whole_calls_likelihoods(parts, quiet):
     model, processor = compose(str(parts / "clip"), str(parts / "llama"))
     rows = read_captioned(parts / "test.jsonl", model, processor, quiet)
     collate = CaptionCollator(processor.tokenizer, "w8 <image>", model.config.image_token_id)
-    asked = _Asked(model, collate, [row.patches for row in rows])
+    asked = PromptedPictures(model, collate, [row.features for row in rows])
     captions = ["w3", "w4 w7", "w5 w6 w7"]
     chosen = asked.likeliest([captions] * len(rows))
     for row, place in zip(rows, chosen, strict=True):
         whole = [attrs.evolve(row, caption=caption) for caption in captions]
-        losses = [float(see(model, **collate([one])).loss) for one in whole]
+        losses = [float(call_on_features(model, **collate([one])).loss) for one in whole]
         assert place == min(range(3), key=losses.__getitem__)
 
 
@@ -235,12 +235,12 @@ def test_captions_are_the_whole_calls_words(parts, quiet):
     model, processor = compose(str(parts / "clip"), str(parts / "llama"))
     rows = read_captioned(parts / "test.jsonl", model, processor, quiet)[:3]
     collate = CaptionCollator(processor.tokenizer, "<image> w8", model.config.image_token_id)
-    said = _Asked(model, collate, [row.patches for row in rows]).captions()
+    said = PromptedPictures(model, collate, [row.features for row in rows]).captions()
     for row, text in zip(rows, said, strict=True):
-        ids = collate.prompt_ids(len(row.patches))
+        ids = collate.prompt_ids(len(row.features))
         start = len(ids)
         while len(ids) < start + 16:
-            out = see(model, row.patches[None], input_ids=torch.tensor([ids]))
+            out = call_on_features(model, row.features[None], input_ids=torch.tensor([ids]))
             ids.append(int(out.logits[0, -1].argmax()))
             if ids[-1] == processor.tokenizer.eos_token_id:
                 break
@@ -253,7 +253,7 @@ def test_blind_says_one_thing(parts, quiet):
     rows = read_captioned(parts / "test.jsonl", model, processor, quiet)
     for prompt in ("<image>", "w8 <image> w9"):
         collate = CaptionCollator(processor.tokenizer, prompt, model.config.image_token_id)
-        assert len(set(_Asked(model, collate, [None] * 3).captions())) == 1
+        assert len(set(PromptedPictures(model, collate, [None] * 3).captions())) == 1
         scores = score(model, processor.tokenizer, rows, prompt, 0, quiet)
         assert scores.blind.chosen.value <= 0.5
 
@@ -263,7 +263,7 @@ def test_another_picture_has_another_caption(parts, quiet):
     model, processor = compose(str(parts / "clip"), str(parts / "llama"))
     rows = read_captioned(parts / "test.jsonl", model, processor, quiet)
     for number, row in enumerate(rows):
-        assert rows[_another(rows, number)].caption != row.caption
+        assert rows[_other_picture(rows, number)].caption != row.caption
         choices = _choices(rows, number, torch.Generator().manual_seed(0))
         assert choices[0] == row.caption
         assert len(set(choices)) == len(choices) == 4

@@ -11,7 +11,7 @@ from safe_framework import RetentionStore, SafeModel
 from safe_framework.training.retention.counterfactual import (
     CounterfactualRetention,
     RetentionExamples,
-    Weighted,
+    WeightedRegularizer,
     distractor_pools,
 )
 from safe_framework_plugins.retention.fisher import FisherRegularizer
@@ -35,7 +35,7 @@ def examples(model: SafeModel, tmp_path: Path) -> RetentionExamples:
     stores = {"touch": model.modality("touch").frame_cache(tmp_path / "frames")}
     pools = distractor_pools(KINDS, {"touch": samples}, stores, seed=3)
     retention = CounterfactualRetention(
-        model, [Weighted(1.0, FisherRegularizer())], ROWS, pools,
+        model, [WeightedRegularizer(1.0, FisherRegularizer())], ROWS, pools,
         kinds=(), batch_size=2, seed=3, pad=PAD,
     )  # fmt: skip
     return RetentionExamples(retention, KINDS)

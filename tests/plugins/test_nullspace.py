@@ -12,7 +12,7 @@ from safe_framework import RetentionStore, SafeModel
 from safe_framework.training.retention.counterfactual import (
     CounterfactualRetention,
     RetentionExamples,
-    Weighted,
+    WeightedRegularizer,
     distractor_pools,
 )
 from safe_framework_plugins.projectors.standard import StandardProjector
@@ -40,7 +40,7 @@ def examples_of(model: SafeModel, folder: Path, kinds: tuple[str, ...]) -> Reten
     """Four texts beside irrelevant samples."""
     stores = {"touch": model.modality("touch").frame_cache(folder / "frames")}
     pools = distractor_pools(kinds, {"touch": SAMPLES}, stores, seed=3)
-    methods = [Weighted(1.0, NullSpaceRegularizer())]
+    methods = [WeightedRegularizer(1.0, NullSpaceRegularizer())]
     retention = CounterfactualRetention(
         model, methods, ROWS, pools, kinds=(), batch_size=2, seed=3, pad=PAD
     )

@@ -10,7 +10,7 @@ import torch
 from safe_framework.config.read import parse_recipe
 from safe_framework.config.schema import ComposeSpec, Recipe
 from safe_framework.experimental.vision_language.compose import compose
-from safe_framework.experimental.vision_language.train import write
+from safe_framework.experimental.vision_language.train import write_checkpoint
 from safe_framework.pretrained import Card, quietly, read_card
 from safe_framework.utils import catalogue
 from tests.toys import tokenizer
@@ -103,7 +103,7 @@ def _composed(spec: ComposeSpec, folder: Path) -> Path:
     """The base that ``safe compose`` would make of the stand-ins, its projector untrained."""
     place = folder / "-".join(Path(part).name for part in (spec.vision, spec.language))
     if not place.is_dir():
-        write(place, *compose(spec.vision, spec.language), {})
+        write_checkpoint(place, *compose(spec.vision, spec.language), {})
     return place
 
 

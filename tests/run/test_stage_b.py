@@ -15,7 +15,7 @@ from safe_framework.config.read import read_recipe
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import AdapterError, DataError, SafeError
 from safe_framework.evaluation.base_drift import Drift, measure_drift
-from safe_framework.experimental.base_finetuning.train import train_stage_b
+from safe_framework.experimental.base_finetuning.train import finetune_base
 from safe_framework.runs.run import run_recipe
 from safe_framework.utils.progress import WorkProgress
 from safe_framework.utils.tensors import bitwise_equal
@@ -227,7 +227,7 @@ def drift(world: Path, start: Path, table: str, folder: Path) -> Drift:
     encoders = {"audio": model.modality("audio").encoder}
     rows = data.examples("train", encoders)
     progress = WorkProgress(Console(quiet=True))
-    train_stage_b(model, recipe, rows, folder, progress=progress, data=data)
+    finetune_base(model, recipe, rows, folder, progress=progress, data=data)
     found = measure_drift(model, ["the dog sat on a mat", "a cat ran on this", "what is the cat"])
     assert found is not None
     return found.drift

@@ -14,7 +14,7 @@ from safe_framework.interfaces.types import Frames
 from safe_framework.training.compute.forward import ForwardPlanner
 from safe_framework.training.retention.counterfactual import (
     CounterfactualRetention,
-    Weighted,
+    WeightedRegularizer,
     distractor_pools,
 )
 from safe_framework_plugins.projectors.standard import StandardProjector
@@ -72,7 +72,7 @@ def retention(
     model: SafeModel, pools: dict[str, dict[str, list[Frames]]]
 ) -> CounterfactualRetention:
     """Retention by distillation on four texts, two a step."""
-    method = Weighted(2.0, DistillationRegularizer())
+    method = WeightedRegularizer(2.0, DistillationRegularizer())
     return CounterfactualRetention(
         model, [method], ROWS, pools, kinds=KINDS, batch_size=2, seed=3, pad=PAD
     )

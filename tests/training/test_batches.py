@@ -5,15 +5,14 @@ import pytest
 import torch
 
 from safe_framework.core.model import SafeModel
+from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
 from safe_framework.interfaces.types import IGNORED, Frames, all_real
 from safe_framework.training.batches import (
     AnswerCollator,
     TokenizedExample,
-    attention_mask,
     modality_columns,
-    pad_right,
     tokenize,
 )
 from tests.toys import DIM, END, PAD, tokenizer

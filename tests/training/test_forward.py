@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
+from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.interfaces.retention import Comparison, LogitComparison
 from safe_framework.interfaces.types import IGNORED
-from safe_framework.training.batches import attention_mask, pad_right
 from safe_framework.training.compute.base_properties import NO_PROPERTIES
 from safe_framework.training.compute.calls import (
     ForwardCall,

@@ -17,7 +17,10 @@ from safe_framework.training.compute.calls import ForwardCall
 from safe_framework.training.compute.forward import ForwardPlanner
 from safe_framework.training.compute.frozen_prefix import FrozenPrefix, first_fused_layer
 from safe_framework.training.objective import answer_loss
-from safe_framework.training.retention.counterfactual import CounterfactualRetention, Weighted
+from safe_framework.training.retention.counterfactual import (
+    CounterfactualRetention,
+    WeightedRegularizer,
+)
 from safe_framework.utils.tensors import bitwise_equal
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
 from tests.tolerance import BACKWARD, FORWARD, assert_same_sums, rounding
@@ -102,7 +105,7 @@ def test_retention_loss_is_that_of_whole_calls(
     losses = []
     for caches in (None, ActivationCaches(model, keep, example(), PAD)):
         retention = CounterfactualRetention(
-            model, [Weighted(2.0, DistillationRegularizer())], ROWS, {"touch": pool},
+            model, [WeightedRegularizer(2.0, DistillationRegularizer())], ROWS, {"touch": pool},
             kinds=KINDS, batch_size=3, seed=3, pad=PAD, caches=caches,
         )  # fmt: skip
         retention.precompute(4, lambda *told: None)

@@ -16,7 +16,7 @@ from safe_framework.evaluation.retention import gate_zero, retention
 from safe_framework.training.batches import token_ids, tokenize
 from safe_framework.training.retention.counterfactual import (
     CounterfactualRetention,
-    Weighted,
+    WeightedRegularizer,
     distractor_pools,
 )
 from safe_framework.training.trainer import SafeTrainer, training_arguments
@@ -102,14 +102,14 @@ def test_retention_compares_the_texts_own_words(
     }, seed=3)  # fmt: skip
     seen = []
 
-    class Watching(DistillationRegularizer):
+    class Recording(DistillationRegularizer):
         def penalty_of(self, comparison):  # type: ignore[no-untyped-def]  # as above
             seen.append((comparison.logits.detach(), comparison.base_logits, comparison.mask))
             return super().penalty_of(comparison)
 
     kept = CounterfactualRetention(
-        model, [Weighted(1.0, Watching())], rows, pools, kinds=KINDS, batch_size=4, seed=3,
-        pad=PAD, marked=marked,
+        model, [WeightedRegularizer(1.0, Recording())], rows, pools,
+        kinds=KINDS, batch_size=4, seed=3, pad=PAD, marked=marked,
     )  # fmt: skip
     loss = loss_of(kept, 0)
     loss.backward()

@@ -1,4 +1,4 @@
-"""Counterfactual retention: texts, irrelevant samples, and the loss."""
+"""Counterfactual retention: texts, distractors, and the loss."""
 
 import math
 from pathlib import Path
@@ -16,8 +16,10 @@ from tests.training.conftest import KINDS, loss_of, perturb
 from tests.training.test_teacher import states_of
 
 
-def test_a_fresh_sense_loses_nothing(model: SafeModel, retention: CounterfactualRetention) -> None:
-    """Law: the loss of a fresh, silent sense is 0, but for the rounding of padded texts."""
+def test_a_fresh_modality_loses_nothing(
+    model: SafeModel, retention: CounterfactualRetention
+) -> None:
+    """Law: the loss of a fresh modality is 0, but for the rounding of padded texts."""
     ((weight, method),) = [(entry.weight, entry.method) for entry in retention.methods]
     # A divergence is the difference of two logarithms of sums over the vocabulary.
     largest = weight * method.temperature * method.temperature * math.log(VOCABULARY)
@@ -25,8 +27,8 @@ def test_a_fresh_sense_loses_nothing(model: SafeModel, retention: Counterfactual
         assert abs(loss_of(retention, step).item()) <= rounding(HIDDEN + VOCABULARY, largest)
 
 
-def test_an_open_sense_loses(model: SafeModel, retention: CounterfactualRetention) -> None:
-    """Law: once the sense changes answers, the loss is above 0."""
+def test_a_trained_modality_loses(model: SafeModel, retention: CounterfactualRetention) -> None:
+    """Law: once the modality changes predictions, the loss is above 0."""
     perturb(model)
     assert loss_of(retention, 0).item() > 0.1
 
@@ -66,7 +68,9 @@ def test_kinds_come_in_turn(
 ) -> None:
     """Law: over consecutive rows and steps, the kinds alternate."""
     kind_of = {id(one): kind for kind in KINDS for one in pools["touch"][kind]}
-    drawn = [kind_of[id(one)] for s in range(6) for one in retention._irrelevant(pools["touch"], s)]
+    drawn = [
+        kind_of[id(one)] for s in range(6) for one in retention._distractors(pools["touch"], s)
+    ]
     assert drawn == list(KINDS) * 4
 
 

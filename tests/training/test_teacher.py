@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import FINAL, has_plain_head, run_until
-from safe_framework.training.batches import attention_mask, pad_right
+from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.training.compute.activation_cache import ActivationStore
 from safe_framework.training.retention.teacher import Teacher, TeacherPredictions
 from tests.tolerance import FORWARD, assert_same_sums

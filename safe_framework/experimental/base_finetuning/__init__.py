@@ -1,1 +1,1 @@
-"""Stage B: the base itself is changed too, on request, and every output says so."""
+"""Base fine-tuning (Stage B): the base itself is trained too, where a recipe asks for it."""

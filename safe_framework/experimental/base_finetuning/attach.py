@@ -1,4 +1,4 @@
-"""Give a model's base a change, fresh or from an adapter's folder."""
+"""Give a model's base a change: the layers and projections that ``[stage_b]`` selects."""
 
 from __future__ import annotations
 
@@ -20,10 +20,7 @@ if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
 
 
-# Which layers and which of their projections a change of the base may touch.
-
-
-def layers_of(model: SafeModel, wanted: Sequence[int | float]) -> tuple[int, ...]:
+def select_layers(model: SafeModel, wanted: Sequence[int | float]) -> tuple[int, ...]:
     """The numbers of the layers that ``[stage_b] layers`` names; all, where it names none.
 
     Raises:
@@ -36,16 +33,16 @@ def layers_of(model: SafeModel, wanted: Sequence[int | float]) -> tuple[int, ...
         raise SafeError(f"[stage_b]: {error}") from error
 
 
-def projections_of(
+def select_projections(
     model: SafeModel, layers: Sequence[int], targets: Sequence[str]
 ) -> tuple[str, ...]:
-    """Paths of the linear modules of some layers that are to get a low-rank pair.
+    """Paths of the linear modules of some layers that are to get a low-rank adapter.
 
     Args:
         model: whose base.
         layers: numbers of its layers.
-        targets: the last words of paths, as PEFT takes them; PEFT's choice for the type of base
-            where there are none.
+        targets: ends of paths, as PEFT takes them; PEFT's choice for the type of base where
+            there are none.
 
     Raises:
         SafeError: there is none such.
@@ -56,7 +53,7 @@ def projections_of(
         for name, module in model.stack.of(model.base)[layer].named_modules()
         if is_linear(module)
     }
-    wanted = tuple(targets) or _usual(model.base)
+    wanted = tuple(targets) or _default_targets(model.base)
     chosen = sorted(p for p in found if any(p.endswith(f".{target}") for target in wanted))
     if missing := [t for t in wanted if not any(p.endswith(f".{t}") for p in chosen)]:
         there = ", ".join(sorted({path.rpartition(".")[2] for path in found})) or "none"
@@ -81,14 +78,14 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, Conv1D))
 
 
-def _usual(base: nn.Module) -> tuple[str, ...]:
+def _default_targets(base: nn.Module) -> tuple[str, ...]:
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL
 
     return tuple(USUAL.get(text_config(base).model_type, ()))
 
 
 def change_base(model: SafeModel, spec: StageBSpec, *, seed: int = 0) -> BaseChange:
-    """Let a base change as ``[stage_b]`` says; until it is trained, it computes what it did.
+    """Let a base change as ``[stage_b]`` says; until it is trained, it computes what it did before.
 
     From here on L1 and L2 are given up: a call without a sample runs the changed base. With
     ``method = "lora"``, ``model.off()`` and ``model.base`` itself are the original.
@@ -96,7 +93,7 @@ def change_base(model: SafeModel, spec: StageBSpec, *, seed: int = 0) -> BaseCha
     Args:
         model: with all its modalities; its base was not changed before.
         spec: the method and what it touches.
-        seed: of the low-rank pairs.
+        seed: of the low-rank matrices.
 
     Raises:
         SafeError: the base was changed before, or cannot be changed so.
@@ -105,18 +102,18 @@ def change_base(model: SafeModel, spec: StageBSpec, *, seed: int = 0) -> BaseCha
         raise SafeError(
             "the base of this model was changed already", hint="load an adapter of stage A"
         )
-    layers = layers_of(model, spec.layers)
+    layers = select_layers(model, spec.layers)
     if spec.method == "layers":
         return model.set_base_change(LayersChange(model.base, model.stack.path, layers))
     from peft import LoraConfig
 
-    places = projections_of(model, layers, spec.targets)
+    paths = select_projections(model, layers, spec.targets)
     config = LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,  # type: ignore[arg-type]  # PEFT divides it; a float is fine
         lora_dropout=spec.dropout,
-        target_modules=list(places),
-        fan_in_fan_out=not isinstance(model.base.get_submodule(places[0]), torch.nn.Linear),
+        target_modules=list(paths),
+        fan_in_fan_out=not isinstance(model.base.get_submodule(paths[0]), torch.nn.Linear),
         base_model_name_or_path=model.recipe.base.model if model.recipe else None,
     )
     with torch.random.fork_rng():

@@ -1,4 +1,4 @@
-"""Layers of the base that are trained in place, with their original weights kept beside them."""
+"""Layers of the base that are trained in place; their original weights are kept in memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WEIGHTS = "base_layers.safetensors"
 
 
 class LayersChange(BaseChange):
-    """A base some of whose layers hold other weights.
+    """A base some of whose layers have other weights.
 
     The originals are kept, which costs the memory of these layers once more, until
     ``forget_original``.
@@ -37,37 +37,37 @@ class LayersChange(BaseChange):
     def __init__(self, base: nn.Module, path: str, layers: Sequence[int]) -> None:
         super().__init__()
         self.layers = tuple(layers)
-        self.places = tuple(
+        self.paths = tuple(
             f"{path}.{layer}.{name}"
             for layer in self.layers
             for name, parameter in base.get_submodule(f"{path}.{layer}").named_parameters()
             if parameter.is_floating_point()
         )
         self._kept: dict[str, Tensor] | None = {
-            place: p.detach().clone() for place, p in self.tensors(base).items()
+            path: p.detach().clone() for path, p in self.tensors(base).items()
         }
 
     def tensors(self, base: nn.Module) -> dict[str, nn.Parameter]:
         """The layers' own parameters, by their paths in the base."""
-        return {place: base.get_parameter(place) for place in self.places}
+        return {path: base.get_parameter(path) for path in self.paths}
 
     def call(self) -> ChangedCall | None:
-        """Nothing: whoever calls the base finds the changed layers."""
+        """None: every call of the base runs the changed layers."""
         return None
 
     @contextmanager
     def original(self, base: nn.Module) -> Iterator[None]:
-        """Put the kept weights in place within the block, for every thread.
+        """Use the original weights within the block, for every thread.
 
         Raises:
             SafeError: they were forgotten.
         """
         kept, changed = self._originals(), {k: p.data for k, p in self.tensors(base).items()}
-        self._point(base, kept)
+        self._use_weights(base, kept)
         try:
             yield
         finally:
-            self._point(base, changed)
+            self._use_weights(base, changed)
 
     def _originals(self) -> dict[str, Tensor]:
         if self._kept is None:
@@ -77,10 +77,10 @@ class LayersChange(BaseChange):
             )
         return self._kept
 
-    def _point(self, base: nn.Module, weights: dict[str, Tensor]) -> None:
-        for place, parameter in self.tensors(base).items():
-            # Not a copy: a gradient that is on its way still needs the weights it was made with.
-            parameter.data = weights[place].to(parameter.device)
+    def _use_weights(self, base: nn.Module, weights: dict[str, Tensor]) -> None:
+        for path, parameter in self.tensors(base).items():
+            # Not a copy: a backward pass under way still needs the weights of its forward pass.
+            parameter.data = weights[path].to(parameter.device)
 
     @contextmanager
     def taking_gradients(self, base: nn.Module) -> Iterator[None]:
@@ -96,7 +96,7 @@ class LayersChange(BaseChange):
 
     @torch.no_grad()
     def remove(self, base: nn.Module) -> None:
-        """Write the kept weights back; where they were forgotten, warn that the base is changed."""
+        """Write the original weights back; warn that the base stays changed if they are gone."""
         if self._kept is None:
             warnings.warn(
                 f"the base keeps its change ({self.describe()}): its original weights were not "
@@ -105,8 +105,8 @@ class LayersChange(BaseChange):
                 stacklevel=3,
             )
             return
-        for place, parameter in self.tensors(base).items():
-            parameter.copy_(self._kept[place])
+        for path, parameter in self.tensors(base).items():
+            parameter.copy_(self._kept[path])
 
     def forget_original(self) -> None:
         """Free the memory of the original weights; the base is then changed for good.
@@ -116,10 +116,10 @@ class LayersChange(BaseChange):
         self._kept = None
 
     def write(self, base: nn.Module, folder: Path) -> None:
-        """Write the layers' weights whole, since a difference would round."""
+        """Write the layers' whole weights, since a difference would be rounded."""
         from safetensors.torch import save_file
 
-        tensors = {place: cpu_copy(tensor) for place, tensor in self.tensors(base).items()}
+        tensors = {path: cpu_copy(tensor) for path, tensor in self.tensors(base).items()}
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
     def facts(self) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""Low-rank pairs beside linear modules of the base, made and written by PEFT.
+"""Low-rank updates of linear modules of the base (LoRA), made and written by PEFT.
 
 ``output + alpha / rank * B(A(dropout(input)))`` (LoRA, Hu et al. 2021, arXiv:2106.09685). PEFT
-makes the pairs on a shell that holds the base's modules at their paths, and hooks that know whose
-call is running add what the pairs give. So no module of the base is replaced, no tensor of it is
-written, and switching the pairs off is a branch not taken, for one thread alone; PEFT's own
-``disable_adapter`` would switch them off for every thread.
+makes the updates on a shell that holds the base's modules at their paths, and hooks that know
+whose call is running add them to the outputs. So no module of the base is replaced, no tensor of
+it is written, and switching the updates off is a branch not taken, for one thread alone; PEFT's
+own ``disable_adapter`` would switch them off for every thread.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _PEFT_PREFIX = "base_model.model."
 _NAME = "default"
 
 
-class LowRankPair(nn.Module):
-    """What PEFT made for one linear module, without that module."""
+class LowRankUpdate(nn.Module):
+    """The two matrices that PEFT makes for one linear module, without that module."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -47,21 +47,21 @@ class LowRankPair(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """What is added to the module's output."""
-        given = self.dropout(inputs.to(self.lora_A.weight.dtype))
-        added: Tensor = self.lora_B(self.lora_A(given)) * self.scaling
+        hidden = self.dropout(inputs.to(self.lora_A.weight.dtype))
+        added: Tensor = self.lora_B(self.lora_A(hidden)) * self.scaling
         return added
 
 
 class LoraChange(BaseChange):
-    """A base whose linear modules answer with a low-rank pair beside them.
+    """A base with low-rank updates of linear modules.
 
     Args:
-        base: the pairs' modules are in it.
+        base: whose linear modules.
         config: PEFT's, whose ``target_modules`` are paths in ``base``.
         owner: key of the model whose calls it changes.
 
     Raises:
-        SafeError: PEFT cannot put a pair beside one of the modules.
+        SafeError: PEFT cannot make an update of one of the modules.
     """
 
     method = "lora"
@@ -70,37 +70,37 @@ class LoraChange(BaseChange):
     def __init__(self, base: nn.Module, config: LoraConfig, owner: str) -> None:
         super().__init__()
         self.config, self.owner = config, owner
-        self.places = tuple(sorted(config.target_modules or ()))
-        made = _made_by_peft(base, config, self.places)
-        self.pairs = nn.ModuleDict({_key(place): made[place] for place in self.places})
+        self.paths = tuple(sorted(config.target_modules or ()))
+        updates = _make_updates(base, config, self.paths)
+        self.updates = nn.ModuleDict({_key(path): updates[path] for path in self.paths})
         self._handles: list[RemovableHandle] = [
-            base.get_submodule(place).register_forward_hook(ChangeHook(owner, place))
-            for place in self.places
+            base.get_submodule(path).register_forward_hook(ChangeHook(owner, path))
+            for path in self.paths
         ]
 
     def tensors(self, base: nn.Module) -> dict[str, nn.Parameter]:
-        """Both factors of every pair, by the names that PEFT gives them."""
+        """Both matrices of every update, by the names that PEFT gives them."""
         return {
-            f"{place}.{factor}.weight": getattr(self.pairs[_key(place)], factor).weight
-            for place in self.places
+            f"{path}.{factor}.weight": getattr(self.updates[_key(path)], factor).weight
+            for path in self.paths
             for factor in ("lora_A", "lora_B")
         }
 
     def call(self) -> ChangedCall | None:
         """One call of the changed base; None within ``original``."""
-        return None if is_suspended(self) else ChangedCall(self.owner, self._beside)
+        return None if is_suspended(self) else ChangedCall(self.owner, self._add_update)
 
-    def _beside(self, place: str, inputs: Tensor, output: Tensor) -> Tensor:
-        added: Tensor = self.pairs[_key(place)](inputs)
+    def _add_update(self, path: str, inputs: Tensor, output: Tensor) -> Tensor:
+        added: Tensor = self.updates[_key(path)](inputs)
         return (output + added).to(output.dtype)
 
     def original(self, base: nn.Module) -> AbstractContextManager[None]:
-        """A block within which no pair is added, in this thread or task."""
+        """A block within which no update is added, in this thread or task."""
         return use_original_base(self)
 
     @contextmanager
     def taking_gradients(self, base: nn.Module) -> Iterator[None]:
-        """A block within which the pairs are trained, as they may be at any time."""
+        """A block within which the updates are trained, as they may be at any time."""
         yield
 
     def remove(self, base: nn.Module) -> None:
@@ -116,60 +116,60 @@ class LoraChange(BaseChange):
         (folder / FOLDER).mkdir()
         tensors = {f"{_PEFT_PREFIX}{k}": cpu_copy(t) for k, t in self.tensors(base).items()}
         save_file(tensors, folder / FOLDER / WEIGHTS, metadata={"format": "pt"})
-        told: dict[str, Any] = self.config.to_dict()  # type: ignore[no-untyped-call]  # PEFT's
-        config = {key: _plain(value) for key, value in told.items()}
+        options: dict[str, Any] = self.config.to_dict()  # type: ignore[no-untyped-call]  # PEFT's
+        config = {key: _as_json(value) for key, value in options.items()}
         text = json.dumps(config, indent=2, sort_keys=True, default=str)
         (folder / FOLDER / CONFIG).write_text(f"{text}\n", "utf-8")
 
     def facts(self) -> dict[str, Any]:
-        """The method and its modules; PEFT's config tells the rest."""
-        return {"method": self.method, "modules": list(self.places)}
+        """The method and its modules; the rest is in PEFT's config."""
+        return {"method": self.method, "modules": list(self.paths)}
 
     def describe(self) -> str:
-        """How many modules got a pair, and of which rank."""
-        return f"LoRA of rank {self.config.r} in {len(self.places)} modules of the base"
+        """How many modules have an update, and of which rank."""
+        return f"LoRA of rank {self.config.r} in {len(self.paths)} modules of the base"
 
 
 def read(
     base: nn.Module, config: Mapping[str, Any], folder: Path, *, owner: str, layers_path: str
 ) -> LoraChange:
-    """The change that ``write`` put into an adapter's folder, where PEFT's config tells all."""
+    """The change that ``write`` put into an adapter's folder, which PEFT's own config describes."""
     from peft import LoraConfig
     from safetensors.torch import load_file
 
-    pairs: Any = LoraConfig.from_pretrained(str(folder / FOLDER))
-    change = LoraChange(base, pairs, owner)
-    place = folder / FOLDER / WEIGHTS
-    source = {key.removeprefix(_PEFT_PREFIX): tensor for key, tensor in load_file(place).items()}
+    lora: Any = LoraConfig.from_pretrained(str(folder / FOLDER))
+    change = LoraChange(base, lora, owner)
+    weights = folder / FOLDER / WEIGHTS
+    source = {key.removeprefix(_PEFT_PREFIX): tensor for key, tensor in load_file(weights).items()}
     target = {key: tensor.detach() for key, tensor in change.tensors(base).items()}
     try:
-        copy_tensors(target, source, place)
+        copy_tensors(target, source, weights)
     except BaseException:
         change.remove(base)
         raise
     return change
 
 
-def _made_by_peft(
-    base: nn.Module, config: LoraConfig, places: tuple[str, ...]
-) -> dict[str, LowRankPair]:
+def _make_updates(
+    base: nn.Module, config: LoraConfig, paths: tuple[str, ...]
+) -> dict[str, LowRankUpdate]:
     from peft import inject_adapter_in_model
 
     shell = nn.Module()
-    for place in places:
-        _put(shell, place, base.get_submodule(place))
+    for path in paths:
+        _insert_module(shell, path, base.get_submodule(path))
     try:
         inject_adapter_in_model(config, shell)
     except ValueError as error:
         raise SafeError(f"PEFT cannot change this base: {error}") from error
     return {
-        place: LowRankPair(shell.get_submodule(place)).to(_device(base, place)) for place in places
+        path: LowRankUpdate(shell.get_submodule(path)).to(_device_of(base, path)) for path in paths
     }
 
 
-def _put(shell: nn.Module, place: str, module: nn.Module) -> None:
+def _insert_module(shell: nn.Module, path: str, module: nn.Module) -> None:
     """Let ``shell`` hold a module at a dotted path, in empty modules."""
-    *parents, name = place.split(".")
+    *parents, name = path.split(".")
     for parent in parents:
         if parent not in shell._modules:
             shell.add_module(parent, nn.Module())
@@ -177,16 +177,16 @@ def _put(shell: nn.Module, place: str, module: nn.Module) -> None:
     shell.add_module(name, module)
 
 
-def _device(base: nn.Module, place: str) -> Any:
-    weight: Tensor = base.get_submodule(place).weight  # type: ignore[assignment]  # of a linear map
+def _device_of(base: nn.Module, path: str) -> Any:
+    weight: Tensor = base.get_submodule(path).weight  # type: ignore[assignment]  # of a linear map
     return weight.device
 
 
-def _key(place: str) -> str:
+def _key(path: str) -> str:
     """A path as a name that a module may have."""
-    return place.replace(".", "/")
+    return path.replace(".", "/")
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     """A value as JSON has it, sets in order, so that equal configs make equal files."""
     return sorted(value) if isinstance(value, (set, frozenset)) else value

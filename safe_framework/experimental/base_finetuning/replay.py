@@ -1,8 +1,8 @@
-"""What defends the base in Stage B: its own texts, without a sample and beside irrelevant ones.
+"""Retention while the base is fine-tuned: its own texts, without a sample and with distractors.
 
 While the base was frozen, a text without a sample could not change. Now it can, so such texts are
-replayed and distilled towards the base as it was. Methods of retention go on as in Stage A, and
-what they look at before the first step holds each text both ways.
+replayed and distilled towards the original base. The retention methods work as in Stage A, and
+their examples before the first step have each text both ways.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import on_device
+from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.interfaces.retention import RetentionRegularizer
-from safe_framework.training.batches import attention_mask, pad_right
 from safe_framework.training.compute.activation_cache import ActivationStore
 from safe_framework.training.compute.calls import ForwardCall, LossTerm, Predictions
 from safe_framework.training.compute.chunked_vocabulary import SoftmaxStatistics
@@ -25,7 +25,7 @@ from safe_framework.training.distributed import WHOLE_STEP, StepShard
 from safe_framework.training.retention.counterfactual import (
     CounterfactualRetention,
     RetentionExamples,
-    Weighted,
+    WeightedRegularizer,
 )
 from safe_framework.training.retention.teacher import Teacher, TeacherPredictions
 from safe_framework.training.sampling import TextOrder
@@ -33,8 +33,8 @@ from safe_framework.utils.progress import ProgressCallback
 from safe_framework.utils.sequences import LazySequence
 
 
-class FrozenTeacher(Teacher):
-    """A teacher that answers as the base did before it was changed.
+class OriginalBaseTeacher(Teacher):
+    """A teacher that predicts as the base did before it was changed.
 
     Args:
         model: whose base changes.
@@ -45,12 +45,12 @@ class FrozenTeacher(Teacher):
         super().__init__(model, teacher.pad, teacher.states)
 
     def logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """The original base's logits, (words, vocabulary)."""
+        """The original base's logits, (tokens, vocabulary)."""
         with self.model.original_base():
             return super().logits(rows)
 
     def hidden(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """What went into the original's output embeddings, (words, hidden)."""
+        """The input of the original's output embeddings, (tokens, hidden)."""
         with self.model.original_base():
             return super().hidden(rows)
 
@@ -72,8 +72,8 @@ class Replay:
         method: whose penalty is taken.
         weight: of the penalty.
         order: which texts a step has.
-        states: what is kept of the texts; None keeps nothing.
-        pad: id that fills rows up.
+        states: activations of the texts; None stores nothing.
+        pad: id of padding.
     """
 
     rows: Sequence[Sequence[int]]
@@ -85,29 +85,29 @@ class Replay:
     pad: int
 
     def precompute(self, steps: int, progress: ProgressCallback, *, autocast: bool = False) -> None:
-        """Compute what shall be kept of the texts; the arguments are those of Stage A's."""
+        """Compute what is stored of the texts; the arguments are those of Stage A's."""
         if self.states is not None:
-            needed = [self.rows[place] for place in self.order.needed(steps)]
+            needed = [self.rows[index] for index in self.order.needed(steps)]
             self.states.precompute(needed, "reading texts to replay", progress)
             if not autocast:
                 self.teacher.precompute(needed, self.method.temperatures, progress)
 
     def terms(
-        self, step: int, device: torch.device, part: StepShard = WHOLE_STEP
+        self, step: int, device: torch.device, shard: StepShard = WHOLE_STEP
     ) -> Iterator[LossTerm]:
-        """The weighted penalty at a step, or a part's share in it.
+        """The weighted penalty at a step, or a shard's share in it.
 
         Args:
             step: of the optimizer.
             device: of the model.
-            part: of the step.
+            shard: of the step.
         """
         whole = self.order.step(step)
-        rows = [self.rows[place] for place in part.of(whole)]
-        words = sum(map(len, rows)) / sum(len(self.rows[place]) for place in whole)
+        rows = [self.rows[index] for index in shard.of(whole)]
+        token_share = sum(map(len, rows)) / sum(len(self.rows[index]) for index in whole)
         batch = {"input_ids": pad_right(rows, self.pad), "attention_mask": attention_mask(rows)}
         batch = on_device(batch, device)
-        share = self.weight * self.order.share(whole) * words
+        share = self.weight * self.order.share(whole) * token_share
 
         def loss(predictions: Predictions) -> Tensor:
             """Of the texts."""
@@ -120,36 +120,36 @@ class Replay:
         )
 
 
-class BothWays(LazySequence[Mapping[str, Tensor]]):
-    """Each retention text without a sample, then beside an irrelevant one.
+class WithAndWithoutDistractor(LazySequence[Mapping[str, Tensor]]):
+    """Each retention text without a sample, then with a distractor.
 
     Args:
         retention: has the texts.
-        kinds: of irrelevant sample.
+        kinds: of distractor.
     """
 
     def __init__(self, retention: CounterfactualRetention, kinds: Sequence[str]) -> None:
         self.retention = retention
-        self.beside = RetentionExamples(retention, kinds)
+        self.with_distractor = RetentionExamples(retention, kinds)
 
     def __len__(self) -> int:
-        return 2 * len(self.beside)
+        return 2 * len(self.with_distractor)
 
     def made(self, number: int) -> Mapping[str, Tensor]:
-        """A text alone at an even place, and beside a sample at the next one."""
-        number, beside = divmod(number, 2)
-        if beside:
-            return self.beside[number]
+        """A text alone at an even index, and with a distractor at the next one."""
+        number, second = divmod(number, 2)
+        if second:
+            return self.with_distractor[number]
         ids = torch.tensor([list(self.retention.rows[number])], device=self.retention.model.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-class StageBRetention:
-    """The part of Stage B's loss that keeps the base, as the trainer asks for it.
+class BaseFinetuningRetention:
+    """The retention part of the loss while the base is fine-tuned, as the trainer calls it.
 
     Args:
         model: being trained; its base is still the original.
-        counterfactual: texts beside irrelevant samples, and the methods; None for none.
+        counterfactual: texts with distractors, and the methods; None for none.
         replay: texts without a sample; None for none.
     """
 
@@ -160,44 +160,48 @@ class StageBRetention:
         replay: Replay | None,
     ) -> None:
         self.model, self.counterfactual, self.replay = model, counterfactual, replay
-        self.methods: Sequence[Weighted] = counterfactual.methods if counterfactual else ()
+        self.methods: Sequence[WeightedRegularizer] = (
+            counterfactual.methods if counterfactual else ()
+        )
         if counterfactual is not None:
-            counterfactual.teacher = FrozenTeacher(model, counterfactual.teacher)
+            counterfactual.teacher = OriginalBaseTeacher(model, counterfactual.teacher)
 
     def begin(self, folder: Path, *, resumed: bool, progress: ProgressCallback) -> None:
-        """Let each method see the start of the stage, or what was kept of it.
+        """Let each method see the start of the stage, or what was stored of it.
 
         Args:
-            folder: of the files that methods keep.
-            resumed: whether training goes on from a later step.
+            folder: of the files that methods store.
+            resumed: whether training resumes at a later step.
             progress: the bar of long work.
         """
         if self.counterfactual is not None:
-            self.counterfactual.begin(folder, resumed=resumed, progress=progress, examples=BothWays)
+            self.counterfactual.begin(
+                folder, resumed=resumed, progress=progress, examples=WithAndWithoutDistractor
+            )
 
     def precompute(self, steps: int, progress: ProgressCallback, *, autocast: bool = False) -> None:
-        """Compute what shall be kept of the original base, for these many steps."""
+        """Compute what is stored of the original base, for these many steps."""
         for part in self._parts():
             with self.model.original_base():
                 part.precompute(steps, progress, autocast=autocast)
 
     @property
     def kinds(self) -> Sequence[str]:
-        """Of irrelevant sample that a step's texts carry in turn; or that there are texts."""
+        """Of distractor in a step's texts; not empty where there are texts to replay."""
         return self.counterfactual.kinds if self.counterfactual is not None else ("replayed",)
 
     def terms(
-        self, step: int, device: torch.device, part: StepShard = WHOLE_STEP
+        self, step: int, device: torch.device, shard: StepShard = WHOLE_STEP
     ) -> Iterator[LossTerm]:
-        """What each part of it asks for."""
-        for one in self._parts():
-            yield from one.terms(step, device, part)
+        """The terms of counterfactual retention and of the replay."""
+        for part in self._parts():
+            yield from part.terms(step, device, shard)
 
-    def parameter_loss(self, device: torch.device, part: StepShard = WHOLE_STEP) -> Tensor:
-        """The weighted sum of the penalties that depend on the parameters alone, or a part's."""
+    def parameter_loss(self, device: torch.device, shard: StepShard = WHOLE_STEP) -> Tensor:
+        """The weighted sum of the penalties that depend on the parameters alone, or a shard's."""
         if self.counterfactual is None:
             return torch.zeros((), device=device)
-        return self.counterfactual.parameter_loss(device, part)
+        return self.counterfactual.parameter_loss(device, shard)
 
     def _parts(self) -> Iterator[CounterfactualRetention | Replay]:
         for part in (self.counterfactual, self.replay):

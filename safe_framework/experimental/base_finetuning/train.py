@@ -1,4 +1,8 @@
-"""Stage B: after Stage A, the base itself is trained beside its senses, and defended."""
+"""Base fine-tuning (Stage B): after the modalities, the base itself is trained, and defended.
+
+A run gets here where its recipe has a table ``[stage_b]``: after Stage A, or from an adapter that
+Stage A has left.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,6 @@ from typing import Any
 
 import attrs
 import torch
-from rich.console import Console
 from transformers import PrinterCallback
 
 from safe_framework.config.plugins import regularizers
@@ -21,20 +24,18 @@ from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import AdapterError, DataError, SafeError
-from safe_framework.evaluation.base_drift import BaseChanged, adapter_facts, describe_change
 from safe_framework.experimental.base_finetuning.attach import change_base
 from safe_framework.experimental.base_finetuning.replay import (
-    FrozenTeacher,
+    BaseFinetuningRetention,
+    OriginalBaseTeacher,
     Replay,
-    StageBRetention,
 )
 from safe_framework.interfaces import registry
 from safe_framework.training import distributed
 from safe_framework.training.batches import token_ids
 from safe_framework.training.callbacks import ProgressReport
 from safe_framework.training.compute.activation_cache import ActivationCaches
-from safe_framework.training.distributed import Sharding
-from safe_framework.training.retention.counterfactual import Stores
+from safe_framework.training.retention.counterfactual import SampleStores
 from safe_framework.training.retention.teacher import Teacher
 from safe_framework.training.sampling import TextOrder
 from safe_framework.training.setup import (
@@ -49,12 +50,12 @@ from safe_framework.utils.progress import WorkProgress
 
 LABEL = "stage B"
 FOLDER = "stage_b"
-"""Where its checkpoints lie, in the folder of Stage A's."""
-_APART = 7919
-"""Added to the seed, so that a step replays other texts than it puts beside samples."""
+"""Folder of its checkpoints, in that of Stage A's."""
+_REPLAY_SEED_OFFSET = 7919
+"""Added to the seed, so that a step replays other texts than it combines with distractors."""
 
 
-def train_stage_b(
+def finetune_base(
     model: SafeModel,
     recipe: Recipe,
     examples: Sequence[Example],
@@ -64,15 +65,15 @@ def train_stage_b(
     resume: bool = True,
     data: RecipeData | None = None,
 ) -> Log:
-    """Change a model's base as ``[stage_b]`` says, and train it beside the senses.
+    """Change a model's base as ``[stage_b]`` says, and train it with the modalities.
 
     Args:
-        model: with trained senses, on a base that was not changed yet.
+        model: with trained modalities, on a base that was not changed yet.
         recipe: it has ``[stage_b]``.
         examples: of the task.
         folder: of Stage A's checkpoints; those of this stage go to a folder in it.
         progress: the bars.
-        resume: go on from the newest whole checkpoint.
+        resume: resume from the newest whole checkpoint.
         data: what the recipe names, where some of it has been read already.
 
     Returns:
@@ -83,30 +84,32 @@ def train_stage_b(
         DataError: the stage wants texts that the recipe does not name.
     """
     assert recipe.stage_b is not None
-    stage, place = recipe.stage_b, folder / FOLDER
+    stage, checkpoints = recipe.stage_b, folder / FOLDER
     stores = frame_stores(model, recipe)
     tokenized = encode_examples(model, examples, stores, progress)
-    spec = _training_of(recipe.training, stage)
+    spec = _training_spec(recipe.training, stage)
     pad = model.tokenizer.eos_token_id
     change = change_base(model, stage, seed=spec.seed)
     caches = activation_caches(model, attrs.evolve(recipe, training=spec), tokenized, pad)
-    retention = retention_for(model, recipe, examples, stores, data, caches)
-    with change.taking_gradients(model.base), _senses_held(model, stage):
+    retention = make_stage_retention(model, recipe, examples, stores, data, caches)
+    with change.taking_gradients(model.base), _modalities_training(model, stage):
         trainer = SafeTrainer(
             model,
-            training_arguments(spec, place),
+            training_arguments(spec, checkpoints),
             tokenized,
             spec,
-            retention=retention,  # type: ignore[arg-type]  # it answers all that is asked of one
+            retention=retention,  # type: ignore[arg-type]  # it has every method that the trainer calls
             caches=caches,
             pad=pad,
             weights=data.weights if data else None,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(ProgressReport(progress, LABEL))
-        apart(trainer.create_optimizer(), change.tensors(model.base).values(), stage.learning_rate)
-        checkpoint = latest_complete(place) if resume else None
-        retention.begin(place, resumed=checkpoint is not None, progress=progress)
+        separate_group(
+            trainer.create_optimizer(), change.tensors(model.base).values(), stage.learning_rate
+        )
+        checkpoint = latest_complete(checkpoints) if resume else None
+        retention.begin(checkpoints, resumed=checkpoint is not None, progress=progress)
         trainer.precompute(progress)
         torch.manual_seed(spec.seed)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -114,10 +117,10 @@ def train_stage_b(
     return [row for row in trainer.state.log_history if "loss" in row]
 
 
-def _training_of(training: TrainingSpec, stage: StageBSpec) -> TrainingSpec:
-    """``[training]`` as it holds in this stage, with another seed for another order.
+def _training_spec(training: TrainingSpec, stage: StageBSpec) -> TrainingSpec:
+    """``[training]`` as it applies in this stage, with another seed for another order.
 
-    What enters the first fused layer is no longer the same at every step, so it is not kept.
+    What enters the first fused layer is no longer the same at every step, so it is not stored.
     """
     return attrs.evolve(
         training,
@@ -129,19 +132,19 @@ def _training_of(training: TrainingSpec, stage: StageBSpec) -> TrainingSpec:
     )
 
 
-def apart(optimizer: torch.optim.Optimizer, changed: Any, rate: float) -> None:
-    """Give the base's parameters a group of their own, without decay, which would be drift."""
-    mine = list(changed)
-    known = {id(parameter) for parameter in mine}
+def separate_group(optimizer: torch.optim.Optimizer, changed: Any, rate: float) -> None:
+    """Put the base's parameters into a group of their own, without decay, which would be drift."""
+    parameters = list(changed)
+    known = {id(parameter) for parameter in parameters}
     for group in optimizer.param_groups:
         group["params"] = [p for p in group["params"] if id(p) not in known]
     optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
-    optimizer.add_param_group({"params": mine, "lr": rate, "weight_decay": 0.0})
+    optimizer.add_param_group({"params": parameters, "lr": rate, "weight_decay": 0.0})
 
 
 @contextmanager
-def _senses_held(model: SafeModel, stage: StageBSpec) -> Iterator[None]:
-    """Within the block, the senses train or stand still, as the recipe says."""
+def _modalities_training(model: SafeModel, stage: StageBSpec) -> Iterator[None]:
+    """Within the block, the modalities train or stay frozen, as the recipe says."""
     own = [p for p in model.modalities.parameters() if p.requires_grad]
     for parameter in own:
         parameter.requires_grad_(stage.train_senses)
@@ -152,32 +155,32 @@ def _senses_held(model: SafeModel, stage: StageBSpec) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def retention_for(
+def make_stage_retention(
     model: SafeModel,
     recipe: Recipe,
     examples: Sequence[Example],
-    stores: Stores,
+    stores: SampleStores,
     data: RecipeData | None,
     caches: ActivationCaches,
-) -> StageBRetention:
-    """What defends the base while it changes.
+) -> BaseFinetuningRetention:
+    """The losses that defend the base while it changes.
 
     Raises:
-        SafeError: a method of ``[[retention]]`` holds all of the base still.
+        SafeError: a method of ``[[retention]]`` needs a frozen base.
         DataError: there are no texts to replay.
     """
     assert recipe.stage_b is not None
-    methods = stage_b_methods(recipe)
+    methods = retention_methods(recipe)
     chosen = attrs.evolve(recipe, retention=recipe.stage_b.retention or recipe.retention)
     pad = model.tokenizer.eos_token_id
-    beside = None
+    counterfactual = None
     if methods:
-        beside = make_retention(model, chosen, examples, stores, pad, data, caches)
-    return StageBRetention(model, beside, _replay(model, recipe, data, caches))
+        counterfactual = make_retention(model, chosen, examples, stores, pad, data, caches)
+    return BaseFinetuningRetention(model, counterfactual, _replay(model, recipe, data, caches))
 
 
-def stage_b_methods(recipe: Recipe) -> list[Any]:
-    """The methods of retention of this stage, each one that can defend a base which changes.
+def retention_methods(recipe: Recipe) -> list[Any]:
+    """The retention methods of this stage, all of which can defend a base that changes.
 
     Raises:
         SafeError: one cannot.
@@ -215,19 +218,21 @@ def _replay(
     distillation: Any = registry.retention_regularizers.load("distillation")
     return Replay(
         rows,
-        FrozenTeacher(model, Teacher(model, pad, states)),
+        OriginalBaseTeacher(model, Teacher(model, pad, states)),
         distillation(),
         stage.replay_weight,
-        TextOrder(lengths, spec.retention_batch_size, spec.seed + _APART, spec.group_by_length),
+        TextOrder(
+            lengths,
+            spec.retention_batch_size,
+            spec.seed + _REPLAY_SEED_OFFSET,
+            spec.group_by_length,
+        ),
         states,
         pad,
     )
 
 
-# Where a run changes the base: after Stage A, or from an adapter that Stage A has left.
-
-
-def train_both(
+def train_stages(
     model: SafeModel,
     recipe: Recipe,
     examples: Sequence[Example],
@@ -236,80 +241,58 @@ def train_both(
     progress: WorkProgress,
     resume: bool = True,
     data: RecipeData | None = None,
-    sharding: Sharding | None = None,
 ) -> Log:
-    """Train Stage A, and Stage B if the recipe has it; what was logged is counted through.
+    """Train Stage A, or load its adapter, then Stage B; logged steps are counted through both.
 
     Args:
         model: built from the recipe.
-        recipe: whose stages.
+        recipe: it has ``[stage_b]``.
         examples: of the task.
         folder: where checkpoints go.
         progress: the bars.
-        resume: go on from the newest whole checkpoints.
+        resume: resume from the newest whole checkpoints.
         data: what the recipe names, where some of it has been read already.
-        sharding: how devices share the base's layers; None leaves them whole.
 
     Raises:
         AdapterError: the adapter to start from does not fit, or its base was changed.
         SafeError: several processes are to change a base.
     """
-    if recipe.stage_b is None:
-        return train(
-            model, recipe, examples, folder,
-            progress=progress, resume=resume, data=data, sharding=sharding,
-        )  # fmt: skip
+    assert recipe.stage_b is not None
     if distributed.world_size() > 1:
         raise SafeError(
             "stage B changes the base in one process only",
             hint="leave [stage_b] out of what several processes train, and run it alone afterwards "
             "with `start`",
         )
-    stage_b_methods(recipe)  # wrong ones are refused before Stage A has taken its time
+    retention_methods(recipe)  # wrong ones are refused before Stage A is trained
     if recipe.stage_b.start is None:
         alone = attrs.evolve(recipe, stage_b=None)
         log = train(model, alone, examples, folder, progress=progress, resume=resume, data=data)
     else:
-        start_from(model, recipe.folder / recipe.stage_b.start)
+        load_start(model, recipe.folder / recipe.stage_b.start)
         log = []
     done = recipe.training.max_steps if recipe.stage_b.start is None else 0
-    more = train_stage_b(
+    more = finetune_base(
         model, recipe, examples, folder, progress=progress, resume=resume, data=data
     )
     return [*log, *({**row, "step": row["step"] + done} for row in more)]
 
 
-def start_from(model: SafeModel, place: Path) -> None:
-    """Give a model the senses of an adapter of Stage A.
+def load_start(model: SafeModel, folder: Path) -> None:
+    """Load an adapter of Stage A into a model.
 
     Raises:
         AdapterError: it does not fit, or its base was changed.
     """
-    if read_config(place).base_change is not None:
+    if read_config(folder).base_change is not None:
         raise AdapterError(
-            f"`{place}` has been in stage B already: its base was changed",
+            f"`{folder}` has been in stage B already: its base was changed",
             hint="let `start` of [stage_b] name an adapter of stage A",
         )
-    load_tensors(model, place)
+    load_tensors(model, folder)
 
 
-def start_of(recipe: Recipe) -> dict[str, str]:
-    """What the adapter that a recipe starts from is recognised by; empty where there is none."""
-    if recipe.stage_b is None or recipe.stage_b.start is None:
-        return {}
-    place = recipe.folder / recipe.stage_b.start
-    content = b"".join((place / name).read_bytes() for name in (CONFIG, WEIGHTS))
-    return {"start": hashlib.sha256(content).hexdigest()}
-
-
-def remember_drift(model: SafeModel, changed: BaseChanged | None, folder: Path) -> None:
-    """Let the saved adapter and its card say how far the base went, now that it is known."""
-    if model.base_change is not None and changed is not None:
-        model.base_change.drift = adapter_facts(changed.drift)
-        model.save_pretrained(folder)
-
-
-def warn_of(changed: BaseChanged | None, console: Console) -> None:
-    """Say on the screen that the base was changed, if it was."""
-    if changed is not None:
-        console.print(describe_change(changed), style="bold red", highlight=False, markup=False)
+def start_digest(folder: Path) -> str:
+    """By which the adapter in ``folder``, from which a run starts, is recognised."""
+    content = b"".join((folder / name).read_bytes() for name in (CONFIG, WEIGHTS))
+    return hashlib.sha256(content).hexdigest()

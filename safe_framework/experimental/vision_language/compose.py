@@ -37,31 +37,40 @@ def compose(
         UnsupportedBaseError: the parts cannot be put together in this form.
     """
     with quietly():
-        tower, reader = _vision(vision, image_size)
-        speaker, tokenizer = _language(language)
-    grid, extra = _grid(tower, reader, layer)
-    model = _model(tower, speaker, _add_image_token(speaker, tokenizer), layer, extra, seed)
+        vision_tower, image_processor = _load_vision_tower(vision, image_size)
+        language_model, tokenizer = _load_language_model(language)
+    grid, extra = _count_tokens(vision_tower, image_processor, layer)
+    model = _build_llava(
+        vision_tower,
+        language_model,
+        _add_image_token(language_model, tokenizer),
+        layer,
+        extra,
+        seed,
+    )
     model.config.image_seq_length = grid + extra - (extra > 0)
-    _check_texts(model, speaker)
-    return model, _processor(reader, tokenizer, tower, extra)
+    _check_text_logits(model, language_model)
+    return model, _make_processor(image_processor, tokenizer, vision_tower, extra)
 
 
 def compose_meta_model(vision: str, language: str, *, layer: int = -2) -> nn.Module:
     """What :func:`compose` would give, within ``meta_models()``: sizes without weights.
 
-    The language model's table is counted with one word more, ``<image>``.
+    The language model's embeddings are counted with one token more, ``<image>``.
     """
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     with quietly():
-        seen = AutoConfig.from_pretrained(resolve(vision))
-        said = AutoConfig.from_pretrained(resolve(language))
-        said.vocab_size += 1
-        tower = AutoModel.from_pretrained(
-            resolve(vision), config=getattr(seen, "vision_config", seen)
+        vision_config = AutoConfig.from_pretrained(resolve(vision))
+        language_config = AutoConfig.from_pretrained(resolve(language))
+        language_config.vocab_size += 1
+        vision_tower = AutoModel.from_pretrained(
+            resolve(vision), config=getattr(vision_config, "vision_config", vision_config)
         )
-        speaker = AutoModelForCausalLM.from_pretrained(resolve(language), config=said)
-    return _model(tower, speaker, said.vocab_size - 1, layer, 1, 0)
+        language_model = AutoModelForCausalLM.from_pretrained(
+            resolve(language), config=language_config
+        )
+    return _build_llava(vision_tower, language_model, language_config.vocab_size - 1, layer, 1, 0)
 
 
 def projector_of(model: Any) -> nn.Module:
@@ -70,93 +79,95 @@ def projector_of(model: Any) -> nn.Module:
     return projector
 
 
-def patches(model: Any, pixel_values: Tensor) -> Tensor:
-    """What the projector is given of pictures, (batch, tokens, dim)."""
+def image_features(model: Any, pixel_values: Tensor) -> Tensor:
+    """The hidden states of pictures that enter the projector, (batch, tokens, dim)."""
     config = model.config
-    seen = model.model.vision_tower(pixel_values, output_hidden_states=True, return_dict=True)
-    hidden: Tensor = seen.hidden_states[config.vision_feature_layer]
+    outputs = model.model.vision_tower(pixel_values, output_hidden_states=True, return_dict=True)
+    hidden: Tensor = outputs.hidden_states[config.vision_feature_layer]
     return hidden[:, 1:] if config.vision_feature_select_strategy == "default" else hidden
 
 
-def _vision(name: str, image_size: int | None) -> tuple[Any, Any]:
+def _load_vision_tower(name: str, image_size: int | None) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-    place = resolve(name)
-    whole = AutoConfig.from_pretrained(place)
+    path = resolve(name)
+    whole = AutoConfig.from_pretrained(path)
     config = getattr(whole, "vision_config", whole)  # of CLIP and its kin
-    tower = AutoModel.from_pretrained(place, config=config).eval().requires_grad_(False)
+    vision_tower = AutoModel.from_pretrained(path, config=config).eval().requires_grad_(False)
     kind: Any = AutoImageProcessor  # neither it nor the processor declares its types
-    reader = kind.from_pretrained(place)
+    image_processor = kind.from_pretrained(path)
     side = image_size or config.image_size
-    if getattr(reader, "crop_size", None) is None:
-        reader.size = {"height": side, "width": side}
+    if getattr(image_processor, "crop_size", None) is None:
+        image_processor.size = {"height": side, "width": side}
     else:
-        reader.size, reader.do_center_crop = {"shortest_edge": side}, True
-        reader.crop_size = {"height": side, "width": side}
-    return tower, reader
+        image_processor.size, image_processor.do_center_crop = {"shortest_edge": side}, True
+        image_processor.crop_size = {"height": side, "width": side}
+    return vision_tower, image_processor
 
 
-def _language(name: str) -> tuple[Any, Any]:
+def _load_language_model(name: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    place = resolve(name)
-    speaker: Any = AutoModelForCausalLM.from_pretrained(place, dtype="auto")
-    tokenizer = AutoTokenizer.from_pretrained(place)
+    path = resolve(name)
+    language_model: Any = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+    tokenizer = AutoTokenizer.from_pretrained(path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return speaker.eval().requires_grad_(False), tokenizer
+    return language_model.eval().requires_grad_(False), tokenizer
 
 
-def _add_image_token(speaker: Any, tokenizer: Any) -> int:
+def _add_image_token(language_model: Any, tokenizer: Any) -> int:
     """The id of ``<image>``, with a mean row in the new model's table, which nothing reads."""
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
     image = int(tokenizer.convert_tokens_to_ids(IMAGE))
-    if image >= speaker.config.vocab_size:
+    if image >= language_model.config.vocab_size:
         with torch.random.fork_rng(devices=[]):
-            speaker.resize_token_embeddings(image + 1, mean_resizing=False)
-    for table in (speaker.get_input_embeddings(), speaker.get_output_embeddings()):
+            language_model.resize_token_embeddings(image + 1, mean_resizing=False)
+    for table in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
         with torch.no_grad():
-            table.weight[image] = table.weight[:image].mean(0)  # never the likeliest word
+            table.weight[image] = table.weight[:image].mean(0)  # never the likeliest token
     return image
 
 
-def _grid(tower: Any, reader: Any, layer: int) -> tuple[int, int]:
-    """How many patches a picture has, and how many tokens the tower puts beside them."""
+def _count_tokens(vision_tower: Any, image_processor: Any, layer: int) -> tuple[int, int]:
+    """How many patches a picture has, and how many other tokens the vision tower has."""
     from transformers.image_processing_utils import get_size_dict
 
-    side = get_size_dict(getattr(reader, "crop_size", None) or reader.size)["height"]
-    patch = getattr(tower.config, "patch_size", None)
+    side = get_size_dict(getattr(image_processor, "crop_size", None) or image_processor.size)[
+        "height"
+    ]
+    patch = getattr(vision_tower.config, "patch_size", None)
     if not isinstance(patch, int):
         raise UnsupportedBaseError(
-            f"`{type(tower).__name__}` has no patches of one size",
+            f"`{type(vision_tower).__name__}` has no patches of one size",
             hint="an image encoder must be a vision transformer, such as CLIP or DINOv2",
         )
-    pixels = torch.zeros(1, 3, side, side, dtype=tower.dtype)
+    pixels = torch.zeros(1, 3, side, side, dtype=vision_tower.dtype)
     try:
         with torch.no_grad():
-            seen = tower(pixels, output_hidden_states=True, return_dict=True)
-        tokens = seen.hidden_states[layer].shape[1]
+            outputs = vision_tower(pixels, output_hidden_states=True, return_dict=True)
+        tokens = outputs.hidden_states[layer].shape[1]
     except (ValueError, IndexError) as error:
         raise UnsupportedBaseError(
-            f"`{type(tower).__name__}` failed on pictures of {side} pixels: {error}",
+            f"`{type(vision_tower).__name__}` failed on pictures of {side} pixels: {error}",
             hint="leave out `image_size`, or name a `layer` that it has",
         ) from error
-    patches = (side // patch) ** 2
-    return patches, tokens - patches
+    image_features = (side // patch) ** 2
+    return image_features, tokens - image_features
 
 
-def _model(
-    tower: Any, speaker: Any, image: int, layer: int, extra: int, seed: int
+def _build_llava(
+    vision_tower: Any, language_model: Any, image: int, layer: int, extra: int, seed: int
 ) -> LlavaForConditionalGeneration:
     from transformers import LlavaConfig, LlavaForConditionalGeneration
     from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-    table, head = speaker.get_input_embeddings(), speaker.get_output_embeddings()
-    tied = head.weight is table.weight and hasattr(speaker.base_model, "embed_tokens")
-    text = deepcopy(speaker.config)
+    table, head = language_model.get_input_embeddings(), language_model.get_output_embeddings()
+    tied = head.weight is table.weight and hasattr(language_model.base_model, "embed_tokens")
+    text = deepcopy(language_model.config)
     text.tie_word_embeddings = tied  # a LLaVA finds the table only under that name
     config = LlavaConfig(
-        vision_config=tower.config,
+        vision_config=vision_tower.config,
         text_config=text,
         image_token_index=image,
         vision_feature_layer=layer,
@@ -165,21 +176,21 @@ def _model(
     )
     with torch.device("meta"):
         model: Any = LlavaForConditionalGeneration(config)
-    _check_kind(model.model.language_model, speaker.base_model)
-    _check_kind(model.model.vision_tower, tower)
+    _check_type(model.model.language_model, language_model.base_model)
+    _check_type(model.model.vision_tower, vision_tower)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model.model.multi_modal_projector = LlavaMultiModalProjector(config)
-    model.model.vision_tower = tower.to(speaker.dtype)
-    model.model.language_model = speaker.base_model
+    model.model.vision_tower = vision_tower.to(language_model.dtype)
+    model.model.language_model = language_model.base_model
     model.lm_head = nn.Linear(head.in_features, head.out_features, bias=False, device="meta")
     model.lm_head.weight = head.weight if tied else nn.Parameter(head.weight.detach().clone())
-    model.config.dtype = speaker.dtype
-    model.generation_config = speaker.generation_config
+    model.config.dtype = language_model.dtype
+    model.generation_config = language_model.generation_config
     return model.eval().requires_grad_(False)  # type: ignore[no-any-return]  # as torch types it
 
 
-def _check_kind(wanted: nn.Module, found: nn.Module) -> None:
+def _check_type(wanted: nn.Module, found: nn.Module) -> None:
     if type(wanted) is not type(found):
         raise UnsupportedBaseError(
             f"a LLaVA would hold a {type(wanted).__name__}, not this {type(found).__name__}",
@@ -187,26 +198,28 @@ def _check_kind(wanted: nn.Module, found: nn.Module) -> None:
         )
 
 
-def _check_texts(model: Any, speaker: Any) -> None:
-    """On text alone the composed model must say what the language model says."""
-    words = torch.arange(1, 9).unsqueeze(0) % speaker.config.vocab_size
+def _check_text_logits(model: Any, language_model: Any) -> None:
+    """On text alone the composed model must give the language model's logits."""
+    ids = torch.arange(1, 9).unsqueeze(0) % language_model.config.vocab_size
     with torch.no_grad():
-        ours, theirs = model(input_ids=words).logits, speaker(input_ids=words).logits
-    if not torch.allclose(ours.float(), theirs.float(), atol=1e-3, rtol=1e-3):
+        composed, alone = model(input_ids=ids).logits, language_model(input_ids=ids).logits
+    if not torch.allclose(composed.float(), alone.float(), atol=1e-3, rtol=1e-3):
         raise UnsupportedBaseError(
-            f"a LLaVA around `{type(speaker).__name__}` gives other logits on text alone",
+            f"a LLaVA around `{type(language_model).__name__}` gives other logits on text alone",
             hint="its head does more than one matrix product: choose another language model",
         )
 
 
-def _processor(reader: Any, tokenizer: Any, tower: Any, extra: int) -> LlavaProcessor:
+def _make_processor(
+    image_processor: Any, tokenizer: Any, vision_tower: Any, extra: int
+) -> LlavaProcessor:
     from transformers import LlavaProcessor
 
     kind: Any = LlavaProcessor
     return kind(  # type: ignore[no-any-return]  # as above
-        reader,
+        image_processor,
         tokenizer,
-        patch_size=tower.config.patch_size,
+        patch_size=vision_tower.config.patch_size,
         vision_feature_select_strategy="default" if extra else "full",
         num_additional_image_tokens=extra,
         image_token=IMAGE,

@@ -1,4 +1,4 @@
-"""Captioned pictures: a JSONL file of names and captions, and what the image encoder sees."""
+"""Captioned pictures: a JSONL file of names and captions, and the image encoder's features."""
 
 from __future__ import annotations
 
@@ -12,42 +12,45 @@ from torch import Tensor
 
 from safe_framework.data.readers import read_rows
 from safe_framework.errors import DataError
-from safe_framework.experimental.vision_language.compose import patches
+from safe_framework.experimental.vision_language.compose import image_features
 from safe_framework.utils.optional_imports import require
 from safe_framework.utils.progress import WorkProgress
 
-_AT_ONCE = 16
+_BATCH_SIZE = 16
 
 
 @attrs.frozen(eq=False)
-class Captioned:
+class CaptionedPicture:
     """One picture.
 
     Attributes:
-        caption: what is to be said of it.
+        caption: its text.
         file: where it is.
-        patches: what the projector is given of it, (tokens, dim), on the CPU.
+        features: what enters the projector, (tokens, dim), on the CPU.
     """
 
     caption: str
     file: Path
-    patches: Tensor
+    features: Tensor
 
 
 def read_captioned(
     path: Path, model: Any, processor: Any, progress: WorkProgress
-) -> list[Captioned]:
+) -> list[CaptionedPicture]:
     """The pictures of a JSONL file of ``image`` and ``caption``, through the image encoder once.
 
     Raises:
         DataError: a row lacks a field, or names a picture that cannot be read.
     """
-    rows = [_fields(place, row, path.parent) for place, row in read_rows(path)]
-    found: list[Captioned] = []
-    for start in range(0, len(rows), _AT_ONCE):
-        some = rows[start : start + _AT_ONCE]
-        seen = _see(model, processor, [file for file, _ in some])
-        found += [Captioned(text, file, one) for (file, text), one in zip(some, seen, strict=True)]
+    rows = [_read_fields(location, row, path.parent) for location, row in read_rows(path)]
+    found: list[CaptionedPicture] = []
+    for start in range(0, len(rows), _BATCH_SIZE):
+        batch = rows[start : start + _BATCH_SIZE]
+        features = _encode(model, processor, [file for file, _ in batch])
+        found += [
+            CaptionedPicture(text, file, one)
+            for (file, text), one in zip(batch, features, strict=True)
+        ]
         progress(f"looking at {path.name}", len(found), len(rows))
     return found
 
@@ -73,16 +76,17 @@ def read_picture(file: Path) -> Any:
     return square
 
 
-def _see(model: Any, processor: Any, files: Sequence[Path]) -> Tensor:
+def _encode(model: Any, processor: Any, files: Sequence[Path]) -> Tensor:
     pictures = [read_picture(file) for file in files]
     pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-    tower = model.model.vision_tower
+    vision_tower = model.model.vision_tower
+    pixels = pixels.to(vision_tower.device, vision_tower.dtype)
     with torch.no_grad():
-        return patches(model, pixels.to(tower.device, tower.dtype)).cpu()  # all of them are kept
+        return image_features(model, pixels).cpu()  # those of all pictures are kept
 
 
-def _fields(place: str, row: Mapping[str, Any], folder: Path) -> tuple[Path, str]:
+def _read_fields(location: str, row: Mapping[str, Any], folder: Path) -> tuple[Path, str]:
     for field in ("image", "caption"):
         if not isinstance(row.get(field), str) or not row[field].strip():
-            raise DataError(f"{place}: `{field}` must be a text")
+            raise DataError(f"{location}: `{field}` must be a text")
     return folder / row["image"], row["caption"].strip()

@@ -1,4 +1,7 @@
-"""Train the projector of a composed base on captions, once; everything else stays frozen."""
+"""Train the projector of a composed base on captions, once, and score it on held-out pictures.
+
+Everything but the projector stays frozen.
+"""
 
 from __future__ import annotations
 
@@ -20,32 +23,32 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from safe_framework.config.schema import ComposeSpec, Recipe, TrainingSpec
 from safe_framework.core.model import SafeModel
+from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation.metrics import Estimate, bootstrap, word_f1
 from safe_framework.experimental.vision_language.compose import compose, projector_of
-from safe_framework.experimental.vision_language.pictures import Captioned, read_captioned
+from safe_framework.experimental.vision_language.pictures import CaptionedPicture, read_captioned
 from safe_framework.interfaces.types import IGNORED, Frames, Tokens, all_real
 from safe_framework.pretrained import quietly
 from safe_framework.training.alignment import Alignment, AlignmentStage, align
-from safe_framework.training.batches import attention_mask, pad_right
 from safe_framework.training.callbacks import ProgressReport
 from safe_framework.training.objective import answer_loss, check_finite
 from safe_framework.training.sampling import shuffled_slice
 from safe_framework.training.trainer import sequential_loader, training_arguments
+from safe_framework.utils.files import atomic_folder
 from safe_framework.utils.progress import WorkProgress
 
-# How well a composed base captions pictures that training never saw.
-
-
+NOTE = "composed.json"
+_RESCALE_SAMPLE = 4096
 CHOICES = 10
-_AT_ONCE = 10
-_LONGEST = 16
-_SMALL = frozenset("a an the of in on is and with to for".split())  # noqa: SIM905  # reads better
+_BATCH_SIZE = 10
+_MAX_CAPTION_TOKENS = 16
+_STOP_WORDS = frozenset("a an the of in on is and with to for".split())  # noqa: SIM905  # reads better
 
 
 @attrs.frozen
 class Captioning:
-    """Means over held-out pictures, with 95 % bootstrap intervals over the pictures.
+    """Means over held-out pictures, with 95 % bootstrap intervals.
 
     Attributes:
         chosen: the picture's own caption is the likeliest of several, by the mean log-likelihood
@@ -61,7 +64,7 @@ class Captioning:
 
 @attrs.frozen
 class Scores:
-    """What a composed base says of held-out pictures, and what it says without seeing them.
+    """How a composed base captions held-out pictures, and how without seeing them.
 
     Attributes:
         pictures: how many there are.
@@ -76,155 +79,6 @@ class Scores:
     seeing: Captioning
     shuffled: Captioning
     blind: Captioning
-
-
-def score(
-    model: Any,
-    tokenizer: Any,
-    rows: Sequence[Captioned],
-    prompt: str,
-    seed: int,
-    progress: WorkProgress,
-) -> Scores:
-    """Caption held-out pictures, and choose among their captions.
-
-    Args:
-        model: composed.
-        tokenizer: its own.
-        rows: at least two pictures.
-        prompt: the text before a caption.
-        seed: of the captions to choose among, and of the intervals.
-        progress: the bars.
-    """
-    collate = CaptionCollator(tokenizer, prompt, model.config.image_token_id)
-    generator = torch.Generator().manual_seed(seed)
-    choices = [_choices(rows, number, generator) for number in range(len(rows))]
-    own: Sequence[Tensor] = [row.patches for row in rows]
-    shown: dict[str, Sequence[Tensor | None]] = {
-        "seeing": own,
-        "shuffled": [own[_another(rows, number)] for number in range(len(rows))],
-        "blind": [None] * len(rows),
-    }
-    found: dict[str, Captioning] = {}
-    for name, pictures in shown.items():
-        said, chosen = list[str](), list[bool]()
-        for start in range(0, len(rows), _AT_ONCE):
-            some = slice(start, start + _AT_ONCE)
-            asked = _Asked(model, collate, pictures[some])
-            said += asked.captions()
-            chosen += [place == 0 for place in asked.likeliest(choices[some])]
-            progress(f"captioning, {name}", len(said), len(rows))
-        found[name] = _captioning(said, chosen, rows, seed)
-    return Scores(len(rows), len(choices[0]), **found)
-
-
-class _Asked:
-    """Some pictures, each after the prompt; their keys and values are computed once.
-
-    Args:
-        model: composed.
-        collate: knows the prompt.
-        pictures: patches of each, (tokens, dim); or None for all of them.
-    """
-
-    def __init__(self, model: Any, collate: Any, pictures: Sequence[Tensor | None]) -> None:
-
-        self.model, self.collate, self.count = model, collate, len(pictures)
-        seen = [picture for picture in pictures if picture is not None]
-        ids = collate.prompt_ids(len(seen[0]) if seen else 0)
-        texts: dict[str, Any] = {"use_cache": True}
-        with torch.no_grad():
-            if seen:
-                texts["input_ids"] = torch.tensor([ids] * len(seen)).to(model.device)
-                out = see(model, torch.stack(seen).to(model.device), **texts)
-            else:
-                blank = ids or [_beginning(collate.tokenizer)]
-                out = model(input_ids=torch.tensor([blank] * self.count).to(model.device), **texts)
-        self.cache, self.next = out.past_key_values, out.logits[:, -1].float()
-
-    @torch.no_grad()
-    def captions(self) -> list[str]:
-        """What the model says of each, word by likeliest word."""
-        end = self.collate.tokenizer.eos_token_id
-        cache, words = deepcopy(self.cache), [self.next.argmax(-1)]
-        done = words[0] == end
-        while len(words) < _LONGEST and not done.all():
-            out = self.model(input_ids=words[-1][:, None], past_key_values=cache, use_cache=True)
-            words.append(out.logits[:, -1].argmax(-1))
-            done |= words[-1] == end
-        said = torch.stack(words, 1).tolist()
-        ends = [row.index(end) if end in row else len(row) for row in said]
-        texts = [row[:place] for row, place in zip(said, ends, strict=True)]
-        decoded = self.collate.tokenizer.batch_decode(texts, skip_special_tokens=True)
-        return [text.strip() for text in decoded]
-
-    @torch.no_grad()
-    def likeliest(self, choices: Sequence[Sequence[str]]) -> list[int]:
-        """The place of the likeliest of each one's captions, of which all have as many."""
-        many = len(choices[0])
-        ids = [self.collate.caption_ids(caption) for some in choices for caption in some]
-        labels = pad_right(ids, IGNORED).to(self.model.device)  # (pictures * many, length)
-        cache = deepcopy(self.cache)
-        cache.batch_repeat_interleave(many)
-        after = self.model(
-            input_ids=labels[:, :-1].clamp_min(0), past_key_values=cache, use_cache=True
-        ).logits
-        first = self.next.repeat_interleave(many, 0).unsqueeze(1)
-        chances = torch.cat([first, after.float()], 1).log_softmax(-1)
-        each = chances.gather(2, labels.clamp_min(0).unsqueeze(2)).squeeze(2)
-        real = labels != IGNORED
-        mean = (each * real).sum(1) / real.sum(1)
-        best: list[int] = mean.reshape(self.count, many).argmax(1).tolist()
-        return best
-
-
-def _captioning(
-    said: Sequence[str], chosen: Sequence[bool], rows: Sequence[Captioned], seed: int
-) -> Captioning:
-    pairs = [(text, row.caption) for text, row in zip(said, rows, strict=True)]
-    return Captioning(
-        chosen=bootstrap(chosen, seed=seed),
-        exact=bootstrap([_plain(text) == _plain(own) for text, own in pairs], seed=seed),
-        words=bootstrap([_content_f1(text, own) for text, own in pairs], seed=seed),
-    )
-
-
-def _beginning(tokenizer: Any) -> int:
-    """What stands for a prompt that is empty without its picture."""
-    begin = tokenizer.bos_token_id
-    return int(tokenizer.eos_token_id if begin is None else begin)
-
-
-def _choices(rows: Sequence[Captioned], number: int, generator: torch.Generator) -> list[str]:
-    """The row's own caption first, then other captions, each once."""
-    own = rows[number].caption
-    others = sorted({row.caption for row in rows} - {own})
-    order = torch.randperm(len(others), generator=generator)[: CHOICES - 1].tolist()
-    return [own, *(others[place] for place in order)]
-
-
-def _another(rows: Sequence[Captioned], number: int) -> int:
-    """The place of the next picture that has another caption."""
-    order = [*range(number + 1, len(rows)), *range(number)]
-    others = [place for place in order if rows[place].caption != rows[number].caption]
-    found: int = (others or order)[0]
-    return found
-
-
-def _plain(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.lower()))
-
-
-def _content_f1(said: str, own: str) -> float:
-    return word_f1(said, own, words=_content_words, both_empty=0.0)
-
-
-def _content_words(text: str) -> list[str]:
-    return [word for word in _plain(text).split() if word not in _SMALL]
-
-
-NOTE = "composed.json"
-_SAMPLE = 4096
 
 
 def compose_recipe(
@@ -274,12 +128,18 @@ def compose_recipe(
         held_out = read_captioned(recipe.folder / spec.test, model, processor, progress)
         scores = score(model, processor.tokenizer, held_out, spec.prompt, spec.seed, progress)
     note = {"compose": attrs.asdict(spec), "training_seconds": spent}
-    write(folder, model, processor, note | ({"scores": attrs.asdict(scores)} if scores else {}))
+    write_checkpoint(
+        folder, model, processor, note | ({"scores": attrs.asdict(scores)} if scores else {})
+    )
     return folder, scores
 
 
 def train_projector(
-    model: Any, tokenizer: Any, rows: Sequence[Captioned], spec: ComposeSpec, progress: WorkProgress
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[CaptionedPicture],
+    spec: ComposeSpec,
+    progress: WorkProgress,
 ) -> None:
     """Train ``model``'s projector in place, in float32; then it is frozen like the rest."""
     training = TrainingSpec(
@@ -292,7 +152,7 @@ def train_projector(
         seed=spec.seed,
     )
     projector = projector_of(model).float().requires_grad_(True)
-    _start(projector, model, tokenizer, rows, training, progress)
+    _initialise(projector, model, tokenizer, rows, training, progress)
     collate = CaptionCollator(tokenizer, spec.prompt, model.config.image_token_id)
     with tempfile.TemporaryDirectory(prefix="safe-compose-") as scratch:
         trainer = CaptionTrainer(model, rows, collate, training, Path(scratch))
@@ -303,33 +163,35 @@ def train_projector(
     model.eval()
 
 
-def _start(
+def _initialise(
     projector: nn.Module,
     model: Any,
     tokenizer: Any,
-    rows: Sequence[Captioned],
+    rows: Sequence[CaptionedPicture],
     spec: TrainingSpec,
     progress: WorkProgress,
 ) -> None:
-    """Before the language model is run: see evenly, point at captions, be of the words' size."""
-    values = torch.stack([row.patches for row in rows]).to(model.device).float()
-    words = model.get_input_embeddings().weight.detach().float()
+    """Before the language model is run: standardise the input, align with captions, rescale."""
+    values = torch.stack([row.features for row in rows]).to(model.device).float()
+    embeddings = model.get_input_embeddings().weight.detach().float()
     standardise(projector, values.flatten(0, 1))
     if spec.align_steps:
         captions = [row.caption for row in rows]
         with torch.random.fork_rng():
             torch.manual_seed(spec.seed)
-            pointing = Alignment(SafeModel(model, tokenizer), captions)
+            alignment = Alignment(SafeModel(model, tokenizer), captions)
             projector.requires_grad_(True)  # SafeModel froze it with the rest
             frames = Frames(values, all_real(values))
-            ours = _AsProjector(projector)
-            aligned = AlignmentStage(ours, frames.rows, {ours: spec.align_learning_rate})
-            align(aligned, pointing, captions, spec, progress)
-    rescale(projector, values.flatten(0, 1), words)
+            projector_adapter = _ProjectorAdapter(projector)
+            stage = AlignmentStage(
+                projector_adapter, frames.rows, {projector_adapter: spec.align_learning_rate}
+            )
+            align(stage, alignment, captions, spec, progress)
+    rescale(projector, values.flatten(0, 1), embeddings)
 
 
-class _AsProjector(nn.Module):
-    """LLaVA's projector in the form of ours."""
+class _ProjectorAdapter(nn.Module):
+    """LLaVA's projector with the interface of ours."""
 
     def __init__(self, projector: nn.Module) -> None:
         super().__init__()
@@ -341,23 +203,23 @@ class _AsProjector(nn.Module):
 
 
 @torch.no_grad()
-def standardise(projector: Any, patches: Tensor) -> None:
+def standardise(projector: Any, features: Tensor) -> None:
     """Write into the first of the two layers that its input is standardised."""
     first = projector.linear_1
-    first.weight.div_(patches.std(0) + 1e-6)
-    first.bias.sub_(first.weight @ patches.mean(0))
+    first.weight.div_(features.std(0) + 1e-6)
+    first.bias.sub_(first.weight @ features.mean(0))
 
 
 @torch.no_grad()
-def rescale(projector: Any, patches: Tensor, words: Tensor) -> None:
-    """Write into the second layer that tokens have the root mean square of the words."""
+def rescale(projector: Any, features: Tensor, embeddings: Tensor) -> None:
+    """Write into the second layer that tokens have the root mean square of the word embeddings."""
     second = projector.linear_2
-    size = _size(words) / _size(projector(patches[:_SAMPLE]))
+    size = _root_mean_square(embeddings) / _root_mean_square(projector(features[:_RESCALE_SAMPLE]))
     second.weight.mul_(size)
     second.bias.mul_(size)
 
 
-def _size(values: Tensor) -> Tensor:
+def _root_mean_square(values: Tensor) -> Tensor:
     return values.square().mean().sqrt()
 
 
@@ -375,18 +237,18 @@ class CaptionCollator:
         self.prompt: list[int] = tokenizer(prompt)["input_ids"]
 
     def prompt_ids(self, tokens: int) -> list[int]:
-        """The prompt, with a place for each of a picture's tokens."""
-        wide = [[word] * (tokens if word == self.image else 1) for word in self.prompt]
-        return [word for some in wide for word in some]
+        """The prompt, with an id for each of a picture's tokens."""
+        expanded = [[token] * (tokens if token == self.image else 1) for token in self.prompt]
+        return [token for ids in expanded for token in ids]
 
     def caption_ids(self, caption: str) -> list[int]:
-        """A caption's words and the end of the text."""
-        words: list[int] = self.tokenizer(caption, add_special_tokens=False)["input_ids"]
-        return [*words, self.tokenizer.eos_token_id]
+        """A caption's tokens and the end of the text."""
+        ids: list[int] = self.tokenizer(caption, add_special_tokens=False)["input_ids"]
+        return [*ids, self.tokenizer.eos_token_id]
 
-    def __call__(self, rows: Sequence[Captioned]) -> dict[str, Tensor]:
-        """``input_ids``, ``attention_mask``, ``labels`` and ``patches`` (batch, tokens, dim)."""
-        prompts = [self.prompt_ids(len(row.patches)) for row in rows]
+    def __call__(self, rows: Sequence[CaptionedPicture]) -> dict[str, Tensor]:
+        """``input_ids``, ``attention_mask``, ``labels`` and ``features`` (batch, tokens, dim)."""
+        prompts = [self.prompt_ids(len(row.features)) for row in rows]
         captions = [self.caption_ids(row.caption) for row in rows]
         pairs = list(zip(prompts, captions, strict=True))
         ids = [[*prompt, *caption] for prompt, caption in pairs]
@@ -395,24 +257,24 @@ class CaptionCollator:
             "input_ids": pad_right(ids, self.tokenizer.pad_token_id),
             "attention_mask": attention_mask(ids),
             "labels": pad_right(labels, IGNORED),
-            "patches": torch.stack([row.patches for row in rows]),
+            "features": torch.stack([row.features for row in rows]),
         }
 
 
-def see(model: Any, patches: Tensor, **texts: Any) -> Any:
-    """Call the composed base on texts and on patches that the image encoder gave before.
+def call_on_features(model: Any, features: Tensor, **texts: Any) -> Any:
+    """Call the composed base on texts and on image features that were computed before.
 
     It returns what a call with the pictures' pixels returns.
     """
     projector = projector_of(model)
     kind = next(projector.parameters()).dtype
-    tokens: Any = list(projector(patches.to(kind)))  # one picture each, as the model gives them
+    tokens: Any = list(projector(features.to(kind)))  # one picture each, as the model gives them
     image = BaseModelOutputWithPooling(pooler_output=tokens)
     return model(**texts, mm_encoder_outputs={"image": image})
 
 
-class _Seeing(nn.Module):
-    """A composed base that is called on patches."""
+class _FeatureModel(nn.Module):
+    """A composed base that is called on image features."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -420,7 +282,7 @@ class _Seeing(nn.Module):
 
     def forward(self, **inputs: Any) -> Any:
         """The model's call on pictures and their captions."""
-        return see(self.model, **inputs)
+        return call_on_features(self.model, **inputs)
 
 
 class CaptionTrainer(Trainer):
@@ -429,7 +291,7 @@ class CaptionTrainer(Trainer):
     def __init__(
         self,
         model: nn.Module,
-        rows: Sequence[Captioned],
+        rows: Sequence[CaptionedPicture],
         collate: CaptionCollator,
         spec: TrainingSpec,
         folder: Path,
@@ -449,9 +311,9 @@ class CaptionTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Mean loss of the captions' words."""
+        """Mean loss of the captions' tokens."""
         model.eval()  # the Trainer turns dropout on; the frozen parts are to stay as they are
-        loss = answer_loss(_Seeing(model), model, inputs)
+        loss = answer_loss(_FeatureModel(model), model, inputs)
         return check_finite(loss, "caption loss", self.state.global_step)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -467,13 +329,160 @@ class CaptionTrainer(Trainer):
         return self.optimizer
 
 
-def write(folder: Path, model: Any, processor: Any, note: Mapping[str, Any]) -> None:
-    """Write a checkpoint beside its place and rename it, so that what is there is whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".composing-", dir=folder.parent) as scratch:
-        made = Path(scratch, "made")
+def write_checkpoint(folder: Path, model: Any, processor: Any, note: Mapping[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all."""
+
+    def fill(temporary: Path) -> None:
+        """Write its files."""
         with quietly():
-            model.save_pretrained(made)
-            processor.save_pretrained(made)
-        (made / NOTE).write_text(json.dumps(note, indent=2) + "\n", "utf-8")
-        made.rename(folder)
+            model.save_pretrained(temporary)
+            processor.save_pretrained(temporary)
+        (temporary / NOTE).write_text(json.dumps(note, indent=2) + "\n", "utf-8")
+
+    atomic_folder(folder, fill, overwrite=False)
+
+
+def score(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[CaptionedPicture],
+    prompt: str,
+    seed: int,
+    progress: WorkProgress,
+) -> Scores:
+    """Caption held-out pictures, and choose among their captions.
+
+    Args:
+        model: composed.
+        tokenizer: its own.
+        rows: at least two pictures.
+        prompt: the text before a caption.
+        seed: of the captions to choose among, and of the intervals.
+        progress: the bars.
+    """
+    collate = CaptionCollator(tokenizer, prompt, model.config.image_token_id)
+    generator = torch.Generator().manual_seed(seed)
+    choices = [_choices(rows, number, generator) for number in range(len(rows))]
+    own: Sequence[Tensor] = [row.features for row in rows]
+    shown: dict[str, Sequence[Tensor | None]] = {
+        "seeing": own,
+        "shuffled": [own[_other_picture(rows, number)] for number in range(len(rows))],
+        "blind": [None] * len(rows),
+    }
+    found: dict[str, Captioning] = {}
+    for name, pictures in shown.items():
+        captions, chosen = list[str](), list[bool]()
+        for start in range(0, len(rows), _BATCH_SIZE):
+            some = slice(start, start + _BATCH_SIZE)
+            prompted = PromptedPictures(model, collate, pictures[some])
+            captions += prompted.captions()
+            chosen += [index == 0 for index in prompted.likeliest(choices[some])]
+            progress(f"captioning, {name}", len(captions), len(rows))
+        found[name] = _captioning(captions, chosen, rows, seed)
+    return Scores(len(rows), len(choices[0]), **found)
+
+
+class PromptedPictures:
+    """Prompts with pictures, whose keys and values are computed once.
+
+    Args:
+        model: composed.
+        collate: knows the prompt.
+        pictures: features of each, (tokens, dim); or None for all of them.
+    """
+
+    def __init__(self, model: Any, collate: Any, pictures: Sequence[Tensor | None]) -> None:
+        self.model, self.collate, self.count = model, collate, len(pictures)
+        seen = [picture for picture in pictures if picture is not None]
+        ids = collate.prompt_ids(len(seen[0]) if seen else 0)
+        texts: dict[str, Any] = {"use_cache": True}
+        with torch.no_grad():
+            if seen:
+                texts["input_ids"] = torch.tensor([ids] * len(seen)).to(model.device)
+                out = call_on_features(model, torch.stack(seen).to(model.device), **texts)
+            else:
+                blank = ids or [_empty_prompt_id(collate.tokenizer)]
+                out = model(input_ids=torch.tensor([blank] * self.count).to(model.device), **texts)
+        self.cache, self.next = out.past_key_values, out.logits[:, -1].float()
+
+    @torch.no_grad()
+    def captions(self) -> list[str]:
+        """The model's caption of each, greedily decoded."""
+        end = self.collate.tokenizer.eos_token_id
+        cache, tokens = deepcopy(self.cache), [self.next.argmax(-1)]
+        done = tokens[0] == end
+        while len(tokens) < _MAX_CAPTION_TOKENS and not done.all():
+            out = self.model(input_ids=tokens[-1][:, None], past_key_values=cache, use_cache=True)
+            tokens.append(out.logits[:, -1].argmax(-1))
+            done |= tokens[-1] == end
+        rows = torch.stack(tokens, 1).tolist()
+        ends = [row.index(end) if end in row else len(row) for row in rows]
+        texts = [row[:stop] for row, stop in zip(rows, ends, strict=True)]
+        decoded = self.collate.tokenizer.batch_decode(texts, skip_special_tokens=True)
+        return [text.strip() for text in decoded]
+
+    @torch.no_grad()
+    def likeliest(self, choices: Sequence[Sequence[str]]) -> list[int]:
+        """The index of the likeliest caption of each; all have the same number of choices."""
+        many = len(choices[0])
+        ids = [self.collate.caption_ids(caption) for some in choices for caption in some]
+        labels = pad_right(ids, IGNORED).to(self.model.device)  # (pictures * many, length)
+        cache = deepcopy(self.cache)
+        cache.batch_repeat_interleave(many)
+        after = self.model(
+            input_ids=labels[:, :-1].clamp_min(0), past_key_values=cache, use_cache=True
+        ).logits
+        first = self.next.repeat_interleave(many, 0).unsqueeze(1)
+        log_probabilities = torch.cat([first, after.float()], 1).log_softmax(-1)
+        each = log_probabilities.gather(2, labels.clamp_min(0).unsqueeze(2)).squeeze(2)
+        real = labels != IGNORED
+        mean = (each * real).sum(1) / real.sum(1)
+        best: list[int] = mean.reshape(self.count, many).argmax(1).tolist()
+        return best
+
+
+def _captioning(
+    captions: Sequence[str], chosen: Sequence[bool], rows: Sequence[CaptionedPicture], seed: int
+) -> Captioning:
+    pairs = [(text, row.caption) for text, row in zip(captions, rows, strict=True)]
+    return Captioning(
+        chosen=bootstrap(chosen, seed=seed),
+        exact=bootstrap([_normalise(text) == _normalise(own) for text, own in pairs], seed=seed),
+        words=bootstrap([_content_f1(text, own) for text, own in pairs], seed=seed),
+    )
+
+
+def _empty_prompt_id(tokenizer: Any) -> int:
+    """The token of a prompt that is empty without its picture."""
+    begin = tokenizer.bos_token_id
+    return int(tokenizer.eos_token_id if begin is None else begin)
+
+
+def _choices(
+    rows: Sequence[CaptionedPicture], number: int, generator: torch.Generator
+) -> list[str]:
+    """The row's own caption first, then other captions, each once."""
+    own = rows[number].caption
+    others = sorted({row.caption for row in rows} - {own})
+    order = torch.randperm(len(others), generator=generator)[: CHOICES - 1].tolist()
+    return [own, *(others[index] for index in order)]
+
+
+def _other_picture(rows: Sequence[CaptionedPicture], number: int) -> int:
+    """The index of the next picture that has another caption."""
+    order = [*range(number + 1, len(rows)), *range(number)]
+    others = [index for index in order if rows[index].caption != rows[number].caption]
+    found: int = (others or order)[0]
+    return found
+
+
+def _normalise(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _content_f1(caption: str, own: str) -> float:
+    return word_f1(caption, own, words=_content_words, both_empty=0.0)
+
+
+def _content_words(text: str) -> list[str]:
+    return [word for word in _normalise(text).split() if word not in _STOP_WORDS]

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import FINAL, PREFIX, has_plain_head, run_until
+from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.pretrained.location import cache_folder
-from safe_framework.training.batches import attention_mask, pad_right
 from safe_framework.training.compute.frozen_prefix import FrozenPrefix, first_fused_layer
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.hashing import fingerprint, text_fingerprint

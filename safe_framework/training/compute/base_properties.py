@@ -15,6 +15,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from safe_framework.core.layer_hooks import registered
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import has_plain_head
 from safe_framework.training.compute.calls import ForwardCall
@@ -207,12 +208,8 @@ def _feed_forwards(model: SafeModel, ids: Tensor) -> dict[int, nn.Module]:
 
     layers = model.stack.of(model.base)
     modules = [child for layer in layers for child in layer.children()]
-    handles = [one.register_forward_hook(note_input, with_kwargs=True) for one in modules]
-    try:
+    with registered(*(m.register_forward_hook(note_input, with_kwargs=True) for m in modules)):
         _logits(model, ids)
-    finally:
-        for handle in handles:
-            handle.remove()
     found = {}
     for number, layer in enumerate(layers):
         fitting = [one for one in layer.children() if one in inputs and _matrix_size(one)]
@@ -286,9 +283,7 @@ def _restricted_to(module: nn.Module, selection: _Selection | None) -> Iterator[
         rows = out.new_zeros(shape.numel(), out.shape[-1])
         return rows.index_copy_(0, at.to(out.device), out[0]).view(*shape, -1)
 
-    handles = [module.register_forward_pre_hook(select), module.register_forward_hook(scatter)]
-    try:
+    with registered(
+        module.register_forward_pre_hook(select), module.register_forward_hook(scatter)
+    ):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -1,6 +1,6 @@
 """Losses over a wide vocabulary, without the logits.
 
-At 49 152 words and a hidden size of 576, logits and their gradients are most of what a training
+At 49 152 tokens and a hidden size of 576, logits and their gradients are most of what a training
 step of a small base moves through memory. A loss needs two things of them: the log-sum of their
 exponentials, and, for its gradient, the output embeddings' expected row ``E[W]`` under the softmax.
 Both are gathered in one pass over chunks of the vocabulary, as attention does over keys (Dao et

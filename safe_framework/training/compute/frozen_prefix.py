@@ -20,6 +20,7 @@ from safe_framework.core.layer_hooks import (
     Replacement,
     get_hidden_states,
     patch_forward,
+    registered,
     restore_forward,
 )
 from safe_framework.core.model import SafeModel
@@ -98,12 +99,8 @@ class FrozenPrefix:
             """Note whether the layer gives a tuple."""
             seen.append(isinstance(out, tuple))
 
-        handles = [layer.register_forward_hook(note_output) for layer in self._layers]
-        try:
+        with registered(*(layer.register_forward_hook(note_output) for layer in self._layers)):
             self.model(**batch)
-        finally:
-            for handle in handles:
-                handle.remove()
         return seen
 
 

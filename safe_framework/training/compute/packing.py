@@ -9,7 +9,7 @@ belong to rows, are given the unpacked rows of the call, at the layers that they
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -17,7 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.layer_discovery import PLAIN
-from safe_framework.core.layer_hooks import LayerCall, get_hidden_states, set_hidden_states
+from safe_framework.core.layer_hooks import (
+    LayerCall,
+    get_hidden_states,
+    registered,
+    set_hidden_states,
+)
 from safe_framework.core.model import SafeModel
 from safe_framework.core.padding import pad_to_length
 
@@ -84,13 +89,12 @@ class Packing:
         """Within the block, the texts of a call are packed before they enter the base."""
         fused = {layer for name in model.modalities for layer in model.modality(name).fusion.layers}
         layers, base = model.stack.of(model.base), model.base
-        with ExitStack() as stack:
-            enter = base.register_forward_pre_hook(self._pack_inputs, with_kwargs=True)
-            stack.callback(enter.remove)
-            for layer in map(layers.__getitem__, sorted(fused)):
-                for hook, first in ((self._unpack, True), (self._pack, False)):
-                    handle = layer.register_forward_pre_hook(hook, prepend=first, with_kwargs=True)
-                    stack.callback(handle.remove)
+        handles = [base.register_forward_pre_hook(self._pack_inputs, with_kwargs=True)]
+        for layer in map(layers.__getitem__, sorted(fused)):
+            for hook, first in ((self._unpack, True), (self._pack, False)):
+                handle = layer.register_forward_pre_hook(hook, prepend=first, with_kwargs=True)
+                handles.append(handle)
+        with registered(*handles):
             yield
 
     def _pack_inputs(
@@ -113,7 +117,7 @@ class Packing:
 
 
 def can_pack(model: SafeModel) -> bool:
-    """Whether nothing is known of a model that would keep its texts from being packed."""
+    """Whether no known property of a model prevents packing its texts."""
     modalities = [model.modality(name) for name in model.modalities]
     configs: list[Any] = [model.base.config, model.base.config.get_text_config()]  # type: ignore[union-attr, operator]
     windows = (getattr(config, name, None) for config in configs for name in _WINDOW_OPTIONS)

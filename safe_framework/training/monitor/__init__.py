@@ -1,1 +1,1 @@
-"""The retention monitor: gain and retention are measured while training goes on, and defended."""
+"""The monitor: gain and retention are measured during training, and retention is defended."""

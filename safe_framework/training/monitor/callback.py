@@ -87,8 +87,8 @@ class MonitoringState:
 
     def _parts(self) -> list[EventLog | Curriculum | Monitor]:
         """Everything that has state to save."""
-        held = (self.event_log, self.curriculum, self.monitor)
-        return [part for part in held if part is not None] if self.active else []
+        parts = (self.event_log, self.curriculum, self.monitor)
+        return [part for part in parts if part is not None] if self.active else []
 
     def finish(self) -> None:
         """Load the best adapter into the model, where a monitor found one."""
@@ -163,13 +163,13 @@ def refuse_deepspeed(kind: DistributedType) -> None:
         )
 
 
-def refuse_classes(held: Sequence[TokenizedExample]) -> None:
+def refuse_classes(held_out: Sequence[TokenizedExample]) -> None:
     """Refuse answers that are not generated.
 
     Raises:
         DataError: one is read at the modality's tokens.
     """
-    if any(one.classes for one in held):
+    if any(one.classes for one in held_out):
         raise DataError(
             "[monitor] cannot measure classes that are read at the modality's tokens",
             hint='set `read_at = "answer"`, or name a `validation` of spoken answers in [data]',
@@ -180,7 +180,7 @@ def make_monitoring(
     model: SafeModel,
     recipe: Recipe,
     split: DataSplit,
-    held: Sequence[TokenizedExample],
+    held_out: Sequence[TokenizedExample],
     stores: Mapping[str, FrameCache | RawSampleStore],
     folder: Path,
     progress: WorkProgress,
@@ -189,9 +189,9 @@ def make_monitoring(
 
     Args:
         model: to be trained.
-        recipe: says what is asked for.
+        recipe: has the tables.
         split: its data.
-        held: the split's held-out examples, tokenized.
+        held_out: the split's held-out examples, tokenized.
         stores: the frames of each modality.
         folder: of the run.
         progress: its console shows the events.
@@ -204,11 +204,11 @@ def make_monitoring(
         curriculum = Curriculum(recipe.curriculum, split.members, answers, recipe.training, scales)
     if recipe.monitor is None:
         return MonitoringState(event_log, scales, curriculum)
-    refuse_classes(held)
+    refuse_classes(held_out)
     _warn(recipe, split, progress)
     evaluator = HeldOutEvaluator(
         model,
-        held,
+        held_out,
         held_out_texts(model, split, stores, recipe.training.seed),
         batch_size=recipe.evaluation.batch_size,
         max_new_tokens=recipe.evaluation.max_new_tokens,

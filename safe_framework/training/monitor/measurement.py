@@ -17,18 +17,12 @@ import torch
 from torch import Tensor
 
 from safe_framework.core.model import SafeModel
-from safe_framework.core.padding import pad_left
+from safe_framework.core.padding import attention_mask, pad_left, pad_right
 from safe_framework.data.frame_cache import CachedSample
 from safe_framework.evaluation.answers import new_tokens
 from safe_framework.evaluation.metrics import Estimate, bootstrap, exact_match
 from safe_framework.interfaces.types import IGNORED
-from safe_framework.training.batches import (
-    AnswerCollator,
-    TokenizedExample,
-    attention_mask,
-    modality_columns,
-    pad_right,
-)
+from safe_framework.training.batches import AnswerCollator, TokenizedExample, modality_columns
 from safe_framework.training.objective import answer_loss
 from safe_framework.utils.sequences import batched
 
@@ -201,7 +195,7 @@ class HeldOutText:
 
 
 class HeldOutEvaluator:
-    """Measures a model on the same held-out data again and again.
+    """Measures a model on the same held-out data, many times.
 
     Args:
         model: to be measured, in training or not; it is left as it is.

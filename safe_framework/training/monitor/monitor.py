@@ -54,13 +54,13 @@ class AdapterSnapshot:
     @classmethod
     def take(cls, model: SafeModel, optimizer: torch.optim.Optimizer) -> AdapterSnapshot:
         """Copy the present state of training."""
-        held = optimizer.state_dict()["state"]
+        states = optimizer.state_dict()["state"]
         return cls(
             {name: cpu_copy(tensor) for name, tensor in model.adapter_tensors().items()},
             {
                 f"{number}.{name}": cpu_copy(tensor)
-                for number, kept in held.items()
-                for name, tensor in kept.items()
+                for number, state in states.items()
+                for name, tensor in state.items()
             },
         )
 
@@ -87,7 +87,7 @@ class AdapterSnapshot:
 
 @attrs.define
 class MonitorState:
-    """The state of a monitor beside its measurements; it goes into every checkpoint.
+    """The state of a monitor but for its measurements; it goes into every checkpoint.
 
     Attributes:
         first: agreement on each text at the start of training.
@@ -250,21 +250,21 @@ class Monitor:
 
     def save(self, checkpoint: Path) -> None:
         """Write into a checkpoint what a resumed run needs."""
-        held: dict[str, Any] = {
+        saved: dict[str, Any] = {
             "state": attrs.asdict(self.state),
             "readings": [one.to_dict() for one in self.measurements],
             "factors": attrs.asdict(self.scales.monitor),
         }
-        (checkpoint / _FILE).write_text(json.dumps(held) + "\n", "utf-8")
+        (checkpoint / _FILE).write_text(json.dumps(saved) + "\n", "utf-8")
         if self._good is not None:
             self._good.save(checkpoint)
 
     def restore(self, checkpoint: Path) -> None:
         """Resume from a checkpoint."""
-        held = json.loads((checkpoint / _FILE).read_text("utf-8"))
-        self.state = MonitorState(**held["state"])
-        self.measurements = [Measurement.from_dict(one) for one in held["readings"]]
-        self.scales.monitor = Scales(**held["factors"])
+        saved = json.loads((checkpoint / _FILE).read_text("utf-8"))
+        self.state = MonitorState(**saved["state"])
+        self.measurements = [Measurement.from_dict(one) for one in saved["readings"]]
+        self.scales.monitor = Scales(**saved["factors"])
         self._good = AdapterSnapshot.restore(checkpoint)
 
     def finish(self) -> None:
@@ -287,7 +287,7 @@ class Monitor:
 
 def _from_main_process(counts: HeldOutCounts) -> HeldOutCounts:
     """The counts of the main process, so that all of them decide alike."""
-    held = [counts]
+    shared = [counts]
     if distributed.world_size() > 1:
-        broadcast_object_list(held)
-    return held[0]
+        broadcast_object_list(shared)
+    return shared[0]

@@ -1,1 +1,1 @@
-"""Batches beside distractors, and what the base says on them."""
+"""Batches with distractors, and the base's own predictions on them."""

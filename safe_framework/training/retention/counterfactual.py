@@ -1,4 +1,4 @@
-"""Counterfactual retention: the base's own text beside a sample that has nothing to do with it."""
+"""Counterfactual retention: the base's own text with a sample that is unrelated to it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import on_device
+from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.data.distractors import distractor
 from safe_framework.data.frame_cache import CachedSample, FrameCache, RawSampleStore, contents
 from safe_framework.errors import DataError
 from safe_framework.interfaces.retention import RetentionRegularizer, RetentionStore
 from safe_framework.interfaces.types import Sample
-from safe_framework.training.batches import attention_mask, modality_columns, pad_right
+from safe_framework.training.batches import modality_columns
 from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.compute.calls import ForwardCall, LossTerm, Predictions
 from safe_framework.training.distributed import WHOLE_STEP, StepShard, encode_shared
@@ -29,101 +30,18 @@ from safe_framework.utils.progress import ProgressCallback
 from safe_framework.utils.sequences import LazySequence
 from safe_framework.utils.versions import FRAMEWORK_VERSION
 
-# What retention methods are given before the first step: texts one by one, and a file to keep.
-
-
-class RetentionExamples(LazySequence[Mapping[str, Tensor]]):
-    """Each retention text alone, beside an irrelevant sample; made when it is read.
-
-    Text ``i`` gets the kind ``kinds[i % len(kinds)]``, and each kind's samples come in turn.
-
-    Args:
-        retention: has the texts and the samples.
-        kinds: of irrelevant sample; without any there are no examples.
-    """
-
-    def __init__(self, retention: CounterfactualRetention, kinds: Sequence[str]) -> None:
-        self.retention, self.kinds = retention, tuple(kinds)
-
-    def __len__(self) -> int:
-        return len(self.retention.marked) if self.kinds else 0
-
-    def made(self, number: int) -> Mapping[str, Tensor]:
-        """A text and its irrelevant sample, as a batch of one row."""
-        round_, turn = divmod(number, len(self.kinds))
-        ids = torch.tensor([list(self.retention.marked[number])])  # (1, length)
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        for name, pools in self.retention.pools.items():
-            pool = pools[self.kinds[turn]]
-            batch |= modality_columns(name, [pool[round_ % len(pool)]], self.retention.dims[name])
-        device = self.retention.model.device
-        return {key: value.to(device) for key, value in batch.items()}
-
-
-def store_of(
-    path: Path,
-    retention: CounterfactualRetention,
-    entry: Weighted,
-    *,
-    resumed: bool,
-    progress: ProgressCallback,
-) -> RetentionStore:
-    """Where a method keeps what it computes, bound to all that it computes it from.
-
-    Args:
-        path: of the file.
-        retention: has the model, the texts and the samples.
-        entry: the method and its options.
-        resumed: whether training goes on from a later step, so that its start is not here.
-        progress: the bar.
-    """
-
-    def made_for() -> dict[str, str]:
-        """What the kept files depend on."""
-        return {
-            "base": fingerprint(retention.model.base),
-            "retention data": _data(retention),
-            "version of the code": _code(entry),
-            "retention method": text_fingerprint(type(entry.method).__qualname__, entry.options),
-        }
-
-    start = None if resumed else tensors_fingerprint(retention.model.adapter_tensors())
-    return RetentionStore(path, made_for, start=start, progress=progress)
-
-
-def _data(retention: CounterfactualRetention) -> str:
-    pooled = {
-        f"{name}.{kind}.{number}": one
-        for name, pools in retention.pools.items()
-        for kind, pool in pools.items()
-        for number, one in enumerate(pool)
-    }
-    rows = [list(map(int, row)) for row in retention.marked]
-    frames, samples = contents(pooled)
-    if not samples:
-        return text_fingerprint(rows, tensors_fingerprint(frames))
-    return text_fingerprint(rows, tensors_fingerprint(frames), samples)
-
-
-def _code(entry: Weighted) -> str:
-    """The framework's version, and the source of the method's module."""
-    source = inspect.getsourcefile(type(entry.method))
-    content = Path(source).read_bytes() if source else b""
-    return text_fingerprint(FRAMEWORK_VERSION, hashlib.sha256(content).hexdigest())
-
-
-_NOISES = 24
-Examples = Sequence[Mapping[str, Tensor]]
-Pools = Mapping[str, Mapping[str, Sequence[CachedSample]]]
-Stores = Mapping[str, FrameCache | RawSampleStore]
+_NOISE_COUNT = 24
+ExampleBatches = Sequence[Mapping[str, Tensor]]
+DistractorPools = Mapping[str, Mapping[str, Sequence[CachedSample]]]
+SampleStores = Mapping[str, FrameCache | RawSampleStore]
 
 
 @attrs.frozen(eq=False)
-class Weighted:
+class WeightedRegularizer:
     """A retention method and its weight in the loss.
 
     Attributes:
-        options: as the recipe gives them: what the method computes at the start depends on them.
+        options: as the recipe gives them; what the method computes at the start depends on them.
     """
 
     weight: float
@@ -134,33 +52,34 @@ class Weighted:
 def distractor_pools(
     kinds: Collection[str],
     samples: Mapping[str, Sequence[Sample]],
-    stores: Stores,
+    stores: SampleStores,
     seed: int,
     foreign: Mapping[str, Sequence[Sample]] | None = None,
-) -> Pools:
-    """Frames of irrelevant samples, by modality and kind.
+) -> DistractorPools:
+    """Frames of distractors, by modality and kind.
 
     Args:
-        kinds: of irrelevant sample, as in ``RetentionRegularizer.counterfactual``.
+        kinds: of distractor, as in ``RetentionRegularizer.counterfactual``.
         samples: training samples by modality, from which they are made.
-        stores: encode and keep them, or keep the samples of an encoder that trains.
+        stores: cache their frames, or the samples of an encoder that trains.
         seed: decides noise.
         foreign: samples by modality that are not of the task, for kind ``"foreign"``.
 
     Raises:
         DataError: a method wants foreign samples, and there is none of some modality.
     """
-    others = foreign or {}
     return {
         name: {
-            kind: encode_shared(store, _made(kind, samples[name], others.get(name, ()), seed))
+            kind: encode_shared(
+                store, _distractor_samples(kind, samples[name], (foreign or {}).get(name, ()), seed)
+            )
             for kind in kinds
         }
         for name, store in stores.items()
     }
 
 
-def _made(
+def _distractor_samples(
     kind: str, samples: Sequence[Sample], foreign: Sequence[Sample], seed: int
 ) -> Sequence[Sample]:
     if kind == "foreign":
@@ -172,8 +91,36 @@ def _made(
         return foreign
     if kind == "shuffled":
         return samples
-    count = 1 if kind == "silent" else _NOISES
+    count = 1 if kind == "silent" else _NOISE_COUNT
     return [distractor(kind, samples, generator(seed, number)) for number in range(count)]
+
+
+class RetentionExamples(LazySequence[Mapping[str, Tensor]]):
+    """Each retention text by itself, with a distractor; made when it is read.
+
+    Text ``i`` gets the kind ``kinds[i % len(kinds)]``, and each kind's samples come in turn.
+
+    Args:
+        retention: has the texts and the samples.
+        kinds: of distractor; without any there are no examples.
+    """
+
+    def __init__(self, retention: CounterfactualRetention, kinds: Sequence[str]) -> None:
+        self.retention, self.kinds = retention, tuple(kinds)
+
+    def __len__(self) -> int:
+        return len(self.retention.marked) if self.kinds else 0
+
+    def made(self, number: int) -> Mapping[str, Tensor]:
+        """A text and its distractor, as a batch of one row."""
+        round_, turn = divmod(number, len(self.kinds))
+        ids = torch.tensor([list(self.retention.marked[number])])  # (1, length)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        for name, pools in self.retention.pools.items():
+            pool = pools[self.kinds[turn]]
+            batch |= modality_columns(name, [pool[round_ % len(pool)]], self.retention.dims[name])
+        device = self.retention.model.device
+        return {key: value.to(device) for key, value in batch.items()}
 
 
 class CounterfactualRetention:
@@ -183,23 +130,23 @@ class CounterfactualRetention:
         model: being trained.
         methods: with their weights.
         rows: token ids of the retention texts.
-        pools: frames of irrelevant samples by modality and kind.
-        kinds: of irrelevant sample that a step's texts carry in turn; a step without any runs
-            no text, and methods without texts are all that it has.
+        pools: frames of distractors by modality and kind.
+        kinds: of distractor, which a step's texts get in turn; without any, a step runs no text
+            and has only the methods that need none.
         batch_size: texts in a step.
         seed: with the step, decides texts and samples.
-        pad: id that fills rows up.
+        pad: id of padding.
         marked: the same texts with the markers of every modality; None where none has any.
-        caches: what is kept of the frozen base; None keeps nothing.
-        grouped: put texts of like length into a step, which leaves less padding to be computed.
+        caches: activations of the frozen base; None stores nothing.
+        group_by_length: put texts of similar length into a step, which needs less padding.
     """
 
     def __init__(
         self,
         model: SafeModel,
-        methods: Sequence[Weighted],
+        methods: Sequence[WeightedRegularizer],
         rows: Sequence[Sequence[int]],
-        pools: Pools,
+        pools: DistractorPools,
         *,
         kinds: Sequence[str],
         batch_size: int,
@@ -207,7 +154,7 @@ class CounterfactualRetention:
         pad: int,
         marked: Sequence[Sequence[int]] | None = None,
         caches: ActivationCaches | None = None,
-        grouped: bool = False,
+        group_by_length: bool = False,
     ) -> None:
         self.methods, self.rows, self.pools, self.kinds = methods, rows, pools, kinds
         self.marked = rows if marked is None else marked
@@ -215,7 +162,7 @@ class CounterfactualRetention:
         self.model, self.caches = model, caches
         self.states = caches.retention_texts(rows) if caches and kinds else None
         self.teacher = Teacher(model, pad, self.states)
-        self.order = TextOrder([len(row) for row in rows], batch_size, seed, grouped)
+        self.order = TextOrder([len(row) for row in rows], batch_size, seed, group_by_length)
         self.dims = {name: model.modality(name).encoder.dim for name in pools}
 
     def begin(
@@ -224,22 +171,24 @@ class CounterfactualRetention:
         *,
         resumed: bool,
         progress: ProgressCallback,
-        examples: Callable[[CounterfactualRetention, Sequence[str]], Examples] = RetentionExamples,
+        examples: Callable[
+            [CounterfactualRetention, Sequence[str]], ExampleBatches
+        ] = RetentionExamples,
     ) -> None:
-        """Let each method see the start of training, or what was kept of it.
+        """Let each method see the start of training, or what was stored of it.
 
         Args:
-            folder: of the files that methods keep.
-            resumed: whether training goes on from a later step.
+            folder: of the files that methods store.
+            resumed: whether training resumes at a later step.
             progress: the bar of long work.
-            examples: makes what a method looks at, of its kinds of irrelevant sample.
+            examples: makes a method's examples from its kinds of distractor.
         """
         training = self.model.training
         self.model.eval()
         with torch.random.fork_rng():  # a run that finds the files draws what this one draws
             for number, entry in enumerate(self.methods):
                 kinds = entry.method.counterfactual
-                store = store_of(
+                store = open_store(
                     folder / f"retention-{number}.safetensors",
                     self,
                     entry,
@@ -250,7 +199,7 @@ class CounterfactualRetention:
         self.model.train(training)
 
     def precompute(self, steps: int, progress: ProgressCallback, *, autocast: bool = False) -> None:
-        """Compute what shall be kept of the texts that these many steps ask for.
+        """Compute what is stored of the texts that these many steps need.
 
         Args:
             steps: of the run.
@@ -258,26 +207,25 @@ class CounterfactualRetention:
             autocast: whether steps are computed in lower precision than the base is.
         """
         if self.states is not None and self.kinds:
-            needed = [self.rows[place] for place in self.order.needed(steps)]
+            needed = [self.rows[index] for index in self.order.needed(steps)]
             self.states.precompute(needed, "reading retention texts", progress)
             if not autocast:
                 self.teacher.precompute(needed, self._temperatures, progress)
 
     def terms(
-        self, step: int, device: torch.device, part: StepShard = WHOLE_STEP
+        self, step: int, device: torch.device, shard: StepShard = WHOLE_STEP
     ) -> Iterator[LossTerm]:
-        """The weighted sum of the methods' penalties on a step's texts, or a part's share in it.
+        """The weighted sum of the methods' penalties on a step's texts, or a shard's share in it.
 
-        A penalty is a mean over words, so a part counts by how many of the step's it has.
+        A penalty is a mean over tokens, so a shard counts by how many of the step's it has.
         """
         if not self.kinds or not any(self.model.gates.values()):
-            return  # the model is its base
-        everyones = self.order.step(step)
-        chosen = part.of(everyones)
+            return  # the model equals its base
+        all_chosen = self.order.step(step)
+        chosen = shard.of(all_chosen)
         rows = [self.rows[i] for i in chosen]
-        share = (
-            self.order.share(everyones) * self._token_count(chosen) / self._token_count(everyones)
-        )
+        tokens, all_tokens = self._token_count(chosen), self._token_count(all_chosen)
+        share = self.order.share(all_chosen) * tokens / all_tokens
 
         def loss(predictions: Predictions) -> Tensor:
             """Of the texts."""
@@ -288,14 +236,14 @@ class CounterfactualRetention:
                 total = total if penalty is None else total + entry.weight * share * penalty
             return total
 
-        yield LossTerm(self._call(chosen, step, device, part), loss)
+        yield LossTerm(self._call(chosen, step, device, shard), loss)
 
-    def parameter_loss(self, device: torch.device, part: StepShard = WHOLE_STEP) -> Tensor:
-        """The weighted sum of the penalties that depend on the parameters alone, or a part's."""
+    def parameter_loss(self, device: torch.device, shard: StepShard = WHOLE_STEP) -> Tensor:
+        """The weighted sum of the penalties that depend on the parameters alone, or a shard's."""
         total = torch.zeros((), device=device)
         for entry in self.methods:
             penalty = entry.method.parameter_penalty()
-            total = total if penalty is None else total + entry.weight / part.count * penalty
+            total = total if penalty is None else total + entry.weight / shard.count * penalty
         return total
 
     @property
@@ -306,15 +254,14 @@ class CounterfactualRetention:
         return sum(len(self.rows[i]) for i in chosen)
 
     def _call(
-        self, chosen: Sequence[int], step: int, device: torch.device, part: StepShard
+        self, chosen: Sequence[int], step: int, device: torch.device, shard: StepShard
     ) -> ForwardCall:
-        """A part's texts beside irrelevant samples, read at every word of theirs."""
+        """A shard's texts with distractors, read at each of their tokens."""
         rows, marked = [self.rows[i] for i in chosen], [self.marked[i] for i in chosen]
         batch = {"input_ids": pad_right(marked, self.pad), "attention_mask": attention_mask(marked)}
         for name, pool in self.pools.items():
-            batch.update(
-                modality_columns(name, part.of(self._irrelevant(pool, step)), self.dims[name])
-            )
+            frames = shard.of(self._distractors(pool, step))
+            batch |= modality_columns(name, frames, self.dims[name])
         batch, positions = on_device(batch, device), _text_positions(rows, marked).to(device)
         prefix_states = None
         if self.caches is not None:
@@ -323,10 +270,10 @@ class CounterfactualRetention:
             )
         return ForwardCall(batch, positions, self._temperatures, prefix_states)
 
-    def _irrelevant(
+    def _distractors(
         self, pool: Mapping[str, Sequence[CachedSample]], step: int
     ) -> list[CachedSample]:
-        """One irrelevant sample for each text, the kinds in turn."""
+        """One distractor for each text, the kinds in turn."""
         choose = generator(self.seed, step, 1)
         chosen = []
         for row in range(self.batch_size):
@@ -340,3 +287,55 @@ def _text_positions(rows: Sequence[Sequence[int]], marked: Sequence[Sequence[int
     own = [set(row) for row in rows]
     is_own = [[token in ids for token in row] for row, ids in zip(marked, own, strict=True)]
     return pad_right(is_own, False)
+
+
+def open_store(
+    path: Path,
+    retention: CounterfactualRetention,
+    entry: WeightedRegularizer,
+    *,
+    resumed: bool,
+    progress: ProgressCallback,
+) -> RetentionStore:
+    """Where a method stores what it computes, bound to everything that it computes it from.
+
+    Args:
+        path: of the file.
+        retention: has the model, the texts and the samples.
+        entry: the method and its options.
+        resumed: whether training resumes at a later step, so that its start is not at hand.
+        progress: the bar.
+    """
+
+    def dependencies() -> dict[str, str]:
+        """What the stored files depend on."""
+        return {
+            "base": fingerprint(retention.model.base),
+            "retention data": _data_fingerprint(retention),
+            "version of the code": _code_fingerprint(entry),
+            "retention method": text_fingerprint(type(entry.method).__qualname__, entry.options),
+        }
+
+    start = None if resumed else tensors_fingerprint(retention.model.adapter_tensors())
+    return RetentionStore(path, dependencies, start=start, progress=progress)
+
+
+def _data_fingerprint(retention: CounterfactualRetention) -> str:
+    pooled = {
+        f"{name}.{kind}.{number}": one
+        for name, pools in retention.pools.items()
+        for kind, pool in pools.items()
+        for number, one in enumerate(pool)
+    }
+    rows = [list(map(int, row)) for row in retention.marked]
+    frames, samples = contents(pooled)
+    if not samples:
+        return text_fingerprint(rows, tensors_fingerprint(frames))
+    return text_fingerprint(rows, tensors_fingerprint(frames), samples)
+
+
+def _code_fingerprint(entry: WeightedRegularizer) -> str:
+    """The framework's version, and the source of the method's module."""
+    source = inspect.getsourcefile(type(entry.method))
+    content = Path(source).read_bytes() if source else b""
+    return text_fingerprint(FRAMEWORK_VERSION, hashlib.sha256(content).hexdigest())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import FINAL, on_device, output_head, run_until
-from safe_framework.training.batches import attention_mask, pad_right
+from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.training.compute.activation_cache import Activations, ActivationStore
 from safe_framework.training.compute.chunked_vocabulary import (
     SoftmaxStatistics,
