@@ -40,6 +40,8 @@ class Objective(nn.Module):
         joins: whether calls of the model may be made as one.
     """
 
+    accepts_loss_kwargs = True  # read by Trainer: the parts of a step add up, so divide none
+
     def __init__(
         self,
         model: SafeModel,

@@ -95,8 +95,6 @@ class SafeTrainer(Trainer):
         weights: share of each dataset in the rows that are drawn; equal if None.
     """
 
-    loss_is_scaled_for_ga = True  # the parts of a step add up to it
-
     def __init__(
         self,
         model: SafeModel,
