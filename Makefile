@@ -1,9 +1,10 @@
 PYTHON ?= python3
 VENV := .venv
+OLDEST := .venv-oldest
 PIP := $(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check
 EDITABLE := $(PIP) --constraint .ci/constraints.txt --editable
 
-.PHONY: help demo test test-fast test-portable lint bench check-real check-browser check-harness check-torchaudio check-deepspeed check-zoo check-gpu clean
+.PHONY: help demo test test-fast test-portable lint bench check-real check-browser check-harness check-torchaudio check-deepspeed check-oldest check-zoo check-gpu clean
 .DELETE_ON_ERROR:
 
 help:
@@ -18,6 +19,7 @@ help:
 	@echo "make check-harness  the tasks of lm-evaluation-harness on base and adapter"
 	@echo "make check-torchaudio  tests on a torchaudio that is kept apart"
 	@echo "make check-deepspeed  two processes under DeepSpeed, which is kept apart"
+	@echo "make check-oldest  trainer and core laws on the oldest versions that are allowed"
 	@echo "make check-zoo   the laws on every architecture of transformers (minutes)"
 	@echo "make check-gpu   training, evaluation and the certificate on a CUDA device"
 	@echo "make clean       remove what these commands made, but for runs/"
@@ -70,6 +72,12 @@ check-torchaudio: $(VENV)/.test $(VENV)/torchaudio
 check-deepspeed: $(VENV)/.test $(VENV)/deepspeed
 	@PYTHONPATH=$(CURDIR)/$(VENV)/deepspeed DS_ACCELERATOR=cpu $(VENV)/bin/pytest -m deepspeed tests/run
 
+# transformers before 5.2 warns where two checkpoints are less than a second apart, as those of tests are.
+check-oldest: $(OLDEST)/.test
+	@$(OLDEST)/bin/pytest -W "ignore:mtime may not be reliable" tests/training/test_trainer.py \
+	  $(addprefix tests/core/test_,adapter.py calls.py markers.py stored_adapters.py) \
+	  tests/laws/test_off.py tests/laws/test_untouched.py
+
 check-zoo: $(VENV)/.test
 	@$(VENV)/bin/python -m tests.zoo
 
@@ -80,7 +88,7 @@ check-gpu: demo $(VENV)/.test
 	@$(VENV)/bin/python -m tests.zoo.gpu
 
 clean:
-	@rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) $(OLDEST) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # A stamp for each set of extras: an install is repeated when what it depends on has changed.
 
@@ -94,6 +102,13 @@ $(VENV)/.demo: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
 $(VENV)/.test $(VENV)/.dev $(VENV)/.browser $(VENV)/.harness: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
 	@echo "installing (once) ..."
 	@$(EDITABLE) '.[$(@:$(VENV)/.%=%)]'
+	@touch $@
+
+# Of its own, since it holds other versions of everything.
+$(OLDEST)/.test: pyproject.toml .ci/oldest.txt
+	@echo "installing (once) ..."
+	@$(PYTHON) -m venv $(OLDEST)
+	@$(PIP:$(VENV)%=$(OLDEST)%) --constraint .ci/oldest.txt --editable '.[test]'
 	@touch $@
 
 # In a folder of its own, since its mere presence beside another torch than it was built for breaks

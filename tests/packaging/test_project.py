@@ -71,6 +71,20 @@ def test_lanes_leave_out_the_same(root, project):
     assert set(optional.split(" or ")) == apart
 
 
+def test_the_oldest_versions_are_those_that_are_allowed(root, metadata):
+    """Every lower bound of what the tests install is a pin of oldest.txt, but for torch's."""
+    lines = (root / ".ci" / "oldest.txt").read_text("utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    extras = metadata["optional-dependencies"]
+    names = ("audio", "data", "gguf", "image", "report", "test", "testing")
+    asked = metadata["dependencies"] + [need for name in names for need in extras[name]]
+    bounds = dict(need.split(">=") for need in asked if ">=" in need)
+    assert len(bounds) > 20
+    assert pins.keys() - bounds.keys() == {"pyparsing"}
+    other = {n for n, bound in bounds.items() if f"{pins[n]}.".find(f"{bound}.") != 0}
+    assert other == {"torch"}
+
+
 @pytest.mark.parametrize("script", [".ci/run"])
 def test_scripts_parse(root, script):
     """A shell script can be executed and has no syntax error."""

@@ -18,7 +18,10 @@ from safe_framework.training.compute.activation_cache import ActivationCaches, A
 from safe_framework.training.compute.forward import ForwardPlanner, PlainForward
 from safe_framework.training.distributed import WHOLE_STEP
 from safe_framework.training.objective import Objective, step_totals
-from safe_framework.training.retention.counterfactual import CounterfactualRetention, Weighted
+from safe_framework.training.retention.counterfactual import (
+    CounterfactualRetention,
+    WeightedRegularizer,
+)
 from safe_framework.training.trainer import SafeTrainer, training_arguments
 from safe_framework_plugins.projectors.standard import StandardProjector
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
@@ -78,7 +81,7 @@ def retention_of(model: SafeModel, caches: ActivationCaches) -> CounterfactualRe
     """Distillation on all four texts in one step."""
     dtype = next(model.base.parameters()).dtype
     pools = {"touch": {"noise": frames(3, dtype), "silent": frames(1, dtype)}}
-    method = Weighted(2.0, DistillationRegularizer())
+    method = WeightedRegularizer(2.0, DistillationRegularizer())
     return CounterfactualRetention(
         model, [method], ROWS, pools, kinds=("noise", "silent"), batch_size=4, seed=3, pad=PAD,
         caches=caches,
