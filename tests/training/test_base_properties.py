@@ -29,7 +29,7 @@ def known(make: Any) -> BaseProperties:
 
 
 @pytest.mark.parametrize("make", [llama, gpt2])
-def test_a_usual_base_is_seen_through(make: Any) -> None:
+def test_a_usual_base_has_every_property(make: Any) -> None:
     """Law: causality, a plain head and every layer's feed-forward module are found."""
     model = sensing(make())
     found = find_base_properties(model)
@@ -42,7 +42,7 @@ def test_a_usual_base_is_seen_through(make: Any) -> None:
     assert len(layers) == LAYERS
 
 
-def test_experts_see_each_position_alone() -> None:
+def test_experts_compute_each_position_alone() -> None:
     """Law: a mixture of experts is either left whole or gives what it gave."""
     found = known(mixtral)
     assert found.causal
@@ -82,7 +82,7 @@ def looking_back(out: Tensor) -> Tensor:
 
 
 def test_a_base_that_looks_ahead_is_not_causal() -> None:
-    """Law: where a word changes what is before it, no word behind another is left out."""
+    """Law: where a token changes what is before it, no token behind another is left out."""
     make = hooked("model.layers.0.mlp", lambda out: out + 0.1 * out.mean(1, keepdim=True))
     model = sensing(make())
     found = find_base_properties(model)
@@ -98,7 +98,7 @@ def test_a_base_that_looks_ahead_is_not_causal() -> None:
     torch.testing.assert_close(given, whole)
 
 
-def test_a_base_that_mixes_rows_is_seen() -> None:
+def test_a_base_that_mixes_rows_is_found() -> None:
     """Law: where a row changes another, no calls are made as one."""
     make = hooked("model.layers.1.mlp", lambda out: out + 0.1 * out.mean(0, keepdim=True))
     found = known(make)
@@ -114,7 +114,7 @@ def test_rounding_mixes_no_rows(part: float, independent: bool) -> None:
 
 
 def test_a_module_that_mixes_positions_is_left_whole() -> None:
-    """Law: a module of its layer's shape that looks back is not taken for a feed-forward one."""
+    """Law: a module of its layer's shape that attends back is not taken for a feed-forward one."""
     make = hooked("model.layers.0.mlp", looking_back)
     model = sensing(make())
     found = find_base_properties(model)
@@ -122,7 +122,7 @@ def test_a_module_that_mixes_positions_is_left_whole() -> None:
     assert list(found.feed_forwards) == [model.base.model.layers[1].mlp]
 
 
-def test_mixing_behind_the_last_layer_is_seen() -> None:
+def test_mixing_behind_the_last_layer_is_found() -> None:
     """Law: where what is read depends on other positions of the last layer, all of it runs."""
     found = known(hooked("model.norm", looking_back))
     assert found.causal
@@ -130,14 +130,14 @@ def test_mixing_behind_the_last_layer_is_seen() -> None:
 
 
 class Choosy(nn.Module):
-    """Refuses one word."""
+    """Refuses one token."""
 
     def forward(self, out: Tensor) -> Tensor:
         """Nothing but an error."""
         raise RuntimeError("not this word")
 
 
-def test_a_base_that_refuses_the_words_is_left_whole() -> None:
+def test_a_base_that_refuses_the_tokens_is_left_whole() -> None:
     """Law: a base on which nothing can be tried is trained as it is."""
     model = sensing(llama())
     refuse = Choosy()
@@ -167,7 +167,7 @@ def test_what_is_read_is_what_a_whole_call_gives(chosen: list[bool], make: Any) 
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
 
 
-def test_feed_forwards_see_what_is_needed(model: SafeModel) -> None:
+def test_feed_forwards_compute_what_is_needed(model: SafeModel) -> None:
     """Law: they compute nothing behind the last position, and the last one only the positions."""
     seen: list[int] = []
     properties = find_base_properties(model)

@@ -10,7 +10,7 @@ from safe_framework.training.compute.calls import ForwardCall, group_calls, merg
 
 
 def call(rows: int, length: int, frames: int = 2, dim: int = 3, **more: Tensor) -> ForwardCall:
-    """Some rows beside samples."""
+    """Some rows with samples."""
     inputs = {
         "input_ids": torch.full((rows, length), 7),
         "attention_mask": torch.ones(rows, length, dtype=torch.long),
@@ -42,7 +42,7 @@ def test_one_call_holds_all_rows(shapes: list[tuple[int, int, int]]) -> None:
 
 
 def test_calls_of_like_length_are_one() -> None:
-    """Law: calls are made as one while this adds little padding, and apart beyond."""
+    """Law: calls are merged while this adds little padding, and separate beyond."""
     calls = [call(4, 10), call(4, 8), call(4, 40), call(1, 9)]
     assert group_calls(calls, 0.25) == [[0, 1, 3], [2]]
     assert group_calls(calls, 0.0) == [[0], [1], [2], [3]]
@@ -64,19 +64,19 @@ def test_calls_of_like_length_are_one() -> None:
     ],
     ids=["other width", "other inputs", "fewer inputs", "prefix_states"],
 )
-def test_unlike_calls_are_apart(other: ForwardCall) -> None:
+def test_unlike_calls_are_separate(other: ForwardCall) -> None:
     """Law: calls with other inputs, or prefix_states at another layer, are never made as one."""
     assert group_calls([call(2, 6), other], 10.0) == [[0], [1]]
 
 
-def test_inputs_of_unknown_meaning_are_apart() -> None:
+def test_inputs_of_unknown_meaning_are_not_merged() -> None:
     """Law: nothing is known of filling up other inputs, so calls with them are not joined."""
     strange = [call(2, 6, pixel_values=torch.zeros(2, 3)) for _ in range(2)]
     assert group_calls(strange, 10.0) == [[0], [1]]
 
 
-def test_begun_rows_stay_in_order() -> None:
-    """Law: what is known of each row's beginning goes with the row."""
+def test_prefix_states_stay_in_order() -> None:
+    """Law: each row keeps its prefix states."""
     prefix_states = [[torch.full((3, 2), float(n))] for n in range(2)]
     calls = [
         ForwardCall({}, torch.ones(1, 3, dtype=torch.bool), prefix_states=one)

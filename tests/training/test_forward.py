@@ -1,4 +1,4 @@
-"""Reading what a model says in several calls, by whichever way is shortest."""
+"""Predictions of a model in several calls, with as little computation as is exact."""
 
 from pathlib import Path
 from typing import Any
@@ -33,20 +33,20 @@ ANSWERED = [[5, 6, 7, 8, 9, 10, 11], [12, 13], [14, 15, 16]]
 
 
 def learned(make: Any) -> SafeModel:
-    """A trained sense on a base."""
+    """A base with a trained modality."""
     model = sensing(make())
     perturb(model)
     return model
 
 
 def encoded(rows: int) -> dict[str, Tensor]:
-    """A sample beside each row, as the encoder leaves it."""
+    """A sample for each row, as the encoder gives it."""
     names = {"touch__values": "touch__frames", "touch__mask": "touch__frames_mask"}
     return {names.get(key, key): value for key, value in felt(rows).items()}
 
 
 def texts(rows: list[list[int]] = ROWS, temperature: float = 3.0) -> ForwardCall:
-    """Texts beside a sample, read at every word."""
+    """Texts with a sample, read at every token."""
     batch = {"input_ids": pad_right(rows, PAD), "attention_mask": attention_mask(rows)}
     return ForwardCall(batch | encoded(len(rows)), batch["attention_mask"].bool(), (temperature,))
 
@@ -62,7 +62,7 @@ def answers() -> Answers:
 
 
 def compared(model: SafeModel, planner: ForwardPlanner, teacher: Teacher) -> Comparison:
-    """All texts beside a sample, and the base."""
+    """All texts with a sample, compared with the base."""
     (predictions,) = planner.predictions([texts()])
     return predictions.compare_with(TeacherPredictions(teacher, ROWS))
 
@@ -171,7 +171,7 @@ def test_calls_made_as_one_are_the_calls(base: str, checkpointing: bool) -> None
     assert_same_sums(found[0][:2], found[1][:2], BACKWARD)
 
 
-def test_rows_that_are_mixed_are_called_apart(model: SafeModel) -> None:
+def test_rows_that_are_mixed_are_called_separately(model: SafeModel) -> None:
     """Law: on a base that mixes rows, each call has the rows that it was given."""
     runs: list[int] = []
     model.base.register_forward_pre_hook(lambda *call: runs.append(1))
@@ -184,8 +184,8 @@ def test_rows_that_are_mixed_are_called_apart(model: SafeModel) -> None:
         assert len(runs) == (1 if apart else 2)
 
 
-def test_calls_are_apart_where_devices_share_layers(model: SafeModel) -> None:
-    """Law: told to, a planner makes each call by itself: other devices wait for as many."""
+def test_calls_are_separate_where_devices_share_layers(model: SafeModel) -> None:
+    """Law: without `merges`, it makes each call by itself: other devices wait for as many."""
     runs: list[int] = []
     model.base.register_forward_pre_hook(lambda *call: runs.append(1))
     planner = ForwardPlanner(model, merges=False)
@@ -213,7 +213,7 @@ def test_samples_are_encoded_to_make_calls_as_one(present: list[bool]) -> None:
     assert_same_sums(found[0][0], found[1][0], FORWARD)
 
 
-def test_calls_of_other_senses_are_apart(model: SafeModel) -> None:
+def test_calls_with_other_modalities_are_separate(model: SafeModel) -> None:
     """Law: a text without a sample is a call of its own, with predictions of its own."""
     perturb(model)
     heard = texts()

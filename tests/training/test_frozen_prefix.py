@@ -1,4 +1,4 @@
-"""The frozen prefix: steps that begin at the first fused layer are the steps that do not."""
+"""The frozen prefix: steps that start at the first fused layer equal the steps that do not."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -34,7 +34,7 @@ BASES: dict[str, Callable[[], nn.Module]] = {"llama": llama, "gpt2": gpt2, "opt"
 
 
 def hearing(base: nn.Module, layer: int = 1) -> SafeModel:
-    """A base with a sense that enters at ``layer``."""
+    """A base with a modality that enters at ``layer``."""
     model = attached(base, fusion=ToyFusion(layers=(layer,)))
     perturb(model)
     return model
@@ -62,7 +62,7 @@ def example() -> dict[str, Tensor]:
 def beginning(
     caches: ActivationCaches, states: ActivationStore | None, given: dict[str, Tensor]
 ) -> AbstractContextManager[None]:
-    """Within the block, a call on these texts begins at the first fused layer if it can."""
+    """Within the block, a call on these texts starts at the first fused layer if it can."""
     prefix_states = caches.prefix_states(states, given["input_ids"], given["attention_mask"])
     return nullcontext() if prefix_states is None else caches.start_from_prefix(prefix_states)
 
@@ -76,7 +76,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", BASES)
 def test_task_loss_and_gradient_are_those_of_whole_calls(kind: str) -> None:
-    """Law: with the prefix kept and without it, loss and gradients are the same sums."""
+    """Law: with the prefix stored and without it, loss and gradients are the same sums."""
     model, given = hearing(BASES[kind]()), batch()
     caches = ActivationCaches(model, ALL, example(), PAD)
     assert caches.prefix is not None
@@ -97,7 +97,7 @@ def test_task_loss_and_gradient_are_those_of_whole_calls(kind: str) -> None:
 def test_retention_loss_is_that_of_whole_calls(
     keep: tuple[str, ...], samples: list[np.ndarray]
 ) -> None:
-    """Law: with the prefix, the teacher or both kept, each step's loss is the same sum."""
+    """Law: with the prefix, the teacher or both stored, each step's loss is the same sum."""
     model = attached(llama(), fusion=ToyFusion(layers=(1,)))
     perturb(model)
     encoder = ArrayEncoder()
@@ -115,8 +115,8 @@ def test_retention_loss_is_that_of_whole_calls(
 
 
 @pytest.mark.parametrize("kind", BASES)
-def test_calls_made_as_one_begin_together(kind: str) -> None:
-    """Law: two calls whose texts are kept begin as one, and say what they say from the start."""
+def test_merged_calls_start_together(kind: str) -> None:
+    """Law: two calls whose texts are stored start merged, and predict what whole ones do."""
     model, given = hearing(BASES[kind]()), example()
     caches = ActivationCaches(model, ALL, given, PAD)
     texts = [[*p, *a] for p, a in TASK]
@@ -134,7 +134,7 @@ def test_calls_made_as_one_begin_together(kind: str) -> None:
 
 
 def test_layers_below_do_not_run() -> None:
-    """Law: within `beginning`, no layer below the first fused one computes anything."""
+    """Law: within `start_from_prefix`, no layer below the first fused one computes anything."""
     model, given = hearing(llama()), batch()
     caches = ActivationCaches(model, ALL, example(), PAD)
     states = caches.task_texts([[*p, *a] for p, a in TASK])
@@ -149,7 +149,7 @@ def test_layers_below_do_not_run() -> None:
 
 
 def test_an_unknown_text_runs_whole() -> None:
-    """Law: a batch with a text that is not kept is computed from its first layer on."""
+    """Law: a batch with a text that is not stored is computed from its first layer on."""
     model, given = hearing(llama()), batch()
     caches = ActivationCaches(model, ALL, example(), PAD)
     states = caches.task_texts([[*p, *a] for p, a in TASK[:2]])
@@ -159,7 +159,7 @@ def test_an_unknown_text_runs_whole() -> None:
 
 
 def test_a_base_whose_layers_hand_on_more_is_run_whole() -> None:
-    """Law: where a call that begins later gives other logits, nothing is kept of the prefix."""
+    """Law: where a call that starts later gives other logits, no prefix is stored."""
     model, handed = hearing(llama()), {}
     first, second = model.base.model.layers
     first.mlp.register_forward_hook(lambda module, args, out: handed.update(last=out))
@@ -168,8 +168,8 @@ def test_a_base_whose_layers_hand_on_more_is_run_whole() -> None:
     assert ActivationCaches(model, ("prefix",), example(), PAD).prefix is None
 
 
-def test_too_many_texts_are_not_kept_and_it_is_said() -> None:
-    """Law: states that would take more room than allowed are not kept, and a note says so."""
+def test_too_many_texts_are_not_stored_with_a_note() -> None:
+    """Law: states that would take more memory than allowed are not stored, and a note says so."""
     model = hearing(llama())
     states = ActivationCaches(model, ALL, example(), PAD, max_bytes=10_000).retention_texts(ROWS)
     assert states is not None
@@ -184,7 +184,7 @@ def test_too_many_texts_are_not_kept_and_it_is_said() -> None:
     )
 
 
-def test_nothing_is_kept_where_the_sense_enters_first() -> None:
+def test_nothing_is_stored_where_a_modality_enters_first() -> None:
     """Law: fused at layer 0, there is no prefix, and the layers are left as they were."""
     model = hearing(llama(), layer=0)
     assert first_fused_layer(model) == 0
@@ -195,7 +195,7 @@ def test_nothing_is_kept_where_the_sense_enters_first() -> None:
 
 
 def test_markers_leave_no_prefix() -> None:
-    """Law: where words of a sense's own stand in the text, the first layers depend on it."""
+    """Law: where vectors of a modality's own are in the text, the first layers depend on it."""
     model = hearing(llama())
     assert first_fused_layer(model) == 1
     model.modality("touch").markers = nn.Identity()  # type: ignore[assignment]  # any will do

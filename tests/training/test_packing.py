@@ -37,7 +37,7 @@ def packing(lengths: list[int]) -> Packing:
 
 @given(LENGTHS)
 def test_every_position_stands_once_in_a_text_of_its_own(lengths: list[int]) -> None:
-    """Law: what is needed is kept, in order, each text in one piece, and no more room is taken."""
+    """Law: what is needed is kept, in order, each text whole, in no more positions."""
     needed = needed_of(lengths)
     found = plan_packing(needed)
     if found is None:
@@ -77,8 +77,8 @@ def test_gaps_are_filled_as_well_as_can_be() -> None:
     assert (found.text >= 0).all()
 
 
-def test_a_text_sees_itself_alone_and_backwards() -> None:
-    """Law: nothing is added where a text looks back at itself, and nothing else is seen."""
+def test_a_text_attends_to_itself_alone_and_backwards() -> None:
+    """Law: scores are as they are where a text attends back to itself, and masked elsewhere."""
     found = packing([3, 2])
     seen = (found.mask(torch.float32) == 0).squeeze(1)
     for row in range(len(found.text)):
@@ -95,7 +95,7 @@ def doubled(call: ForwardCall) -> ForwardCall:
 
 
 @pytest.mark.parametrize("make", [llama, gpt2, opt])
-def test_packed_calls_say_the_same(make: Callable[[], nn.Module]) -> None:
+def test_packed_calls_predict_the_same(make: Callable[[], nn.Module]) -> None:
     """Law: with samples, predictions and gradients are those of texts in rows of their own."""
     model = sensing(make()).double()
     perturb(model)
@@ -117,7 +117,7 @@ def test_packed_calls_say_the_same(make: Callable[[], nn.Module]) -> None:
 
 
 def without(inner: str, key: str) -> Callable[[Any], None]:
-    """Makes a module of a base deaf to one of its arguments."""
+    """Makes a module of a base ignore one of its arguments."""
 
     def forget(base: Any) -> None:
         base.get_submodule(inner).register_forward_pre_hook(
@@ -128,7 +128,7 @@ def without(inner: str, key: str) -> Callable[[Any], None]:
 
 
 @pytest.mark.parametrize(
-    ("make", "deafen"),
+    ("make", "ignore"),
     [
         (gpt2, without("transformer", "position_ids")),
         (llama, without("model.layers.0.self_attn", "attention_mask")),
@@ -137,20 +137,20 @@ def without(inner: str, key: str) -> Callable[[Any], None]:
     ids=["positions", "mask", "mask of experts"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_base_that_does_not_listen_is_not_packed(
-    make: Any, deafen: Any, dtype: torch.dtype
+def test_a_base_that_ignores_positions_or_mask_is_not_packed(
+    make: Any, ignore: Any, dtype: torch.dtype
 ) -> None:
     """Law: where positions or the mask have no effect, rows stay as they are, in any precision."""
     assert find_base_properties(sensing(make().to(dtype))).packs
     base = make().to(dtype)
-    deafen(base)
+    ignore(base)
     found = find_base_properties(sensing(base))
     assert found.causal
     assert not found.packs
 
 
 def windowed(model: SafeModel) -> None:
-    """Layers that see a few words back, which a mask of ours would widen."""
+    """Layers that attend a few tokens back, which a mask of ours would widen."""
     model.base.config.sliding_window = 4
 
 
@@ -160,14 +160,14 @@ def parted(model: SafeModel) -> None:
 
 
 @pytest.mark.parametrize("change", [windowed, parted])
-def test_what_is_known_to_keep_texts_apart_is_heeded(model: SafeModel, change: Any) -> None:
-    """Law: neither sliding windows nor rows that are called apart are packed."""
+def test_known_obstacles_to_packing_are_heeded(model: SafeModel, change: Any) -> None:
+    """Law: neither sliding windows nor rows that are called separately are packed."""
     assert can_pack(model)
     change(model)
     assert not can_pack(model)
 
 
-def test_texts_that_begin_late_stay_in_their_rows(model: SafeModel) -> None:
+def test_texts_padded_on_the_left_stay_in_their_rows(model: SafeModel) -> None:
     """Law: padding on the left, or inputs that nobody knows, and the call is left as it is."""
     known, call = find_base_properties(model), texts([[5, 6, 7, 8, 9, 10], [11], [12]])
     assert known.plan_packing(call) is not None

@@ -1,4 +1,4 @@
-"""The teacher, and what is kept of the texts that it speaks of."""
+"""The teacher, and what is stored of its texts."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def states_of(model: SafeModel, folder: Path) -> ActivationStore:
 
 
 def base_logits(model: SafeModel, chosen: list[int]) -> Tensor:
-    """What the base says at every word."""
+    """The base's logits at every token."""
     rows = [ROWS[i] for i in chosen]
     mask = attention_mask(rows)
     return model.base(input_ids=pad_right(rows, PAD), attention_mask=mask).logits[mask.bool()]
@@ -53,8 +53,8 @@ def test_the_teacher_is_the_base(model: SafeModel, tmp_path: Path, kept: bool) -
     assert_same_sums(given, base_logits(model, chosen), FORWARD)
 
 
-def test_a_plain_head_is_told_from_another(model: SafeModel) -> None:
-    """Law: a base that changes its logits after the head is seen to do so."""
+def test_a_plain_head_is_distinguished_from_another(model: SafeModel) -> None:
+    """Law: a base that changes its logits after the head is found to do so."""
     base = llama()
     base.__class__ = Doubled
     assert has_plain_head(model, ROWS[0])
@@ -66,8 +66,8 @@ def test_a_base_that_hides_its_head_has_no_plain_one() -> None:
     assert not has_plain_head(sensing(as_kind(Headless)()), ROWS[0])
 
 
-def test_the_teacher_does_not_hear(model: SafeModel) -> None:
-    """Law: what the sense has learned does not change the teacher, nor does it get a gradient."""
+def test_the_teacher_has_no_modality(model: SafeModel) -> None:
+    """Law: what the modality has learned does not change the teacher, and gets no gradient."""
     before = Teacher(model, PAD).logits(ROWS[:1])
     perturb(model)
     after = Teacher(model, PAD).logits(ROWS[:1])
@@ -75,10 +75,10 @@ def test_the_teacher_does_not_hear(model: SafeModel) -> None:
     assert not after.requires_grad
 
 
-def test_what_is_kept_has_no_history(
+def test_what_is_stored_has_no_history(
     model: SafeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Law: a text is run beside the same texts, whichever were asked for before it.
+    """Law: a text is run in a batch with the same texts, whichever were asked for before it.
 
     A wide base rounds a row differently with other rows beside it, so that a resumed run would
     otherwise end at other weights than an unbroken one.
@@ -112,13 +112,13 @@ def test_a_text_is_run_once(model: SafeModel, tmp_path: Path) -> None:
 
 
 def test_states_are_without_padding(model: SafeModel, tmp_path: Path) -> None:
-    """Law: each text's states are as long as the text, whatever it was run beside."""
+    """Law: each text's states are as long as the text, whatever the batch was."""
     kept = states_of(model, tmp_path).of(ROWS)
     assert [len(state[FINAL]) for state in kept] == list(map(len, ROWS))
 
 
 def test_an_unknown_text_is_not_held(model: SafeModel, tmp_path: Path) -> None:
-    """Law: a store says of a batch with another text that it does not hold it."""
+    """Law: a store does not contain a batch with another text."""
     states = states_of(model, tmp_path)
     assert states.contains(ROWS)
     assert not states.contains([*ROWS, [5, 5]])
@@ -133,7 +133,7 @@ def test_a_teacher_that_keeps_nothing_runs_once(model: SafeModel) -> None:
     assert ran == [len(ROWS)]
 
 
-def test_what_a_divergence_needs_is_kept(
+def test_what_a_divergence_needs_is_stored(
     model: SafeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Law: once warm, the base's side of a divergence reads the vocabulary no more."""
@@ -148,7 +148,7 @@ def test_what_a_divergence_needs_is_kept(
         assert_same_sums(kept.embedding, fresh.embedding, FORWARD)
 
 
-def test_nothing_is_kept_for_a_head_that_is_read_by_its_logits(tmp_path: Path) -> None:
+def test_nothing_is_stored_for_a_head_whose_logits_are_needed(tmp_path: Path) -> None:
     """Law: where no divergence will ask for it, the base's side of one is not computed."""
     model = sensing(llama().bfloat16())
     teacher, told = Teacher(model, PAD, states_of(model, tmp_path)), list[str]()
