@@ -31,7 +31,7 @@ def safe_training_step(step: int, metrics: Mapping[str, float]) -> None:
 
 @specification
 def safe_training_event(event: Mapping[str, Any]) -> None:
-    """Called when the monitor or the curriculum says something, with its line of the journal.
+    """Called when the monitor or the curriculum logs an event, with its entry in the event log.
 
     ``event["event"]`` is ``"evaluation"``, ``"warning"``, ``"rollback"``, ``"stage"``, ``"stop"``
     or ``"best"``.

@@ -13,7 +13,7 @@ from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import DataError
 from safe_framework.runs.run import run_recipe
 from safe_framework.training.monitor.event_log import read_events
-from tests.run.watched import WATCHED, write_recipe
+from tests.run.monitored import MONITORED, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ def forgetful(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run with retention weight 0 and a high rate; not to be changed."""
     rate = "5e-3"
     recipe = write_recipe(
-        world, "forgetful", WATCHED.replace("patience = 0", "patience = 5"),
+        world, "forgetful", MONITORED.replace("patience = 0", "patience = 5"),
         weight="0.0", projector_learning_rate=rate, fusion_learning_rate=rate,
         max_steps="40", warmup_steps="0", align_weight="0.0", save_steps="20",
     )  # fmt: skip
@@ -130,7 +130,7 @@ def test_pick_says_what_there_is_not(
     assert said in capsys.readouterr().err
 
 
-def test_pick_needs_a_watched_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pick_needs_a_monitored_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Law: a folder without a Pareto set is refused with the reason."""
     assert main(["pick", str(tmp_path)]) == 1
     assert "holds no adapters to pick from" in capsys.readouterr().err
@@ -138,7 +138,7 @@ def test_pick_needs_a_watched_run(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_a_monitor_needs_texts(world: Path, tmp_path: Path) -> None:
     """Law: without texts of any kind a monitor is refused, and says what to add."""
-    text = Path(write_recipe(world, "textless", WATCHED)).read_text()
+    text = Path(write_recipe(world, "textless", MONITORED)).read_text()
     without = text.replace('retention_validation = "sentences.jsonl"', "")
     without = without.replace('retention = "texts.jsonl"', "")
     without = without[: without.index("[[retention]]")] + without[without.index("[data]") :]
@@ -149,7 +149,7 @@ def test_a_monitor_needs_texts(world: Path, tmp_path: Path) -> None:
 
 def test_foreign_samples_are_measured_beside(world: Path, tmp_path: Path) -> None:
     """Law: a run reads `foreign_validation`, and its identity depends on what the file holds."""
-    path = Path(write_recipe(world, "strange", WATCHED, max_steps="2"))
+    path = Path(write_recipe(world, "strange", MONITORED, max_steps="2"))
     named = '[data]\nforeign_validation = "foreign_test.jsonl"'
     path.write_text(path.read_text().replace("[data]", named))
     asked = []

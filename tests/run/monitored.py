@@ -11,7 +11,7 @@ SENTENCES = [
     for last in ("the mat", "a cat")
 ]
 
-WATCHED = """
+MONITORED = """
 [monitor]
 eval_steps = 2
 held_out = 0.25

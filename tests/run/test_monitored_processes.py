@@ -1,4 +1,4 @@
-"""Two processes that train a watched model together measure, roll back and move on as one does."""
+"""Two processes that train a monitored model measure, roll back and move on as one does."""
 
 import json
 import subprocess
@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from safe_framework.runs.run import run_recipe
 from safe_framework.training.monitor.event_log import read_events
+from tests.run.monitored import MONITORED, STAGED, write_recipe
 from tests.run.test_launch import SCRIPT, environment
-from tests.run.watched import STAGED, WATCHED, write_recipe
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
@@ -22,7 +22,7 @@ def pair(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
     """The folders of one run by one process, and of one by two."""
     rate = "5e-3"
     recipe = write_recipe(
-        world, "together", WATCHED, STAGED,
+        world, "together", MONITORED, STAGED,
         projector='{ use = "standard", tokens = 2, hidden_dim = 8, dropout = 0.0 }',
         fusion='{ use = "lora", rank = 2, layers = [0, 1] }',
         projector_learning_rate=rate, fusion_learning_rate=rate, max_steps="8",

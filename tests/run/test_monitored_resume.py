@@ -1,4 +1,4 @@
-"""A watched run that was killed goes on with its stages, its rollbacks and all that it kept."""
+"""A monitored run that was killed goes on with its stages, its rollbacks and all that it kept."""
 
 import json
 import signal
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.run.monitored import MONITORED, STAGED, write_recipe
 from tests.run.test_resume import killed, statuses, weights
-from tests.run.watched import STAGED, WATCHED, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -25,15 +25,15 @@ def runs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that holds a run for each moment, and one that nobody killed."""
     rate = "5e-3"
     recipe = write_recipe(
-        world, "watched", WATCHED, STAGED,
+        world, "monitored", MONITORED, STAGED,
         weight="0.0", projector_learning_rate=rate, fusion_learning_rate=rate,
         max_steps="12", warmup_steps="0", align_weight="0.0", save_steps="3",
     )  # fmt: skip
-    return killed(Path(recipe), tmp_path_factory.mktemp("watched"), MOMENTS)
+    return killed(Path(recipe), tmp_path_factory.mktemp("monitored"), MOMENTS)
 
 
 def content(run: Path) -> dict[str, bytes]:
-    """All that a watched run keeps beside the adapter that it chose, by name."""
+    """All that a monitored run keeps beside the adapter that it chose, by name."""
     last = run / "checkpoints" / "checkpoint-12"  # of the weights that were trained on to the end
     paths = [run / "monitor.jsonl", *(run / "pareto").rglob("*"), *last.glob("*.safetensors")]
     return {str(path.relative_to(run)): path.read_bytes() for path in paths if path.is_file()}
@@ -50,7 +50,7 @@ def test_the_unbroken_run_has_seen_everything(runs: Path) -> None:
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_run_ends_as_an_unbroken_one(runs: Path, moment: str) -> None:
-    """Law: adapter, Pareto set and journal are the same bytes, whenever the run was killed."""
+    """Law: adapter, Pareto set and event log are the same bytes, whenever the run was killed."""
     text = (runs / "stderr.txt").read_text()
     assert statuses(runs)[moment] == [-signal.SIGKILL, 0], text
     assert weights(runs, moment) == weights(runs, "never")
