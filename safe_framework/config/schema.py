@@ -388,7 +388,7 @@ class TrainingSpec:
         cache_gib: GiB of disk that the states of a run's texts may take, for the task and for
             retention each; more is computed anew at each step.
         speedups: ``"off"`` runs each call of a step whole and by itself, and keeps nothing of the
-            frozen base: slower, and the same losses but for rounding.
+            frozen base: slower, and the same losses but for rounding and what dropout draws.
         group_by_length: give a step retention texts of like length, to compute less padding.
         seed: of everything random.
     """
