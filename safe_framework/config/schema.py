@@ -23,8 +23,6 @@ from safe_framework.config.validators import (
     unit_interval,
 )
 
-# What a recipe may say of a base that is put together from two pretrained parts.
-
 
 @attrs.frozen
 class ComposeSpec:
@@ -60,9 +58,6 @@ class ComposeSpec:
     learning_rate: float = attrs.field(default=1e-3, validator=above(0))
     warmup_steps: int = attrs.field(default=20, validator=at_least(0))
     seed: int = attrs.field(default=0, validator=at_least(0))
-
-
-# The tables of a recipe that say how training is watched, and in which stages it goes.
 
 
 @attrs.frozen
