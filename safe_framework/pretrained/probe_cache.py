@@ -53,7 +53,7 @@ class CacheEntry:
     new: bool = False
 
 
-_CURRENT: ContextVar[CacheEntry | None] = ContextVar("safe_framework_recall", default=None)
+_CURRENT: ContextVar[CacheEntry | None] = ContextVar("safe_framework_probe_cache", default=None)
 
 
 @contextmanager
