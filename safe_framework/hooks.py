@@ -53,7 +53,7 @@ def hook_manager() -> pluggy.PluginManager:
             manager.check_pending()
         except Exception as error:  # third-party code: anything may come out of an import
             manager.set_blocked(origin(point))
-            said = f"{type(error).__name__}: {error}"
-            message = f"hooks `{point.name}` of {origin(point)} are skipped: {said}"
+            why = f"{type(error).__name__}: {error}"
+            message = f"hooks `{point.name}` of {origin(point)} are skipped: {why}"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
     return manager

@@ -35,9 +35,9 @@ _ever_observed = False  # a plain flag costs a compiled graph nothing, where a C
 
 @contextmanager
 def observed(tell: Callable[[Tensor], None]) -> Iterator[None]:
-    """Within the block, tell ``tell`` the shares of every attention, as float32 on the CPU.
+    """Within the block, tell ``tell`` the weights of every attention, as float32 on the CPU.
 
-    Holds for this thread or task only. Shares are (batch, heads, length, tokens), before dropout
+    Holds for this thread or task only. They are (batch, heads, length, tokens), before dropout
     and without what goes to nothing.
     """
     global _ever_observed
@@ -49,10 +49,10 @@ def observed(tell: Callable[[Tensor], None]) -> Iterator[None]:
         _OBSERVER.reset(token)
 
 
-def _tell(shares: Tensor) -> None:
+def _tell(weights: Tensor) -> None:
     tell = _OBSERVER.get()
     if tell is not None:
-        tell(shares.detach().float().cpu())
+        tell(weights.detach().float().cpu())
 
 
 def unit_rms(values: Tensor) -> Tensor:
@@ -77,21 +77,21 @@ def attend(
         value: of each token.
         mask: True where a token may be attended to; at least one of each row.
         nothing: each head's score of attending to nothing, (heads,); None for no such choice.
-        dropout: part of the shares that is dropped.
+        dropout: part of the weights that is dropped.
     """
     with without_autocast(query.device.type):
         scores = query.float() @ key.float().mT / query.shape[-1] ** 0.5
         scores = scores.clamp(-CLAMP, CLAMP).masked_fill(~mask[:, None, None], MASKED)
         if nothing is None:
-            shares = scores.softmax(-1)
+            weights = scores.softmax(-1)
         else:
             rest = nothing.float()[:, None, None].expand(*scores.shape[:-1], 1)
-            shares = torch.cat([scores, rest], dim=-1).softmax(-1)[..., :-1]
+            weights = torch.cat([scores, rest], dim=-1).softmax(-1)[..., :-1]
         if _ever_observed:
-            _tell(shares)
+            _tell(weights)
         if dropout:
-            shares = nn.functional.dropout(shares, dropout)
-        context: Tensor = shares @ value.float()
+            weights = nn.functional.dropout(weights, dropout)
+        context: Tensor = weights @ value.float()
         return context
 
 
@@ -106,7 +106,7 @@ class CrossAttention(nn.Module):
         heads: of the attention where it is random; by default the base's.
         silent: the output projection is zero; otherwise it starts as the other three do.
         nothing: each head can also attend to nothing, by a learned score beside the tokens'.
-        dropout: part of the attention's shares that is dropped in training.
+        dropout: part of the attention's weights that is dropped in training.
         norm_query: normalise hidden states to a root mean square of 1.
         norm_tokens: normalise tokens to a root mean square of 1.
 
@@ -180,11 +180,11 @@ class CrossAttention(nn.Module):
         self, hidden: Annotated[Tensor, "batch length hidden"], folded: FoldedAttention
     ) -> Annotated[Tensor, "batch length hidden"]:
         """As ``forward``, of keys and values that have the projections in them."""
-        shares = folded.shares(unit_rms(hidden) if self.norm_query else hidden)
+        weights = folded.attention_weights(unit_rms(hidden) if self.norm_query else hidden)
         if _ever_observed:
-            seen = shares.transpose(1, 2)  # (batch, heads, length, columns)
+            seen = weights.transpose(1, 2)  # (batch, heads, length, columns)
             _tell(seen if self.nothing is None else seen[..., :-1])
-        return folded.given(shares).to(hidden.dtype)
+        return folded.weighted_sum(weights).to(hidden.dtype)
 
     def _split(self, values: Tensor) -> Tensor:
         batch, length, width = values.shape

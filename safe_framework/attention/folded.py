@@ -16,8 +16,6 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-# The matrix of a projection, as the parts that it is the sum of.
-
 
 @attrs.frozen(eq=False)
 class LowRankFactor:
@@ -46,17 +44,17 @@ class FactoredMatrix:
     Attributes:
         full: the matrix, (out, in).
         pairs: what is added to it.
-        silent: the matrix is all zeros, so that the pairs alone need be computed.
+        full_is_zero: the matrix is all zeros, so that the pairs alone need be computed.
     """
 
     full: Tensor
     pairs: tuple[LowRankFactor, ...] = ()
-    silent: bool = False
+    full_is_zero: bool = False
 
     def transposed(self) -> FactoredMatrix:
         """The parts of the transposed matrix, (in, out)."""
         pairs = [LowRankFactor(pair.down.mT, pair.up.mT, pair.scale) for pair in self.pairs]
-        return FactoredMatrix(self.full.mT, tuple(pairs), self.silent)
+        return FactoredMatrix(self.full.mT, tuple(pairs), self.full_is_zero)
 
     def __call__(self, values: Tensor) -> Tensor:
         """What the projection makes of values, (..., in) to (..., out)."""
@@ -68,7 +66,7 @@ class FactoredMatrix:
     @property
     def only_pairs(self) -> bool:
         """Whether the pairs are all that need be computed."""
-        return self.silent and bool(self.pairs)
+        return self.full_is_zero and bool(self.pairs)
 
 
 FactoredMatrixOf = Callable[[nn.Module], FactoredMatrix | None]
@@ -95,7 +93,7 @@ def has_hooks(*modules: nn.Module) -> bool:
 CLAMP = 50.0
 """Scores stay between minus and plus this."""
 MASKED = -1e4
-"""The score of a masked token; beside any other, its share is exactly 0 in float32."""
+"""The score of a masked token; beside any other, its weight is exactly 0 in float32."""
 
 
 @attrs.frozen(eq=False)
@@ -104,7 +102,7 @@ class FoldedAttention:
 
     Attributes:
         keys: by which states at unit scale become scores.
-        values: what a share of each column adds to a position.
+        values: what each column, by its weight, adds to a position.
         filling: scores of columns that do not depend on the position.
         open: True where a column's score does.
     """
@@ -114,17 +112,17 @@ class FoldedAttention:
     filling: Annotated[Tensor, "batch 1 heads columns"]
     open: Annotated[Tensor, "batch 1 1 columns"]
 
-    def shares(self, hidden: Tensor) -> Annotated[Tensor, "batch length heads columns"]:
+    def attention_weights(self, hidden: Tensor) -> Annotated[Tensor, "batch length heads columns"]:
         """How much each position attends to each column, in float32."""
         batch, _, heads, columns = self.filling.shape
         with without_autocast(hidden.device.type):
             scores = torch.bmm(hidden.float(), self.keys).view(batch, -1, heads, columns)
             return torch.where(self.open, scores.clamp(-CLAMP, CLAMP), self.filling).softmax(-1)
 
-    def given(self, shares: Tensor) -> Annotated[Tensor, "batch length hidden"]:
-        """What each position is given for its shares."""
-        with without_autocast(shares.device.type):
-            return torch.bmm(shares.flatten(2), self.values)
+    def weighted_sum(self, weights: Tensor) -> Annotated[Tensor, "batch length hidden"]:
+        """What each position is given by its weights."""
+        with without_autocast(weights.device.type):
+            return torch.bmm(weights.flatten(2), self.values)
 
 
 def without_autocast(device: str) -> AbstractContextManager[object]:

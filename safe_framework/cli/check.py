@@ -33,7 +33,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if recipe.stage_b is not None:
         print("its [stage_b] changes the base: L1 and L2 will not hold")
     if recipe.training.speedups == "off":
-        print("its [training] runs without speed-ups: slower, and the same losses but for rounding")
+        print("its [training] runs without speed-ups: its steps take longer")
     if arguments.sizes:
         _print_sizes(recipe)
     return 0

@@ -70,8 +70,8 @@ def _show(console: Console, report: DataReport) -> None:
         table.add_column(heading, overflow="fold")
     for found in report.findings:
         kind = Text(found.kind, style=_STYLES[found.severity])
-        said = Text(found.message), Text(found.hint, style="dim")
-        table.add_row(Text(found.data), Text(found.place), kind, *said)
+        cells = Text(found.message), Text(found.hint, style="dim")
+        table.add_row(Text(found.data), Text(found.place), kind, *cells)
     if report.findings:
         console.print(table)
         console.print()

@@ -79,7 +79,7 @@ def _print_json(files: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def _record(kind: str, point: EntryPoint) -> dict[str, Any]:
-    """A plugin as JSON holds it; ``options`` is null where its source does not tell them."""
+    """A plugin as JSON holds it; ``options`` is null where its source does not show them."""
     from safe_framework.config.options import REQUIRED, phrase
     from safe_framework.config.plugin_options import (
         arguments,
@@ -89,11 +89,11 @@ def _record(kind: str, point: EntryPoint) -> dict[str, Any]:
     )
 
     text, options = docstring(point), static_options_or_none(point)
-    said = arguments(text)
+    help_of = arguments(text)
     described = [
         {"name": o.name, "type": phrase(o.kind), "required": o.default is REQUIRED}
         | ({} if o.default is REQUIRED else {"default": o.default})
-        | ({"about": said[o.name]} if o.name in said else {})
+        | ({"about": help_of[o.name]} if o.name in help_of else {})
         for o in options or []
     ]
     return {

@@ -32,8 +32,8 @@ def add(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from safe_framework.utils import catalogue
 
-    places = (catalogue.recipe_path, catalogue.card_path, catalogue.launch_path)
-    files = dict(zip(_FILES, places, strict=True))
+    finders = (catalogue.recipe_path, catalogue.card_path, catalogue.launch_path)
+    files = dict(zip(_FILES, finders, strict=True))
     if arguments.kind in files:
         path = files[arguments.kind](arguments.name)
         print(path) if arguments.path else print(path.read_text("utf-8"), end="")
@@ -58,17 +58,17 @@ def _show_plugin(kind: str, name: str) -> None:
     print(f"{registry.kind} {name}, of {registry.origin(name)}\n")
     if text:
         print(f"{summary(text)}\n")
-    options, said = static_options_or_none(registry.point(name)), arguments(text)
+    options, help_of = static_options_or_none(registry.point(name)), arguments(text)
     if not options:
-        told = "it takes no options" if options is not None else _UNTOLD
-        print(told)
+        none = "it takes no options" if options is not None else _UNTOLD
+        print(none)
         return
     header, *lines = table([("option", "type", "default"), *map(_row, options)]).splitlines()
     print(header)
     for option, line in zip(options, lines, strict=True):
         print(line)
-        if option.name in said:
-            print(indent(fill(said[option.name], 90), " " * 6))
+        if option.name in help_of:
+            print(indent(fill(help_of[option.name], 90), " " * 6))
 
 
 def _row(option: Option) -> tuple[str, str, str]:

@@ -1,4 +1,7 @@
-"""Checks of a recipe that its types cannot state."""
+"""Checks of a recipe that its types cannot state: of data files, stages of a curriculum, and tasks.
+
+Each looks at more than one key, or at the disk, and adds what it finds to a list of findings.
+"""
 
 from __future__ import annotations
 
@@ -116,9 +119,6 @@ def _table(document: dict[str, Any], key: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-# Checks of a recipe's ``[[curriculum]]`` that look at more than one key.
-
-
 _PLAIN = (str, int, float, bool)
 
 
@@ -130,11 +130,11 @@ def check_stages(values: Mapping[str, Any], findings: list[Finding]) -> None:
         findings: where every mistake is added.
     """
     stages: tuple[StageSpec, ...] = values.get("curriculum", ())
-    watched = values.get("monitor") is not None
+    monitored = values.get("monitor") is not None
     for number, stage in enumerate(stages):
         path = ("curriculum", number)
         _check_where(stage, path, findings)
-        _check_until(stage.until, path, watched, findings)
+        _check_until(stage.until, path, monitored, findings)
         _check_end(stage, path, number == len(stages) - 1, findings)
     longest = sum(stage.steps or 0 for stage in stages[:-1])
     most = values.get("training", TrainingSpec()).max_steps
@@ -154,7 +154,7 @@ def _check_where(stage: StageSpec, path: tuple[str | int, ...], findings: list[F
 
 
 def _check_until(
-    until: UntilSpec | None, path: tuple[str | int, ...], watched: bool, findings: list[Finding]
+    until: UntilSpec | None, path: tuple[str | int, ...], monitored: bool, findings: list[Finding]
 ) -> None:
     if until is None:
         return
@@ -162,7 +162,7 @@ def _check_until(
     if all(getattr(until, key) is None for key in keys):
         hint = f"give one of {', '.join(keys)}"
         findings.append(Finding((*path, "until"), "`until` says nothing", hint, at="key"))
-    if not watched:
+    if not monitored:
         message = "`until` needs the measurements of a `[monitor]`, which the recipe does not have"
         findings.append(Finding((*path, "until"), message, "add a table `[monitor]`", at="key"))
 
@@ -177,9 +177,6 @@ def _check_end(
         if last and getattr(stage, key) is not None:
             message = f"the last stage has `{key}`, but it lasts until training ends"
             findings.append(Finding((*path, key), message, "leave it out", at="key"))
-
-
-# Checks of ``[data]`` that go from one key to another: which datasets and tasks there are.
 
 
 _ALONE = ("train", "test", "task", "labels", "read_at")
@@ -205,7 +202,7 @@ def _any_inline(modalities: object) -> bool:
 
 
 def _one_form(data: DataSpec) -> Iterator[Finding]:
-    """Either one dataset, or several that are told apart by name."""
+    """Either one dataset, or several, each with a name."""
     if data.train is None and not data.mix:
         hint = 'add `train = "..."`, or a table [[data.mix]] for each dataset'
         yield Finding(("data", "train"), "`data.train` is missing", hint, at="key")

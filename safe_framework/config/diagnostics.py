@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, said so that its author can fix it without reading our code."""
+"""What is wrong with a recipe, written so that its author can fix it without reading our code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a table may hold, as one list of options, whether it is a table of ours or a plugin's."""
+"""What a table may hold, as one list of options, whether it is a table of ours or a plugin's.
+
+Types and values are described in the terms of a recipe's author: a whole number, an array.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +44,6 @@ def _check(field: attrs.Attribute[Any]) -> Callable[[Any], None] | None:
     if validator is None:
         return None
     return lambda value: validator(None, field, value)
-
-
-# Types and values in the words of a recipe's author.
 
 
 UNIONS = (Union, types.UnionType)

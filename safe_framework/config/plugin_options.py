@@ -1,8 +1,9 @@
-"""The options of a plugin: the keyword-only parameters of its ``__init__``.
+"""The options of a plugin: the keyword-only parameters of its ``__init__``, with their help.
 
-They are read from the plugin's source, so that checking a recipe does not import torch; only a
-plugin whose source says too little is imported. Parameters before ``*`` are no options: they
-are wired when a model is built.
+They are read from the plugin's source, which is found and parsed without running any of it, so
+that checking a recipe does not import torch; types, defaults and the Google docstring are read as
+far as they are simple. Only a plugin whose source says too little is imported. Parameters before
+``*`` are no options: they are wired when a model is built.
 """
 
 from __future__ import annotations
@@ -24,9 +25,6 @@ from safe_framework.config.schema import EncoderSpec
 from safe_framework.config.toml_positions import KeyPath
 from safe_framework.errors import PluginError
 from safe_framework.interfaces.registry import REGISTRIES, Registry
-
-# The source of a plugin's class, found and parsed without running any of it.
-
 
 _HOPS = 5  # modules that may pass a class on
 
@@ -129,9 +127,6 @@ def _imported(body: list[ast.stmt]) -> dict[str, str]:
     return {
         alias.asname or alias.name: node.module or "" for node in statements for alias in node.names
     }
-
-
-# Types and defaults out of parsed source, for as far as they are simple.
 
 
 _TYPES: dict[str, Any] = {
@@ -322,9 +317,6 @@ def _hints(plugin: type) -> dict[str, Any]:
         raise PluginError(message, hint="import the names that they use at run time") from error
 
 
-# What a plugin's Google docstring says of it and of each of its options.
-
-
 _ARGUMENT = re.compile(r"    (\w+)(?: \([^)]*\))?: (.*)")
 
 
@@ -374,9 +366,6 @@ def _section(text: str, title: str) -> list[str]:
     """The indented lines under ``title:``."""
     match = re.search(rf"^{title}:\n((?:(?: +.*)?\n?)*)", text, flags=re.MULTILINE)
     return match[1].splitlines() if match else []
-
-
-# Which plugin a table of a recipe names, and which options that one takes.
 
 
 def plugin_options(path: KeyPath, use: str, schema: type) -> tuple[str, list[Option]]:

@@ -23,8 +23,6 @@ from safe_framework.config.validators import (
     unit_interval,
 )
 
-# What a recipe may say of a base that is put together from two pretrained parts.
-
 
 @attrs.frozen
 class ComposeSpec:
@@ -60,9 +58,6 @@ class ComposeSpec:
     learning_rate: float = attrs.field(default=1e-3, validator=above(0))
     warmup_steps: int = attrs.field(default=20, validator=at_least(0))
     seed: int = attrs.field(default=0, validator=at_least(0))
-
-
-# The tables of a recipe that say how training is watched, and in which stages it goes.
 
 
 @attrs.frozen
@@ -388,7 +383,7 @@ class TrainingSpec:
         cache_gib: GiB of disk that the states of a run's texts may take, for the task and for
             retention each; more is computed anew at each step.
         speedups: ``"off"`` runs each call of a step whole and by itself, and keeps nothing of the
-            frozen base: slower, and the same losses but for rounding.
+            frozen base: slower, and the same losses but for rounding and what dropout draws.
         group_by_length: give a step retention texts of like length, to compute less padding.
         seed: of everything random.
     """

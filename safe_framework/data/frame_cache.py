@@ -1,7 +1,7 @@
-"""Encoder outputs on disk: each sample is encoded once, whatever run asks for it.
+"""A batch's samples, encoded once and kept on disk, or prepared anew where the encoder trains.
 
-A file is keyed by the sample's content, the encoder's weights and its options; none is ever
-stale. Files are written whole or not at all.
+An encoded file is keyed by the sample's content, the encoder's weights and its options; none is
+ever stale. Files are written whole or not at all.
 """
 
 from __future__ import annotations
@@ -60,21 +60,21 @@ class FrameCache:
         self,
         samples: Sequence[Sample],
         progress: ProgressCallback | None = None,
-        places: Sequence[str] | None = None,
+        sources: Sequence[str] | None = None,
     ) -> list[Frames]:
         """One row of frames for each sample, without the padding at its end.
 
         Args:
             samples: to encode, or to read where they have been encoded before.
             progress: called after each sample that had to be encoded.
-            places: where each sample comes from, for messages.
+            sources: where each sample comes from, for messages.
 
         Raises:
             SampleError: a sample cannot be encoded, or its frames are not finite.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         paths = [self.folder / f"{sample_key(sample)}.safetensors" for sample in samples]
-        named = places or [f"samples[{i}]" for i in range(len(samples))]
+        named = sources or [f"samples[{i}]" for i in range(len(samples))]
         todo = {path: i for i, path in enumerate(paths) if not path.exists()}
         for done, (path, i) in enumerate(todo.items(), start=1):
             self._encode(path, samples[i], named[i])
@@ -146,9 +146,6 @@ def _write(path: Path, values: Tensor, mask: Tensor, place: str) -> None:
     atomic_write(path, save(held))
 
 
-# Samples whose encoder trains: prepared with their batch, and encoded anew in each step.
-
-
 @attrs.frozen(eq=False)
 class RawSample:
     """A row's sample where finished frames would not stay true.
@@ -180,20 +177,20 @@ class RawSampleStore:
         self,
         samples: Sequence[Sample],
         progress: ProgressCallback | None = None,
-        places: Sequence[str] | None = None,
+        sources: Sequence[str] | None = None,
     ) -> list[RawSample]:
         """One row for each sample, tried on the encoder now so that a bad one stops the run here.
 
         Args:
             samples: to keep.
             progress: called after each sample.
-            places: where each sample comes from, for messages.
+            sources: where each sample comes from, for messages.
 
         Raises:
             SampleError: a sample cannot be used.
         """
         encoder = self.encoder
-        named = places or [f"samples[{i}]" for i in range(len(samples))]
+        named = sources or [f"samples[{i}]" for i in range(len(samples))]
         for done, (sample, place) in enumerate(zip(samples, named, strict=True), start=1):
             try:
                 encoder.prepare([sample])

@@ -47,11 +47,11 @@ def render_prompt(data: DataSpec, prompt: str, tokenizer: Any) -> str:
             "the base has no chat template, which `chat = true` in [data] asks for",
             hint="leave it out, and write the form of a question into `prompt`",
         )
-    said = [("system", data.system), ("user", prompt)]
+    messages = [("system", data.system), ("user", prompt)]
     parted = hasattr(tokenizer, "tokenizer")  # a processor, whose template takes parts
     talk = [
         {"role": role, "content": [{"type": "text", "text": text}] if parted else text}
-        for role, text in said
+        for role, text in messages
         if text is not None
     ]
     text: str = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)

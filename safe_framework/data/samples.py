@@ -1,4 +1,4 @@
-"""Samples: a file, or what a row itself holds, as what an encoder takes."""
+"""Samples as an encoder takes them, from a file, from what a row holds, or from a caller."""
 
 from __future__ import annotations
 
@@ -114,9 +114,6 @@ def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
     raise DataError(
         f"`{path}` holds {len(names)} arrays, a sample is one", hint="save one array in each file"
     )
-
-
-# A sample as somebody hands it over: a file's name, a mapping, an array, or a finished sample.
 
 
 def as_sample(name: str, value: Any, encoder: Encoder) -> Sample:

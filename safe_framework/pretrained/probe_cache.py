@@ -1,7 +1,7 @@
 """What was found out about a checkpoint before, kept on disk.
 
 Running a base to see its layers, and hashing its weights, take longer than loading it. What they
-found holds for the same files under the same versions. It is recalled only inside the call that
+found holds for the same files under the same versions. It is used only inside the call that
 loads the base, before anybody else has it in hand: a model that a caller brings is looked at anew,
 and so is every model by ``save_pretrained`` and ``safe verify``.
 """
@@ -53,7 +53,7 @@ class CacheEntry:
     new: bool = False
 
 
-_CURRENT: ContextVar[CacheEntry | None] = ContextVar("safe_framework_recall", default=None)
+_CURRENT: ContextVar[CacheEntry | None] = ContextVar("safe_framework_probe_cache", default=None)
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def use_probe_cache(base: nn.Module, origin: str | None) -> Iterator[None]:
 
     Args:
         base: as it was loaded a moment ago.
-        origin: what ``checkpoint_key`` said before and after loading; None knows nothing.
+        origin: what ``checkpoint_key`` gave before and after loading; None knows nothing.
     """
     if origin is None:
         yield

@@ -88,20 +88,20 @@ class SafePipeline:
             SampleError: a sample cannot be used.
         """
         listed = [inputs] if _is_one(inputs) else list(inputs)
-        heard = self._heard(gate)
+        enabled = self._enabled(gate)
         found = dict[int, str]()
         with eval_mode(self.model):
-            for places in self._batches(listed):
-                batch = self._batch([listed[i] for i in places], heard, sampling_rate)
+            for indices in self._batches(listed):
+                batch = self._batch([listed[i] for i in indices], enabled, sampling_rate)
                 out = self.model.generate(
                     **batch, gate=gate, max_new_tokens=max_new_tokens, **options
                 )
                 new = new_tokens(self.model, out, batch)
                 texts = self.model.processor.batch_decode(new, skip_special_tokens=True)
-                found |= dict(zip(places, map(str.strip, texts), strict=True))
-        return [{"generated_text": found[place]} for place in range(len(listed))]
+                found |= dict(zip(indices, map(str.strip, texts), strict=True))
+        return [{"generated_text": found[index]} for index in range(len(listed))]
 
-    def _heard(self, gate: Gate | None) -> set[str]:
+    def _enabled(self, gate: Gate | None) -> set[str]:
         """The modalities whose samples change anything in this call."""
         names = list(self.model.modalities)
         given = gate if isinstance(gate, Mapping) else dict.fromkeys(names, gate)
@@ -109,24 +109,24 @@ class SafePipeline:
         return {name for name in names if gates[name] != 0 and self.model.is_enabled(name)}
 
     def _batches(self, inputs: Sequence[Any]) -> list[list[int]]:
-        """The places of what goes through the model together: chats by themselves."""
-        chats = [place for place, one in enumerate(inputs) if _is_chat(one)]
-        others = [place for place, one in enumerate(inputs) if not _is_chat(one)]
+        """The indices of what goes through the model together: chats by themselves."""
+        chats = [index for index, one in enumerate(inputs) if _is_chat(one)]
+        others = [index for index, one in enumerate(inputs) if not _is_chat(one)]
         return [
             kind[start : start + self.batch_size]
             for kind in (chats, others)
             for start in range(0, len(kind), self.batch_size)
         ]
 
-    def _batch(self, inputs: Sequence[Any], heard: Collection[str], rate: Rate) -> Any:
+    def _batch(self, inputs: Sequence[Any], enabled: Collection[str], rate: Rate) -> Any:
         processor = self.model.processor
         if _is_chat(inputs[0]):
-            unheard = self.model.modalities.keys() - set(heard)
-            chats = [_without(chat, unheard) for chat in inputs]
+            disabled = self.model.modalities.keys() - set(enabled)
+            chats = [_without(chat, disabled) for chat in inputs]
             batch = processor.chat_batch(chats, rate, {"add_generation_prompt": True})
         else:
             rows = [self._row(one) for one in inputs]
-            used = [name for name in heard if any(name in samples for _, samples in rows)]
+            used = [name for name in enabled if any(name in samples for _, samples in rows)]
             columns: dict[str, Any] = {name: [row.get(name) for _, row in rows] for name in used}
             texts = [text for text, _ in rows]
             batch = processor(text=texts, sampling_rate=rate, **columns)

@@ -55,10 +55,10 @@ def respond(
     return badge(found, sample is not None, gate), found.base, found.safe
 
 
-def badge(found: SideBySide, heard: bool, gate: float) -> str:
+def badge(found: SideBySide, given: bool, gate: float) -> str:
     """Whether every bit that was compared is the base's."""
     if found.bitwise:
-        why = "no sample" if not heard else f"gate {gate:g}"
+        why = "no sample" if not given else f"gate {gate:g}"
         return _badge("same", f"bitwise the base ({why}): all logits and tokens were compared")
     kept = percent(found.agreement)
     answer = "the same answer" if found.same_answer else "another answer"
@@ -104,10 +104,10 @@ def playground(
                 )
                 button = gradio.Button("Ask both", variant="primary", elem_id="ask")
             with gradio.Column():
-                told = gradio.HTML(elem_id="badge")
+                shown = gradio.HTML(elem_id="badge")
                 base = gradio.Textbox(label="Base", lines=3, elem_id="base")
                 safe = gradio.Textbox(label=f"With {modality}", lines=3, elem_id="safe")
-        _wire(ask, [sample, asked, gate], [told, base, safe], button.click, gate.release)
+        _wire(ask, [sample, asked, gate], [shown, base, safe], button.click, gate.release)
     return page
 
 

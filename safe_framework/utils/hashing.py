@@ -26,7 +26,7 @@ def fingerprint(module: nn.Module) -> str:
         kept = _offloaded(module, name) if tensors[name].is_meta else None
         return tensors[name] if kept is None else kept
 
-    # A DTensor, told by its method since its module takes long to import.
+    # A DTensor, known by its method since its module takes long to import.
     shared = any(hasattr(tensor, "full_tensor") for tensor in tensors.values())
     return _fingerprint(tensors, read, _in_turn if shared else _at_once)
 

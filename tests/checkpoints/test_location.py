@@ -129,7 +129,7 @@ def test_a_crash_leaves_nothing_half(
         (target / "config.json").write_text("{")
         raise crash
 
-    monkeypatch.setattr(location, "CONVERTERS", {"ctranslate2": write_half})
+    monkeypatch.setattr(location, "_converter", lambda kind: write_half)
     with pytest.raises(type(crash)):
         resolve("tiny", quiet=True)
     assert list((tmp_path / "cache" / "checkpoints").iterdir()) == []
@@ -148,7 +148,7 @@ def test_a_second_process_does_no_harm(
 
     name = f"tiny-{location.read_card(location.catalogue.cards()['tiny']).package.sha256[:8]}-1"
     target.append(tmp_path / "cache" / "checkpoints" / name)
-    monkeypatch.setattr(location, "CONVERTERS", {"ctranslate2": overtaken})
+    monkeypatch.setattr(location, "_converter", lambda kind: overtaken)
     found = Path(resolve("tiny", quiet=True))
     assert found == target[0]
     assert (found / "config.json").read_text() == "theirs"

@@ -270,6 +270,16 @@ def test_check_says_that_a_recipe_is_valid(installed, tmp_path, capsys):
     assert capsys.readouterr().out == f"{path} is a valid recipe\n"
 
 
+def test_check_says_that_training_is_plain(installed, tmp_path, capsys):
+    """A recipe without speed-ups is valid, and it is said that its steps take longer."""
+    path = tmp_path / "a.toml"
+    path.write_text(RECIPE + '[training]\nspeedups = "off"\n')
+    assert main(["check", str(path)]) == 0
+    assert capsys.readouterr().out == (
+        f"{path} is a valid recipe\nits [training] runs without speed-ups: its steps take longer\n"
+    )
+
+
 def test_check_shows_every_problem(installed, tmp_path, capsys):
     """An invalid recipe leaves with 1, and the problems are on standard error."""
     path = tmp_path / "a.toml"

@@ -110,4 +110,6 @@ def test_a_matrix_alone_and_with_pairs() -> None:
     ):
         assert_same_sums(whole(values), values @ matrix.T, HIDDEN)
         assert_same_sums(whole.transposed()(others), others @ matrix, HIDDEN)
-    assert torch.equal(FactoredMatrix(full, silent=True)(values), FactoredMatrix(full)(values))
+    assert torch.equal(
+        FactoredMatrix(full, full_is_zero=True)(values), FactoredMatrix(full)(values)
+    )

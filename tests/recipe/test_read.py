@@ -47,6 +47,17 @@ def refusal(text, **keywords):
     return [(p.line, p.column, p.message) for p in caught.value.problems]
 
 
+def test_a_cache_of_the_base_needs_speedups(installed):
+    """Law: what `speedups = "off"` forbids is refused where `cache` names it; frames are not."""
+    table = '[training]\nspeedups = "off"\ncache = '
+    assert refusal(SMALLEST + table + '["frames", "prefix", "teacher"]') == [
+        (10, 20, "`prefix` is a speed-up, and `speedups` switches all of them off"),
+        (10, 30, "`teacher` is a speed-up, and `speedups` switches all of them off"),
+    ]
+    assert parse_recipe(SMALLEST + table + '["frames"]').training.speedups == "off"
+    assert parse_recipe(SMALLEST + table.replace("off", "on") + '["prefix"]')
+
+
 def test_what_is_not_written_has_its_default(installed):
     """The smallest recipe says what is used and nothing else."""
     recipe = parse_recipe(SMALLEST)

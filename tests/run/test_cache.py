@@ -14,6 +14,8 @@ from tests.tolerance import FORWARD, rounding
 pytestmark = pytest.mark.slow
 
 SWITCHES = ['["prefix", "teacher"]', '["frames", "teacher"]', '["frames", "prefix"]', "[]"]
+SPEEDUPS = {"usual": '"on"', "plain": '"off"'}
+DRAWN = ["dropout = 0.2", "noise = 0.1", "dropout = 0.1"]
 
 
 def recipe(world: Path, name: str, cache: str, grouped: str = "false") -> str:
@@ -41,6 +43,25 @@ def test_losses_do_not_depend_on_what_is_kept(world: Path, tmp_path: Path) -> No
         source = recipe(world, f"without{number}", cache)
         found = losses(run_recipe(source, output=tmp_path / str(number), quiet=True))
         assert found == pytest.approx(kept, rel=0, abs=rounding(FORWARD, sum(kept)))
+
+
+def test_losses_do_not_depend_on_speedups(world: Path, tmp_path: Path) -> None:
+    """Law: where nothing is drawn in a step, a plain run's losses are a usual run's.
+
+    Dropout and noise draw call by call; a usual step makes one call where a plain one makes two.
+    """
+    found = []
+    for name, cache in {"usual": '["frames", "prefix", "teacher"]', "plain": '["frames"]'}.items():
+        place = Path(recipe(world, name, cache + "\nspeedups = " + SPEEDUPS[name]))
+        text = place.read_text("utf-8")
+        for drawn in DRAWN:
+            assert drawn in text
+            text = text.replace(drawn, f"{drawn.partition(' ')[0]} = 0.0")
+        place.write_text(text, "utf-8")
+        found.append(losses(run_recipe(str(place), output=tmp_path / name, quiet=True)))
+    assert len(found[0]) == 2
+    assert min(found[0]) > 0
+    assert found[1] == pytest.approx(found[0], rel=0, abs=rounding(FORWARD, sum(found[0])))
 
 
 def test_what_is_cached_beforehand_is_not_computed_again(

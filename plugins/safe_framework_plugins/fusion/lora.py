@@ -151,7 +151,9 @@ def _factored(projection: nn.Module) -> FactoredMatrix | None:
     pairs = [_pair(projection, name, whole.full) for name in names]
     if not all(pairs):
         return None
-    return FactoredMatrix(whole.full, tuple(filter(None, pairs)), silent=isinstance(frozen, _Zero))
+    return FactoredMatrix(
+        whole.full, tuple(filter(None, pairs)), full_is_zero=isinstance(frozen, _Zero)
+    )
 
 
 def _pair(projection: Any, name: str, full: Tensor) -> LowRankFactor | None:

@@ -166,15 +166,15 @@ def _untrained(
     train = key.replace("test", "train", 1)
     if split_of(key) != "test" or train not in counts:
         return
-    told = {
+    known = {
         answer
         for one in counts
         if one == train or one.startswith("curriculum[")
         for answer in counts[one].answers
     }
     for seen in everything:
-        if seen.answer and seen.answer not in told:
-            told.add(seen.answer)
+        if seen.answer and seen.answer not in known:
+            known.add(seen.answer)
             message = f"the answer `{seen.answer}` is in no row of `{train}`"
             hint = f"add rows with it to `{train}`, or leave it out"
             yield Finding("untrained-answer", key, seen.place, message, hint)

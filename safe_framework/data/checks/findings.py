@@ -1,4 +1,7 @@
-"""What a check of data finds, and how it adds up."""
+"""What a check of data finds, in rows and between them, and how it adds up.
+
+Between rows there can be repeats, contradictions, and leaks from one split to another.
+"""
 
 from __future__ import annotations
 
@@ -98,9 +101,6 @@ class DataReport:
         counts: dict[str, Any] = {key: attrs.asdict(one) for key, one in self.counts.items()}
         report = {"ok": not self.errors, "findings": findings, "counts": counts}
         return json.dumps(report, indent=2, ensure_ascii=False)
-
-
-# What can be wrong between rows: repeats, contradictions, and leaks from one split to another.
 
 
 @attrs.frozen

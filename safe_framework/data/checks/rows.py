@@ -16,7 +16,7 @@ from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
 
-_QUIET = 1e-4  # -80 dB of full scale: nobody hears it, and 16 bits hardly hold it
+_QUIET = 1e-4  # -80 dB of full scale: inaudible, and 16 bits hardly hold it
 _FULL = 0.999  # of full scale
 _CLIPPED = 1e-3  # part of a recording's samples at full scale
 

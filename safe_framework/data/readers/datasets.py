@@ -1,4 +1,8 @@
-"""Hugging Face ``datasets``: streamed from the hub, or saved in a folder."""
+"""Hugging Face ``datasets``, and folders.
+
+A dataset is streamed from the hub or was saved in a folder; any other folder lists its files, or
+holds a folder for each answer.
+"""
 
 from __future__ import annotations
 
@@ -80,9 +84,6 @@ def _rows(
             for column, value in values.items()
         }
         yield Row(f"{label}:{number}", folder, named)
-
-
-# A folder: one that lists its files, a saved dataset, or a folder for each answer.
 
 
 LIST = "metadata"

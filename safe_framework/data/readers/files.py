@@ -1,4 +1,4 @@
-"""CSV and TSV: a first line of names, then one row a record."""
+"""Files of rows: CSV and TSV, JSON lines, and Parquet."""
 
 from __future__ import annotations
 
@@ -55,9 +55,6 @@ def _separated_row(path: Path, place: str, names: list[str], cells: list[str]) -
     return Row(place, path.parent, {n: c or None for n, c in zip(names, cells, strict=True)})
 
 
-# JSONL: one JSON object a line.
-
-
 def jsonl_rows(path: Path) -> Iterator[Row]:
     """The rows of the file; empty lines are none, but are counted."""
     for number, line in enumerate(utf8(path).split("\n"), start=1):
@@ -77,9 +74,6 @@ def _jsonl_row(path: Path, place: str, line: str) -> Row:
         problem = DataError(f"{place}: a row must be a JSON object, not {kind}")
         return Row(place, path.parent, error=problem)
     return Row(place, path.parent, values)
-
-
-# Parquet, a batch of rows at a time.
 
 
 _BATCH = 64  # rows may hold whole recordings

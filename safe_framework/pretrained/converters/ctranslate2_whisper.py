@@ -1,4 +1,10 @@
-"""A Whisper model stored by CTranslate2, as a checkpoint folder of transformers."""
+"""A Whisper model stored by CTranslate2, as a checkpoint folder of transformers.
+
+CTranslate2's library is not needed. A file holds named arrays, little-endian: version, name of the
+specification, its revision; then the number of variables, each with its name, shape, type and
+bytes; then the number of aliases, each with its name and that of its variable. A name is preceded
+by its length, which counts the zero byte at its end.
+"""
 
 from __future__ import annotations
 
@@ -20,42 +26,35 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
 
-# Reader of CTranslate2's binary models: named arrays, little-endian, without the library.
-#
-# Layout: version, name of the specification, its revision; then the number of variables, each
-# with its name, shape, type and bytes; then the number of aliases, each with its name and that of
-# its variable. A name is preceded by its length, which counts the zero byte at its end.
-
-
 _VERSION = 6
 _TYPES = tuple(np.dtype(name) for name in ("<f4", "i1", "<i2", "<i4", "<f2"))
 
 
 class _Bytes:
     def __init__(self, data: bytes) -> None:
-        self._data, self._place = data, 0
+        self._data, self._offset = data, 0
 
     def array(self, kind: np.dtype[Any], count: int) -> npt.NDArray[Any]:
         """Read numbers of one kind."""
-        values = np.frombuffer(self._data, kind, count, self._place)
-        self._place += values.nbytes
+        values = np.frombuffer(self._data, kind, count, self._offset)
+        self._offset += values.nbytes
         return values
 
     def number(self, code: str) -> int:
         """Read one little-endian number, as ``struct`` codes it."""
-        (value,) = struct.unpack_from("<" + code, self._data, self._place)
-        self._place += struct.calcsize("<" + code)
+        (value,) = struct.unpack_from("<" + code, self._data, self._offset)
+        self._offset += struct.calcsize("<" + code)
         return int(value)
 
     def text(self) -> str:
         """Read a text, which its length precedes and a zero ends."""
         length = self.number("H")
-        start, self._place = self._place, self._place + length
-        return self._data[start : self._place - 1].decode()
+        start, self._offset = self._offset, self._offset + length
+        return self._data[start : self._offset - 1].decode()
 
     def at_end(self) -> bool:
         """Whether all has been read."""
-        return self._place == len(self._data)
+        return self._offset == len(self._data)
 
 
 def read_variables(path: Path, specification: str) -> Mapping[str, npt.NDArray[Any]]:

@@ -1,7 +1,8 @@
-"""Reader of ONNX models without the library: their arrays, and which operation uses each.
+"""A DINOv2 backbone inside an exported ONNX model, as a checkpoint folder of transformers.
 
-An ONNX file is one Protocol Buffers message (onnx/onnx.proto): a record of numbered fields, each
-a varint, a fixed number of bytes, or bytes with their length. Only what holds arrays is read.
+The library of ONNX is not needed. A file is one Protocol Buffers message (onnx/onnx.proto): a
+record of numbered fields, each a varint, a fixed number of bytes, or bytes with their length. Only
+what holds arrays is read, and which operation uses each.
 """
 
 from __future__ import annotations
@@ -149,9 +150,6 @@ def _dimensions(value: Any) -> Iterator[int]:
     while place < len(value):
         size, place = _varint(value, place)
         yield size
-
-
-# A DINOv2 backbone inside an exported ONNX model, as a checkpoint folder of transformers.
 
 
 _PREFIX = "backbone."

@@ -1,4 +1,4 @@
-"""What is recalled of a checkpoint, and that nothing else is."""
+"""What is kept of a checkpoint and used again, and that nothing else is."""
 
 import json
 import os
@@ -95,7 +95,7 @@ def test_changed_files_are_looked_at_anew(saved: Path, recipe: Write, looks: lis
 
 
 def test_a_callers_base_is_always_looked_at(saved: Path, looks: list[str]) -> None:
-    """Law: nothing is recalled of a model that was in memory, since anybody may have changed it."""
+    """Law: nothing is used again for a model that was in memory, since anybody may have changed it."""
     known = safe_framework.load(saved)
     looks.clear()
     base = known.detach()
@@ -122,7 +122,7 @@ def test_saving_hashes_the_base_as_it_is(saved: Path, tmp_path: Path) -> None:
 
 
 def test_another_base_in_the_same_call_is_not_known(recipe: Write, looks: list[str]) -> None:
-    """Law: what is recalled belongs to the base that was loaded, not to one that a plugin wraps."""
+    """Law: what is kept belongs to the base that was loaded, not to one that a plugin wraps."""
     base = llama()
     with probe_cache.use_probe_cache(
         base, probe_cache.checkpoint_key(read_recipe(str(recipe())).base)
