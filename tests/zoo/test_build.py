@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.zoo.models import CannotBuild, build, generates, text_inputs, tiny
+from tests.zoo.models import CannotBuild, generates, text_inputs, tiny, types
 from tests.zoo.models.shrink import special_ids
 
 pytestmark = pytest.mark.slow
@@ -106,7 +106,7 @@ def test_padded_text_runs(reader):
 
 def test_every_task_has_types():
     """Types are named for each task in a fixed order, and none twice with one class."""
-    found = build()
+    found = types()
     assert {task for task, _ in found} == {"causal", "image_text", "seq2seq"}
     assert found == sorted(set(found))
     assert set(SAMPLE) <= set(found)
