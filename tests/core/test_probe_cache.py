@@ -95,7 +95,7 @@ def test_changed_files_are_looked_at_anew(saved: Path, recipe: Write, looks: lis
 
 
 def test_a_callers_base_is_always_looked_at(saved: Path, looks: list[str]) -> None:
-    """Law: nothing is used again for a model from memory, since anybody may have changed it."""
+    """Law: nothing is used again for a model that was in memory: anybody may have changed it."""
     known = safe_framework.load(saved)
     looks.clear()
     base = known.detach()
