@@ -1,4 +1,10 @@
-"""The Hugging Face Trainer, taught what SAFE needs: steps in parts, rates, small checkpoints."""
+"""The Hugging Face Trainer, extended by its public names alone.
+
+A step may be computed in shards, each part of the model has its own learning rate, and a run reads
+its examples in an order that is known beforehand, so that a resumed one goes on as if nothing had
+happened. A checkpoint holds the adapter's tensors and none of the base's; it counts once a marker
+lies in it, which is written last, so that a kill at any moment cannot spoil it.
+"""
 
 from __future__ import annotations
 
@@ -38,46 +44,11 @@ from safe_framework.utils.files import atomic_write
 from safe_framework.utils.progress import ProgressCallback
 from safe_framework.utils.tensors import cpu_copy
 
-# Checkpoints that a kill at any moment cannot spoil: a marker is written last.
-
-
-_COMPLETE = "complete"
-_FORMAT = "2"  # of what a checkpoint holds; the first one's marker was empty
-
-
-def mark_complete(checkpoint: Path) -> None:
-    """Record that everything in the folder has been written, and in which format."""
-    atomic_write(checkpoint / _COMPLETE, _FORMAT)
-
-
-def latest_complete(folder: Path) -> Path | None:
-    """The newest checkpoint that was written whole; broken ones are removed.
-
-    Raises:
-        SafeError: it is of another format than this version of the framework writes.
-    """
-    whole = {}
-    for checkpoint in folder.glob("checkpoint-*"):
-        step = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
-        if step is None or not checkpoint.is_dir():
-            continue
-        if (checkpoint / _COMPLETE).exists():
-            whole[int(step[1])] = checkpoint
-        else:
-            shutil.rmtree(checkpoint)
-    if not whole:
-        return None
-    newest = whole[max(whole)]
-    if (newest / _COMPLETE).read_text("utf-8") != _FORMAT:
-        raise SafeError(
-            f"the checkpoint `{newest}` was written by another version of safe-framework",
-            hint="start anew with --no-resume",
-        )
-    return newest
-
-
 WEIGHTS = SAFE_WEIGHTS_NAME
 """The adapter's tensors, under the name that the Trainer looks for."""
+_COMPLETE = "complete"
+_FORMAT = "2"  # of what a checkpoint holds; the first one's marker was empty
+_SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
 @dataclass
@@ -113,7 +84,7 @@ def training_arguments(
         sharded: whether devices share the base's layers.
 
     Raises:
-        SafeError: a step cannot be shared out evenly, or the tracker is not installed.
+        SafeError: a step cannot be divided evenly, or the tracker is not installed.
     """
     accumulation = spec.gradient_accumulation_steps
     rows = rows_per_shard("batch_size", spec.batch_size, distributed.world_size(), accumulation)
@@ -146,9 +117,6 @@ def training_arguments(
         ddp_find_unused_parameters=False,
         sharded=sharded,
     )
-
-
-_SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
 class SafeTrainer(Trainer):
@@ -213,12 +181,32 @@ class SafeTrainer(Trainer):
         self._shares: list[Tensor] = []
         self._micro_step = 0
 
+    def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:  # type: ignore[override]  # a path alone, or nothing
+        """Train, from a checkpoint if one is given.
+
+        Raises:
+            AdapterError: the checkpoint does not fit the model.
+        """
+        if resume_from_checkpoint is not None:
+            path = Path(resume_from_checkpoint) / WEIGHTS
+            check_tensors(self.safe_model.adapter_tensors(), load_file(path), path)
+        return super().train(resume_from_checkpoint, **options)
+
     def create_accelerator_and_postprocess(self) -> None:
-        """Let Accelerate not wrap a model whose layers are shared out already."""
+        """Let Accelerate not wrap a model whose layers are sharded already.
+
+        ``prepare_model`` would make a DistributedDataParallel of it, which cannot hold the shards
+        of FSDP2, and no argument of the Trainer or of Accelerate says no to that: so the method is
+        replaced by itself in evaluation mode, in which it wraps nothing.
+        """
         super().create_accelerator_and_postprocess()
         if self.args.sharded:
             plain = partial(self.accelerator.prepare_model, evaluation_mode=True)
             self.accelerator.prepare_model = plain
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The whole run in its order, so that a resumed run sees what an unbroken one does."""
+        return sequential_loader(self)
 
     def _order(self) -> list[int]:
         """Which example is at each position of a run without stages."""
@@ -231,21 +219,6 @@ class SafeTrainer(Trainer):
             weights=self.weights,
         )
 
-    def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:  # type: ignore[override]  # a path alone, or nothing
-        """Train, from a checkpoint if one is given.
-
-        Raises:
-            AdapterError: the checkpoint does not fit the model.
-        """
-        if resume_from_checkpoint is not None:
-            path = Path(resume_from_checkpoint) / WEIGHTS
-            check_tensors(self.safe_model.adapter_tensors(), load_file(path), path)
-        return super().train(resume_from_checkpoint, **options)
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """The whole run in its order, so that a resumed run sees what an unbroken one does."""
-        return sequential_loader(self)
-
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], Tensor]:
@@ -254,12 +227,13 @@ class SafeTrainer(Trainer):
         With a curriculum, the batches are those of the stage that it is now. The totals are of all
         devices and all shards of the step.
         """
-        batches = list(map(self._looked_up, islice(epoch_iterator, num_batches)))
+        batches = list(map(self._look_up, islice(epoch_iterator, num_batches)))
         totals = step_totals(batches, list(self.safe_model.modalities)).to(device)
         summed: Tensor = self.accelerator.reduce(totals, "sum")
         return batches, summed
 
-    def _looked_up(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def _look_up(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The examples at a batch's positions; the batch itself where it has them already."""
         curriculum = self.monitoring.curriculum
         if curriculum is None:
             return batch
@@ -274,7 +248,7 @@ class SafeTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """A part's share in the loss of its step, times the devices over which it is averaged."""
+        """A shard's part of the loss of its step, times the devices over which it is averaged."""
         devices = self.args.world_size
         shard = StepShard(
             self._micro_step * devices + self.args.process_index,
@@ -292,7 +266,7 @@ class SafeTrainer(Trainer):
         inputs: dict[str, Tensor | Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Compute one part of a step."""
+        """Compute one shard of a step."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         last = self.accelerator.sync_gradients
         self._micro_step = 0 if last else self._micro_step + 1
@@ -341,25 +315,6 @@ class SafeTrainer(Trainer):
         save_file({key: cpu_copy(tensor) for key, tensor in tensors.items()}, folder / WEIGHTS)
 
 
-class CompleteCheckpoint(TrainerCallback):
-    """Ends the writing of a checkpoint, before the monitor removes what none comes back to.
-
-    Args:
-        monitoring: adds its own files to the checkpoint.
-    """
-
-    def __init__(self, monitoring: MonitoringState) -> None:
-        self.monitoring = monitoring
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Add the last files, and mark that all are there."""
-        distributed.barrier()  # each has written its random state
-        if args.should_save:
-            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            self.monitoring.save(folder)
-            mark_complete(folder)
-
-
 def positions_only(positions: Sequence[int]) -> dict[str, Tensor]:
     """A batch of positions in the run, whose examples are looked up when its step begins."""
     return {"positions": torch.tensor(positions)}
@@ -379,3 +334,53 @@ def sequential_loader(trainer: Trainer) -> DataLoader[Any]:
     )
     shared: DataLoader[Any] = trainer.accelerator.prepare(loader)  # a share for each device
     return shared
+
+
+class CompleteCheckpoint(TrainerCallback):
+    """Ends the writing of a checkpoint, before the monitor removes what none comes back to.
+
+    Args:
+        monitoring: adds its own files to the checkpoint.
+    """
+
+    def __init__(self, monitoring: MonitoringState) -> None:
+        self.monitoring = monitoring
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add the last files, and mark that all are there."""
+        distributed.barrier()  # each has written its random state
+        if args.should_save:
+            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            self.monitoring.save(folder)
+            mark_complete(folder)
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Record that everything in the folder has been written, and in which format."""
+    atomic_write(checkpoint / _COMPLETE, _FORMAT)
+
+
+def latest_complete(folder: Path) -> Path | None:
+    """The newest checkpoint that was written whole; broken ones are removed.
+
+    Raises:
+        SafeError: it is of another format than this version of the framework writes.
+    """
+    whole = {}
+    for checkpoint in folder.glob("checkpoint-*"):
+        step = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+        if step is None or not checkpoint.is_dir():
+            continue
+        if (checkpoint / _COMPLETE).exists():
+            whole[int(step[1])] = checkpoint
+        else:
+            shutil.rmtree(checkpoint)
+    if not whole:
+        return None
+    newest = whole[max(whole)]
+    if (newest / _COMPLETE).read_text("utf-8") != _FORMAT:
+        raise SafeError(
+            f"the checkpoint `{newest}` was written by another version of safe-framework",
+            hint="start anew with --no-resume",
+        )
+    return newest
