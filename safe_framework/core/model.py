@@ -207,6 +207,11 @@ class SafeModel(nn.Module):
         assert isinstance(found, Modality)
         return found
 
+    @property
+    def encoders(self) -> dict[str, Encoder]:
+        """The encoder of each modality."""
+        return {name: self.modality(name).encoder for name in self.modalities}
+
     # Calls
 
     def forward(self, *args: Any, gate: Gate | None = None, **inputs: Any) -> Any:
@@ -317,10 +322,11 @@ class SafeModel(nn.Module):
     def processor(self) -> SafeProcessor:
         """Turns texts and samples into batches for this model."""
         if self._processor is None:  # copying a tokenizer takes a while
-            encoders = {name: self.modality(name).encoder for name in self.modalities}
             prompt = prompt_template(self.recipe, self.tokenizer)
             spans = {name: markers.span for name, markers in self._markers().items()}
-            self._processor = SafeProcessor(self.tokenizer, encoders, prompt=prompt, spans=spans)
+            self._processor = SafeProcessor(
+                self.tokenizer, self.encoders, prompt=prompt, spans=spans
+            )
         return self._processor
 
     def prepare_multimodal_inputs(

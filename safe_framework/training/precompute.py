@@ -36,7 +36,7 @@ def precompute(source: str, *, quiet: bool = False) -> None:
     recipe = read_recipe(source)
     with WorkProgress(Console(quiet=quiet)).showing() as progress:
         model, data = build(recipe, device=distributed.device()), RecipeData(recipe)
-        examples = data.examples("train", _encoders(model))
+        examples = data.examples("train", model.encoders)
         with tempfile.TemporaryDirectory() as folder:
             prepared = prepare_training(model, recipe, examples, Path(folder), progress, data)
             try:
@@ -52,7 +52,7 @@ def encode_samples(source: str, *, quiet: bool = False) -> None:
         console = Console(quiet=quiet or not distributed.is_main_process())
         with WorkProgress(console).showing() as progress:
             model, data = build(recipe, device=distributed.device()), RecipeData(recipe)
-            encoders, stores = _encoders(model), frame_stores(model, recipe)
+            encoders, stores = model.encoders, frame_stores(model, recipe)
             split = split_data(recipe, data.examples("train", encoders), data, encoders)
             encode_examples(model, [*split.examples, *split.held_out], stores, progress)
             pad = model.tokenizer.eos_token_id
