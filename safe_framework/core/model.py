@@ -294,6 +294,11 @@ class SafeModel(nn.Module):
         return self._example or example_inputs(self.base, self.device)
 
     @property
+    def encoders(self) -> dict[str, Encoder]:
+        """The encoder of each modality."""
+        return {name: self.modality(name).encoder for name in self.modalities}
+
+    @property
     def gates(self) -> dict[str, float]:
         """The strength of each modality, from 0 (off, bit for bit the base) to 1."""
         return {name: self.modality(name).gate for name in self.modalities}
@@ -317,10 +322,11 @@ class SafeModel(nn.Module):
     def processor(self) -> SafeProcessor:
         """Turns texts and samples into batches for this model."""
         if self._processor is None:  # copying a tokenizer takes a while
-            encoders = {name: self.modality(name).encoder for name in self.modalities}
             prompt = prompt_template(self.recipe, self.tokenizer)
             spans = {name: markers.span for name, markers in self._markers().items()}
-            self._processor = SafeProcessor(self.tokenizer, encoders, prompt=prompt, spans=spans)
+            self._processor = SafeProcessor(
+                self.tokenizer, self.encoders, prompt=prompt, spans=spans
+            )
         return self._processor
 
     def prepare_multimodal_inputs(

@@ -27,7 +27,6 @@ from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.summary import table
 from safe_framework.evaluation.sweep import SWEEP
 from safe_framework.hooks import hook_manager
-from safe_framework.interfaces.encoder import Encoder
 from safe_framework.runs.report import write_report
 from safe_framework.runs.report.curves import write_monitor_figure
 from safe_framework.training import distributed
@@ -159,7 +158,7 @@ def evaluate_run(
         DataError: no training row has one, or no test row.
     """
     modality = next(iter(model.modalities))
-    encoders = _encoders(model)
+    encoders = model.encoders
     having: dict[str, list[Example]] = {}
     for key in ("train", "test"):
         having[key], lacking = split_by_modality(data.examples(key, encoders), modality)
@@ -210,13 +209,9 @@ def _check_data(recipe: Recipe) -> None:
         )
 
 
-def _encoders(model: SafeModel) -> dict[str, Encoder]:
-    return {name: model.modality(name).encoder for name in model.modalities}
-
-
 def _read_all_data(model: SafeModel, data: RecipeData) -> dict[str, list[Example]]:
     """Read everything now, so that a bad row stops the run before it has trained."""
-    encoders = _encoders(model)
+    encoders = model.encoders
     for key in ("retention", "retention_test"):
         data.texts(key)
     first = next(iter(encoders))

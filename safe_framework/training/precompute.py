@@ -12,9 +12,7 @@ from rich.console import Console
 
 from safe_framework.config.read import read_recipe
 from safe_framework.core.build import build
-from safe_framework.core.model import SafeModel
 from safe_framework.data.recipe_data import RecipeData
-from safe_framework.interfaces.encoder import Encoder
 from safe_framework.training import distributed
 from safe_framework.training.setup import encode_examples, frame_stores, make_retention
 from safe_framework.training.splits import split_data
@@ -36,7 +34,7 @@ def precompute(source: str, *, quiet: bool = False) -> None:
     recipe = read_recipe(source)
     with WorkProgress(Console(quiet=quiet)).showing() as progress:
         model, data = build(recipe, device=distributed.device()), RecipeData(recipe)
-        examples = data.examples("train", _encoders(model))
+        examples = data.examples("train", model.encoders)
         with tempfile.TemporaryDirectory() as folder:
             prepared = prepare_training(model, recipe, examples, Path(folder), progress, data)
             try:
@@ -52,7 +50,7 @@ def encode_samples(source: str, *, quiet: bool = False) -> None:
         console = Console(quiet=quiet or not distributed.is_main_process())
         with WorkProgress(console).showing() as progress:
             model, data = build(recipe, device=distributed.device()), RecipeData(recipe)
-            encoders, stores = _encoders(model), frame_stores(model, recipe)
+            encoders, stores = model.encoders, frame_stores(model, recipe)
             split = split_data(recipe, data.examples("train", encoders), data, encoders)
             encode_examples(model, [*split.examples, *split.held_out], stores, progress)
             pad = model.tokenizer.eos_token_id
@@ -70,7 +68,3 @@ def precompute_in_processes(count: int, source: str, *, quiet: bool = False) -> 
     if code == 0:
         precompute(source, quiet=quiet)
     return code
-
-
-def _encoders(model: SafeModel) -> dict[str, Encoder]:
-    return {name: model.modality(name).encoder for name in model.modalities}
