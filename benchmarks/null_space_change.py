@@ -36,7 +36,7 @@ def null_space_change(run: Path) -> dict[str, dict[str, float]]:
     kept = load_file(run / CHECKPOINTS / "retention-0.safetensors")
     recipe = read_recipe(run.with_suffix(".toml"))
     model = safe_framework.load(run / ADAPTER)
-    encoders = {name: model.modality(name).encoder for name in model.modalities}
+    encoders = model.encoders
     files, prompt = recipe.data_files(), model.processor.template
     train = read_examples(files["train"], encoders, prompt)
     test = read_examples(files["test"], encoders, prompt)

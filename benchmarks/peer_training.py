@@ -18,7 +18,6 @@ from transformers import TrainerCallback, get_cosine_schedule_with_warmup
 
 from safe_framework.config.schema import Recipe
 from safe_framework.core.build import build
-from safe_framework.core.model import SafeModel
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.training import distributed
 from safe_framework.training.alignment import Alignment, prepare_projectors
@@ -67,7 +66,7 @@ class Clock(TrainerCallback):
 def train_safe(recipe: Recipe, data: RecipeData, folder: Path, progress: WorkProgress) -> Trained:
     """What ``safe run`` trains from a recipe."""
     model = build(recipe, device=distributed.device())
-    examples = data.examples("train", _encoders(model))
+    examples = data.examples("train", model.encoders)
     ready, clock = prepare_training(model, recipe, examples, folder, progress, data), Clock()
     trainer = ready.trainer
     prepare_projectors(model, recipe, trainer.examples, ready.alignment, progress)
@@ -98,7 +97,7 @@ def train_peer(
     The projector starts aligned, as SAFE's does.
     """
     safe = build(recipe, device=distributed.device())
-    examples = data.examples("train", _encoders(safe))
+    examples = data.examples("train", safe.encoders)
     stores = frame_stores(safe, recipe)
     tokenized = encode_examples(safe, examples, stores, progress)
     alignment = Alignment(safe, [example.answer for example in examples])
@@ -185,10 +184,6 @@ class PeerLoop:
         self.schedule.step()
         self.optimizer.zero_grad()
         return task.item()
-
-
-def _encoders(model: SafeModel) -> dict[str, Any]:
-    return {name: model.modality(name).encoder for name in model.modalities}
 
 
 def _groups(model: PrefixModel, arm: Arm, decay: float, factor: float) -> list[dict[str, Any]]:

@@ -73,7 +73,7 @@ def ask(model: SafeModel, recipe: Path, count: int = 3) -> list[tuple[Example, s
     """Test questions about a few scenes, with the answers that see and those that do not."""
     data = model.recipe.data
     assert data is not None
-    encoders = {name: model.modality(name).encoder for name in model.modalities}
+    encoders = model.encoders
     examples = read_examples(recipe.parent / data.test, encoders, data.prompt)
     maps = unique([str(example.files["depth"]) for example in examples])
     shown = set(maps[:: max(1, len(maps) // count)][:count])

@@ -39,7 +39,7 @@ def spread(items: Sequence[Any], count: int) -> list[Any]:
 
 def questions(model: SafeModel, tests: Mapping[str, Path], count: int) -> dict[str, list[Example]]:
     """Some test questions of each sense, each beside a sample of every other sense too."""
-    encoders = {name: model.modality(name).encoder for name in model.modalities}
+    encoders = model.encoders
     template = model.processor.template
     own = {name: spread(read_examples(tests[name], encoders, template), count) for name in tests}
     return {

@@ -6,7 +6,7 @@ The logits at each of these tokens, at the first id of every label, are the clas
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import torch
@@ -17,10 +17,8 @@ from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
 from safe_framework.interfaces.types import IGNORED
 
-if TYPE_CHECKING:
-    pass
-
-_KEYS = ("class_ids", "class_target", "class_places")
+CLASS_COLUMNS = ("class_ids", "class_target", "class_places")
+"""The columns of a batch that say which classes are read where."""
 
 
 @attrs.frozen(eq=False)
@@ -96,7 +94,9 @@ class ClassReadout:
     @classmethod
     def taken(cls, batch: dict[str, Any]) -> ClassReadout | None:
         """Take them out of a batch that the model is about to get; None if it has none."""
-        return cls(*(batch.pop(key) for key in _KEYS)) if _KEYS[0] in batch else None
+        return (
+            cls(*(batch.pop(key) for key in CLASS_COLUMNS)) if CLASS_COLUMNS[0] in batch else None
+        )
 
     def losses(self, logits: Tensor, chosen: Tensor) -> Tensor:
         """Mean cross-entropy over the tokens of each row that is read there, (rows,).

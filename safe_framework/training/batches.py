@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from safe_framework.core.class_readout import _KEYS, ClassTarget, class_target
+from safe_framework.core.class_readout import CLASS_COLUMNS, ClassTarget, class_target
 from safe_framework.core.markers.text import MarkerText
 from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.core.processor import with_start_token
@@ -129,10 +129,10 @@ def class_columns(examples: Sequence[TokenizedExample], width: int) -> dict[str,
     most = max(len(one.ids) for one in wanted if one)
     ids = torch.full((len(wanted), most), IGNORED)
     target = torch.full((len(wanted),), IGNORED)
-    places = torch.zeros(len(wanted), width, dtype=torch.bool)
+    positions = torch.zeros(len(wanted), width, dtype=torch.bool)
     for row, one in enumerate(wanted):
         if one is not None:
             ids[row, : len(one.ids)] = torch.tensor(one.ids)
             target[row] = one.target
-            places[row, list(one.positions)] = True
-    return dict(zip(_KEYS, (ids, target, places), strict=True))
+            positions[row, list(one.positions)] = True
+    return dict(zip(CLASS_COLUMNS, (ids, target, positions), strict=True))

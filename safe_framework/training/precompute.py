@@ -12,9 +12,7 @@ from rich.console import Console
 
 from safe_framework.config.read import read_recipe
 from safe_framework.core.build import build
-from safe_framework.core.model import SafeModel
 from safe_framework.data.recipe_data import RecipeData
-from safe_framework.interfaces.encoder import Encoder
 from safe_framework.training import distributed
 from safe_framework.training.setup import encode_examples, frame_stores, make_retention
 from safe_framework.training.splits import split_data
@@ -70,7 +68,3 @@ def precompute_in_processes(count: int, source: str, *, quiet: bool = False) -> 
     if code == 0:
         precompute(source, quiet=quiet)
     return code
-
-
-def _encoders(model: SafeModel) -> dict[str, Encoder]:
-    return {name: model.modality(name).encoder for name in model.modalities}

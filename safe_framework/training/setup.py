@@ -46,7 +46,7 @@ def activation_caches(
     model: SafeModel, recipe: Recipe, examples: Sequence[TokenizedExample], pad: int
 ) -> ActivationCaches:
     """What a recipe lets training keep of the frozen base; nothing without speed-ups."""
-    dims = {name: model.modality(name).encoder.dim for name in model.modalities}
+    dims = {name: encoder.dim for name, encoder in model.encoders.items()}
     batch = AnswerCollator(dims, pad)([e for e in examples if e.frames][:2] or examples[:2])
     ClassReadout.taken(batch)
     given = {key: batch[key] for key in batch if key not in ("labels", "answers")}

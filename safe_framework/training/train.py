@@ -118,7 +118,7 @@ def prepare_training(
     """The trainer of a recipe, with every sample encoded; the arguments are those of ``train``."""
     stores, pad = frame_stores(model, recipe), model.tokenizer.eos_token_id
     data = data or (RecipeData(recipe) if recipe.data else None)
-    encoders = {name: model.modality(name).encoder for name in model.modalities}
+    encoders = model.encoders
     split = split_data(recipe, examples, data, encoders)
     tokenized = encode_examples(model, split.examples, stores, progress)
     alignment = Alignment(model, [example.answer for example in split.examples])

@@ -160,7 +160,7 @@ class SafeTrainer(Trainer):
             rows_per_shard("retention_batch_size", rows, distributed.world_size(), accumulation)
         self._rows = [[*e.prompt, *e.target_ids] for e in self.examples]
         self._states = caches.task_texts(self._rows) if caches else None
-        dims = {name: model.modality(name).encoder.dim for name in model.modalities}
+        dims = {name: encoder.dim for name, encoder in model.encoders.items()}
         self.monitoring = monitoring or MonitoringState()
         self._collate = AnswerCollator(dims, pad)
         dataset: Sequence[Any] = range(spec.max_steps * spec.batch_size)  # positions in the run

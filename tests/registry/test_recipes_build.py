@@ -43,7 +43,7 @@ def examples(model, recipe, folder):
         row |= {name: str(path.parent / row[name]) for name in model.modalities}
     few = folder / "few.jsonl"
     few.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    encoders = {name: model.modality(name).encoder for name in model.modalities}
+    encoders = model.encoders
     return read_examples(few, encoders, recipe.data.prompt)
 
 

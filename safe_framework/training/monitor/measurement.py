@@ -220,7 +220,7 @@ class HeldOutEvaluator:
         self.examples = sorted(examples, key=lambda one: len(one.prompt))  # little padding
         self.texts = sorted(texts, key=lambda text: len(text.plain))
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
-        self.dims = {name: model.modality(name).encoder.dim for name in model.modalities}
+        self.dims = {name: encoder.dim for name, encoder in model.encoders.items()}
         self._base_tokens: list[Tensor] = []  # the base's next tokens on each text
 
     @torch.no_grad()
