@@ -299,11 +299,6 @@ class SafeModel(nn.Module):
         return self._example or example_inputs(self.base, self.device)
 
     @property
-    def encoders(self) -> dict[str, Encoder]:
-        """The encoder of each modality."""
-        return {name: self.modality(name).encoder for name in self.modalities}
-
-    @property
     def gates(self) -> dict[str, float]:
         """The strength of each modality, from 0 (off, bit for bit the base) to 1."""
         return {name: self.modality(name).gate for name in self.modalities}
