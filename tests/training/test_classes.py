@@ -66,9 +66,9 @@ def test_rows_of_other_tasks_keep_their_loss(model: SafeModel, samples: list[np.
     """Law: beside answers, a row read at its tokens counts as one more token of an answer."""
     asked = Example("w6 w7", "w8", {"touch": samples[1]}, "t:2")
     read = answer_loss(model, model.base, batch_of(model, example(samples[0])))
-    told = answer_loss(model, model.base, batch_of(model, asked))
+    spelled = answer_loss(model, model.base, batch_of(model, asked))
     both = answer_loss(model, model.base, batch_of(model, example(samples[0]), asked))
-    torch.testing.assert_close(both, (read + 2 * told) / 3)  # the answer and its end
+    torch.testing.assert_close(both, (read + 2 * spelled) / 3)  # the answer and its end
 
 
 def test_a_row_without_a_sample_is_answered(model: SafeModel) -> None:
