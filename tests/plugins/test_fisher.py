@@ -15,7 +15,7 @@ from safe_framework.training.retention.counterfactual import (
     distractor_pools,
 )
 from safe_framework_plugins.retention.fisher import FisherRegularizer
-from tests.toys import DIM, PAD, llama
+from tests.support.toys import DIM, PAD, llama
 from tests.training.conftest import KINDS, ROWS, model_with_modality, perturb
 
 

@@ -19,7 +19,7 @@ from safe_framework.training.retention.counterfactual import (
 )
 from safe_framework_plugins.projectors.standard import StandardProjector
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
-from tests.toys import DIM, HIDDEN, PAD, ToyEncoder, llama, lora, tokenizer
+from tests.support.toys import DIM, HIDDEN, PAD, ToyEncoder, llama, lora, tokenizer
 
 ROWS = [[5, 6, 7, 8], [9, 10], [11, 12, 13, 14, 15, 16], [17, 18, 19]]
 KINDS = ("silent", "noise", "shuffled")

@@ -16,7 +16,7 @@ from safe_framework.training.compute.base_properties import (
     find_base_properties,
 )
 from safe_framework.training.compute.calls import ForwardCall
-from tests.toys import LAYERS, PAD, gpt2, llama, mixtral, opt
+from tests.support.toys import LAYERS, PAD, gpt2, llama, mixtral, opt
 from tests.training.conftest import model_with_modality
 from tests.training.test_losses import Headless, as_kind
 

@@ -12,8 +12,7 @@ from safe_framework.evaluation.answers import answer
 from safe_framework.interfaces.types import IGNORED
 from safe_framework.training.batches import AnswerCollator, tokenize
 from safe_framework.training.objective import answer_loss
-from tests.toys import DIM, PAD
-from tests.training.test_markers import model as model  # a fixture
+from tests.support.toys import DIM, PAD
 
 LABELS = ("w10", "w11 w12", "w13")
 

@@ -19,7 +19,7 @@ from safe_framework.training.callbacks import ProgressReport
 from safe_framework.training.distributed import Sharding, lowest_fused_layer, shard_layers
 from safe_framework.utils.progress import WorkProgress
 from safe_framework_plugins.projectors.standard import StandardProjector
-from tests.toys import DIM, HIDDEN, LAYERS, ToyEncoder, lora
+from tests.support.toys import DIM, HIDDEN, LAYERS, ToyEncoder, lora
 
 
 def test_a_process_alone_is_the_first() -> None:

@@ -23,8 +23,8 @@ from safe_framework.training.compute.forward import ForwardPlanner
 from safe_framework.training.objective import Answers
 from safe_framework.training.retention.teacher import Teacher, TeacherPredictions
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
-from tests.tolerance import BACKWARD, FORWARD, assert_same_sums
-from tests.toys import PAD, felt, gpt2, llama, opt
+from tests.support.tolerance import BACKWARD, FORWARD, assert_same_sums
+from tests.support.toys import PAD, felt, gpt2, llama, opt
 from tests.training.conftest import ROWS, model_with_modality, perturb
 from tests.training.test_teacher import Doubled, states_of
 

@@ -12,8 +12,8 @@ from safe_framework.core.output_head import logits_at
 from safe_framework.interfaces.types import IGNORED
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
 from safe_framework.training.objective import answer_loss, check_finite
-from tests.tolerance import FORWARD, assert_same_sums
-from tests.toys import END, PAD, gpt2, llama
+from tests.support.tolerance import FORWARD, assert_same_sums
+from tests.support.toys import END, PAD, gpt2, llama
 from tests.training.conftest import model_with_modality
 
 

@@ -22,8 +22,8 @@ from safe_framework.training.retention.counterfactual import (
 from safe_framework.training.trainer import SafeTrainer, training_arguments
 from safe_framework_plugins.projectors.standard import StandardProjector
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
-from tests.tolerance import FORWARD, assert_same_sums
-from tests.toys import DIM, HIDDEN, PAD, llama, lora, tokenizer
+from tests.support.tolerance import FORWARD, assert_same_sums
+from tests.support.toys import DIM, HIDDEN, PAD, llama, lora, tokenizer
 from tests.training.conftest import KINDS, ArrayEncoder, loss_of
 
 TEXTS = ["w5 w6 w7 w8", "w9 <touch> w10", "w11 w12 w13 w14 w15 w16", "w17"]

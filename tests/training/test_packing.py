@@ -15,8 +15,8 @@ from safe_framework.training.compute.base_properties import find_base_properties
 from safe_framework.training.compute.calls import ForwardCall
 from safe_framework.training.compute.forward import ForwardPlanner
 from safe_framework.training.compute.packing import Packing, can_pack, plan_packing
-from tests.tolerance import ATTENTION, assert_same_sums
-from tests.toys import LAYERS, gpt2, llama, mixtral, opt
+from tests.support.tolerance import ATTENTION, assert_same_sums
+from tests.support.toys import LAYERS, gpt2, llama, mixtral, opt
 from tests.training.conftest import model_with_modality, perturb
 from tests.training.test_forward import gradients, texts
 

@@ -25,7 +25,19 @@ from safe_framework.training.retention.counterfactual import (
 from safe_framework.training.trainer import SafeTrainer, training_arguments
 from safe_framework_plugins.projectors.standard import StandardProjector
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
-from tests.toys import DIM, END, HIDDEN, LAYERS, PAD, VOCABULARY, gpt2, llama, lora, opt, tokenizer
+from tests.support.toys import (
+    DIM,
+    END,
+    HIDDEN,
+    LAYERS,
+    PAD,
+    VOCABULARY,
+    gpt2,
+    llama,
+    lora,
+    opt,
+    tokenizer,
+)
 from tests.training.conftest import ROWS, ArrayEncoder, perturb
 
 BASES = {"llama": llama, "gpt2": gpt2, "opt": opt}

@@ -13,8 +13,8 @@ from safe_framework.core.output_head import FINAL, has_plain_head, run_until
 from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.training.compute.activation_cache import ActivationStore
 from safe_framework.training.retention.teacher import Teacher, TeacherPredictions
-from tests.tolerance import FORWARD, assert_same_sums
-from tests.toys import PAD, llama
+from tests.support.tolerance import FORWARD, assert_same_sums
+from tests.support.toys import PAD, llama
 from tests.training.conftest import ROWS, model_with_modality, perturb
 from tests.training.test_losses import Headless, as_kind
 

@@ -23,8 +23,8 @@ from safe_framework.training.objective import Objective, step_totals
 from safe_framework.training.retention.counterfactual import CounterfactualRetention
 from safe_framework.training.trainer import SafeTrainer, training_arguments
 from safe_framework.utils.hashing import fingerprint
-from tests.tolerance import FORWARD, assert_same_sums, rounding
-from tests.toys import END, PAD, llama
+from tests.support.tolerance import FORWARD, assert_same_sums, rounding
+from tests.support.toys import END, PAD, llama
 from tests.training.conftest import model_with_modality
 
 SPEC = TrainingSpec(
