@@ -40,7 +40,7 @@ test-fast: $(VENV)/.test
 
 # Compiled code lies apart: torch's cache mistakes that for vectors of one width for that of another,
 # and the process aborts.
-PORTABLE := core laws plugins training evaluation stage_b certificate run kit compose
+PORTABLE := attention core laws plugins training evaluation experimental verification runs testing
 test-portable: $(VENV)/.test
 	@ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE TORCHINDUCTOR_CACHE_DIR=$(CURDIR)/$(VENV)/inductor \
 	  $(VENV)/bin/pytest $(IN_PARALLEL) $(addprefix tests/,$(PORTABLE))
@@ -61,16 +61,16 @@ check-browser: $(VENV)/.browser
 	@command -v chromedriver >/dev/null || test -n "$$CHROMEDRIVER" || { \
 	  echo "Chromium and its driver are missing: apt-get install chromium chromium-driver" >&2; exit 1; }
 	@$(PIP) --no-deps --requirement .ci/playground.txt
-	@$(VENV)/bin/pytest -m browser tests/browser
+	@$(VENV)/bin/pytest -m browser tests/optional/browser
 
 check-harness: $(VENV)/.test $(VENV)/.harness
-	@$(VENV)/bin/pytest -m harness tests/harness
+	@$(VENV)/bin/pytest -m harness tests/optional/harness
 
 check-torchaudio: $(VENV)/.test $(VENV)/torchaudio
-	@PYTHONPATH=$(CURDIR)/$(VENV)/torchaudio $(VENV)/bin/pytest -m torchaudio tests/with_torchaudio
+	@PYTHONPATH=$(CURDIR)/$(VENV)/torchaudio $(VENV)/bin/pytest -m torchaudio tests/optional/torchaudio
 
 check-deepspeed: $(VENV)/.test $(VENV)/deepspeed
-	@PYTHONPATH=$(CURDIR)/$(VENV)/deepspeed DS_ACCELERATOR=cpu $(VENV)/bin/pytest -m deepspeed tests/run
+	@PYTHONPATH=$(CURDIR)/$(VENV)/deepspeed DS_ACCELERATOR=cpu $(VENV)/bin/pytest -m deepspeed tests/runs
 
 check-oldest: $(OLDEST)/.test
 	@$(OLDEST)/bin/pytest tests/training/test_trainer.py \
@@ -80,7 +80,7 @@ check-oldest: $(OLDEST)/.test
 check-zoo: $(VENV)/.test
 	@$(VENV)/bin/python -m tests.zoo
 
-ON_GPU := training stage_b run evaluation compose checkpoints data
+ON_GPU := training experimental runs evaluation pretrained data
 
 check-gpu: demo $(VENV)/.test
 	@SAFE_TEST_ON_GPU=1 $(VENV)/bin/pytest -m "not ($(OPTIONAL) or processes)" $(addprefix tests/,$(ON_GPU))

@@ -10,12 +10,7 @@ import attrs
 
 from safe_framework.data.readers import Row, Source, iterate_rows, no_rows
 from safe_framework.data.samples import InlineSample, named_file, read_sample
-from safe_framework.data.tasks import (
-    NO_FIELDS,
-    QUESTIONS,
-    TaskFormat,
-    text_in,
-)
+from safe_framework.data.tasks import NO_FIELDS, QUESTIONS, TaskFormat, text_in
 from safe_framework.errors import DataError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample

@@ -17,19 +17,9 @@ import torch
 from safe_framework.data.distractors import FOREIGN, KINDS, distractor
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import answer, eval_mode, model_inputs
-from safe_framework.evaluation.metrics import (
-    Estimate,
-    TextSums,
-    bootstrap,
-    exact_match,
-    merge_sums,
-)
+from safe_framework.evaluation.metrics import Estimate, TextSums, bootstrap, exact_match, merge_sums
 from safe_framework.evaluation.results import Agreement
-from safe_framework.evaluation.retention import (
-    LOGIT_ROWS,
-    agreement_of,
-    compare_with_base,
-)
+from safe_framework.evaluation.retention import LOGIT_ROWS, agreement_of, compare_with_base
 from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT, Sample
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.json_records import json_converter, read_json, to_json

@@ -175,7 +175,9 @@ class Objective(nn.Module):
         if retention is not None:
             terms += retention.terms(step, device, shard)
         predictions = self.planner.predictions([term.call for term in terms])
-        task, *penalties = [term.loss(said) for term, said in zip(terms, predictions, strict=True)]
+        task, *penalties = [
+            term.loss(predicted) for term, predicted in zip(terms, predictions, strict=True)
+        ]
         check_finite(task, "task loss", step)
         kept = torch.zeros((), device=device)
         if retention is not None:

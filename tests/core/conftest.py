@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from safe_framework.pretrained import quietly
-from tests.toys import llama, tokenizer
+from tests.support.toys import llama, tokenizer
 
 RECIPE = """\
 [base]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import safe_framework
 from safe_framework.config.read import parse_recipe
 from safe_framework.core.model import SafeModel
-from tests.toys import DIM, HIDDEN, ToyEncoder, ToyProjector, llama, lora, tokenizer
+from tests.support.toys import DIM, HIDDEN, ToyEncoder, ToyProjector, llama, lora, tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TEXTS = ["w5 w6 w7", "w8 w9 w10"]

@@ -25,7 +25,7 @@ from safe_framework.utils.files import atomic_folder
 from safe_framework.utils.hashing import tensors_fingerprint
 from tests.core import killed_writes
 from tests.laws.calls import all_same, forward_tensors
-from tests.toys import (
+from tests.support.toys import (
     ToyEncoder,
     ToyFusion,
     ToyProjector,

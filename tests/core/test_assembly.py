@@ -22,7 +22,7 @@ from safe_framework.data.audio import Waveform
 from safe_framework.errors import AdapterError, SampleError
 from safe_framework.utils.hashing import fingerprint, tensors_fingerprint
 from tests.laws.calls import all_same, forward_tensors, generate_tensors
-from tests.toys import llama, tokenizer
+from tests.support.toys import llama, tokenizer
 
 Write = Callable[..., Path]
 

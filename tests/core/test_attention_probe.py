@@ -17,8 +17,8 @@ from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
 from safe_framework.utils.tensors import bitwise_equal
 from safe_framework.verification.outcome import trace_call
-from tests.fusions import VARIANTS, with_modality
-from tests.toys import FRAMES, PAD, attached, felt, llama, texts
+from tests.support.fusions import VARIANTS, with_modality
+from tests.support.toys import FRAMES, PAD, attached, felt, llama, texts
 
 PLAIN = "cross_attention, plain"
 

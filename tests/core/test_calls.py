@@ -10,7 +10,7 @@ import torch
 
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError, SampleError
-from tests.toys import ToyEncoder, ToyFusion, ToyProjector, attached, felt, llama, texts
+from tests.support.toys import ToyEncoder, ToyFusion, ToyProjector, attached, felt, llama, texts
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from safe_framework.core.processor import SafeProcessor
 from safe_framework.errors import SafeError, SampleError
-from tests.toys import IMAGE, WORDS, ToyEncoder, tokenizer
+from tests.support.toys import IMAGE, WORDS, ToyEncoder, tokenizer
 
 TEMPLATE = "{% for m in messages %}{{ 'w9 ' + m['content'] + ' w10 ' }}{% endfor %}"
 PROMPT = TEMPLATE + "{% if add_generation_prompt %}{{ 'w11' }}{% endif %}"

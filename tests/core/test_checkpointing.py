@@ -15,10 +15,10 @@ from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.utils.hashing import fingerprint
 from safe_framework.utils.tensors import bitwise_equal
-from tests.lanes import combinations
 from tests.laws.calls import all_same, copy_of, forward_tensors, generate_tensors
-from tests.tolerance import BACKWARD, assert_same_sums
-from tests.toys import BASES, attached, felt, llama, opt, texts
+from tests.support.lanes import combinations
+from tests.support.tolerance import BACKWARD, assert_same_sums
+from tests.support.toys import BASES, attached, felt, llama, opt, texts
 
 KINDS = {"reentrant": {"use_reentrant": True}, "other": {"use_reentrant": False}, "default": None}
 BASES_WITH_DROPOUT = BASES | {"opt": opt}

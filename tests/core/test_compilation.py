@@ -17,7 +17,16 @@ from safe_framework.core.base_model import freeze
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import InjectionError, UnsupportedBaseError
 from tests.laws.calls import all_same, copy_of, forward_tensors
-from tests.toys import ToyEncoder, ToyFusion, ToyProjector, attached, felt, llama, llava, texts
+from tests.support.toys import (
+    ToyEncoder,
+    ToyFusion,
+    ToyProjector,
+    attached,
+    felt,
+    llama,
+    llava,
+    texts,
+)
 
 FAST = "eager"
 BEST = "inductor" if shutil.which("g++") else "aot_eager"  # inductor needs a C++ compiler

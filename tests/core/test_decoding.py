@@ -8,8 +8,18 @@ import pytest
 import torch
 
 from safe_framework.core.model import SafeModel
-from tests.tolerance import FORWARD, assert_same_sums
-from tests.toys import ToyEncoder, ToyFusion, ToyProjector, felt, gpt2, llama, lora, t5, texts
+from tests.support.tolerance import FORWARD, assert_same_sums
+from tests.support.toys import (
+    ToyEncoder,
+    ToyFusion,
+    ToyProjector,
+    felt,
+    gpt2,
+    llama,
+    lora,
+    t5,
+    texts,
+)
 
 KINDS = {"greedy": {}, "beams": {"num_beams": 3}}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from safe_framework.core.layer_discovery import Side
 from safe_framework.core.model import SafeModel
 from tests.laws.calls import all_same, copy_of, generate_tensors
-from tests.toys import HIDDEN, IMAGE, VOCABULARY, ToyEncoder, ToyFusion, ToyProjector, felt
+from tests.support.toys import HIDDEN, IMAGE, VOCABULARY, ToyEncoder, ToyFusion, ToyProjector, felt
 from tests.zoo.models import tiny
 
 ROWS, QUERIES = 2, 3

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
 from tests.laws.calls import all_same, copy_of
-from tests.tolerance import FORWARD, assert_same_sums
-from tests.toys import PAD, attached, felt, llama, texts
+from tests.support.tolerance import FORWARD, assert_same_sums
+from tests.support.toys import PAD, attached, felt, llama, texts
 
 GREEDY = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
 WORDS = torch.tensor([[5, 6, 7, 5, 6, 7, 5, 6]])  # repeats itself, so that look-ups find something

@@ -13,7 +13,7 @@ from safe_framework.core.base_model import installed_hooks
 from safe_framework.core.layer_discovery import find_layers
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import InjectionError, SafeError, UnsupportedBaseError
-from tests.toys import (
+from tests.support.toys import (
     HIDDEN,
     LAYERS,
     ToyEncoder,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.errors import SafeError
-from tests.marked import SAMPLE, TEXTS, batch_of, marking
-from tests.toys import bart, gpt2, llama, opt, t5
+from tests.support.marked import SAMPLE, TEXTS, batch_of, marking
+from tests.support.toys import bart, gpt2, llama, opt, t5
 
 DECODERS: dict[str, Callable[[], nn.Module]] = {"llama": llama, "gpt2": gpt2, "opt": opt}
 

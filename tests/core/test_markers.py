@@ -18,8 +18,8 @@ from safe_framework.core.markers.embeddings import embeddings_of
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import InjectionError, SafeError, SampleError, UnsupportedBaseError
 from safe_framework.utils.tensors import bitwise_equal
-from tests.marked import SAMPLE, TOKENS, ThreeTokens, batch_of, marking
-from tests.toys import (
+from tests.support.marked import SAMPLE, TOKENS, ThreeTokens, batch_of, marking
+from tests.support.toys import (
     HIDDEN,
     VOCABULARY,
     ToyEncoder,

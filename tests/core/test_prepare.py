@@ -10,8 +10,8 @@ from safe_framework.data.frame_cache import RawSampleStore
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.training.batches import AnswerCollator, tokenize
 from safe_framework.training.objective import answer_loss
-from tests.marked import SAMPLE, ThreeTokens, marking
-from tests.toys import DIM, ToyFusion, llama, t5, tokenizer
+from tests.support.marked import SAMPLE, ThreeTokens, marking
+from tests.support.toys import DIM, ToyFusion, llama, t5, tokenizer
 from tests.training.conftest import ArrayEncoder
 
 TEXTS = ["w3 <audio> w4 w5", "w6", "", "w7 w8"]

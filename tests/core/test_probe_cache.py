@@ -14,7 +14,7 @@ from safe_framework.config.read import read_recipe
 from safe_framework.core import adapter, layer_discovery
 from safe_framework.errors import AdapterError, UnsupportedBaseError
 from safe_framework.pretrained import probe_cache
-from tests.toys import llama
+from tests.support.toys import llama
 
 Write = Callable[..., Path]
 

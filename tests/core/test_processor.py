@@ -15,7 +15,7 @@ from safe_framework.core.processor import SafeProcessor
 from safe_framework.data.audio import Waveform
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.types import Frames
-from tests.toys import PAD, VOCABULARY, ToyEncoder, tokenizer
+from tests.support.toys import PAD, VOCABULARY, ToyEncoder, tokenizer
 
 
 class ToyAudio(ToyEncoder):

@@ -16,7 +16,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.utils.tensors import bitwise_equal
 from tests.core import stored
 from tests.laws.calls import all_same, copy_of, forward_tensors, generate_tensors
-from tests.toys import texts, tokenizer
+from tests.support.toys import texts, tokenizer
 
 NAMES = sorted(stored.MODELS)
 

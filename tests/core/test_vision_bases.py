@@ -16,8 +16,8 @@ from safe_framework.config.read import parse_recipe
 from safe_framework.core.model import SafeModel
 from safe_framework.utils.tensors import bitwise_equal
 from tests.core.test_encoder_decoders import blip2
-from tests.run.conftest import RATE, write_whisper
-from tests.toys import HIDDEN, LAYERS, VOCABULARY, llama, llava, texts
+from tests.runs.conftest import RATE, write_whisper
+from tests.support.toys import HIDDEN, LAYERS, VOCABULARY, llama, llava, texts
 
 ROWS = 2
 RECIPE = """

@@ -16,7 +16,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.utils.hashing import fingerprint
 from safe_framework.utils.tensors import bitwise_equal
 from tests.laws.calls import all_same, copy_of, forward_tensors
-from tests.toys import LAYERS, attached, felt, llama, lora, texts, tokenizer
+from tests.support.toys import LAYERS, attached, felt, llama, lora, texts, tokenizer
 
 CPU = torch.device("cpu")
 

@@ -78,7 +78,7 @@ def test_resampling_to_its_own_rate_changes_nothing() -> None:
 
 
 def test_torchaudio_resamples_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Law: a torchaudio that works is used; `tests/with_torchaudio` holds it to soxr."""
+    """Law: a torchaudio that works is used; `tests/optional/torchaudio` holds it to soxr."""
     fake = ModuleType("torchaudio")
     fake.functional = SimpleNamespace(resample=lambda wave, old, new, **kind: torch.ones(3))
     monkeypatch.setitem(sys.modules, "torchaudio", fake)

@@ -12,7 +12,7 @@ from safe_framework.data.examples import read_samples
 from safe_framework.data.readers import read_rows
 from safe_framework.errors import DataError
 from safe_framework.utils.catalogue import recipe_path
-from tests.toys import ToyEncoder
+from tests.support.toys import ToyEncoder
 
 SHIPPED = recipe_path("quickstart").parents[1] / "data"
 

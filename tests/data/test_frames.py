@@ -19,7 +19,7 @@ from safe_framework.data.frame_cache import sample_key, stack
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.types import Frames, all_real
 from tests.data import filling
-from tests.toys import DIM, HIDDEN, ToyEncoder, ToyFusion, ToyProjector
+from tests.support.toys import DIM, HIDDEN, ToyEncoder, ToyFusion, ToyProjector
 
 
 class CountingEncoder(ToyEncoder):

@@ -20,8 +20,8 @@ from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.projector import Projector
 from safe_framework.interfaces.types import Frames, Tokens, all_real
 from tests.evaluation.conftest import HIDDEN, PairEncoder, tiny_tokenizer
-from tests.fusions import fresh, learned
-from tests.tolerance import rounding
+from tests.support.fusions import fresh, learned
+from tests.support.tolerance import rounding
 
 FRAMES = 8
 

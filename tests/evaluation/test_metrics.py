@@ -19,7 +19,7 @@ from safe_framework.evaluation.metrics import (
 )
 from safe_framework.runs.report import html
 from safe_framework.utils import formatting, tensors
-from tests.tolerance import rounding
+from tests.support.tolerance import rounding
 
 
 @pytest.mark.parametrize("module", [answers, tensors, gain, html, metrics, formatting])

@@ -16,7 +16,7 @@ from safe_framework.runs.run import run_recipe
 from safe_framework.utils.catalogue import FOLDER
 from safe_framework.verification.certificate import Certificate
 from tests.plugins.backbones import write_backbone
-from tests.run.conftest import RECIPE, write_base, write_rows, write_tones, write_whisper
+from tests.runs.conftest import RECIPE, write_base, write_rows, write_tones, write_whisper
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MAPS = FOLDER / "data" / "depth"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from safe_framework.interfaces.types import Memory
-from tests.toys import ToyFusion
+from tests.support.toys import ToyFusion
 
 
 class WritesInPlace(ToyFusion):

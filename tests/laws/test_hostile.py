@@ -11,7 +11,6 @@ from safe_framework.core.layer_hooks import _ACTIVE
 from safe_framework.errors import PluginError
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.utils.hashing import fingerprint
-from tests.lanes import combinations
 from tests.laws.calls import MODES, all_same, copy_of, forward_tensors, generate_tensors
 from tests.laws.hostile import (
     CAUGHT,
@@ -25,7 +24,8 @@ from tests.laws.hostile import (
     GivesNan,
     WritesThroughData,
 )
-from tests.toys import ToyFusion, attached, felt, llama, texts
+from tests.support.lanes import combinations
+from tests.support.toys import ToyFusion, attached, felt, llama, texts
 
 
 def spoiled(plugin: type[FusionAdapter]) -> tuple[torch.nn.Module, object, dict, dict]:

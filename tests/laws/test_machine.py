@@ -23,9 +23,19 @@ from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.utils.hashing import fingerprint
 from safe_framework.utils.tensors import cpu_copy
 from safe_framework_plugins.projectors.standard import StandardProjector
-from tests.fusions import VARIANTS, fresh
 from tests.laws.calls import DECODING, MODES, all_same, copy_of, forward_tensors, generate_tensors
-from tests.toys import BASES, DIM, HIDDEN, ToyEncoder, ToyFusion, ToyProjector, felt, mixtral, texts
+from tests.support.fusions import VARIANTS, fresh
+from tests.support.toys import (
+    BASES,
+    DIM,
+    HIDDEN,
+    ToyEncoder,
+    ToyFusion,
+    ToyProjector,
+    felt,
+    mixtral,
+    texts,
+)
 
 pytestmark = pytest.mark.slow
 

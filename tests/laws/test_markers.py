@@ -16,8 +16,8 @@ from safe_framework.utils.hashing import fingerprint, tokenizer_fingerprint
 from safe_framework.utils.tensors import bitwise_equal
 from tests.laws.calls import DECODING, all_same, copy_of
 from tests.laws.test_threads import COPIES
-from tests.marked import SAMPLE, marking
-from tests.toys import IMAGE, bart, gpt2, llama, llava, opt, t5, tokenizer
+from tests.support.marked import SAMPLE, marking
+from tests.support.toys import IMAGE, bart, gpt2, llama, llava, opt, t5, tokenizer
 
 BASES: dict[str, Callable[[], nn.Module]] = {
     "llama": llama, "gpt2": gpt2, "opt": opt, "llava": llava, "t5": t5, "bart": bart,

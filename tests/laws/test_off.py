@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
 from tests.laws.calls import DECODING, MODES, all_same, copy_of, forward_tensors, generate_tensors
-from tests.toys import BASES, ToyFusion, attached, felt, llama, texts
+from tests.support.toys import BASES, ToyFusion, attached, felt, llama, texts
 
 MORE = settings(max_examples=40)
 _MODELS: dict[tuple[str, str], tuple[nn.Module, SafeModel]] = {}

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safe_framework.core.model import SafeModel
-from tests.fusions import VARIANTS, with_modality
-from tests.lanes import combinations
 from tests.laws.calls import all_same, copy_of, forward_tensors, generate_tensors
-from tests.toys import (
+from tests.support.fusions import VARIANTS, with_modality
+from tests.support.lanes import combinations
+from tests.support.toys import (
     BASES,
     ToyEncoder,
     ToyProjector,

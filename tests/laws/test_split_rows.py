@@ -12,7 +12,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
 from safe_framework.utils.tensors import bitwise_equal
 from tests.laws.calls import all_same, copy_of
-from tests.toys import attached, bart, felt, llama, mixtral, texts
+from tests.support.toys import attached, bart, felt, llama, mixtral, texts
 
 LENGTH = 5
 

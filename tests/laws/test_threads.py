@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from safe_framework.core.base_model import installed_hooks
 from safe_framework.core.model import SafeModel
 from tests.laws.calls import all_same, copy_of, forward_tensors
-from tests.toys import attached, felt, llama, texts
+from tests.support.toys import attached, felt, llama, texts
 
 Request = tuple[str, int, int]
 INACTIVE = ("off", "absent", "closed", "base", "fails")

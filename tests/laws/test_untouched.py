@@ -12,7 +12,7 @@ from torch import nn
 
 from safe_framework.core.base_model import installed_hooks
 from safe_framework.utils.hashing import fingerprint, tokenizer_fingerprint
-from tests.toys import BASES, attached, felt, llama, lora, texts, tokenizer
+from tests.support.toys import BASES, attached, felt, llama, lora, texts, tokenizer
 
 
 @attrs.frozen

@@ -11,8 +11,8 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention
 from safe_framework.core.model import SafeModel
 from safe_framework.interfaces.types import Tokens
 from safe_framework_plugins.fusion.cross_attention import CrossAttentionFusion
-from tests.fusions import learned
-from tests.toys import HIDDEN, llama
+from tests.support.fusions import learned
+from tests.support.toys import HIDDEN, llama
 
 
 def adapter(**options: Any) -> CrossAttentionFusion:

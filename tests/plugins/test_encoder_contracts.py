@@ -1,7 +1,7 @@
 """Every shipped encoder keeps its interface's laws: one small class for each.
 
 An encoder's class here is called ``Test`` and the encoder's own class name. What needs torchaudio
-has its class in ``tests/with_torchaudio/``. ``test_contracts.py`` sees that none is left out.
+has its class in ``tests/optional/torchaudio/``. ``test_contracts.py`` sees that none is left out.
 """
 
 import numpy as np

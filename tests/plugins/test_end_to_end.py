@@ -14,7 +14,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.data.audio import Waveform
 from safe_framework.pretrained import quietly
 from tests.laws.calls import all_same
-from tests.toys import llama, tokenizer
+from tests.support.toys import llama, tokenizer
 
 RECIPE = """\
 [base]

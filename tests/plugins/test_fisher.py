@@ -15,14 +15,14 @@ from safe_framework.training.retention.counterfactual import (
     distractor_pools,
 )
 from safe_framework_plugins.retention.fisher import FisherRegularizer
-from tests.toys import DIM, PAD, llama
-from tests.training.conftest import KINDS, ROWS, perturb, sensing
+from tests.support.toys import DIM, PAD, llama
+from tests.training.conftest import KINDS, ROWS, model_with_modality, perturb
 
 
 @pytest.fixture
 def model() -> SafeModel:
     """A trained sense, so that every parameter matters."""
-    model = sensing(llama())
+    model = model_with_modality(llama())
     perturb(model)
     return model
 
@@ -136,7 +136,7 @@ def test_at_the_silent_start_only_the_last_projections_are_held(
     examples: RetentionExamples, tmp_path: Path
 ) -> None:
     """Law: behind an output path of zeros nothing has influence yet, so nothing is held there."""
-    fresh = sensing(llama())
+    fresh = model_with_modality(llama())
     examples.retention.model = fresh
     begun(fresh, examples, tmp_path)
     held = {

@@ -16,11 +16,11 @@ from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.registry import fusion_adapters
 from safe_framework.interfaces.types import Tokens
 from safe_framework.utils.tensors import bitwise_equal
-from tests.fusions import CLASSES, VARIANTS, fresh, learned, with_modality
-from tests.lanes import combinations, slow_but
 from tests.laws.calls import all_same, forward_tensors
-from tests.tolerance import ATTENTION, FORWARD, assert_same_sums
-from tests.toys import HIDDEN, LAYERS, felt, gpt2, llama, llava, t5, texts
+from tests.support.fusions import CLASSES, VARIANTS, fresh, learned, with_modality
+from tests.support.lanes import combinations, slow_but
+from tests.support.tolerance import ATTENTION, FORWARD, assert_same_sums
+from tests.support.toys import HIDDEN, LAYERS, felt, gpt2, llama, llava, t5, texts
 
 ROWS, LENGTH, COUNT = 3, 5, 4
 TERMS = ATTENTION + 6 * HIDDEN  # at most: attention, and a feed-forward part behind it

@@ -32,7 +32,7 @@ CASES = {
     ),
     "video": (lambda folder: {"model": write_backbone(folder, "vit")}, PICTURE),
 }
-APART = {"torchaudio"}  # asked in tests/with_torchaudio
+APART = {"torchaudio"}  # asked in tests/optional/torchaudio
 
 
 def test_every_encoder_that_trains_is_here():

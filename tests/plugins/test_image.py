@@ -13,8 +13,8 @@ from safe_framework.errors import CheckpointError, SampleError
 from safe_framework.pretrained import quietly
 from safe_framework.pretrained.vision_backbone import fitted
 from safe_framework_plugins.encoders.image import ImageEncoder
-from tests.lanes import combinations
 from tests.plugins.backbones import KINDS, LAYERS, SIZE, STAGED, write_backbone
+from tests.support.lanes import combinations
 
 Write = Callable[[str], str]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from safe_framework.interfaces.types import BaseFacts, Memory, Tokens
 from safe_framework_plugins.fusion.lora import LoraFusion
-from tests.tolerance import ATTENTION, assert_same_sums
-from tests.toys import HIDDEN, LAYERS, attached, felt, gpt2, llama, lora
+from tests.support.tolerance import ATTENTION, assert_same_sums
+from tests.support.toys import HIDDEN, LAYERS, attached, felt, gpt2, llama, lora
 
 ROWS, LENGTH, COUNT = 3, 5, 4
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from safe_framework.core.model import SafeModel
 from safe_framework.interfaces.types import BaseFacts, Tokens
 from safe_framework_plugins.fusion.multilayer import MultilayerFusion
-from tests.fusions import learned
-from tests.toys import HIDDEN, llama
+from tests.support.fusions import learned
+from tests.support.toys import HIDDEN, llama
 
 DEPTH = 12
 

@@ -17,8 +17,8 @@ from safe_framework.training.retention.counterfactual import (
 )
 from safe_framework_plugins.projectors.standard import StandardProjector
 from safe_framework_plugins.retention.nullspace import NullSpaceRegularizer
-from tests.tolerance import assert_same_sums
-from tests.toys import DIM, HIDDEN, PAD, llama, lora, tokenizer
+from tests.support.tolerance import assert_same_sums
+from tests.support.toys import DIM, HIDDEN, PAD, llama, lora, tokenizer
 from tests.training.conftest import ROWS, ArrayEncoder, perturb
 
 WIDE = 32

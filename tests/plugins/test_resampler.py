@@ -11,7 +11,7 @@ from safe_framework.interfaces.projector import Projector
 from safe_framework.interfaces.types import Frames, all_real
 from safe_framework_plugins.projectors.adaptive import AdaptiveProjector
 from safe_framework_plugins.projectors.resampler import ResamplerProjector
-from tests.tolerance import ATTENTION, assert_same_sums
+from tests.support.tolerance import ATTENTION, assert_same_sums
 
 DIM, HIDDEN, TOKENS = 4, 8, 5
 TERMS = 3 * ATTENTION  # two blocks of attention and feed-forward parts, and a projection

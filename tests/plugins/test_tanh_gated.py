@@ -10,7 +10,7 @@ from torch.nn.functional import layer_norm, relu
 from safe_framework.core.model import SafeModel
 from safe_framework.interfaces.types import Tokens
 from safe_framework_plugins.fusion.tanh_gated import TanhGatedFusion
-from tests.toys import HIDDEN, llama
+from tests.support.toys import HIDDEN, llama
 
 
 def adapter(attention: float = 0.0, feed_forward: float = 0.0, **options: Any) -> TanhGatedFusion:

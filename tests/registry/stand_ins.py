@@ -13,7 +13,7 @@ from safe_framework.experimental.vision_language.compose import compose
 from safe_framework.experimental.vision_language.train import write_checkpoint
 from safe_framework.pretrained import Card, quietly, read_card
 from safe_framework.utils import catalogue
-from tests.toys import tokenizer
+from tests.support.toys import tokenizer
 from tests.zoo.models import tiny, types
 
 WIDTH, LAYERS = 16, 2

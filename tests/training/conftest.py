@@ -19,7 +19,7 @@ from safe_framework.training.retention.counterfactual import (
 )
 from safe_framework_plugins.projectors.standard import StandardProjector
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
-from tests.toys import DIM, HIDDEN, PAD, ToyEncoder, llama, lora, tokenizer
+from tests.support.toys import DIM, HIDDEN, PAD, ToyEncoder, llama, lora, tokenizer
 
 ROWS = [[5, 6, 7, 8], [9, 10], [11, 12, 13, 14, 15, 16], [17, 18, 19]]
 KINDS = ("silent", "noise", "shuffled")
@@ -32,8 +32,8 @@ class ArrayEncoder(ToyEncoder):
         return super().prepare([torch.as_tensor(sample) for sample in samples])
 
 
-def sensing(base: nn.Module) -> SafeModel:
-    """The base with a fresh sense ``touch``."""
+def model_with_modality(base: nn.Module) -> SafeModel:
+    """The base with a fresh modality ``touch``."""
     torch.manual_seed(0)
     model = SafeModel(base, tokenizer())
     model.add_modality(
@@ -48,7 +48,7 @@ def sensing(base: nn.Module) -> SafeModel:
 @pytest.fixture
 def model() -> SafeModel:
     """A fresh model."""
-    return sensing(llama())
+    return model_with_modality(llama())
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def loss_of(retention: CounterfactualRetention, step: int) -> Tensor:
     predictions = ForwardPlanner(retention.model, retention.caches).predictions(
         [term.call for term in terms]
     )
-    penalties = [term.loss(said) for term, said in zip(terms, predictions, strict=True)]
+    penalties = [term.loss(predicted) for term, predicted in zip(terms, predictions, strict=True)]
     return sum(penalties, retention.parameter_loss(torch.device("cpu")))
 
 

@@ -16,8 +16,8 @@ from safe_framework.training.compute.base_properties import (
     find_base_properties,
 )
 from safe_framework.training.compute.calls import ForwardCall
-from tests.toys import LAYERS, PAD, gpt2, llama, mixtral, opt
-from tests.training.conftest import sensing
+from tests.support.toys import LAYERS, PAD, gpt2, llama, mixtral, opt
+from tests.training.conftest import model_with_modality
 from tests.training.test_losses import Headless, as_kind
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, PAD, PAD, PAD]])
@@ -25,13 +25,13 @@ IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, PAD, PAD, PAD]])
 
 def known(make: Any) -> BaseProperties:
     """What is found out of a base."""
-    return find_base_properties(sensing(make()))
+    return find_base_properties(model_with_modality(make()))
 
 
 @pytest.mark.parametrize("make", [llama, gpt2])
 def test_a_usual_base_has_every_property(make: Any) -> None:
     """Law: causality, a plain head and every layer's feed-forward module are found."""
-    model = sensing(make())
+    model = model_with_modality(make())
     found = find_base_properties(model)
     assert found.plain_head
     assert found.causal
@@ -84,7 +84,7 @@ def looking_back(out: Tensor) -> Tensor:
 def test_a_base_that_looks_ahead_is_not_causal() -> None:
     """Law: where a token changes what is before it, no token behind another is left out."""
     make = hooked("model.layers.0.mlp", lambda out: out + 0.1 * out.mean(1, keepdim=True))
-    model = sensing(make())
+    model = model_with_modality(make())
     found = find_base_properties(model)
     assert not found.causal
     assert found.rows_independent
@@ -116,7 +116,7 @@ def test_rounding_mixes_no_rows(part: float, independent: bool) -> None:
 def test_a_module_that_mixes_positions_is_left_whole() -> None:
     """Law: a module of its layer's shape that attends back is not taken for a feed-forward one."""
     make = hooked("model.layers.0.mlp", looking_back)
-    model = sensing(make())
+    model = model_with_modality(make())
     found = find_base_properties(model)
     assert found.causal
     assert list(found.feed_forwards) == [model.base.model.layers[1].mlp]
@@ -139,7 +139,7 @@ class Choosy(nn.Module):
 
 def test_a_base_that_refuses_the_tokens_is_left_whole() -> None:
     """Law: a base on which nothing can be tried is trained as it is."""
-    model = sensing(llama())
+    model = model_with_modality(llama())
     refuse = Choosy()
     model.base.model.embed_tokens.register_forward_hook(
         lambda module, args, out: refuse(out) if (args[0] == 1).any() else None
@@ -151,7 +151,7 @@ def test_a_base_that_refuses_the_tokens_is_left_whole() -> None:
 @given(st.lists(st.booleans(), min_size=12, max_size=12), st.sampled_from([llama, gpt2]))
 def test_what_is_read_is_what_a_whole_call_gives(chosen: list[bool], make: Any) -> None:
     """Law: at the positions, logits and gradients are those of a call that leaves nothing out."""
-    model = sensing(make())
+    model = model_with_modality(make())
     model.base.double()
     positions = torch.tensor(chosen).view(2, 6)
     found = []

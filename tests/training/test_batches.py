@@ -15,7 +15,7 @@ from safe_framework.training.batches import (
     modality_columns,
     tokenize,
 )
-from tests.toys import DIM, END, PAD, tokenizer
+from tests.support.toys import DIM, END, PAD, tokenizer
 
 
 def frames(length: int, value: float = 1.0) -> Frames:

@@ -12,8 +12,7 @@ from safe_framework.evaluation.answers import answer
 from safe_framework.interfaces.types import IGNORED
 from safe_framework.training.batches import AnswerCollator, tokenize
 from safe_framework.training.objective import answer_loss
-from tests.toys import DIM, PAD
-from tests.training.test_markers import model as model  # a fixture
+from tests.support.toys import DIM, PAD
 
 LABELS = ("w10", "w11 w12", "w13")
 
@@ -66,9 +65,9 @@ def test_rows_of_other_tasks_keep_their_loss(model: SafeModel, samples: list[np.
     """Law: beside answers, a row read at its tokens counts as one more token of an answer."""
     asked = Example("w6 w7", "w8", {"touch": samples[1]}, "t:2")
     read = answer_loss(model, model.base, batch_of(model, example(samples[0])))
-    told = answer_loss(model, model.base, batch_of(model, asked))
+    spelled = answer_loss(model, model.base, batch_of(model, asked))
     both = answer_loss(model, model.base, batch_of(model, example(samples[0]), asked))
-    torch.testing.assert_close(both, (read + 2 * told) / 3)  # the answer and its end
+    torch.testing.assert_close(both, (read + 2 * spelled) / 3)  # the answer and its end
 
 
 def test_a_row_without_a_sample_is_answered(model: SafeModel) -> None:

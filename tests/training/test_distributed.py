@@ -19,7 +19,7 @@ from safe_framework.training.callbacks import ProgressReport
 from safe_framework.training.distributed import Sharding, lowest_fused_layer, shard_layers
 from safe_framework.utils.progress import WorkProgress
 from safe_framework_plugins.projectors.standard import StandardProjector
-from tests.toys import DIM, HIDDEN, LAYERS, ToyEncoder, lora
+from tests.support.toys import DIM, HIDDEN, LAYERS, ToyEncoder, lora
 
 
 def test_a_process_alone_is_the_first() -> None:
@@ -84,12 +84,12 @@ def test_each_process_encodes_a_share(
 @pytest.mark.parametrize("first", [True, False])
 def test_the_first_process_alone_tells_hooks(first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Law: a logged row reaches the installed hooks once, whatever the number of processes."""
-    report, told = ProgressReport(WorkProgress(Console(quiet=True))), []
-    hook = SimpleNamespace(safe_training_step=lambda **metrics: told.append(metrics))
+    report, reported = ProgressReport(WorkProgress(Console(quiet=True))), []
+    hook = SimpleNamespace(safe_training_step=lambda **metrics: reported.append(metrics))
     monkeypatch.setattr(report, "hooks", SimpleNamespace(hook=hook))
     state = SimpleNamespace(is_world_process_zero=first, global_step=3)
     report.on_log(None, state, None, logs={"loss": 1.0})
-    assert len(told) == first
+    assert len(reported) == first
 
 
 def test_a_base_that_is_called_once_or_twice_is_not_shared_out(model: SafeModel) -> None:
@@ -106,8 +106,8 @@ def test_layers_that_train_are_not_shared_out(model: SafeModel) -> None:
         shard_layers(model, Sharding(), torch.device("cpu"))
 
 
-def test_backward_passes_come_down_to_what_a_sense_can_change(model: SafeModel) -> None:
-    """Law: it is the lowest fused layer of any sense, and the first where one has markers."""
+def test_backward_passes_come_down_to_what_a_modality_can_change(model: SafeModel) -> None:
+    """Law: it is the lowest fused layer of any modality, and the first where one has markers."""
     model.remove_modality("touch")
     found = []
     for name, layer, markers in (("high", -1, False), ("low", 1, False), ("marked", -1, True)):

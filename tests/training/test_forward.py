@@ -23,9 +23,9 @@ from safe_framework.training.compute.forward import ForwardPlanner
 from safe_framework.training.objective import Answers
 from safe_framework.training.retention.teacher import Teacher, TeacherPredictions
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
-from tests.tolerance import BACKWARD, FORWARD, assert_same_sums
-from tests.toys import PAD, felt, gpt2, llama, opt
-from tests.training.conftest import ROWS, perturb, sensing
+from tests.support.tolerance import BACKWARD, FORWARD, assert_same_sums
+from tests.support.toys import PAD, felt, gpt2, llama, opt
+from tests.training.conftest import ROWS, model_with_modality, perturb
 from tests.training.test_teacher import Doubled, states_of
 
 BASES = {"llama": llama, "gpt2": gpt2, "opt": opt}
@@ -34,7 +34,7 @@ ANSWERED = [[5, 6, 7, 8, 9, 10, 11], [12, 13], [14, 15, 16]]
 
 def learned(make: Any) -> SafeModel:
     """A base with a trained modality."""
-    model = sensing(make())
+    model = model_with_modality(make())
     perturb(model)
     return model
 
@@ -104,7 +104,7 @@ def doubled() -> nn.Module:
 )
 def test_logits_are_made_where_hidden_states_would_not_do(make: Any) -> None:
     """Law: a base whose logits are not its head's in float32 is read by its logits."""
-    model = sensing(make())
+    model = model_with_modality(make())
     model.base.requires_grad_(False)
     assert isinstance(ForwardPlanner(model).predictions([texts()])[0], LogitPredictions)
 

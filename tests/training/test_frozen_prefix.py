@@ -23,8 +23,8 @@ from safe_framework.training.retention.counterfactual import (
 )
 from safe_framework.utils.tensors import bitwise_equal
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
-from tests.tolerance import BACKWARD, FORWARD, assert_same_sums, rounding
-from tests.toys import DIM, END, PAD, ToyFusion, attached, gpt2, llama, opt
+from tests.support.tolerance import BACKWARD, FORWARD, assert_same_sums, rounding
+from tests.support.toys import DIM, END, PAD, ToyFusion, attached, gpt2, llama, opt
 from tests.training.conftest import KINDS, ROWS, ArrayEncoder, loss_of, perturb
 
 CPU = torch.device("cpu")

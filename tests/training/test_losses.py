@@ -12,9 +12,9 @@ from safe_framework.core.output_head import logits_at
 from safe_framework.interfaces.types import IGNORED
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
 from safe_framework.training.objective import answer_loss, check_finite
-from tests.tolerance import FORWARD, assert_same_sums
-from tests.toys import END, PAD, gpt2, llama
-from tests.training.conftest import sensing
+from tests.support.tolerance import FORWARD, assert_same_sums
+from tests.support.toys import END, PAD, gpt2, llama
+from tests.training.conftest import model_with_modality
 
 
 class Headless(LlamaForCausalLM):
@@ -57,8 +57,8 @@ KINDS = {"llama": llama, "gpt2": gpt2, "headless": as_kind(Headless)}
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_is_the_bases_own(kind: str) -> None:
-    """Law: with the sense absent, the loss equals what the base gives for the same labels."""
-    model = sensing(KINDS[kind]())
+    """Law: with the modality absent, the loss equals what the base gives for the same labels."""
+    model = model_with_modality(KINDS[kind]())
     expected = model.base(**batch()).loss
     assert_same_sums(answer_loss(model, model.base, batch()), expected, FORWARD)
 
@@ -66,7 +66,10 @@ def test_the_loss_is_the_bases_own(kind: str) -> None:
 @pytest.mark.parametrize("kind", [*KINDS, "positional"])
 def test_logits_at_places_are_the_models_own(kind: str) -> None:
     """Law: logits at chosen places equal those of a whole forward pass there."""
-    model, given = sensing((KINDS | {"positional": as_kind(Positional)})[kind]()), batch()
+    model, given = (
+        model_with_modality((KINDS | {"positional": as_kind(Positional)})[kind]()),
+        batch(),
+    )
     given.pop("labels")
     places = torch.zeros_like(given["attention_mask"], dtype=torch.bool)
     places[0, 2] = places[1, 0] = places[1, 3] = True
@@ -76,7 +79,7 @@ def test_logits_at_places_are_the_models_own(kind: str) -> None:
 
 def test_the_vocabulary_is_projected_at_chosen_places_alone() -> None:
     """Law: the output embeddings are shown as many hidden states as words are scored."""
-    model, shown = sensing(llama()), []
+    model, shown = model_with_modality(llama()), []
     model.base.lm_head.register_forward_hook(
         lambda module, args, out: shown.append(out.shape[:-1].numel())
     )

@@ -22,8 +22,8 @@ from safe_framework.training.retention.counterfactual import (
 from safe_framework.training.trainer import SafeTrainer, training_arguments
 from safe_framework_plugins.projectors.standard import StandardProjector
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
-from tests.tolerance import FORWARD, assert_same_sums
-from tests.toys import DIM, HIDDEN, PAD, llama, lora, tokenizer
+from tests.support.tolerance import FORWARD, assert_same_sums
+from tests.support.toys import DIM, HIDDEN, PAD, llama, lora, tokenizer
 from tests.training.conftest import KINDS, ArrayEncoder, loss_of
 
 TEXTS = ["w5 w6 w7 w8", "w9 <touch> w10", "w11 w12 w13 w14 w15 w16", "w17"]
@@ -31,7 +31,7 @@ TEXTS = ["w5 w6 w7 w8", "w9 <touch> w10", "w11 w12 w13 w14 w15 w16", "w17"]
 
 @pytest.fixture
 def model() -> SafeModel:
-    """A fresh sense whose two tokens stand in the text."""
+    """A fresh modality whose two tokens stand in the text."""
     torch.manual_seed(0)
     model = SafeModel(llama(), tokenizer())
     model.add_modality(
@@ -126,9 +126,9 @@ def test_retention_compares_the_texts_own_words(
 
 def test_evaluation_compares_the_texts_own_words(model: SafeModel, examples: list[Example]) -> None:
     """Law: a word before the markers, which nothing has touched, is found to agree."""
-    said = [Example(prompt="w3 w4 w5 <touch>", answer="", samples=examples[0].samples)]
+    unanswered = [Example(prompt="w3 w4 w5 <touch>", answer="", samples=examples[0].samples)]
     with torch.no_grad():
-        kept = retention(model, "touch", ["w6 w7"], said)
+        kept = retention(model, "touch", ["w6 w7"], unanswered)
     assert kept.relevant.agreement.value == 1.0
     assert kept.relevant.kl.value < 1e-6
     assert kept.counterfactual["noise"].kl.value > 1e-3

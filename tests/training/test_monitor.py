@@ -33,7 +33,7 @@ from safe_framework.training.monitor.measurement import (
 from safe_framework.training.monitor.monitor import AdapterSnapshot
 from safe_framework.training.schedules import LearningRateScaler, Scales, TrainingScales
 from safe_framework.training.splits import DataSplit
-from tests.toys import END, PAD
+from tests.support.toys import END, PAD
 from tests.training.conftest import ROWS, perturb
 
 SPEC = MonitorSpec(tolerance=0.01, floor=0.9)

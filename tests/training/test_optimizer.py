@@ -6,7 +6,7 @@ from safe_framework.config.schema import TrainingSpec
 from safe_framework.core.model import SafeModel
 from safe_framework.training.optimizer import make_optimizer, parameter_groups
 from safe_framework_plugins.projectors.standard import StandardProjector
-from tests.toys import DIM, HIDDEN, ToyEncoder, lora
+from tests.support.toys import DIM, HIDDEN, ToyEncoder, lora
 
 
 def test_every_trainable_parameter_is_in_one_group(model: SafeModel) -> None:

@@ -15,9 +15,9 @@ from safe_framework.training.compute.base_properties import find_base_properties
 from safe_framework.training.compute.calls import ForwardCall
 from safe_framework.training.compute.forward import ForwardPlanner
 from safe_framework.training.compute.packing import Packing, can_pack, plan_packing
-from tests.tolerance import ATTENTION, assert_same_sums
-from tests.toys import LAYERS, gpt2, llama, mixtral, opt
-from tests.training.conftest import perturb, sensing
+from tests.support.tolerance import ATTENTION, assert_same_sums
+from tests.support.toys import LAYERS, gpt2, llama, mixtral, opt
+from tests.training.conftest import model_with_modality, perturb
 from tests.training.test_forward import gradients, texts
 
 LENGTHS = st.lists(st.integers(0, 12), min_size=1, max_size=9)
@@ -97,7 +97,7 @@ def doubled(call: ForwardCall) -> ForwardCall:
 @pytest.mark.parametrize("make", [llama, gpt2, opt])
 def test_packed_calls_predict_the_same(make: Callable[[], nn.Module]) -> None:
     """Law: with samples, predictions and gradients are those of texts in rows of their own."""
-    model = sensing(make()).double()
+    model = model_with_modality(make()).double()
     perturb(model)
     known, positions = find_base_properties(model), list[int]()
     assert known.packs
@@ -141,10 +141,10 @@ def test_a_base_that_ignores_positions_or_mask_is_not_packed(
     make: Any, ignore: Any, dtype: torch.dtype
 ) -> None:
     """Law: where positions or the mask have no effect, rows stay as they are, in any precision."""
-    assert find_base_properties(sensing(make().to(dtype))).packs
+    assert find_base_properties(model_with_modality(make().to(dtype))).packs
     base = make().to(dtype)
     ignore(base)
-    found = find_base_properties(sensing(base))
+    found = find_base_properties(model_with_modality(base))
     assert found.causal
     assert not found.packs
 

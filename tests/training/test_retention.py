@@ -10,8 +10,8 @@ import torch
 from safe_framework.core.model import SafeModel
 from safe_framework.interfaces.types import Frames
 from safe_framework.training.retention.counterfactual import CounterfactualRetention
-from tests.tolerance import rounding
-from tests.toys import HIDDEN, VOCABULARY
+from tests.support.tolerance import rounding
+from tests.support.toys import HIDDEN, VOCABULARY
 from tests.training.conftest import KINDS, loss_of, perturb
 from tests.training.test_teacher import states_of
 

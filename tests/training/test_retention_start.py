@@ -15,7 +15,7 @@ from safe_framework.training.retention.counterfactual import (
     RetentionExamples,
     WeightedRegularizer,
 )
-from tests.toys import PAD
+from tests.support.toys import PAD
 from tests.training.conftest import KINDS, ROWS, loss_of, perturb
 
 CPU = torch.device("cpu")

@@ -25,7 +25,19 @@ from safe_framework.training.retention.counterfactual import (
 from safe_framework.training.trainer import SafeTrainer, training_arguments
 from safe_framework_plugins.projectors.standard import StandardProjector
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
-from tests.toys import DIM, END, HIDDEN, LAYERS, PAD, VOCABULARY, gpt2, llama, lora, opt, tokenizer
+from tests.support.toys import (
+    DIM,
+    END,
+    HIDDEN,
+    LAYERS,
+    PAD,
+    VOCABULARY,
+    gpt2,
+    llama,
+    lora,
+    opt,
+    tokenizer,
+)
 from tests.training.conftest import ROWS, ArrayEncoder, perturb
 
 BASES = {"llama": llama, "gpt2": gpt2, "opt": opt}
@@ -40,8 +52,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFE_CACHE", str(tmp_path / "home"))
 
 
-def sensing_above(base: Any, dtype: torch.dtype) -> SafeModel:
-    """A base with a trained sense in its last layer, so that a frozen prefix lies below."""
+def model_with_upper_modality(base: Any, dtype: torch.dtype) -> SafeModel:
+    """A base with a trained modality in its last layer, so that a frozen prefix lies below."""
     torch.manual_seed(0)
     model = SafeModel(base.to(dtype), tokenizer())
     model.add_modality(
@@ -135,7 +147,7 @@ def assert_near(ours: Tensor, plain: Tensor, name: str) -> None:
 @pytest.mark.parametrize("base", BASES)
 def test_a_step_is_the_same_without_speedups(base: str, dtype: str) -> None:
     """Law: losses and gradients with every speed-up are the plain ones, but for rounding."""
-    model = sensing_above(BASES[base](), DTYPES[dtype])
+    model = model_with_upper_modality(BASES[base](), DTYPES[dtype])
     examples = task(DTYPES[dtype])
     losses, gradients, caches = step_of(model, examples, speedups=True)
     plain_losses, plain, nothing = step_of(model, examples, speedups=False)
@@ -154,7 +166,7 @@ def test_off_leaves_nothing_out(base: str, monkeypatch: pytest.MonkeyPatch) -> N
 
     Two calls are of the model, one is of the base as the teacher.
     """
-    model = sensing_above(BASES[base](), torch.float32)
+    model = model_with_upper_modality(BASES[base](), torch.float32)
     examples = task(torch.float32)
     whole: Any = model.base
     logits, hidden = list[tuple[int, ...]](), list[tuple[int, ...]]()
@@ -176,7 +188,7 @@ def test_off_leaves_nothing_out(base: str, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(("speedups", "kind"), [("on", ForwardPlanner), ("off", PlainForward)])
 def test_the_trainer_computes_as_the_recipe_says(speedups: Any, kind: type, tmp_path: Path) -> None:
     """Law: `speedups` of `[training]` decides how a run computes its steps, and it trains."""
-    model = sensing_above(llama(), torch.float32)
+    model = model_with_upper_modality(llama(), torch.float32)
     spec = attrs.evolve(SPEC, speedups=speedups)
     trainer = SafeTrainer(
         model, training_arguments(spec, tmp_path), task(torch.float32), spec, pad=PAD

@@ -13,9 +13,9 @@ from safe_framework.core.output_head import FINAL, has_plain_head, run_until
 from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.training.compute.activation_cache import ActivationStore
 from safe_framework.training.retention.teacher import Teacher, TeacherPredictions
-from tests.tolerance import FORWARD, assert_same_sums
-from tests.toys import PAD, llama
-from tests.training.conftest import ROWS, perturb, sensing
+from tests.support.tolerance import FORWARD, assert_same_sums
+from tests.support.toys import PAD, llama
+from tests.training.conftest import ROWS, model_with_modality, perturb
 from tests.training.test_losses import Headless, as_kind
 
 
@@ -58,12 +58,12 @@ def test_a_plain_head_is_distinguished_from_another(model: SafeModel) -> None:
     base = llama()
     base.__class__ = Doubled
     assert has_plain_head(model, ROWS[0])
-    assert not has_plain_head(sensing(base), ROWS[0])
+    assert not has_plain_head(model_with_modality(base), ROWS[0])
 
 
 def test_a_base_that_hides_its_head_has_no_plain_one() -> None:
     """Law: where no module makes the logits, none is relied on."""
-    assert not has_plain_head(sensing(as_kind(Headless)()), ROWS[0])
+    assert not has_plain_head(model_with_modality(as_kind(Headless)()), ROWS[0])
 
 
 def test_the_teacher_has_no_modality(model: SafeModel) -> None:
@@ -150,7 +150,7 @@ def test_what_a_divergence_needs_is_stored(
 
 def test_nothing_is_stored_for_a_head_whose_logits_are_needed(tmp_path: Path) -> None:
     """Law: where no divergence will ask for it, the base's side of one is not computed."""
-    model = sensing(llama().bfloat16())
+    model = model_with_modality(llama().bfloat16())
     teacher, told = Teacher(model, PAD, states_of(model, tmp_path)), list[str]()
     teacher.precompute(ROWS, [2.0], lambda label, *_: told.append(label))
     assert not told

@@ -23,9 +23,9 @@ from safe_framework.training.objective import Objective, step_totals
 from safe_framework.training.retention.counterfactual import CounterfactualRetention
 from safe_framework.training.trainer import SafeTrainer, training_arguments
 from safe_framework.utils.hashing import fingerprint
-from tests.tolerance import FORWARD, assert_same_sums, rounding
-from tests.toys import END, PAD, llama
-from tests.training.conftest import sensing
+from tests.support.tolerance import FORWARD, assert_same_sums, rounding
+from tests.support.toys import END, PAD, llama
+from tests.training.conftest import model_with_modality
 
 SPEC = TrainingSpec(
     max_steps=6, batch_size=3, projector_learning_rate=1e-2, fusion_learning_rate=1e-2,
@@ -152,7 +152,7 @@ def test_answer_embeddings_are_centred_unit_vectors(model: SafeModel) -> None:
 
 
 def test_alignment_in_the_loss_skips_absent_rows(model: SafeModel) -> None:
-    """Law: a batch in which the sense is absent everywhere has an alignment loss of 0."""
+    """Law: a batch in which the modality is absent everywhere has an alignment loss of 0."""
     alignment = Alignment(model, ["w10", "w11"])
     batch = modality_columns("touch", [None, None], 4)
     assert alignment.batch_loss(model, batch, ["w10", "w11"]).item() == 0
@@ -167,7 +167,7 @@ def test_parts_add_up_to_a_step(
 ) -> None:
     """Law: in parts, a run logs the losses of one whose steps are whole, and has its weights.
 
-    Answers are of unequal lengths, and some examples lack the sense.
+    Answers are of unequal lengths, and some examples lack the modality.
     """
     uneven = [
         attrs.evolve(
@@ -179,7 +179,7 @@ def test_parts_add_up_to_a_step(
     ]
     found = []
     for parts in (1, 2):
-        copy = sensing(llama())
+        copy = model_with_modality(llama())
         spec = attrs.evolve(
             SPEC, batch_size=4, retention_batch_size=2, gradient_accumulation_steps=parts,
             align_weight=0.5,
@@ -208,7 +208,7 @@ def test_a_step_in_parts_resumes_bit_for_bit(
     """Law: in parts and with dropout, a resumed run ends at the bits of an unbroken one."""
     found = []
     for start in (None, tmp_path / "whole" / "checkpoint-3"):
-        model = sensing(llama())
+        model = model_with_modality(llama())
         dropouts = [m for m in model.modality("touch").modules() if isinstance(m, nn.Dropout)]
         assert dropouts
         for dropout in dropouts:
@@ -289,10 +289,10 @@ def test_bfloat16_computes_by_autocast(
     assert np.isfinite(trainer.state.log_history[0]["loss"])
 
 
-def test_a_batch_without_the_sense_gives_zeros(
+def test_a_batch_without_the_modality_gives_zeros(
     model: SafeModel, examples: list[TokenizedExample], tmp_path: Path
 ) -> None:
-    """Law: where no example has the sense, the loss is the base's, and gradients are zeros."""
+    """Law: where no example has the modality, the loss is the base's, and gradients are zeros."""
     bare = [attrs.evolve(example, frames={}) for example in examples]
     batch = AnswerCollator({"touch": 4}, PAD)(bare)
     answers = batch.pop("answers")

@@ -57,6 +57,6 @@ def test_balancing_is_within_a_dataset() -> None:
 
 
 def test_datasets_without_weights_are_drawn_alike() -> None:
-    """Law: where nothing is said, the shares are equal whatever the sizes."""
+    """Law: without weights, the shares are equal whatever the sizes."""
     drawn = training_order(NAMES, ANSWERS, 30, seed=0, balance=False)
     assert [sum(NAMES[place] == name for place in drawn) for name in "abc"] == [10, 10, 10]

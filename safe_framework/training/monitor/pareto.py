@@ -14,11 +14,7 @@ import attrs
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 
-from safe_framework.core.adapter import (
-    WEIGHTS,
-    copy_tensors,
-    read_config,
-)
+from safe_framework.core.adapter import WEIGHTS, copy_tensors, read_config
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import DataError
 from safe_framework.evaluation.metrics import interval

@@ -1,0 +1,140 @@
+"""A recipe that asks in the base's own chat template."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import processors
+
+import safe_framework
+from safe_framework.config.read import read_recipe
+from safe_framework.config.schema import DataSpec
+from safe_framework.data.prompts import render_prompt
+from safe_framework.data.recipe_data import RecipeData
+from safe_framework.errors import DataError
+from tests.core.test_chat import PROMPT, chatty
+from tests.support.toys import tokenizer
+
+CHAT = DataSpec(train="train.jsonl", chat=True)
+BOS = "{{ bos_token }} " + PROMPT
+
+
+def starting(template: str) -> Any:
+    """Words whose tokenizer puts a start token before every text."""
+    words = tokenizer()
+    words.add_special_tokens({"bos_token": "w3"})
+    words.chat_template = template
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="w3 $A", special_tokens=[("w3", words.bos_token_id)]
+    )
+    return words
+
+
+def asked(words: Any, *messages: tuple[str, str]) -> list[int]:
+    """The ids of a chat before its answer."""
+    talk = [{"role": role, "content": content} for role, content in messages]
+    ids: list[int] = words.apply_chat_template(
+        talk, tokenize=True, add_generation_prompt=True, return_dict=False
+    )
+    return ids
+
+
+@pytest.mark.parametrize("words", [chatty(), starting(BOS)], ids=["plain", "start token"])
+def test_a_question_makes_the_tokens_of_a_chat(words: Any) -> None:
+    """Law: put where the question goes, it gives what the chat template gives, start token once."""
+    template = render_prompt(CHAT, "w5 {question}", words)
+    ids = words(template.replace("{question}", "w6 w7"))["input_ids"]
+    assert ids == asked(words, ("user", "w5 w6 w7"))
+    assert ids.count(words.convert_tokens_to_ids("w3")) == (words.bos_token is not None)
+
+
+def test_the_system_speaks_first() -> None:
+    """Law: ``system`` is the system's message of the same chat."""
+    words = chatty()
+    found = render_prompt(DataSpec(train="x", chat=True, system="w1 w2"), "{question}", words)
+    ids = words(found.replace("{question}", "w6"))["input_ids"]
+    assert ids == asked(words, ("system", "w1 w2"), ("user", "w6"))
+
+
+def test_a_processor_is_given_parts() -> None:
+    """Law: where a processor renders the chat, a message is a list of parts."""
+
+    class Reading:
+        """A processor that shows what it was given."""
+
+        chat_template = PROMPT
+        tokenizer = chatty()
+
+        def apply_chat_template(self, talk: Any, **options: Any) -> str:
+            """The text of the one part of the one message."""
+            (message,) = talk
+            ((kind, text),) = [(part["type"], part["text"]) for part in message["content"]]
+            assert (kind, options) == ("text", {"tokenize": False, "add_generation_prompt": True})
+            return f"w9 {text} w10"
+
+    assert render_prompt(CHAT, "{question}", Reading()) == "w9 {question} w10"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (tokenizer(), "the base has no chat template.*\nhint: leave it out"),
+        (starting(PROMPT), "adds words to a text that its chat template has not\nhint: leave out"),
+    ],
+    ids=["no template", "other tokens"],
+)
+def test_a_base_that_cannot_chat_is_reported(words: Any, message: str) -> None:
+    """Law: without a template, or with one whose tokens no text makes, an error names the fix."""
+    with pytest.raises(DataError, match=message):
+        render_prompt(CHAT, "{question}", words)
+
+
+def test_without_chat_a_prompt_is_as_it_is() -> None:
+    """Law: a template is asked for nothing that the recipe does not want in it."""
+    assert render_prompt(DataSpec(train="x"), "w5 {question}", starting(BOS)) == "w5 {question}"
+
+
+@pytest.fixture
+def chatting(tmp_path: Path, checkpoints: Path, recipe: Callable[..., Path]) -> Path:
+    """A recipe whose base has a chat template, and which asks in it."""
+    shutil.copytree(checkpoints / "base", tmp_path / "base")
+    chatty().save_pretrained(tmp_path / "base")
+    text = recipe().read_text("utf-8").replace(f"{checkpoints}/base", f"{tmp_path}/base")
+    (tmp_path / "train.jsonl").write_text('{"question": "w5", "answer": "w6"}\n')
+    (tmp_path / "texts.jsonl").write_text('{"text": "w7 w8"}\n{"question": "w9"}\n')
+    data = '[data]\ntrain = "train.jsonl"\nretention = "texts.jsonl"\nchat = true\n'
+    path = tmp_path / "recipe.toml"
+    path.write_text(text + data, "utf-8")
+    return path
+
+
+def test_rows_are_asked_as_the_model_will_be(chatting: Path) -> None:
+    """Law: a row's prompt, the processor's, and a chat of the same question are the same tokens."""
+    data, model = RecipeData(read_recipe(chatting)), safe_framework.build(chatting)
+    (example,) = data.examples("train", {})
+    batch = model.processor(question="w5")
+    assert batch["input_ids"][0].tolist() == asked(model.tokenizer, ("user", "w5"))
+    assert model.processor(text=example.prompt)["input_ids"].equal(batch["input_ids"])
+    text, question = data.texts("retention")
+    assert (text, question) == ("w7 w8", model.processor.prompt("w9"))
+
+
+def test_a_pipeline_answers_a_question_as_in_a_chat(chatting: Path) -> None:
+    """Law: ``question`` and a user's message of the same words have the same answer."""
+    pipe = safe_framework.pipeline(safe_framework.build(chatting))
+    question, chat = pipe(
+        [{"question": "w5"}, [{"role": "user", "content": "w5"}]], max_new_tokens=4
+    )
+    assert question == chat
+
+
+def test_a_saved_adapter_still_asks_in_the_chat(chatting: Path, tmp_path: Path) -> None:
+    """Law: the adapter's recipe keeps ``chat``, so that a loaded model asks in the same form."""
+    model = safe_framework.build(chatting)
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = safe_framework.load(tmp_path / "adapter")
+    assert loaded.processor.prompt("w5") == model.processor.prompt("w5") != "w5"
