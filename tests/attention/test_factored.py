@@ -27,7 +27,7 @@ def adapter(variant: str = "lora", **options: Any) -> FusionAdapter:
 
 
 def called(fusion: Any) -> Any:
-    """The same adapter, whose projections are called, since something watches them."""
+    """The same adapter, whose projections are called, since something is hooked to them."""
     for layer in fusion.layers:
         for name in ("query", "output"):
             getattr(fusion.blocks.at(layer), name).register_forward_hook(lambda *_: None)
@@ -80,7 +80,7 @@ def test_nothing_is_multiplied_with_zeros() -> None:
     assert work(called(adapter())) - work(adapter()) == 2 * forward
 
 
-def test_a_merged_output_is_heard() -> None:
+def test_a_merged_output_is_used() -> None:
     """Law: once PEFT has written a pair into the zeros, these are multiplied with."""
     fusion: Any = adapter().eval()
     expected = delta(fusion)

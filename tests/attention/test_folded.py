@@ -64,15 +64,15 @@ def test_folded_is_the_same_attention(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", ["lora", "cross_attention"])
 def test_observers_see_the_same_shares(variant: str) -> None:
-    """Law: whoever observes is told the shares of the tokens, folded or not."""
-    fusion, told = adapter(variant), list[Tensor]()
-    with torch.no_grad(), cross_attention.observed(told.append):
+    """Law: observers are given the shares of the tokens, folded or not."""
+    fusion, reported = adapter(variant), list[Tensor]()
+    with torch.no_grad(), cross_attention.observed(reported.append):
         memory = fusion.remember(tokens())
         fusion(hidden(), memory, 0)
         plainly(fusion, memory, 0)
     assert is_folded(memory)
-    assert told[0].shape == (2, 1, LENGTH, COUNT)
-    assert_same_sums(told[0], told[1], ATTENTION)
+    assert reported[0].shape == (2, 1, LENGTH, COUNT)
+    assert_same_sums(reported[0], reported[1], ATTENTION)
 
 
 @pytest.mark.parametrize("variant", ["lora", "cross_attention"])
@@ -121,7 +121,7 @@ def _own_forward(projection: Any) -> None:
 @pytest.mark.parametrize("change", [_hooked, _disabled, _own_forward])
 @pytest.mark.parametrize("name", ["query", "output"])
 def test_a_projection_that_does_more_is_called(change: Any, name: str) -> None:
-    """Law: what watches, replaces or disables a part of a projection acts as it always did."""
+    """Law: what hooks, replaces or disables a part of a projection acts as it always did."""
     fusion: Any = adapter("lora")
     change(getattr(fusion.blocks.at(0), name))
     with torch.no_grad():

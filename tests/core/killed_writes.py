@@ -61,8 +61,8 @@ def contents(folder: Path, word: str, *, dies: bool = False) -> None:
 def replace(folder: Path, step: str) -> None:
     """Replace the folder's contents, and die at the step."""
 
-    def write(place: Path) -> None:
-        contents(place, "new", dies=step == "writing")
+    def write(path: Path) -> None:
+        contents(path, "new", dies=step == "writing")
 
     patched = STEPS[step]
     if patched is None:

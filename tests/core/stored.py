@@ -52,7 +52,7 @@ def base() -> nn.Module:
 
 
 def toy() -> SafeModel:
-    """A toy sense with a shipped adapter, put together by hand."""
+    """A toy modality with a shipped adapter, put together by hand."""
     model = SafeModel(base(), tokenizer())
     encoder = ToyEncoder()
     fill(dict(encoder.named_parameters()))
@@ -80,7 +80,7 @@ def batch(model: SafeModel, name: str) -> dict[str, Tensor]:
 
 
 def answer(model: SafeModel, inputs: dict[str, Tensor]) -> Tensor:
-    """What the model says, computed in float64, so that rounding is far below what is compared."""
+    """The model's outputs, computed in float64, so that rounding is far below what is compared."""
     model.double()
     doubled = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
     with torch.no_grad():

@@ -38,8 +38,10 @@ from tests.support.toys import (
 )
 
 
-def sensing(base: Any = None, *, encoder_seed: int = 0, seed: int = 0, **options: Any) -> SafeModel:
-    """A base with a LoRA sense that is as if trained from ``seed``."""
+def with_modality(
+    base: Any = None, *, encoder_seed: int = 0, seed: int = 0, **options: Any
+) -> SafeModel:
+    """A base with a LoRA modality that is as if trained from ``seed``."""
     model = SafeModel(base if base is not None else llama(), tokenizer())
     torch.manual_seed(encoder_seed)
     encoder = ToyEncoder()
@@ -55,7 +57,7 @@ def sensing(base: Any = None, *, encoder_seed: int = 0, seed: int = 0, **options
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A saved adapter."""
-    return sensing().save_pretrained(tmp_path / "adapter")
+    return with_modality().save_pretrained(tmp_path / "adapter")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -66,9 +68,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("init", ["base", "random"])
 def test_a_round_trip_keeps_every_bit(tmp_path: Path, init: str) -> None:
     """Saved and loaded into a model of other weights, tensors and outputs are the same bits."""
-    model = sensing(init=init)
+    model = with_modality(init=init)
     model.set_gate(0.25)
-    other = sensing(seed=5, init=init)
+    other = with_modality(seed=5, init=init)
     batch = texts(model.base, 2, 4) | felt(2)
     assert not all_same(forward_tensors(other, batch), forward_tensors(model, batch))
     load_tensors(other, model.save_pretrained(tmp_path / "adapter"))
@@ -78,7 +80,7 @@ def test_a_round_trip_keeps_every_bit(tmp_path: Path, init: str) -> None:
 
 def test_special_values_survive(tmp_path: Path) -> None:
     """NaN, infinities and -0.0 are stored as they are."""
-    model, other = sensing(), sensing(seed=1)
+    model, other = with_modality(), with_modality(seed=1)
     parameter = next(iter(model.trainable_parameters().values()))
     parameter.data.flatten()[:4] = torch.tensor([float("nan"), -0.0, float("inf"), 1e-45])
     load_tensors(other, model.save_pretrained(tmp_path / "adapter"))
@@ -90,13 +92,13 @@ def test_special_values_survive(tmp_path: Path) -> None:
 def test_what_can_be_rebuilt_is_not_stored(folder: Path) -> None:
     """The file holds what training changes: no base, no encoder, no copied projection."""
     stored = load_file(folder / WEIGHTS)
-    prefixed = {f"{key}" for key in sensing().trainable_parameters()}
+    prefixed = {f"{key}" for key in with_modality().trainable_parameters()}
     assert set(stored) == prefixed
 
 
 def test_random_projections_are_stored(tmp_path: Path) -> None:
     """Frozen weights that were drawn cannot be rebuilt, so they travel along."""
-    model = sensing(init="random")
+    model = with_modality(init="random")
     stored = load_file(model.save_pretrained(tmp_path / "adapter") / WEIGHTS)
     frozen = [key for key in stored if "base_layer" in key and "query" in key]
     assert len(frozen) == 2
@@ -107,15 +109,15 @@ def test_it_is_small_and_holds_no_pickle(folder: Path) -> None:
     """A folder of four plain files, hardly larger than its trainable numbers."""
     files = contents(folder)
     assert set(files) == {WEIGHTS, CONFIG, "README.md"}
-    numbers = sum(p.numel() for p in sensing().trainable_parameters().values())
+    numbers = sum(p.numel() for p in with_modality().trainable_parameters().values())
     assert sum(map(len, files.values())) < 4 * numbers + 8_000
     assert not any(data[:1] == b"\x80" or data[:2] == b"PK" for data in files.values())
 
 
 def test_saving_twice_writes_the_same_bytes(folder: Path) -> None:
-    """An adapter is a function of its model: no time, place or order is in it."""
+    """An adapter is a function of its model: no time, path or order is in it."""
     first = contents(folder)
-    sensing().save_pretrained(folder)
+    with_modality().save_pretrained(folder)
     assert contents(folder) == first
 
 
@@ -139,7 +141,7 @@ OTHER_BASES: dict[str, tuple[Callable[[], Any], str]] = {
 def test_another_base_is_refused(folder: Path, kind: str) -> None:
     """A base that differs in one weight or one fact is refused, and the error says in what."""
     make, message = OTHER_BASES[kind]
-    model = sensing(make(), seed=3)
+    model = with_modality(make(), seed=3)
     before = tensors_fingerprint(model.adapter_tensors())
     with pytest.raises(AdapterError, match=f"made for another base .*: {message}"):
         load_tensors(model, folder)
@@ -148,7 +150,7 @@ def test_another_base_is_refused(folder: Path, kind: str) -> None:
 
 def test_another_tokenizer_is_refused(folder: Path) -> None:
     """Other words for the same ids make another model."""
-    model = sensing()
+    model = with_modality()
     model.tokenizer.add_tokens(["new"])
     with pytest.raises(AdapterError, match="tokenizer differ"):
         load_tensors(model, folder)
@@ -157,20 +159,20 @@ def test_another_tokenizer_is_refused(folder: Path) -> None:
 def test_another_encoder_is_refused(folder: Path) -> None:
     """Frames of another encoder mean something else."""
     with pytest.raises(AdapterError, match="encoder of modality `touch` is not the one"):
-        load_tensors(sensing(encoder_seed=1), folder)
+        load_tensors(with_modality(encoder_seed=1), folder)
 
 
 @pytest.mark.parametrize("options", [{"rank": 3}, {"layers": [0]}, {"targets": ["query"]}])
 def test_another_shape_is_refused(folder: Path, options: dict[str, Any]) -> None:
     """An adapter of other options is refused, some differing tensors named, none copied."""
-    model = sensing(seed=3, **options)
+    model = with_modality(seed=3, **options)
     before = tensors_fingerprint(model.adapter_tensors())
     with pytest.raises(AdapterError, match=r"does not fit the model: touch\.fusion"):
         load_tensors(model, folder)
     assert tensors_fingerprint(model.adapter_tensors()) == before
 
 
-def test_another_sense_is_refused(folder: Path) -> None:
+def test_another_modality_is_refused(folder: Path) -> None:
     """A model without the adapter's modality says which ones it has."""
     with pytest.raises(SafeError, match=r"no modality `touch`\nhint: .*smell"):
         load_tensors(attached(llama(), "smell", tokenizer=tokenizer()), folder)
@@ -181,7 +183,7 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     """Half a folder is not an adapter."""
     (folder / name).unlink()
     with pytest.raises(AdapterError, match=f"is not an adapter: it has no `{name}`"):
-        load_tensors(sensing(), folder)
+        load_tensors(with_modality(), folder)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
@@ -190,7 +192,7 @@ def test_a_truncated_file_is_named(folder: Path, name: str, share: float) -> Non
     """A file that was cut off is refused by name, and the model keeps its tensors."""
     whole = (folder / name).read_bytes().rstrip()
     (folder / name).write_bytes(whole[: int(len(whole) * share)])
-    model = sensing(seed=3)
+    model = with_modality(seed=3)
     before = tensors_fingerprint(model.adapter_tensors())
     with pytest.raises(AdapterError, match=f"`{name}` of `.*` cannot be read"):
         load_tensors(model, folder)
@@ -201,7 +203,7 @@ def test_a_config_of_other_keys_is_refused(folder: Path) -> None:
     """A config without its keys is an adapter error and no TypeError."""
     (folder / CONFIG).write_text(json.dumps({"format": adapter.FORMAT}))
     with pytest.raises(AdapterError, match=f"`{CONFIG}` of `.*` cannot be read"):
-        load_tensors(sensing(), folder)
+        load_tensors(with_modality(), folder)
 
 
 def test_a_newer_format_is_refused(folder: Path) -> None:
@@ -209,20 +211,20 @@ def test_a_newer_format_is_refused(folder: Path) -> None:
     config = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps(config | {"format": 99, "more": 1}))
     with pytest.raises(AdapterError, match=r"format 99.*\nhint: update safe-framework"):
-        load_tensors(sensing(), folder)
+        load_tensors(with_modality(), folder)
 
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     """Saving into a folder that holds something else is refused and touches nothing."""
     (tmp_path / "thesis.tex").write_text("all my work")
     with pytest.raises(AdapterError, match="is not empty and holds no adapter"):
-        sensing().save_pretrained(tmp_path)
+        with_modality().save_pretrained(tmp_path)
     assert contents(tmp_path) == {"thesis.tex": b"all my work"}
 
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     """An existing empty folder is as good as none."""
-    assert (sensing().save_pretrained(tmp_path) / WEIGHTS).is_file()
+    assert (with_modality().save_pretrained(tmp_path) / WEIGHTS).is_file()
 
 
 @pytest.mark.parametrize("step", ["_card", "_modality_identity", "cpu_copy"])
@@ -237,7 +239,7 @@ def test_a_crash_while_writing_keeps_the_old_adapter(
 
     monkeypatch.setattr(adapter, step, crash)
     with pytest.raises(KeyboardInterrupt):
-        sensing(seed=9).save_pretrained(folder)
+        with_modality(seed=9).save_pretrained(folder)
     assert contents(folder) == before
     assert os.listdir(folder.parent) == [folder.name]
 
@@ -257,7 +259,7 @@ def test_a_crash_while_renaming_keeps_the_old_adapter(
 
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(OSError, match="disk gone"):
-        sensing(seed=9).save_pretrained(folder)
+        with_modality(seed=9).save_pretrained(folder)
     assert contents(folder) == before
     assert os.listdir(folder.parent) == [folder.name]
 

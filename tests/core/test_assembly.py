@@ -61,9 +61,9 @@ def test_a_fresh_build_is_silent_and_a_trained_one_is_not(recipe: Write) -> None
     with torch.no_grad():
         expected = fresh.base(**plain).logits
         assert all_same([fresh(**batch).logits], [expected])
-        heard = other(**batch).logits
-    assert not torch.equal(heard[0], expected[0])
-    assert all_same([heard[1]], [expected[1]])
+        active = other(**batch).logits
+    assert not torch.equal(active[0], expected[0])
+    assert all_same([active[1]], [expected[1]])
 
 
 def test_build_moves_no_generator(recipe: Write) -> None:
@@ -98,7 +98,7 @@ def test_attach_takes_a_base_in_memory(recipe: Write) -> None:
 
 
 def test_attach_without_a_recipe_adds_nothing() -> None:
-    """A bare model has no modality and no hook."""
+    """An unwrapped model has no modality and no hook."""
     model = safe_framework.attach(llama(), tokenizer())
     assert not model.modalities
     assert installed_hooks(model.base) == []
@@ -136,8 +136,8 @@ def test_adapters_trained_apart_load_together(recipe: Write, tmp_path: Path) -> 
         quiet = dict(both.processor.modality(other, [sound(), sound()]))
         with both.off(other):
             assert all_same(forward_tensors(both, batch | quiet), forward_tensors(alone, batch))
-        heard = forward_tensors(both, batch | quiet)
-        assert not all_same(heard, forward_tensors(alone, batch))
+        active = forward_tensors(both, batch | quiet)
+        assert not all_same(active, forward_tensors(alone, batch))
 
 
 def test_two_adapters_of_one_name_are_refused(recipe: Write, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
 from safe_framework.utils.tensors import bitwise_equal
 from safe_framework.verification.outcome import trace_call
-from tests.support.fusions import VARIANTS, sensing
+from tests.support.fusions import VARIANTS, with_modality
 from tests.support.toys import FRAMES, PAD, attached, felt, llama, texts
 
 PLAIN = "cross_attention, plain"
@@ -25,8 +25,8 @@ PLAIN = "cross_attention, plain"
 
 @pytest.fixture
 def model() -> SafeModel:
-    """A trained sense whose attention the probe looks at."""
-    model = sensing("cross_attention, nothing", llama(), trained=True)
+    """A trained modality whose attention is recorded."""
+    model = with_modality("cross_attention, nothing", llama(), trained=True)
     model.configure_attention_probe(enabled=True, limit=10)
     return model
 
@@ -44,8 +44,8 @@ def _never_observed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_is_off_by_default_and_never_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Law: a model whose probe was not asked for records nothing and tells nobody."""
-    model = sensing(PLAIN, llama(), trained=True)
+    """Law: a model whose probe was not asked for records nothing and calls nobody."""
+    model = with_modality(PLAIN, llama(), trained=True)
     monkeypatch.setattr(cross_attention, "_tell", None)
     monkeypatch.setattr(cross_attention, "observed", None)
     model(**texts(model.base, 2, 5), **felt(2))
@@ -56,7 +56,7 @@ def test_off_again_runs_the_same_operations_as_ever(
     model: SafeModel, batch: dict[str, Tensor]
 ) -> None:
     """Law: after it is switched off, a call takes the very operations of one that never was on."""
-    never = sensing("cross_attention, nothing", llama(), trained=True)
+    never = with_modality("cross_attention, nothing", llama(), trained=True)
     model(**batch)
     model.configure_attention_probe(enabled=False)
     assert trace_call(model, batch, model.base)[1] == trace_call(never, batch, never.base)[1]
@@ -66,7 +66,7 @@ def test_off_again_runs_the_same_operations_as_ever(
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_shipped_adapter_is_seen_and_not_disturbed(variant: str) -> None:
     """Law: on, each layer and head of any shipped adapter is recorded, and no bit changes."""
-    model = sensing(variant, llama(), trained=True)
+    model = with_modality(variant, llama(), trained=True)
     batch = texts(model.base, 2, 5) | felt(2)
     before = model(**batch).logits
     model.configure_attention_probe()
@@ -82,28 +82,28 @@ def test_every_shipped_adapter_is_seen_and_not_disturbed(variant: str) -> None:
 
 
 def test_numbers_are_those_of_the_attention(model: SafeModel, batch: dict[str, Tensor]) -> None:
-    """Law: mean, max, entropy and what is heard follow from the shares that the attention made."""
-    told: list[Tensor] = []
-    with cross_attention.observed(told.append):
+    """Law: mean, max, entropy and the total share follow from the attention's own shares."""
+    reported: list[Tensor] = []
+    with cross_attention.observed(reported.append):
         model.configure_attention_probe(enabled=False)
         model(**batch)
     model.configure_attention_probe()
     model(**batch)
     record = model.attention_probe.records[1]
-    for place, shares in enumerate(share[1] for share in told):
+    for index, shares in enumerate(share[1] for share in reported):
         nothing = (1 - shares.sum(-1, keepdim=True)).clamp_min(0)
         whole = torch.cat([shares, nothing], -1)
         entropy = -torch.xlogy(whole, whole).sum(-1).mean(-1)
-        torch.testing.assert_close(record.mean[place], shares.mean((1, 2)))
-        torch.testing.assert_close(record.max[place], shares.amax((1, 2)))
-        torch.testing.assert_close(record.entropy[place], entropy)
-        torch.testing.assert_close(record.heard[place], shares.sum(-1).mean(-1))
-        torch.testing.assert_close(record.answer[place, :, 0], shares[:, -1])
+        torch.testing.assert_close(record.mean[index], shares.mean((1, 2)))
+        torch.testing.assert_close(record.max[index], shares.amax((1, 2)))
+        torch.testing.assert_close(record.entropy[index], entropy)
+        torch.testing.assert_close(record.heard[index], shares.sum(-1).mean(-1))
+        torch.testing.assert_close(record.answer[index, :, 0], shares[:, -1])
 
 
 def test_indifferent_attention_has_the_entropy_of_a_fair_choice() -> None:
     """Law: equal scores give each of n tokens 1/n, and an entropy of log n."""
-    model = sensing(PLAIN, llama(), trained=True)
+    model = with_modality(PLAIN, llama(), trained=True)
     with torch.no_grad():
         for layer in (0, 1):
             model.modality("touch").fusion.blocks.at(layer).key.weight.zero_()
@@ -207,7 +207,7 @@ def test_an_adapter_that_cannot_be_seen_is_named() -> None:
 
 
 def test_a_closed_gate_records_nothing(model: SafeModel, batch: dict[str, Tensor]) -> None:
-    """Law: a call in which the sense is off leaves no record."""
+    """Law: a call in which the modality is off leaves no record."""
     model(**batch, gate=0.0)
     assert model.attention_probe.records == ()
 

@@ -37,14 +37,14 @@ def test_rows_are_counted_in_positional_texts_and_in_embeddings(model: SafeModel
         model(inputs_embeds=torch.zeros(4, 3, 16), **felt(2))
 
 
-def test_the_tensors_of_a_sense_have_one_number_of_rows(model: SafeModel) -> None:
+def test_the_tensors_of_a_modality_have_one_number_of_rows(model: SafeModel) -> None:
     """A batch that was sliced unevenly is refused, with the numbers."""
     samples = felt(2) | {"touch__mask": torch.ones(3, 3, dtype=torch.bool)}
     with pytest.raises(SampleError, match=r"different numbers of rows: .*'touch?|'mask': 3"):
         model(**texts(model.base, 2, 3), **samples)
 
 
-def test_presence_is_always_said(model: SafeModel) -> None:
+def test_presence_is_always_given(model: SafeModel) -> None:
     """Samples without `present` are refused, with the way to make a batch."""
     samples = felt(2)
     del samples["touch__present"]
@@ -52,7 +52,7 @@ def test_presence_is_always_said(model: SafeModel) -> None:
         model(**texts(model.base, 2, 3), **samples)
 
 
-def test_an_unattached_sense_is_refused(model: SafeModel) -> None:
+def test_an_unattached_modality_is_refused(model: SafeModel) -> None:
     """Keys of another modality name the attached ones."""
     with pytest.raises(SampleError, match=r"`smell`, which is not attached\nhint: .*touch"):
         model(**texts(model.base, 2, 3), **felt(2, "smell"))
@@ -65,7 +65,7 @@ def test_a_raw_sample_is_refused(model: SafeModel, method: str) -> None:
         getattr(model, method)(**texts(model.base, 1, 3), touch=torch.ones(2, 4))
 
 
-def test_a_sense_comes_in_tensors(model: SafeModel) -> None:
+def test_a_modality_comes_in_tensors(model: SafeModel) -> None:
     """A list where a tensor belongs is refused rather than handed to the base."""
     with pytest.raises(SampleError, match=r"`touch__present` is a list, not a tensor of a batch"):
         model(**texts(model.base, 1, 3), touch__present=[True])
@@ -84,7 +84,7 @@ def test_there_is_a_gate_for_each_row(model: SafeModel) -> None:
         model(**texts(model.base, 2, 3), **felt(2), gate=torch.ones(3))
 
 
-def test_a_gate_names_an_attached_sense(model: SafeModel) -> None:
+def test_a_gate_names_an_attached_modality(model: SafeModel) -> None:
     """A misspelt name does not leave a gate open."""
     with pytest.raises(SafeError, match=r"no modality `tuoch`\nhint: .*touch"):
         model(**texts(model.base, 2, 3), **felt(2), gate={"tuoch": 0.0})
@@ -120,7 +120,7 @@ def test_a_name_can_be_a_keyword(name: str) -> None:
 
 
 def test_a_name_is_given_once() -> None:
-    """A second sense of one name is refused and the first stays."""
+    """A second modality of one name is refused and the first stays."""
     with pytest.raises(SafeError, match="`touch` is already attached"):
         attached(llama(), "touch", "touch")
 
@@ -136,20 +136,20 @@ def test_a_fused_layer_exists(layers: tuple[int, ...]) -> None:
     assert not model.modalities
 
 
-def test_a_sense_is_fused_somewhere() -> None:
+def test_a_modality_is_fused_somewhere() -> None:
     """An adapter without layers would ignore every sample."""
     with pytest.raises(SafeError, match="names no layer"):
         attached(llama(), fusion=ToyFusion(layers=()))
 
 
 @pytest.mark.parametrize("method", ["remove_modality", "modality"])
-def test_an_unknown_sense_is_named(model: SafeModel, method: str) -> None:
+def test_an_unknown_modality_is_named(model: SafeModel, method: str) -> None:
     """The error lists the attached ones."""
     with pytest.raises(SafeError, match=r"no modality `smell`\nhint: attached modalities: touch"):
         getattr(model, method)("smell")
 
 
-def test_off_knows_its_senses(model: SafeModel) -> None:
+def test_off_knows_its_modalities(model: SafeModel) -> None:
     """A misspelt name in ``off`` is an error."""
     with pytest.raises(SafeError, match="no modality `tuoch`"), model.off("tuoch"):
         pass

@@ -23,7 +23,7 @@ SPANS = {"touch": (40, 42, 41)}
 
 
 class Touch(ToyEncoder):
-    """The toy sense, of arrays too, as files hold them."""
+    """The toy modality, of arrays too, as files hold them."""
 
     def prepare(self, samples: Sequence[Any]) -> Mapping[str, Tensor]:
         return super().prepare([torch.as_tensor(sample) for sample in samples])
@@ -41,13 +41,13 @@ def talking(**options: Any) -> SafeProcessor:
     return SafeProcessor(chatty(), {"touch": Touch()}, **options)
 
 
-def said(*parts: Any, role: str = "user") -> dict[str, Any]:
+def message_of(*parts: Any, role: str = "user") -> dict[str, Any]:
     """A message of parts; a string is a part of text."""
     texts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
     return {"role": role, "content": texts}
 
 
-FELT = {"type": "touch", "touch": TOUCH}
+TOUCH_PART = {"type": "touch", "touch": TOUCH}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ FELT = {"type": "touch", "touch": TOUCH}
 )
 @pytest.mark.parametrize("batched", [False, True])
 def test_without_a_sample_it_is_the_bases_own(options: dict[str, Any], *, batched: bool) -> None:
-    """Law: no sense part, no difference: type, keys, values and padding are the tokenizer's."""
+    """Law: no modality part, no difference: type, keys, values and padding are the tokenizer's."""
     talk: Any = [{"role": "user", "content": "w3 w4"}, {"role": "assistant", "content": "w5"}]
     talk = [talk, talk[:1]] if batched else talk
     if batched and "return_tensors" not in options:
@@ -77,7 +77,9 @@ def test_ids_beside_a_sample_are_the_bases() -> None:
     """Law: a sample adds its tensors and no id; the text's are the base's for the same words."""
     plain = [{"role": "user", "content": "w3 w4"}]
     base = chatty().apply_chat_template(plain, add_generation_prompt=True)
-    batch = talking().apply_chat_template([said(FELT, "w3 w4")], add_generation_prompt=True)
+    batch = talking().apply_chat_template(
+        [message_of(TOUCH_PART, "w3 w4")], add_generation_prompt=True
+    )
     assert batch["input_ids"].tolist() == [base["input_ids"]] == [[9, 3, 4, 10, 11]]
     assert batch["attention_mask"].tolist() == [[1] * 5]
     direct = talking()("w3", touch=[TOUCH])
@@ -89,15 +91,15 @@ def test_ids_beside_a_sample_are_the_bases() -> None:
 
 def test_conversations_become_rows() -> None:
     """Law: samples stay with their conversations; a row without one is absent."""
-    talks = [[said("w3"), said(FELT, "w4")], [{"role": "user", "content": "w5"}]]
+    talks = [[message_of("w3"), message_of(TOUCH_PART, "w4")], [{"role": "user", "content": "w5"}]]
     batch = talking().apply_chat_template(talks)
     assert batch["input_ids"].tolist() == [[9, 3, 10, 9, 4, 10], [0, 0, 0, 9, 5, 10]]
     assert batch["touch__present"].tolist() == [True, False]
 
 
 def test_markers_stand_where_the_part_stood() -> None:
-    """Law: a sense with markers marks the place of its part, in the text and in its ids."""
-    talk = [said("w3 ", FELT, " w4")]
+    """Law: a modality with markers marks the position of its part, in the text and in its ids."""
+    talk = [message_of("w3 ", TOUCH_PART, " w4")]
     batch = talking(spans=SPANS).apply_chat_template(talk)
     assert batch["input_ids"].tolist() == [[9, 3, 40, 42, 41, 4, 10]]
     text = talking(spans=SPANS).apply_chat_template(talk, tokenize=False)
@@ -109,9 +111,9 @@ def test_markers_stand_where_the_part_stood() -> None:
 @pytest.mark.parametrize("form", ["{}", "file://{}"])
 def test_a_part_may_name_a_file(key: str, form: str, tmp_path: Path) -> None:
     """Law: the file of a sample may be its path or an address on this machine, under any key."""
-    np.save(tmp_path / "felt.npy", TOUCH.numpy())
-    part = {"type": "touch", key: form.format(tmp_path / "felt.npy")}
-    batch = talking().apply_chat_template([said(part, "w3")], return_dict=True)
+    np.save(tmp_path / "touch.npy", TOUCH.numpy())
+    part = {"type": "touch", key: form.format(tmp_path / "touch.npy")}
+    batch = talking().apply_chat_template([message_of(part, "w3")], return_dict=True)
     assert torch.equal(batch["touch__values"], torch.ones(1, 1, 4))
 
 
@@ -140,7 +142,7 @@ def test_mistakes_are_named(part: Any, message: str) -> None:
 def test_one_sample_of_a_kind() -> None:
     """Law: a second sample of a modality in a conversation is refused, not dropped."""
     with pytest.raises(SampleError, match="two `touch` parts"):
-        talking().apply_chat_template([said(FELT, "w3"), said(FELT, "w4")])
+        talking().apply_chat_template([message_of(TOUCH_PART, "w3"), message_of(TOUCH_PART, "w4")])
 
 
 def seeing() -> Any:
@@ -165,12 +167,12 @@ def test_pictures_go_to_the_bases_processor() -> None:
     """Law: beside a sample, image parts and texts give the base's processor's own tensors."""
     picture = {"type": "image", "image": Image.new("RGB", (4, 4), "teal")}
     options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    expected = seeing().apply_chat_template([said(picture, "w3 w4")], **options)
+    expected = seeing().apply_chat_template([message_of(picture, "w3 w4")], **options)
     processor = SafeProcessor(seeing(), {"touch": Touch()})
-    for parts in ([picture, "w3 w4"], [picture, FELT, "w3 w4"]):
-        batch = processor.apply_chat_template([said(*parts)], **options)
+    for parts in ([picture, "w3 w4"], [picture, TOUCH_PART, "w3 w4"]):
+        batch = processor.apply_chat_template([message_of(*parts)], **options)
         assert "pixel_values" in batch
         assert all(torch.equal(batch[key], value) for key, value in expected.items())
     assert batch["touch__present"].tolist() == [True]
     with pytest.raises(SampleError, match="`text`, `touch`, `image`, `image_url`"):
-        processor.apply_chat_template([said({"type": "smell"})])
+        processor.apply_chat_template([message_of({"type": "smell"})])

@@ -26,7 +26,7 @@ WAYS = ["on", "off", "absent", "no_grad", "eval", "generate"]
 
 
 def training(base: nn.Module) -> tuple[SafeModel, dict[str, Tensor]]:
-    """A base with two senses in training mode, and a batch in which one row has only one."""
+    """A base with two modalities in training mode, and a batch in which one row has only one."""
     model = attached(base, "touch", "smell").train()
     return model, texts(base, 2, 5) | felt(2) | felt(2, "smell", [True, False], seed=1)
 
@@ -43,15 +43,15 @@ def runs(model: SafeModel) -> list[int]:
     layers = model.stack.of(model.base)
     counts = [0] * len(layers)
 
-    def count(place: int) -> Callable[..., None]:
+    def count(index: int) -> Callable[..., None]:
         def hook(*_: Any) -> None:
-            counts[place] += 1
+            counts[index] += 1
 
         return hook
 
-    for place, layer in enumerate(layers):
+    for index, layer in enumerate(layers):
         leaf = next(m for m in layer.modules() if not list(m.children()))
-        leaf.register_forward_hook(count(place))
+        leaf.register_forward_hook(count(index))
     return counts
 
 
@@ -181,7 +181,7 @@ def test_a_cache_is_refused(given: dict[str, Any]) -> None:
 
 
 def test_a_base_that_caches_against_its_orders_is_refused() -> None:
-    """A base that hands its layers a cache although it was told not to gives no wrong gradient."""
+    """A base that hands its layers a cache although it was asked not to gives no wrong gradient."""
     model, batch = training(llama())
     model.base.register_forward_pre_hook(
         lambda module, args, kwargs: (args, {**kwargs, "use_cache": True}), with_kwargs=True

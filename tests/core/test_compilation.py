@@ -55,16 +55,16 @@ def compiled(model: SafeModel, backend: Any = FAST) -> SafeModel:
 
 @pytest.mark.parametrize(("make", "backend"), [(llama, BEST), (llava, "aot_eager")])
 def test_each_call_gets_what_it_asks_for(make: Any, backend: str) -> None:
-    """On, off, on, absent: on is the eager result to rounding, off the compiled bare base's."""
+    """On, off, on, absent: on is the eager result to rounding, off the compiled base's bits."""
     base = make()
-    bare, model = copy_of(base), attached(base, "touch", "smell")
-    batch = texts(bare, 2, 5)
+    unwrapped, model = copy_of(base), attached(base, "touch", "smell")
+    batch = texts(unwrapped, 2, 5)
     on = batch | felt(2) | felt(2, "smell", seed=1)
     eager = model(**on).logits
-    bare.compile(backend=backend)
+    unwrapped.compile(backend=backend)
     compiled(model, backend)
     with torch.no_grad():
-        expected = bare(**batch).logits
+        expected = unwrapped(**batch).logits
         for _ in range(2):
             torch.testing.assert_close(model(**on).logits, eager, atol=1e-4, rtol=1e-4)
             assert not torch.equal(model(**on).logits, expected)
@@ -88,17 +88,17 @@ def test_a_graph_of_another_model_is_not_used() -> None:
 
 
 def test_bits_of_bfloat16_are_the_compiled_bases() -> None:
-    """Hooks are in no graph, so a compiler that rounds by graph rounds as in the bare base."""
+    """Hooks are in no graph, so a compiler that rounds by graph rounds as in the unwrapped base."""
     base = llama(num_hidden_layers=3).bfloat16()
-    bare, model = copy_of(base), compiled(attached(base), BEST)
-    bare.compile(backend=BEST)
-    batch = texts(bare, 2, 5)
+    unwrapped, model = copy_of(base), compiled(attached(base), BEST)
+    unwrapped.compile(backend=BEST)
+    batch = texts(unwrapped, 2, 5)
     with torch.no_grad():
-        assert all_same(forward_tensors(model, batch), forward_tensors(bare, batch))
+        assert all_same(forward_tensors(model, batch), forward_tensors(unwrapped, batch))
 
 
-def test_senses_come_and_go_in_a_compiled_model() -> None:
-    """What is attached after compiling is heard, and what was removed is not."""
+def test_modalities_come_and_go_in_a_compiled_model() -> None:
+    """What is attached after compiling is active, and what was removed is not."""
     model = compiled(attached(llama()))
     batch = texts(model.base, 2, 4)
     silent = model(**batch).logits
@@ -109,9 +109,9 @@ def test_senses_come_and_go_in_a_compiled_model() -> None:
     )
     eager = attached(llama(), "touch", "smell")
     eager.modalities["smell"].load_state_dict(model.modalities["smell"].state_dict())
-    heard = model(**batch, **felt(2, "smell")).logits
-    torch.testing.assert_close(heard, eager(**batch, **felt(2, "smell")).logits)
-    assert not torch.allclose(heard, silent)
+    active = model(**batch, **felt(2, "smell")).logits
+    torch.testing.assert_close(active, eager(**batch, **felt(2, "smell")).logits)
+    assert not torch.allclose(active, silent)
 
 
 def test_gradients_of_a_compiled_model() -> None:
@@ -149,7 +149,7 @@ def test_every_layer_of_a_deep_base_is_compiled() -> None:
 
 @pytest.mark.parametrize("kind", [{"num_beams": 2}, {"cache_implementation": "static"}])
 def test_a_compiled_model_generates_the_same_tokens(kind: dict[str, Any]) -> None:
-    """Heard and silent, the tokens are those of the model that was not compiled."""
+    """With a sample and without, the tokens are those of the model that was not compiled."""
     model, options = attached(llama()), {"max_new_tokens": 3, "min_new_tokens": 3, **kind}
     batch = texts(model.base, 1, 4)
     on, off = (model.generate(**batch, **parts, **options) for parts in (felt(1), {}))
@@ -159,8 +159,8 @@ def test_a_compiled_model_generates_the_same_tokens(kind: dict[str, Any]) -> Non
     assert not torch.equal(on, off)
 
 
-def test_decoding_steps_that_transformers_compiles_hear() -> None:
-    """With a static cache ``generate`` compiles its steps by itself: never those that hear."""
+def test_decoding_steps_that_transformers_compiles_use_samples() -> None:
+    """With a static cache ``generate`` compiles its steps by itself: never those with a sample."""
     from transformers import CompileConfig
 
     config = CompileConfig(backend=FAST, mode=None)
@@ -171,9 +171,9 @@ def test_decoding_steps_that_transformers_compiles_hear() -> None:
     expected = [model.generate(**batch, **parts, **options) for parts in (felt(1), {})]
     options |= {"compile_config": config}
     silent = model.generate(**batch, **options)
-    heard = model.generate(**batch, **felt(1), **options)
-    assert all_same([heard, silent], expected)
-    assert not torch.equal(heard, silent)
+    active = model.generate(**batch, **felt(1), **options)
+    assert all_same([active, silent], expected)
+    assert not torch.equal(active, silent)
 
 
 def test_copies_are_not_compiled_and_hold_no_graph() -> None:
@@ -232,21 +232,21 @@ def test_a_base_that_is_compiled_already_is_refused(way: Any, called: bool) -> N
 
 @pytest.mark.parametrize("way", [in_place, in_parts])
 def test_a_base_that_others_compile_later_is_never_stale(way: Any) -> None:
-    """What a foreign graph cannot hear is an error that names the fix; silent calls work."""
+    """A sample that a foreign graph cannot use is an error with its fix; silent calls work."""
     model = attached(llama())
-    batch, bare = texts(model.base, 1, 4), copy_of(llama())
-    way(model.base), way(bare)
+    batch, unwrapped = texts(model.base, 1, 4), copy_of(llama())
+    way(model.base), way(unwrapped)
     with torch.no_grad():
-        assert all_same([model(**batch).logits], [bare(**batch).logits])
+        assert all_same([model(**batch).logits], [unwrapped(**batch).logits])
         with pytest.raises(InjectionError, match=r"safe_framework\.compile"):
             model(**batch, **felt(1))
 
 
-def test_layers_that_others_have_wrapped_hear() -> None:
+def test_layers_that_others_have_wrapped_use_samples() -> None:
     """Layers replaced by compiled wrappers call their hooks themselves."""
     base = llama()
-    for place, layer in enumerate(base.model.layers):
-        base.model.layers[place] = torch.compile(layer, backend=FAST)
+    for index, layer in enumerate(base.model.layers):
+        base.model.layers[index] = torch.compile(layer, backend=FAST)
     model, eager = attached(base), attached(llama())
     batch = texts(llama(), 1, 4) | felt(1)
     torch.testing.assert_close(model(**batch).logits, eager(**batch).logits)

@@ -1,4 +1,4 @@
-"""Decoding with a sense on: a cache, beams and batches change nothing."""
+"""Decoding with a modality on: a cache, beams and batches change nothing."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.support.toys import (
 KINDS = {"greedy": {}, "beams": {"num_beams": 3}}
 
 
-def hearing(base: Any, *, trained: bool = True) -> SafeModel:
-    """A base with a LoRA sense whose output has been moved away from zero."""
+def with_lora(base: Any, *, trained: bool = True) -> SafeModel:
+    """A base with a LoRA modality whose output has been moved away from zero."""
     model = SafeModel(base)
     model.add_modality(
         "touch", encoder=ToyEncoder(), projector=ToyProjector(), fusion=lora(model, rank=4)
@@ -52,16 +52,16 @@ def prompt(model: SafeModel, rows: int = 2) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("base", [llama, gpt2, t5])
 def test_cached_and_uncached_decoding_agree(base: Any, kind: str) -> None:
-    """The same tokens come with a key-value cache and without, the sense being on."""
-    model = hearing(base())
+    """The same tokens come with a key-value cache and without, the modality being on."""
+    model = with_lora(base())
     cached = answer(model, prompt(model), **KINDS[kind])
     assert torch.equal(cached, answer(model, prompt(model), **KINDS[kind], use_cache=False))
 
 
 @pytest.mark.parametrize("base", [llama, gpt2, t5])
-def test_the_sense_is_heard_while_decoding(base: Any) -> None:
-    """The agreement above can fail: the tokens differ from those without the sense."""
-    model = hearing(base())
+def test_the_modality_is_active_while_decoding(base: Any) -> None:
+    """The agreement above can fail: the tokens differ from those without the modality."""
+    model = with_lora(base())
     on = answer(model, prompt(model))
     with model.off():
         assert not torch.equal(on, answer(model, prompt(model)))
@@ -69,7 +69,7 @@ def test_the_sense_is_heard_while_decoding(base: Any) -> None:
 
 def test_a_step_of_cached_decoding_is_a_step_of_the_whole() -> None:
     """Logits of a token given its cache are those of the whole text, to rounding."""
-    model = hearing(llama())
+    model = with_lora(llama())
     batch = prompt(model)
     samples = {key: value for key, value in batch.items() if key.startswith("touch")}
     ids = batch["input_ids"]
@@ -103,7 +103,7 @@ class _Counting(ToyFusion):
 
 def test_a_row_of_a_batch_answers_as_it_does_alone() -> None:
     """Greedy tokens of a row are those of a batch that holds only that row."""
-    model = hearing(llama())
+    model = with_lora(llama())
     batch = prompt(model, rows=3)
     together = answer(model, batch)
     for row in range(3):
@@ -113,7 +113,7 @@ def test_a_row_of_a_batch_answers_as_it_does_alone() -> None:
 
 def test_bfloat16_bases_take_float32_adapters() -> None:
     """The adapter keeps its precision; logits and their gradient keep the base's dtype."""
-    model = hearing(llama().bfloat16())
+    model = with_lora(llama().bfloat16())
     out = model(**prompt(model), labels=prompt(model)["input_ids"])
     out.loss.backward()
     assert out.logits.dtype == torch.bfloat16

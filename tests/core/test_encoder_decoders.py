@@ -63,8 +63,8 @@ def blip2(text: Any = None) -> tuple[Any, dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("side", PATHS)
-def test_blip2_with_flan_t5_hears_on_either_side(side: Side) -> None:
-    """L2, and an open gate is heard, in the decoder or in the encoder of the language model."""
+def test_blip2_with_flan_t5_is_fused_on_either_side(side: Side) -> None:
+    """L2, and an open gate changes outputs, in the decoder or the encoder of the language model."""
     base, batch = blip2()
     untouched, model = copy_of(base), SafeModel(base, example=batch, side=side)
     assert model.stack.path == PATHS[side]

@@ -1,4 +1,4 @@
-"""Every way in which ``generate`` can be asked hears, and is the base's where nothing is heard."""
+"""Every way of ``generate`` uses the samples, and is the base's where there are none."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def prompt() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_faster_way_hears_the_same(model: SafeModel, way: str) -> None:
-    """Heard through any cache, chunk or assistant, the tokens are those of plain greedy."""
-    heard = model.generate(**prompt(), **felt(1), **GREEDY)
-    assert torch.equal(model.generate(**prompt(), **felt(1), **WAYS[way](model), **GREEDY), heard)
-    assert not torch.equal(heard, model.generate(**prompt(), **GREEDY))
+def test_a_faster_way_generates_the_same(model: SafeModel, way: str) -> None:
+    """Through any cache, chunk or assistant, the tokens are those of plain greedy."""
+    active = model.generate(**prompt(), **felt(1), **GREEDY)
+    assert torch.equal(model.generate(**prompt(), **felt(1), **WAYS[way](model), **GREEDY), active)
+    assert not torch.equal(active, model.generate(**prompt(), **GREEDY))
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_faster_way_without_a_sense_is_the_bases(
+def test_a_faster_way_without_a_sample_is_the_bases(
     model: SafeModel, untouched: nn.Module, way: str
 ) -> None:
     """L2: absent or off, the same options give the base's own tokens and logits."""
@@ -81,7 +81,7 @@ def padded(batch: dict[str, Tensor], left: int, right: int) -> dict[str, Tensor]
 
 
 def test_padding_on_the_left_changes_no_token(model: SafeModel) -> None:
-    """What is heard does not depend on how far a text was padded for its batch."""
+    """A sample's effect does not depend on how far a text was padded for its batch."""
     batch, samples = texts(model.base, 2, 4), felt(2)
     plain = model.generate(**batch, **samples, **GREEDY)[:, 4:]
     moved = model.generate(**padded(batch, 3, 0), **samples, **GREEDY)[:, 7:]

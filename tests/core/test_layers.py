@@ -236,7 +236,7 @@ def test_masked_logits_hide_no_arrival() -> None:
 
 @pytest.mark.parametrize("kind", [LengthFirst, StreamsInside, StreamsOutside])
 def test_other_layouts_are_served_alike(kind: type[Toy]) -> None:
-    """Where streams are copies of one state, each row hears what it would hear on a plain base."""
+    """Where streams are copies of one state, each row gets the deltas of a plain base."""
     plain, other = Toy(), kind()
     other.load_state_dict(plain.state_dict())
     ids, samples = torch.tensor([[1, 2, 3], [4, 5, 6]]), felt(2, present=[False, True])
@@ -244,7 +244,7 @@ def test_other_layouts_are_served_alike(kind: type[Toy]) -> None:
     torch.testing.assert_close(attached(other)(input_ids=ids, **samples).logits, expected)
 
 
-def test_a_repeated_stack_hears_once_a_pass() -> None:
+def test_a_repeated_stack_is_fused_once_a_pass() -> None:
     """Of two runs of a layer in one call only the first is given the delta."""
     base = Twice()
     model, ids, samples = attached(base), torch.tensor([[1, 2]]), felt(1)
@@ -254,9 +254,9 @@ def test_a_repeated_stack_hears_once_a_pass() -> None:
         model(input_ids=ids, **samples)
     model(input_ids=ids, **samples)
     handle.remove()
-    alone, heard = seen[:2], seen[2:]
-    assert not torch.equal(heard[0], alone[0])
-    assert torch.equal(heard[1], base.layers[0](heard[0]))
+    alone, active = seen[:2], seen[2:]
+    assert not torch.equal(active[0], alone[0])
+    assert torch.equal(active[1], base.layers[0](active[0]))
 
 
 def test_a_modality_enters_where_it_can_learn() -> None:
@@ -284,7 +284,7 @@ def test_an_encoder_can_be_fused() -> None:
 
 
 def test_a_base_without_layers_is_refused() -> None:
-    """A model without a list of modules is told how to name one."""
+    """A model without a list of modules gives an error that shows how to name one."""
     base = nn.Sequential(nn.Linear(2, 2))
     base.config = SimpleNamespace(hidden_size=2)
     with pytest.raises(UnsupportedBaseError, match=r"holds no list of layers\nhint: .*layers_path"):

@@ -53,7 +53,7 @@ def test_a_row_answers_as_it_does_alone(name: str) -> None:
 
 @pytest.mark.parametrize("as_dict", [False, True])
 def test_returned_texts_have_the_ids_of_markers(as_dict: bool) -> None:
-    """The prompt of every returned sequence is what was given, markers in their places."""
+    """The prompt of every returned sequence is what was given, markers in their positions."""
     model = marking(llama(), inline=True)
     batch = batch_of(model)
     out = model.generate(

@@ -132,8 +132,8 @@ def test_a_decoder_that_shares_the_table_is_left_alone(base: Callable[[], nn.Mod
     assert not torch.equal(seen[0][1], seen[1][1])
 
 
-def test_a_row_hears_through_its_markers_alone() -> None:
-    """The same sample elsewhere in a text is another input; without fusion it is heard inline."""
+def test_a_row_is_fused_through_its_markers_alone() -> None:
+    """The same sample elsewhere in a text is another input; without fusion it is used inline."""
     model = marking(llama(), inline=True, silent=True)
     first, second = (model.processor("w3 w4", touch=sample) for sample in (SAMPLE, 2 * SAMPLE))
     assert not torch.allclose(model(**first).logits, model(**second).logits)
@@ -192,7 +192,7 @@ def test_low_precision_bases_take_them() -> None:
 
 
 def add(model: SafeModel, name: str = "touch", **options: Any) -> None:
-    """A fresh sense."""
+    """A fresh modality."""
     model.add_modality(
         name, encoder=ToyEncoder(), projector=ThreeTokens(), fusion=ToyFusion(), **options
     )
@@ -212,15 +212,15 @@ def test_ids_of_modalities_are_apart() -> None:
 
 def test_ids_lie_behind_all_that_a_base_names() -> None:
     """An id that the config names behind the vocabulary, as some do for images, is not taken."""
-    bare = {"pad_token_id": None, "eos_token_id": None}
+    unset = {"pad_token_id": None, "eos_token_id": None}
     for named, first in (({}, VOCABULARY), ({"image_token_id": 45}, 46)):
-        model = SafeModel(llama(**bare, **named), tokenizer())
+        model = SafeModel(llama(**unset, **named), tokenizer())
         add(model, markers=True)
         assert model.processor("w3", touch=SAMPLE)["input_ids"][0, 0] == first
 
 
 def test_markers_are_off_by_default() -> None:
-    """A sense without them leaves the text alone, and no embedding is hooked."""
+    """A modality without them leaves the text alone, and no embedding is hooked."""
     model = SafeModel(llama(), tokenizer())
     add(model)
     assert model.processor("w3 w4", touch=SAMPLE)["input_ids"].tolist() == [[3, 4]]

@@ -26,7 +26,7 @@ def sounds() -> list[np.ndarray | None]:
 
 @pytest.fixture
 def model() -> SafeModel:
-    """A sense called ``audio`` whose encoder trains and whose tokens stand in the text."""
+    """A modality called ``audio`` whose encoder trains and whose tokens stand in the text."""
     torch.manual_seed(0)
     model = SafeModel(llama(), tokenizer())
     encoder = ArrayEncoder()
@@ -74,10 +74,10 @@ def test_labels_are_the_answers_alone(model: SafeModel) -> None:
     made = model.prepare_multimodal_inputs(
         TEXTS, audio=sounds(), answers=ANSWERS, training_mode=True
     )
-    said = [row[row != -100].tolist() for row in made["labels"]]
+    answers = [row[row != -100].tolist() for row in made["labels"]]
     end = model.tokenizer.eos_token_id
     words = [model.tokenizer(a)["input_ids"] if a else [] for a in ANSWERS]
-    assert said == [[*ids, end] if ids else [] for ids in words]
+    assert answers == [[*ids, end] if ids else [] for ids in words]
     shown = made["labels"] != -100
     assert torch.equal(made["input_ids"][shown], made["labels"][shown])
     loss = answer_loss(model, model.base, {k: v for k, v in made.items()})
@@ -95,7 +95,7 @@ def test_inference_is_what_the_processor_makes(model: SafeModel) -> None:
 
 
 def test_any_modality_goes_by_its_name() -> None:
-    """Law: a sense of any name is given by it, one called ``images`` too."""
+    """Law: a modality of any name is given by it, one called ``images`` too."""
     model = marking(llama(), "touch", "images")
     given = {"touch": [SAMPLE, None], "images": [None, SAMPLE]}
     made = model.prepare_multimodal_inputs(["w3", "w4"], **given)
@@ -129,6 +129,6 @@ def test_an_encoder_decoder_has_its_answers_apart() -> None:
 def test_what_cannot_be_right_is_refused(
     model: SafeModel, given: dict[str, object], message: str
 ) -> None:
-    """Law: a missing answer, an unknown sense or a wrong count is an error that says so."""
+    """Law: a missing answer, an unknown modality or a wrong count is an error that says so."""
     with pytest.raises((SafeError, SampleError), match=message):
         model.prepare_multimodal_inputs(["w3", "w4"], **given)

@@ -30,18 +30,18 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A word for every time that a base is run or hashed in order to know it."""
+    """An entry for every time that a base is run or hashed in order to know it."""
     seen: list[str] = []
 
-    def watched(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+    def recorded(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
         def done(*args: Any) -> Any:
             seen.append(name)
             return work(*args)
 
         return done
 
-    monkeypatch.setattr(layer_discovery, "_run", watched("run", layer_discovery._run))
-    monkeypatch.setattr(adapter, "fingerprint", watched("hash", adapter.fingerprint))
+    monkeypatch.setattr(layer_discovery, "_run", recorded("run", layer_discovery._run))
+    monkeypatch.setattr(adapter, "fingerprint", recorded("hash", adapter.fingerprint))
     return seen
 
 
@@ -161,7 +161,7 @@ def test_what_cannot_be_read_is_looked_at_anew(
 
 
 def test_a_cache_that_cannot_be_written_is_no_failure(recipe: Write, kept: Path) -> None:
-    """Law: without a place for notes, a build is only slower."""
+    """Law: without a folder for the cache, a build is only slower."""
     kept.parent.mkdir(parents=True)
     kept.write_text("a file where the folder should be", "utf-8")
     assert safe_framework.build(recipe()).gates

@@ -18,17 +18,17 @@ from safe_framework.interfaces.types import Frames
 from tests.support.toys import PAD, VOCABULARY, ToyEncoder, tokenizer
 
 
-class ToyHearing(ToyEncoder):
+class ToyAudio(ToyEncoder):
     """The mean and three more numbers of a waveform at 100 Hz."""
 
     sampling_rate = 100
 
     def prepare(self, samples: Sequence[Any]) -> Mapping[str, Tensor]:
-        for place, sample in enumerate(samples):
+        for position, sample in enumerate(samples):
             if sample.sampling_rate != self.sampling_rate:
-                raise SampleError(f"samples[{place}] has {sample.sampling_rate} Hz, not 100 Hz")
+                raise SampleError(f"samples[{position}] has {sample.sampling_rate} Hz, not 100 Hz")
             if not np.isfinite(sample.values).all():
-                raise SampleError(f"samples[{place}] holds NaN or Inf")
+                raise SampleError(f"samples[{position}] holds NaN or Inf")
         return {"sums": torch.tensor([[float(s.values.sum())] for s in samples])}
 
     def forward(self, **inputs: Tensor) -> Frames:
@@ -38,8 +38,8 @@ class ToyHearing(ToyEncoder):
 
 @pytest.fixture
 def processor() -> SafeProcessor:
-    """Words, touch and hearing."""
-    return SafeProcessor(tokenizer(), {"touch": ToyEncoder(), "audio": ToyHearing()})
+    """Text, touch and audio."""
+    return SafeProcessor(tokenizer(), {"touch": ToyEncoder(), "audio": ToyAudio()})
 
 
 def test_a_plain_array_needs_its_rate(processor: SafeProcessor) -> None:
@@ -139,9 +139,9 @@ TOUCH = torch.ones(1, 4)
 
 
 def marking(words: Any = None) -> SafeProcessor:
-    """Words, touch and hearing, both with markers."""
-    senses = {"touch": ToyEncoder(), "audio": ToyHearing()}
-    return SafeProcessor(words or tokenizer(), senses, spans=SPANS)
+    """Text, touch and audio, both with markers."""
+    encoders = {"touch": ToyEncoder(), "audio": ToyAudio()}
+    return SafeProcessor(words or tokenizer(), encoders, spans=SPANS)
 
 
 def edged() -> Any:
@@ -163,14 +163,14 @@ def edged() -> Any:
     ],
 )
 def test_markers_stand_where_the_text_says_so(text: str, expected: list[int]) -> None:
-    """``<touch>`` is the place of the span, the front if there is none; inside what is added."""
+    """``<touch>`` is the position of the span, the front if there is none; inside what is added."""
     assert marking()(text, touch=TOUCH)["input_ids"].tolist() == [expected]
     assert marking(edged())(text, touch=TOUCH)["input_ids"].tolist() == [[38, *expected, 1]]
     assert marking()(text, touch=[None])["input_ids"].tolist() == [[3, 4]]
 
 
-def test_spans_of_two_senses_keep_the_texts_order() -> None:
-    """Each has its own place; at one place they are in the order of the senses."""
+def test_spans_of_two_modalities_keep_the_texts_order() -> None:
+    """Each has its own position; at one position they are in the order of the modalities."""
     samples = {"touch": TOUCH, "audio": np.ones(5), "sampling_rate": 100}
     found = marking()("w3 <audio><touch> w4", **samples)["input_ids"]
     assert found.tolist() == [[3, 43, 44, 40, 42, 42, 41, 4]]
@@ -196,7 +196,7 @@ def test_rows_with_spans_are_padded_anew(side: str, expected: list[list[int]]) -
     assert wide["input_ids"].tolist() == expected
 
 
-def test_the_tokenizer_never_hears_of_markers() -> None:
+def test_the_tokenizer_never_sees_markers() -> None:
     """Neither the one that was given nor the copy has more words or special tokens."""
     words = tokenizer()
     processor = marking(words)
@@ -215,7 +215,7 @@ def test_markers_are_shown_in_decoded_text() -> None:
     assert processor.decode([3, 4]) == processor.tokenizer.decode([3, 4])
 
 
-def test_a_text_has_one_place_for_a_sample() -> None:
+def test_a_text_has_one_position_for_a_sample() -> None:
     """Two are an error, in a text with a sample or without."""
     with pytest.raises(SampleError, match="`<touch>` stands 2 times in '<touch> w3 <touch>'"):
         marking()("<touch> w3 <touch>", touch=TOUCH)
@@ -240,7 +240,7 @@ class Picturing:
 
 
 @pytest.mark.parametrize(
-    ("text", "place"),
+    ("text", "position"),
     [
         ("w37 w3 <touch> w4", 11),
         ("w3 <touch> w4 w37", 1),
@@ -248,19 +248,19 @@ class Picturing:
         ("<touch>w37 w3", 0),
     ],
 )
-def test_markers_find_their_place_beside_images(text: str, place: int) -> None:
-    """The base's processor may put many ids for a word, before the place or behind it."""
+def test_markers_find_their_position_beside_images(text: str, position: int) -> None:
+    """The base's processor may put many ids for a word, before the position or behind it."""
     ids = marking(Picturing())(text, touch=TOUCH)["input_ids"][0].tolist()
-    assert ids.index(40) == place
+    assert ids.index(40) == position
 
 
-def test_a_place_between_images_is_refused() -> None:
-    """Where neither end of the text tells the place, it is not guessed."""
+def test_a_position_between_images_is_refused() -> None:
+    """Where neither end of the text shows the position, it is not guessed."""
     with pytest.raises(SampleError, match=r"the place of `<touch>` is not to be found"):
         marking(Picturing())("w37 w3 w4 w5 w6 <touch> w5 w6 w7 w8 w37", touch=TOUCH)
 
 
-def test_no_tokenizer_is_said() -> None:
+def test_no_tokenizer_is_reported() -> None:
     """A model without a tokenizer says how to give it one."""
     with pytest.raises(SafeError, match=r"no tokenizer\nhint: .*attach"):
         SafeProcessor(None, {})("w3")

@@ -76,11 +76,11 @@ def test_a_stored_adapter_that_is_off_is_the_base(name: str) -> None:
     base, model = copy_of(stored.base()), loaded(name)
     plain = texts(base, 2, 5)
     assert all_same(forward_tensors(model, plain), forward_tensors(base, plain))
-    heard = load_file(stored.FIXTURES / f"{name}.safetensors")
-    del heard["logits"]
+    inputs = load_file(stored.FIXTURES / f"{name}.safetensors")
+    del inputs["logits"]
     words = dict(tokenizer()(stored.TEXTS, return_tensors="pt", return_token_type_ids=False))
     with model.off():
-        found = model(**heard, output_hidden_states=True)
+        found = model(**inputs, output_hidden_states=True)
     expected = base(**words, output_hidden_states=True)
     assert all_same(
         [found.logits, *found.hidden_states], [expected.logits, *expected.hidden_states]

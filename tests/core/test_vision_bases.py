@@ -1,4 +1,4 @@
-"""Bases that see, given hearing by the shipped plugins: image, audio and text in one call."""
+"""Vision bases, given audio by the shipped plugins: image, audio and text in one call."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ fusion = {{ use = "lora", rank = 2, layers = [0, {last}] }}
 """
 
 
-class Watching(LlamaForCausalLM):
+class ShiftedLlama(LlamaForCausalLM):
     """A model of nobody's: a Llama whose every word is shifted by the picture."""
 
     def __init__(self, config: Any) -> None:
@@ -76,7 +76,7 @@ def seeing_opt() -> tuple[Any, dict[str, Tensor]]:
 def seeing_own() -> tuple[Any, dict[str, Tensor]]:
     """A model class of one's own, and a picture in each row."""
     torch.manual_seed(0)
-    base = Watching(llama().config).eval()
+    base = ShiftedLlama(llama().config).eval()
     batch = texts(base, ROWS, 5)
     return base, batch | {"pixel_values": torch.randn(ROWS, 3, 4, 4)}
 
@@ -93,8 +93,10 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=BASES)
-def hearing(request: pytest.FixtureRequest, whisper: Path) -> tuple[SafeModel, dict[str, Tensor]]:
-    """A base that sees, with a sense of hearing that is no longer silent, and its batch."""
+def with_audio(
+    request: pytest.FixtureRequest, whisper: Path
+) -> tuple[SafeModel, dict[str, Tensor]]:
+    """A base that sees, with an audio modality that is no longer silent, and its batch."""
     base, batch = BASES[request.param]()
     recipe = parse_recipe(RECIPE.format(whisper=whisper, last=LAYERS - 1))
     model = attach(base, recipe=recipe, example=batch)
@@ -113,17 +115,17 @@ def sounds(model: SafeModel, *here: bool) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def logits(call: Any, batch: dict[str, Tensor]) -> Tensor:
-    """What is said of a batch."""
+    """The logits of a batch."""
     out: Tensor = call(**batch).logits
     return out
 
 
-def test_all_three_count(hearing: Any) -> None:
-    """Picture, sound and words each change what is said."""
-    model, batch = hearing
+def test_all_three_count(with_audio: Any) -> None:
+    """Picture, sound and words each change the logits."""
+    model, batch = with_audio
     both = batch | sounds(model, True, True)
-    said = logits(model, both)
-    assert said.isfinite().all()
+    found = logits(model, both)
+    assert found.isfinite().all()
     words = batch["input_ids"].clone()
     words[:, -1] = 7 if int(words[0, -1]) != 7 else 8
     for other in (
@@ -131,12 +133,12 @@ def test_all_three_count(hearing: Any) -> None:
         both | {"pixel_values": -batch["pixel_values"]},
         both | {"input_ids": words},
     ):
-        assert not torch.equal(logits(model, other), said)
+        assert not torch.equal(logits(model, other), found)
 
 
-def test_off_is_the_base(hearing: Any) -> None:
+def test_off_is_the_base(with_audio: Any) -> None:
     """Without sound, at gate 0 and inside ``off()``, a call with a picture is the base's."""
-    model, batch = hearing
+    model, batch = with_audio
     both, base = batch | sounds(model, True, True), logits(model.base, batch)
     assert bitwise_equal(logits(model, batch), base)
     assert bitwise_equal(logits(model, batch | sounds(model, False, False)), base)
@@ -146,21 +148,21 @@ def test_off_is_the_base(hearing: Any) -> None:
     assert bitwise_equal(logits(model, both), base)
 
 
-def test_a_silent_row_is_the_bases(hearing: Any) -> None:
+def test_a_silent_row_is_the_bases(with_audio: Any) -> None:
     """A row with a picture and no sound keeps the base's bits beside a row with both."""
-    model, batch = hearing
+    model, batch = with_audio
     base, mixed = logits(model.base, batch), logits(model, batch | sounds(model, False, True))
     assert bitwise_equal(mixed[0], base[0])
     assert not bitwise_equal(mixed[1], base[1])
 
 
-def test_it_generates(hearing: Any) -> None:
+def test_it_generates(with_audio: Any) -> None:
     """Words are generated from picture and sound; without sound they are the base's."""
-    model, batch = hearing
+    model, batch = with_audio
     options = {"max_new_tokens": 3, "do_sample": False, "min_new_tokens": 3}
     words = {name: value for name, value in batch.items() if not name.startswith("decoder_")}
     plain = model.base.generate(**words, **options)
     with model.off():
         assert torch.equal(model.generate(**words, **sounds(model, True, True), **options), plain)
-    heard = model.generate(**words, **sounds(model, True, True), **options)
-    assert heard.shape == plain.shape
+    active = model.generate(**words, **sounds(model, True, True), **options)
+    assert active.shape == plain.shape

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def asked(base: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A batch, and the same batch with samples of two senses."""
+    """A batch, and the same batch with samples of two modalities."""
     batch = texts(base, 2, 5)
     return batch, batch | felt(2) | felt(2, "smell", [True, False], seed=1)
 
@@ -51,10 +51,10 @@ def offloaded(base: nn.Module, folder: Path) -> nn.Module:
 
 def dispatched(base: nn.Module, folder: Path) -> nn.Module:
     """The second layer waits on disk."""
-    places = {name: "cpu" for name, module in base.named_modules() if not list(module.children())}
-    places = {name: "cpu" for name in places if not name.startswith("model.layers")}
-    places |= {"model.layers.0": "cpu", "model.layers.1": "disk"}
-    return dispatch_model(base, places, main_device="cpu", offload_dir=str(folder))
+    devices = {name: "cpu" for name, module in base.named_modules() if not list(module.children())}
+    devices = {name: "cpu" for name in devices if not name.startswith("model.layers")}
+    devices |= {"model.layers.0": "cpu", "model.layers.1": "disk"}
+    return dispatch_model(base, devices, main_device="cpu", offload_dir=str(folder))
 
 
 AWAY = {"cpu_offload": offloaded, "dispatch_model": dispatched}
@@ -131,8 +131,8 @@ def test_a_base_tuned_with_peft_is_a_base(tuned: nn.Module) -> None:
         assert all_same(forward_tensors(model, batch), expected)
         with model.off():
             assert all_same(forward_tensors(model, on), expected)
-        heard = model(**on).logits
-    assert (heard != expected[1]).flatten(1).any(1).all()
+        active = model(**on).logits
+    assert (active != expected[1]).flatten(1).any(1).all()
     gradients(model, model, on)
     assert all(parameter.grad is None for parameter in tuned.parameters())
 
@@ -184,9 +184,9 @@ def test_half_precision_bases_take_float32_adapters(dtype: torch.dtype) -> None:
     with torch.no_grad():
         expected = forward_tensors(untouched, batch)
         assert all_same(forward_tensors(model, batch), expected)
-        heard = model(**on).logits
-    assert heard.dtype == dtype
-    assert not bitwise_equal(heard, expected[1])
+        active = model(**on).logits
+    assert active.dtype == dtype
+    assert not bitwise_equal(active, expected[1])
     found = gradients(model, model, on)
     assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in found)
 

@@ -87,7 +87,7 @@ def test_a_processor_is_given_parts() -> None:
     ],
     ids=["no template", "other tokens"],
 )
-def test_a_base_that_cannot_chat_is_told(words: Any, message: str) -> None:
+def test_a_base_that_cannot_chat_is_reported(words: Any, message: str) -> None:
     """Law: without a template, or with one whose tokens no text makes, an error names the fix."""
     with pytest.raises(DataError, match=message):
         render_prompt(CHAT, "{question}", words)

@@ -37,7 +37,7 @@ def spoiled(plugin: type[FusionAdapter]) -> tuple[torch.nn.Module, object, dict,
 
 
 def try_on(model: object, batch: dict) -> None:
-    """One call with the sense on, whatever comes of it."""
+    """One call with the modality on, whatever comes of it."""
     with suppress(PluginError):
         model(**batch)
 
@@ -98,7 +98,7 @@ def test_the_cause_of_a_plugins_failure_is_chained() -> None:
 
 
 @pytest.mark.parametrize(("plugin", "mode"), combinations(HARMLESS_WHEN_OFF, MODES))
-def test_rows_without_the_sense_keep_their_bits(plugin: type[FusionAdapter], mode: str) -> None:
+def test_rows_without_the_modality_keep_their_bits(plugin: type[FusionAdapter], mode: str) -> None:
     """L3 and L4: whatever a plugin gives for one row, the other row is the base's."""
     untouched, model, batch, _ = spoiled(plugin)
     with MODES[mode]():

@@ -59,7 +59,7 @@ PROJECTORS: dict[str, Any] = {
 
 
 class Life(RuleBasedStateMachine):
-    """A base, a copy of it, and the senses that come and go."""
+    """A base, a copy of it, and the modalities that come and go."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Life(RuleBasedStateMachine):
         self.folder.cleanup()
 
     def samples(self) -> dict[str, Tensor]:
-        """A sample of every attached sense for each row."""
+        """A sample of every attached modality for each row."""
         return {k: v for name in self.model.modalities for k, v in felt(2, name).items()}
 
     @precondition(lambda self: len(self.model.modalities) < 2)

@@ -71,10 +71,10 @@ def test_off_is_the_base_on_the_text_without_markers(name: str, where: str, side
     base = BASES[name]()
     untouched, model = copy_of(base), marking(base)
     given = [SAMPLE, None, SAMPLE]
-    said = [where.format(text) for text in TEXTS]
-    batch = batch_of(model, given, said, padding_side=side)
+    prompts = [where.format(text) for text in TEXTS]
+    batch = batch_of(model, given, prompts, padding_side=side)
     assert (batch["input_ids"] >= 40).sum() == 4
-    plain = plain_of(model, said, padding_side=side)
+    plain = plain_of(model, prompts, padding_side=side)
     expected = forward(untouched, plain)
     assert all_same(forward(model, batch, gate=0.0), expected)
     with model.off():
@@ -148,22 +148,22 @@ def test_nothing_of_base_or_tokenizer_changes() -> None:
     assert installed_hooks(model.detach()) == []
 
 
-def test_markers_are_heard() -> None:
-    """L5 does not hold with markers: a fresh sense's markers alone move the base's outputs."""
+def test_markers_change_outputs() -> None:
+    """L5 does not hold with markers: a fresh modality's markers alone move the base's outputs."""
     model = marking(llama(), silent=True)
     batch = batch_of(model, [SAMPLE], ["w3 w4"])
     on = forward(model, batch)[0][:, -2:]
     assert not torch.allclose(on, forward(model.base, plain_of(model, ["w3 w4"]))[0][:, -2:])
 
 
-def test_senses_with_markers_compose() -> None:
+def test_modalities_with_markers_compose() -> None:
     """L6: with one off, the model is the one that has only the other, bit for bit."""
     both, one = marking(llama(), "touch", "smell"), marking(llama(), "touch", "smell")
     one.remove_modality("smell")
-    said = "w3 <smell> w4 <touch> w5"
+    prompt = "w3 <smell> w4 <touch> w5"
     samples = {"touch": [SAMPLE, SAMPLE], "smell": [SAMPLE, None]}
-    batch = both.processor([said, "w6"], **samples)
-    alone = one.processor([said.replace("<smell>", ""), "w6"], touch=samples["touch"])
+    batch = both.processor([prompt, "w6"], **samples)
+    alone = one.processor([prompt.replace("<smell>", ""), "w6"], touch=samples["touch"])
     with torch.no_grad():
         expected = one(**alone).logits
         found = both(**batch, gate={"smell": 0.0}).logits
@@ -171,10 +171,10 @@ def test_senses_with_markers_compose() -> None:
 
 
 def test_threads_do_not_mix_their_markers() -> None:
-    """Requests with markers in different places, at once, equal the serial ones."""
+    """Requests with markers in different positions, at once, equal the serial ones."""
     model = marking(llama())
-    said = ["<touch> w3 w4", "w3 <touch> w4", "w3 w4 <touch>", "w3 w4"] * 10
-    batches = [model.processor(text, touch=SAMPLE if "<" in text else None) for text in said]
+    prompts = ["<touch> w3 w4", "w3 <touch> w4", "w3 w4 <touch>", "w3 w4"] * 10
+    batches = [model.processor(text, touch=SAMPLE if "<" in text else None) for text in prompts]
 
     def serve(batch: Any) -> Tensor:
         found: Tensor = model.generate(**batch, max_new_tokens=3, use_cache=False)
@@ -188,7 +188,7 @@ def test_threads_do_not_mix_their_markers() -> None:
 
 @pytest.mark.parametrize("way", COPIES)
 def test_a_copy_has_its_own_markers(way: str) -> None:
-    """A copy hears as the original does, and detaching it leaves the original whole."""
+    """A copy answers as the original does, and detaching it leaves the original whole."""
     model = marking(llama(), inline=True)
     other = COPIES[way](model)
     batch = batch_of(model, [SAMPLE] * 3, TEXTS)

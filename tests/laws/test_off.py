@@ -23,7 +23,7 @@ WAYS = ["nothing", "absent", "off", "gate_0", "call_gate_0", "row_gates_0", "mas
 
 
 def untouched_and_attached(name: str, dtype: str = "float32") -> tuple[nn.Module, SafeModel]:
-    """A base with two senses, and a copy of it made before they were attached."""
+    """A base with two modalities, and a copy of it made before they were attached."""
     key = name, dtype
     if key not in _MODELS:
         base = BASES[name]().to(getattr(torch, dtype))
@@ -50,7 +50,7 @@ def padded(batch: dict[str, Tensor], draw: Any) -> dict[str, Tensor]:
 
 
 def call_off(model: SafeModel, way: str, rows: int, method: str) -> Any:
-    """``model``'s method, with both senses switched off in one of ``WAYS``."""
+    """``model``'s method, with both modalities switched off in one of ``WAYS``."""
     called = getattr(model, method)
     samples = {**felt(rows), **felt(rows, "smell", seed=1)}
 
@@ -166,7 +166,7 @@ def test_off_holds_for_each_attention_implementation(implementation: str) -> Non
 
 
 def call_off_one(model: SafeModel) -> Any:
-    """``model`` with its one sense present and its gate at 0."""
+    """``model`` with its one modality present and its gate at 0."""
     return lambda **batch: model(**batch, **felt(len(batch["input_ids"])), gate=0.0)
 
 
@@ -181,7 +181,7 @@ def test_a_base_failure_is_the_same_failure() -> None:
     assert str(seen.value) == str(expected.value)
 
 
-def test_a_plugin_is_not_called_when_its_sense_is_off() -> None:
+def test_a_plugin_is_not_called_when_its_modality_is_off() -> None:
     """L3: neither encoder, projector nor adapter runs in any of the ways to be off."""
     model = attached(llama(), fusion=_Counting())
     batch = texts(model.base, 2, 4)
@@ -209,18 +209,18 @@ class _Counting(ToyFusion):
         return super().forward(*args, **kwargs)
 
 
-def test_the_base_called_directly_never_hears() -> None:
+def test_the_base_called_directly_never_changes() -> None:
     """The hooks do nothing outside a call of the model that installed them."""
     untouched, model = untouched_and_attached("llama")
     batch = texts(untouched, 2, 4)
-    heard: list[bool] = []
+    changed: list[bool] = []
     other = attached(copy.deepcopy(model.base))
     layer = other.base.model.layers[1]
 
     def call_the_first_base(*_: Any) -> None:
         same = all_same(forward_tensors(model.base, batch), forward_tensors(untouched, batch))
-        heard.append(not same)
+        changed.append(not same)
 
     layer.register_forward_pre_hook(call_the_first_base)
     other(**batch, **felt(2))
-    assert heard == [False]
+    assert changed == [False]

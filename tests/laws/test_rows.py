@@ -1,4 +1,4 @@
-"""L4: rows without the sense; L5: fresh is silent; L6: senses compose."""
+"""L4: rows without the modality; L5: fresh is silent; L6: modalities compose."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from safe_framework.core.model import SafeModel
 from tests.laws.calls import all_same, copy_of, forward_tensors, generate_tensors
-from tests.support.fusions import VARIANTS, sensing
+from tests.support.fusions import VARIANTS, with_modality
 from tests.support.lanes import combinations
 from tests.support.toys import (
     BASES,
@@ -26,7 +26,7 @@ from tests.support.toys import (
     tokenizer,
 )
 
-SENSES = ("touch", "smell", "sight")
+MODALITIES = ("touch", "smell", "sight")
 
 
 @given(present=st.lists(st.booleans(), min_size=1, max_size=4), data=st.data())
@@ -69,10 +69,10 @@ def test_hidden_states_keep_their_strides(present: list[bool]) -> None:
     with torch.no_grad():
         model(**batch)
         model(**batch, **felt(2, present=present))
-    alone, heard = seen
+    alone, active = seen
     assert not alone.is_contiguous()
-    assert alone.stride() == heard.stride()
-    assert not torch.equal(alone, heard)
+    assert alone.stride() == active.stride()
+    assert not torch.equal(alone, active)
 
 
 def test_a_none_in_the_processors_list_is_an_absent_row() -> None:
@@ -99,7 +99,7 @@ def test_a_row_depends_on_its_own_sample_only() -> None:
     assert not torch.equal(one[1], two[1])
 
 
-def test_beams_of_each_row_hear_their_own_sample() -> None:
+def test_beams_of_each_row_use_their_own_sample() -> None:
     """Beams and returned sequences carry the memory of the row that they came from."""
     model = attached(llama())
     batch, samples = texts(model.base, 3, 4), felt(3, present=[True, False, True])
@@ -112,7 +112,7 @@ def test_beams_of_each_row_hear_their_own_sample() -> None:
 
 
 def fresh(name: str) -> tuple[torch.nn.Module, SafeModel]:
-    """A copy of a base, and the base with an untrained LoRA sense at gate 1."""
+    """A copy of a base, and the base with an untrained LoRA modality at gate 1."""
     base = BASES[name]()
     untouched, model = copy_of(base), SafeModel(base)
     model.add_modality(
@@ -122,16 +122,16 @@ def fresh(name: str) -> tuple[torch.nn.Module, SafeModel]:
 
 
 @pytest.mark.parametrize(("name", "variant"), combinations(BASES, VARIANTS))
-def test_a_fresh_sense_is_silent(name: str, variant: str) -> None:
+def test_a_fresh_modality_is_silent(name: str, variant: str) -> None:
     """L5: each shipped adapter, untrained at gate 1, leaves every bit of a forward call."""
     base = BASES[name]()
-    untouched, model = copy_of(base), sensing(variant, base, trained=False)
+    untouched, model = copy_of(base), with_modality(variant, base, trained=False)
     batch = texts(untouched, 2, 5)
     with torch.no_grad():
         assert all_same(forward_tensors(model, batch | felt(2)), forward_tensors(untouched, batch))
 
 
-def test_a_fresh_sense_keeps_negative_zeros() -> None:
+def test_a_fresh_modality_keeps_negative_zeros() -> None:
     """L5: where a hidden state is -0.0, it stays -0.0 (the sum with 0.0 would be 0.0)."""
     untouched, model = fresh("llama")
     for base in (untouched, model.base):
@@ -145,15 +145,15 @@ def test_a_fresh_sense_keeps_negative_zeros() -> None:
     assert all_same(seen, expected)
 
 
-def test_a_fresh_sense_generates_the_bases_tokens() -> None:
-    """L5: beams with the untrained sense on are the base's, scores too."""
+def test_a_fresh_modality_generates_the_bases_tokens() -> None:
+    """L5: beams with the untrained modality on are the base's, scores too."""
     untouched, model = fresh("llama")
     batch, options = texts(untouched, 2, 4), {"num_beams": 2}
     seen = generate_tensors(model.generate, batch | felt(2), options)
     assert all_same(seen, generate_tensors(untouched.generate, batch, options))
 
 
-def test_a_trained_sense_is_not_silent() -> None:
+def test_a_trained_modality_is_not_silent() -> None:
     """The adapter that starts silent learns: one step of its gradient changes the logits."""
     untouched, model = fresh("llama")
     batch = texts(untouched, 2, 5) | felt(2)
@@ -167,30 +167,30 @@ def test_a_trained_sense_is_not_silent() -> None:
 
 
 @pytest.mark.parametrize(
-    "on", list(chain.from_iterable(subsets(SENSES, count) for count in range(4)))
+    "on", list(chain.from_iterable(subsets(MODALITIES, count) for count in range(4)))
 )
-def test_senses_compose(on: tuple[str, ...]) -> None:
-    """L6: with the other senses off, the model is the one that has only these."""
-    model = attached(llama(), *SENSES)
-    only = attached(llama(), *SENSES)
-    for name in set(SENSES) - set(on):
+def test_modalities_compose(on: tuple[str, ...]) -> None:
+    """L6: with the other modalities off, the model is the one that has only these."""
+    model = attached(llama(), *MODALITIES)
+    only = attached(llama(), *MODALITIES)
+    for name in set(MODALITIES) - set(on):
         only.remove_modality(name)
     batch = texts(model.base, 2, 4)
-    samples = {name: felt(2, name, seed=number) for number, name in enumerate(SENSES)}
+    samples = {name: felt(2, name, seed=number) for number, name in enumerate(MODALITIES)}
     every = {key: value for part in samples.values() for key, value in part.items()}
     some = {key: value for name in on for key, value in samples[name].items()}
     expected = forward_tensors(only, batch | some)
     assert all_same(forward_tensors(model, batch | some), expected)
-    shut = {name: float(name in on) for name in SENSES}
+    shut = {name: float(name in on) for name in MODALITIES}
     assert all_same(forward_tensors(lambda **b: model(**b, gate=shut), batch | every), expected)
-    off = [name for name in SENSES if name not in on]
+    off = [name for name in MODALITIES if name not in on]
     if off:
         with model.off(*off):
             assert all_same(forward_tensors(model, batch | every), expected)
 
 
-def test_every_sense_is_heard() -> None:
-    """The law of composition can fail: each of two senses changes the outcome."""
+def test_every_modality_changes_the_outcome() -> None:
+    """The law of composition can fail: each of two modalities changes the outcome."""
     model = attached(llama(), "touch", "smell")
     batch = texts(model.base, 2, 4)
     touch, smell = felt(2), felt(2, "smell")

@@ -1,4 +1,4 @@
-"""L4 on bases that mix rows: ``split_rows`` runs the rows without the sense apart."""
+"""L4 on bases that mix rows: ``split_rows`` runs the rows without the modality apart."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LENGTH = 5
 
 
 def pair(split: bool) -> tuple[Any, SafeModel]:
-    """A mixture of experts, and a copy of it with the sense."""
+    """A mixture of experts, and a copy of it with the modality."""
     base = mixtral()
     untouched, model = copy_of(base), attached(base)
     model.split_rows = split
@@ -52,7 +52,7 @@ def test_experts_mix_rows_and_split_rows_parts_them() -> None:
     ids=["greedy", "sampled", "beams"],
 )
 def test_generated_rows_are_parted(options: dict[str, Any]) -> None:
-    """Each copy of an absent row has the base's tokens, each of a present row those it hears."""
+    """Copies of absent rows have the base's tokens, those of present rows the ones with samples."""
     untouched, model = pair(split=True)
     batch, copies = texts(model.base, 2, LENGTH, 1), options.get("num_return_sequences", 1)
     options = options | {"max_new_tokens": 6, "min_new_tokens": 6}
@@ -63,10 +63,10 @@ def test_generated_rows_are_parted(options: dict[str, Any]) -> None:
 
     expected = generated(untouched.generate)
     mixed = generated(model.generate, **felt(2, present=[False, True], seed=1))
-    heard = generated(model.generate, **felt(2, seed=1))
+    active = generated(model.generate, **felt(2, seed=1))
     assert all_same([mixed[:copies]], [expected[:copies]])
     assert not torch.equal(mixed[copies:], expected[copies:])
-    assert mixed.shape == heard.shape == (2 * copies, LENGTH + 6)
+    assert mixed.shape == active.shape == (2 * copies, LENGTH + 6)
 
 
 def test_texts_of_different_lengths_are_filled_up() -> None:

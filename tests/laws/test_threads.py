@@ -22,12 +22,12 @@ from tests.laws.calls import all_same, copy_of, forward_tensors
 from tests.support.toys import attached, felt, llama, texts
 
 Request = tuple[str, int, int]
-SILENT = ("off", "absent", "closed", "base", "fails")
-HEARD = ("on", "one off", "gate", "gates", "mixed", "greedy", "beams", "gradient")
+INACTIVE = ("off", "absent", "closed", "base", "fails")
+ACTIVE = ("on", "one off", "gate", "gates", "mixed", "greedy", "beams", "gradient")
 
 
 def serve(model: SafeModel, request: Request) -> list[Tensor]:
-    """What one request of ``SILENT`` or ``HEARD`` returns."""
+    """What one request of ``INACTIVE`` or ``ACTIVE`` returns."""
     kind, rows, seed = request
     batch = texts(model.base, rows, 4, seed)
     on = batch | felt(rows, seed=seed) | felt(rows, "smell", seed=seed + 1)
@@ -55,14 +55,14 @@ def serve(model: SafeModel, request: Request) -> list[Tensor]:
 def requests(count: int) -> list[Request]:
     """Random requests, every kind among them."""
     chance = random.Random(3)
-    kinds = SILENT + HEARD
+    kinds = INACTIVE + ACTIVE
     some = [(chance.choice(kinds), chance.randint(1, 3), number) for number in range(count)]
     assert {kind for kind, _, _ in some} == set(kinds)
     return some
 
 
 @pytest.mark.slow
-def test_threads_do_not_hear_each_other() -> None:
+def test_threads_do_not_affect_each_other() -> None:
     """500 mixed requests in 16 threads on one model equal the serial ones bit for bit."""
     model, some = attached(llama(), "touch", "smell"), requests(500)
     expected = [serve(model, request) for request in some]
@@ -71,7 +71,7 @@ def test_threads_do_not_hear_each_other() -> None:
     assert all(map(all_same, seen, expected))
 
 
-def test_tasks_and_their_threads_do_not_hear_each_other() -> None:
+def test_tasks_and_their_threads_do_not_affect_each_other() -> None:
     """100 requests in tasks, every other one in a thread of its task, equal the serial ones."""
     model, some = attached(llama(), "touch", "smell"), requests(100)
     expected = [serve(model, request) for request in some]
@@ -93,9 +93,9 @@ def test_requests_differ_as_they_should() -> None:
     """The comparisons above can fail: silent requests are the base's, the others are not."""
     model = attached(llama(), "touch", "smell")
     expected = serve(model, ("base", 3, 7))
-    assert all(all_same(serve(model, (kind, 3, 7)), expected) for kind in SILENT)
-    heard = [serve(model, (kind, 3, 7)) for kind in HEARD if kind != "beams"]  # often as greedy
-    assert not any(all_same(*pair) for pair in itertools.combinations([expected, *heard], 2))
+    assert all(all_same(serve(model, (kind, 3, 7)), expected) for kind in INACTIVE)
+    active = [serve(model, (kind, 3, 7)) for kind in ACTIVE if kind != "beams"]  # often as greedy
+    assert not any(all_same(*pair) for pair in itertools.combinations([expected, *active], 2))
 
 
 def test_off_holds_in_a_thread_of_its_task() -> None:
@@ -123,7 +123,7 @@ def test_off_holds_in_a_thread_of_its_task() -> None:
     assert all_same(asyncio.run(everyone()), [off, on] * 4)
 
 
-def test_tasks_do_not_hear_each_other() -> None:
+def test_tasks_do_not_affect_each_other() -> None:
     """An ``off`` block holds for its own task, also across an await."""
     model = attached(llama())
     batch = texts(model.base, 1, 4) | felt(1)
@@ -189,7 +189,7 @@ def test_a_copy_of_the_model_behaves_alike(way: str) -> None:
 
 @pytest.mark.parametrize("way", COPIES)
 def test_a_copy_of_the_model_detaches_by_itself(way: str) -> None:
-    """Removing a sense from a copy takes its hooks off the copy and leaves the original's."""
+    """Removing a modality from a copy takes its hooks off the copy and leaves the original's."""
     model = attached(llama())
     other = COPIES[way](model)
     assert installed_hooks(other.detach()) == []
@@ -220,7 +220,7 @@ def test_turning_a_model_off_does_not_silence_its_copy(way: str) -> None:
         assert all_same(forward_tensors(other, batch), on)
 
 
-def test_two_models_on_one_base_do_not_hear_each_other() -> None:
+def test_two_models_on_one_base_do_not_affect_each_other() -> None:
     """Each SafeModel's call moves its own hooks alone."""
     base = llama()
     first, second = attached(base), attached(base)

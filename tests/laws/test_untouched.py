@@ -71,7 +71,7 @@ def test_a_whole_life_leaves_the_base_as_it_was(name: str) -> None:
 
 
 def test_the_picture_sees_one_flipped_sign_bit() -> None:
-    """A fingerprint tells 0.0 from -0.0, so that "unchanged" means every bit."""
+    """A fingerprint distinguishes 0.0 from -0.0, so that "unchanged" means every bit."""
     base = llama()
     base.model.norm.weight.data[0] = 0.0
     before = fingerprint(base)

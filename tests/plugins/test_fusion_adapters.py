@@ -17,7 +17,7 @@ from safe_framework.interfaces.registry import fusion_adapters
 from safe_framework.interfaces.types import Tokens
 from safe_framework.utils.tensors import bitwise_equal
 from tests.laws.calls import all_same, forward_tensors
-from tests.support.fusions import CLASSES, VARIANTS, fresh, learned, sensing
+from tests.support.fusions import CLASSES, VARIANTS, fresh, learned, with_modality
 from tests.support.lanes import combinations, slow_but
 from tests.support.tolerance import ATTENTION, FORWARD, assert_same_sums
 from tests.support.toys import HIDDEN, LAYERS, felt, gpt2, llama, llava, t5, texts
@@ -221,7 +221,7 @@ def test_tokens_get_a_gradient(variant: str) -> None:
 @every_variant_with("base", [llama, gpt2, t5, llava])
 def test_cached_and_uncached_decoding_agree(variant: str, base: Any) -> None:
     """Law: greedy tokens come the same with a cache and without, and are not the base's."""
-    model = sensing(variant, base(), trained=True)
+    model = with_modality(variant, base(), trained=True)
     batch = texts(model.base, 2, 4) | felt(2)
     batch.pop("decoder_input_ids", None)
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
@@ -234,7 +234,7 @@ def test_cached_and_uncached_decoding_agree(variant: str, base: Any) -> None:
 @every_variant
 def test_a_prompt_in_chunks_is_the_whole_prompt(variant: str) -> None:
     """Law: logits are those of the whole text, wherever it is cut into calls with a cache."""
-    model = sensing(variant, llama(), trained=True)
+    model = with_modality(variant, llama(), trained=True)
     ids, sample = texts(model.base, 2, 7)["input_ids"], felt(2)
     whole, cache, parts = model(input_ids=ids, **sample).logits, None, []
     for start, end in [(0, 3), (3, 4), (4, 7)]:
@@ -247,7 +247,7 @@ def test_a_prompt_in_chunks_is_the_whole_prompt(variant: str) -> None:
 @every_variant
 def test_a_row_whose_tokens_are_all_masked_is_the_bases(variant: str) -> None:
     """L4: the core leaves such a row out; the other row is heard, and no NaN appears."""
-    model = sensing(variant, llama(), trained=True)
+    model = with_modality(variant, llama(), trained=True)
     batch, samples = texts(model.base, 2, 4), felt(2)
     samples["touch__mask"][1] = False
     with torch.no_grad():
@@ -260,7 +260,7 @@ def test_a_row_whose_tokens_are_all_masked_is_the_bases(variant: str) -> None:
 @every_variant
 def test_a_bfloat16_base_takes_a_float32_adapter(variant: str) -> None:
     """Law: logits keep the base's dtype, every trainable parameter its own and its gradient."""
-    model = sensing(variant, llama().bfloat16(), trained=True)
+    model = with_modality(variant, llama().bfloat16(), trained=True)
     batch = texts(model.base, 2, 4)
     out = model(**batch, **felt(2), labels=batch["input_ids"])
     out.loss.backward()
@@ -282,9 +282,9 @@ def test_an_adapter_in_bfloat16_stays_near(variant: str) -> None:
 @every_variant_with("init", ["base", "random"])
 def test_a_round_trip_keeps_every_bit(variant: str, init: str, tmp_path: Path) -> None:
     """Law: what is saved, loaded into another construction, gives the same bits."""
-    first = sensing(variant, llama(), trained=True, init=init)
+    first = with_modality(variant, llama(), trained=True, init=init)
     first.save_pretrained(tmp_path / "adapter")
-    second = sensing(variant, llama(), trained=False, init=init)
+    second = with_modality(variant, llama(), trained=False, init=init)
     with torch.no_grad():
         for parameter in second.trainable_parameters().values():
             parameter.fill_(7.0)

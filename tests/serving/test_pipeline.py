@@ -32,7 +32,7 @@ def clip(tmp_path: Path) -> str:
 
 @pytest.fixture(params=[False, True], ids=["plain", "marked"])
 def model(request: pytest.FixtureRequest, recipe: Callable[..., Path]) -> SafeModel:
-    """A model whose untrained sense was moved away from silence, with markers or without."""
+    """A model whose untrained modality was moved away from silence, with markers or without."""
     path = recipe()
     if request.param:
         words = "[modalities.audio]\n"
@@ -51,19 +51,19 @@ def chat(*parts: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": list(parts)}]
 
 
-def said_by_base(model: SafeModel, text: str) -> str:
+def answer_of_base(model: SafeModel, text: str) -> str:
     """The base's own answer."""
     ids = model.tokenizer(text, return_tensors="pt")
     out: Any = model.base.generate(**ids, max_new_tokens=LONGEST)
     return model.tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def test_every_form_is_answered_in_its_place(model: SafeModel, clip: str) -> None:
+def test_every_form_is_answered_in_its_order(model: SafeModel, clip: str) -> None:
     """Law: a mixed list gives for each input what it gives alone."""
-    heard = {"type": "audio", "path": clip}
+    clip_part = {"type": "audio", "path": clip}
     mixed: list[Any] = [
         {"text": "w5 w6", "audio": clip},
-        chat(heard, {"type": "text", "text": "w7"}),
+        chat(clip_part, {"type": "text", "text": "w7"}),
         "w8",
         [{"role": "user", "content": "w9"}],
         {"question": "w5 w6", "audio": None},
@@ -76,7 +76,7 @@ def test_every_form_is_answered_in_its_place(model: SafeModel, clip: str) -> Non
     assert together == safe_framework.pipeline(model, batch_size=1)(mixed, max_new_tokens=LONGEST)
 
 
-def test_a_sample_is_heard(model: SafeModel, clip: str) -> None:
+def test_a_sample_is_used(model: SafeModel, clip: str) -> None:
     """Law: the answer is that of ``generate`` on the processor's batch."""
     (found,) = safe_framework.pipeline(model)({"text": "w5", "audio": clip}, max_new_tokens=LONGEST)
     from safe_framework.data.audio import read_audio
@@ -85,7 +85,7 @@ def test_a_sample_is_heard(model: SafeModel, clip: str) -> None:
     out = model.generate(**batch, max_new_tokens=LONGEST)
     new = out[:, batch["input_ids"].shape[1] :]
     assert [found["generated_text"]] == model.processor.batch_decode(new, skip_special_tokens=True)
-    assert found["generated_text"] != said_by_base(model, "w5")
+    assert found["generated_text"] != answer_of_base(model, "w5")
 
 
 @pytest.mark.parametrize("how", ["gate", "mapping", "own", "off"])
@@ -93,7 +93,7 @@ def test_off_is_the_bases_answer(how: str, model: SafeModel, clip: str) -> None:
     """Law L2: at gate 0, by the call or by the model, and within ``off()``, the base answers."""
     pipe = safe_framework.pipeline(model)
     inputs = [{"text": "w5 w6", "audio": clip}, chat({"type": "audio", "path": clip})]
-    expected = [said_by_base(model, "w5 w6"), said_by_base(model, "w9  w10 w11")]
+    expected = [answer_of_base(model, "w5 w6"), answer_of_base(model, "w9  w10 w11")]
     if how == "own":
         model.set_gate(0.0)
     gate = {"gate": 0.0, "mapping": {"audio": 0.0}}.get(how)
@@ -118,7 +118,7 @@ def test_threads_may_have_different_gates(
 
     expected = [ask(gate) for gate in gates]
     assert [one["generated_text"] for one in expected[0]] == [
-        said_by_base(model, one["text"]) for one in inputs
+        answer_of_base(model, one["text"]) for one in inputs
     ]
     assert expected[0] == expected[3] != expected[1]
     generate: Any = model.base.generate
@@ -141,8 +141,8 @@ def test_it_opens_an_adapter(model: SafeModel, clip: str, tmp_path: Path) -> Non
     """Law: an adapter's folder answers as the model that it was saved from."""
     inputs = {"question": "w5 w6", "audio": clip}
     expected = safe_framework.pipeline(model)(inputs, max_new_tokens=LONGEST)
-    place = model.save_pretrained(tmp_path / "adapter")
-    found = safe_framework.pipeline(place, device="cpu")
+    folder = model.save_pretrained(tmp_path / "adapter")
+    found = safe_framework.pipeline(folder, device="cpu")
     assert found(inputs, max_new_tokens=LONGEST) == expected
 
 

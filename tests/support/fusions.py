@@ -55,8 +55,8 @@ def learned(fusion: FusionAdapter, spread: float = 0.5) -> FusionAdapter:
     return fusion
 
 
-def sensing(variant: str, base: Any, *, trained: bool, **options: Any) -> SafeModel:
-    """A base with the toy sense, fused by the adapter."""
+def with_modality(variant: str, base: Any, *, trained: bool, **options: Any) -> SafeModel:
+    """A base with the toy modality, fused by the adapter."""
     model = SafeModel(base)
     fusion = fresh(variant, model.facts(), **options)
     torch.manual_seed(0)

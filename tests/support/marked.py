@@ -1,4 +1,4 @@
-"""A sense with markers in the text, for the tests of them."""
+"""A modality with markers in the text, for the tests of them."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def marking(
     silent: bool = False,
     words: Any = None,
 ) -> SafeModel:
-    """The base with a sense that has markers (``touch`` if none is named).
+    """The base with modalities that have markers (``touch`` if none is named).
 
     Args:
         base: any toy base.
-        *names: of the senses.
+        *names: of the modalities.
         inline: with their tokens between the markers.
         silent: with a fusion adapter that changes nothing.
         words: the tokenizer.

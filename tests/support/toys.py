@@ -1,4 +1,4 @@
-"""Tiny bases and a toy sense for every test, and one shipped adapter for them."""
+"""Tiny bases and a toy modality for every test, and one shipped adapter for them."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Spoken:
 
 
 def compared(hidden: Tensor, before: Tensor, head: nn.Linear) -> HiddenComparison:
-    """What the model says beside what it said before."""
+    """The model's logits beside those that it gave before."""
     return HiddenComparison(Spoken(hidden, head), Spoken(before, head))
 
 
