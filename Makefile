@@ -73,7 +73,7 @@ check-deepspeed: $(VENV)/.test $(VENV)/deepspeed
 	@PYTHONPATH=$(CURDIR)/$(VENV)/deepspeed DS_ACCELERATOR=cpu $(VENV)/bin/pytest -m deepspeed tests/runs
 
 check-oldest: $(OLDEST)/.test
-	@$(OLDEST)/bin/pytest tests/training/test_trainer.py \
+	@$(OLDEST)/bin/pytest $(addprefix tests/training/test_,trainer.py public_trainer.py speedups.py) \
 	  $(addprefix tests/core/test_,adapter.py calls.py markers.py stored_adapters.py) \
 	  tests/laws/test_off.py tests/laws/test_untouched.py
 

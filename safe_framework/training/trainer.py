@@ -178,6 +178,8 @@ class SafeTrainer(Trainer):
             data_collator=positions_only if staged else self._collate,
             callbacks=[CompleteCheckpoint(self.monitoring), *self.monitoring.callbacks()],
         )  # fmt: skip
+        # The shards of a step add up: older Trainers would have accelerate divide them once more.
+        self.accelerator.gradient_accumulation_steps = 1
         self._shares: list[Tensor] = []
         self._micro_step = 0
 

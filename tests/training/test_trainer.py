@@ -23,7 +23,7 @@ from safe_framework.training.objective import Objective, step_totals
 from safe_framework.training.retention.counterfactual import CounterfactualRetention
 from safe_framework.training.trainer import SafeTrainer, training_arguments
 from safe_framework.utils.hashing import fingerprint
-from tests.support.tolerance import FORWARD, assert_same_sums, rounding
+from tests.support.tolerance import BACKWARD, FORWARD, assert_same_sums, rounding
 from tests.support.toys import END, PAD, llama
 from tests.training.conftest import model_with_modality
 
@@ -197,6 +197,7 @@ def test_parts_add_up_to_a_step(
     for loss in ("loss", "task_loss", "retention_loss"):
         assert split[loss] == pytest.approx(whole[loss], rel=rounding(FORWARD))
     assert whole["retention_loss"] > 0
+    assert split["grad_norm"] == pytest.approx(whole["grad_norm"], rel=rounding(BACKWARD))
     for name, weight in weights.items():
         torch.testing.assert_close(others[name], weight, atol=1e-5, rtol=0)
 
