@@ -88,10 +88,10 @@ def test_help_imports_no_metadata_reader():
 def test_help_names_every_command(capsys):
     """Without a command, and with ``--help``, every command is shown."""
     assert main([]) == 0
-    bare = capsys.readouterr().out
+    shown = capsys.readouterr().out
     assert exit_code("--help") == 0
-    assert capsys.readouterr().out == bare
-    assert all(f"    {command} " in bare for command in COMMANDS)
+    assert capsys.readouterr().out == shown
+    assert all(f"    {command} " in shown for command in COMMANDS)
 
 
 def test_the_version_is_the_distributions(capsys):
@@ -113,7 +113,7 @@ def test_list_shows_everything_there_is(installed, capsys):
     assert main(["list"]) == 0
     out = capsys.readouterr().out
     lines = [line.split() for line in out.splitlines()]
-    assert ["chime", "acme-safe", "0.1", "Hears", "chimes."] in lines
+    assert ["chime", "acme-safe", "0.1", "Encodes", "chimes."] in lines
     assert [line[:2] for line in lines if line[0] == "twin"] == [
         ["twin", "acme-safe"],
         ["twin", "rival-safe"],
@@ -132,16 +132,16 @@ def test_list_shows_a_broken_plugin_without_loading_it(installed, capsys):
 
 
 def test_list_shows_options_below_each_plugin(installed, capsys):
-    """The options of each, or that its source does not tell them."""
+    """The options of each, or that its source does not show them."""
     assert main(["list"]) == 0
     out = capsys.readouterr().out
-    assert "Hears chimes.\n      options: model (required), rate, loud\n" in out
+    assert "Encodes chimes.\n      options: model (required), rate, loud\n" in out
     assert re.search(r"\n  broken +acme-safe 0\.1\n      options: not told by its source\n", out)
     assert "Anchors; takes no options.\n      options: none\n" in out
 
 
 def test_list_gives_programs_the_same(installed, capsys):
-    """``--json`` holds each plugin with its options, and null where they are not told."""
+    """``--json`` holds each plugin with its options, and null where they are unknown."""
     assert main(["list", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     plugins = {(plugin["kind"], plugin["name"]): plugin for plugin in found["plugins"]}
@@ -152,7 +152,7 @@ def test_list_gives_programs_the_same(installed, capsys):
         "distribution": "acme-safe",
         "version": "0.1",
         "target": "acme_safe:ChimeEncoder",
-        "summary": "Hears chimes.",
+        "summary": "Encodes chimes.",
         "options": [
             {
                 "name": "model",
@@ -175,7 +175,7 @@ def test_list_gives_programs_the_same(installed, capsys):
 
 
 def test_no_plugin_is_imported(installed):
-    """Listing and showing load no plugin, not even one whose source says too little."""
+    """Listing and showing load no plugin, not even one whose source shows too little."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from safe_framework.cli import main\n"
@@ -189,13 +189,13 @@ def test_no_plugin_is_imported(installed):
     assert "its options are not told by its source" in done.stdout
 
 
-def test_show_tells_a_plugins_options(installed, capsys):
+def test_show_lists_a_plugins_options(installed, capsys):
     """A plugin's description, and each option with type, default and meaning."""
     assert main(["show", "encoder", "chime"]) == 0
     assert capsys.readouterr().out == (
         "encoder chime, of acme-safe 0.1 (acme_safe:ChimeEncoder)\n"
         "\n"
-        "Hears chimes.\n"
+        "Encodes chimes.\n"
         "A second paragraph.\n"
         "\n"
         "  option  type            default\n"
@@ -207,7 +207,7 @@ def test_show_tells_a_plugins_options(installed, capsys):
     )
 
 
-def test_show_tells_that_there_are_no_options(installed, capsys):
+def test_show_reports_that_there_are_no_options(installed, capsys):
     """A plugin without options says so."""
     assert main(["show", "retention", "anchor"]) == 0
     assert capsys.readouterr().out.endswith("it takes no options\n")
@@ -271,7 +271,7 @@ def test_check_says_that_a_recipe_is_valid(installed, tmp_path, capsys):
 
 
 def test_check_says_that_training_is_plain(installed, tmp_path, capsys):
-    """A recipe without speed-ups is valid, and it is said that its steps take longer."""
+    """A recipe without speed-ups is valid, with a note that its steps take longer."""
     path = tmp_path / "a.toml"
     path.write_text(RECIPE + '[training]\nspeedups = "off"\n')
     assert main(["check", str(path)]) == 0

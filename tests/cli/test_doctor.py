@@ -132,6 +132,6 @@ def test_a_product_that_ends_python_says_the_fix():
 
 
 def test_a_product_that_cannot_be_tried_says_why():
-    """Any other end is told by its last line."""
+    """Any other end is reported by its last line."""
     state = doctor.bfloat16_state("raise ImportError('no torch')")
     assert state == "cannot be tried: ImportError: no torch"

@@ -99,7 +99,7 @@ def documents(draw):
 
 @settings(deadline=None)
 @given(documents())
-def test_every_path_has_a_place_and_no_other(text):
+def test_every_path_has_a_position_and_no_other(text):
     """The scanner finds exactly the keys and items that tomli reads."""
     assert set(key_positions(text)) == {path for path, _ in paths(tomli.loads(text))}
 
@@ -108,18 +108,18 @@ def test_every_path_has_a_place_and_no_other(text):
 @given(documents())
 def test_a_key_is_written_where_it_was_found(text):
     """What a key's span covers reads as that key."""
-    for path, place in key_positions(text).items():
+    for path, position in key_positions(text).items():
         if isinstance(path[-1], str):
-            assert list(tomli.loads(f"{written(text, place.key)} = 0")) == [path[-1]]
+            assert list(tomli.loads(f"{written(text, position.key)} = 0")) == [path[-1]]
 
 
 @settings(deadline=None)
 @given(documents())
 def test_a_scalar_is_written_where_it_was_found(text):
     """What a scalar's span covers reads as that scalar, if it ends on its line."""
-    places = key_positions(text)
+    positions = key_positions(text)
     for path, value in paths(tomli.loads(text)):
-        shown = written(text, places[path].value)
+        shown = written(text, positions[path].value)
         if isinstance(value, (str, int, float, date, time)) and not shown.startswith("'''"):
             read = tomli.loads(f"x = {shown}")["x"]
             assert read == value or (math.isnan(read) and math.isnan(value))
@@ -139,9 +139,9 @@ def test_windows_lines_are_lines():
 
 def test_a_table_inside_an_array_of_tables_belongs_to_its_last_item():
     """``[a.b]`` after the second ``[[a]]`` is in that one."""
-    places = key_positions("[[a]]\nx = 1\n[[a]]\n[a.b]\ny = 2\n")
-    assert places["a", 1, "b", "y"].key == Span(5, 1, 1)
-    assert places["a",].key == Span(1, 3, 1)
+    positions = key_positions("[[a]]\nx = 1\n[[a]]\n[a.b]\ny = 2\n")
+    assert positions["a", 1, "b", "y"].key == Span(5, 1, 1)
+    assert positions["a",].key == Span(1, 3, 1)
 
 
 def test_a_header_is_preferred_to_a_mention():

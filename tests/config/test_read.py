@@ -1,4 +1,4 @@
-"""A valid recipe becomes typed data; what is no recipe at all is said as clearly."""
+"""A valid recipe becomes typed data; what is no recipe at all is a clear error."""
 
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def test_what_is_written_is_read(installed):
 
 
 def test_the_text_is_kept(installed):
-    """A recipe can say later what its author wrote."""
+    """A recipe keeps the text that its author wrote."""
     recipe = parse_recipe(SMALLEST, source="mine.toml")
     assert (recipe.text, recipe.source) == (SMALLEST, "mine.toml")
 
@@ -118,7 +118,7 @@ def test_a_syntax_error_is_shown_like_any_other():
 
 
 def test_a_syntax_error_at_the_very_end_is_shown():
-    """A place after the last line is a place."""
+    """A position after the last line is valid."""
     assert [(line, column) for line, column, _ in refusal("a = [\n")] == [(2, 1)]
 
 
@@ -131,16 +131,16 @@ def test_a_syntax_error_at_the_very_end_is_shown():
 )
 def test_keys_beside_use_are_the_plugins(installed, option, path, message):
     """A mistake in a plugin's table names the plugin."""
-    ((line, _, said),) = refusal(f'{SMALLEST}[[retention]]\nuse = "anchor"\n{option}\n')
+    ((line, _, found),) = refusal(f'{SMALLEST}[[retention]]\nuse = "anchor"\n{option}\n')
     assert line == 10
-    assert said.startswith(message)
+    assert found.startswith(message)
 
 
 def test_a_broken_plugin_is_named_where_it_is_used(installed):
     """A plugin whose options cannot be read is a problem of the line that uses it."""
-    ((line, column, said),) = refusal(SMALLEST.replace('"chime"', '"broken"'))
+    ((line, column, found),) = refusal(SMALLEST.replace('"chime"', '"broken"'))
     assert (line, column) == (5, 19)
-    assert said.startswith("encoder `broken` of acme-safe 0.1 (acme_broken:Encoder) failed")
+    assert found.startswith("encoder `broken` of acme-safe 0.1 (acme_broken:Encoder) failed")
 
 
 def test_carets_stand_under_wide_letters_and_tabs():
@@ -154,9 +154,9 @@ def test_carets_stand_under_wide_letters_and_tabs():
 @pytest.mark.parametrize("name", ["my-audio", "a__b", "1st", "a.b"])
 def test_a_modality_is_named_by_an_identifier(installed, name):
     """A name becomes an attribute and a prefix of parameter names."""
-    ((line, _, said),) = refusal(SMALLEST.replace("modalities.audio", f'modalities."{name}"'))
+    ((line, _, found),) = refusal(SMALLEST.replace("modalities.audio", f'modalities."{name}"'))
     assert line == 4
-    assert said == f"modality `{name}` must be named by an identifier without `__`"
+    assert found == f"modality `{name}` must be named by an identifier without `__`"
 
 
 def test_a_file_is_read(installed, tmp_path):

@@ -58,10 +58,10 @@ def test_wrong_values(table: str, message: str) -> None:
 
 def test_what_its_method_asks(tmp_path: Path) -> None:
     """Law: layers in place must be named, take no options of LoRA, and a start must be there."""
-    place = tmp_path / "recipe.toml"
-    place.write_text(f'{HEAD}method = "layers"\nrank = 4\nstart = "gone"\n')
+    path = tmp_path / "recipe.toml"
+    path.write_text(f'{HEAD}method = "layers"\nrank = 4\nstart = "gone"\n')
     with pytest.raises(RecipeError) as error:
-        read_recipe(place)
+        read_recipe(path)
     text = str(error.value)
     assert "`rank` is an option of `lora`, not of `layers`" in text
     assert "`layers` must say which layers of the base are trained" in text

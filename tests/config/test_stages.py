@@ -21,7 +21,7 @@ MONITOR = "[monitor]\n"
 TWO = "[[curriculum]]\nsteps = 5\n[[curriculum]]\n"
 
 
-def said(text: str) -> str:
+def error_of(text: str) -> str:
     """What is wrong with the base and these tables."""
     with pytest.raises(RecipeError) as caught:
         parse_recipe(BASE + text)
@@ -61,7 +61,7 @@ def test_stages_and_monitor_are_read(installed: None) -> None:
 )
 def test_a_mistake_is_named(installed: None, text: str, message: str) -> None:
     """Each mistake has a message of its own, and is the only one."""
-    shown = said(text)
+    shown = error_of(text)
     assert message in shown
     assert "problems" not in shown
 

@@ -28,10 +28,10 @@ class Listener(ToyEncoder):
 
     def prepare(self, samples: Sequence[Any]) -> Mapping[str, Tensor]:
         """Nothing but its refusals."""
-        for place, sample in enumerate(samples):
-            check_waveform(sample, f"`samples[{place}]`", "listener", RATE)
+        for index, sample in enumerate(samples):
+            check_waveform(sample, f"`samples[{index}]`", "listener", RATE)
             if sample.seconds > 3:
-                raise SampleError(f"`samples[{place}]` is longer than 3 s", hint="cut it")
+                raise SampleError(f"`samples[{index}]` is longer than 3 s", hint="cut it")
         return {}
 
 
@@ -81,7 +81,7 @@ def test_sound_data_have_no_finding(sound: Path) -> None:
 
 
 def plant(folder: Path) -> dict[tuple[str, str], str]:
-    """Put one fault into each row; give each row's place and kind with words of its message."""
+    """Put one fault into each row; give each row's position and kind with words of its message."""
     loud = np.sign(wave(11))
     broken = wave(12).astype(np.float32)
     broken[7] = np.nan
@@ -135,7 +135,7 @@ def test_every_planted_fault_is_found_and_named(sound: Path) -> None:
     found = {(finding.place, finding.kind): finding for finding in report.findings}
     assert found.keys() == planted.keys()
     assert len(found) == len(report.findings) >= 12
-    assert [place for place, words in planted.items() if words not in found[place].message] == []
+    assert [where for where, words in planted.items() if words not in found[where].message] == []
     assert all(finding.hint for finding in report.findings)
     kinds = {kind for _, kind in planted} | {"unreadable-data"}
     assert kinds == set(KINDS)

@@ -66,7 +66,7 @@ GOOD = {"question": "What is it?", "answer": "a tone", "audio": "sounds/tone.wav
 
 
 def test_a_row_becomes_an_example(folder: Path) -> None:
-    """Law: the question is put into the template, and the place and the file are kept."""
+    """Law: the question is put into the template, and the position and the file are kept."""
     path = write(folder, GOOD)
     (example,) = read_examples(path, ENCODERS, "Q: {question} A:")
     assert (example.prompt, example.answer) == ("Q: What is it? A:", "a tone")
@@ -99,7 +99,7 @@ def test_an_absent_modality_has_no_key(folder: Path) -> None:
 def test_empty_lines_are_skipped_and_counted(folder: Path) -> None:
     """Law: an empty line is no row, and later rows keep their line numbers."""
     path = write(folder, "", {"text": "one"}, "  ", {"text": "two"})
-    assert [place for place, _ in read_rows(path)] == ["train.jsonl:2", "train.jsonl:4"]
+    assert [where for where, _ in read_rows(path)] == ["train.jsonl:2", "train.jsonl:4"]
 
 
 def test_a_line_ends_only_where_a_newline_is(folder: Path) -> None:

@@ -19,8 +19,8 @@ SHIPPED = recipe_path("quickstart").parents[1] / "data"
 
 def clips(part: str, folder: str = "foreign") -> list[Path]:
     """The files of one part."""
-    place = SHIPPED / folder / f"{part}.jsonl"
-    return [place.parent / row["audio"] for _, row in read_rows(place)]
+    table = SHIPPED / folder / f"{part}.jsonl"
+    return [table.parent / row["audio"] for _, row in read_rows(table)]
 
 
 def test_train_and_test_share_no_sound() -> None:
@@ -50,7 +50,7 @@ def test_the_provenance_names_every_clip() -> None:
 
 
 def test_rows_without_the_modality_are_passed_over(tmp_path: Path) -> None:
-    """Law: of a file for several senses, each sense reads the rows that name a sample of it."""
+    """Law: of a file for several modalities, each reads the rows that name a sample of it."""
     np.save(tmp_path / "a.npy", np.ones((2, 4), np.float32))
     rows = [{"touch": "a.npy"}, {"smell": "b.npy"}]
     (tmp_path / "foreign.jsonl").write_text("\n".join(map(json.dumps, rows)))

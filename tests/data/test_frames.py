@@ -44,14 +44,14 @@ class NanEncoder(CountingEncoder):
 
 
 def modality(kind: type[ToyEncoder] = CountingEncoder) -> Modality:
-    """A toy sense whose weights are always the same."""
+    """A toy modality whose weights are always the same."""
     torch.manual_seed(0)
     return Modality("touch", kind(), ToyProjector(DIM, HIDDEN), ToyFusion())
 
 
 @pytest.fixture
 def touch() -> Modality:
-    """A toy sense whose encoder counts."""
+    """A toy modality whose encoder counts."""
     return modality()
 
 
@@ -94,9 +94,9 @@ def test_no_sample_gives_no_frames(touch: Modality, tmp_path: Path) -> None:
 
 def test_progress_reaches_the_end(touch: Modality, tmp_path: Path) -> None:
     """Law: progress says how many of the missing samples are encoded, up to all of them."""
-    told: list[tuple[str, int, int]] = []
-    touch.frame_cache(tmp_path).frames(samples(20), lambda *call: told.append(call))
-    assert [(done, total) for _, done, total in told][-1] == (20, 20)
+    reported: list[tuple[str, int, int]] = []
+    touch.frame_cache(tmp_path).frames(samples(20), lambda *call: reported.append(call))
+    assert [(done, total) for _, done, total in reported][-1] == (20, 20)
 
 
 def test_a_trained_encoder_gets_a_folder_of_its_own(touch: Modality, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ class HoledEncoder(CountingEncoder):
         return Frames(frames.values, mask)
 
 
-def test_a_frame_that_is_not_real_keeps_its_place(tmp_path: Path) -> None:
+def test_a_frame_that_is_not_real_keeps_its_position(tmp_path: Path) -> None:
     """Law: a masked frame between real ones stays masked; those after the last real one go."""
     touch = modality(HoledEncoder)
     sample = samples(6)[-1]

@@ -42,8 +42,8 @@ class Listener(ToyEncoder):
 
     def prepare(self, samples: Sequence[Any]) -> Mapping[str, Tensor]:
         """Nothing that matters here, but its refusals."""
-        for place, sample in enumerate(samples):
-            check_waveform(sample, f"`samples[{place}]`", "listener", RATE)
+        for index, sample in enumerate(samples):
+            check_waveform(sample, f"`samples[{index}]`", "listener", RATE)
         return {}
 
 
@@ -104,13 +104,13 @@ def test_the_rows_do_not_depend_on_the_file(tmp_path: Path, ending: str) -> None
 
 
 @pytest.mark.parametrize(("ending", "numbers"), [(".csv", [2, 3]), (".parquet", [1, 2])])
-def test_a_place_is_where_an_editor_shows_it(
+def test_a_row_is_named_as_an_editor_shows_it(
     tmp_path: Path, ending: str, numbers: list[int]
 ) -> None:
     """Law: a row of text is named by the line on which it begins, one of Parquet by its number."""
     WRITERS[ending](tmp_path / f"train{ending}")
-    places = [place for place, _ in read_rows(tmp_path / f"train{ending}")]
-    assert places == [f"train{ending}:{number}" for number in numbers]
+    found = [where for where, _ in read_rows(tmp_path / f"train{ending}")]
+    assert found == [f"train{ending}:{number}" for number in numbers]
 
 
 @pytest.mark.parametrize("ending", [".wav", ".flac", ".ogg", ".mp3"])
@@ -138,7 +138,7 @@ def test_sounds_of_every_format_come_at_the_encoders_rate(tmp_path: Path, ending
     ],
 )
 def test_a_broken_table_is_named(tmp_path: Path, content: str, words: str) -> None:
-    """Law: what is wrong in a CSV file is told with its line."""
+    """Law: what is wrong in a CSV file is reported with its line."""
     (tmp_path / "train.csv").write_text(content)
     with pytest.raises(DataError, match=words):
         read_rows(tmp_path / "train.csv")
@@ -223,7 +223,7 @@ def test_datasets_bring_their_samples_with_them(tmp_path: Path, kind: str) -> No
         (tmp_path / "held").mkdir()
         found.to_parquet(tmp_path / "held/train.parquet")
         source = f"hf:{tmp_path}/held:train" if kind == "streamed" else source / "train.parquet"
-    class_names = {} if kind != "parquet" else {"answer": "question"}  # bare Parquet has numbers
+    class_names = {} if kind != "parquet" else {"answer": "question"}  # plain Parquet has numbers
     encoders = {**ENCODERS, "picture": ToyEncoder()}
     examples = read_examples(source, encoders, fields=class_names, question="which?")
     assert [sorted(example.samples) for example in examples] == [["audio", "picture"], ["picture"]]
@@ -254,7 +254,7 @@ def test_a_dataset_must_be_named_whole(name: str) -> None:
 
 
 def test_a_dataset_that_is_not_there_is_named(tmp_path: Path) -> None:
-    """Law: what the library says is passed on, with the source."""
+    """Law: the library's own message is passed on, with the source."""
     with pytest.raises(DataError, match=r"the dataset `hf:.*gone:train` cannot be read: "):
         list(iterate_rows(f"hf:{tmp_path}/gone:train"))
 
@@ -274,7 +274,7 @@ def test_plain_files_need_no_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_bad_rows_are_left_out_only_on_request(tmp_path: Path) -> None:
-    """Law: rows that cannot be used stop the reading, or are listed, each with its place."""
+    """Law: rows that cannot be used stop the reading, or are listed, each with its position."""
     tone(tmp_path / "a.wav")
     good = {"question": "q", "answer": "a", "audio": "a.wav"}
     lines = [json.dumps(good), "{", json.dumps({**good, "audio": "b.wav"}), json.dumps(good)]
@@ -307,7 +307,7 @@ def test_reading_is_lazy() -> None:
 
 
 def test_foreign_samples_that_the_encoder_refuses_are_left_out(tmp_path: Path) -> None:
-    """Law: told to leave bad rows out, samples without a task are tried on their encoder too."""
+    """Law: if bad rows are left out, samples without a task are tried on their encoder too."""
     tone(tmp_path / "a.wav")
     soundfile.write(tmp_path / "nan.wav", np.full(80, np.nan), RATE, subtype="FLOAT")
     lines = [json.dumps({"audio": name}) for name in ("nan.wav", "a.wav")]

@@ -69,7 +69,7 @@ def test_a_row_gives_its_prompt_and_answer(
 def test_a_row_that_lacks_its_part_is_named(
     reading: TaskFormat, values: dict[str, object], message: str
 ) -> None:
-    """Law: a missing question, caption or label, and one outside the set, is said with its line."""
+    """Law: a missing question, caption or label, and one outside the set, is named with its line."""
     with pytest.raises(DataError, match=message):
         read_task_row(reading, row(**values))
 
@@ -83,12 +83,12 @@ def read_task_row(reading: TaskFormat, given: Row) -> None:
 @pytest.fixture
 def recipe_data(tmp_path: Path) -> RecipeData:
     """A mix of captions and of classes whose labels nobody wrote down."""
-    (tmp_path / "told.jsonl").write_text('{"caption": "a cat"}\n{"caption": "a dog"}\n')
+    (tmp_path / "captions.jsonl").write_text('{"caption": "a cat"}\n{"caption": "a dog"}\n')
     (tmp_path / "named.jsonl").write_text('{"label": "x"}\n{"label": "y"}\n{"label": "x"}\n')
     (tmp_path / "test.jsonl").write_text('{"label": "y"}\n')
     (tmp_path / "wrong.jsonl").write_text('{"label": "y"}\n{"label": "z"}\n')
     text = SMALLEST + (
-        '[data]\n[[data.mix]]\ntrain = "told.jsonl"\ntask = "captioning"\nweight = 2\n'
+        '[data]\n[[data.mix]]\ntrain = "captions.jsonl"\ntask = "captioning"\nweight = 2\n'
         '[[data.mix]]\ntrain = "named.jsonl"\ntest = "test.jsonl"\ntask = "classification"\n'
     )
     return RecipeData(parse_recipe(text, folder=tmp_path))
@@ -98,11 +98,11 @@ def test_datasets_are_read_in_turn_and_keep_their_names(recipe_data: RecipeData)
     """Law: the rows of a mix come dataset by dataset, each with its name, task and weight."""
     rows = recipe_data.examples("train", {})
     assert [(e.dataset, e.task, e.answer) for e in rows] == [
-        ("told", CAPTIONS, "a cat"), ("told", CAPTIONS, "a dog"),
+        ("captions", CAPTIONS, "a cat"), ("captions", CAPTIONS, "a dog"),
         ("named", CLASSES, "x"), ("named", CLASSES, "y"), ("named", CLASSES, "x"),
     ]  # fmt: skip
-    assert recipe_data.weights == {"told": 2.0, "named": 1.0}
-    assert recipe_data.trained_on() == ["train of told", "train of named"]
+    assert recipe_data.weights == {"captions": 2.0, "named": 1.0}
+    assert recipe_data.trained_on() == ["train of captions", "train of named"]
 
 
 def test_labels_that_nobody_wrote_are_those_of_training(recipe_data: RecipeData) -> None:

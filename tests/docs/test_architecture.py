@@ -48,11 +48,11 @@ def missing(text: str, roots: tuple[Path, ...]) -> list[str]:
     """What a page names and is not there, in words."""
     found = []
     for path, names in references(text):
-        places = [root / path for root in roots if (root / path).exists()]
-        if not places:
+        existing = [root / path for root in roots if (root / path).exists()]
+        if not existing:
             found.append(path)
         elif names:
-            known = defined(places[0].read_text("utf-8"))
+            known = defined(existing[0].read_text("utf-8"))
             found += [f"{path}: {name}" for name in names if name not in known]
     return found
 

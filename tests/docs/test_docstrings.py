@@ -27,7 +27,7 @@ def named(text):
     yield from within(ast.parse(text), "", False)
 
 
-def bare(text):
+def without_docstring(text):
     """The names of those without a docstring."""
     return [name for name, node in named(text) if not ast.get_docstring(node)]
 
@@ -43,12 +43,14 @@ def test_there_are_definitions():
 
 def test_names_have_docstrings():
     """Law: every class, function and method of a public name has a docstring, overrides too."""
-    found = {str(path.relative_to(ROOT)): bare(path.read_text("utf-8")) for path in MODULES}
+    found = {
+        str(path.relative_to(ROOT)): without_docstring(path.read_text("utf-8")) for path in MODULES
+    }
     assert {path: names for path, names in found.items() if names} == {}
 
 
-def test_a_bare_one_is_seen():
+def test_a_missing_docstring_is_seen():
     """Law: methods of private classes and long functions inside functions are judged."""
     body = "\n".join(f"            x{number} = 1" for number in range(SHORT))
     text = f"class _A:\n    def f(self):\n        def g():\n{body}\n        def h(): pass\n"
-    assert bare(text) == ["_A.f", "_A.f.g"]
+    assert without_docstring(text) == ["_A.f", "_A.f.g"]

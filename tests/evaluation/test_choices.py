@@ -72,12 +72,14 @@ def test_words_in_common_ignore_order_and_case() -> None:
 def test_captions_are_measured_apart() -> None:
     """Law: a dataset's scores are of its rows alone; one dataset of questions has no table."""
     rows = [answered(n, "piano", "piano" if n else "flute") for n in range(4)]
-    captions = [attrs.evolve(answered(9, "a cat sat", "a cat"), task="captioning", dataset="told")]
+    captions = [
+        attrs.evolve(answered(9, "a cat sat", "a cat"), task="captioning", dataset="captions")
+    ]
     assert by_dataset(rows, resamples=10, seed=0) == {}
     found = by_dataset([*rows, *captions], resamples=10, seed=0)
     assert {name: one.score.value for name, one in found.items()} == {
         "question_answering": 0.75,
-        "told": pytest.approx(0.8),
+        "captions": pytest.approx(0.8),
     }
     assert without_captions([*rows, *captions]) == rows
     assert without_captions(captions) == captions

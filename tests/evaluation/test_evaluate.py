@@ -126,7 +126,7 @@ def test_progress_reaches_the_total(model, examples, texts):
 
 
 def test_an_example_without_the_modality_is_named(model, examples, texts):
-    """An example that lacks the modality is refused with its place."""
+    """An example that lacks the modality is refused with its position."""
     broken = [*examples[:2], attrs.evolve(examples[2], samples={})]
     with pytest.raises(DataError, match=r"test\.jsonl:3: the example has no `touch`"):
         evaluate(model, modality="touch", train=examples, test=broken, texts=texts)

@@ -28,18 +28,18 @@ NAN = None
 @pytest.fixture
 def sweep(evaluation):
     """Three gates: more gain and less retention with each."""
-    places = tuple(row.place for row in evaluation.answers)
+    samples = tuple(row.place for row in evaluation.answers)
     points = tuple(
         GatePoint(
             gate,
             Estimate(gain, gain - 0.1, gain + 0.1, 11),
             Estimate(gain, gain - 0.1, gain + 0.1, 11),
             agreement(kept, 1 - kept),
-            (f"answer at {gate:g}",) * len(places),
+            (f"answer at {gate:g}",) * len(samples),
         )
         for gate, gain, kept in ((0.0, 0.1, 1.0), (0.5, 0.4, 0.995), (1.0, 0.8, 0.97))
     )
-    return GateSweep("audio", points, places, 0.99, 64, 1000, 0)
+    return GateSweep("audio", points, samples, 0.99, 64, 1000, 0)
 
 
 @pytest.fixture

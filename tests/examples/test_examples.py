@@ -38,7 +38,7 @@ def write_maps(folder: Path, name: str, count: int) -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny models, sounds, maps, texts, and a recipe for each sense."""
+    """Tiny models, sounds, maps, texts, and a recipe for each modality."""
     folder = tmp_path_factory.mktemp("world")
     write_base(folder / "base")
     write_whisper(folder / "whisper")
@@ -73,7 +73,7 @@ def call(name: str, *arguments: str) -> None:
 
 
 @pytest.mark.slow
-def test_both_senses_from_data_to_certificate(
+def test_both_modalities_from_data_to_certificate(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Law: the tour trains, measures, certifies and saves; its adapter composes with another."""
@@ -83,9 +83,9 @@ def test_both_senses_from_data_to_certificate(
         "add_depth_modality.py", "--shipped", "--recipe", f"{world}/depth.toml",
         "--output", str(depth),
     )  # fmt: skip
-    told = capsys.readouterr().out
-    assert "retention, depth absent        1.000, bit for bit" in told
-    assert "gain over shuffled depth" in told
+    output = capsys.readouterr().out
+    assert "retention, depth absent        1.000, bit for bit" in output
+    assert "gain over shuffled depth" in output
     certificate = Certificate.from_json((depth / "adapter/certificate.json").read_text("utf-8"))
     assert certificate.holds
 
@@ -94,10 +94,10 @@ def test_both_senses_from_data_to_certificate(
         "two_senses.py", str(audio / "adapter"), str(depth / "adapter"), "--questions", "3",
         "--audio-test", f"{world}/audio/test.jsonl", "--depth-test", f"{world}/depth/test.jsonl",
     )  # fmt: skip
-    told = capsys.readouterr().out
-    assert "audio alone, beside the other adapter: bit for bit as before" in told
-    assert "depth alone, beside the other adapter: bit for bit as before" in told
-    assert "interference" in told
+    output = capsys.readouterr().out
+    assert "audio alone, beside the other adapter: bit for bit as before" in output
+    assert "depth alone, beside the other adapter: bit for bit as before" in output
+    assert "interference" in output
 
 
 COMPOSE = """
@@ -150,10 +150,10 @@ def test_depth_for_a_base_that_sees(
         "add_depth_modality.py", "--vision", "--shipped", "--recipe", f"{world}/depth.toml",
         "--composed", str(composed), "--output", str(depth),
     )  # fmt: skip
-    told = capsys.readouterr().out
-    assert "a picture of 'a cat'" in told
-    assert "captions, depth switched off   bit for bit the composed base's" in told
-    assert "retention, depth absent        1.000, bit for bit" in told
+    output = capsys.readouterr().out
+    assert "a picture of 'a cat'" in output
+    assert "captions, depth switched off   bit for bit the composed base's" in output
+    assert "retention, depth absent        1.000, bit for bit" in output
     config = json.loads((depth / "adapter/adapter_config.json").read_text("utf-8"))
     assert "Llava" in json.dumps(config)
     certificate = Certificate.from_json((depth / "adapter/certificate.json").read_text("utf-8"))
@@ -164,12 +164,12 @@ def test_a_base_that_cannot_be_composed_says_how(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Law: without a composed base and without pictures to make one, the fix is named."""
-    places = ("--composed", str(tmp_path / "none"), "--stamps", str(tmp_path / "stamps"))
+    options = ("--composed", str(tmp_path / "none"), "--stamps", str(tmp_path / "stamps"))
     with pytest.raises(SystemExit):
-        call("add_depth_modality.py", "--vision", *places)
-    told = capsys.readouterr().err
-    assert f"there is no composed base in `{tmp_path}/none/base`" in told
-    assert "hint: apt-get download tuxpaint-stamps-default && dpkg-deb -x" in told
+        call("add_depth_modality.py", "--vision", *options)
+    output = capsys.readouterr().err
+    assert f"there is no composed base in `{tmp_path}/none/base`" in output
+    assert "hint: apt-get download tuxpaint-stamps-default && dpkg-deb -x" in output
 
 
 def test_stamps_become_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,7 +180,7 @@ def test_stamps_become_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (stamps / f"{number}.png").touch()
         (stamps / f"{number}_mirror.png").touch()
         (stamps / f"{number}.txt").write_text(f"A picture of {number}.\nUne image.\n", "utf-8")
-    (stamps / "bare.png").touch()
+    (stamps / "alone.png").touch()
     call("compose_stamps.py", str(stamps), str(tmp_path / "made"))
     assert "60 pictures in" in capsys.readouterr().out
     spec = read_recipe(str(tmp_path / "made/recipe.toml")).base.compose
@@ -217,9 +217,9 @@ def test_no_map_is_in_both_splits() -> None:
 def test_distances_are_true(split: str) -> None:
     """Law: what is nearest in a map is as far away as its row says, to a third of a metre."""
     metres = {"one metre": 1.0, "two metres": 2.0, "three metres": 3.0}
-    said = [row for row in rows(split) if row["answer"] in metres]
-    assert len(said) == len(rows(split)) // 2
-    for row in said:
+    distances = [row for row in rows(split) if row["answer"] in metres]
+    assert len(distances) == len(rows(split)) // 2
+    for row in distances:
         depth = np.load(MAPS / row["depth"])["depth"]
         nearest = np.quantile(depth[depth > 0], 0.01) / 1000
         assert abs(nearest - metres[row["answer"]]) < 1 / 3, row

@@ -1,4 +1,4 @@
-"""Hooks that write down what they were told."""
+"""Hooks that keep the arguments of their calls."""
 
 from safe_framework.hooks import implementation
 
@@ -7,5 +7,5 @@ seen = []
 
 @implementation
 def safe_training_step(step, metrics):
-    """Keep what was told."""
+    """Keep the arguments."""
     seen.append((step, dict(metrics)))

@@ -15,7 +15,7 @@ WIDTH = 64
 
 
 class ChimeEncoder(Encoder):
-    """Hears chimes.
+    """Encodes chimes.
 
     A second paragraph.
 

@@ -58,9 +58,9 @@ def forked(name, names):
         importlib.import_module(name)
         code = not below(name, names)
     except ModuleNotFoundError as error:
-        code = told(name) if error.name not in EXTRAS else 0
+        code = failed(name) if error.name not in EXTRAS else 0
     except BaseException:
-        code = told(name)
+        code = failed(name)
     finally:
         os._exit(code)
 
@@ -72,8 +72,8 @@ def ended(running):
     return status == 0
 
 
-def told(name):
-    """Say what happened."""
+def failed(name):
+    """Print what happened."""
     traceback.print_exc()
     print(f"failed: {name}", flush=True)
     sys.stderr.flush()

@@ -65,7 +65,7 @@ def test_plugins_use_public_names():
     assert not [path for path, names in found.items() if from_package(names, REGISTRY)]
 
 
-def test_the_rule_tells_public_from_private():
+def test_the_rule_distinguishes_public_from_private():
     """The rule of this file allows the interfaces, and forbids private modules and names."""
     assert all(map(is_public, ["safe_framework.Encoder", "safe_framework.data.audio.Waveform"]))
     private = [

@@ -70,7 +70,7 @@ def test_a_short_recording_is_padded_as_clap_does(
     assert not ours["is_longer"].any()
 
 
-def test_a_fused_checkpoint_hears_a_long_recording(folders: dict[bool, str]) -> None:
+def test_a_fused_checkpoint_takes_a_long_recording(folders: dict[bool, str]) -> None:
     """Law: the whole is shrunk as CLAP does, and three windows are cut from it in their order."""
     encoder = ClapEncoder(model=folders[True])
     inputs = encoder.prepare([noise(25.0)])
@@ -211,7 +211,7 @@ def test_silence_is_a_sample(folders: dict[bool, str]) -> None:
 def test_what_cannot_be_encoded_is_named(
     folders: dict[bool, str], sample: object, words: str
 ) -> None:
-    """Law: the error names the sample's place and the fix; nothing is cut silently."""
+    """Law: the error names the sample's position and the fix; nothing is cut silently."""
     with pytest.raises(SampleError, match=r"^`samples\[1\]` .*" + words):
         ClapEncoder(model=folders[False]).prepare([noise(), sample])
 

@@ -130,7 +130,7 @@ def test_it_is_frozen_unless_trainable(folder: str, encoder: DepthEncoder) -> No
     ],
 )
 def test_what_is_no_depth_map_is_named(encoder: DepthEncoder, sample: object, words: str) -> None:
-    """Law: the error names the sample's place and the fix."""
+    """Law: the error names the sample's position and the fix."""
     with pytest.raises(SampleError, match=r"^`samples\[1\]`.*" + words):
         encoder.prepare([plain(), sample])
 

@@ -19,7 +19,7 @@ from tests.support.toys import llama, tokenizer
 RECIPE = """\
 [base]
 model = "{folder}/base"
-[modalities.sense]
+[modalities.signal]
 encoder = {encoder}
 projector = {projector}
 fusion = {{ use = "lora", layers = [0, 1], rank = 2 }}
@@ -111,10 +111,10 @@ def step(model: SafeModel, batch: Any) -> list[str]:
 def test_from_recipe_to_answer(
     write: Callable[[str, str], Path], tmp_path: Path, encoder: str, projector: str, sample: Any
 ) -> None:
-    """A fresh sense is silent, a trained one heard and loadable, and off is the base's bits."""
+    """A fresh modality is silent, a trained one active and loadable, and off is the base's bits."""
     model = safe_framework.build(write(encoder, projector))
     rate = {"sampling_rate": sample.sampling_rate} if isinstance(sample, Waveform) else {}
-    batch = model.processor(["w3 w4", "w5 w6 w7"], sense=[sample, None], **rate)
+    batch = model.processor(["w3 w4", "w5 w6 w7"], signal=[sample, None], **rate)
     plain = {key: value for key, value in batch.items() if "__" not in key}
     with torch.no_grad():
         base = model.base(**plain).logits
@@ -123,9 +123,9 @@ def test_from_recipe_to_answer(
         step(model, batch)
     assert step(model, batch) == []
     with torch.no_grad():
-        heard = model(**batch).logits
-    assert not torch.equal(heard[0], base[0])
-    assert all_same([heard[1]], [base[1]])
+        active = model(**batch).logits
+    assert not torch.equal(active[0], base[0])
+    assert all_same([active[1]], [base[1]])
     assert model.generate(**batch, max_new_tokens=3).shape[1] > plain["input_ids"].shape[1]
     expected = model.base.generate(**plain, max_new_tokens=3)
     with model.off(), torch.no_grad():
@@ -133,7 +133,7 @@ def test_from_recipe_to_answer(
         assert torch.equal(model.generate(**batch, max_new_tokens=3), expected)
     loaded = safe_framework.load(model.save_pretrained(tmp_path / "adapter")).eval()
     with torch.no_grad():
-        assert all_same([loaded(**batch).logits], [heard])
+        assert all_same([loaded(**batch).logits], [active])
 
 
 def test_an_inner_encoder_that_refuses_is_shown_where_it_is(

@@ -21,7 +21,7 @@ from tests.training.conftest import KINDS, ROWS, model_with_modality, perturb
 
 @pytest.fixture
 def model() -> SafeModel:
-    """A trained sense, so that every parameter matters."""
+    """A trained modality, so that every parameter matters."""
     model = model_with_modality(llama())
     perturb(model)
     return model

@@ -125,7 +125,7 @@ def test_a_masked_token_is_as_if_not_there(variant: str) -> None:
 
 
 @every_variant
-def test_a_row_hears_its_own_tokens(variant: str) -> None:
+def test_a_row_attends_to_its_own_tokens(variant: str) -> None:
     """Law: another sample's tokens do not reach a row; its own do."""
     fusion, given, other = adapter(variant), tokens(), tokens()
     other.values[2] += torch.linspace(-1, 1, HIDDEN)
@@ -196,7 +196,7 @@ def test_every_trainable_parameter_learns(variant: str) -> None:
 
 
 @every_variant
-def test_a_step_from_a_fresh_start_is_heard(variant: str) -> None:
+def test_a_step_from_a_fresh_start_changes_outputs(variant: str) -> None:
     """Law: although its delta is zero, a fresh adapter can start: one step moves the delta."""
     fusion = adapter(variant, trained=False)
     without_gradient(fusion)
@@ -246,15 +246,15 @@ def test_a_prompt_in_chunks_is_the_whole_prompt(variant: str) -> None:
 
 @every_variant
 def test_a_row_whose_tokens_are_all_masked_is_the_bases(variant: str) -> None:
-    """L4: the core leaves such a row out; the other row is heard, and no NaN appears."""
+    """L4: the core leaves such a row out; the other row is changed, and no NaN appears."""
     model = with_modality(variant, llama(), trained=True)
     batch, samples = texts(model.base, 2, 4), felt(2)
     samples["touch__mask"][1] = False
     with torch.no_grad():
-        heard, base = model(**batch, **samples).logits, model(**batch).logits
-    assert bitwise_equal(heard[1], base[1])
-    assert not torch.equal(heard[0], base[0])
-    assert heard.isfinite().all()
+        active, base = model(**batch, **samples).logits, model(**batch).logits
+    assert bitwise_equal(active[1], base[1])
+    assert not torch.equal(active[0], base[0])
+    assert active.isfinite().all()
 
 
 @every_variant

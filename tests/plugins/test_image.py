@@ -161,7 +161,7 @@ def test_loading_prints_nothing(folder: Write, capfd: pytest.CaptureFixture[str]
     ],
 )
 def test_what_is_no_picture_is_named(encoder: ImageEncoder, sample: object, words: str) -> None:
-    """Law: the error names the sample's place and the fix."""
+    """Law: the error names the sample's position and the fix."""
     with pytest.raises(SampleError, match=r"^`samples\[1\]`.*" + words):
         encoder.prepare([picture(), sample])
 
@@ -199,25 +199,25 @@ def test_a_model_without_eyes_is_refused(tmp_path: Path) -> None:
 
 def test_a_checkpoint_must_say_how_it_normalises(tmp_path: Path) -> None:
     """Law: mean and deviation are never guessed."""
-    place = Path(write_backbone(tmp_path, "vit"))
-    (place / "preprocessor_config.json").unlink()
+    folder = Path(write_backbone(tmp_path, "vit"))
+    (folder / "preprocessor_config.json").unlink()
     with pytest.raises(
         CheckpointError, match=r"how its pictures are normalised.*(\n.*)*\nhint: put"
     ):
-        ImageEncoder(model=str(place))
+        ImageEncoder(model=str(folder))
 
 
 def test_weights_are_never_random(tmp_path: Path) -> None:
     """Law: a checkpoint that lacks a weight of a layer is refused by the weight's name."""
     from safetensors.torch import load_file, save_file
 
-    place = Path(write_backbone(tmp_path, "dinov2"))
-    tensors = load_file(place / "model.safetensors")
+    folder = Path(write_backbone(tmp_path, "dinov2"))
+    tensors = load_file(folder / "model.safetensors")
     lost = next(name for name in tensors if "mlp.fc1.weight" in name)
     del tensors[lost]
-    save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"lacks 1 weights, such as `.*mlp"):
-        ImageEncoder(model=str(place))
+        ImageEncoder(model=str(folder))
 
 
 def test_fitting_keeps_the_mean_of_valid_pixels() -> None:

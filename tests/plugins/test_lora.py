@@ -162,19 +162,19 @@ def test_keys_and_values_are_computed_once_for_a_generation() -> None:
     assert calls == [1]
 
 
-def test_a_beam_hears_its_own_rows_sample() -> None:
+def test_a_beam_uses_its_own_rows_sample() -> None:
     """Law: with beams, a row of a batch gives what it gives alone."""
     model = attached(llama(), fusion=perturbed())
-    ids, sense = torch.arange(3, 9).reshape(2, 3), felt(2)
+    ids, samples = torch.arange(3, 9).reshape(2, 3), felt(2)
     options: dict[str, Any] = {"max_new_tokens": 4, "num_beams": 3, "do_sample": False}
     together = model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), **sense, **options
+        input_ids=ids, attention_mask=torch.ones_like(ids), **samples, **options
     )
     for row in range(2):
         alone = model.generate(
             input_ids=ids[row : row + 1],
             attention_mask=torch.ones(1, 3, dtype=torch.long),
-            **{key: value[row : row + 1] for key, value in sense.items()},
+            **{key: value[row : row + 1] for key, value in samples.items()},
             **options,
         )
         assert torch.equal(together[row, : alone.shape[1]], alone[0])

@@ -1,4 +1,4 @@
-"""Several encoders on one recording: toy ones of known frames, and what a recipe says of them."""
+"""Several encoders on one recording: toy ones of known frames, and recipes of them."""
 
 import pickle
 from collections.abc import Mapping, Sequence
@@ -41,10 +41,10 @@ class Blocks(Encoder):
         return {"values": values, "counts": torch.tensor(counts)}
 
     def forward(self, **inputs: Tensor) -> Frames:
-        places = torch.arange(inputs["values"].shape[1])
+        positions = torch.arange(inputs["values"].shape[1])
         mean = self.dropout(inputs["values"].mean(-1))
-        values = torch.stack([mean, places.expand_as(mean).float()], dim=-1)
-        return Frames(values, places < inputs["counts"][:, None])
+        values = torch.stack([mean, positions.expand_as(mean).float()], dim=-1)
+        return Frames(values, positions < inputs["counts"][:, None])
 
 
 def sound(seconds: float = 0.4, rate: int = RATE) -> Waveform:
@@ -113,7 +113,7 @@ def test_prepare_on_cpu() -> None:
     assert all(len(tensor) == 2 and tensor.device.type == "cpu" for tensor in inputs.values())
 
 
-def test_each_hears_the_recording_at_its_own_rate() -> None:
+def test_each_takes_the_recording_at_its_own_rate() -> None:
     """Law: the recording's rate is the highest, and a recording of any rate is resampled."""
     made = pair()
     assert made.sampling_rate == RATE
@@ -136,7 +136,7 @@ def test_encoders_of_any_sample_share_it() -> None:
 
 
 def test_what_cannot_be_encoded_is_named() -> None:
-    """Law: a sample that does not say its rate is an error that names its place."""
+    """Law: a sample that does not say its rate is an error that names its position."""
     with pytest.raises(SampleError, match=r"^`samples\[1\]` is a ndarray, .*\nhint: wrap it"):
         pair().prepare([sound(), np.zeros(9)])
 

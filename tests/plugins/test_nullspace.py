@@ -27,7 +27,7 @@ SAMPLES = [np.random.default_rng(n).normal(size=(3, DIM)).astype(np.float32) for
 
 @pytest.fixture
 def model() -> SafeModel:
-    """A fresh sense whose projector is wider than what retention shows it."""
+    """A fresh modality whose projector is wider than what retention shows it."""
     torch.manual_seed(0)
     model = SafeModel(llama(), tokenizer())
     projector = StandardProjector(DIM, HIDDEN, tokens=2, hidden_dim=WIDE, depth=3, dropout=0.0)
@@ -169,7 +169,7 @@ def test_without_it_they_move(
 def test_the_models_answers_beside_the_sample_stay(
     model: SafeModel, examples: RetentionExamples, tmp_path: Path
 ) -> None:
-    """Law: with every layer held on retention, so is what the model says there."""
+    """Law: with every layer held on retention, so are the model's outputs there."""
     method = begun(model, examples, tmp_path)
     before = [model(**example).logits for example in examples[:]]
     train(model, method, 60)

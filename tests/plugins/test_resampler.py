@@ -104,13 +104,13 @@ def test_rows_do_not_depend_on_each_other(make: Make) -> None:
     assert_same_sums(alone.values[alone.mask], together.values[3][together.mask[3]], TERMS)
 
 
-def test_order_is_heard_if_positions_are_on() -> None:
+def test_order_matters_if_positions_are_on() -> None:
     """Law: reversed frames give other tokens with positions, and the same without."""
     given = frames()
     backwards = Frames(given.values.flip(1), given.mask)
-    plain, placed = resampler(positions=False), resampler()
+    plain, positioned = resampler(positions=False), resampler()
     assert_same_sums(plain(backwards).values, plain(given).values, TERMS)
-    assert not torch.allclose(placed(backwards).values, placed(given).values, atol=1e-3)
+    assert not torch.allclose(positioned(backwards).values, positioned(given).values, atol=1e-3)
 
 
 def test_only_a_fixed_number_is_promised() -> None:

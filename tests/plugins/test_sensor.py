@@ -65,7 +65,7 @@ def test_prepare_on_cpu() -> None:
 
 
 @embeddings
-def test_every_parameter_trains_unless_told_not_to(embedding: str) -> None:
+def test_every_parameter_trains_by_default(embedding: str) -> None:
     """Law: each parameter gets a gradient that is not zero; none with `trainable = false`."""
     made = encoder(embedding=embedding)
     made(**made.prepare([readings()])).values.square().sum().backward()
@@ -154,7 +154,7 @@ def changed(step: int, value: float) -> np.ndarray:
     ],
 )
 def test_what_cannot_be_encoded_is_named(sample: object, words: str) -> None:
-    """Law: the error names the sample's place and the fix; nothing is cut silently."""
+    """Law: the error names the sample's position and the fix; nothing is cut silently."""
     with pytest.raises(SampleError, match=r"^`samples\[1\]` .*" + words):
         encoder().prepare([readings(), sample])
 

@@ -52,7 +52,7 @@ def test_it_computes_its_equation() -> None:
 
 
 def test_each_gate_opens_its_own_part() -> None:
-    """Law: the sample is heard through the first gate; the second alone adds the text's part."""
+    """Law: the sample enters through the first gate; the second alone adds the text's part."""
     attended, fed = adapter(attention=1.0), adapter(feed_forward=1.0)
     assert not torch.equal(delta(attended, seed=1), delta(attended, seed=2))
     assert delta(fed).any()

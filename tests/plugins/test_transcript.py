@@ -115,18 +115,18 @@ def expected(folder: str, wave: Waveform, **options: object) -> str:
 def test_a_transcript_is_whispers_own(english: str) -> None:
     """Law: a transcript is what transformers' Whisper writes of the recording alone."""
     transcriber = Transcriber(english, max_new_tokens=8)
-    heard = transcriber([noise(), noise(2.0, seed=1)])
-    assert heard == [expected(english, noise()), expected(english, noise(2.0, seed=1))]
-    assert all(text.startswith("w") for text in heard)
-    assert transcriber([noise()]) == heard[:1]
+    transcripts = transcriber([noise(), noise(2.0, seed=1)])
+    assert transcripts == [expected(english, noise()), expected(english, noise(2.0, seed=1))]
+    assert all(text.startswith("w") for text in transcripts)
+    assert transcriber([noise()]) == transcripts[:1]
 
 
 @pytest.mark.parametrize("language", ["de", "german", "English", None])
-def test_a_language_is_told_or_found(multilingual: str, language: str | None) -> None:
-    """Law: a multilingual Whisper writes in the language that it is told, or finds one."""
-    heard = Transcriber(multilingual, language=language, max_new_tokens=8)([noise()])
+def test_a_language_is_given_or_detected(multilingual: str, language: str | None) -> None:
+    """Law: a multilingual Whisper writes in the given language, or detects one."""
+    transcripts = Transcriber(multilingual, language=language, max_new_tokens=8)([noise()])
     language = language and language.lower()
-    assert heard == [expected(multilingual, noise(), language=language, task="transcribe")]
+    assert transcripts == [expected(multilingual, noise(), language=language, task="transcribe")]
 
 
 @pytest.mark.parametrize(
@@ -138,8 +138,8 @@ def test_a_language_is_told_or_found(multilingual: str, language: str | None) ->
         (noise(2.5), r"lasts 2\.50 s, longer than Whisper's 2 s\nhint: cut the recording"),
     ],
 )
-def test_what_cannot_be_heard_is_named(english: str, sample: object, words: str) -> None:
-    """Law: the error names the sample's place and the fix; nothing is cut silently."""
+def test_what_cannot_be_transcribed_is_named(english: str, sample: object, words: str) -> None:
+    """Law: the error names the sample's position and the fix; nothing is cut silently."""
     with pytest.raises(SampleError, match=r"^`samples\[1\]` .*" + words):
         Transcriber(english, max_new_tokens=1)([noise(0.1), sample])
 

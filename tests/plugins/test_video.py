@@ -71,7 +71,7 @@ def film(pictures: int = 3, seed: int = 0, side: int = 11) -> np.ndarray:
 @pytest.mark.parametrize("per_picture", [1, 3])
 def test_frames_shape(folders: dict[str, str], kind: str, per_picture: int) -> None:
     """Law: each picture gives its frames, whatever the backbone, and padding is masked."""
-    per_picture = 1 if kind == "resnet" else per_picture  # its map is a single place
+    per_picture = 1 if kind == "resnet" else per_picture  # its map is a single position
     made = VideoEncoder(model=folders[kind], per_picture=per_picture)
     frames = made(**made.prepare([film(2), film(5)]))
     assert frames.values.shape == (2, 5 * per_picture, WIDTH) == (2, 5 * per_picture, made.dim)
@@ -142,7 +142,7 @@ def test_a_small_picture_fits_whole(folders: dict[str, str]) -> None:
     assert made.prepare([film(1, side=1), film(1, side=40)])["pixels"].shape[-2:] == (SIDE, SIDE)
 
 
-def test_frozen_unless_told_otherwise(folders: dict[str, str]) -> None:
+def test_frozen_by_default(folders: dict[str, str]) -> None:
     """Law: no parameter trains by default; with `trainable` all that reach the frames do."""
     assert not any(p.requires_grad for p in VideoEncoder(model=folders["vit"]).parameters())
     made = VideoEncoder(model=folders["vit"], trainable=True).train()
@@ -168,7 +168,7 @@ def test_frozen_unless_told_otherwise(folders: dict[str, str]) -> None:
 def test_what_cannot_be_encoded_is_named(
     folders: dict[str, str], sample: object, words: str
 ) -> None:
-    """Law: the error names the sample's place and the fix; no picture is dropped."""
+    """Law: the error names the sample's position and the fix; no picture is dropped."""
     with pytest.raises(SampleError, match=r"^`samples\[1\]` " + words):
         VideoEncoder(model=folders["vit"], pictures=4).prepare([film(), sample])
 

@@ -140,7 +140,7 @@ def test_silence_is_a_sample(encoder: WhisperEncoder) -> None:
     ],
 )
 def test_what_cannot_be_encoded_is_named(folder: str, sample: object, words: str) -> None:
-    """Law: the error names the sample's place and the fix; nothing is cut silently."""
+    """Law: the error names the sample's position and the fix; nothing is cut silently."""
     encoder = WhisperEncoder(model=folder, seconds=1.0)
     with pytest.raises(SampleError, match=r"^`samples\[1\]` .*" + words):
         encoder.prepare([noise(), sample])

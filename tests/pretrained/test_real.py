@@ -21,10 +21,10 @@ pytestmark = pytest.mark.real
 def test_smollm2_answers() -> None:
     """Law: the expanded language model still knows what it knew, and its card its size."""
     card = read_card(catalogue.card_path("smollm2-135m-instruct-q4"))
-    place = resolve(card.name, quiet=True)
-    tokenizer = AutoTokenizer.from_pretrained(place)
+    path = resolve(card.name, quiet=True)
+    tokenizer = AutoTokenizer.from_pretrained(path)
     with quietly():
-        model = AutoModelForCausalLM.from_pretrained(place)
+        model = AutoModelForCausalLM.from_pretrained(path)
     question = [{"role": "user", "content": "What is the capital of France?"}]
     inputs = tokenizer.apply_chat_template(
         question, add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -35,13 +35,13 @@ def test_smollm2_answers() -> None:
     assert len(model.model.layers) == card.facts["layers"]
 
 
-def test_whisper_tells_sounds_apart() -> None:
+def test_whisper_distinguishes_sounds() -> None:
     """Law: two seeds of noise sound alike to Whisper's encoder, and a tone unlike either."""
     card = read_card(catalogue.card_path("whisper-tiny.en"))
-    place = resolve(card.name, quiet=True)
-    extractor = WhisperFeatureExtractor.from_pretrained(place)
+    path = resolve(card.name, quiet=True)
+    extractor = WhisperFeatureExtractor.from_pretrained(path)
     with quietly():
-        model = WhisperModel.from_pretrained(place)
+        model = WhisperModel.from_pretrained(path)
     seconds = np.arange(16000) / 16000
     sounds = [np.random.default_rng(seed).normal(0, 0.1, 16000) for seed in (0, 1)]
     sounds += [np.sin(2 * np.pi * 440 * seconds)]
@@ -54,23 +54,23 @@ def test_whisper_tells_sounds_apart() -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == card.facts["parameters"]
 
 
-def test_dinov2_tells_shapes_apart() -> None:
-    """Law: two places of a disc look alike to DINOv2, and a grid of lines unlike either."""
+def test_dinov2_distinguishes_shapes() -> None:
+    """Law: two positions of a disc look alike to DINOv2, and a grid of lines unlike either."""
     card = read_card(catalogue.card_path("dinov2-small"))
     encoder = ImageEncoder(model=card.name, layer=8)
-    places = np.stack(np.meshgrid(np.arange(112), np.arange(112)))
+    grid = np.stack(np.meshgrid(np.arange(112), np.arange(112)))
     pictures = [
-        np.uint8(255 * (np.hypot(*(places - middle)) < 25)[..., None].repeat(3, 2))
+        np.uint8(255 * (np.hypot(*(grid - middle)) < 25)[..., None].repeat(3, 2))
         for middle in (45, 65)
     ]
-    pictures += [np.uint8(255 * (places % 16 < 3).any(0)[..., None].repeat(3, 2))]
+    pictures += [np.uint8(255 * (grid % 16 < 3).any(0)[..., None].repeat(3, 2))]
     with torch.no_grad():
         states = encoder(**encoder.prepare(pictures)).values.mean(dim=1)
     alike, unlike = torch.cosine_similarity(states[:1], states[1:])
     assert alike > unlike
     assert encoder.dim == card.facts["hidden_size"]
-    place = resolve(card.name, quiet=True)
+    path = resolve(card.name, quiet=True)
     with quietly():
-        model = AutoModel.from_pretrained(place)
+        model = AutoModel.from_pretrained(path)
     assert sum(parameter.numel() for parameter in model.parameters()) == card.facts["parameters"]
     assert len(model.encoder.layer) == card.facts["layers"]

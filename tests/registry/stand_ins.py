@@ -62,17 +62,17 @@ SHORTER = {
 
 def stand_in(card: Card, folder: Path) -> Path:
     """A random checkpoint of the card's architecture, with what reads its inputs."""
-    place = folder / card.name
-    if place.is_dir():
-        return place
+    path = folder / card.name
+    if path.is_dir():
+        return path
     with quietly():
         if card.kind.endswith("language-model"):
-            _base(card.config["model_type"]).save_pretrained(place)
-            tokenizer().save_pretrained(place)
+            _base(card.config["model_type"]).save_pretrained(path)
+            tokenizer().save_pretrained(path)
         else:
-            _encoder(card).save_pretrained(place)
-            _preprocessor(card).save_pretrained(place)
-    return place
+            _encoder(card).save_pretrained(path)
+            _preprocessor(card).save_pretrained(path)
+    return path
 
 
 @cache
@@ -101,10 +101,10 @@ def _preprocessor(card: Card) -> Any:
 
 def _composed(spec: ComposeSpec, folder: Path) -> Path:
     """The base that ``safe compose`` would make of the stand-ins, its projector untrained."""
-    place = folder / "-".join(Path(part).name for part in (spec.vision, spec.language))
-    if not place.is_dir():
-        write_checkpoint(place, *compose(spec.vision, spec.language), {})
-    return place
+    path = folder / "-".join(Path(part).name for part in (spec.vision, spec.language))
+    if not path.is_dir():
+        write_checkpoint(path, *compose(spec.vision, spec.language), {})
+    return path
 
 
 def small_recipe(name: str, folder: Path) -> Recipe:

@@ -77,7 +77,7 @@ def test_it_says_where_its_facts_are_from():
 
 
 def test_a_card_without_a_package_is_on_the_hub():
-    """Its place is the hub id, at the commit that its facts are of."""
+    """Its location is the hub id, at the commit that its facts are of."""
     card = card_of("llama-2-7b")
     assert card.package is None
     assert resolve("llama-2-7b") == card.hub

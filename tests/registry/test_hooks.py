@@ -18,7 +18,7 @@ def manager(installed):
 
 
 def test_an_event_reaches_an_installed_hook(manager):
-    """A hook is called with what the event tells."""
+    """A hook is called with the event's arguments."""
     manager[0].hook.safe_training_step(step=3, metrics={"loss": 0.5})
     assert sys.modules["acme_hooks"].seen[-1] == (3, {"loss": 0.5})
 

@@ -23,15 +23,15 @@ assert len(NAMES) >= 7
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory):
+def shared_folder(tmp_path_factory):
     """A folder that all recipes share, so that a stand-in is made once."""
     return tmp_path_factory.mktemp("stand-ins")
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def small(request, places):
+def small(request, shared_folder):
     """A recipe of the catalogue on stand-ins, and its model."""
-    recipe = small_recipe(request.param, places)
+    recipe = small_recipe(request.param, shared_folder)
     return recipe, build.build(recipe)
 
 
@@ -75,10 +75,10 @@ def test_a_step_trains_it_and_off_is_the_base(small, tmp_path, monkeypatch):
     batch = model.processor(question=["what is this"], **{name: [few[0].samples[name]]})
     words = {name: value for name, value in batch.items() if "__" not in name}
     with torch.no_grad():
-        base, heard = model.base(**words).logits, model(**batch).logits
+        base, active = model.base(**words).logits, model(**batch).logits
         with model.off():
             assert bitwise_equal(model(**batch).logits, base)
-    assert not bitwise_equal(heard, base)
+    assert not bitwise_equal(active, base)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -26,8 +26,8 @@ def combinations(*axes: Iterable[Any]) -> list[Any]:
     fast = {tuple(number % len(axis) for axis in values) for number in range(longest)}
     return [
         pytest.param(
-            *(axis[place] for axis, place in zip(values, places, strict=True)),
-            marks=[] if places in fast else [pytest.mark.slow],
+            *(axis[index] for axis, index in zip(values, indices, strict=True)),
+            marks=[] if indices in fast else [pytest.mark.slow],
         )
-        for places in product(*(range(len(axis)) for axis in values))
+        for indices in product(*(range(len(axis)) for axis in values))
     ]

@@ -24,7 +24,7 @@ FORWARD = LAYERS * (ATTENTION + 6 * HIDDEN) + HIDDEN + VOCABULARY
 """Through a toy base: in each layer attention, a norm and two matrices that are at most four times
 as wide as a hidden state; at the end the output embeddings and a softmax."""
 BACKWARD = 2 * FORWARD
-"""To a gradient of what a toy base says, which goes the same way back."""
+"""To a gradient of a toy base's outputs, which goes the same way back."""
 
 
 def rounding(terms: int, scale: float | Tensor = 1.0, dtype: torch.dtype = torch.float32) -> float:

@@ -43,7 +43,7 @@ def test_its_own_tests_pass(site):
 
 
 def test_it_is_shown_with_the_shipped_ones_and_not_imported(site):
-    """``safe list`` and ``safe show`` tell its origin, line and options from its source alone."""
+    """``safe list`` and ``safe show`` report its origin, line and options from its source alone."""
     code = (
         "import sys\n"
         "from safe_framework.cli import main\n"

@@ -149,7 +149,7 @@ def test_a_folder_can_be_read_by_others(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_another_process_made_first_stays(tmp_path: Path) -> None:
-    """What was written meanwhile is dropped, and its writer is told."""
+    """What was written meanwhile is dropped, and its writer gets an error."""
     folder = tmp_path / "folder"
 
     def slow(temporary: Path) -> None:

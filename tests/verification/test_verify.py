@@ -72,10 +72,10 @@ def test_nothing_is_left_behind() -> None:
     """Weights, hooks, gates, modes and the random state are as they were."""
     model = attached(llama(), "touch", "smell").train()
     model.set_gate(0.25, "smell")
-    before = fingerprint(model), model.gates, [id(placed.hook) for placed in hooks_on(model.base)]
+    before = fingerprint(model), model.gates, [id(record.hook) for record in hooks_on(model.base)]
     random = torch.get_rng_state()
     verify(model, calls="quick")
-    hooks = [id(placed.hook) for placed in hooks_on(model.base) if placed.ours]
+    hooks = [id(record.hook) for record in hooks_on(model.base) if record.ours]
     assert (fingerprint(model), model.gates, hooks) == before
     assert torch.equal(torch.get_rng_state(), random)
     assert model.training

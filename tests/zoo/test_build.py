@@ -120,7 +120,7 @@ def test_who_generates():
 
 
 def test_a_type_that_cannot_be_built_says_why():
-    """The error of a type that reads no text alone names it and what transformers said."""
+    """The error of a type that reads no text alone names it and the error of transformers."""
     with pytest.raises(CannotBuild, match=r"`pi0`.*TypeError.*state"):
         tiny("image_text", "pi0")
 

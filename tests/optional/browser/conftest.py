@@ -31,7 +31,7 @@ class Browser:
 
     def open(self, page: Path | str, *, dark: bool = False, width: int = 1200) -> None:
         """Load a page in a window of ``width`` CSS pixels that asks for light or dark."""
-        self.driver.get("about:blank")  # so that nothing of the page before is heard late
+        self.driver.get("about:blank")  # so that nothing of the page before arrives late
         self.driver.get_log("performance")
         self.driver.get_log("browser")
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}

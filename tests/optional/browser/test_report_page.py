@@ -68,7 +68,7 @@ def test_it_loads_without_a_complaint_or_a_request(
 
 
 def test_a_request_or_a_complaint_would_be_seen(browser: Browser, tmp_path: Path) -> None:
-    """Law: these tests hear of an image that is asked for and of a script that fails."""
+    """Law: these tests are informed of an image that is asked for and of a script that fails."""
     page = tmp_path / "loud.html"
     page.write_text("<img src='missing.png'><script>nothing.here</script>")
     browser.open(page)

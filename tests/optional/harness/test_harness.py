@@ -122,8 +122,8 @@ def test_texts_are_those_of_generate(
     batch = model.processor("the dog", audio=[read_audio(clip, 16000)])
     out = model.generate(**batch, max_new_tokens=5, do_sample=False)
     new = out[0, batch["input_ids"].shape[1] :]
-    said = model.processor.decode(new, skip_special_tokens=True)
-    assert found["writing"][2][0][0] == said.partition("mat")[0]
+    text = model.processor.decode(new, skip_special_tokens=True)
+    assert found["writing"][2][0][0] == text.partition("mat")[0]
 
 
 def test_the_command_knows_the_model(adapter: Path, tasks: Path, tmp_path: Path) -> None:
@@ -154,8 +154,8 @@ def test_mistakes_are_named(name: str, adapter: Path) -> None:
     """Law: an argument that means nothing is an error with what to do."""
     from safe_framework.harness.model import SafeLM
 
-    value, said = MISTAKES[name]
-    with pytest.raises(SafeError, match=said):
+    value, message = MISTAKES[name]
+    with pytest.raises(SafeError, match=message):
         SafeLM(str(adapter), **{name: value})
 
 

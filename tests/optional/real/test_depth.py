@@ -1,4 +1,4 @@
-"""The tour of adding a sense on real models: SmolLM2, DINOv2, and the maps that ship."""
+"""The tour of adding a modality on real models: SmolLM2, DINOv2, and the maps that ship."""
 
 import runpy
 import sys

@@ -63,12 +63,12 @@ def batch(model: safe_framework.SafeModel) -> dict[str, torch.Tensor]:
 
 
 def plain(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same texts without the sense."""
+    """The same texts without the modality."""
     return {key: value for key, value in batch.items() if "__" not in key}
 
 
-def test_it_hears(measured: Evaluation) -> None:
-    """At least 0.70 of unheard notes are named, and 0.85 of what a linear probe names."""
+def test_it_names_instruments_and_notes(measured: Evaluation) -> None:
+    """At least 0.70 of unseen notes are named, and 0.85 of what a linear probe names."""
     gain = measured.gain
     assert gain.accuracy.value >= 0.70
     assert gain.accuracy.value >= 0.85 * gain.probe.value
@@ -113,7 +113,7 @@ def test_rows_without_a_sample_keep_their_bits(
 def test_cached_decoding_is_uncached_decoding(
     model: safe_framework.SafeModel, batch: dict[str, torch.Tensor]
 ) -> None:
-    """With the sense on, a cache changes no token."""
+    """With the modality on, a cache changes no token."""
     options = {"max_new_tokens": 8, "do_sample": False}
     cached = model.generate(**batch, **options)
     assert torch.equal(cached, model.generate(**batch, use_cache=False, **options))

@@ -65,9 +65,9 @@ def test_a_layer_is_that_of_the_whole_model(pipelines, weights, name: str, layer
     bundle = getattr(pipelines, name)
     whole = bundle.get_model(dl_kwargs={"model_dir": folder, "progress": False})
     states = whole.extract_features(torch.from_numpy(noise().values)[None])[0]
-    place = layer - 1 if layer > 0 else LAYERS + layer
-    torch.testing.assert_close(encoder(**encoder.prepare([noise()])).values, states[place])
-    assert len(encoder.model.encoder.transformer.layers) == place + 1
+    index = layer - 1 if layer > 0 else LAYERS + layer
+    torch.testing.assert_close(encoder(**encoder.prepare([noise()])).values, states[index])
+    assert len(encoder.model.encoder.transformer.layers) == index + 1
 
 
 def test_it_is_deterministic_and_frozen(encoder: TorchaudioEncoder) -> None:
@@ -128,7 +128,7 @@ def test_the_shortest_recording_has_one_frame(encoder: TorchaudioEncoder) -> Non
 def test_what_cannot_be_encoded_is_named(
     encoder: TorchaudioEncoder, sample: object, words: str
 ) -> None:
-    """Law: the error names the sample's place and the fix; nothing is cut silently."""
+    """Law: the error names the sample's position and the fix; nothing is cut silently."""
     with pytest.raises(SampleError, match=r"^`samples\[1\]` .*" + words):
         encoder.prepare([noise(), sample])
 

@@ -92,7 +92,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "downsampling_ratios": [2, 2],
         "depths": [1, 1, 1],
     },
-    # Its protein encoder's layers have the same name: only their number tells which is which.
+    # Its protein encoder's layers have the same name: only their number distinguishes them.
     "evolla": {"num_hidden_layers": 3},
     # Four patches in one, each as wide as the tower.
     "llama4_vision_model": {"intermediate_size": 256},

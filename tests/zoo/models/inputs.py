@@ -269,9 +269,9 @@ def _placed(model: nn.Module, text: Inputs, layout: Inputs) -> Inputs:
     ids = text["input_ids"]
     middle = torch.tensor(inserted, dtype=torch.long).expand(len(ids), -1)
     ids = torch.cat([ids[:, :1], middle, ids[:, 1:]], dim=1)
-    placed = text | layout | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    whole = text | layout | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     kinds = _parameters(model.forward) & set(_TOKEN_TYPES)
-    return placed | {name: (ids == image).long() for name in kinds}
+    return whole | {name: (ids == image).long() for name in kinds}
 
 
 def _features(model: Any, layout: Inputs, rows: int) -> int:
