@@ -69,7 +69,7 @@ def test_a_row_gives_its_prompt_and_answer(
 def test_a_row_that_lacks_its_part_is_named(
     reading: TaskFormat, values: dict[str, object], message: str
 ) -> None:
-    """Law: a missing question, caption or label, and one outside the set, is named with its line."""
+    """Law: a missing question, caption or label, or one outside the set, is named with its line."""
     with pytest.raises(DataError, match=message):
         read_task_row(reading, row(**values))
 
