@@ -54,7 +54,9 @@ class MelBandsEncoder(Encoder):
         self.register_buffer("filters", _triangles(bands, self._size, sampling_rate))
         self.register_buffer("taper", torch.hann_window(self._size))
         if not self.filters.any(0).all():
-            raise ValueError(f"`bands` must be fewer than {bands}, or `window` longer: one is empty")
+            raise ValueError(
+                f"`bands` must be fewer than {bands}, or `window` longer: one is empty"
+            )
 
     def prepare(self, samples: Sequence[Waveform]) -> Mapping[str, Tensor]:
         """``waves`` (batch, samples), filled up with silence, and ``lengths`` in frames."""
