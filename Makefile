@@ -8,12 +8,12 @@ EDITABLE := $(PIP) --constraint .ci/constraints.txt --editable
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo        a real model learns to hear: install, train, measure, report"
+	@echo "make demo        a real model learns an audio modality: install, train, measure, report"
 	@echo "make test        install, run the test suite"
 	@echo "make test-fast   its fast lane: laws, recipes, one training (3 minutes on two cores)"
 	@echo "make test-portable  what a model computes, as other processors add up its sums"
 	@echo "make lint        style and types"
-	@echo "make bench       what a sense costs in time and memory, as ratios (minutes, on an idle machine)"
+	@echo "make bench       what a modality costs in time and memory, as ratios (minutes, on an idle machine)"
 	@echo "make check-real  tests on the packaged pretrained models (minutes)"
 	@echo "make check-browser  report and playground as Chromium shows them"
 	@echo "make check-harness  the tasks of lm-evaluation-harness on base and adapter"

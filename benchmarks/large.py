@@ -44,7 +44,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def built(shape: str, device: str, kind: torch.dtype) -> tuple[SafeModel, list[Row]]:
-    """The base of a shape in bfloat16, made where it lies, with a sense that was woken.
+    """The base of a shape in bfloat16, made where it lies, with a modality that has an effect.
 
     Args:
         shape: one of ``SHAPES``.
@@ -52,7 +52,7 @@ def built(shape: str, device: str, kind: torch.dtype) -> tuple[SafeModel, list[R
         kind: the numbers of projector and adapter.
 
     Returns:
-        The model, and the rows of what attaching the sense took.
+        The model, and the rows of what attaching the modality took.
     """
     with torch.device(device):
         before = torch.get_default_dtype()
@@ -63,9 +63,9 @@ def built(shape: str, device: str, kind: torch.dtype) -> tuple[SafeModel, list[R
             torch.set_default_dtype(before)
     start = time.perf_counter()
     model = SafeModel(base)
-    model.add_modality("sense", **_parts(model))
+    model.add_modality("touch", **_parts(model))
     took = amount("a modality attached to a base in memory", [time.perf_counter() - start], "s")
-    waken(model).modality("sense").to(kind)
+    waken(model).modality("touch").to(kind)
     return model.eval(), [took]
 
 
@@ -83,7 +83,7 @@ def measured(
     model: SafeModel, wanted: Sequence[str], lengths: Sequence[int], rounds: int
 ) -> dict[str, list[Row]]:
     """The wanted groups of rows."""
-    calls = {length: calls_of(model, "sense", length) for length in lengths}
+    calls = {length: calls_of(model, "touch", length) for length in lengths}
     first = calls[lengths[0]]
     groups: Mapping[str, Callable[[], list[Row]]] = {
         "off": lambda: operation_rows(first),

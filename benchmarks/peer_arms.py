@@ -21,7 +21,7 @@ FULL_RANK_RATE = 1e-3  # of fusion adapters whose matrices are whole
 
 @attrs.frozen
 class Arm:
-    """One way to give the base a sense.
+    """One way to give the base a modality.
 
     Attributes:
         title: in tables.
@@ -70,17 +70,17 @@ ARMS: Mapping[str, Arm] = {
     ),
 }
 USUAL = tuple(name for name, arm in ARMS.items() if arm.retention != "counterfactual")
-"""The last ones lend SAFE's own retention to peers: they tell fusion and retention apart."""
+"""The last ones lend SAFE's own retention to peers: they separate fusion from retention."""
 
 
 def recipe_of(task: str, arm: Arm, seed: int, steps: int | None) -> Recipe:
     """The recipe called ``task`` (or at that path) as an arm trains from it."""
     recipe = read_recipe(task)
-    name, sense = next(iter(recipe.modalities.items()))
+    name, modality = next(iter(recipe.modalities.items()))
     if arm.fusion is not None or arm.layers is not None:
-        sense = attrs.evolve(sense, fusion=_fusion(sense.fusion, arm))
+        modality = attrs.evolve(modality, fusion=_fusion(modality.fusion, arm))
     if arm.resampler:
-        sense = attrs.evolve(sense, projector=_resampler(sense.projector))
+        modality = attrs.evolve(modality, projector=_resampler(modality.projector))
     steps = recipe.training.max_steps if steps is None else steps
     training = attrs.evolve(
         recipe.training,
@@ -90,7 +90,7 @@ def recipe_of(task: str, arm: Arm, seed: int, steps: int | None) -> Recipe:
         seed=seed,
         fusion_learning_rate=arm.fusion_rate or recipe.training.fusion_learning_rate,
     )
-    return attrs.evolve(recipe, modalities={name: sense}, training=training)
+    return attrs.evolve(recipe, modalities={name: modality}, training=training)
 
 
 def _fusion(own: PluginSpec, arm: Arm) -> PluginSpec:

@@ -92,7 +92,7 @@ def spread(texts: Sequence[str], count: int | None) -> list[str]:
     """
     if count is None or count >= len(texts):
         return list(texts)
-    return [texts[place * len(texts) // count] for place in range(count)]
+    return [texts[index * len(texts) // count] for index in range(count)]
 
 
 def gains(
@@ -105,17 +105,17 @@ def gains(
     """Exact match on held-out samples, and over what another's sample gives."""
     expected = [example.answer for example in test]
     options = {**asking, "gate": {name: 1.0}}
-    heard = exact_match(answer(model, test, **options), expected)
+    accuracies = exact_match(answer(model, test, **options), expected)
     astray = with_shuffled_samples(test, name, seed=drawing["seed"])
     misled = exact_match(answer(model, astray, **options, label="shuffled"), expected)
     return {
-        "gain": bootstrap(heard, **drawing),
-        "over shuffled": bootstrap(heard - misled, **drawing),
+        "gain": bootstrap(accuracies, **drawing),
+        "over shuffled": bootstrap(accuracies - misled, **drawing),
     }
 
 
 def rows_alone(model: Any, name: str, texts: Sequence[str], sample: Any) -> bool:
-    """Whether a row without the sense, beside one with it, is the base's row bit for bit."""
+    """Whether a row without the modality, beside one with it, is the base's row bit for bit."""
     given = model_inputs(model, texts, [{name: sample}, {}])
     plain = model_inputs(model, texts)
     ours, base = model(**given).logits[1], model.base(**plain).logits[1]
@@ -152,13 +152,13 @@ def latencies(model: Any, name: str, sample: Any, texts: Sequence[str]) -> dict[
     )
     base, ours = _timed(model.base.generate, plain), _timed(model.generate, given)
     rounds = [(base(), ours()) for _ in range(REPEATS + 1)][1:]  # the first warms up
-    alone, heard = (
+    alone, active = (
         [statistics.median(times) for times in zip(*(one[who] for one in rounds), strict=True)]
         for who in (0, 1)
     )
     return {
-        "prefill": exactly(heard[0] / alone[0]),
-        "decode": exactly(heard[1] / alone[1]),
+        "prefill": exactly(active[0] / alone[0]),
+        "decode": exactly(active[1] / alone[1]),
         "base prefill seconds": exactly(alone[0]),
         "base decode seconds": exactly(alone[1]),
     }

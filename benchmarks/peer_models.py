@@ -1,4 +1,4 @@
-"""A base that hears through tokens before its text, with or without changes to its weights.
+"""A base with tokens of a sample before its text, with or without changes to its weights.
 
 It has the methods of a ``SafeModel`` that evaluation calls, so peers are measured by the same code.
 """
@@ -61,7 +61,7 @@ class PrefixModel(nn.Module):
 
     @property
     def modalities(self) -> Sequence[str]:
-        """The names of the senses."""
+        """The names of the modalities."""
         return (self.name,)
 
     @property
@@ -85,7 +85,7 @@ class PrefixModel(nn.Module):
         return self.scale.device
 
     def modality(self, name: str) -> Modality:
-        """The sense of that name."""
+        """The modality of that name."""
         return self.safe.modality(name)
 
     def encode(self, name: str, samples: Sequence[Sample]) -> Frames:
@@ -103,7 +103,7 @@ class PrefixModel(nn.Module):
 
     def forward(self, *, gate: Mapping[str, float] | None = None, **inputs: Any) -> Any:
         """Call the base; logits are those of the text's own positions."""
-        own, tokens = self._heard(inputs, gate)
+        own, tokens = self._split(inputs, gate)
         if tokens is None:
             return self.student(**own)
         with _not_scored(self.language.get_output_embeddings(), tokens.mask.shape[1]):
@@ -112,7 +112,7 @@ class PrefixModel(nn.Module):
     @torch.no_grad()
     def generate(self, *, gate: Mapping[str, float] | None = None, **inputs: Any) -> Any:
         """The base's own ``generate``; returned texts begin with the prompt."""
-        own, tokens = self._heard(inputs, gate)
+        own, tokens = self._split(inputs, gate)
         if tokens is None:
             return self.student.generate(**own)
         prompt = own["input_ids"]
@@ -140,25 +140,25 @@ class PrefixModel(nn.Module):
 
     # Inside
 
-    def _heard(
+    def _split(
         self, inputs: Mapping[str, Any], gate: Mapping[str, float] | None
     ) -> tuple[dict[str, Any], Tokens | None]:
-        """The base's own arguments, and the tokens of a batch; None where nothing is heard."""
+        """The base's own arguments, and the tokens of a batch; None where no sample is present."""
         own, given = split_by_modality((), inputs, self.modalities)
-        sense = given.get(self.name)
-        if sense is None or (gate or {}).get(self.name, 1.0) == 0 or not sense[PRESENT].any():
+        columns = given.get(self.name)
+        if columns is None or (gate or {}).get(self.name, 1.0) == 0 or not columns[PRESENT].any():
             return dict(own), None
-        present = sense.pop(PRESENT).bool()
-        tokens = self.projector(self.modality(self.name).encode(sense))
+        present = columns.pop(PRESENT).bool()
+        tokens = self.projector(self.modality(self.name).encode(columns))
         return dict(own), Tokens(tokens.values, tokens.mask & present.unsqueeze(1))
 
     def _joined(self, own: dict[str, Any], tokens: Tokens, *, positions: bool) -> dict[str, Any]:
         """The arguments with tokens before the text, by embeddings."""
         joined = dict(own)
         words = self.language.get_input_embeddings()(joined.pop("input_ids"))
-        heard = (self.scale * tokens.values).to(words.dtype)
+        prefix = (self.scale * tokens.values).to(words.dtype)
         mask = torch.cat([tokens.mask.long(), joined["attention_mask"].long()], dim=1)
-        joined |= {"inputs_embeds": torch.cat([heard, words], dim=1), "attention_mask": mask}
+        joined |= {"inputs_embeds": torch.cat([prefix, words], dim=1), "attention_mask": mask}
         if positions:  # ``generate`` makes them from the mask in the same way
             joined["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
         return joined

@@ -104,7 +104,7 @@ Batch = tuple[Sequence[Sequence[int]], Sequence[Frames] | None]
 class Distilled(PeerRetention):
     """Distil towards the base without LoRA, on retention texts.
 
-    Text alone is LwF (Li and Hoiem 2016, arXiv:1606.09282), which knows of no new sense; with an
+    Text alone is LwF (Li and Hoiem 2016, arXiv:1606.09282), which knows of no new modality; with an
     irrelevant sample beside each text it is the method of SAFE's recipe.
 
     Args:
@@ -127,7 +127,7 @@ class Distilled(PeerRetention):
         self.batch, self.pad = batch, pad
 
     def backward(self, step: int) -> float:
-        """The base is asked anew: what it says is not kept."""
+        """The base is asked anew: its answers are not kept."""
         texts, frames = self.batch(step)
         mask = attention_mask(texts)
         plain = {"input_ids": pad_right(texts, self.pad), "attention_mask": mask}
@@ -174,8 +174,8 @@ def retention_of(
             return rows, None
         draw, frames = generator(spec.seed, step, 1), []
         for row in range(len(rows)):  # the kinds in turn, as in SAFE's training
-            place = (step * len(rows) + row) % len(method.counterfactual)
-            made = pool[method.counterfactual[place]]
+            index = (step * len(rows) + row) % len(method.counterfactual)
+            made = pool[method.counterfactual[index]]
             frames.append(made[int(torch.randint(len(made), (), generator=draw))])
         return rows, frames
 

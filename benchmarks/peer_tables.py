@@ -91,7 +91,7 @@ def _title(results: Mapping[str, Any]) -> str:
 
 
 def markdown(results: Mapping[str, Any], names: Sequence[str]) -> str:
-    """A table under a line that says what it was made from."""
+    """A table under a line that names what it was made from."""
     heads = ["arm", *(HEADINGS[name] for name in names)]
     rule = ["---", *("---:" for _ in names)]
     lines = [
@@ -138,7 +138,7 @@ def write_docs(results: Mapping[str, Any], root: Path) -> list[Path]:
     """Put the tables between their markers: whole on one page, in short on the other.
 
     Returns:
-        The files that had a place for them.
+        The files that had a section for them.
     """
     task = results["settings"]["task"]
     whole = markdown(results, [*PERCENT, *(f"fact {name}" for name in FACTS)])

@@ -1,4 +1,4 @@
-"""SAFE beside other ways to give the same frozen base the same sense.
+"""SAFE beside other ways to give the same frozen base the same modality.
 
     python benchmarks/peers.py --task quickstart --seeds 0 1 2 --jobs 2 --output runs/peers
 
@@ -75,7 +75,7 @@ def measure(settings: dict[str, Any], console: Console) -> dict[str, Any]:
     }
 
 
-def place_of(chosen: argparse.Namespace, arm: str, seed: int) -> Path:
+def path_of(chosen: argparse.Namespace, arm: str, seed: int) -> Path:
     """The file of one arm and seed."""
     folder: Path = chosen.output / Path(chosen.task).stem
     return folder / f"{arm}-{seed}.json"
@@ -90,11 +90,11 @@ def missing(chosen: argparse.Namespace) -> list[tuple[str, int]]:
     found = []
     for seed in chosen.seeds:
         for arm in chosen.arms:
-            place = place_of(chosen, arm, seed)
-            if not place.exists():
+            path = path_of(chosen, arm, seed)
+            if not path.exists():
                 found.append((arm, seed))
-            elif json.loads(place.read_text("utf-8"))["settings"] != settings_of(chosen, arm, seed):
-                raise SystemExit(f"`{place}` is of other settings: choose another --output")
+            elif json.loads(path.read_text("utf-8"))["settings"] != settings_of(chosen, arm, seed):
+                raise SystemExit(f"`{path}` is of other settings: choose another --output")
     return found
 
 
@@ -106,7 +106,7 @@ def child(chosen: argparse.Namespace, arm: str, seed: int) -> int:
     for name in ("steps", "texts"):
         if getattr(chosen, name) is not None:
             words += [f"--{name}", str(getattr(chosen, name))]
-    log = place_of(chosen, arm, seed).with_suffix(".log")
+    log = path_of(chosen, arm, seed).with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with log.open("w", encoding="utf-8") as file:
@@ -122,12 +122,12 @@ def child(chosen: argparse.Namespace, arm: str, seed: int) -> int:
 def run_here(chosen: argparse.Namespace) -> None:
     """Run the one arm and seed that were chosen, and write its file whole."""
     (arm,), (seed,) = chosen.arms, chosen.seeds
-    place = place_of(chosen, arm, seed)
+    path = path_of(chosen, arm, seed)
     found = measure(settings_of(chosen, arm, seed), Console(width=120))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = place.with_suffix(".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
     unfinished.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-    unfinished.replace(place)
+    unfinished.replace(path)
 
 
 def run_missing(chosen: argparse.Namespace, console: Console) -> None:
@@ -144,7 +144,7 @@ def run_missing(chosen: argparse.Namespace, console: Console) -> None:
         took = f"{(time.perf_counter() - start) / 60:.1f} min"
         console.print(f"{one[0]}, seed {one[1]}: {'failed' if code else 'done'} after {took}")
         if code:
-            failed.append(place_of(chosen, *one).with_suffix(".log"))
+            failed.append(path_of(chosen, *one).with_suffix(".log"))
 
     with ThreadPoolExecutor(chosen.jobs) as pool:
         list(pool.map(run, todo))
@@ -155,7 +155,7 @@ def run_missing(chosen: argparse.Namespace, console: Console) -> None:
 def results_of(chosen: argparse.Namespace) -> dict[str, Any]:
     """All finished runs that were chosen, over their seeds."""
     runs = {
-        arm: [json.loads(place_of(chosen, arm, s).read_text("utf-8")) for s in chosen.seeds]
+        arm: [json.loads(path_of(chosen, arm, s).read_text("utf-8")) for s in chosen.seeds]
         for arm in chosen.arms
     }
     first = next(iter(runs.values()))[0]

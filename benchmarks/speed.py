@@ -1,4 +1,4 @@
-"""Speed as ratios: what a sense costs a base while it is off and while it is heard.
+"""Speed as ratios: what a modality costs a base while it is off and while it is active.
 
     python benchmarks/speed.py --write-docs
 
@@ -48,9 +48,9 @@ GROUPS = ("off", "prefill", "decode", "memory", "loading", "starting", "certific
 
 
 def measured(
-    wanted: Sequence[str], lengths: Sequence[int], rounds: int, tell: Callable[[Any], None]
+    wanted: Sequence[str], lengths: Sequence[int], rounds: int, report: Callable[[Any], None]
 ) -> dict[str, list[Row]]:
-    """The rows of each wanted group, told as soon as they are known."""
+    """The rows of each wanted group, reported as soon as they are known."""
     found: dict[str, list[Row]] = {}
     recipe = recipe_of()
     loads = loading(recipe, max(3, rounds // 2)) if "loading" in wanted else []
@@ -67,7 +67,7 @@ def measured(
     for name in wanted:
         with torch.no_grad():
             found[name] = groups[name]()
-        tell(shown(name, found[name]))
+        report(shown(name, found[name]))
     return found
 
 
@@ -87,7 +87,7 @@ def _decodings(model: SafeModel, lengths: Sequence[int], rounds: int) -> list[Ro
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on beside versions."""
+    """What the numbers depend on besides versions."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
@@ -98,8 +98,8 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    place = Path("/proc/cpuinfo")
-    lines = place.read_text("utf-8").splitlines() if place.is_file() else []
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())
 

@@ -115,7 +115,7 @@ def operation_rows(calls: Calls) -> list[Row]:
 
 
 def encoding(model: SafeModel, name: str, sample: Any, rounds: int) -> list[Row]:
-    """What the encoder takes for a sample, which every form of the sense pays alike."""
+    """What the encoder takes for a sample, which every form of the modality pays alike."""
     found = taking_turns({"encoder": lambda: _done(model.encode(name, [sample]))}, rounds)
     return [amount("encoder, one sample", found["encoder"], "s")]
 
@@ -126,12 +126,12 @@ MEMORY_ARMS = ("base", "on", f"prefix of {TOKENS}", _OTHER)
 def memory(length: int, child: Callable[[str, int], Mapping[str, float]]) -> list[Row]:
     """Peak memory of processes that make one call each, of the base alone and of each form."""
     found = {arm: child(arm, length) for arm in MEMORY_ARMS}
-    bare = found["base"]["peak"]
-    rows = [amount(f"base, {length} tokens", [bare], "MiB")]
+    unwrapped = found["base"]["peak"]
+    rows = [amount(f"base, {length} tokens", [unwrapped], "MiB")]
     for arm in MEMORY_ARMS[1:]:
         peak = found[arm]["peak"]
-        rows.append(Row(f"{arm}, {length} tokens", "base", peak / bare, 0, 0))
-        rows.append(amount(f"{arm}, {length} tokens, beyond the base", [peak - bare], "MiB"))
+        rows.append(Row(f"{arm}, {length} tokens", "base", peak / unwrapped, 0, 0))
+        rows.append(amount(f"{arm}, {length} tokens, beyond the base", [peak - unwrapped], "MiB"))
     return rows
 
 
@@ -151,7 +151,7 @@ def memory_of(arm: str, length: int) -> dict[str, float]:
 def _peak() -> float:
     """Most memory that this process has held, in MiB.
 
-    Where the system tells, it is that of the program alone: ``getrusage`` counts what the process
+    Where the system reports it, it is the program's alone: ``getrusage`` counts what the process
     held before it became this program, which is as much as its parent did.
     """
     status = Path("/proc/self/status")
@@ -173,8 +173,8 @@ def calls_of(model: SafeModel, name: str, length: int) -> Calls:
 
 def loading(recipe: Recipe, rounds: int) -> list[Row]:
     """Building, loading and saving, against loading the pretrained parts alone."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place, "adapter")
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent, "adapter")
         first = time.perf_counter()
         model = build(recipe)
         first = time.perf_counter() - first
@@ -204,8 +204,8 @@ def whisper_of(recipe: Recipe) -> tuple[Any, Any]:
     """The whole Whisper and its feature extractor, as one would load them without us."""
     from transformers import WhisperFeatureExtractor, WhisperModel
 
-    place = resolve(recipe.modalities[MODALITY].encoder.options["model"])
-    return WhisperModel.from_pretrained(place), WhisperFeatureExtractor.from_pretrained(place)
+    path = resolve(recipe.modalities[MODALITY].encoder.options["model"])
+    return WhisperModel.from_pretrained(path), WhisperFeatureExtractor.from_pretrained(path)
 
 
 def _making(make: Callable[[], object]) -> float:

@@ -78,8 +78,8 @@ _HEADS = ("what", "against", "median", "spread", "least", "time", "target")
 def shown(title: str, rows: Sequence[Row]) -> Table:
     """The rows of one group."""
     table = Table(title=title, title_justify="left")
-    for place, name in enumerate(_HEADS):
-        table.add_column(name, justify="left" if place in (0, 1, 6) else "right")
+    for index, name in enumerate(_HEADS):
+        table.add_column(name, justify="left" if index in (0, 1, 6) else "right")
     for row in rows:
         table.add_row(*row.cells(), style="bold red" if row.met is False else None)
     return table

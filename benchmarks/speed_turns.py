@@ -58,10 +58,10 @@ def taking_turns(
 
 
 def clocked(work: Callable[[], float | None]) -> float:
-    """Seconds that ``work`` took, or says that it took."""
+    """Seconds that ``work`` took, or the seconds that it returns."""
     start = now()
-    told = work()
-    return now() - start if told is None else told
+    reported = work()
+    return now() - start if reported is None else reported
 
 
 def now() -> float:

@@ -6,7 +6,7 @@ Three arms train the quickstart with the same losses: ``plain`` runs the encoder
 the whole base at every step (plain_loop.py), ``uncached`` is our trainer with ``cache = []``, and
 ``cached`` is our trainer as it is. Each measurement is a process of its own, and the arms take
 turns, so that a slow minute of the machine falls on all of them. The first steps are not counted.
-What a cached run computes before its first step is told apart, as ``reading``: it is paid once for
+What a cached run computes before its first step is apart, as ``reading``: it is paid once for
 a base and its texts.
 """
 
@@ -56,16 +56,16 @@ EVERY = 10  # steps between two looks at the accuracy
 def recipe_of(arm: str, fused: Sequence[int], seed: int) -> Recipe:
     """The quickstart with other fused layers, and what its arm keeps."""
     recipe = read_recipe("quickstart")
-    sense = recipe.modalities[MODALITY]
-    options = {**sense.fusion.options, "layers": list(fused)}
-    sense = attrs.evolve(sense, fusion=attrs.evolve(sense.fusion, options=options))
+    modality = recipe.modalities[MODALITY]
+    options = {**modality.fusion.options, "layers": list(fused)}
+    modality = attrs.evolve(modality, fusion=attrs.evolve(modality.fusion, options=options))
     training = attrs.evolve(recipe.training, seed=seed, save_steps=recipe.training.max_steps)
     if arm != "cached":
         training = attrs.evolve(training, cache=(), group_by_length=False)
-    return attrs.evolve(recipe, modalities={MODALITY: sense}, training=training)
+    return attrs.evolve(recipe, modalities={MODALITY: modality}, training=training)
 
 
-class Watch:
+class StepTimer:
     """Takes the time of each step, and looks at the accuracy between steps.
 
     Args:
@@ -99,19 +99,19 @@ class Watch:
         return float(exact_match(answers, [example.answer for example in self.test]).mean())
 
 
-class Steps(TrainerCallback):
-    """Lets a watch see the trainer's steps."""
+class TimerCallback(TrainerCallback):
+    """Gives a timer the trainer's steps."""
 
-    def __init__(self, watch: Watch) -> None:
-        self.watch = watch
+    def __init__(self, timer: StepTimer) -> None:
+        self.timer = timer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
-        self.watch.start = now()
+        self.timer.start = now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop when the watch has seen enough."""
-        control.should_training_stop = self.watch.step(state.global_step)
+        """Stop when the timer has seen enough."""
+        control.should_training_stop = self.timer.step(state.global_step)
 
 
 def measure(
@@ -121,7 +121,7 @@ def measure(
     recipe = recipe_of(arm, fused, seed)
     model, data = build(recipe, device=distributed.device()), RecipeData(recipe)
     examples = data.examples("train", {MODALITY: model.modality(MODALITY).encoder})
-    watch = Watch(model, data, until, steps)
+    timer = StepTimer(model, data, until, steps)
     progress, reading = WorkProgress(Console(quiet=True)), 0.0
     with tempfile.TemporaryDirectory() as folder:
         ready = prepare_training(model, recipe, examples, Path(folder), progress, data)
@@ -134,22 +134,22 @@ def measure(
                 PlainLoop(
                     model, recipe, examples, trainer.examples, ready.alignment, texts, foreign
                 ),
-                watch,
+                timer,
             )
         else:
             reading = _seconds(lambda: trainer.precompute(progress))
-            trainer.add_callback(Steps(watch))
+            trainer.add_callback(TimerCallback(timer))
             trainer.train()
         ready.caches.close()
     return {
-        "seconds": watch.seconds, "curve": watch.curve, "reading": reading, "peak_gib": peak_gib(),
+        "seconds": timer.seconds, "curve": timer.curve, "reading": reading, "peak_gib": peak_gib(),
     }  # fmt: skip
 
 
-def _run(loop: PlainLoop, watch: Watch) -> None:
-    watch.start = now()
+def _run(loop: PlainLoop, timer: StepTimer) -> None:
+    timer.start = now()
     for number in loop.steps():
-        if watch.step(number):
+        if timer.step(number):
             return
 
 
@@ -175,16 +175,16 @@ def median_step(found: Mapping[str, Any]) -> float:
     return statistics.median(found["seconds"][WARM_UP:])
 
 
-def speeds(rounds: int, steps: int, seed: int, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Seconds a step of every arm, at each place of fusion, with ratios round by round."""
+def speeds(rounds: int, steps: int, seed: int, report: Callable[[str], None]) -> dict[str, Any]:
+    """Seconds a step of every arm, at each depth of fusion, with ratios round by round."""
     results: dict[str, Any] = {}
-    for place, fused in FUSED.items():
+    for depth, fused in FUSED.items():
         found: dict[str, list[Any]] = {arm: [] for arm in ARMS}
         for number in range(rounds):
             for arm in ARMS:
                 found[arm].append(child(arm, fused, steps, None, seed))
-                tell(f"{place}, round {number + 1}, {arm}: {median_step(found[arm][-1]):.2f} s")
-        results[place] = {"fused": list(fused), "arms": _compared(found)}
+                report(f"{depth}, round {number + 1}, {arm}: {median_step(found[arm][-1]):.2f} s")
+        results[depth] = {"fused": list(fused), "arms": _compared(found)}
     return results
 
 
@@ -205,15 +205,15 @@ def _compared(found: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
 
 
 def shown(results: Mapping[str, Any]) -> Table:
-    """Every arm at every place of fusion."""
+    """Every arm at every depth of fusion."""
     table = Table(title="median over rounds; in brackets the least and the most")
     for name in ("fused at", "arm", "s a step", "times faster than plain", "peak GiB", "reading s"):
         table.add_column(name, justify="left" if name in ("fused at", "arm") else "right")
-    for place, result in results.items():
+    for depth, result in results.items():
         for arm, found in result["arms"].items():
             ratios = found["times_faster"]
             table.add_row(
-                f"{place} {result['fused']}",
+                f"{depth} {result['fused']}",
                 arm,
                 f"{found['seconds']:.2f} [{min(found['rounds']):.2f}, {max(found['rounds']):.2f}]",
                 f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]",
@@ -223,7 +223,7 @@ def shown(results: Mapping[str, Any]) -> Table:
     return table
 
 
-def reaching(until: float, seeds: Sequence[int], tell: Callable[[str], None]) -> dict[str, Any]:
+def reaching(until: float, seeds: Sequence[int], report: Callable[[str], None]) -> dict[str, Any]:
     """Seconds of training until an accuracy is reached, and the accuracy in the end."""
     recipe = read_recipe("quickstart")
     fused = recipe.modalities[MODALITY].fusion.options["layers"]
@@ -236,7 +236,7 @@ def reaching(until: float, seeds: Sequence[int], tell: Callable[[str], None]) ->
             found[arm].append(
                 {"seed": seed, "seconds": reached, "final": final, "curve": run["curve"]}
             )
-            tell(f"seed {seed}, {arm}: {until:.0%} after {reached} s, {final:.1%} in the end")
+            report(f"seed {seed}, {arm}: {until:.0%} after {reached} s, {final:.1%} in the end")
     return {"fused": list(fused), "until": until, "arms": found}
 
 

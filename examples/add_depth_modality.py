@@ -1,4 +1,4 @@
-"""Give a language model a sense of depth: the tour to follow when you add a sense of your own.
+"""Give a language model a depth modality: the tour to follow when you add one of your own.
 
     pip install -c .ci/constraints.txt -e '.[demo]'
     python examples/add_depth_modality.py
@@ -9,11 +9,11 @@ are used. The adapter, its report and its certificate are written to `runs/depth
 
     python examples/add_depth_modality.py --vision
 
-gives the same sense to a base that sees: SmolLM2 and DINOv2, composed on captioned pictures as
+gives the same modality to a base that sees: SmolLM2 and DINOv2, composed on captioned pictures as
 `examples/compose_stamps.py` says, trained for fewer steps, and written to `runs/depth-vision`. With
 depth switched off, pictures must get bit for bit the composed base's captions.
 
-To add a sense of your own, four things are needed, and this file shows each:
+To add a modality of your own, four things are needed, and this file shows each:
 
 1. an encoder, which turns a sample into frames: `depth` ships, and
    `plugins/safe_framework_plugins/encoders/depth.py` is how it looks inside;
@@ -49,7 +49,7 @@ VISION_STEPS = 50
 def recipe_with_maps(source: Path, folder: Path, render: bool, base: Path | None = None) -> Path:
     """The recipe in `folder`, on maps that are rendered there or on those that ship.
 
-    With `base`, a folder, the sense is given to that one instead, and trained for fewer steps.
+    With `base`, a folder, the modality is given to that one instead, and trained for fewer steps.
     """
     maps = (source.parent / SHIPPED).resolve()
     if render:
@@ -88,12 +88,12 @@ def show_pictures(model: SafeModel, folder: Path, example: Example, console: Con
     depth = model.processor.modality("depth", [example.samples["depth"]])
     seen = captions_with_depth_off(model, folder, depth)
     for picture in seen:
-        console.print(f"a picture of {picture.caption!r}: {picture.said!r}", markup=False)
+        console.print(f"a picture of {picture.caption!r}: {picture.answer!r}", markup=False)
     return all(picture.same for picture in seen)
 
 
 def certify(model: SafeModel, adapter: Path) -> Certificate:
-    """Compare the trained model, switched off, with its bare base, bit for bit."""
+    """Compare the trained model, switched off, with its unwrapped base, bit for bit."""
     certificate = safe_framework.verify(model, calls="quick")
     certificate.write(adapter / FILE)
     return certificate

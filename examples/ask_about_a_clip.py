@@ -1,4 +1,4 @@
-"""Ask the quickstart's model about a clip, with its new sense shut, half open and open.
+"""Ask the quickstart's model about a clip, with its new modality shut, half open and open.
 
 After `make demo`:
 

@@ -20,7 +20,7 @@ from pathlib import Path
 HELD_OUT, LONGEST, STEPS = 60, 8, 400
 
 RECIPE = """\
-# SmolLM2-135M sees through DINOv2, and hears through Whisper tiny.en.
+# SmolLM2-135M takes images through DINOv2, and audio through Whisper tiny.en.
 
 [base]
 model = "{output}/base"

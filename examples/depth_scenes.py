@@ -34,7 +34,7 @@ DISTANCES: Mapping[str, float] = {
 NEAREST, HOW_FAR = "What is nearest?", "How far away is it?"
 TRAIN, TEST = 14, 4  # scenes of each thing at each distance
 WIDTH, FAR, VIEW = 112, 6.0, 50.0  # pixels, metres, degrees
-SPREAD = 0.25  # metres by which a distance may differ from the one that is said
+SPREAD = 0.25  # metres by which a distance may differ from the one in the answer
 BEHIND = 0.6  # metres by which the other thing is at least farther away
 LARGEST = 0.8  # metres of a thing's longest side
 LEAST = 60  # pixels of either thing that must be seen
@@ -112,11 +112,11 @@ class _Thing:
         import pybullet_data
 
         self._p, self._client = p, client
-        place = str(Path(pybullet_data.getDataPath(), path))
-        unscaled = self._load(place, 1.0)
+        file = str(Path(pybullet_data.getDataPath(), path))
+        unscaled = self._load(file, 1.0)
         low, high = self._box(unscaled)
         p.removeBody(unscaled, physicsClientId=client)
-        self.body = self._load(place, LARGEST / float((high - low).max()))
+        self.body = self._load(file, LARGEST / float((high - low).max()))
         low, high = self._box(self.body)
         start, _ = p.getBasePositionAndOrientation(self.body, physicsClientId=client)
         self._centre = (low + high) / 2 - start  # metres from the body's own origin
@@ -134,9 +134,9 @@ class _Thing:
             physicsClientId=self._client,
         )
 
-    def _load(self, place: str, scale: float) -> int:
+    def _load(self, file: str, scale: float) -> int:
         body: int = self._p.loadURDF(
-            place, globalScaling=scale, useFixedBase=True, physicsClientId=self._client
+            file, globalScaling=scale, useFixedBase=True, physicsClientId=self._client
         )
         return body
 

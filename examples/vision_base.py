@@ -53,10 +53,10 @@ def composed(folder: Path, stamps: Path, console: Console) -> Path:
 
 
 class Seen(NamedTuple):
-    """A picture's own caption, what the bare base says, and whether depth off says the same."""
+    """A picture's caption, the unwrapped base's answer, and whether depth off gives the same."""
 
     caption: str
-    said: str
+    answer: str
     same: bool
 
 
@@ -67,17 +67,17 @@ def captions_with_depth_off(
     """Caption held-out pictures with the composed base as it is on disk, and with ours beside it.
 
     Args:
-        model: with a sense of depth attached.
+        model: with a depth modality attached.
         folder: that `composed` filled.
         samples: one present depth map, which is given with each picture and switched off.
         count: pictures to caption.
     """
     note = json.loads((folder / BASE / NOTE).read_text("utf-8"))
-    bare = freeze(LlavaForConditionalGeneration.from_pretrained(folder / BASE))
+    unwrapped = freeze(LlavaForConditionalGeneration.from_pretrained(folder / BASE))
     kind: Any = LlavaProcessor  # which does not declare its types
     processor = kind.from_pretrained(folder / BASE)
     rows = [json.loads(line) for line in _test_rows(folder, note, count)]
-    return [_seen(model, bare, processor, note, row, folder, samples) for row in rows]
+    return [_seen(model, unwrapped, processor, note, row, folder, samples) for row in rows]
 
 
 def _test_rows(folder: Path, note: Mapping[str, Any], count: int) -> Sequence[str]:
@@ -87,7 +87,7 @@ def _test_rows(folder: Path, note: Mapping[str, Any], count: int) -> Sequence[st
 
 def _seen(
     model: SafeModel,
-    bare: Any,
+    unwrapped: Any,
     processor: Any,
     note: Mapping[str, Any],
     row: Mapping[str, str],
@@ -98,11 +98,11 @@ def _seen(
     prompt = note["compose"]["prompt"]
     batch = processor(images=[picture], text=[prompt], return_tensors="pt")
     options = {"max_new_tokens": 12, "do_sample": False}
-    expected = bare.generate(**batch, **options)
+    expected = unwrapped.generate(**batch, **options)
     with model.off():
         words = model.generate(**batch, **samples, **options)
-        same = bitwise_equal(model(**batch, **samples).logits, bare(**batch).logits)
-    said = processor.tokenizer.decode(
+        same = bitwise_equal(model(**batch, **samples).logits, unwrapped(**batch).logits)
+    answer = processor.tokenizer.decode(
         expected[0, batch["input_ids"].shape[1] :], skip_special_tokens=True
     )
-    return Seen(row["caption"], said.strip(), same and torch.equal(words, expected))
+    return Seen(row["caption"], answer.strip(), same and torch.equal(words, expected))

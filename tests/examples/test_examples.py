@@ -91,7 +91,7 @@ def test_both_modalities_from_data_to_certificate(
 
     audio = run_recipe(f"{world}/audio.toml", output=tmp_path / "audio", quiet=True)
     call(
-        "two_senses.py", str(audio / "adapter"), str(depth / "adapter"), "--questions", "3",
+        "two_modalities.py", str(audio / "adapter"), str(depth / "adapter"), "--questions", "3",
         "--audio-test", f"{world}/audio/test.jsonl", "--depth-test", f"{world}/depth/test.jsonl",
     )  # fmt: skip
     output = capsys.readouterr().out

@@ -69,7 +69,7 @@ def test_there_is_a_frame_for_each_hop():
     ],
 )
 def test_what_cannot_be_used_is_refused(sample, words):
-    """Law: the error names the sample's place and what is wrong with it."""
+    """Law: the error names the sample's position and what is wrong with it."""
     with pytest.raises(SampleError, match=rf"^`samples\[1\]` {words}"):
         MelBandsEncoder().prepare([tone(440), sample])
 
@@ -85,7 +85,7 @@ def test_an_option_out_of_range_is_named(option, value):
 
 
 def test_a_recipe_uses_it_by_name(tmp_path):
-    """Law: installed, it gives a model a sense that is silent at first and off bit for bit."""
+    """Law: installed, it gives a model a modality that is silent at first and off bit for bit."""
     path = tmp_path / "recipe.toml"
     path.write_text(RECIPE)
     base = bases.llama()
@@ -95,11 +95,11 @@ def test_a_recipe_uses_it_by_name(tmp_path):
     with torch.no_grad():
         for parameter in model.modality("audio").fusion.parameters():
             parameter.add_(0.1)
-        heard = model(**batch).logits
+        active = model(**batch).logits
         with model.off():
             off = model(**batch).logits
         ids = {key: batch[key] for key in ("input_ids", "attention_mask")}
         expected = base(**ids).logits
     assert bitwise_equal(off, expected)
-    assert bitwise_equal(heard[1], expected[1])
-    assert not torch.equal(heard[0], expected[0])
+    assert bitwise_equal(active[1], expected[1])
+    assert not torch.equal(active[0], expected[0])

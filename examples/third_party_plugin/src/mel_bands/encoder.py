@@ -54,12 +54,14 @@ class MelBandsEncoder(Encoder):
         self.register_buffer("filters", _triangles(bands, self._size, sampling_rate))
         self.register_buffer("taper", torch.hann_window(self._size))
         if not self.filters.any(0).all():
-            raise ValueError(f"`bands` must be fewer than {bands}, or `window` longer: one is deaf")
+            raise ValueError(
+                f"`bands` must be fewer than {bands}, or `window` longer: one is empty"
+            )
 
     def prepare(self, samples: Sequence[Waveform]) -> Mapping[str, Tensor]:
         """``waves`` (batch, samples), filled up with silence, and ``lengths`` in frames."""
-        for place, sample in enumerate(samples):
-            self._check(sample, f"`samples[{place}]`")
+        for index, sample in enumerate(samples):
+            self._check(sample, f"`samples[{index}]`")
         lengths = [-(-len(sample.values) // self._hop) for sample in samples]
         waves = torch.zeros(len(samples), (max(lengths) - 1) * self._hop + self._size)
         for row, sample in enumerate(samples):
@@ -71,8 +73,8 @@ class MelBandsEncoder(Encoder):
         windows = inputs["waves"].unfold(1, self._size, self._hop)  # (batch, frames, size)
         power = torch.fft.rfft(windows * self.taper).abs().square() / self._size
         values = torch.log(power @ self.filters + _FLOOR)  # (batch, frames, bands)
-        places = torch.arange(values.shape[1], device=values.device)
-        return Frames(values, places < inputs["lengths"][:, None])
+        positions = torch.arange(values.shape[1], device=values.device)
+        return Frames(values, positions < inputs["lengths"][:, None])
 
     def _check(self, sample: Waveform, name: str) -> None:
         if not isinstance(sample, Waveform):

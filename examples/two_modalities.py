@@ -1,12 +1,12 @@
-"""Two senses that were trained apart, on one base: each alone, both, and what that costs.
+"""Two modalities that were trained apart, on one base: each alone, both, and what that costs.
 
 After `make demo` and `python examples/add_depth_modality.py`:
 
-    python examples/two_senses.py runs/quickstart/adapter runs/depth/adapter
+    python examples/two_modalities.py runs/quickstart/adapter runs/depth/adapter
 
 Both adapters are loaded together. Switched alone, each must give bit for bit the logits that it
-gives as the only one. The table says how many answers are right in every combination of senses;
-interference is what a sense loses when the other one is heard beside it.
+gives as the only one. The table says how many answers are right in every combination of modalities;
+interference is what a modality loses when the other one is active beside it.
 """
 
 import argparse
@@ -29,16 +29,16 @@ from safe_framework.utils.catalogue import FOLDER
 from safe_framework.utils.tensors import bitwise_equal
 
 TESTS = {"audio": FOLDER / "data/instruments/test.jsonl", "depth": FOLDER / "data/depth/test.jsonl"}
-COMPARED = 8  # questions of each sense whose logits are compared
+COMPARED = 8  # questions of each modality whose logits are compared
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:
     """So many of the items, evenly from the first to the last."""
-    return [items[place * len(items) // count] for place in range(min(count, len(items)))]
+    return [items[index * len(items) // count] for index in range(min(count, len(items)))]
 
 
 def questions(model: SafeModel, tests: Mapping[str, Path], count: int) -> dict[str, list[Example]]:
-    """Some test questions of each sense, each beside a sample of every other sense too."""
+    """Some test questions of each modality, each beside a sample of every other modality too."""
     encoders = model.encoders
     template = model.processor.template
     own = {name: spread(read_examples(tests[name], encoders, template), count) for name in tests}
@@ -47,10 +47,10 @@ def questions(model: SafeModel, tests: Mapping[str, Path], count: int) -> dict[s
             attrs.evolve(
                 example,
                 samples={
-                    other: rows[place % len(rows)].samples[other] for other, rows in own.items()
+                    other: rows[index % len(rows)].samples[other] for other, rows in own.items()
                 },
             )
-            for place, example in enumerate(rows)
+            for index, example in enumerate(rows)
         ]
         for name, rows in own.items()
     }
@@ -58,7 +58,7 @@ def questions(model: SafeModel, tests: Mapping[str, Path], count: int) -> dict[s
 
 @torch.no_grad()
 def logits(model: SafeModel, asked: Sequence[Example], name: str) -> Tensor:
-    """What the model says with the sense `name` alone."""
+    """What the model says with the modality `name` alone."""
     samples = [{name: example.samples[name]} for example in asked]
     batch = model_inputs(model, [example.prompt for example in asked], samples)
     found: Tensor = model(**batch).logits
@@ -68,9 +68,9 @@ def logits(model: SafeModel, asked: Sequence[Example], name: str) -> Tensor:
 def alone_is_as_before(
     together: SafeModel, folders: Mapping[str, Path], asked: Mapping[str, Sequence[Example]]
 ) -> dict[str, bool]:
-    """Whether each sense, the other one off, says bit for bit what its adapter says by itself.
+    """Whether each modality, the other one off, says bit for bit what its adapter says by itself.
 
-    The model with both senses is taken apart: its base goes on to carry one adapter at a time.
+    The model with both modalities is taken apart: its base goes on to carry one adapter at a time.
     """
     found = {}
     for name in folders:
@@ -86,15 +86,15 @@ def alone_is_as_before(
     return same
 
 
-def right(model: SafeModel, asked: Sequence[Example], heard: Sequence[str]) -> float:
-    """The share of right answers when the senses `heard` are on and all others off."""
-    gate = {name: float(name in heard) for name in model.modalities}
+def right(model: SafeModel, asked: Sequence[Example], enabled: Sequence[str]) -> float:
+    """The share of right answers when the modalities `enabled` are on and all others off."""
+    gate = {name: float(name in enabled) for name in model.modalities}
     answers = answer(model, asked, gate=gate)
     return float(exact_match(answers, [example.answer for example in asked]).mean())
 
 
 def composition(model: SafeModel, asked: Mapping[str, Sequence[Example]]) -> Table:
-    """A row for the questions of each sense, a column for each combination of senses."""
+    """A row for the questions of each modality, a column for each combination of modalities."""
     names = list(model.modalities)
     combinations = {"neither": [], **{f"{name} alone": [name] for name in names}, "both": names}
     table = Table("questions about", *combinations, "interference")
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("audio", type=Path, help="the adapter of the quickstart")
     parser.add_argument("depth", type=Path, help="the adapter of add_depth_modality.py")
-    parser.add_argument("--questions", type=int, default=36, help="asked of each sense")
+    parser.add_argument("--questions", type=int, default=36, help="asked of each modality")
     for name, path in TESTS.items():
         parser.add_argument(f"--{name}-test", type=Path, default=path)
     chosen = parser.parse_args()
