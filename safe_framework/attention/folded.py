@@ -16,6 +16,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from safe_framework.utils.torch_private import forward_hooks, forward_pre_hooks
+
 
 @attrs.frozen(eq=False)
 class LowRankFactor:
@@ -85,7 +87,7 @@ def plain_weight(projection: nn.Module) -> FactoredMatrix | None:
 def has_hooks(*modules: nn.Module) -> bool:
     """Whether a hook or another forward would miss a call that is not made."""
     return any(
-        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+        forward_hooks(module) or forward_pre_hooks(module) or "forward" in vars(module)
         for module in modules
     )
 

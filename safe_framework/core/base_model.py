@@ -11,6 +11,7 @@ from safe_framework.core.base_change import ChangeHook
 from safe_framework.core.layer_discovery import LayerStack, text_config
 from safe_framework.core.layer_hooks import EmbeddingHook, LayerHook
 from safe_framework.interfaces.types import AttentionWeights, BaseFacts
+from safe_framework.utils.torch_private import forward_hooks, forward_pre_hooks
 
 if TYPE_CHECKING:
     pass
@@ -131,6 +132,6 @@ def installed_hooks(base: nn.Module) -> list[LayerHook | EmbeddingHook | ChangeH
     return [
         hook
         for module in base.modules()
-        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+        for hook in (*forward_pre_hooks(module).values(), *forward_hooks(module).values())
         if isinstance(hook, (LayerHook, EmbeddingHook, ChangeHook))
     ]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from safe_framework.core.hook_inventory import HookName, class_name, hooks_on, names_of
 from safe_framework.utils.tensors import as_bytes
+from safe_framework.utils.torch_private import write_count
 
 _PLACES, _RUN = 4, 16
 """Runs of numbers, from a tensor's first to within two of its last.
@@ -139,7 +140,7 @@ def _record_of(tensor: Tensor, sample: bytes, embedding: bool, reference: Any) -
         sample=sample,
         embedding=embedding,
         frozen=not tensor.requires_grad,
-        version=None if tensor.is_inference() or tensor.is_meta else tensor._version,
+        version=None if tensor.is_inference() or tensor.is_meta else write_count(tensor),
         object=None if tensor.is_meta else reference,
     )
 

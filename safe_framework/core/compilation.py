@@ -22,6 +22,7 @@ from safe_framework.core.layer_hooks import (
     restore_forward,
 )
 from safe_framework.errors import UnsupportedBaseError
+from safe_framework.utils.torch_private import compiled_call, set_compiled_call, uncompiled_call
 
 _VARIANTS = 16
 """Graphs that one layer may need: shapes, grad modes, kinds of cache."""
@@ -36,7 +37,7 @@ def compile_layers(base: nn.Module, layers: nn.ModuleList, **options: Any) -> No
         **options: of ``torch.compile``.
     """
     _allow_graphs(_VARIANTS * len(layers))
-    base._compiled_call_impl = CompiledCall(base, options)
+    set_compiled_call(base, CompiledCall(base, options))
     options_of_layer: dict[str, Any] = {**_ISOLATED, **options}
     for layer in layers:
         forward = patch_forward(layer)
@@ -45,8 +46,8 @@ def compile_layers(base: nn.Module, layers: nn.ModuleList, **options: Any) -> No
 
 def uncompile(base: nn.Module, layers: nn.ModuleList) -> None:
     """Undo ``compile_layers``; what others have compiled stays."""
-    if isinstance(base._compiled_call_impl, CompiledCall):
-        del base._compiled_call_impl  # None again, which is the class's attribute
+    if isinstance(compiled_call(base), CompiledCall):
+        set_compiled_call(base, None)
     for layer in layers:
         forward = vars(layer).get("forward")
         if isinstance(forward, PatchedForward):
@@ -63,11 +64,11 @@ def check_not_compiled(base: nn.Module, paths: Sequence[str]) -> None:
     lists = [base.get_submodule(path) for path in paths]
     around = list(_enclosing(base, {id(found) for found in lists}))
     layers = [layer for found in lists for layer in found.children()]
-    wrapped = [module for module in around if "_orig_mod" in module._modules]
+    wrapped = [module for module in around if "_orig_mod" in dict(module.named_children())]
     graphs = [
         module
         for module in around + layers
-        if not isinstance(module._compiled_call_impl, CompiledCall | None)
+        if not isinstance(compiled_call(module), CompiledCall | None)
     ]
     if wrapped or graphs:
         raise UnsupportedBaseError(
@@ -85,7 +86,7 @@ def _enclosing(module: nn.Module, wanted: Set[int]) -> Iterator[nn.Module]:
 
 
 def keep_uncompiled(base: nn.Module) -> dict[str, bool]:
-    """What keeps ``generate`` from compiling a decoding step by itself, which would not hear."""
+    """What keeps ``generate`` from compiling a decoding step by itself, which would run no hook."""
     return {"disable_compile": True} if hasattr(base, "get_compiled_call") else {}
 
 
@@ -93,7 +94,7 @@ class CompiledCall:
     """What calling a base does: its compiled self, unless a modality is active."""
 
     def __init__(self, base: nn.Module, options: dict[str, Any]) -> None:
-        self.plain: Callable[..., Any] = base._call_impl
+        self.plain = uncompiled_call(base)
         self.compiled: Callable[..., Any] = torch.compile(self.plain, **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

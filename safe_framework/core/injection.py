@@ -20,6 +20,7 @@ from safe_framework.core.markers.embeddings import MarkerInjection
 from safe_framework.errors import InjectionError, PluginError
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.types import Memory, Tokens
+from safe_framework.utils.torch_private import write_count
 
 
 @attrs.define(eq=False)
@@ -110,12 +111,12 @@ class ActiveModality:
         grad = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(grad):
             shown = hidden.to(self._dtype or hidden.dtype, copy=True)
-            version = shown._version
+            writes = write_count(shown)
             try:
                 delta = self._call_plugin(shown, memory, layer)
             except Exception as error:
                 raise self._blame(f"raised {type(error).__name__}: {error}") from error
-        if shown._version != version:
+        if write_count(shown) != writes:
             raise self._blame("wrote into the hidden states it was shown")
         if not isinstance(delta, Tensor) or delta.shape != hidden.shape:
             seen = tuple(delta.shape) if isinstance(delta, Tensor) else type(delta).__name__

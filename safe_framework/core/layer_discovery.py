@@ -15,6 +15,7 @@ from safe_framework.core.layer_hooks import LayerCall, get_hidden_states, set_hi
 from safe_framework.core.special_tokens import ordinary_ids
 from safe_framework.errors import UnsupportedBaseError
 from safe_framework.pretrained.probe_cache import cached
+from safe_framework.utils.torch_private import uncompiled_call
 
 # Where the layers of a base model are, found by structure alone.
 
@@ -389,8 +390,7 @@ def _run(base: nn.Module, example: Mapping[str, Any]) -> Tensor:
     try:
         with torch.enable_grad(), torch.random.fork_rng():  # a frozen base keeps no graph
             torch.manual_seed(0)
-            call: Any = base._call_impl  # what `base` does, also where it is compiled
-            out = call(**example)
+            out = uncompiled_call(base)(**example)  # what it does, also where it is compiled
     except Exception as error:
         raise UnsupportedBaseError(
             f"`{type(base).__name__}` failed on {_described(example)}: "

@@ -12,6 +12,7 @@ from torch.nn.functional import adaptive_max_pool2d, interpolate, pad
 from safe_framework.errors import CheckpointError
 from safe_framework.pretrained import quietly, resolve
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
+from safe_framework.utils.torch_private import forward_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,9 +101,10 @@ class VisionBackbone(nn.Module):
         It installs them again when they are next needed.
         """
         for module in self.network.modules():
-            for key, hook in list(module._forward_hooks.items()):
+            hooks = forward_hooks(module)
+            for key, hook in list(hooks.items()):
                 if hook.__module__ == "transformers.utils.output_capturing":
-                    del module._forward_hooks[key]
+                    del hooks[key]
             vars(module).pop("_output_capturing_hooks_installed", None)
         return self.__dict__.copy()
 

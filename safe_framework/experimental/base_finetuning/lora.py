@@ -171,7 +171,7 @@ def _insert_module(shell: nn.Module, path: str, module: nn.Module) -> None:
     """Let ``shell`` hold a module at a dotted path, in empty modules."""
     *parents, name = path.split(".")
     for parent in parents:
-        if parent not in shell._modules:
+        if parent not in dict(shell.named_children()):
             shell.add_module(parent, nn.Module())
         shell = shell.get_submodule(parent)
     shell.add_module(name, module)

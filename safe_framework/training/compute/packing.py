@@ -25,6 +25,7 @@ from safe_framework.core.layer_hooks import (
 )
 from safe_framework.core.model import SafeModel
 from safe_framework.core.padding import pad_to_length
+from safe_framework.utils.torch_private import compiled_call
 
 WORTHWHILE_SHARE = 0.95
 """Share of a call's positions: computing more than that instead of all saves no time."""
@@ -125,7 +126,7 @@ def can_pack(model: SafeModel) -> bool:
         not model.split_rows
         and model.stack.passes == 1
         and model.stack.layout is PLAIN
-        and model.base._compiled_call_impl is None
+        and compiled_call(model.base) is None
         and not any(modality.markers for modality in modalities)
         and not any(windows)
     )
