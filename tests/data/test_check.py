@@ -186,7 +186,7 @@ def test_the_same_array_twice_is_a_leak(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_one_file_tells_its_own_samples(sound: Path) -> None:
+def test_one_file_distinguishes_its_own_samples(sound: Path) -> None:
     """Law: without a recipe, the fields that name sounds or arrays are found by their endings."""
     plant(sound)
     np.save(sound / "touch.npy", np.arange(4.0))

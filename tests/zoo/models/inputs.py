@@ -233,7 +233,7 @@ def with_image(model: nn.Module, text: Inputs) -> Iterator[Inputs]:
     for layout in layouts_of(model.config, len(next(iter(text.values())))):
         if set(layout) <= _parameters(model.forward):
             try:
-                yield _placed(model, text, layout | _second_text(model, text))
+                yield _with_images(model, text, layout | _second_text(model, text))
             except Exception:  # a wrong guess fails in a way of its own
                 continue
 
@@ -251,7 +251,7 @@ def _parameters(function: Any) -> set[str]:
     return set(inspect.signature(function).parameters)
 
 
-def _placed(model: nn.Module, text: Inputs, layout: Inputs) -> Inputs:
+def _with_images(model: nn.Module, text: Inputs, layout: Inputs) -> Inputs:
     """The text with as many image tokens as the image has features, behind its first token."""
     import torch
 
