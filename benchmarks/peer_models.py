@@ -54,6 +54,10 @@ class PrefixModel(nn.Module):
 
     # What evaluation reads of a SafeModel
 
+    def original_base(self) -> AbstractContextManager[None]:
+        """A block that changes nothing: no adapter tells what the base was."""
+        return nullcontext()
+
     @property
     def safe(self) -> SafeModel:
         """Where the encoder and the processor are."""

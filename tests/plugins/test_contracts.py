@@ -113,9 +113,11 @@ def classes_for(plugin):
     """The contract classes of the folders where a plugin's may be, by name.
 
     Those are ``plugins`` and, where the plugin needs what other tests must not have beside them,
-    ``with_`` and its name. Files are read and not imported, since that may need it too.
+    ``optional`` and its name. Files are read and not imported, since that may need it too.
     """
-    files = [f for name in ("plugins", f"with_{plugin}") for f in TESTS.glob(f"{name}/test_*.py")]
+    files = [
+        f for name in ("plugins", f"optional/{plugin}") for f in TESTS.glob(f"{name}/test_*.py")
+    ]
     trees = [ast.parse(file.read_text("utf-8")) for file in files if "contract" in file.stem]
     return {node.name: node for tree in trees for node in tree.body if hasattr(node, "bases")}
 

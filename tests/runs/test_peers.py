@@ -115,7 +115,9 @@ def test_a_peer_trains_on_the_trainers_batches(modules: Any, world: Path, tmp_pa
         None,
         data.weights,
     )
-    assert list(trainer._get_train_sampler()) == loop.order
+    expected = [trainer.examples[index] for index in loop.order]
+    assert len(expected) == recipe.training.max_steps * recipe.training.batch_size
+    assert all(one is other for one, other in zip(trainer.train_dataset, expected, strict=True))
     ready.caches.close()
 
 

@@ -43,7 +43,7 @@ def recipe(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from safe_framework.interfaces import registry
 
     real = registry.group_points
-    touch = EntryPoint("touch", "tests.toys:ToyEncoder", "safe_framework.encoders")
+    touch = EntryPoint("touch", "tests.support.toys:ToyEncoder", "safe_framework.encoders")
     monkeypatch.setattr(
         registry,
         "group_points",
