@@ -17,7 +17,7 @@ from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
 from safe_framework.interfaces.types import IGNORED
 
-CLASS_COLUMNS = ("class_ids", "class_target", "class_places")
+CLASS_COLUMNS = ("class_ids", "class_target", "class_positions")
 """The columns of a batch that say which classes are read where."""
 
 

@@ -13,6 +13,7 @@ from safe_framework.interfaces.types import IGNORED
 from safe_framework.training.batches import AnswerCollator, tokenize
 from safe_framework.training.objective import answer_loss
 from tests.support.toys import DIM, PAD
+from tests.training.test_markers import model as model  # a fixture
 
 LABELS = ("w10", "w11 w12", "w13")
 
