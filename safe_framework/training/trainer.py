@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -113,6 +112,7 @@ def training_arguments(
         run_name=folder.absolute().parent.name,
         disable_tqdm=True,
         remove_unused_columns=False,
+        train_sampling_strategy="sequential",  # the dataset is the run: a resumed one sees the same
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
         sharded=sharded,
@@ -205,10 +205,6 @@ class SafeTrainer(Trainer):
         if self.args.sharded:
             plain = partial(self.accelerator.prepare_model, evaluation_mode=True)
             self.accelerator.prepare_model = plain
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """The whole run in its order, so that a resumed run sees what an unbroken one does."""
-        return sequential_loader(self)
 
     def _order(self) -> list[int]:
         """Which example is at each position of a run without stages."""
@@ -320,22 +316,6 @@ class SafeTrainer(Trainer):
 def positions_only(positions: Sequence[int]) -> dict[str, Tensor]:
     """A batch of positions in the run, whose examples are looked up when its step begins."""
     return {"positions": torch.tensor(positions)}
-
-
-def sequential_loader(trainer: Trainer) -> DataLoader[Any]:
-    """Batches of a trainer's dataset in its own order, where the Trainer would shuffle it.
-
-    ``train_sampling_strategy="sequential"`` would do the same; transformers before 5.2 lacks it.
-    """
-    dataset: Any = trainer.train_dataset
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_size=trainer.args.train_batch_size,
-        collate_fn=trainer.data_collator,
-        pin_memory=trainer.args.dataloader_pin_memory,
-    )
-    shared: DataLoader[Any] = trainer.accelerator.prepare(loader)  # a share for each device
-    return shared
 
 
 class CompleteCheckpoint(TrainerCallback):

@@ -19,10 +19,9 @@ from safe_framework.training.trainer import (
     CompleteCheckpoint,
     SafeTrainer,
     SafeTrainingArguments,
-    sequential_loader,
 )
 
-OURS = [SafeTrainer, CaptionTrainer, SafeTrainingArguments, CompleteCheckpoint, sequential_loader]
+OURS = [SafeTrainer, CaptionTrainer, SafeTrainingArguments, CompleteCheckpoint]
 
 
 def is_private(name: str) -> bool:

@@ -17,7 +17,6 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -34,7 +33,7 @@ from safe_framework.training.alignment import Alignment, AlignmentStage, align
 from safe_framework.training.callbacks import ProgressReport
 from safe_framework.training.objective import answer_loss, check_finite
 from safe_framework.training.sampling import shuffled_slice
-from safe_framework.training.trainer import sequential_loader, training_arguments
+from safe_framework.training.trainer import training_arguments
 from safe_framework.utils.files import atomic_folder
 from safe_framework.utils.progress import WorkProgress
 
@@ -315,10 +314,6 @@ class CaptionTrainer(Trainer):
         model.eval()  # the Trainer turns dropout on; the frozen parts are to stay as they are
         loss = answer_loss(_FeatureModel(model), model, inputs)
         return check_finite(loss, "caption loss", self.state.global_step)
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """The pictures in the order of the seed."""
-        return sequential_loader(self)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW on the projector; no decay, since it is trained once and for a short time."""
