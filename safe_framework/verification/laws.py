@@ -77,10 +77,7 @@ def base_differences(snapshot: BaseSnapshot, base: nn.Module, tokenizer: Any = N
         *_setting_differences(snapshot.settings, now.settings),
         *_hook_differences(snapshot, base),
         *_method_differences(snapshot.replaced, now.replaced),
-        *(
-            f"`{path}` is in training mode"
-            for path in sorted({*now.training} - {*snapshot.training})
-        ),
+        *_mode_differences(snapshot.training, now.training),
         *_tokenizer_differences(snapshot.words, now.words),
     ]
 
