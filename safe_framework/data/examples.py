@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import attrs
 
+from safe_framework.data.pictures import Picture
 from safe_framework.data.readers import Row, Source, iterate_rows, no_rows
 from safe_framework.data.samples import InlineSample, named_file, read_sample
 from safe_framework.data.tasks import NO_FIELDS, QUESTIONS, TaskFormat, text_in
@@ -33,6 +34,7 @@ class Example:
         labels: all the answers that there are, if they are known.
         at_tokens: whether the answer is read at the modality's tokens.
         fields: the row's texts, numbers and truth values, by which a curriculum chooses.
+        images: the row's pictures, in order, for a base that sees.
     """
 
     prompt: str
@@ -45,6 +47,26 @@ class Example:
     labels: tuple[str, ...] = ()
     at_tokens: bool = False
     fields: Mapping[str, Any] = attrs.field(factory=dict)
+    images: tuple[Picture, ...] = ()
+
+
+@attrs.frozen
+class TextRow:
+    """A text of the base's own domain, with pictures where the base sees.
+
+    Attributes:
+        text: what the base is given.
+        images: its pictures, in order.
+        answer: what is right, where the row asks something; not part of ``text``.
+        place: where it was read.
+        fields: the row's texts, numbers and truth values.
+    """
+
+    text: str
+    images: tuple[Picture, ...] = ()
+    answer: str | None = None
+    place: str = attrs.field(default="", eq=False)
+    fields: Mapping[str, Any] = attrs.field(factory=dict, eq=False)
 
 
 def read_examples(
