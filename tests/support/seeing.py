@@ -16,10 +16,11 @@ Maker = Callable[[], tuple[nn.Module, Any]]
 """Makes a tiny model and the processor of its type."""
 
 PAD, END, BEGIN = "<pad>", "<end>", "<begin>"
-WORDS = (
-    "what is this that which a the an on of in sat ran cat dog mat picture image sound high low "
-    "red blue green black white yes no describe hear see user assistant system"
-).split()
+_WORDS = """
+what is this that which a the an on of in sat ran cat dog mat picture image sound high low
+red blue green black white yes no describe hear see user assistant system
+"""
+WORDS = _WORDS.split()
 SIDE, PATCH = 8, 4
 """Pixels of a side of a picture as the towers see it, and of a patch of it."""
 

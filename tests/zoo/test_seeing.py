@@ -1,4 +1,4 @@
-"""The tiny bases that see are what tests take them for: real processors, and pictures that matter."""
+"""The tiny bases that see have real processors, and pictures matter to them."""
 
 from __future__ import annotations
 
