@@ -62,7 +62,7 @@ def _held_out(model: SafeModel) -> tuple[list[str], str]:
     named = model.recipe.data_files().get("retention_test") if model.recipe else None
     if data is not None and isinstance(named, Path) and named.exists():
         return read_texts(
-            named, prompt_template(model.recipe, model.tokenizer), fields=data.fields
+            named, prompt_template(model.recipe, model.base_processor), fields=data.fields
         ), HELD_OUT
     return read_texts(FOLDER / "data" / "text" / "test.jsonl", "{question}"), SHIPPED
 
