@@ -49,7 +49,8 @@ def resolve(name: str, *, quiet: bool = False) -> str:
 
     Returns:
         The folder itself; or, for a card whose weights a package holds, a folder in the user's
-        cache, which is made once; or the hub id, unchanged or the card's.
+        cache, which is made once; or the folder in that cache of a base that was composed under
+        that name; or the hub id, unchanged or the card's.
 
     Raises:
         CheckpointError: it is none of the three, or the card's weights cannot be had.
@@ -62,6 +63,8 @@ def resolve(name: str, *, quiet: bool = False) -> str:
     if name in cards:
         card = read_card(cards[name])
         return card.hub if card.package is None else str(_cached(card, quiet))
+    if name and (made := composed_folder(name)).is_dir():
+        return str(made)
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         return name
     raise CheckpointError(
@@ -76,6 +79,17 @@ def cache_folder() -> Path:
         return Path(chosen).expanduser()
     user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(user) / "safe-framework"
+
+
+def composed_folder(name: str) -> Path:
+    """Where a base is that ``safe compose`` makes: a plain name's folder is in the user's cache.
+
+    A folder of that name in the working directory goes before.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir() or not re.fullmatch(r"\w[\w.-]*", name):
+        return folder
+    return cache_folder() / "composed" / name
 
 
 def revision_of(name: str) -> str | None:

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import urllib.error
 import urllib.request
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -92,6 +93,8 @@ def _fetch(package: NpmPackage, scratch: Path) -> Path:
         with urllib.request.urlopen(url) as answer, (scratch / file).open("wb") as archive:
             shutil.copyfileobj(answer, archive)
     except (OSError, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it is an answer too
         raise _unavailable(package, f"{url}: {error}") from error
     return scratch / file
 

@@ -155,9 +155,11 @@ def _load_vision_tower(name: str, image_size: int | None, layer: int) -> tuple[A
 
 def _up_to(layer: int, config: Any) -> Any:
     """The image encoder's config without the layers above ``layer``, which nothing reads."""
-    if 0 < layer < config.num_hidden_layers:
-        config.num_hidden_layers = layer
-    return config
+    if not 0 < layer < config.num_hidden_layers:
+        return config
+    of_depth = ("stage_names", "out_features", "out_indices")  # which follow from it
+    kept = {name: value for name, value in config.to_dict().items() if name not in of_depth}
+    return type(config).from_dict(kept | {"num_hidden_layers": layer})
 
 
 def _load_language_model(name: str) -> tuple[Any, Any]:

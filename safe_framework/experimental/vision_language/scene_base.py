@@ -19,7 +19,11 @@ from safe_framework.experimental.vision_language.scene_scores import (
     score_scenes,
     text_loss,
 )
-from safe_framework.experimental.vision_language.scene_training import see, train_on_scenes
+from safe_framework.experimental.vision_language.scene_training import (
+    see,
+    train_on_scenes,
+    without_notes_of_peft,
+)
 from safe_framework.experimental.vision_language.scenes import Split, SpriteSets, scenes
 from safe_framework.pretrained import quietly
 from safe_framework.pretrained.cards import read_card
@@ -103,7 +107,7 @@ def _merged(model: Any, checkpoint: Path) -> Any:
     """The composed base with its updates added to its weights, and its projector replaced."""
     from peft import PeftModel
 
-    with quietly():
+    with quietly(), without_notes_of_peft():
         updated = PeftModel.from_pretrained(model, str(checkpoint))
         merged: Any = updated.merge_and_unload()
     return merged.eval().requires_grad_(False)

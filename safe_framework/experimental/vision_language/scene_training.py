@@ -12,7 +12,9 @@ Whatever a stage has made is kept in a folder, from which a killed run goes on.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -407,7 +409,7 @@ def train_on_scenes(
         target_modules=_linear_layers(model),
         modules_to_save=["multi_modal_projector"],
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), without_notes_of_peft():
         torch.manual_seed(spec.seed)
         updated = get_peft_model(model, lora)
     prompt = QuestionPrompt(tokenizer, spec.prompt, features.shape[1])
@@ -423,6 +425,14 @@ def train_on_scenes(
     found = latest_complete(folder)
     assert found is not None
     return found
+
+
+@contextmanager
+def without_notes_of_peft() -> Iterator[None]:
+    """Ignore that PEFT reads an attribute under the name that transformers is giving up."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
 
 
 def _kept_texts(

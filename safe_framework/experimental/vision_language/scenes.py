@@ -13,13 +13,13 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 import numpy as np
-from PIL import Image
 
 from safe_framework.errors import DataError
+from safe_framework.utils.optional_imports import require
 
 Split = Literal["train", "validation", "test"]
 
@@ -416,35 +416,36 @@ class SpriteSets:
     def __len__(self) -> int:
         return len(self._sprites)
 
-    def draw(self, scene: Scene, side: int) -> Image.Image:
+    def draw(self, scene: Scene, side: int) -> Any:
         """The picture of a scene, ``side`` pixels square."""
+        pillow = _pillow()
         picture = _ground(scene, side)
         for sprite in scene.sprites:
             drawn = self._sprites[sprite.style][sprite.name]
             if sprite.mirrored:
-                drawn = drawn.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+                drawn = drawn.transpose(pillow.Transpose.FLIP_LEFT_RIGHT)
             wide = max(8, round(sprite.size * side))
-            drawn = drawn.resize((wide, wide), Image.Resampling.BICUBIC)
-            drawn = drawn.rotate(sprite.angle, Image.Resampling.BICUBIC)
+            drawn = drawn.resize((wide, wide), pillow.Resampling.BICUBIC)
+            drawn = drawn.rotate(sprite.angle, pillow.Resampling.BICUBIC)
             corner = (round(sprite.x * side - wide / 2), round(sprite.y * side - wide / 2))
             picture.paste(drawn, corner, drawn)
         return picture
 
 
-def _read_sprites(folder: Path) -> dict[str, Image.Image]:
+def _read_sprites(folder: Path) -> dict[str, Any]:
     try:
         rows = json.loads((folder / "emoji.json").read_text("utf-8"))
         files = {row["short_name"]: row["image"] for row in rows}
         found = {}
         for name, short in NAMES.items():
-            with Image.open(next(folder.glob(f"img/*/64/{files[short]}"))) as opened:
+            with _pillow().open(next(folder.glob(f"img/*/64/{files[short]}"))) as opened:
                 found[name] = opened.convert("RGBA")
     except (OSError, ValueError, KeyError, StopIteration) as error:
         raise DataError(f"`{folder}` is no set of sprites: {error!r}") from error
     return found
 
 
-def _ground(scene: Scene, side: int) -> Image.Image:
+def _ground(scene: Scene, side: int) -> Any:
     """A colour of that name, with a gradient, perhaps stripes, and grain."""
     rng = np.random.default_rng(scene.seed)
     centre, stray = COLOURS[scene.colour]
@@ -460,4 +461,8 @@ def _ground(scene: Scene, side: int) -> Image.Image:
         shade += rng.uniform(0, 0.06) * np.sign(np.sin(across * rng.uniform(10, 40)))
     grain = rng.normal(0, rng.uniform(0, 0.03), (side, side, 3))
     pixels = np.asarray(colour) * (1 - shade[..., None]) + grain
-    return Image.fromarray((pixels.clip(0, 1) * 255).astype(np.uint8))
+    return _pillow().fromarray((pixels.clip(0, 1) * 255).astype(np.uint8))
+
+
+def _pillow() -> Any:
+    return require("PIL.Image", "image", "pictures need Pillow")

@@ -41,6 +41,7 @@ from safe_framework.experimental.vision_language.scene_base import (
 from safe_framework.experimental.vision_language.scene_scores import SceneScores, score_lines
 from safe_framework.interfaces.types import IGNORED, Frames, Tokens, all_real
 from safe_framework.pretrained import quietly
+from safe_framework.pretrained.location import composed_folder
 from safe_framework.training.alignment import Alignment, AlignmentStage, align
 from safe_framework.training.callbacks import ProgressReport
 from safe_framework.training.objective import answer_loss, check_finite
@@ -100,18 +101,19 @@ def compose_recipe(
     Args:
         recipe: which has that table.
         progress: the bars.
-        output: the folder to write; by default the recipe's ``[base] model``.
+        output: the folder to write; by default the recipe's ``[base] model``: a path, or the name
+            of a folder in the user's cache.
 
     Returns:
-        The folder, an ordinary checkpoint, and how well it captions held-out pictures if the
-        table names some.
+        The folder, an ordinary checkpoint, and how well it captions held-out pictures, or answers
+        about held-out scenes, if the table asks for some.
 
     Raises:
         SafeError: there is no such table, or the folder is there already.
         UnsupportedBaseError: the parts cannot be put together.
         DataError: captions or pictures cannot be read.
     """
-    spec, folder = recipe.base.compose, output or Path(recipe.base.model).expanduser()
+    spec, folder = recipe.base.compose, output or composed_folder(recipe.base.model)
     if spec is None:
         raise SafeError(
             f"`{recipe.source}` has no [base.compose]",
