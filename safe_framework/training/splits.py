@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import attrs
 
 from safe_framework.config.schema import MonitorSpec, Recipe, stage_key
-from safe_framework.data.examples import Example
+from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.frame_cache import sample_key
 from safe_framework.data.recipe_data import RecipeData
-from safe_framework.data.tasks import unique
 from safe_framework.errors import DataError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
@@ -36,7 +35,7 @@ class DataSplit:
     examples: list[Example]
     members: tuple[list[int], ...] = ()
     held_out: tuple[Example, ...] = ()
-    texts: tuple[str, ...] = ()
+    texts: tuple[TextRow, ...] = ()
     foreign: Mapping[str, Sequence[Sample]] = attrs.field(factory=dict)
 
 
@@ -156,7 +155,13 @@ def _sample_keys(example: Example) -> str:
     return " ".join(keys) or example.place or str(id(example))
 
 
-def _texts(recipe: Recipe, spec: MonitorSpec, data: RecipeData | None) -> list[str]:
+def text_rows(data: RecipeData, key: str) -> list[TextRow]:
+    """The texts of ``retention`` or the like, with their pictures."""
+    found: list[Any] = list(data.texts(key))
+    return [row if isinstance(row, TextRow) else TextRow(row) for row in found]
+
+
+def _texts(recipe: Recipe, spec: MonitorSpec, data: RecipeData | None) -> list[TextRow]:
     named = {} if data is None else data.sources
     own = "retention_validation" in named
     if data is None or not (own or "retention" in named):
@@ -164,7 +169,7 @@ def _texts(recipe: Recipe, spec: MonitorSpec, data: RecipeData | None) -> list[s
             "[monitor] needs text of the base's own domain to measure retention on",
             hint='add `retention_validation = "texts.jsonl"` or `retention` to [data]',
         )
-    texts = unique(data.texts("retention_validation" if own else "retention"))
+    texts = list(dict.fromkeys(text_rows(data, "retention_validation" if own else "retention")))
     trained = bool(recipe.retention) and not own
     share = max(1, round(spec.held_out * len(texts))) if trained else len(texts)
     if trained and share == len(texts):

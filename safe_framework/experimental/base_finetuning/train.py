@@ -32,7 +32,6 @@ from safe_framework.experimental.base_finetuning.replay import (
 )
 from safe_framework.interfaces import registry
 from safe_framework.training import distributed
-from safe_framework.training.batches import token_ids
 from safe_framework.training.callbacks import ProgressReport
 from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.retention.counterfactual import SampleStores
@@ -44,6 +43,7 @@ from safe_framework.training.setup import (
     frame_stores,
     make_retention,
 )
+from safe_framework.training.splits import text_rows
 from safe_framework.training.train import Log, train
 from safe_framework.training.trainer import SafeTrainer, latest_complete, training_arguments
 from safe_framework.utils.progress import WorkProgress
@@ -206,19 +206,19 @@ def _replay(
     assert stage is not None
     if not stage.replay_weight:
         return None
-    texts = (data or RecipeData(recipe)).texts("retention")
+    texts = text_rows(data or RecipeData(recipe), "retention")
     if not texts:
         raise DataError(
             "[stage_b] needs text of the base's own domain, to replay it",
             hint='add `retention = "texts.jsonl"` to [data], or set `replay_weight = 0`',
         )
-    rows = [token_ids(model.tokenizer, text, (), model.processor.markers) for text in texts]
+    rows = [caches.prompts.whole_text(row.text, row.images) for row in texts]
     states = caches.retention_texts(rows)
     lengths = [len(row) for row in rows]
     distillation: Any = registry.retention_regularizers.load("distillation")
     return Replay(
         rows,
-        OriginalBaseTeacher(model, Teacher(model, pad, states)),
+        OriginalBaseTeacher(model, Teacher(model, pad, states, caches.prompts)),
         distillation(),
         stage.replay_weight,
         TextOrder(
