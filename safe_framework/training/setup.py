@@ -28,7 +28,6 @@ from safe_framework.training.retention.counterfactual import (
     WeightedRegularizer,
     distractor_pools,
 )
-from safe_framework.training.splits import text_rows
 from safe_framework.utils.progress import WorkProgress
 
 
@@ -143,7 +142,7 @@ def make_retention(
     }
     spec, names = recipe.training, list(model.modalities)
     prompts = caches.prompts if caches else PromptEncoder.of(model)
-    texts = text_rows(held, "retention") if wanted and held else []
+    texts = held.texts("retention") if wanted and held else []
     texts = [row for row in texts if row not in held_out]
     foreign = _foreign(model, held) if "foreign" in wanted and held else {}
     return CounterfactualRetention(

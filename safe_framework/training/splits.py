@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import attrs
 
@@ -155,12 +155,6 @@ def _sample_keys(example: Example) -> str:
     return " ".join(keys) or example.place or str(id(example))
 
 
-def text_rows(data: RecipeData, key: str) -> list[TextRow]:
-    """The texts of ``retention`` or the like, with their pictures."""
-    found: list[Any] = list(data.texts(key))
-    return [row if isinstance(row, TextRow) else TextRow(row) for row in found]
-
-
 def _texts(recipe: Recipe, spec: MonitorSpec, data: RecipeData | None) -> list[TextRow]:
     named = {} if data is None else data.sources
     own = "retention_validation" in named
@@ -169,7 +163,7 @@ def _texts(recipe: Recipe, spec: MonitorSpec, data: RecipeData | None) -> list[T
             "[monitor] needs text of the base's own domain to measure retention on",
             hint='add `retention_validation = "texts.jsonl"` or `retention` to [data]',
         )
-    texts = list(dict.fromkeys(text_rows(data, "retention_validation" if own else "retention")))
+    texts = list(dict.fromkeys(data.texts("retention_validation" if own else "retention")))
     trained = bool(recipe.retention) and not own
     share = max(1, round(spec.held_out * len(texts))) if trained else len(texts)
     if trained and share == len(texts):

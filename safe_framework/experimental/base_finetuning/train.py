@@ -43,7 +43,6 @@ from safe_framework.training.setup import (
     frame_stores,
     make_retention,
 )
-from safe_framework.training.splits import text_rows
 from safe_framework.training.train import Log, train
 from safe_framework.training.trainer import SafeTrainer, latest_complete, training_arguments
 from safe_framework.utils.progress import WorkProgress
@@ -206,7 +205,7 @@ def _replay(
     assert stage is not None
     if not stage.replay_weight:
         return None
-    texts = text_rows(data or RecipeData(recipe), "retention")
+    texts = (data or RecipeData(recipe)).texts("retention")
     if not texts:
         raise DataError(
             "[stage_b] needs text of the base's own domain, to replay it",
