@@ -27,7 +27,7 @@ from safe_framework.core.padding import (
 )
 from safe_framework.core.processor import SafeProcessor, with_start_token
 from safe_framework.data.pictures import Picture
-from safe_framework.errors import SafeError
+from safe_framework.errors import SafeError, SampleError
 from safe_framework.utils.hashing import text_fingerprint
 
 PIXELS = "pixel_"
@@ -238,8 +238,9 @@ class PromptEncoder:
         if any(row.images for row in rows):
             if not all(row.images for row in rows):
                 raise SafeError("rows with pictures and rows without need calls of their own")
-            made = [self._inputs(row, pixels=pixels) for row in rows]
             lengths = [len(row) for row in ids]
+            longest = 0 if left else max(lengths)
+            made = [self._inputs(row, longest, pixels=pixels) for row in rows]
             batch |= {
                 name: _joined(name, [one[name] for one in made], lengths, left, pad)
                 for name in made[0]
@@ -251,27 +252,35 @@ class PromptEncoder:
     def settings(self) -> str:
         """Fingerprint of all that decides what the processor makes of a picture."""
         base = None if self.processor is None else self.processor.tokenizer
-        parts = [getattr(base, name, None) for name in ("image_processor", "video_processor")]
-        own = {
-            key: value
-            for key, value in vars(base).items()
-            if isinstance(value, (str, int, float, bool, list, tuple))
-        } if base is not None else {}  # fmt: skip
+        images = getattr(base, "image_processor", None)
+        if images is None:
+            return ""
+        kinds = (str, int, float, list, tuple)
+        own = {name: value for name, value in vars(base).items() if isinstance(value, kinds)}
         own.pop("chat_template", None)
-        return text_fingerprint(
-            type(base).__name__, own, [part.to_dict() for part in parts if part is not None]
-        )
+        return text_fingerprint(type(base).__name__, own, images.to_dict())
 
     def _placed(self, text: str, count: int) -> str:
         """The text with a placeholder for each picture, where the base wants some."""
         assert self.processor is not None
-        return self.processor.place_images(text, count)
+        place: Any = getattr(self.processor, "place_images", None)
+        if place is not None:
+            return str(place(text, count))
+        token = str(getattr(self.processor.tokenizer, "image_token", ""))
+        return text if token in text else token * count + text
 
     def _processed(self, row: PromptRow) -> dict[str, Tensor]:
         """All that the base's own processor makes of a row's prompt, with its markers."""
         assert self.processor is not None
         pictures = [picture.open() for picture in row.images]
-        made = dict(self.processor(text=[row.text], images=[pictures], padding_side="right"))
+        try:
+            made = dict(self.processor(text=[row.text], images=[pictures], padding_side="right"))
+        except (ValueError, TypeError, IndexError) as error:
+            raise SampleError(
+                f"the base's processor cannot use {row.text!r} with "
+                f"{len(pictures)} pictures: {error}",
+                hint="give as many pictures as the text has placeholders",
+            ) from error
         given = {name: [True] for name in row.marked}
         made.update(self.processor.markers.insert_into_batch(made, [row.text], given))
         made.setdefault("attention_mask", torch.ones_like(made["input_ids"]))
@@ -287,8 +296,11 @@ class PromptEncoder:
             name: value for name, value in made.items() if not name.startswith(PIXELS)
         }
 
-    def _inputs(self, row: PromptRow, *, pixels: bool) -> dict[str, Tensor]:
-        """A row's inputs but for ids and mask, those of each token as long as its ids."""
+    def _inputs(self, row: PromptRow, longest: int, *, pixels: bool) -> dict[str, Tensor]:
+        """A row's inputs but for ids and mask, those of each token as long as its ids.
+
+        Padding up to ``longest`` on the right sees what the last token sees.
+        """
         made: Mapping[str, Tensor] | None = None
         if not pixels:
             made = self._beside_pixels.get(_prompt_of(row))
@@ -301,7 +313,9 @@ class PromptEncoder:
         assert tuple(made["input_ids"][0].tolist()) == row.ids[: shape[1]]
         of_tokens = per_token_inputs(made, shape)
         return {
-            name: self._lengthened(name, value, length) if name in of_tokens else value
+            name: self._lengthened(name, value, max(length, longest * name.endswith(_REPEATED)))
+            if name in of_tokens
+            else value
             for name, value in made.items()
             if name not in ("input_ids", "attention_mask")
         }
