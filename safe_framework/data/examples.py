@@ -60,6 +60,9 @@ class TextRow:
         answer: what is right, where the row asks something; not part of ``text``.
         place: where it was read.
         fields: the row's texts, numbers and truth values.
+        answers: what several people answered, where the row says it.
+        samples: by modality, what belongs to the picture; only evaluation puts it beside the text.
+        files: where each sample was read from.
     """
 
     text: str
@@ -67,6 +70,14 @@ class TextRow:
     answer: str | None = None
     place: str = attrs.field(default="", eq=False)
     fields: Mapping[str, Any] = attrs.field(factory=dict, eq=False)
+    answers: tuple[str, ...] = attrs.field(default=(), eq=False)
+    samples: Mapping[str, Sample] = attrs.field(factory=dict, eq=False)
+    files: Mapping[str, Path] = attrs.field(factory=dict, eq=False)
+
+    @property
+    def people(self) -> tuple[str, ...]:
+        """All that counts as an answer: what people said, else what is right; may be none."""
+        return self.answers or (() if self.answer is None else (self.answer,))
 
 
 def read_examples(

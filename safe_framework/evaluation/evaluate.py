@@ -22,7 +22,7 @@ from safe_framework.utils.progress import ProgressCallback, no_progress
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
-    from safe_framework.data.examples import Example
+    from safe_framework.data.examples import Example, TextRow
     from safe_framework.interfaces.types import Sample
 
 _GATE_ZERO_EXAMPLES = 32
@@ -35,7 +35,7 @@ def evaluate(
     modality: str,
     train: Sequence[Example],
     test: Sequence[Example],
-    texts: Sequence[str],
+    texts: Sequence[str | TextRow],
     foreign: Sequence[Sample] = (),
     max_new_tokens: int = 8,
     batch_size: int = 32,
@@ -116,7 +116,7 @@ def _calibration(answers: Sequence[Answered], drawing: Mapping[str, Any]) -> Cal
 
 
 def _check(
-    modality: str, train: Sequence[Example], test: Sequence[Example], texts: Sequence[str]
+    modality: str, train: Sequence[Example], test: Sequence[Example], texts: Sequence[Any]
 ) -> None:
     for name, given in {"train": train, "test": test, "texts": texts}.items():
         if not given:
