@@ -57,7 +57,7 @@ def measures(
     name = next(iter(model.modalities))
     encoder = model.modality(name).encoder
     test = data.examples("test", {name: encoder})
-    held = spread(data.texts("retention_test"), texts)
+    held = spread([row.text for row in data.texts("retention_test")], texts)
     foreign = data.samples("foreign_test", name, encoder)
     drawing: dict[str, Any] = {
         "resamples": recipe.evaluation.bootstrap,

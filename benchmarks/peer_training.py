@@ -103,7 +103,7 @@ def train_peer(
     alignment = Alignment(safe, [example.answer for example in examples])
     prepare_projectors(safe, recipe, tokenized, alignment, progress)
     spec = recipe.training
-    texts = [token_ids(safe.tokenizer, text, (), None) for text in data.texts("retention")]
+    texts = [token_ids(safe.tokenizer, row.text, (), None) for row in data.texts("retention")]
     fisher = fisher_of(safe.base, texts, spec.seed) if arm.retention == "ewc" else {}
     torch.manual_seed(spec.seed)
     assert arm.base is not None

@@ -128,7 +128,8 @@ def measure(
         trainer = ready.trainer
         prepare_projectors(model, recipe, trainer.examples, ready.alignment, progress)
         if arm == "plain":
-            texts = [token_ids(model.tokenizer, t, (), None) for t in data.texts("retention")]
+            rows = data.texts("retention")
+            texts = [token_ids(model.tokenizer, row.text, (), None) for row in rows]
             foreign = data.samples("foreign", MODALITY, model.modality(MODALITY).encoder)
             _run(
                 PlainLoop(

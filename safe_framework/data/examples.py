@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from safe_framework.data.pictures import Picture
+from safe_framework.data.pictures import Picture, pictures_of
 from safe_framework.data.readers import Row, Source, iterate_rows, no_rows
 from safe_framework.data.samples import InlineSample, named_file, read_sample
 from safe_framework.data.tasks import NO_FIELDS, QUESTIONS, TaskFormat, text_in
@@ -143,17 +143,34 @@ def read_texts(
     source: Source,
     template: str = "{question}",
     *,
+    modalities: Collection[str] = (),
     fields: Mapping[str, str] = NO_FIELDS,
     skipped: list[DataError] | None = None,
-) -> list[str]:
-    """The ``text`` of every row of a source, or its ``question`` in the template.
+) -> list[TextRow]:
+    """The ``text`` of every row of a source, or its ``question`` in the template; and its pictures.
 
-    ``fields`` and ``skipped`` are those of :func:`read_examples`.
+    Args:
+        source: as for :func:`read_examples`.
+        template: the prompt, around ``{question}``.
+        modalities: whose samples a text goes without, ``image`` too where one is called so.
+        fields: what a field is called in this source, by the name that it has here.
+        skipped: as for :func:`read_examples`.
 
     Raises:
-        DataError: a row has none; the message gives its line.
+        DataError: a row has no text, or a picture that cannot be had; the message gives its line.
     """
-    return _each(source, fields, lambda row: text_of(row, template), skipped)
+
+    def text(row: Row) -> TextRow:
+        """What a row says."""
+        return TextRow(
+            text=text_of(row, template),
+            images=pictures_of(row, modalities),
+            answer=text_in(row, "answer") if row.values.get("answer") not in (None, "") else None,
+            place=row.place,
+            fields=plain_fields(row),
+        )
+
+    return _each(source, fields, text, skipped)
 
 
 def read_samples(
@@ -263,12 +280,18 @@ def _example(row: Row, encoders: Mapping[str, Encoder], reading: TaskFormat) -> 
         dataset=reading.dataset,
         labels=reading.labels,
         at_tokens=reading.at_tokens,
-        fields={
-            name: value
-            for name, value in row.values.items()
-            if isinstance(value, (str, int, float, bool))
-        },
+        fields=plain_fields(row),
+        images=pictures_of(row, encoders),
     )
+
+
+def plain_fields(row: Row) -> dict[str, str | int | float | bool]:
+    """The row's texts, numbers and truth values, by which rows are chosen and grouped."""
+    return {
+        name: value
+        for name, value in row.values.items()
+        if isinstance(value, (str, int, float, bool))
+    }
 
 
 def _try(place: str, samples: Mapping[str, Sample], encoders: Mapping[str, Encoder]) -> None:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import os
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from safe_framework.data.readers import Row
 from safe_framework.errors import DataError
 from safe_framework.utils.optional_imports import require
 
 _WHY = "pictures need Pillow"
+FIELDS = ("image", "images")
+"""The fields of a row that hold its pictures, where no modality is called so."""
 
 
 class Picture:
@@ -71,3 +77,63 @@ class Picture:
 
     def __hash__(self) -> int:
         return hash(self.digest)
+
+
+def pictures_of(row: Row, modalities: Collection[str] = ()) -> tuple[Picture, ...]:
+    """The pictures that a row has for the base, in order: of ``image``, or of ``images``.
+
+    Each is the name of a file, relative to the row's own file; or a Pillow image, the bytes of a
+    file, or ``{"path": ...}`` or ``{"bytes": ...}``, as the library ``datasets`` gives them.
+
+    Args:
+        row: that may have some.
+        modalities: of the recipe; a field that is called as one of them is that modality's.
+
+    Raises:
+        DataError: a field holds something else, the row has both fields, or a file is missing.
+    """
+    held = {
+        name: row.values[name]
+        for name in FIELDS
+        if name not in modalities and row.values.get(name) is not None
+    }
+    if len(held) > 1:
+        raise DataError(
+            f"{row.place}: it has both `image` and `images`", hint="put all of them into `images`"
+        )
+    for name, value in held.items():
+        return tuple(_picture(one, name, row) for one in _several(value, name, row))
+    return ()
+
+
+def _several(value: Any, name: str, row: Row) -> list[Any]:
+    if isinstance(value, str) and value.lstrip().startswith("["):  # a cell of a table
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{row.place}: `{name}` begins as a list and is none: {error.msg}",
+                hint='write `["a.png", "b.png"]`, or one name without brackets',
+            ) from error
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _picture(value: Any, name: str, row: Row) -> Picture:
+    if isinstance(value, Mapping):
+        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    if isinstance(value, (str, os.PathLike)) and os.fspath(value):
+        file = row.folder / os.fspath(value)
+        if not file.is_file():
+            raise DataError(
+                f"{row.place}: `{name}`: the picture `{file}` does not exist",
+                hint="correct its name: it is relative to the file of rows",
+            )
+        return Picture(file)
+    if isinstance(value, (bytes, bytearray)):
+        return Picture(bytes(value), f"the `{name}` of {row.place}")
+    if value is not None and type(value).__module__.partition(".")[0] == "PIL":
+        return Picture(value, f"the `{name}` of {row.place}")
+    raise DataError(
+        f"{row.place}: `{name}` must be the name of a picture, not {value!r:.80}",
+        hint="give a file's name, its bytes, a Pillow image, or a list of these",
+    )

@@ -11,15 +11,16 @@ from typing import Any, TypeVar
 import attrs
 
 from safe_framework.config.schema import BaseSpec, DataSpec, MixSpec, Recipe, mixed
-from safe_framework.data.examples import Example, read_samples, read_task, read_texts
+from safe_framework.data.examples import Example, TextRow, read_samples, read_task, read_texts
 from safe_framework.data.prompts import render_prompt
 from safe_framework.data.tasks import CLASSES, NO_FIELDS, TaskFormat, unique
 from safe_framework.errors import DataError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
-from safe_framework.pretrained.base_model import load_tokenizer
+from safe_framework.pretrained.base_model import load_tokenizer, takes_pictures
 
 _Read = TypeVar("_Read")
+_PictureRow = TypeVar("_PictureRow", Example, TextRow)
 
 
 class RecipeData:
@@ -40,6 +41,7 @@ class RecipeData:
             raise DataError("the recipe has no [data]", hint='add `train = "train.jsonl"` to it')
         self.spec: DataSpec = recipe.data
         self._base: BaseSpec = recipe.base
+        self._modalities = tuple(recipe.modalities)
         self.sources = recipe.data_files()
         self.skipped: dict[str, list[DataError]] = {}
         self._read: dict[tuple[str, ...], Any] = {}
@@ -76,7 +78,7 @@ class RecipeData:
             own = tuple(unique([example.answer for example in found]))
             return [attrs.evolve(example, labels=own) for example in found]
 
-        return self._once((mixed(key, name),), read)
+        return self._seen(self._once((mixed(key, name),), read))
 
     def reading(self, name: str, labels: tuple[str, ...] | None = None) -> TaskFormat:
         """How the rows of the dataset called ``name`` are read."""
@@ -109,15 +111,35 @@ class RecipeData:
         keys = [mixed("train", name) for name in self.spec.datasets()]
         return [key for key in (*keys, "retention", "foreign") if key in self.sources]
 
-    def texts(self, key: str) -> list[str]:
+    def texts(self, key: str) -> list[TextRow]:
         """The texts of ``retention`` or ``retention_test``; none if the recipe names none."""
 
-        def read(skipped: list[DataError] | None) -> list[str]:
+        def read(skipped: list[DataError] | None) -> list[TextRow]:
             """The texts in the file."""
-            template = self._around(self.spec.prompt)
-            return read_texts(self.sources[key], template, fields=self.spec.fields, skipped=skipped)
+            return read_texts(
+                self.sources[key],
+                self._around(self.spec.prompt),
+                modalities=self._modalities,
+                fields=self.spec.fields,
+                skipped=skipped,
+            )
 
-        return self._once((key,), read) if key in self.sources else []
+        return self._seen(self._once((key,), read)) if key in self.sources else []
+
+    def _seen(self, rows: list[_PictureRow]) -> list[_PictureRow]:
+        """The rows, unless they have pictures that nobody would see."""
+        row = next((row for row in rows if row.images), None)
+        if row is not None and not self.takes_pictures:
+            raise DataError(
+                f"{row.place}: it has a picture, but the base `{self._base.model}` takes none",
+                hint="choose a base that takes pictures, or rename the field",
+            )
+        return rows
+
+    @cached_property
+    def takes_pictures(self) -> bool:
+        """Whether the base is given the rows' pictures."""
+        return takes_pictures(self._base)
 
     def samples(self, key: str, modality: str, encoder: Encoder) -> list[Sample]:
         """A modality's samples in ``foreign`` or ``foreign_test``; none if it names none."""

@@ -47,6 +47,21 @@ def load_tokenizer(spec: BaseSpec, *, trust_remote_code: bool = False) -> Any:
         return _tokenizer(resolve(spec.model), _common(spec), trust_remote_code)
 
 
+def takes_pictures(spec: BaseSpec) -> bool:
+    """Whether the base is of a type that is given pictures; its weights are not loaded."""
+    if spec.compose is not None:
+        return True
+    if spec.gguf_file:
+        return False  # transformers reads language models alone out of GGUF
+    from transformers import PretrainedConfig
+    from transformers.models.auto import modeling_auto as auto
+
+    with quietly():
+        config, _ = PretrainedConfig.get_config_dict(resolve(spec.model), **_common(spec))
+    kind = config.get("model_type")
+    return kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or "vision_config" in config
+
+
 def _tokenizer(place: str, common: dict[str, str], trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 

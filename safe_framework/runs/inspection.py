@@ -61,7 +61,7 @@ def sweep_gate(
         run.model,
         modality=name,
         test=run.examples(name),
-        texts=[texts[index * len(texts) // count] for index in range(count)],
+        texts=[texts[index * len(texts) // count].text for index in range(count)],
         foreign=run.foreign(name),
         gates=gates,
         budget=budget,

@@ -172,7 +172,7 @@ def evaluate_run(
         modality=modality,
         train=having["train"],
         test=having["test"],
-        texts=data.texts("retention_test"),
+        texts=[row.text for row in data.texts("retention_test")],
         foreign=data.samples("foreign_test", modality, encoders[modality]),
         seed=recipe.training.seed,
         progress=progress,

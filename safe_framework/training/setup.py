@@ -111,8 +111,8 @@ def make_retention(
         name: [e.samples[name] for e in examples if name in e.samples] for name in model.modalities
     }
     spec, markers, names = recipe.training, model.processor.markers, list(model.modalities)
-    texts = held.texts("retention") if wanted and held else []
-    texts = [text for text in texts if text not in held_out]
+    rows = held.texts("retention") if wanted and held else []
+    texts = [row.text for row in rows if row.text not in held_out]
     foreign = _foreign(model, held) if "foreign" in wanted and held else {}
     return CounterfactualRetention(
         model,

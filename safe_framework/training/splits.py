@@ -164,7 +164,7 @@ def _texts(recipe: Recipe, spec: MonitorSpec, data: RecipeData | None) -> list[s
             "[monitor] needs text of the base's own domain to measure retention on",
             hint='add `retention_validation = "texts.jsonl"` or `retention` to [data]',
         )
-    texts = unique(data.texts("retention_validation" if own else "retention"))
+    texts = unique([row.text for row in data.texts("retention_validation" if own else "retention")])
     trained = bool(recipe.retention) and not own
     share = max(1, round(spec.held_out * len(texts))) if trained else len(texts)
     if trained and share == len(texts):

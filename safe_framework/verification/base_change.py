@@ -61,10 +61,11 @@ def _held_out(model: SafeModel) -> tuple[list[str], str]:
     data = model.recipe.data if model.recipe else None
     named = model.recipe.data_files().get("retention_test") if model.recipe else None
     if data is not None and isinstance(named, Path) and named.exists():
-        return read_texts(
-            named, prompt_template(model.recipe, model.tokenizer), fields=data.fields
-        ), HELD_OUT
-    return read_texts(FOLDER / "data" / "text" / "test.jsonl", "{question}"), SHIPPED
+        template = prompt_template(model.recipe, model.tokenizer)
+        rows, source = read_texts(named, template, fields=data.fields), HELD_OUT
+    else:
+        rows, source = read_texts(FOLDER / "data" / "text" / "test.jsonl"), SHIPPED
+    return [row.text for row in rows], source
 
 
 def apply_waivers(

@@ -120,7 +120,7 @@ def test_rows_are_asked_as_the_model_will_be(chatting: Path) -> None:
     assert batch["input_ids"][0].tolist() == asked(model.tokenizer, ("user", "w5"))
     assert model.processor(text=example.prompt)["input_ids"].equal(batch["input_ids"])
     text, question = data.texts("retention")
-    assert (text, question) == ("w7 w8", model.processor.prompt("w9"))
+    assert (text.text, question.text) == ("w7 w8", model.processor.prompt("w9"))
 
 
 def test_a_pipeline_answers_a_question_as_in_a_chat(chatting: Path) -> None:

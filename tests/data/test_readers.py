@@ -188,7 +188,8 @@ def test_fields_may_have_other_names(tmp_path: Path) -> None:
     names = {"question": "q", "answer": "label", "audio": "path"}
     (example,) = read_examples(tmp_path / "train.jsonl", ENCODERS, fields=names)
     assert (example.prompt, example.answer, list(example.samples)) == ("what", "tone", ["audio"])
-    assert read_texts(tmp_path / "train.jsonl", fields={"text": "label"}) == ["tone"]
+    (read,) = read_texts(tmp_path / "train.jsonl", fields={"text": "label"})
+    assert read.text == "tone"
 
 
 def as_dataset(folder: Path) -> datasets.Dataset:

@@ -212,7 +212,8 @@ def _replay(
             "[stage_b] needs text of the base's own domain, to replay it",
             hint='add `retention = "texts.jsonl"` to [data], or set `replay_weight = 0`',
         )
-    rows = [token_ids(model.tokenizer, text, (), model.processor.markers) for text in texts]
+    markers = model.processor.markers
+    rows = [token_ids(model.tokenizer, row.text, (), markers) for row in texts]
     states = caches.retention_texts(rows)
     lengths = [len(row) for row in rows]
     distillation: Any = registry.retention_regularizers.load("distillation")
