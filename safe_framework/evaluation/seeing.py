@@ -7,17 +7,22 @@ retention is the ratio of two such accuracies, the model's and the base's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from safe_framework.data.examples import Example, TextRow
 from safe_framework.evaluation.answers import answer, batched_apart, example_inputs, new_tokens
-from safe_framework.evaluation.metrics import Estimate, bootstrap, bootstrap_ratio
+from safe_framework.evaluation.gain import KIND, kind_of
+from safe_framework.evaluation.metrics import bootstrap, bootstrap_ratio
+from safe_framework.evaluation.results import (
+    PictureQuestion,
+    Seeing,
+    SeeingScore,
+    SeeingScores,
+)
 from safe_framework.evaluation.retention import DistractorDraw, distractor_pools
 from safe_framework.evaluation.vqa import vqa_accuracy
 from safe_framework.interfaces.types import Sample
@@ -26,101 +31,8 @@ from safe_framework.utils.tensors import bitwise_equal
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
-    from safe_framework.data.pictures import Picture
 
 _Scores = NDArray[np.float64]
-
-
-@attrs.frozen
-class SeeingScore:
-    """How picture questions were answered in one way, against how the base alone answers them.
-
-    Attributes:
-        accuracy: VQA accuracy.
-        over_base: paired difference to the base's.
-        unchanged: share of answers that are the base's to the letter.
-        retention: ratio of ``accuracy`` and the base's; None where the base gets nothing right.
-    """
-
-    accuracy: Estimate
-    over_base: Estimate
-    unchanged: Estimate
-    retention: Estimate | None
-
-
-@attrs.frozen
-class SeeingScores:
-    """Scores of some picture questions.
-
-    Attributes:
-        base: VQA accuracy of the base alone.
-        absent: the model without a sample.
-        irrelevant: the gate is 1 and the sample irrelevant; by kind of sample.
-        overall: all kinds of irrelevant samples together.
-        relevant: the gate is 1 and the sample is the row's own; None where no row has one. Its
-            differences are to the base on those rows.
-    """
-
-    base: Estimate
-    absent: SeeingScore
-    irrelevant: Mapping[str, SeeingScore]
-    overall: SeeingScore
-    relevant: SeeingScore | None
-
-
-@attrs.frozen
-class PictureQuestion:
-    """One question about a picture and all the answers to it; pictures are not written to disk.
-
-    Attributes:
-        place: where it was read.
-        question: what was asked, without the prompt around it.
-        expected: what people answered; one answer in most data.
-        kind: what kind of question it is; empty where the rows do not say.
-        base: the base's answer.
-        absent: the model's, without a sample.
-        irrelevant: the model's beside an irrelevant sample, by kind of sample.
-        relevant: the model's beside the row's own sample; None where it has none.
-        images: that the question is about.
-        sample: the row's own.
-        file: where that was read.
-    """
-
-    place: str
-    question: str
-    expected: tuple[str, ...]
-    kind: str
-    base: str
-    absent: str
-    irrelevant: Mapping[str, str]
-    relevant: str | None = None
-    images: tuple[Picture, ...] = attrs.field(default=(), eq=False, repr=False)
-    sample: Sample = attrs.field(default=None, eq=False, repr=False)
-    file: Path | None = attrs.field(default=None, eq=False, repr=False)
-
-
-@attrs.frozen
-class Seeing:
-    """What became of the base's seeing.
-
-    Attributes:
-        logits_identical: whether, without a sample, all logits were the base's bit for bit.
-        answers_identical: whether, without a sample, all answers had the base's tokens.
-        scores: of all questions.
-        kinds: of the questions of each kind, where the rows say it.
-        questions: each with its answers.
-    """
-
-    logits_identical: bool
-    answers_identical: bool
-    scores: SeeingScores
-    kinds: Mapping[str, SeeingScores]
-    questions: tuple[PictureQuestion, ...]
-
-    @property
-    def identical(self) -> bool:
-        """Whether, without a sample, neither a logit nor a token differed."""
-        return self.logits_identical and self.answers_identical
 
 
 def picture_questions(texts: Sequence[str | TextRow]) -> list[TextRow]:
@@ -136,7 +48,7 @@ def seeing(
     examples: Sequence[Example],
     foreign: Sequence[Sample] = (),
     *,
-    by: str = "kind",
+    by: str = KIND,
     max_new_tokens: int = 8,
     batch_size: int = 32,
     resamples: int = 1000,
@@ -162,17 +74,17 @@ def seeing(
     if not rows:
         return None
     options: Any = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    alone = [_as_example(row, {}) for row in rows]
+    alone = [as_example(row, {}) for row in rows]
     same_logits, same_tokens, base, absent = _with_sense_absent(model, alone, progress, **options)
     options |= {"gate": {modality: 1.0}, "progress": progress}
     pools = distractor_pools(modality, examples, foreign)
     draw = DistractorDraw(modality, pools, seed)
     beside: dict[str, list[str]] = {}
     for kind in pools:
-        given = [_as_example(*pair) for pair in zip(rows, draw(kind, len(rows)), strict=True)]
+        given = [as_example(*pair) for pair in zip(rows, draw(kind, len(rows)), strict=True)]
         beside[kind] = answer(model, given, label=f"pictures beside {kind} samples", **options)
     having = [row for row in rows if modality in row.samples]
-    own = [_as_example(row, row.samples) for row in having]
+    own = [as_example(row, row.samples) for row in having]
     heard = answer(model, own, label="pictures beside their own samples", **options)
     relevant = dict(zip(map(id, having), heard, strict=True))
     questions = tuple(
@@ -195,13 +107,8 @@ def seeing(
     return Seeing(same_logits, same_tokens, scores, _by_kind(questions, resamples, seed), questions)
 
 
-def kind_of(fields: Mapping[str, Any], by: str) -> str:
-    """What a row's field says, as text; empty where it has none."""
-    value = fields.get(by)
-    return "" if value is None else str(value)
-
-
-def _as_example(row: TextRow, samples: Mapping[str, Sample]) -> Example:
+def as_example(row: TextRow, samples: Mapping[str, Sample]) -> Example:
+    """A picture question beside samples, to be asked as test examples are."""
     return Example(row.text, row.people[0], samples, row.place, images=row.images)
 
 
