@@ -77,7 +77,7 @@ def alone_is_as_before(
         others = [other for other in together.modalities if other != name]
         with together.off(*others):
             found[name] = logits(together, asked[name][:COMPARED], name)
-    base, tokenizer = together.detach(), together.tokenizer
+    base, tokenizer = together.detach(), together.base_processor
     same = {}
     for name, folder in folders.items():
         single = safe_framework.load(folder, base=base, tokenizer=tokenizer)

@@ -19,6 +19,7 @@ from safe_framework.core.base_snapshot import BaseSnapshot
 from safe_framework.core.layer_discovery import text_config
 from safe_framework.core.modality import Modality
 from safe_framework.errors import AdapterError
+from safe_framework.pretrained.base_processor import image_settings
 from safe_framework.pretrained.probe_cache import cached
 from safe_framework.utils.files import atomic_folder
 from safe_framework.utils.hashing import fingerprint, text_fingerprint, tokenizer_fingerprint
@@ -150,26 +151,28 @@ def encoder_identity(modality: Modality) -> str:
 
 
 def base_identity(
-    base: nn.Module, tokenizer: Any, snapshot: BaseSnapshot, name: str = ""
+    base: nn.Module, processor: Any, snapshot: BaseSnapshot, name: str = ""
 ) -> dict[str, str]:
-    """What tells one base from another: class, weights, config and tokenizer.
+    """What tells one base from another: class, weights, config, tokenizer and image processor.
 
     Args:
         base: with the weights that it had before any change.
-        tokenizer: its own.
+        processor: its own, or its tokenizer.
         snapshot: of the base, by which its fingerprint is found again.
         name: of the checkpoint, for people.
     """
     config = text_config(base)
     facts = {name: getattr(config, name, None) for name in _READS_WEIGHTS}
     weights = cached(base, f"weights {snapshot.digest}", lambda: fingerprint(base))
-    words = cached(base, "tokenizer", lambda: tokenizer_fingerprint(tokenizer))
+    words = cached(base, "tokenizer", lambda: tokenizer_fingerprint(processor))
+    images = image_settings(processor)
     return {
         "class": type(base).__name__,
         "model": name,
         "weights": weights,
         "config": text_fingerprint(facts),
         "tokenizer": words,
+        **({"image_processor": text_fingerprint(images)} if images else {}),
     }
 
 

@@ -77,7 +77,7 @@ def attach(
 
     Args:
         base: any transformers model with decoder layers; frozen, otherwise left as it is.
-        tokenizer: its tokenizer or processor.
+        tokenizer: its processor or tokenizer.
         recipe: whose ``[modalities]`` to add; its ``[base]`` is not loaded.
         layers_path: dotted path of the layers to fuse into, where the rule is wrong.
         side: of an encoder-decoder base, which layers a modality enters.
@@ -132,7 +132,7 @@ def load(
         folder: the adapter.
         *more: adapters of other modalities for the same base.
         base: a base already in memory; loaded as the adapter's recipe says if not given.
-        tokenizer: of that base.
+        tokenizer: that base's processor or tokenizer.
         device: where to put the model.
         example: keyword arguments on which the base runs, where it does not run on plain text.
         trust_remote_code: let the base's checkpoint run code of its own.
@@ -265,13 +265,14 @@ def _check_identity(model: SafeModel, config: AdapterConfig, folder: Path) -> No
     now = model.base_identity()
     differing = [
         part
-        for part in ("class", "weights", "config", "tokenizer")
-        if now[part] != config.base[part] and now[part]
+        for part in ("class", "weights", "config", "tokenizer", "image_processor")
+        if now.get(part) and now[part] != config.base.get(part, now[part])
     ]
     if differing:
+        what = " and ".join(differing).replace("_", " ")
         raise AdapterError(
             f"`{folder}` was made for another base "
-            f"(`{config.base['model'] or config.base['class']}`): {' and '.join(differing)} differ",
+            f"(`{config.base['model'] or config.base['class']}`): {what} differ",
             hint="load it on the base that it was trained on",
         )
     for name, identity in config.modalities.items():

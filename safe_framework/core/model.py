@@ -68,6 +68,7 @@ from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.projector import Projector
 from safe_framework.interfaces.types import BaseFacts, Frames, Sample
+from safe_framework.pretrained.base_processor import text_tokenizer
 
 if TYPE_CHECKING:
     from safe_framework.config.schema import Recipe
@@ -82,7 +83,7 @@ class SafeModel(nn.Module):
     Args:
         base: any transformers model with decoder layers; frozen and put in evaluation mode,
             otherwise left as it is.
-        tokenizer: its tokenizer or processor, for ``processor``; optional.
+        tokenizer: its processor or tokenizer, for ``processor``; optional.
         layers_path: dotted path of the layers to fuse into, where the rule is wrong.
         side: of an encoder-decoder base, which layers a modality enters.
         example: keyword arguments on which the base runs, where it does not run on plain text.
@@ -91,6 +92,7 @@ class SafeModel(nn.Module):
 
     Attributes:
         base: the model that was given.
+        base_processor: the base's own processor where it has one, else its tokenizer.
         stack: its layers, as one tiny call has shown them.
         split_rows: as given; may be changed between calls.
         modalities: the attached ones by name.
@@ -124,7 +126,7 @@ class SafeModel(nn.Module):
         self.modalities = nn.ModuleDict()
         self.base_change: BaseChange | None = None
         self.recipe: Recipe | None = None
-        self.tokenizer = tokenizer
+        self.base_processor = tokenizer
         self.owner = uuid4().hex
         self._processor: SafeProcessor | None = None
         self._hooks = HookSet(self.owner)
@@ -206,6 +208,11 @@ class SafeModel(nn.Module):
         found = self.modalities[self._known(name)]
         assert isinstance(found, Modality)
         return found
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base's tokenizer, without a processor around it."""
+        return text_tokenizer(self.base_processor)
 
     @property
     def encoders(self) -> dict[str, Encoder]:
@@ -322,10 +329,10 @@ class SafeModel(nn.Module):
     def processor(self) -> SafeProcessor:
         """Turns texts and samples into batches for this model."""
         if self._processor is None:  # copying a tokenizer takes a while
-            prompt = prompt_template(self.recipe, self.tokenizer)
+            prompt = prompt_template(self.recipe, self.base_processor)
             spans = {name: markers.span for name, markers in self._markers().items()}
             self._processor = SafeProcessor(
-                self.tokenizer, self.encoders, prompt=prompt, spans=spans
+                self.base_processor, self.encoders, prompt=prompt, spans=spans
             )
         return self._processor
 
@@ -484,7 +491,7 @@ class SafeModel(nn.Module):
         """What tells the base, as it was before any change, from another one."""
         with self.original_base():
             name = self.recipe.base.model if self.recipe else ""
-            return base_identity(self.base, self.tokenizer, self.base_snapshot, name)
+            return base_identity(self.base, self.base_processor, self.base_snapshot, name)
 
     # A changed base (stage B)
 

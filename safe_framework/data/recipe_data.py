@@ -24,7 +24,7 @@ from safe_framework.data.tasks import CLASSES, NO_FIELDS, TaskFormat, unique
 from safe_framework.errors import DataError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
-from safe_framework.pretrained.base_model import load_tokenizer, takes_pictures
+from safe_framework.pretrained.base_model import load_base_processor, takes_pictures
 
 _Read = TypeVar("_Read")
 _PictureRow = TypeVar("_PictureRow", Example, TextRow)
@@ -102,11 +102,11 @@ class RecipeData:
 
     def _around(self, prompt: str) -> str:
         """The prompt in the base's chat template, if there is to be one."""
-        return render_prompt(self.spec, prompt, self._tokenizer) if self.spec.chat else prompt
+        return render_prompt(self.spec, prompt, self._processor) if self.spec.chat else prompt
 
     @cached_property
-    def _tokenizer(self) -> Any:
-        return load_tokenizer(self._base)
+    def _processor(self) -> Any:
+        return load_base_processor(self._base)
 
     @property
     def weights(self) -> dict[str, float]:

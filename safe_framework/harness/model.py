@@ -194,10 +194,9 @@ class SafeLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
         sample = choose_distractor(
             model, name, Path(adapter), str(distractor), like=like, recipe=recipe, seed=seed
         )
-        inner = getattr(model.tokenizer, "tokenizer", model.tokenizer)
         super().__init__(
             ModelWithSample(model, name, sample),
-            tokenizer=copy.deepcopy(inner),  # it is given a pad token where it has none
+            tokenizer=copy.deepcopy(model.tokenizer),  # it is given a pad token where it has none
             **options,
         )
 

@@ -1,4 +1,4 @@
-"""The base model, and its tokenizer or processor, that a recipe names."""
+"""The base model, and its processor or tokenizer, that a recipe names."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from safe_framework.errors import CheckpointError
+from safe_framework.pretrained.base_processor import load_processor
 from safe_framework.pretrained.location import resolve, revision_of
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 from safe_framework.utils.quiet import quietly
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def load_base(spec: BaseSpec, *, trust_remote_code: bool = False) -> tuple[nn.Module, Any]:
-    """The model and the tokenizer (or processor) that ``[base]`` of a recipe names.
+    """The model that ``[base]`` of a recipe names, and its own processor or tokenizer.
 
     Args:
         spec: a hub id, a folder or the name of a card, and how to load it.
@@ -35,16 +36,18 @@ def load_base(spec: BaseSpec, *, trust_remote_code: bool = False) -> tuple[nn.Mo
     if spec.attn_implementation:
         options["attn_implementation"] = spec.attn_implementation
     with quietly():
-        kind = _model_class(place, common, trust_remote_code)
-        model = kind.from_pretrained(place, **common, **options)
-        return model, _tokenizer(place, common, trust_remote_code)
+        config = _config(place, common, trust_remote_code)
+        model = _model_class(config).from_pretrained(place, **common, **options)
+        return model, load_processor(place, config, common, trust_remote_code=trust_remote_code)
 
 
-def load_tokenizer(spec: BaseSpec, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer (or processor) alone of what ``load_base`` loads."""
+def load_base_processor(spec: BaseSpec, *, trust_remote_code: bool = False) -> Any:
+    """The processor or tokenizer alone of what ``load_base`` loads."""
     set_aside_broken_torchaudio()
+    place, common = resolve(spec.model), _common(spec)
     with quietly():
-        return _tokenizer(resolve(spec.model), _common(spec), trust_remote_code)
+        config = _config(place, common, trust_remote_code)
+        return load_processor(place, config, common, trust_remote_code=trust_remote_code)
 
 
 def takes_pictures(spec: BaseSpec) -> bool:
@@ -62,10 +65,10 @@ def takes_pictures(spec: BaseSpec) -> bool:
     return kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or "vision_config" in config
 
 
-def _tokenizer(place: str, common: dict[str, str], trust_remote_code: bool) -> Any:
-    from transformers import AutoTokenizer
+def _config(place: str, common: dict[str, str], trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
 
-    return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **common)
+    return AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **common)
 
 
 def _common(spec: BaseSpec) -> dict[str, str]:
@@ -75,17 +78,15 @@ def _common(spec: BaseSpec) -> dict[str, str]:
     return {**found, "gguf_file": spec.gguf_file} if spec.gguf_file else found
 
 
-def _model_class(place: str, common: dict[str, str], trust_remote_code: bool) -> Any:
-    """The auto class that maps this checkpoint's type: image-text first, causal last."""
+def _model_class(config: Any) -> Any:
+    """The auto class that maps a checkpoint's type: image-text first, causal last."""
     from transformers import (
-        AutoConfig,
         AutoModelForCausalLM,
         AutoModelForImageTextToText,
         AutoModelForSeq2SeqLM,
     )
     from transformers.models.auto import modeling_auto as auto
 
-    config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **common)
     kind = config.model_type
     if kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return AutoModelForImageTextToText

@@ -61,7 +61,7 @@ def _held_out(model: SafeModel) -> tuple[list[str], str]:
     data = model.recipe.data if model.recipe else None
     named = model.recipe.data_files().get("retention_test") if model.recipe else None
     if data is not None and isinstance(named, Path) and named.exists():
-        template = prompt_template(model.recipe, model.tokenizer)
+        template = prompt_template(model.recipe, model.base_processor)
         rows, source = read_texts(named, template, fields=data.fields), HELD_OUT
     else:
         rows, source = read_texts(FOLDER / "data" / "text" / "test.jsonl"), SHIPPED

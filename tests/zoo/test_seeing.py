@@ -5,13 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from safe_framework.config.schema import BaseSpec
+from safe_framework.core.layer_discovery import decodes_separately
+from safe_framework.pretrained.base_model import load_base_processor
 from tests.support.lanes import slow_but
-from tests.support.seeing import picture, save, seeing_bases
+from tests.support.seeing import picture, reading_bases, save, seeing_bases
 
-BASES = seeing_bases()
+SEEING = seeing_bases()
+LARGEST = 200_000
 
 
-@pytest.fixture(scope="module", params=slow_but(["llava"], BASES))
+@pytest.fixture(scope="module", params=slow_but(["llava", "qwen2-vl"], SEEING))
 def name(request):
     """One type; the slow lane has them all."""
     return request.param
@@ -20,33 +24,51 @@ def name(request):
 @pytest.fixture(scope="module")
 def made(name):
     """A tiny model of the type, and its processor."""
-    return BASES[name]()
+    return SEEING[name]()
 
 
 def logits(model, processor, colour):
     """What the model says of a picture of this colour."""
-    parts = [{"type": "image"}, {"type": "text", "text": "what is this"}]
-    text = processor.apply_chat_template([{"role": "user", "content": parts}])
+    text = "what is this"
+    if processor.chat_template:
+        parts = [{"type": "image"}, {"type": "text", "text": text}]
+        text = processor.apply_chat_template([{"role": "user", "content": parts}])
     batch = processor(text=[text], images=[picture(colour)], return_tensors="pt")
+    batch.pop("labels", None)  # PaliGemma's, whose loss is none of our business
+    if decodes_separately(model):
+        batch["decoder_input_ids"] = batch["input_ids"][:, -2:]
     with torch.no_grad():
         return model(**batch).logits
 
 
+def test_there_are_fifteen():
+    """Every image-text type that a recipe is promised to work on."""
+    assert len(SEEING) == 15
+
+
 def test_another_picture_moves_the_logits(made):
-    """By more than a hundredth of what they vary over words."""
+    """By more than a tenth of what they vary over words."""
     red, blue = logits(*made, "red"), logits(*made, "blue")
-    assert (red - blue).abs().mean() > 0.01 * red.std()
+    assert red.isfinite().all()
+    assert (red - blue).abs().mean() > 0.1 * red.std()
 
 
 def test_its_processor_is_saved_beside_the_model(made, tmp_path):
-    """A folder that ``save`` writes holds what ``AutoProcessor`` and ``from_pretrained`` read."""
-    from transformers import AutoProcessor
-
+    """A folder that ``save`` writes gives the same model and the same kind of processor."""
     model, processor = made
     save(tmp_path, model, processor)
-    again = type(model).from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
+    again = (
+        type(model).from_pretrained(tmp_path),
+        load_base_processor(BaseSpec(model=str(tmp_path))),
+    )
     assert type(again[1]) is type(processor)
-    assert torch.equal(logits(*made, "red"), logits(*again, "red"))
+    torch.testing.assert_close(logits(*made, "red"), logits(*again, "red"))
+
+
+def test_they_are_tiny(made):
+    """A few ten thousand numbers, in evaluation mode."""
+    assert sum(parameter.numel() for parameter in made[0].parameters()) < LARGEST
+    assert not made[0].training
 
 
 def test_any_text_comes_back(made):
@@ -56,3 +78,13 @@ def test_any_text_comes_back(made):
         ids = words(text, add_special_tokens=False)["input_ids"]
         assert words.decode(ids) == text
     assert len(words.tokenize("what is this")) == 3
+
+
+@pytest.mark.parametrize("name", reading_bases())
+def test_the_encoder_decoders_that_read_continue(name):
+    """Each answers another text with other logits."""
+    model, words = reading_bases()[name]()
+    batch = words(["what is this", "the cat sat"], return_tensors="pt")
+    with torch.no_grad():
+        out = model(**batch, decoder_input_ids=batch["input_ids"][:1, :2].repeat(2, 1)).logits
+    assert not torch.equal(out[0], out[1])
