@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 from torch import Tensor
 
-from safe_framework.evaluation.answers import eval_mode, model_inputs, word_positions
+from safe_framework.evaluation.answers import eval_mode, model_inputs
 from safe_framework.evaluation.metrics import same_top_token
 from safe_framework.utils.tensors import bitwise_equal
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
-    from safe_framework.data.pictures import Picture
     from safe_framework.interfaces.types import Sample
 
 
@@ -50,7 +48,6 @@ def side_by_side(
     question: str,
     sample: Sample | None,
     *,
-    images: Sequence[Picture] = (),
     gate: float = 1.0,
     max_new_tokens: int = 32,
 ) -> SideBySide:
@@ -61,7 +58,6 @@ def side_by_side(
         modality: whose gate is moved.
         question: put into the recipe's prompt.
         sample: of the modality; None asks both without.
-        images: that both are shown.
         gate: strength, from 0 to 1.
         max_new_tokens: limit of an answer's length.
     """
@@ -69,8 +65,7 @@ def side_by_side(
     samples = {} if sample is None else {modality: sample}
     options = {"max_new_tokens": max_new_tokens, "do_sample": False}
     with eval_mode(model):
-        plain = model_inputs(model, [prompt], images=[images])
-        given = model_inputs(model, [prompt], [samples], [images])
+        plain, given = model_inputs(model, [prompt]), model_inputs(model, [prompt], [samples])
         with model.original_base():  # as it was before any fine-tuning
             generate: Any = model.base.generate
             base, expected = model.base(**plain).logits, generate(**plain, **options)
@@ -82,7 +77,7 @@ def side_by_side(
         safe=_text(model, replied, start),
         same_logits=base.shape == safe.shape and bitwise_equal(base, safe),
         same_answer=expected.shape == replied.shape and torch.equal(expected, replied),
-        agreement=_agreement(model, base, safe, plain, given),
+        agreement=_agreement(model, base, safe, given["input_ids"]),
     )
 
 
@@ -93,15 +88,8 @@ def _text(model: SafeModel, tokens: Tensor, start: int) -> str:
     return text.strip()
 
 
-def _agreement(
-    model: SafeModel,
-    base: Tensor,
-    safe: Tensor,
-    plain: Mapping[str, Any],
-    given: Mapping[str, Any],
-) -> float:
-    """Over the question's own words."""
-    removed = safe.shape[1] != given["input_ids"].shape[1]  # what the modality had inserted
-    own = word_positions(model, plain if removed else given)[0]
-    same = same_top_token(base[:, word_positions(model, plain)[0]], safe[:, own])
-    return same.double().mean().item()
+def _agreement(model: SafeModel, base: Tensor, safe: Tensor, ids: Tensor) -> float:
+    """Over the question's own positions: those that the modality inserted are left out."""
+    if safe.shape[1] == ids.shape[1]:
+        safe = safe[:, model.processor.markers.words(ids)[0]]
+    return same_top_token(base, safe).double().mean().item()
