@@ -90,7 +90,8 @@ def _process_examples(model: SafeModel, examples: Sequence[Example], side: str) 
 
 class _HasImages(Protocol):
     @property
-    def images(self) -> Sequence[Picture]: ...
+    def images(self) -> Sequence[Picture]:
+        """Of the row, in order."""
 
 
 _Row = TypeVar("_Row", bound=_HasImages)
