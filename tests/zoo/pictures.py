@@ -1,4 +1,4 @@
-"""Whether a picture reaches the answer: asked of the zoo's types and of those built from recipes."""
+"""Whether a picture reaches the answer: asked of the zoo's types, and of models of recipes."""
 
 from __future__ import annotations
 
