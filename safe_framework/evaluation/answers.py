@@ -77,8 +77,6 @@ def _process(
     names = sorted({name for row in samples for name in row})
     columns: dict[str, Any] = {name: [row.get(name) for row in samples] for name in names}
     if any(images):
-        pairs = zip(texts, images, strict=True)
-        texts = [model.processor.place_images(text, len(own)) for text, own in pairs]
         columns["images"] = [[picture.open() for picture in own] for own in images]
     return model.processor(text=list(texts), padding_side=side, **columns)
 
