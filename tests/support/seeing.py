@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from safe_framework.pretrained.processors import without_videos
+from safe_framework.pretrained.without_torchvision import without_videos
 
 Base = tuple[nn.Module, Any]
 """A tiny model and the processor of its type."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from safe_framework.config.schema import BaseSpec
 from safe_framework.core.layer_discovery import decodes_separately
-from safe_framework.pretrained.processors import load_processor
+from safe_framework.pretrained.base_model import load_base_processor
 from tests.support.lanes import slow_but
 from tests.support.seeing import picture, reading_bases, save, seeing_bases
 
@@ -56,7 +57,10 @@ def test_its_processor_is_saved_beside_the_model(made, tmp_path):
     """A folder that ``save`` writes gives the same model and the same kind of processor."""
     model, processor = made
     save(tmp_path, model, processor)
-    again = type(model).from_pretrained(tmp_path), load_processor(str(tmp_path))
+    again = (
+        type(model).from_pretrained(tmp_path),
+        load_base_processor(BaseSpec(model=str(tmp_path))),
+    )
     assert type(again[1]) is type(processor)
     torch.testing.assert_close(logits(*made, "red"), logits(*again, "red"))
 
