@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
 from safe_framework.data.tasks import unique
-from safe_framework.evaluation.answers import example_inputs, placeholders
+from safe_framework.evaluation.answers import example_inputs, for_logits, placeholders
 from safe_framework.evaluation.metrics import Estimate, bootstrap
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batched
@@ -91,13 +91,13 @@ def cross_modal(
         seed: of the intervals.
         progress: called after every batch.
     """
-    answers = unique([example.answer for example in test])
+    answers = unique([example.aligned for example in test])
     if len(answers) < 2:
         return None
     targets = answer_embeddings(model, answers).cpu()  # (answers, hidden)
     means = _mean_tokens(model, modality, test, batch_size, "alignment", progress)
     cosines = nn.functional.normalize(means, dim=-1) @ targets.T  # (examples, answers)
-    wanted = torch.tensor([answers.index(example.answer) for example in test]).unsqueeze(1)
+    wanted = torch.tensor([answers.index(example.aligned) for example in test]).unsqueeze(1)
     own = cosines.gather(1, wanted).squeeze(1)
     best_other = cosines.scatter(1, wanted, -2.0).amax(1)
 
@@ -237,7 +237,7 @@ def _row_features(model: SafeModel, example: Example) -> dict[str, Tensor]:
             return {IMAGE_FEATURES: own}
         if not at.any():
             return {}
-        out: Any = model.base(**batch, output_hidden_states=True)
+        out: Any = model.base(**for_logits(model, batch), output_hidden_states=True)
     states = getattr(out, "encoder_hidden_states", None) or out.hidden_states
     return {ENTERING: states[0][0, at], LEAVING: states[-1][0, at]}
 

@@ -14,7 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from safe_framework.data.examples import Example, TextRow
-from safe_framework.evaluation.answers import answer, batched_apart, example_inputs, new_tokens
+from safe_framework.evaluation.answers import (
+    answer,
+    batched_apart,
+    example_inputs,
+    for_logits,
+    new_tokens,
+)
 from safe_framework.evaluation.gain import KIND, kind_of
 from safe_framework.evaluation.metrics import bootstrap, bootstrap_ratio
 from safe_framework.evaluation.results import (
@@ -103,8 +109,35 @@ def seeing(
         )
         for number, row in enumerate(rows)
     )
-    scores = _scores(questions, resamples, seed)
-    return Seeing(same_logits, same_tokens, scores, _by_kind(questions, resamples, seed), questions)
+    return summed_up(questions, same_logits, same_tokens, resamples=resamples, seed=seed)
+
+
+def summed_up(
+    questions: Sequence[PictureQuestion],
+    same_logits: bool,
+    same_tokens: bool,
+    *,
+    resamples: int,
+    seed: int,
+) -> Seeing:
+    """The scores of questions that were asked in every way, together and by kind.
+
+    Args:
+        questions: with their answers; at least one.
+        same_logits: whether, without a sample, all logits were the base's.
+        same_tokens: whether all answers were.
+        resamples: of the intervals.
+        seed: of the intervals.
+    """
+    kinds = dict.fromkeys(one.kind for one in questions if one.kind)
+    groups = {kind: [one for one in questions if one.kind == kind] for kind in kinds}
+    return Seeing(
+        same_logits,
+        same_tokens,
+        _scores(questions, resamples, seed),
+        {kind: _scores(group, resamples, seed) for kind, group in groups.items()},
+        tuple(questions),
+    )
 
 
 def as_example(row: TextRow, samples: Mapping[str, Sample]) -> Example:
@@ -128,8 +161,9 @@ def _with_sense_absent(
         plain = example_inputs(model, rows)
         with model.original_base():
             generate: Any = model.base.generate
-            base, expected = model.base(**plain).logits, generate(**plain, **options)
-        logits &= bitwise_equal(model(**plain).logits, base)
+            base = model.base(**for_logits(model, plain)).logits
+            expected = generate(**plain, **options)
+        logits &= bitwise_equal(model(**for_logits(model, plain)).logits, base)
         given = model.generate(**plain, **options)
         tokens &= expected.shape == given.shape and torch.equal(expected, given)
         before += _decoded(model, expected, plain)
@@ -142,16 +176,6 @@ def _decoded(model: SafeModel, tokens: torch.Tensor, batch: Mapping[str, Any]) -
     own = new_tokens(model, tokens, batch)
     texts: list[str] = model.tokenizer.batch_decode(own, skip_special_tokens=True)
     return [text.strip() for text in texts]
-
-
-def _by_kind(
-    questions: Sequence[PictureQuestion], resamples: int, seed: int
-) -> Mapping[str, SeeingScores]:
-    kinds = dict.fromkeys(one.kind for one in questions if one.kind)
-    return {
-        kind: _scores([one for one in questions if one.kind == kind], resamples, seed)
-        for kind in kinds
-    }
 
 
 def _scores(questions: Sequence[PictureQuestion], resamples: int, seed: int) -> SeeingScores:
