@@ -72,6 +72,7 @@ def token_ids(
     if markers is None:
         ids: list[int] = tokenizer(with_start_token(tokenizer, text))["input_ids"]
         return ids
+    text = markers.leave_out_absent(text, present)
     plain = with_start_token(tokenizer, markers.strip_markers(text))
     return markers.insert_markers(text, tokenizer(plain)["input_ids"], present)
 
