@@ -18,10 +18,11 @@ from transformers import TrainerCallback, get_cosine_schedule_with_warmup
 
 from safe_framework.config.schema import Recipe
 from safe_framework.core.build import build
+from safe_framework.core.prompt_rows import token_ids
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.training import distributed
 from safe_framework.training.alignment import Alignment, prepare_projectors
-from safe_framework.training.batches import AnswerCollator, TokenizedExample, token_ids
+from safe_framework.training.batches import AnswerCollator, TokenizedExample
 from safe_framework.training.objective import answer_loss, check_finite
 from safe_framework.training.sampling import training_order
 from safe_framework.training.setup import encode_examples, frame_stores

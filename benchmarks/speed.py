@@ -36,6 +36,7 @@ from speed_measures import (
     step_rows,
 )
 from speed_model import MODALITY, recipe_of, waken
+from speed_pictures import picture_rows, seeing_model
 from speed_rows import MARKS, Row, page, replaced, shown
 
 from safe_framework.core.build import build
@@ -44,7 +45,7 @@ from safe_framework.data.audio import Waveform
 from safe_framework.runs.run import run_versions
 
 PAGE = Path(__file__).with_name("speed.md")
-GROUPS = ("off", "prefill", "decode", "memory", "loading", "starting", "certificate")
+GROUPS = ("off", "prefill", "decode", "pictures", "memory", "loading", "starting", "certificate")
 
 
 def measured(
@@ -59,6 +60,7 @@ def measured(
         "off": lambda: operation_rows(calls_of(model, MODALITY, 128)),
         "prefill": lambda: _prefills(model, lengths, rounds),
         "decode": lambda: _decodings(model, lengths, max(3, rounds // 2)),
+        "pictures": lambda: picture_rows(seeing_model(), sorted(lengths)[:2], rounds),
         "memory": lambda: memory(max(lengths), lambda arm, n: in_child(arm, n, __file__)),
         "loading": lambda: loads,
         "starting": lambda: starting(max(3, rounds // 3)),

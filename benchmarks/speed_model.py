@@ -56,16 +56,20 @@ class Calls:
         name: of the modality.
         length: of the text.
         wide: gives a prefix of ``MANY_TOKENS`` tokens from frames.
+        given: the base's inputs; random ordinary words where they are None.
     """
 
     model: SafeModel
     name: str
     length: int
     wide: nn.Module
+    given: Mapping[str, Tensor] | None = None
 
     @property
     def text(self) -> dict[str, Tensor]:
-        """Random ordinary words."""
+        """The base's inputs."""
+        if self.given is not None:
+            return dict(self.given)
         size = self.model.base.get_input_embeddings().weight.shape[0]
         generator = torch.Generator().manual_seed(self.length)
         ids = torch.randint(size // 8, size, (1, self.length), generator=generator)
@@ -91,15 +95,22 @@ class Calls:
             f"{self.name}__frames_mask": frames.mask,
         }
 
-    def prefills(self) -> dict[str, Callable[[], None]]:
-        """One forward call in each way; projectors are part of it, the encoder is not."""
-        text, sample, frames = self.text, self.sample, self.frames
-        own = self.model.modality(self.name).projector
+    def ways(self) -> dict[str, Callable[[], None]]:
+        """One forward call of the base, and of the model off and on."""
+        text, sample = self.text, self.sample
         return {
             "base": lambda: _done(self.model.base(**text)),
             "absent": lambda: _done(self.model(**text)),
             "gate 0": lambda: _done(self.model(**text, **sample, gate=0.0)),
             "on": lambda: _done(self.model(**text, **sample)),
+        }
+
+    def prefills(self) -> dict[str, Callable[[], None]]:
+        """One forward call in each way; projectors are part of it, the encoder is not."""
+        text, frames = self.text, self.frames
+        own = self.model.modality(self.name).projector
+        return {
+            **self.ways(),
             f"prefix of {TOKENS}": lambda: self._prefixed(text, own, frames),
             f"prefix of {MANY_TOKENS}": lambda: self._prefixed(text, self.wide, frames),
         }

@@ -33,13 +33,13 @@ from safe_framework.config.read import read_recipe
 from safe_framework.config.schema import Recipe
 from safe_framework.core.build import build
 from safe_framework.core.model import SafeModel
+from safe_framework.core.prompt_rows import token_ids
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.evaluation.answers import answer
 from safe_framework.evaluation.metrics import exact_match
 from safe_framework.runs.run import run_versions
 from safe_framework.training import distributed
 from safe_framework.training.alignment import prepare_projectors
-from safe_framework.training.batches import token_ids
 from safe_framework.training.train import prepare_training
 from safe_framework.utils.progress import WorkProgress
 

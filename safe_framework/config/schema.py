@@ -459,12 +459,15 @@ class EvaluationSpec:
         bootstrap: resamples behind each confidence interval.
         semantic: sentence encoder that judges how like answers are: a folder, a hub id, or
             ``minilm``; none is asked if None.
+        by: field of ``test`` and ``retention_test`` that says what kind of question a row is, for
+            tables by kind; ``kind`` where rows have it if None.
     """
 
     max_new_tokens: int = attrs.field(default=8, validator=at_least(1))
     batch_size: int = attrs.field(default=32, validator=at_least(1))
     bootstrap: int = attrs.field(default=1000, validator=at_least(1))
     semantic: str | None = None
+    by: str | None = None
 
 
 @attrs.frozen

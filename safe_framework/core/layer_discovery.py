@@ -395,7 +395,7 @@ def _run(base: nn.Module, example: Mapping[str, Any]) -> Tensor:
         raise UnsupportedBaseError(
             f"`{type(base).__name__}` failed on {_described(example)}: "
             f"{type(error).__name__}: {error}",
-            hint="give inputs on which it runs: attach(base, example={...})",
+            hint="give its processor, or inputs on which it runs: attach(base, example={...})",
         ) from error
     return _outputs(base, out)
 

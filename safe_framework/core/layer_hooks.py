@@ -180,6 +180,26 @@ REPLACEMENTS: ContextVar[Mapping[PatchedForward, Replacement]] = ContextVar(
 )
 """What is done instead of a layer's forward in a call that knows its result beforehand."""
 
+_REPLACED_ALWAYS: ContextVar[bool] = ContextVar("safe_framework_replaced_always", default=False)
+
+
+@contextmanager
+def use_replacements(
+    replacements: Mapping[PatchedForward, Replacement], *, always: bool = False
+) -> Iterator[None]:
+    """Within the block, these layers do something else in a call that carries a modality.
+
+    Args:
+        replacements: by the patched forward of a layer.
+        always: whether in a call without a modality too.
+    """
+    tokens = REPLACEMENTS.set(replacements), _REPLACED_ALWAYS.set(always)
+    try:
+        yield
+    finally:
+        REPLACEMENTS.reset(tokens[0])
+        _REPLACED_ALWAYS.reset(tokens[1])
+
 
 class PatchedForward:
     """The forward of one layer.
@@ -195,10 +215,14 @@ class PatchedForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the layer returns."""
-        if torch.compiler.is_dynamo_compiling() or not modality_active():
+        if torch.compiler.is_dynamo_compiling():
             return self.plain(*args, **kwargs)
-        if (stand_in := REPLACEMENTS.get().get(self)) is not None:
+        active = modality_active()
+        stand_in = REPLACEMENTS.get().get(self)
+        if stand_in is not None and (active or _REPLACED_ALWAYS.get()):
             return stand_in(args, kwargs)
+        if not active:
+            return self.plain(*args, **kwargs)
         compiled = self.compiled if changed_call() is None else None  # its hooks are not in it
         forward, options = compiled or self.plain, RECOMPUTING.get()
         if options is None or not torch.is_grad_enabled():

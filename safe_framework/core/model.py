@@ -61,9 +61,10 @@ from safe_framework.core.modality import (
     checked_gate,
     split_by_modality,
 )
+from safe_framework.core.picture_example import picture_example
 from safe_framework.core.processor import SafeProcessor
 from safe_framework.data.prompts import chat_opening, prompt_template
-from safe_framework.errors import SafeError
+from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.projector import Projector
@@ -121,7 +122,13 @@ class SafeModel(nn.Module):
         check_not_compiled(base, paths)
         self.base = freeze(base)
         self._example = example
-        self.stack = probe_layers(base, paths, self._example_inputs())
+        try:
+            self.stack = probe_layers(base, paths, self._example_inputs())
+        except UnsupportedBaseError:
+            self._example = example or picture_example(base, tokenizer, self.device)
+            if example or not self._example:
+                raise
+            self.stack = probe_layers(base, paths, self._example)
         self.split_rows = split_rows
         self.modalities = nn.ModuleDict()
         self.base_change: BaseChange | None = None

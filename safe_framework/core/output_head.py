@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -122,14 +122,17 @@ class _Reached(Exception):  # noqa: N818  # it ends a run, and is no error
 
 @torch.no_grad()
 def run_until(
-    model: SafeModel, ids: Tensor, mask: Tensor, *, layer: int | None = None, final: bool = False
+    model: SafeModel,
+    inputs: Mapping[str, Tensor],
+    *,
+    layer: int | None = None,
+    final: bool = False,
 ) -> dict[str, Tensor]:
     """Run the base, with every modality off, as far as is needed.
 
     Args:
         model: whose base is run.
-        ids: of the texts, (batch, length).
-        mask: 1 where a position is real, (batch, length).
+        inputs: the base's own, of some rows of text and pictures.
         layer: whose input hidden states are wanted, under ``PREFIX``.
         final: whether the input of the output embeddings is wanted, under ``FINAL``.
 
@@ -157,7 +160,7 @@ def run_until(
         handles.append(output_head(model.base).register_forward_pre_hook(leave))
     try:
         with suppress(_Reached), model.off():
-            model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+            model(**on_device(inputs, model.device))
     finally:
         for handle in handles:
             handle.remove()
@@ -176,20 +179,18 @@ def on_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Te
 
 
 @torch.no_grad()
-def has_plain_head(model: SafeModel, row: Sequence[int]) -> bool:
+def has_plain_head(model: SafeModel, inputs: Mapping[str, Tensor]) -> bool:
     """Whether the logits are nothing but the output embeddings of what went into them.
 
     Args:
         model: whose base is asked.
-        row: token ids of any text.
+        inputs: the base's own, of any row without padding.
     """
     if output_head(model.base) is None:
         return False
-    ids = torch.tensor([list(row)], device=model.device)
-    mask = torch.ones_like(ids)
-    hidden = run_until(model, ids, mask, final=True).get(FINAL)
-    if hidden is None or hidden.shape[:2] != ids.shape:
+    hidden = run_until(model, inputs, final=True).get(FINAL)
+    if hidden is None or hidden.shape[:2] != inputs["input_ids"].shape:
         return False
     with model.off():
-        logits: Tensor = model(input_ids=ids, attention_mask=mask).logits
+        logits: Tensor = model(**on_device(inputs, model.device)).logits
     return torch.equal(output_head(model.base)(hidden), logits)

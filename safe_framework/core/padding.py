@@ -13,7 +13,7 @@ from safe_framework.interfaces.types import IGNORED
 
 NEW_PADDING = -1
 _ENDINGS = ("mask", "ids", "labels")
-_OTHERS = ("decoder_", "pixel_")
+_OTHERS = ("decoder_", "pixel_", "qformer_", "image_", "aspect_ratio_")
 
 
 @attrs.frozen
@@ -84,10 +84,14 @@ def per_token_inputs(
         for name, value in inputs.items()
         if isinstance(value, Tensor)
         and value.shape[:2] == shape
-        and (name == "inputs" or name.endswith(_ENDINGS))
-        and not name.startswith(_OTHERS)
+        and is_per_token(name)
         and not (separate_decoder and name == "labels")
     }
+
+
+def is_per_token(name: str) -> bool:
+    """Whether an input is called like those that have a value for each text position."""
+    return (name == "inputs" or name.endswith(_ENDINGS)) and not name.startswith(_OTHERS)
 
 
 def gather_columns(inputs: Mapping[str, Tensor], index: Tensor, pad: int) -> dict[str, Tensor]:

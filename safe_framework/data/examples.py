@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import attrs
@@ -17,6 +20,9 @@ from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
 
 _Read = TypeVar("_Read")
+
+NO_ENCODERS: Mapping[str, Encoder] = MappingProxyType({})
+"""No sample is read."""
 
 
 @attrs.frozen(eq=False)
@@ -35,6 +41,7 @@ class Example:
         at_tokens: whether the answer is read at the modality's tokens.
         fields: the row's texts, numbers and truth values, by which a curriculum chooses.
         images: the row's pictures, in order, for a base that sees.
+        align: the words that alignment draws its samples to, where they are not the answer.
     """
 
     prompt: str
@@ -48,6 +55,12 @@ class Example:
     at_tokens: bool = False
     fields: Mapping[str, Any] = attrs.field(factory=dict)
     images: tuple[Picture, ...] = ()
+    align: str | None = None
+
+    @property
+    def aligned(self) -> str:
+        """The words that alignment draws its samples to."""
+        return self.answer if self.align is None else self.align
 
 
 @attrs.frozen
@@ -60,6 +73,9 @@ class TextRow:
         answer: what is right, where the row asks something; not part of ``text``.
         place: where it was read.
         fields: the row's texts, numbers and truth values.
+        answers: what several people answered, where the row says it.
+        samples: by modality, what belongs to the picture; only evaluation puts it beside the text.
+        files: where each sample was read from.
     """
 
     text: str
@@ -67,6 +83,14 @@ class TextRow:
     answer: str | None = None
     place: str = attrs.field(default="", eq=False)
     fields: Mapping[str, Any] = attrs.field(factory=dict, eq=False)
+    answers: tuple[str, ...] = attrs.field(default=(), eq=False)
+    samples: Mapping[str, Sample] = attrs.field(factory=dict, eq=False)
+    files: Mapping[str, Path] = attrs.field(factory=dict, eq=False)
+
+    @property
+    def people(self) -> tuple[str, ...]:
+        """All that counts as an answer: what people said, else what is right; may be none."""
+        return self.answers or (() if self.answer is None else (self.answer,))
 
 
 def read_examples(
@@ -133,6 +157,7 @@ def read_texts(
     template: str = "{question}",
     *,
     modalities: Collection[str] = (),
+    encoders: Mapping[str, Encoder] = NO_ENCODERS,
     fields: Mapping[str, str] = NO_FIELDS,
     skipped: list[DataError] | None = None,
 ) -> list[TextRow]:
@@ -142,6 +167,7 @@ def read_texts(
         source: as for :func:`read_examples`.
         template: the prompt, around ``{question}``.
         modalities: whose samples a text goes without, ``image`` too where one is called so.
+        encoders: by modality, of those whose samples are read beside the text nonetheless.
         fields: what a field is called in this source, by the name that it has here.
         skipped: as for :func:`read_examples`.
 
@@ -151,12 +177,19 @@ def read_texts(
 
     def text(row: Row) -> TextRow:
         """What a row says."""
+        held = sources_of(row, encoders)
+        samples = _read_samples(held, encoders, row)
+        if skipped is not None:
+            _try(row.place, samples, encoders)
         return TextRow(
             text=text_of(row, template),
             images=pictures_of(row, modalities),
             answer=text_in(row, "answer") if row.values.get("answer") not in (None, "") else None,
             place=row.place,
             fields=plain_fields(row),
+            answers=_answers_of(row),
+            samples=samples,
+            files=_files(held),
         )
 
     return _each(source, fields, text, skipped)
@@ -259,19 +292,48 @@ def _example(row: Row, encoders: Mapping[str, Encoder], reading: TaskFormat) -> 
     return Example(
         prompt=reading.prompt_of(row),
         answer=reading.answer_of(row),
-        samples={
-            name: read_sample(one, encoders[name].sampling_rate, row.place)
-            for name, one in held.items()
-        },
+        samples=_read_samples(held, encoders, row),
         place=row.place,
-        files={name: one for name, one in held.items() if isinstance(one, Path)},
+        files=_files(held),
         task=reading.task,
         dataset=reading.dataset,
         labels=reading.labels,
         at_tokens=reading.at_tokens,
         fields=plain_fields(row),
         images=pictures_of(row, encoders),
+        align=None if row.values.get("align") is None else text_in(row, "align"),
     )
+
+
+def _read_samples(
+    held: Mapping[str, Path | InlineSample], encoders: Mapping[str, Encoder], row: Row
+) -> dict[str, Sample]:
+    return {
+        name: read_sample(one, encoders[name].sampling_rate, row.place)
+        for name, one in held.items()
+    }
+
+
+def _files(held: Mapping[str, Path | InlineSample]) -> dict[str, Path]:
+    return {name: one for name, one in held.items() if isinstance(one, Path)}
+
+
+def _answers_of(row: Row) -> tuple[str, ...]:
+    """What several people answered: texts, or objects with an ``answer``, as VQA has them."""
+    value = row.values.get("answers")
+    if value is None:
+        return ()
+    if isinstance(value, str) and value.lstrip().startswith("["):  # a cell of a table
+        with contextlib.suppress(json.JSONDecodeError):
+            value = json.loads(value)
+    listed = list(value) if isinstance(value, (list, tuple)) else []
+    texts = [one.get("answer") if isinstance(one, Mapping) else one for one in listed]
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise DataError(
+            f"{row.place}: `answers` must be a list of texts that are not empty, not {value!r:.80}",
+            hint="give what each person answered, or one `answer`",
+        )
+    return tuple(map(str, texts))
 
 
 def plain_fields(row: Row) -> dict[str, str | int | float | bool]:

@@ -11,7 +11,14 @@ from typing import Any, TypeVar
 import attrs
 
 from safe_framework.config.schema import BaseSpec, DataSpec, MixSpec, Recipe, mixed
-from safe_framework.data.examples import Example, TextRow, read_samples, read_task, read_texts
+from safe_framework.data.examples import (
+    NO_ENCODERS,
+    Example,
+    TextRow,
+    read_samples,
+    read_task,
+    read_texts,
+)
 from safe_framework.data.prompts import render_prompt
 from safe_framework.data.tasks import CLASSES, NO_FIELDS, TaskFormat, unique
 from safe_framework.errors import DataError
@@ -111,8 +118,13 @@ class RecipeData:
         keys = [mixed("train", name) for name in self.spec.datasets()]
         return [key for key in (*keys, "retention", "foreign") if key in self.sources]
 
-    def texts(self, key: str) -> list[TextRow]:
-        """The texts of ``retention`` or ``retention_test``; none if the recipe names none."""
+    def texts(self, key: str, encoders: Mapping[str, Encoder] = NO_ENCODERS) -> list[TextRow]:
+        """The texts of ``retention`` or ``retention_test``; none if the recipe names none.
+
+        Args:
+            key: of ``[data]``.
+            encoders: of the modalities whose samples are read beside the texts.
+        """
 
         def read(skipped: list[DataError] | None) -> list[TextRow]:
             """The texts in the file."""
@@ -120,11 +132,14 @@ class RecipeData:
                 self.sources[key],
                 self._around(self.spec.prompt),
                 modalities=self._modalities,
+                encoders=encoders,
                 fields=self.spec.fields,
                 skipped=skipped,
             )
 
-        return self._seen(self._once((key,), read)) if key in self.sources else []
+        if key not in self.sources:
+            return []
+        return self._seen(self._once((key, *sorted(encoders)), read))
 
     def _seen(self, rows: list[_PictureRow]) -> list[_PictureRow]:
         """The rows, unless they have pictures that nobody would see."""

@@ -1,9 +1,13 @@
-"""Cross-modal alignment: do a sample's tokens point to where the words of its answer lie?"""
+"""Cross-modal alignment: where do a sample's tokens lie, as the base sees things?
+
+Against the words of its answer, and against what the base makes of the picture that it goes with.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
@@ -11,6 +15,7 @@ from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
 from safe_framework.data.tasks import unique
+from safe_framework.evaluation.answers import example_inputs, placeholders
 from safe_framework.evaluation.metrics import Estimate, bootstrap
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batched
@@ -37,6 +42,33 @@ class CrossModal:
     nearest: Estimate
 
 
+IMAGE_FEATURES = "image features"
+ENTERING = "hidden states that enter the first layer at the placeholders"
+LEAVING = "hidden states that leave the last layer at the placeholders"
+
+
+@attrs.frozen
+class PictureAlignment:
+    """Cosines of a sample's mean token with the mean of what the base makes of its picture.
+
+    Attributes:
+        cosine: with the row's own picture.
+        shuffled: with other rows' pictures, in the mean over all of them.
+        margin: paired difference of the two.
+        nearest: share of samples to which the own picture is the nearest of all, both sides less
+            their common mean; by chance it is one in ``pictures``.
+        pictures: how many different ones there are.
+        source: what the pictures' vectors are.
+    """
+
+    cosine: Estimate
+    shuffled: Estimate
+    margin: Estimate
+    nearest: Estimate
+    pictures: int
+    source: str
+
+
 @torch.no_grad()
 def cross_modal(
     model: SafeModel,
@@ -59,20 +91,13 @@ def cross_modal(
         seed: of the intervals.
         progress: called after every batch.
     """
-    answers = unique([example.answer for example in test])
+    answers = unique([example.aligned for example in test])
     if len(answers) < 2:
         return None
     targets = answer_embeddings(model, answers).cpu()  # (answers, hidden)
-    rows: list[torch.Tensor] = []
-    for some in batched(test, batch_size):
-        frames = model.encode(modality, [example.samples[modality] for example in some])
-        tokens = model.modality(modality).projector(frames)
-        mask = tokens.mask.unsqueeze(-1)
-        mean = torch.where(mask, tokens.values, 0.0).sum(1) / mask.sum(1).clamp_min(1)
-        rows += torch.nn.functional.normalize(mean.float().cpu(), dim=-1)
-        progress("alignment", len(rows), len(test))
-    cosines = torch.stack(rows) @ targets.T  # (examples, answers)
-    wanted = torch.tensor([answers.index(example.answer) for example in test]).unsqueeze(1)
+    means = _mean_tokens(model, modality, test, batch_size, "alignment", progress)
+    cosines = nn.functional.normalize(means, dim=-1) @ targets.T  # (examples, answers)
+    wanted = torch.tensor([answers.index(example.aligned) for example in test]).unsqueeze(1)
     own = cosines.gather(1, wanted).squeeze(1)
     best_other = cosines.scatter(1, wanted, -2.0).amax(1)
 
@@ -81,6 +106,154 @@ def cross_modal(
         return bootstrap(values.double().numpy(), resamples=resamples, seed=seed)
 
     return CrossModal(estimate(own), estimate(own - best_other), estimate(own > best_other))
+
+
+def _mean_tokens(
+    model: SafeModel,
+    modality: str,
+    examples: Sequence[Example],
+    batch_size: int,
+    label: str,
+    progress: ProgressCallback,
+) -> Tensor:
+    """The mean of each sample's tokens, (examples, hidden), fp32 on the CPU."""
+    rows: list[Tensor] = []
+    for some in batched(examples, batch_size):
+        frames = model.encode(modality, [example.samples[modality] for example in some])
+        tokens = model.modality(modality).projector(frames)
+        mask = tokens.mask.unsqueeze(-1)
+        mean = torch.where(mask, tokens.values, 0.0).sum(1) / mask.sum(1).clamp_min(1)
+        rows += mean.float().cpu()
+        progress(label, len(rows), len(examples))
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def picture_alignment(
+    model: SafeModel,
+    modality: str,
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 32,
+    resamples: int = 1000,
+    seed: int = 0,
+    progress: ProgressCallback = no_progress,
+) -> PictureAlignment | str | None:
+    """Alignment of samples with their rows' pictures; None where no row has both.
+
+    Args:
+        model: in eval mode.
+        modality: whose projector is asked.
+        examples: of which those with a picture and a sample count.
+        batch_size: samples at a time.
+        resamples: of the intervals.
+        seed: of the intervals.
+        progress: called after every batch.
+
+    Returns:
+        Or why it cannot be measured.
+    """
+    rows = [one for one in examples if one.images and modality in one.samples]
+    if not rows:
+        return None
+    keys = [tuple(picture.digest for picture in row.images) for row in rows]
+    distinct = dict(zip(reversed(keys), reversed(rows), strict=True))
+    if len(distinct) < 2:
+        return "all rows have the same picture, so that there is no other to compare with"
+    means = _mean_tokens(model, modality, rows, batch_size, "samples beside pictures", progress)
+    found = picture_features(model, list(distinct.values()), means.shape[-1], progress)
+    if isinstance(found, str):
+        return found
+    features, source = found
+    own = torch.tensor([list(distinct).index(key) for key in keys]).unsqueeze(1)
+    cosines = _cosines(means, features)  # (examples, pictures)
+    paired = cosines.gather(1, own).squeeze(1)
+    others = (cosines.sum(1) - paired) / (len(distinct) - 1)
+    centred = _cosines(means - means.mean(0), features - features.mean(0))
+    rivals = centred.scatter(1, own, -2.0).amax(1)
+
+    def estimate(values: Tensor) -> Estimate:
+        """The mean of a number for each sample, with its interval."""
+        return bootstrap(values.double().numpy(), resamples=resamples, seed=seed)
+
+    return PictureAlignment(
+        cosine=estimate(paired),
+        shuffled=estimate(others),
+        margin=estimate(paired - others),
+        nearest=estimate(centred.gather(1, own).squeeze(1) > rivals),
+        pictures=len(distinct),
+        source=source,
+    )
+
+
+def _cosines(some: Tensor, others: Tensor) -> Tensor:
+    """The cosine of each of ``some`` with each of ``others``."""
+    return nn.functional.normalize(some, dim=-1) @ nn.functional.normalize(others, dim=-1).T
+
+
+@torch.no_grad()
+def picture_features(
+    model: SafeModel,
+    examples: Sequence[Example],
+    width: int,
+    progress: ProgressCallback = no_progress,
+) -> tuple[Tensor, str] | str:
+    """The mean of what the base makes of each row's pictures, (rows, ``width``), and where it is.
+
+    That is the base's image features where they are what it puts at the placeholders of a picture,
+    else its hidden states there: those that enter its first layer or, where these know nothing of
+    the picture, those that leave the last.
+
+    Args:
+        model: in eval mode.
+        examples: rows with pictures; their samples are left out.
+        width: of the modality's tokens.
+        progress: called after every row.
+
+    Returns:
+        Or why there are none.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for number, example in enumerate(examples, start=1):
+        for source, features in _row_features(model, example).items():
+            if features.shape[-1] == width:
+                found.setdefault(source, []).append(features.float().mean(0).cpu())
+        progress("pictures", number, len(examples))
+    for source, rows in found.items():
+        stacked = torch.stack(rows)
+        if len(rows) == len(examples) and (len(rows) < 2 or bool((stacked != stacked[0]).any())):
+            return stacked, source
+    kind = type(model.base).__name__
+    return f"`{kind}` shows nothing of its pictures in vectors as wide as the tokens ({width})"
+
+
+def _row_features(model: SafeModel, example: Example) -> dict[str, Tensor]:
+    """By where they are, vectors of one row's pictures, (vectors, width)."""
+    batch = example_inputs(model, [attrs.evolve(example, samples={})])
+    at = placeholders(model, batch["input_ids"])[0]
+    with model.original_base():
+        own = _image_features(model.base, batch)
+        if own is not None and len(own) == int(at.sum()):
+            return {IMAGE_FEATURES: own}
+        if not at.any():
+            return {}
+        out: Any = model.base(**batch, output_hidden_states=True)
+    states = getattr(out, "encoder_hidden_states", None) or out.hidden_states
+    return {ENTERING: states[0][0, at], LEAVING: states[-1][0, at]}
+
+
+def _image_features(base: Any, batch: Mapping[str, Any]) -> Tensor | None:
+    """What ``get_image_features`` gives of a batch, (vectors, width); None where there is none."""
+    method = getattr(base, "get_image_features", None)
+    if method is None:
+        return None
+    known = inspect.signature(method).parameters
+    found = method(**{name: value for name, value in batch.items() if name in known})
+    found = getattr(found, "pooler_output", found)
+    parts = list(found) if isinstance(found, (list, tuple)) else [found]
+    if not parts or not all(isinstance(part, Tensor) for part in parts):
+        return None
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 
 
 @torch.no_grad()

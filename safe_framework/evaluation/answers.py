@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import attrs
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from safe_framework.core.class_readout import class_logits, first_ids, token_positions
 from safe_framework.core.output_head import logits_at
 from safe_framework.core.processor import answer_ids, with_answers
+from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.tasks import CLASSES
 from safe_framework.evaluation.metrics import normalise
 from safe_framework.interfaces.types import IGNORED, Sample
@@ -24,7 +25,7 @@ from safe_framework.utils.sequences import batched
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
-    from safe_framework.data.examples import Example
+    from safe_framework.data.pictures import Picture
 
 
 @contextmanager
@@ -39,15 +40,38 @@ def eval_mode(model: SafeModel) -> Iterator[None]:
 
 
 def model_inputs(
-    model: SafeModel, texts: Sequence[str], samples: Sequence[Mapping[str, Sample]] = ()
+    model: SafeModel,
+    texts: Sequence[str],
+    samples: Sequence[Mapping[str, Sample]] = (),
+    images: Sequence[Sequence[Picture]] = (),
 ) -> Mapping[str, Any]:
-    """Processed texts, each with its samples by modality, on the base's device."""
-    moved: Mapping[str, Any] = _process(model, texts, samples, "left").to(model.device)
+    """Processed texts, each with its samples by modality and its pictures, on the base's device.
+
+    A base's own processor may refuse texts with pictures beside others without: ``batched_apart``.
+    """
+    moved: Mapping[str, Any] = _process(model, texts, samples, images, "left").to(model.device)
     return moved
 
 
+def example_inputs(model: SafeModel, examples: Sequence[Example]) -> Mapping[str, Any]:
+    """``model_inputs`` of examples' prompts, samples and pictures."""
+    moved: Mapping[str, Any] = _process_examples(model, examples, "left").to(model.device)
+    return moved
+
+
+def text_inputs(
+    model: SafeModel, rows: Sequence[TextRow], samples: Sequence[Mapping[str, Sample]] = ()
+) -> Mapping[str, Any]:
+    """``model_inputs`` of texts and their pictures, beside samples that are not theirs."""
+    return model_inputs(model, [row.text for row in rows], samples, [row.images for row in rows])
+
+
 def _process(
-    model: SafeModel, texts: Sequence[str], samples: Sequence[Mapping[str, Sample]], side: str
+    model: SafeModel,
+    texts: Sequence[str],
+    samples: Sequence[Mapping[str, Sample]],
+    images: Sequence[Sequence[Picture]],
+    side: str,
 ) -> Any:
     """Processed texts, padded on one side."""
     names = sorted({name for row in samples for name in row})
@@ -55,7 +79,54 @@ def _process(
     present = [[name for name, sample in row.items() if sample is not None] for row in samples]
     leave_out = model.processor.markers.leave_out_absent
     asked = list(map(leave_out, texts, present or [()] * len(texts)))
+    if any(images):
+        columns["images"] = [[picture.open() for picture in own] for own in images]
     return model.processor(text=asked, padding_side=side, **columns)
+
+
+def _process_examples(model: SafeModel, examples: Sequence[Example], side: str) -> Any:
+    prompts, samples = [row.prompt for row in examples], [row.samples for row in examples]
+    return _process(model, prompts, samples, [row.images for row in examples], side)
+
+
+class _HasImages(Protocol):
+    @property
+    def images(self) -> Sequence[Picture]:
+        """Of the row, in order."""
+
+
+_Row = TypeVar("_Row", bound=_HasImages)
+
+
+def text_rows(texts: Sequence[str | TextRow]) -> list[TextRow]:
+    """Texts as rows, those of alike length beside each other, so that little is padded."""
+    rows = [TextRow(text) if isinstance(text, str) else text for text in texts]
+    return sorted(rows, key=lambda row: len(row.text))
+
+
+def word_positions(model: SafeModel, batch: Mapping[str, Any]) -> Tensor:
+    """Where a batch holds the texts' own words, (batch, length).
+
+    No padding, no markers of a modality, and no placeholders of pictures, which predict nothing
+    that anybody reads.
+    """
+    ids: Tensor = batch["input_ids"]
+    words = model.processor.markers.words(ids) & batch["attention_mask"].bool()
+    return words & ~placeholders(model, ids)
+
+
+def placeholders(model: SafeModel, ids: Tensor) -> Tensor:
+    """Where ids stand for a part of a picture or a video."""
+    config: Any = model.base.config
+    named = (getattr(config, name, None) for name in ("image_token_id", "video_token_id"))
+    known = [number for number in named if number is not None]
+    return torch.isin(ids, torch.tensor(known, dtype=ids.dtype, device=ids.device))
+
+
+def batched_apart(rows: Sequence[_Row], size: int) -> Iterator[Sequence[_Row]]:
+    """At most ``size`` rows at a time in order: first those without pictures, then the others."""
+    for pictured in (False, True):
+        yield from batched([row for row in rows if bool(row.images) is pictured], size)
 
 
 def answer(
@@ -104,18 +175,17 @@ def answer_with_confidence(
 
     A label that was chosen as the likeliest has none.
     """
-    strengths = {**model.gates, **(gate or {})}
+    active = _with_open_gates(examples, {**model.gates, **(gate or {})})
     found: dict[int, tuple[str, float | None]] = {}
     closed = [index for index, example in enumerate(examples) if example.task == CLASSES]
     for rows in batched(closed, batch_size):
-        asked = [(examples[i], _active_samples(examples[i].samples, strengths)) for i in rows]
+        asked = [active[index] for index in rows]
         chosen = choose_label(model, asked, batch_size=batch_size, gate=gate or {})
         found |= {index: (text, None) for index, text in zip(rows, chosen, strict=True)}
         progress(label, len(found), len(examples))
     free = [index for index in range(len(examples)) if index not in found]
-    generated = _generated(
-        model, [examples[i] for i in free], max_new_tokens, batch_size, gate or {}
-    )
+    free.sort(key=lambda index: bool(examples[index].images))  # the order of batched_apart
+    generated = _generated(model, [active[i] for i in free], max_new_tokens, batch_size, gate or {})
     for index, pair in zip(free, generated, strict=True):
         found[index] = pair
         if len(found) % batch_size == 0 or len(found) == len(examples):
@@ -123,11 +193,18 @@ def answer_with_confidence(
     return [found[index] for index in range(len(examples))]
 
 
-def _active_samples(
-    samples: Mapping[str, Sample], gates: Mapping[str, float]
-) -> Mapping[str, Sample]:
-    """The samples whose gates are open; the others would be removed from the text with markers."""
-    return {name: sample for name, sample in samples.items() if gates.get(name, 1.0) != 0}
+def _with_open_gates(examples: Sequence[Example], gates: Mapping[str, float]) -> list[Example]:
+    """The examples with the samples whose gates are open.
+
+    The others would be removed from the text with markers.
+    """
+    return [
+        attrs.evolve(
+            example,
+            samples={name: s for name, s in example.samples.items() if gates.get(name, 1.0) != 0},
+        )
+        for example in examples
+    ]
 
 
 def _generated(
@@ -137,10 +214,8 @@ def _generated(
     batch_size: int,
     gate: Mapping[str, float],
 ) -> Iterator[tuple[str, float]]:
-    strengths = {**model.gates, **gate}
-    for rows in batched(examples, batch_size):
-        active = [_active_samples(row.samples, strengths) for row in rows]
-        batch = model_inputs(model, [row.prompt for row in rows], active)
+    for rows in batched_apart(examples, batch_size):
+        batch = example_inputs(model, rows)
         out = model.generate(
             **batch, gate=dict(gate), max_new_tokens=max_new_tokens, do_sample=False,
             return_dict_in_generate=True, output_scores=True,
@@ -177,12 +252,8 @@ def new_tokens(model: SafeModel, tokens: Tensor, batch: Mapping[str, Any]) -> Te
     return tokens[:, batch["input_ids"].shape[1] :]
 
 
-ActiveExample = tuple["Example", Mapping[str, Sample]]
-"""An example, and those of its samples whose gates are open."""
-
-
 def choose_label(
-    model: SafeModel, asked: Sequence[ActiveExample], *, batch_size: int, gate: Mapping[str, float]
+    model: SafeModel, asked: Sequence[Example], *, batch_size: int, gate: Mapping[str, float]
 ) -> list[str]:
     """The likeliest label of each example.
 
@@ -191,30 +262,41 @@ def choose_label(
 
     Args:
         model: in eval mode.
-        asked: examples with ``labels``, and their samples.
+        asked: examples with ``labels``, and with the samples whose gates are open.
         batch_size: rows at a time.
         gate: strengths by modality.
     """
-    chosen = [_read_at_tokens(model, *one, gate) for one in asked]
+    chosen = [_read_at_tokens(model, one, gate) for one in asked]
     open_ = [row for row, label in enumerate(chosen) if label is None]
-    pairs = [(asked[row], label) for row in open_ for label in asked[row][0].labels]
+    open_.sort(key=lambda row: bool(asked[row].images))  # the order of batched_apart
+    pairs = [_Labelled(asked[row], label) for row in open_ for label in asked[row].labels]
     scores: list[float] = []
-    for some in batched(pairs, batch_size):
-        scores += log_likelihoods(model, some, gate)
+    for some in batched_apart(pairs, batch_size):
+        scores += log_likelihoods(model, [(one.example, one.label) for one in some], gate)
     left = iter(scores)
     for row in open_:
-        labels = asked[row][0].labels
+        labels = asked[row].labels
         own = [next(left) for _ in labels]
         chosen[row] = labels[own.index(max(own))]
     return [label for label in chosen if label is not None]
 
 
+@attrs.frozen
+class _Labelled:
+    example: Example
+    label: str
+
+    @property
+    def images(self) -> Sequence[Picture]:
+        """The example's."""
+        return self.example.images
+
+
 def log_likelihoods(
-    model: SafeModel, pairs: Sequence[tuple[ActiveExample, str]], gate: Mapping[str, float]
+    model: SafeModel, pairs: Sequence[tuple[Example, str]], gate: Mapping[str, float]
 ) -> list[float]:
     """Log-likelihood of a label behind each example's prompt, in nats."""
-    texts = [example.prompt for (example, _), _ in pairs]
-    batch = dict(_process(model, texts, [samples for (_, samples), _ in pairs], "right"))
+    batch = dict(_process_examples(model, [example for example, _ in pairs], "right"))
     answers = [answer_ids(model.tokenizer, label, "labels") for _, label in pairs]
     batch |= with_answers(batch, answers, model.processor.padding)
     batch = {key: value.to(model.device) for key, value in batch.items()}
@@ -228,13 +310,11 @@ def log_likelihoods(
     return scores
 
 
-def _read_at_tokens(
-    model: SafeModel, example: Example, samples: Mapping[str, Sample], gate: Mapping[str, float]
-) -> str | None:
+def _read_at_tokens(model: SafeModel, example: Example, gate: Mapping[str, float]) -> str | None:
     """The label that stands at the modality's tokens; None where there are none to read."""
-    if not example.at_tokens or not samples:
+    if not example.at_tokens or not example.samples:
         return None
-    batch = dict(_process(model, [example.prompt], [samples], "right"))
+    batch = dict(_process_examples(model, [example], "right"))
     ids: Tensor = batch["input_ids"]
     positions = token_positions(ids[0].tolist(), model.processor.markers)
     if not positions:
@@ -267,7 +347,8 @@ def answer_without(
 
 
 def _question(example: Example) -> tuple[object, ...]:
-    return example.prompt, example.labels, example.place if example.samples else ""
+    place = example.place if example.samples else ""
+    return example.prompt, example.labels, place, example.images
 
 
 def without_modality(examples: Sequence[Example], modality: str) -> list[Example]:

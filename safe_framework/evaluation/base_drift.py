@@ -14,15 +14,20 @@ import torch
 from torch import Tensor
 
 from safe_framework.core.base_change import WAIVED, laws_given_up, what_off_gives
-from safe_framework.evaluation.answers import model_inputs
+from safe_framework.evaluation.answers import (
+    batched_apart,
+    placeholders,
+    text_inputs,
+    text_rows,
+)
 from safe_framework.evaluation.metrics import Estimate, TextSums, agreement_and_kl, sum_text
 from safe_framework.utils.formatting import percent
 from safe_framework.utils.progress import ProgressCallback, no_progress
-from safe_framework.utils.sequences import batched
 from safe_framework.utils.tensors import bitwise_equal
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
+    from safe_framework.data.examples import TextRow
 
 
 HELD_OUT, SHIPPED, MADE_UP = "held-out texts", "texts that ship with the framework", "made-up words"
@@ -77,7 +82,7 @@ _ROWS = 16
 
 def measure_drift(
     model: SafeModel,
-    texts: Sequence[str],
+    texts: Sequence[str | TextRow],
     *,
     source: str = HELD_OUT,
     resamples: int = 1000,
@@ -96,8 +101,8 @@ def measure_drift(
     """
     if model.base_change is None:
         return None
-    rows = sorted(texts, key=len)  # alike in length: little padding
-    given = (model_inputs(model, some) for some in batched(rows, _ROWS))
+    rows = text_rows(texts)
+    given = (text_inputs(model, some) for some in batched_apart(rows, _ROWS))
     compared = _compared(model, given, len(rows), progress)
     return _with_drift(model, _drift(compared, source, resamples, seed))
 
@@ -143,16 +148,16 @@ def _compared(
         after: Tensor = model(**plain).logits
         with model.off():
             same = bitwise_equal(model(**plain).logits, before)
-        rows = zip(before, after, _mask(plain, before), strict=True)
+        rows = zip(before, after, _mask(model, plain, before), strict=True)
         seen += [_text(one[real], other[real], same) for one, other, real in rows]
         progress("drift of the base", len(seen), max(total, len(seen)))
     return seen
 
 
-def _mask(plain: Mapping[str, Any], logits: Tensor) -> Tensor:
+def _mask(model: SafeModel, plain: Mapping[str, Any], logits: Tensor) -> Tensor:
     mask = plain.get("attention_mask")
     if isinstance(mask, Tensor) and mask.shape == logits.shape[:2]:
-        return mask.bool()
+        return mask.bool() & ~placeholders(model, plain["input_ids"])
     return torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
 
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from safe_framework.errors import DataError
 from safe_framework.evaluation.metrics import exact_match, percentiles, token_f1
-from safe_framework.evaluation.results import Evaluation
+from safe_framework.evaluation.results import Evaluation, PictureQuestion
+from safe_framework.evaluation.vqa import vqa_accuracy
 
 _Rows = NDArray[np.float64]  # (seeds, rows): one value for each row of each run
 
@@ -67,7 +68,9 @@ class Difference:
 def compare_runs(
     first: Sequence[Evaluation], second: Sequence[Evaluation] = (), *, seed: int = 0
 ) -> list[Difference]:
-    """Accuracy, token F1 and tokens kept of one or two sides, each of one run or several seeds.
+    """Accuracy, token F1, tokens kept and seeing of two sides, each of one run or several seeds.
+
+    Seeing is compared where all runs asked the same questions about pictures.
 
     Args:
         first: runs of one recipe.
@@ -88,6 +91,13 @@ def compare_runs(
     if len(lengths) == 1 and (weights := lengths.pop()):
         row = _measure("tokens kept", first, second, _tokens_kept, np.array(weights, float), seed)
         found.append(row)
+    asked = {_picture_rows(run) for run in (*first, *second)}
+    if len(asked) == 1 and asked.pop():
+        for name, values in (
+            ("VQA accuracy beside irrelevant samples", _seen_right),
+            ("picture answers unchanged", _seen_unchanged),
+        ):
+            found.append(_measure(name, first, second, values, None, seed))
     return found
 
 
@@ -112,6 +122,38 @@ def _token_f1(run: Evaluation) -> _Rows:
 
 def _tokens_kept(run: Evaluation) -> _Rows:
     return np.array(run.retention.overall.shares, float)
+
+
+def _picture_rows(run: Evaluation) -> tuple[tuple[object, ...], ...]:
+    """What a run asked about pictures, and beside which kinds of samples; nothing if it did not."""
+    questions = run.seeing.questions if run.seeing else ()
+    return tuple((row.place, row.question, row.expected, *row.irrelevant) for row in questions)
+
+
+def _beside_samples(
+    run: Evaluation, score: Callable[[Sequence[str], Sequence[PictureQuestion]], _Rows]
+) -> _Rows:
+    """A score of each picture question, in the mean over all kinds of irrelevant samples."""
+    assert run.seeing is not None
+    rows = run.seeing.questions
+    kinds = [[row.irrelevant[kind] for row in rows] for kind in rows[0].irrelevant]
+    mean: _Rows = np.mean([score(answers, rows) for answers in kinds], axis=0)
+    return mean
+
+
+def _seen_right(run: Evaluation) -> _Rows:
+    return _beside_samples(
+        run, lambda answers, rows: vqa_accuracy(answers, [row.expected for row in rows])
+    )
+
+
+def _seen_unchanged(run: Evaluation) -> _Rows:
+    return _beside_samples(
+        run,
+        lambda answers, rows: np.array(
+            [given == row.base for given, row in zip(answers, rows, strict=True)], float
+        ),
+    )
 
 
 def _measure(

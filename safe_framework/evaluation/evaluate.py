@@ -9,20 +9,29 @@ import torch
 
 from safe_framework.data.tasks import CAPTIONS
 from safe_framework.errors import DataError
-from safe_framework.evaluation.alignment import cross_modal
+from safe_framework.evaluation.alignment import cross_modal, picture_alignment
 from safe_framework.evaluation.answers import eval_mode
 from safe_framework.evaluation.base_drift import measure_drift
+from safe_framework.evaluation.both_senses import both_senses
 from safe_framework.evaluation.encoder_cache import cached_encoders
-from safe_framework.evaluation.gain import answer_all_conditions, by_dataset, gain, without_captions
+from safe_framework.evaluation.gain import (
+    KIND,
+    answer_all_conditions,
+    by_dataset,
+    by_kind,
+    gain,
+    without_captions,
+)
 from safe_framework.evaluation.metrics import Calibration, calibration
 from safe_framework.evaluation.results import Answered, Evaluation
 from safe_framework.evaluation.retention import gate_zero, retention
+from safe_framework.evaluation.seeing import as_example, picture_questions, seeing
 from safe_framework.evaluation.semantic import SentenceEncoder
 from safe_framework.utils.progress import ProgressCallback, no_progress
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
-    from safe_framework.data.examples import Example
+    from safe_framework.data.examples import Example, TextRow
     from safe_framework.interfaces.types import Sample
 
 _GATE_ZERO_EXAMPLES = 32
@@ -35,13 +44,14 @@ def evaluate(
     modality: str,
     train: Sequence[Example],
     test: Sequence[Example],
-    texts: Sequence[str],
+    texts: Sequence[str | TextRow],
     foreign: Sequence[Sample] = (),
     max_new_tokens: int = 8,
     batch_size: int = 32,
     bootstrap: int = 1000,
     seed: int = 0,
     semantic: str | None = None,
+    by: str | None = None,
     progress: ProgressCallback = no_progress,
 ) -> Evaluation:
     """Measure gain against the base, shuffled samples, chance and a probe; and retention.
@@ -53,13 +63,15 @@ def evaluate(
         modality: to measure.
         train: what it was trained on; the probe is fitted on it, chance is taken from it.
         test: never trained on.
-        texts: of the base's own domain, never trained on, for retention.
+        texts: of the base's own domain, never trained on, for retention. Those with a picture and
+            an answer are asked too.
         foreign: samples that are not of the task; may be none.
         max_new_tokens: limit of an answer's length.
         batch_size: examples at a time.
         bootstrap: how often every 95 % interval resamples.
         seed: of the intervals, the shuffling, the probe's folds and the irrelevant samples.
         semantic: sentence encoder to judge answers by; see ``SentenceEncoder``.
+        by: the field that says what kind of question a row is; ``kind`` where rows have that.
         progress: called with a label, how many are done and of how many.
 
     Raises:
@@ -67,17 +79,35 @@ def evaluate(
         SafeError: the logits hold NaN, or the sentence encoder cannot be loaded.
     """
     _check(modality, train, test, texts)
+    field = by or KIND
     judge = SentenceEncoder(semantic) if semantic else None
     asking: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": progress}
     drawing: dict[str, Any] = {"resamples": bootstrap, "seed": seed}
     with eval_mode(model), cached_encoders(model):
         answers = answer_all_conditions(
-            model, modality, train, test, batch_size=batch_size, seed=seed, **asking
+            model, modality, train, test, by=field, batch_size=batch_size, seed=seed, **asking
         )
         kept = retention(model, modality, texts, test, foreign, progress=progress, **drawing)
         shut = gate_zero(model, modality, test[:_GATE_ZERO_EXAMPLES], **asking)
+        seen = seeing(
+            model,
+            modality,
+            texts,
+            test,
+            foreign,
+            by=field,
+            batch_size=batch_size,
+            **asking,
+            **drawing,
+        )
         likeness = cross_modal(model, modality, test, progress=progress, **drawing)
+        pictured = [*test, *(as_example(row, row.samples) for row in picture_questions(texts))]
+        beside_pictures = picture_alignment(model, modality, pictured, progress=progress, **drawing)
         changed = measure_drift(model, texts, progress=progress, **drawing)
+    kinds = by_kind(answers, **drawing)
+    found, why_not = (
+        (None, beside_pictures) if isinstance(beside_pictures, str) else (beside_pictures, "")
+    )
     return Evaluation(
         modality=modality,
         gain=gain(without_captions(answers), _labels(train), judge=judge, **drawing),
@@ -89,6 +119,12 @@ def evaluate(
         alignment=likeness,
         base_changed=changed,
         calibration=_calibration(answers, drawing),
+        by=field if kinds or (seen and seen.kinds) else "",
+        kinds=kinds,
+        seeing=seen,
+        both_senses=both_senses(answers, **drawing),
+        picture_alignment=found,
+        unmeasured={"picture_alignment": why_not} if why_not else {},
         **drawing,
     )
 
@@ -116,7 +152,7 @@ def _calibration(answers: Sequence[Answered], drawing: Mapping[str, Any]) -> Cal
 
 
 def _check(
-    modality: str, train: Sequence[Example], test: Sequence[Example], texts: Sequence[str]
+    modality: str, train: Sequence[Example], test: Sequence[Example], texts: Sequence[Any]
 ) -> None:
     for name, given in {"train": train, "test": test, "texts": texts}.items():
         if not given:

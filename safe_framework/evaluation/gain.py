@@ -21,9 +21,10 @@ from safe_framework.evaluation.answers import (
     answer_without,
     with_shuffled_samples,
 )
+from safe_framework.evaluation.both_senses import with_blank_pictures, with_shuffled_pictures
 from safe_framework.evaluation.metrics import bootstrap, exact_match, normalise, token_f1
 from safe_framework.evaluation.probe import Features, pool, probe
-from safe_framework.evaluation.results import OTHER, Answered, DatasetGain, Gain
+from safe_framework.evaluation.results import OTHER, Answered, Gain, GroupGain
 from safe_framework.evaluation.semantic import SentenceEncoder, similarity
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batched
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from safe_framework.data.examples import Example
 
 _Score = Callable[[Sequence[str], Sequence[str]], NDArray[np.float64]]
+
+KIND = "kind"
+"""The field that says what kind of question a row is, where the recipe names no other."""
 
 MEASURES: dict[str, tuple[str, _Score]] = {
     CAPTIONS: ("words in common (F1)", partial(token_f1, both_empty=0.0))
@@ -46,12 +50,25 @@ def answer_all_conditions(
     train: Sequence[Example],
     test: Sequence[Example],
     *,
+    by: str = KIND,
     max_new_tokens: int = 8,
     batch_size: int = 32,
     seed: int = 0,
     progress: ProgressCallback = no_progress,
 ) -> tuple[Answered, ...]:
-    """Every test example with all the answers to it, the modality's gate taken as 1."""
+    """Every test example with all the answers to it, the modality's gate taken as 1.
+
+    Args:
+        model: in eval mode.
+        modality: whose gate it is.
+        train: what the probe is fitted on.
+        test: examples, each with a sample.
+        by: the field that says what kind of question a row is.
+        max_new_tokens: limit of an answer's length.
+        batch_size: examples at a time.
+        seed: of the shuffling and the probe's folds.
+        progress: called after every batch.
+    """
     options: Any = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     options |= {"gate": {modality: 1.0}, "progress": progress}
     ask: Callable[..., list[str]] = partial(answer, model, **options)
@@ -66,6 +83,7 @@ def answer_all_conditions(
         astray,
         base,
         _probe_answers(model, modality, train, test, batch_size, seed, progress),
+        *_beside_other_pictures(ask, test, seed),
     )
     template = model.processor.template
     return tuple(
@@ -80,10 +98,39 @@ def answer_all_conditions(
             confidence=sure,
             task=example.task,
             dataset=example.dataset,
+            kind=kind_of(example.fields, by),
+            blank_picture=unseen,
+            other_picture=deceived,
             sample=example.samples[modality],
             file=example.files.get(modality),
+            images=example.images,
         )
-        for example, (given, sure), misled, alone, probed in zip(test, *columns, strict=True)
+        for example, (given, sure), misled, alone, probed, unseen, deceived in zip(
+            test, *columns, strict=True
+        )
+    )
+
+
+def kind_of(fields: Mapping[str, Any], by: str) -> str:
+    """What a row's field says, as text; empty where it has none."""
+    value = fields.get(by)
+    return "" if value is None else str(value)
+
+
+def _beside_other_pictures(
+    ask: Callable[..., list[str]], test: Sequence[Example], seed: int
+) -> tuple[list[str | None], list[str | None]]:
+    """The answers beside blank pictures and beside another's; None where there is no picture."""
+    pictured = [example for example in test if example.images]
+    if not pictured:
+        return [None] * len(test), [None] * len(test)
+    blank = iter(ask(with_blank_pictures(pictured), label="answers beside blank pictures"))
+    other = iter(
+        ask(with_shuffled_pictures(pictured, seed=seed), label="answers beside other pictures")
+    )
+    return (
+        [next(blank) if example.images else None for example in test],
+        [next(other) if example.images else None for example in test],
     )
 
 
@@ -235,30 +282,45 @@ def confusion(answers: Sequence[Answered], classes: set[str]) -> Mapping[str, Ma
     return {name: dict(sorted(row.items())) for name, row in counts.items()}
 
 
-def by_dataset(answers: Sequence[Answered], *, resamples: int, seed: int) -> dict[str, DatasetGain]:
+def by_dataset(answers: Sequence[Answered], *, resamples: int, seed: int) -> dict[str, GroupGain]:
     """Each dataset's own result; none where one dataset of questions or classes is all there is."""
     names = list(dict.fromkeys(row.dataset for row in answers))
     if len(names) == 1 and answers[0].task != CAPTIONS:
         return {}
-    estimate = partial(bootstrap, resamples=resamples, seed=seed)
-    found = {}
-    for name in names:
-        rows = [row for row in answers if row.dataset == name]
-        measure, score = MEASURES.get(rows[0].task, ("exact match", exact_match))
-        expected = [row.expected for row in rows]
-        score_with = score([row.answer for row in rows], expected)
-        base = score([row.base for row in rows], expected)
-        shuffled = score([row.shuffled for row in rows], expected)
-        found[name or rows[0].task] = DatasetGain(
-            task=rows[0].task,
-            measure=measure,
-            score=estimate(score_with),
-            base=estimate(base),
-            shuffled=estimate(shuffled),
-            over_base=estimate(score_with - base),
-            over_shuffled=estimate(score_with - shuffled),
+    groups = [[row for row in answers if row.dataset == name] for name in names]
+    return {
+        name or rows[0].task: _group_gain(rows, resamples, seed)
+        for name, rows in zip(names, groups, strict=True)
+    }
+
+
+def by_kind(answers: Sequence[Answered], *, resamples: int, seed: int) -> dict[str, GroupGain]:
+    """The result on each kind of question; captions count only among themselves."""
+    kinds = dict.fromkeys(row.kind for row in answers if row.kind)
+    return {
+        kind: _group_gain(
+            without_captions([row for row in answers if row.kind == kind]), resamples, seed
         )
-    return found
+        for kind in kinds
+    }
+
+
+def _group_gain(rows: Sequence[Answered], resamples: int, seed: int) -> GroupGain:
+    estimate = partial(bootstrap, resamples=resamples, seed=seed)
+    measure, score = MEASURES.get(rows[0].task, ("exact match", exact_match))
+    expected = [row.expected for row in rows]
+    score_with = score([row.answer for row in rows], expected)
+    base = score([row.base for row in rows], expected)
+    shuffled = score([row.shuffled for row in rows], expected)
+    return GroupGain(
+        task=rows[0].task,
+        measure=measure,
+        score=estimate(score_with),
+        base=estimate(base),
+        shuffled=estimate(shuffled),
+        over_base=estimate(score_with - base),
+        over_shuffled=estimate(score_with - shuffled),
+    )
 
 
 def without_captions(answers: Sequence[Answered]) -> Sequence[Answered]:

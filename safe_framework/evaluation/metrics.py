@@ -127,6 +127,33 @@ def bootstrap(
     return Estimate(mean, low, high, values.size)
 
 
+def bootstrap_ratio(
+    values: ArrayLike, reference: ArrayLike, *, resamples: int = 1000, seed: int = 0
+) -> Estimate | None:
+    """Ratio of two means over the same units, with an interval that draws them in pairs.
+
+    Resamples whose reference is 0 have no ratio and are left out.
+
+    Args:
+        values: one value for each independent unit, (n,).
+        reference: of the same units, (n,).
+        resamples: how many times n units are drawn with replacement.
+        seed: of the drawing.
+
+    Returns:
+        None where the reference's mean is 0.
+    """
+    above, below = np.asarray(values, np.float64), np.asarray(reference, np.float64)
+    if not below.sum():
+        return None
+    draws = np.random.default_rng(seed).integers(below.size, size=(resamples, below.size))
+    means = [(above[draw].mean(), below[draw].mean()) for draw in draws]
+    ratios = [one / other for one, other in means if other]
+    ratio = float(above.mean() / below.mean())
+    low, high = percentiles(ratios) if ratios else (ratio, ratio)
+    return Estimate(ratio, low, high, below.size)
+
+
 def percentiles(resampled: ArrayLike) -> tuple[float, float]:
     """The ends of the 95 % interval of a resampled statistic."""
     low, high = np.percentile(np.asarray(resampled), [_TAIL, 100 - _TAIL])

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import attrs
 
+from safe_framework.data.pictures import Picture
 from safe_framework.data.tasks import QUESTIONS
-from safe_framework.evaluation.alignment import CrossModal
+from safe_framework.evaluation.alignment import CrossModal, PictureAlignment
 from safe_framework.evaluation.base_drift import BaseChanged
 from safe_framework.evaluation.metrics import Calibration, Estimate, normalise
 from safe_framework.interfaces.types import Sample
@@ -122,11 +123,11 @@ class Gain:
 
 
 @attrs.frozen
-class DatasetGain:
-    """What was gained on one dataset, by the measure of its task.
+class GroupGain:
+    """What was gained on a part of the rows, by the measure of their task.
 
     Attributes:
-        task: of its rows.
+        task: of the rows.
         measure: what ``score`` is.
         score: with the modality.
         base: of the base, which gets the prompt alone.
@@ -159,8 +160,13 @@ class Answered:
         confidence: probability of the answer with the modality; None in older results.
         task: of its dataset.
         dataset: its name; empty where there is only one.
+        kind: what kind of question it is; empty where the rows do not say.
+        blank_picture: with the modality, beside a grey picture; None where the example has none.
+        other_picture: with the modality, beside another example's picture; None likewise.
+        half_open: with the modality at gate 0.5; None where that was not asked.
         sample: of the modality.
         file: where the sample was read.
+        images: the example's pictures; not written to disk either.
     """
 
     place: str
@@ -173,13 +179,154 @@ class Answered:
     confidence: float | None = None
     task: str = QUESTIONS
     dataset: str = ""
+    kind: str = ""
+    blank_picture: str | None = None
+    other_picture: str | None = None
+    half_open: str | None = None
     sample: Sample = attrs.field(default=None, eq=False, repr=False)
     file: Path | None = attrs.field(default=None, eq=False, repr=False)
+    images: tuple[Picture, ...] = attrs.field(default=(), eq=False, repr=False)
+
+    @property
+    def pictured(self) -> bool:
+        """Whether the example has a picture."""
+        return self.blank_picture is not None
 
     @property
     def right(self) -> bool:
         """Whether the answer with the modality is the expected one."""
         return normalise(self.answer) == normalise(self.expected)
+
+
+@attrs.frozen
+class SeeingScore:
+    """How picture questions were answered in one way, against how the base alone answers them.
+
+    Attributes:
+        accuracy: VQA accuracy.
+        over_base: paired difference to the base's.
+        unchanged: share of answers that are the base's to the letter.
+        retention: ratio of ``accuracy`` and the base's; None where the base gets nothing right.
+    """
+
+    accuracy: Estimate
+    over_base: Estimate
+    unchanged: Estimate
+    retention: Estimate | None
+
+
+@attrs.frozen
+class SeeingScores:
+    """Scores of some picture questions.
+
+    Attributes:
+        base: VQA accuracy of the base alone.
+        absent: the model without a sample.
+        irrelevant: the gate is 1 and the sample irrelevant; by kind of sample.
+        overall: all kinds of irrelevant samples together.
+        relevant: the gate is 1 and the sample is the row's own; None where no row has one. Its
+            differences are to the base on those rows.
+    """
+
+    base: Estimate
+    absent: SeeingScore
+    irrelevant: Mapping[str, SeeingScore]
+    overall: SeeingScore
+    relevant: SeeingScore | None
+
+
+@attrs.frozen
+class PictureQuestion:
+    """One question about a picture and all the answers to it; pictures are not written to disk.
+
+    Attributes:
+        place: where it was read.
+        question: what was asked, without the prompt around it.
+        expected: what people answered; one answer in most data.
+        kind: what kind of question it is; empty where the rows do not say.
+        base: the base's answer.
+        absent: the model's, without a sample.
+        irrelevant: the model's beside an irrelevant sample, by kind of sample.
+        relevant: the model's beside the row's own sample; None where it has none.
+        images: that the question is about.
+        sample: the row's own.
+        file: where that was read.
+    """
+
+    place: str
+    question: str
+    expected: tuple[str, ...]
+    kind: str
+    base: str
+    absent: str
+    irrelevant: Mapping[str, str]
+    relevant: str | None = None
+    images: tuple[Picture, ...] = attrs.field(default=(), eq=False, repr=False)
+    sample: Sample = attrs.field(default=None, eq=False, repr=False)
+    file: Path | None = attrs.field(default=None, eq=False, repr=False)
+
+
+@attrs.frozen
+class Seeing:
+    """What became of the base's seeing.
+
+    Attributes:
+        logits_identical: whether, without a sample, all logits were the base's bit for bit.
+        answers_identical: whether, without a sample, all answers had the base's tokens.
+        scores: of all questions.
+        kinds: of the questions of each kind, where the rows say it.
+        questions: each with its answers.
+    """
+
+    logits_identical: bool
+    answers_identical: bool
+    scores: SeeingScores
+    kinds: Mapping[str, SeeingScores]
+    questions: tuple[PictureQuestion, ...]
+
+    @property
+    def identical(self) -> bool:
+        """Whether, without a sample, neither a logit nor a token differed."""
+        return self.logits_identical and self.answers_identical
+
+
+@attrs.frozen
+class Baseline:
+    """The same questions with one sense missing or wrong.
+
+    Attributes:
+        accuracy: share that is answered right.
+        below: paired difference of both senses and this.
+    """
+
+    accuracy: Estimate
+    below: Estimate
+
+
+@attrs.frozen
+class BothSensesScores:
+    """Exact matches on some questions with a picture and a sample.
+
+    Attributes:
+        accuracy: with both.
+        baselines: by what was given.
+    """
+
+    accuracy: Estimate
+    baselines: Mapping[str, Baseline]
+
+
+@attrs.frozen
+class BothSenses:
+    """Exact matches on the test questions with a picture and a sample.
+
+    Attributes:
+        scores: of all.
+        kinds: of each kind of question, where the rows say it.
+    """
+
+    scores: BothSensesScores
+    kinds: Mapping[str, BothSensesScores]
 
 
 @attrs.frozen
@@ -205,6 +352,13 @@ class Evaluation:
         base_changed: what fine-tuning did to the base; None where L1 and L2 hold.
         datasets: the result on each dataset of a mix, by name; ``gain`` is that on all rows that
             are right or wrong, which captions are not.
+        by: the field that says what kind of question a row is; empty where no row has it.
+        kinds: the result on the test rows of each kind.
+        seeing: what became of the base's answers about pictures; None where none was asked.
+        both_senses: how the test rows with a picture were answered; None where there are none.
+        picture_alignment: of the modality's tokens with what the base makes of the rows'
+            pictures; None where there are none.
+        unmeasured: why a result that could be expected is missing, by its name.
     """
 
     modality: str
@@ -222,7 +376,13 @@ class Evaluation:
     calibration: Calibration | None = None
     alignment: CrossModal | None = None
     base_changed: BaseChanged | None = None
-    datasets: Mapping[str, DatasetGain] = attrs.field(factory=dict)
+    datasets: Mapping[str, GroupGain] = attrs.field(factory=dict)
+    by: str = ""
+    kinds: Mapping[str, GroupGain] = attrs.field(factory=dict)
+    seeing: Seeing | None = None
+    both_senses: BothSenses | None = None
+    picture_alignment: PictureAlignment | None = None
+    unmeasured: Mapping[str, str] = attrs.field(factory=dict)
 
     def to_json(self) -> str:
         """The content of ``metrics.json``."""
@@ -235,5 +395,15 @@ class Evaluation:
 
 
 _CONVERTER = json_converter(
-    omitted={Answered: ("sample", "file")}, omitted_if_default={Evaluation: ("base_changed",)}
-)
+    omitted={
+        Answered: ("sample", "file", "images"),
+        PictureQuestion: ("sample", "file", "images"),
+    },
+    omitted_if_default={
+        Answered: ("kind", "blank_picture", "other_picture", "half_open"),
+        Evaluation: (
+            "base_changed", "by", "kinds", "seeing", "both_senses", "picture_alignment",
+            "unmeasured",
+        ),
+    },
+)  # fmt: skip

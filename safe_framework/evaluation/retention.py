@@ -11,17 +11,23 @@ from torch import Tensor
 
 from safe_framework.data.distractors import FOREIGN, KINDS, distractor
 from safe_framework.errors import SafeError
-from safe_framework.evaluation.answers import model_inputs, without_modality
+from safe_framework.evaluation.answers import (
+    batched_apart,
+    example_inputs,
+    text_inputs,
+    text_rows,
+    without_modality,
+    word_positions,
+)
 from safe_framework.evaluation.metrics import TextSums, agreement_and_kl, merge_sums, sum_text
 from safe_framework.evaluation.results import Absent, Agreement, GateZero, Retention
 from safe_framework.interfaces.types import Sample
 from safe_framework.utils.progress import ProgressCallback, no_progress
-from safe_framework.utils.sequences import batched
 from safe_framework.utils.tensors import bitwise_equal
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
-    from safe_framework.data.examples import Example
+    from safe_framework.data.examples import Example, TextRow
 
 LOGIT_ROWS = 16  # texts at a time: logits of a large vocabulary are what fills the memory
 
@@ -29,7 +35,7 @@ LOGIT_ROWS = 16  # texts at a time: logits of a large vocabulary are what fills 
 def retention(
     model: SafeModel,
     modality: str,
-    texts: Sequence[str],
+    texts: Sequence[str | TextRow],
     examples: Sequence[Example],
     foreign: Sequence[Sample] = (),
     *,
@@ -42,15 +48,14 @@ def retention(
     Args:
         model: in eval mode.
         modality: whose gate is opened and whose samples accompany the texts.
-        texts: of the base's own domain, never trained on.
+        texts: of the base's own domain, never trained on, with their pictures.
         examples: of the test data; irrelevant samples are made from theirs.
         foreign: more irrelevant samples, which are not of the task; may be none.
         resamples: of the intervals, which draw whole texts.
         seed: of the irrelevant samples and the intervals.
         progress: called after every few texts.
     """
-    pool = [example.samples[modality] for example in examples]
-    pools = dict.fromkeys(KINDS, pool) | ({FOREIGN: foreign} if foreign else {})
+    pools = distractor_pools(modality, examples, foreign)
     absent, found = _compare_on_texts(model, modality, texts, pools, seed, progress)
     relevant = _compare_on_examples(model, modality, examples, progress)
     kinds = {kind: agreement_of(rows, resamples, seed) for kind, rows in found.items()}
@@ -63,28 +68,54 @@ def retention(
     )
 
 
+def distractor_pools(
+    modality: str, examples: Sequence[Example], foreign: Sequence[Sample]
+) -> Mapping[str, Sequence[Sample]]:
+    """By kind of irrelevant sample, what they are made from; foreign ones if there are any."""
+    pool = [example.samples[modality] for example in examples]
+    return dict.fromkeys(KINDS, pool) | ({FOREIGN: foreign} if foreign else {})
+
+
+class DistractorDraw:
+    """Draws irrelevant samples; foreign ones move no other kind.
+
+    Args:
+        modality: whose they are.
+        pools: what they are made from, by kind.
+        seed: of the drawing.
+    """
+
+    def __init__(self, modality: str, pools: Mapping[str, Sequence[Sample]], seed: int) -> None:
+        self.modality, self.pools = modality, pools
+        self._own, self._foreign = (torch.Generator().manual_seed(seed) for _ in range(2))
+
+    def __call__(self, kind: str, count: int) -> list[Mapping[str, Sample]]:
+        """``count`` samples of a kind, each by the modality's name."""
+        draw, pool = self._foreign if kind == FOREIGN else self._own, self.pools[kind]
+        return [{self.modality: distractor(kind, pool, draw)} for _ in range(count)]
+
+
 def _compare_on_texts(
     model: SafeModel,
     modality: str,
-    texts: Sequence[str],
+    texts: Sequence[str | TextRow],
     pools: Mapping[str, Sequence[Sample]],
     seed: int,
     progress: ProgressCallback,
 ) -> tuple[Absent, Mapping[str, list[TextSums]]]:
-    own, other = (torch.Generator().manual_seed(seed) for _ in range(2))
+    draw = DistractorDraw(modality, pools, seed)
     identical, unaided = True, list[TextSums]()
     found: dict[str, list[TextSums]] = {kind: [] for kind in pools}
-    for rows in batched(sorted(texts, key=len), LOGIT_ROWS):  # alike in length: little padding
-        plain = model_inputs(model, rows)
+    for rows in batched_apart(text_rows(texts), LOGIT_ROWS):
+        plain = text_inputs(model, rows)
         with model.original_base():
             base = model.base(**plain).logits
         safe = model(**plain).logits
         identical &= bitwise_equal(base, safe)
-        unaided += _compare(base, safe, plain["attention_mask"])
-        for kind, pool in pools.items():
-            draw = other if kind == FOREIGN else own  # so that foreign ones move no other kind
-            samples = [{modality: distractor(kind, pool, draw)} for _ in rows]
-            found[kind] += _compare_with_samples(model, modality, rows, samples, plain, base)
+        unaided += _compare(base, safe, word_positions(model, plain))
+        for kind in pools:
+            given = text_inputs(model, rows, draw(kind, len(rows)))
+            found[kind] += compare_with_base(model, modality, given, plain, base, 1.0)
         progress("retention", len(unaided), len(texts))
     whole = merge_sums(unaided)
     return Absent(identical, whole.agreed / whole.positions, len(texts)), found
@@ -94,26 +125,14 @@ def _compare_on_examples(
     model: SafeModel, modality: str, examples: Sequence[Example], progress: ProgressCallback
 ) -> list[TextSums]:
     found: list[TextSums] = []
-    for rows in batched(examples, LOGIT_ROWS):
+    for rows in batched_apart(examples, LOGIT_ROWS):
         base, plain = _reference(model, modality, rows)
-        prompts, samples = [row.prompt for row in rows], [row.samples for row in rows]
         with model.original_base():
             before = base(**plain).logits
-        found += _compare_with_samples(model, modality, prompts, samples, plain, before)
+        given = example_inputs(model, rows)
+        found += compare_with_base(model, modality, given, plain, before, 1.0)
         progress("relevant samples", len(found), len(examples))
     return found
-
-
-def _compare_with_samples(
-    model: SafeModel,
-    modality: str,
-    texts: Sequence[str],
-    samples: Sequence[Mapping[str, Sample]],
-    plain: Mapping[str, Any],
-    base: Tensor,
-) -> list[TextSums]:
-    """Compare with the gate at 1."""
-    return compare_with_base(model, modality, model_inputs(model, texts, samples), plain, base, 1.0)
 
 
 def compare_with_base(
@@ -124,7 +143,7 @@ def compare_with_base(
     base: Tensor,
     gate: float,
 ) -> list[TextSums]:
-    """Compare texts with samples against the base; what the modality inserts is left out.
+    """Compare texts with samples against the base, at the positions of their words.
 
     Args:
         model: in eval mode.
@@ -135,15 +154,15 @@ def compare_with_base(
         gate: strength.
     """
     logits = model(**given, gate={modality: gate}).logits
+    mask = word_positions(model, plain)
     if gate == 0:  # what the modality inserts was removed again
-        return _compare(base, logits, plain["attention_mask"])
-    own = model.processor.markers.words(given["input_ids"]) & given["attention_mask"].bool()
-    return _compare(base, logits, plain["attention_mask"], own)
+        return _compare(base, logits, mask)
+    return _compare(base, logits, mask, word_positions(model, given))
 
 
 def _compare(base: Tensor, safe: Tensor, mask: Tensor, own: Tensor | None = None) -> list[TextSums]:
-    """Compare the real positions of ``mask`` with those of ``own``, if they are others."""
-    rows = zip(base, safe, mask.bool(), (mask if own is None else own).bool(), strict=True)
+    """Compare the positions of ``mask`` with those of ``own``, if they are others."""
+    rows = zip(base, safe, mask, mask if own is None else own, strict=True)
     return [_text(one[real], other[kept]) for one, other, real, kept in rows]
 
 
@@ -177,14 +196,16 @@ def gate_zero(
     logits, tokens = True, True
     shut = {modality: 0.0}
     options = {"max_new_tokens": max_new_tokens, "do_sample": False}
-    for number, rows in enumerate(batched(examples, LOGIT_ROWS)):
-        given = model_inputs(model, [row.prompt for row in rows], [row.samples for row in rows])
+    done = 0
+    for rows in batched_apart(examples, LOGIT_ROWS):
+        given = example_inputs(model, rows)
         base, plain = _reference(model, modality, rows)
         with model.original_base():
             before, expected = base(**plain).logits, base.generate(**plain, **options)
         logits &= bitwise_equal(model(**given, gate=shut).logits, before)
         tokens &= bitwise_equal(model.generate(**given, gate=shut, **options), expected)
-        progress("gate at 0", number * LOGIT_ROWS + len(rows), len(examples))
+        done += len(rows)
+        progress("gate at 0", done, len(examples))
     return GateZero(logits, tokens, len(examples))
 
 
@@ -193,5 +214,5 @@ def _reference(
 ) -> tuple[Any, Mapping[str, Any]]:
     """What the examples are without ``modality``, and who answers them: the base, if it can."""
     alone = without_modality(examples, modality)
-    plain = model_inputs(model, [row.prompt for row in alone], [row.samples for row in alone])
+    plain = example_inputs(model, alone)
     return (model if any(row.samples for row in alone) else model.base), plain

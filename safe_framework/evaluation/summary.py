@@ -15,7 +15,14 @@ from safe_framework.data.tasks import CAPTIONS
 from safe_framework.errors import DataError
 from safe_framework.evaluation.base_drift import BaseChanged
 from safe_framework.evaluation.metrics import Estimate, interval, interval_points
-from safe_framework.evaluation.results import Agreement, DatasetGain, Evaluation
+from safe_framework.evaluation.results import (
+    Agreement,
+    BothSensesScores,
+    Evaluation,
+    GroupGain,
+    SeeingScore,
+    SeeingScores,
+)
 from safe_framework.utils.formatting import count, duration, percent, points, size
 
 
@@ -63,8 +70,11 @@ class Section:
     rows: tuple[Row, ...]
 
 
-TARGETS = ("accuracy", "over_base", "over_shuffled", "agreement")
-"""What a target can be set for; each is met where the measured value is not below it."""
+TARGETS = ("accuracy", "over_base", "over_shuffled", "agreement", "seeing")
+"""What a target can be set for; each is met where the measured value is not below it.
+
+``seeing`` is the retention score of questions about pictures, beside irrelevant samples.
+"""
 
 
 def checked_targets(targets: Mapping[str, float] | None) -> Mapping[str, float]:
@@ -81,9 +91,10 @@ def checked_targets(targets: Mapping[str, float] | None) -> Mapping[str, float]:
     return targets
 
 
-def headlines(evaluation: Evaluation) -> tuple[Headline, Headline, Headline]:
-    """Gain, off, keeps."""
-    return _gain_headline(evaluation), _off_headline(evaluation), _kept_headline(evaluation)
+def headlines(evaluation: Evaluation) -> tuple[Headline, ...]:
+    """Gain, off, keeps; and sees, where questions about pictures were asked."""
+    three = _gain_headline(evaluation), _off_headline(evaluation), _kept_headline(evaluation)
+    return (*three, _seeing_headline(evaluation)) if evaluation.seeing else three
 
 
 def _gain_headline(evaluation: Evaluation) -> Headline:
@@ -124,10 +135,10 @@ def _changed_headline(changed: BaseChanged) -> Headline:
     )
 
 
-def _caption_headline(modality: str, datasets: Sequence[DatasetGain]) -> Headline:
+def _caption_headline(modality: str, datasets: Sequence[GroupGain]) -> Headline:
     rows = sum(found.score.n for found in datasets)
 
-    def mean(of: Callable[[DatasetGain], Estimate]) -> str:
+    def mean(of: Callable[[GroupGain], Estimate]) -> str:
         """One measure's mean over datasets, weighted by their rows."""
         return percent(sum(of(found).value * found.score.n for found in datasets) / rows)
 
@@ -137,6 +148,28 @@ def _caption_headline(modality: str, datasets: Sequence[DatasetGain]) -> Headlin
         f"of words shared with the right caption (F1), over {rows} unseen {modality} examples",
         f"without {modality} {mean(lambda found: found.base)} · "
         f"shuffled {mean(lambda found: found.shuffled)}",
+    )
+
+
+def _seeing_headline(evaluation: Evaluation) -> Headline:
+    assert evaluation.seeing is not None
+    scores, name = evaluation.seeing.scores, evaluation.modality
+    kept = scores.overall.retention
+    context = f"{percent(scores.overall.unchanged.value)} of its answers unchanged to the letter"
+    if kept is None:
+        return Headline(
+            "Sees",
+            percent(scores.overall.unchanged.value),
+            f"of answers to {scores.base.n} questions about pictures unchanged beside irrelevant "
+            f"{name}",
+            "the base answers none of them right",
+        )
+    return Headline(
+        "Sees",
+        percent(kept.value),
+        f"of the base's VQA accuracy on {scores.base.n} questions about pictures, at gate 1 beside "
+        f"irrelevant {name}",
+        f"base {percent(scores.base.value)} · {context}",
     )
 
 
@@ -168,7 +201,10 @@ def sections(
     return (
         Section("Gain", tuple(_gain(evaluation, asked))),
         *(by_dataset if evaluation.datasets else ()),
+        *_by_kind(evaluation),
+        *_both_senses(evaluation),
         *_kept_when_off(evaluation),
+        *_seeing(evaluation, asked),
         Section("Tokens kept, gate at 1", tuple(_agreements(evaluation, asked))),
         Section("KL in nats, gate at 1", tuple(_divergences(evaluation))),
         *_others(evaluation),
@@ -203,8 +239,24 @@ def _others(evaluation: Evaluation) -> Iterator[Section]:
         rows.append(_share("nearest word is right", alike.nearest, "to a sample's mean token"))
         limits = f"{alike.cosine.low:.2f} to {alike.cosine.high:.2f}"
         rows.append(Row("cosine to the answer", f"{alike.cosine.value:.2f}", limits, "alignment"))
+    rows += _against_pictures(evaluation)
     if rows:
         yield Section("Confidence and alignment", tuple(rows))
+
+
+def _against_pictures(evaluation: Evaluation) -> Iterator[Row]:
+    if (alike := evaluation.picture_alignment) is not None:
+        chance = f"by chance {percent(1 / alike.pictures)}"
+        yield _share("nearest picture is its own", alike.nearest, chance)
+        for name, found in (
+            ("cosine to the picture", alike.cosine),
+            ("cosine to other pictures", alike.shuffled),
+            ("cosine, own less others", alike.margin),
+        ):
+            limits = f"{found.low:.2f} to {found.high:.2f}"
+            yield Row(name, f"{found.value:.2f}", limits, alike.source)
+    elif why := evaluation.unmeasured.get("picture_alignment"):
+        yield Row("cosine to the picture", "none", "", why)
 
 
 def _kept_when_off(evaluation: Evaluation) -> Iterator[Section]:
@@ -233,6 +285,107 @@ def _datasets(evaluation: Evaluation) -> Iterator[Row]:
         gained = f"{points(found.over_base.value)} over base"
         shuffled = f"{points(found.over_shuffled.value)} over shuffled"
         yield _share(name, found.score, f"{found.measure}, n {found.score.n}; {gained}, {shuffled}")
+
+
+def _by_kind(evaluation: Evaluation) -> Iterator[Section]:
+    if evaluation.kinds:
+        rows = [
+            _share(
+                kind,
+                found.score,
+                f"base {percent(found.base.value)}, shuffled {percent(found.shuffled.value)}, "
+                f"n {found.score.n}",
+            )
+            for kind, found in evaluation.kinds.items()
+        ]
+        yield Section(f"Gain by {evaluation.by}", tuple(rows))
+
+
+def _both_senses(evaluation: Evaluation) -> Iterator[Section]:
+    """What questions with a picture and a sample gain by having both."""
+    if evaluation.both_senses is None:
+        return
+    scores, name = evaluation.both_senses.scores, evaluation.modality
+    rows = [_share(f"picture and {name}", scores.accuracy, f"{scores.accuracy.n} examples")]
+    for given, found in scores.baselines.items():
+        note = f"{points(found.below.value)} with both"
+        rows.append(_share(given.replace("sample", name), found.accuracy, note))
+    yield Section("Questions with both senses", tuple(rows))
+    if kinds := evaluation.both_senses.kinds:
+        yield Section(
+            f"Both senses by {evaluation.by}",
+            tuple(_share(kind, one.accuracy, _baselines(one, name)) for kind, one in kinds.items()),
+        )
+
+
+def _baselines(scores: BothSensesScores, modality: str) -> str:
+    parts = [
+        f"{given.replace('sample', modality)} {percent(found.accuracy.value)}"
+        for given, found in scores.baselines.items()
+    ]
+    return f"{'; '.join(parts)}; n {scores.accuracy.n}"
+
+
+def _seeing(evaluation: Evaluation, asked: Mapping[str, float]) -> Iterator[Section]:
+    """What became of the base's answers about pictures."""
+    seen, name = evaluation.seeing, evaluation.modality
+    if seen is None:
+        return
+    law, scores = evaluation.base_changed is None, seen.scores
+    absent = [
+        attrs.evolve(row, met=row.met if law else None)
+        for row in (
+            _identical("logits, absent", seen.logits_identical, f"{scores.base.n} questions"),
+            _identical("answers, absent", seen.answers_identical, f"{scores.base.n} questions"),
+        )
+    ]
+    yield Section(
+        "Seeing: VQA accuracy",
+        (
+            _share("base", scores.base, f"{scores.base.n} questions about pictures"),
+            *absent,
+            *(
+                _share(way, found.accuracy, f"{points(found.over_base.value)} to the base")
+                for way, found in _ways(scores, name).items()
+            ),
+        ),
+    )
+    yield Section("Seeing: retention score", tuple(_retention_scores(scores, name, asked)))
+    yield Section(
+        "Seeing: answers unchanged",
+        tuple(
+            _share(way, found.unchanged, "to the letter")
+            for way, found in _ways(scores, name).items()
+        ),
+    )
+    if seen.kinds:
+        rows = [_seeing_of_kind(*item, name) for item in seen.kinds.items()]
+        yield Section(f"Seeing by {evaluation.by}, beside irrelevant {name}", tuple(rows))
+
+
+def _retention_scores(
+    scores: SeeingScores, modality: str, asked: Mapping[str, float]
+) -> Iterator[Row]:
+    for way, found in _ways(scores, modality).items():
+        if found.retention is None:
+            yield Row(way, "none", "", "the base answers none right")
+        else:
+            target = asked.get("seeing") if way == "irrelevant" else None
+            yield _share(way, found.retention, "of the base's accuracy", target)
+
+
+def _ways(scores: SeeingScores, modality: str) -> Mapping[str, SeeingScore]:
+    kinds = {f"irrelevant: {kind}": found for kind, found in scores.irrelevant.items()}
+    ways = {f"{modality} absent": scores.absent, "irrelevant": scores.overall, **kinds}
+    return ways if scores.relevant is None else {**ways, "relevant": scores.relevant}
+
+
+def _seeing_of_kind(kind: str, scores: SeeingScores, modality: str) -> Row:
+    unchanged = percent(scores.overall.unchanged.value)
+    note = f"base {percent(scores.base.value)}, {unchanged} unchanged, n {scores.base.n}"
+    if scores.relevant is not None:
+        note += f"; beside relevant {modality} {percent(scores.relevant.accuracy.value)}"
+    return _share(kind, scores.overall.accuracy, note)
 
 
 def _off(evaluation: Evaluation) -> Iterator[Row]:
@@ -309,8 +462,7 @@ def table(evaluation: Evaluation, targets: Mapping[str, float] | None = None) ->
 
     Args:
         evaluation: what was measured.
-        targets: least values of ``accuracy``, ``over_base``, ``over_shuffled`` or
-            ``agreement``, to be marked met or not.
+        targets: least values of any of ``TARGETS``, to be marked met or not.
 
     Raises:
         DataError: a target is unknown.

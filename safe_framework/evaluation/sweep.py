@@ -14,21 +14,31 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 
-from safe_framework.data.distractors import FOREIGN, KINDS, distractor
+from safe_framework.data.distractors import distractor
 from safe_framework.errors import DataError
-from safe_framework.evaluation.answers import answer, eval_mode, model_inputs
+from safe_framework.evaluation.answers import (
+    answer,
+    batched_apart,
+    eval_mode,
+    text_inputs,
+    text_rows,
+)
 from safe_framework.evaluation.metrics import Estimate, TextSums, bootstrap, exact_match, merge_sums
 from safe_framework.evaluation.results import Agreement
-from safe_framework.evaluation.retention import LOGIT_ROWS, agreement_of, compare_with_base
+from safe_framework.evaluation.retention import (
+    LOGIT_ROWS,
+    agreement_of,
+    compare_with_base,
+    distractor_pools,
+)
 from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT, Sample
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.json_records import json_converter, read_json, to_json
 from safe_framework.utils.progress import ProgressCallback, no_progress
-from safe_framework.utils.sequences import batched
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
-    from safe_framework.data.examples import Example
+    from safe_framework.data.examples import Example, TextRow
 
 
 SWEEP = "sweep.json"
@@ -147,7 +157,7 @@ def sweep(
     *,
     modality: str,
     test: Sequence[Example],
-    texts: Sequence[str],
+    texts: Sequence[str | TextRow],
     foreign: Sequence[Sample] = (),
     gates: Sequence[float] = GATES,
     budget: float = BUDGET,
@@ -163,7 +173,7 @@ def sweep(
         model: with ``modality`` attached.
         modality: whose gate is moved; the others stay as they are.
         test: examples, never trained on.
-        texts: of the base's own domain, never trained on.
+        texts: of the base's own domain, never trained on, with their pictures.
         foreign: samples that are not of the task; may be none.
         gates: strengths from 0 to 1; 0 is always measured, since gains are over it.
         budget: least share of unchanged next tokens that a recommended gate may have.
@@ -203,7 +213,7 @@ def sweep(
 
 
 def _checked(
-    gates: Sequence[float], budget: float, test: Sequence[Example], texts: Sequence[str]
+    gates: Sequence[float], budget: float, test: Sequence[Any], texts: Sequence[Any]
 ) -> list[float]:
     for name, value in (*(("gate", gate) for gate in gates), ("budget", budget)):
         if not 0 <= value <= 1:
@@ -220,18 +230,17 @@ def _retention_by_gate(
     modality: str,
     gates: Sequence[float],
     test: Sequence[Example],
-    texts: Sequence[str],
+    texts: Sequence[str | TextRow],
     foreign: Sequence[Sample],
     seed: int,
     progress: ProgressCallback,
 ) -> Mapping[float, list[TextSums]]:
     """By gate, for each text how it fares with all kinds of irrelevant samples together."""
-    pool = [example.samples[modality] for example in test]
-    pools = dict.fromkeys(KINDS, pool) | ({FOREIGN: foreign} if foreign else {})
+    pools = distractor_pools(modality, test, foreign)
     found: dict[float, list[TextSums]] = {gate: [] for gate in gates}
     done = 0
-    for rows in batched(sorted(texts, key=len), LOGIT_ROWS):
-        plain = model_inputs(model, rows)
+    for rows in batched_apart(text_rows(texts), LOGIT_ROWS):
+        plain = text_inputs(model, rows)
         with model.original_base():
             base = model.base(**plain).logits
         accompanied = list(_with_distractors(model, modality, rows, pools, seed + done))
@@ -249,15 +258,15 @@ def _retention_by_gate(
 def _with_distractors(
     model: SafeModel,
     modality: str,
-    texts: Sequence[str],
+    rows: Sequence[TextRow],
     pools: Mapping[str, Sequence[Sample]],
     seed: int,
 ) -> Iterator[Mapping[str, Any]]:
     """The texts with each kind of irrelevant sample, encoded here once for all gates."""
     draw = torch.Generator().manual_seed(seed)
     for kind, pool in pools.items():
-        samples = [{modality: distractor(kind, pool, draw)} for _ in texts]
-        yield with_encoded_frames(model, modality, model_inputs(model, texts, samples))
+        samples = [{modality: distractor(kind, pool, draw)} for _ in rows]
+        yield with_encoded_frames(model, modality, text_inputs(model, rows, samples))
 
 
 def with_encoded_frames(

@@ -1,4 +1,4 @@
-"""The command ``lm_eval`` with the model ``safe`` known to it."""
+"""The command ``lm_eval`` with the models ``safe`` and ``safe-multimodal`` known to it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from importlib import import_module
 
 from safe_framework.errors import SafeError
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
+
+MODELS = {"safe": "SafeLM", "safe-multimodal": "SafeMultimodalLM"}
+"""What the harness calls them, and the class of each."""
 
 
 def main() -> int:
@@ -23,7 +26,7 @@ def main() -> int:
 
 
 def register() -> None:
-    """Make ``safe`` one of the harness's models, which it looks up in no entry point.
+    """Make ours some of the harness's models, which it looks up in no entry point.
 
     Raises:
         SafeError: the harness is not installed.
@@ -38,8 +41,9 @@ def register() -> None:
         ) from error
     from lm_eval.api.registry import model_registry
 
-    if "safe" not in model_registry:
-        model_registry.register("safe", target="safe_framework.harness.model:SafeLM")
+    for name, kind in MODELS.items():
+        if name not in model_registry:
+            model_registry.register(name, target=f"safe_framework.harness.model:{kind}")
 
 
 if __name__ == "__main__":

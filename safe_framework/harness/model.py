@@ -1,13 +1,18 @@
-"""The model ``safe`` of lm-evaluation-harness: an adapter, with one sample for every text."""
+"""The models ``safe`` and ``safe-multimodal`` of lm-evaluation-harness.
+
+An adapter, with one sample for every text: of text alone, or of text and pictures.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
+from lm_eval.models.hf_vlms import HFMultimodalLM
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
@@ -17,6 +22,7 @@ from safe_framework.data.distractors import FOREIGN, KINDS, distractor
 from safe_framework.data.samples import read_sample
 from safe_framework.errors import SafeError
 from safe_framework.interfaces.types import Sample
+from safe_framework.pretrained.base_processor import takes_images
 from safe_framework.runs.finished import open_run
 from safe_framework.utils.hashing import tensors_fingerprint
 
@@ -55,6 +61,16 @@ class ModelWithSample:
         """Of the base and of what was added to it."""
         return sum(parameter.numel() for parameter in self.safe.parameters())
 
+    def described(self) -> dict[str, Any]:
+        """What was evaluated, to be kept with the results; without asking any hub."""
+        return {
+            "model_num_parameters": self.num_parameters(),
+            "model_dtype": self.dtype,
+            "model_revision": "",
+            "model_sha": tensors_fingerprint(self.safe.trainable_parameters()),
+            "gates": self.safe.gates,
+        }
+
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         """Call the model with a sample for each text."""
         return self.safe(*args, **inputs, **self._sample_tensors(*args, **inputs))
@@ -63,16 +79,18 @@ class ModelWithSample:
         """Continue texts with a sample for each."""
         return self.safe.generate(**inputs, **self._sample_tensors(**inputs))
 
-    def insert_markers(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Ids and mask with the modality's markers where a text begins; untouched without any."""
+    def insert_markers(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch with the modality's markers where a text begins; untouched without any."""
         if not self.span:
-            return ids, mask
-        real = torch.ones_like(ids) if mask is None else mask
-        batch = {"input_ids": ids.cpu(), "attention_mask": real.cpu()}
-        rows = len(ids)
+            return dict(inputs)
+        batch = {
+            key: value.cpu() if isinstance(value, Tensor) else value
+            for key, value in inputs.items()
+        }
+        rows, device = len(batch["input_ids"]), inputs["input_ids"].device
         given = {self.modality: [self._frames] * rows}
-        batch |= self.safe.processor.markers.insert_into_batch(batch, [""] * rows, given)
-        return batch["input_ids"].to(ids.device), batch["attention_mask"].to(ids.device)
+        changed = self.safe.processor.markers.insert_into_batch(batch, [""] * rows, given)
+        return dict(inputs) | {key: value.to(device) for key, value in changed.items()}
 
     def remove_markers(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Logits at the texts' own positions, (batch, length, vocabulary)."""
@@ -155,11 +173,18 @@ def _samples_of_run(
         ) from error
 
 
-class SafeLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
-    """The harness's own transformers model, on an adapter and with a sample for every text.
-
-    With the modality absent or its gate at 0 it makes the very calls that ``--model hf`` makes of
-    the base, so that every number is the base's.
+def open_adapter(
+    adapter: str,
+    *,
+    gate: float | None = None,
+    distractor: str = ABSENT,
+    modality: str | None = None,
+    like: str | None = None,
+    recipe: str | None = None,
+    seed: int = 0,
+    device: str | None = None,
+) -> ModelWithSample:
+    """The model of an adapter's folder with one sample for every text.
 
     Args:
         adapter: its folder.
@@ -170,35 +195,43 @@ class SafeLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
         recipe: of the adapter's run, where it is no longer where it was.
         seed: decides which sample, the same for all texts, and the noise.
         device: where to put the model.
-        **options: the other arguments of ``--model hf`` that suit a loaded model, such as
-            ``batch_size``, ``max_length`` or ``add_bos_token``.
+    """
+    model = load(adapter, device=device).eval()
+    name = _choose_modality(model, modality)
+    if gate is not None:
+        model.set_gate(gate, name)
+    sample = choose_distractor(
+        model, name, Path(adapter), str(distractor), like=like, recipe=recipe, seed=seed
+    )
+    return ModelWithSample(model, name, sample)
+
+
+_OURS = tuple(name for name in signature(open_adapter).parameters if name != "adapter")
+
+
+def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of ``open_adapter``, and those of the harness's own model."""
+    ours = {key: value for key, value in options.items() if key in _OURS}
+    return ours, {key: value for key, value in options.items() if key not in _OURS}
+
+
+class SafeLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
+    """The harness's own transformers model, on an adapter and with a sample for every text.
+
+    With the modality absent or its gate at 0 it makes the very calls that ``--model hf`` makes of
+    the base, so that every number is the base's.
+
+    Args:
+        adapter: its folder.
+        **options: those of :func:`open_adapter`, and the other arguments of ``--model hf`` that
+            suit a loaded model, such as ``batch_size``, ``max_length`` or ``add_bos_token``.
     """
 
-    def __init__(
-        self,
-        adapter: str,
-        *,
-        gate: float | None = None,
-        distractor: str = ABSENT,
-        modality: str | None = None,
-        like: str | None = None,
-        recipe: str | None = None,
-        seed: int = 0,
-        device: str | None = None,
-        **options: Any,
-    ) -> None:
-        model = load(adapter, device=device).eval()
-        name = _choose_modality(model, modality)
-        if gate is not None:
-            model.set_gate(gate, name)
-        sample = choose_distractor(
-            model, name, Path(adapter), str(distractor), like=like, recipe=recipe, seed=seed
-        )
-        super().__init__(
-            ModelWithSample(model, name, sample),
-            tokenizer=copy.deepcopy(model.tokenizer),  # it is given a pad token where it has none
-            **options,
-        )
+    def __init__(self, adapter: str, **options: Any) -> None:
+        ours, others = _split(options)
+        model = open_adapter(adapter, **ours)
+        tokenizer = copy.deepcopy(model.safe.tokenizer)  # it is given a pad token if it has none
+        super().__init__(model, tokenizer=tokenizer, **others)
 
     @property
     def max_length(self) -> int:
@@ -207,30 +240,119 @@ class SafeLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
 
     def get_model_info(self) -> dict[str, Any]:
         """What was evaluated, to be kept with the results; without asking any hub."""
-        return {
-            "model_num_parameters": self.model.num_parameters(),
-            "model_dtype": self.model.dtype,
-            "model_revision": "",
-            "model_sha": tensors_fingerprint(self.model.safe.trainable_parameters()),
-            "gates": self.model.safe.gates,
-        }
+        found: dict[str, Any] = self.model.described()
+        return found
 
     def _model_call(
         self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None
     ) -> Tensor:
-        ids, mask = self.model.insert_markers(inps, attn_mask)
-        logits: Tensor = super()._model_call(ids, None if labels is None else mask, labels)
-        if not self.model.span or self.backend == "seq2seq":  # whose logits are of the labels
-            return logits
-        return self.model.remove_markers(ids, logits)  # type: ignore[no-any-return]  # see the class
+        return _logits(self, super()._model_call, inps, attn_mask, labels)
 
     def _model_generate(self, context: Tensor, max_length: int, stop: Any, **options: Any) -> Any:
-        ids, mask = self.model.insert_markers(context, options.pop("attention_mask"))
+        return _continued(self, super()._model_generate, context, max_length, stop, options)
+
+
+class SafeMultimodalLM(HFMultimodalLM):  # type: ignore[misc]  # lm_eval is not typed
+    """The harness's own model for pictures, on an adapter and with a sample for every text.
+
+    With the modality absent or its gate at 0 it makes the very calls that ``--model
+    hf-multimodal`` makes of the base, of tasks with pictures and of those of text alone. As that
+    model, it writes answers to tasks with pictures and scores none by their likelihood.
+
+    Args:
+        adapter: its folder; its base sees.
+        **options: those of :func:`open_adapter`, and the other arguments of ``--model
+            hf-multimodal`` that suit a loaded model, such as ``max_images`` or ``interleave``.
+
+    Raises:
+        SafeError: the base cannot be given pictures.
+    """
+
+    def __init__(self, adapter: str, **options: Any) -> None:
+        ours, others = _split(options)
+        model = open_adapter(adapter, **ours)
+        if not takes_images(model.safe.base_processor):
+            raise SafeError(
+                f"`{type(model.safe.base).__name__}` has no image processor",
+                hint="evaluate it on text: --model safe",
+            )
+        super().__init__(model, **others)
+
+    def _create_tokenizer(self, pretrained: ModelWithSample, *_: Any, **__: Any) -> None:
+        """Take the base's own processor; a copy, since its tokenizer may be given a pad token."""
+        self.processor = copy.deepcopy(pretrained.safe.base_processor)
+        self.tokenizer = self.processor.tokenizer
+
+    @property
+    def max_length(self) -> int:
+        """The base's, less what the modality inserts into a text."""
+        return int(super().max_length - self.model.span)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What was evaluated, to be kept with the results; without asking any hub."""
+        found: dict[str, Any] = self.model.described()
+        return found
+
+    def _model_call(
+        self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None
+    ) -> Tensor:
+        return _logits(self, super()._model_call, inps, attn_mask, labels)
+
+    def _model_generate(self, context: Tensor, max_length: int, stop: Any, **options: Any) -> Any:
+        return _continued(self, super()._model_generate, context, max_length, stop, options)
+
+    def _model_multimodal_generate(
+        self, inputs: Mapping[str, Any], max_length: int, stop: Any, **options: Any
+    ) -> Any:
+        marked, context = self.model.insert_markers(inputs), inputs["input_ids"]
         longest = max_length + self.model.span
-        out = super()._model_generate(ids, longest, stop, attention_mask=mask, **options)
-        if not self.model.span or self.backend == "seq2seq":
-            return out
-        return torch.cat([context, out[:, ids.shape[1] :]], dim=1)
+        out = super()._model_multimodal_generate(marked, longest, stop, **options)
+        return _without_markers(self, out, marked["input_ids"], context)
+
+
+def _logits(
+    judged: SafeLM | SafeMultimodalLM,
+    call: Callable[..., Tensor],
+    ids: Tensor,
+    mask: Tensor | None,
+    labels: Tensor | None,
+) -> Tensor:
+    """Logits of texts with the modality's markers, at the texts' own positions."""
+    if not judged.model.span:
+        return call(ids, mask, labels)
+    batch = {"input_ids": ids} | ({} if mask is None else {"attention_mask": mask})
+    marked = judged.model.insert_markers(batch)
+    logits = call(marked["input_ids"], None if labels is None else marked["attention_mask"], labels)
+    if judged.backend == "seq2seq":  # whose logits are of the labels
+        return logits
+    own: Tensor = judged.model.remove_markers(marked["input_ids"], logits)
+    return own
+
+
+def _continued(
+    judged: SafeLM | SafeMultimodalLM,
+    call: Callable[..., Any],
+    context: Tensor,
+    max_length: int,
+    stop: Any,
+    options: dict[str, Any],
+) -> Any:
+    """Texts continued with the modality's markers in them, which are no part of the result."""
+    mask = options.pop("attention_mask")
+    marked = judged.model.insert_markers({"input_ids": context, "attention_mask": mask})
+    longest = max_length + judged.model.span
+    ids = marked["input_ids"]
+    out = call(ids, longest, stop, attention_mask=marked["attention_mask"], **options)
+    return _without_markers(judged, out, ids, context)
+
+
+def _without_markers(
+    judged: SafeLM | SafeMultimodalLM, out: Tensor, marked: Tensor, context: Tensor
+) -> Tensor:
+    """What was generated behind marked texts, behind the texts themselves."""
+    if not judged.model.span or judged.backend == "seq2seq":
+        return out
+    return torch.cat([context, out[:, marked.shape[1] :]], dim=1)
 
 
 def _choose_modality(model: SafeModel, modality: str | None) -> str:

@@ -20,7 +20,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
 from safe_framework.data.recipe_data import RecipeData, split_by_modality
 from safe_framework.errors import DataError, SafeError
-from safe_framework.evaluation.results import Evaluation
+from safe_framework.evaluation.results import Evaluation, Seeing
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
 from safe_framework.runs.run import ADAPTER, CURVES, METRICS, STATE
@@ -78,16 +78,37 @@ class RunFolder:
         return self.data.samples("foreign_test", modality, self.encoders[modality])
 
     def evaluation_with_samples(self) -> Evaluation:
-        """The evaluation, each answer with the sample that was asked about."""
+        """The evaluation, each answer with the sample and the pictures that were asked about."""
         name = self.evaluation.modality
         by_place = {example.place: example for example in self.examples(name)}
         rows = [
-            attrs.evolve(row, sample=example.samples[name], file=example.files.get(name))
+            attrs.evolve(
+                row,
+                sample=example.samples[name],
+                file=example.files.get(name),
+                images=example.images,
+            )
             if (example := by_place.get(row.place))
             else row
             for row in self.evaluation.answers
         ]
-        return attrs.evolve(self.evaluation, answers=tuple(rows))
+        return attrs.evolve(self.evaluation, answers=tuple(rows), seeing=self._seeing())
+
+    def _seeing(self) -> Seeing | None:
+        """What was asked about pictures, each question with its pictures and sample."""
+        seeing, name = self.evaluation.seeing, self.evaluation.modality
+        if seeing is None:
+            return None
+        texts = {row.place: row for row in self.data.texts("retention_test", self.encoders)}
+        questions = [
+            attrs.evolve(
+                one, images=row.images, sample=row.samples.get(name), file=row.files.get(name)
+            )
+            if (row := texts.get(one.place))
+            else one
+            for one in seeing.questions
+        ]
+        return attrs.evolve(seeing, questions=tuple(questions))
 
     def log(self) -> list[Mapping[str, Any]]:
         """What training logged; empty where an older version kept no log."""

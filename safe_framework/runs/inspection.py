@@ -23,7 +23,7 @@ from safe_framework.evaluation.sweep import (
 from safe_framework.runs.finished import RunFolder
 from safe_framework.runs.report import write_report
 from safe_framework.runs.report.extras import ReportInputs
-from safe_framework.runs.report.samples import choose_samples
+from safe_framework.runs.report.samples import shown_samples
 from safe_framework.runs.run import REPORT, run_versions
 from safe_framework.training.monitor.event_log import FILE as MONITOR
 from safe_framework.training.monitor.event_log import read_events
@@ -55,13 +55,13 @@ def sweep_gate(
     name = run.modality_or_default(modality)
     if most_texts < 1:
         raise DataError(f"at least one text is needed, not {most_texts}")
-    spec, texts = run.recipe.evaluation, run.data.texts("retention_test")
+    spec, texts = run.recipe.evaluation, run.data.texts("retention_test", run.encoders)
     count = min(most_texts, len(texts))
     return sweep(
         run.model,
         modality=name,
         test=run.examples(name),
-        texts=[texts[index * len(texts) // count].text for index in range(count)],
+        texts=[texts[index * len(texts) // count] for index in range(count)],
         foreign=run.foreign(name),
         gates=gates,
         budget=budget,
@@ -78,7 +78,7 @@ def attention_of_samples(
 ) -> tuple[AttentionSummary, ...]:
     """What the samples that the report shows are attended to."""
     name = run.evaluation.modality
-    shown = {row.place for row in choose_samples(run.evaluation.answers)}
+    shown = {row.place for row in shown_samples(run.evaluation.answers)}
     examples = [example for example in run.examples(name) if example.place in shown]
     tokens = run.recipe.evaluation.max_new_tokens
     return summarize_attention(run.model, name, examples, max_new_tokens=tokens, progress=progress)

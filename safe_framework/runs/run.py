@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
 from rich.console import Console
 
 from safe_framework.config.read import read_recipe
@@ -20,6 +21,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
 from safe_framework.data.recipe_data import RecipeData, listing, split_by_modality
 from safe_framework.errors import DataError
+from safe_framework.evaluation.answers import answer, eval_mode
 from safe_framework.evaluation.attention import ATTENTION
 from safe_framework.evaluation.base_drift import adapter_facts, describe_change
 from safe_framework.evaluation.evaluate import evaluate
@@ -29,6 +31,7 @@ from safe_framework.evaluation.sweep import SWEEP
 from safe_framework.hooks import hook_manager
 from safe_framework.runs.report import write_report
 from safe_framework.runs.report.curves import write_monitor_figure
+from safe_framework.runs.report.samples import shown_samples
 from safe_framework.training import distributed
 from safe_framework.training.distributed import Sharding
 from safe_framework.training.monitor.event_log import FILE as MONITOR
@@ -99,7 +102,7 @@ def _run(
         with clock.timing("build"):
             model = build(recipe, device=None if sharding else distributed.device())
         data = RecipeData(recipe)
-        examples = _read_all_data(model, data)
+        examples = _read_all_data(model, data, recipe.evaluation.by)
         shown = _print_skipped(console, data, folder) if writes else 0
         with clock.timing("train"):
             log = _train(
@@ -167,17 +170,40 @@ def evaluate_run(
                 f"{len(lacking)} rows of `{key}` have no `{modality}`: not evaluated",
                 highlight=False,
             )
-    return evaluate(
+    found = evaluate(
         model,
         modality=modality,
         train=having["train"],
         test=having["test"],
-        texts=[row.text for row in data.texts("retention_test")],
+        texts=data.texts("retention_test", encoders),
         foreign=data.samples("foreign_test", modality, encoders[modality]),
         seed=recipe.training.seed,
         progress=progress,
         **attrs.asdict(recipe.evaluation),
     )
+    return _with_half_open(model, recipe, found, having["test"])
+
+
+@torch.no_grad()
+def _with_half_open(
+    model: SafeModel, recipe: Recipe, evaluation: Evaluation, test: Sequence[Example]
+) -> Evaluation:
+    """The evaluation with answers at gate 0.5 to the rows with a picture that a report shows."""
+    shown = {row.place for row in shown_samples(evaluation.answers) if row.pictured}
+    examples = [example for example in test if example.place in shown]
+    if not examples:
+        return evaluation
+    options = {
+        "max_new_tokens": recipe.evaluation.max_new_tokens,
+        "batch_size": recipe.evaluation.batch_size,
+    }
+    with eval_mode(model):
+        given = answer(model, examples, gate={evaluation.modality: 0.5}, **options)
+    by_place = {example.place: text for example, text in zip(examples, given, strict=True)}
+    answers = tuple(
+        attrs.evolve(row, half_open=by_place.get(row.place)) for row in evaluation.answers
+    )
+    return attrs.evolve(evaluation, answers=answers)
 
 
 class Clock:
@@ -209,14 +235,21 @@ def _check_data(recipe: Recipe) -> None:
         )
 
 
-def _read_all_data(model: SafeModel, data: RecipeData) -> dict[str, list[Example]]:
+def _read_all_data(model: SafeModel, data: RecipeData, by: str | None) -> dict[str, list[Example]]:
     """Read everything now, so that a bad row stops the run before it has trained."""
     encoders = model.encoders
-    for key in ("retention", "retention_test"):
-        data.texts(key)
+    data.texts("retention")
+    texts = data.texts("retention_test", encoders)
     first = next(iter(encoders))
     data.samples("foreign_test", first, encoders[first])
-    return {key: data.examples(key, encoders) for key in ("train", "test")}
+    examples = {key: data.examples(key, encoders) for key in ("train", "test")}
+    if by is not None and not any(by in row.fields for row in (*examples["test"], *texts)):
+        raise DataError(
+            f"no row of `test` or `retention_test` has the field `{by}`, which `by` in "
+            "[evaluation] names",
+            hint="correct its name, or leave `by` out",
+        )
+    return examples
 
 
 def _print_skipped(console: Console, data: RecipeData, folder: Path, shown: int = 0) -> int:

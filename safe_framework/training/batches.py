@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from safe_framework.core.class_readout import CLASS_COLUMNS, ClassTarget, class_target
-from safe_framework.core.markers.text import MarkerText
-from safe_framework.core.padding import attention_mask, pad_right
-from safe_framework.core.processor import with_start_token
+from safe_framework.core.padding import pad_right
+from safe_framework.core.prompt_rows import PromptEncoder, PromptRow, Rows, groups_of
 from safe_framework.data.examples import Example
 from safe_framework.data.frame_cache import CachedSample, RawSample, prepare_inputs, stack
-from safe_framework.errors import DataError
+from safe_framework.errors import DataError, SafeError
 from safe_framework.interfaces.types import IGNORED, Frames
 
 
@@ -24,57 +23,71 @@ class TokenizedExample:
     """An example ready to be batched.
 
     Attributes:
-        prompt: token ids of the prompt.
+        prompt: its token ids and pictures; plain ids are a prompt without pictures.
         answer: token ids of the answer and the end-of-text token.
         text: the answer as it was written.
         frames: one row of frames by modality, or the sample itself if its encoder trains.
         dataset: the name of its dataset.
         classes: what is read at the modality's tokens instead of the answer.
+        align: the words that alignment draws its samples to, where they are not the answer.
     """
 
-    prompt: Sequence[int]
+    prompt: PromptRow = attrs.field(converter=PromptRow.of)
     answer: Sequence[int]
     text: str
     frames: Mapping[str, CachedSample]
     dataset: str = ""
     classes: ClassTarget | None = None
+    align: str | None = None
+
+    @property
+    def aligned(self) -> str:
+        """The words that alignment draws its samples to."""
+        return self.text if self.align is None else self.align
 
     @property
     def target_ids(self) -> Sequence[int]:
         """The answer's tokens that are learned: none where a class is read instead."""
         return () if self.classes else self.answer
 
+    @property
+    def row(self) -> PromptRow:
+        """The prompt with what is learned behind it."""
+        return self.prompt.followed_by(self.target_ids)
+
+    @property
+    def labels(self) -> list[int]:
+        """What is learned at each position where the base predicts."""
+        return [*[IGNORED] * len(self.prompt), *self.target_ids]
+
 
 def tokenize(
-    tokenizer: Any,
-    example: Example,
-    frames: Mapping[str, CachedSample],
-    markers: MarkerText | None = None,
+    prompts: PromptEncoder, example: Example, frames: Mapping[str, CachedSample]
 ) -> TokenizedExample:
-    """Token ids of an example's prompt, with the markers of its samples, and answer.
+    """The row of an example's prompt, with the markers of its samples, and its answer.
 
     Raises:
-        DataError: the answer has no tokens.
+        DataError: the answer has no tokens, a picture does not fit, or a class would be read at
+            tokens at which an encoder-decoder predicts nothing.
     """
-    prompt = token_ids(tokenizer, example.prompt, frames, markers)
-    answer = tokenizer(example.answer, add_special_tokens=False)["input_ids"]
+    try:
+        prompt = prompts.prompt(example.prompt, example.images, list(frames))
+    except SafeError as error:
+        if not example.images:
+            raise
+        raise DataError(f"{example.place}: {error.message}", hint=error.hint) from error
+    answer = prompts.answer(example.answer)
     if not answer:
         raise DataError(f"{example.place}: the answer {example.answer!r} has no tokens")
-    ended = [*answer, tokenizer.eos_token_id]
-    classes = class_target(tokenizer, example, prompt, markers)
-    return TokenizedExample(prompt, ended, example.answer, frames, example.dataset, classes)
-
-
-def token_ids(
-    tokenizer: Any, text: str, present: Collection[str], markers: MarkerText | None
-) -> list[int]:
-    """Token ids of a text, with the markers of the modalities that it has a sample of."""
-    if markers is None:
-        ids: list[int] = tokenizer(with_start_token(tokenizer, text))["input_ids"]
-        return ids
-    text = markers.leave_out_absent(text, present)
-    plain = with_start_token(tokenizer, markers.strip_markers(text))
-    return markers.insert_markers(text, tokenizer(plain)["input_ids"], present)
+    classes = class_target(prompts.tokenizer, example, prompt.ids, prompts.markers)
+    if classes is not None and prompt.target:
+        raise DataError(
+            f"{example.place}: an encoder-decoder predicts nothing at the modality's tokens",
+            hint='read the class as an answer: `read_at = "answer"`',
+        )
+    return TokenizedExample(
+        prompt, answer, example.answer, frames, example.dataset, classes, example.align
+    )
 
 
 def modality_columns(name: str, rows: Sequence[CachedSample | None], dim: int) -> dict[str, Tensor]:
@@ -101,25 +114,49 @@ class AnswerCollator:
     Args:
         dims: width of the frames by modality.
         pad: id that fills rows up; it is masked, so any id will do.
+        prompts: makes the tensors of pictures; None where no row has any.
+        stored: whether what enters the first fused layer is stored of these rows, so that their
+            image tower has nothing to do.
     """
 
-    def __init__(self, dims: Mapping[str, int], pad: int) -> None:
-        self.dims, self.pad = dict(dims), pad
+    def __init__(
+        self,
+        dims: Mapping[str, int],
+        pad: int,
+        prompts: PromptEncoder | None = None,
+        stored: Callable[[Rows], bool] = lambda rows: False,
+    ) -> None:
+        self.dims, self.pad, self.stored = dict(dims), pad, stored
+        self.prompts = prompts or PromptEncoder(None)
 
     def __call__(self, examples: Sequence[TokenizedExample]) -> dict[str, Any]:
-        """``input_ids``, ``attention_mask``, ``labels``, the modalities, and ``answers``."""
-        rows = [[*e.prompt, *e.target_ids] for e in examples]
-        labels = [[*[IGNORED] * len(e.prompt), *e.target_ids] for e in examples]
+        """``input_ids``, ``attention_mask``, ``labels``, the modalities, and ``answers``.
+
+        The examples are of one call: either all have pictures, or none has.
+        """
+        rows = [example.row for example in examples]
         batch: dict[str, Any] = {
-            "input_ids": pad_right(rows, self.pad),
-            "attention_mask": attention_mask(rows),
-            "labels": pad_right(labels, IGNORED),
-            "answers": [e.text for e in examples],
+            **self.prompts.collate(rows, self.pad, pixels=not self.stored(rows)),
+            "labels": pad_right([example.labels for example in examples], IGNORED),
+            "answers": [e.aligned for e in examples],  # which alignment alone reads
             **class_columns(examples, max(map(len, rows))),
         }
         for name, dim in self.dims.items():
             batch.update(modality_columns(name, [e.frames.get(name) for e in examples], dim))
         return batch
+
+    def calls(self, examples: Sequence[TokenizedExample]) -> dict[str, list[dict[str, Any]]]:
+        """A step's ``calls``, one for the rows without pictures and one for those with, if any.
+
+        Each is a batch, with its ``rows``.
+        """
+        rows = [example.row for example in examples]
+        return {
+            "calls": [
+                {**self([examples[i] for i in group]), "rows": [rows[i] for i in group]}
+                for group in groups_of(rows)
+            ]
+        }
 
 
 def class_columns(examples: Sequence[TokenizedExample], width: int) -> dict[str, Tensor]:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.class_readout import ClassReadout, mean_loss
+from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import logits_at
+from safe_framework.core.prompt_rows import Rows
 from safe_framework.interfaces.types import IGNORED
 from safe_framework.training.alignment import Alignment
 from safe_framework.training.compute.activation_cache import ActivationCaches, ActivationStore
@@ -141,7 +143,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.retention = model, retention
         self.planner: ForwardPlanner | PlainForward = PlainForward(model)
-        if speedups:
+        if speedups and not decodes_separately(model.base):
             self.planner = ForwardPlanner(model, caches, merges=merges)
         self.alignment = alignment if align_weight else None
         self.align_weight = align_weight
@@ -151,8 +153,7 @@ class Objective(nn.Module):
 
     def forward(
         self,
-        batch: Mapping[str, Tensor],
-        answers: Sequence[str],
+        calls: Sequence[Mapping[str, Any]],
         totals: Tensor,
         step: int,
         shard: StepShard,
@@ -160,8 +161,8 @@ class Objective(nn.Module):
         """The loss of one shard, and the task's and retention's share in it, (2,).
 
         Args:
-            batch: the shard's rows, with ``labels``.
-            answers: of the rows, as they were written.
+            calls: the shard's rows as ``AnswerCollator.calls`` puts them together: of each call
+                a batch with ``labels``, the ``answers`` as they were written, and the ``rows``.
             totals: of the whole step, as ``step_totals`` adds them up.
             step: how many came before.
             shard: which shard it is.
@@ -169,16 +170,15 @@ class Objective(nn.Module):
         Raises:
             FloatingPointError: a loss is NaN or infinite.
         """
-        model, device = self.model, batch["input_ids"].device
+        model, device = self.model, calls[0]["input_ids"].device
         retention = self.retention if self.scales.retention else None
-        terms = [self._task(batch, totals[0])]
+        terms = [self._task(call, totals[0]) for call in calls]
         if retention is not None:
             terms += retention.terms(step, device, shard)
         predictions = self.planner.predictions([term.call for term in terms])
-        task, *penalties = [
-            term.loss(predicted) for term, predicted in zip(terms, predictions, strict=True)
-        ]
-        check_finite(task, "task loss", step)
+        losses = [term.loss(predicted) for term, predicted in zip(terms, predictions, strict=True)]
+        first, *others = losses[: len(calls)]
+        task, penalties = check_finite(sum(others, first), "task loss", step), losses[len(calls) :]
         kept = torch.zeros((), device=device)
         if retention is not None:
             kept = sum(penalties, retention.parameter_loss(device, shard))
@@ -186,18 +186,25 @@ class Objective(nn.Module):
         loss = task + kept
         if self.alignment is not None:
             present = dict(zip(model.modalities, totals[1:], strict=True))
-            alignment = self.alignment.batch_loss(model, batch, answers, present)
-            loss = loss + self.align_weight * alignment
+            for call in calls:
+                alignment = self.alignment.batch_loss(model, call, call["answers"], present)
+                loss = loss + self.align_weight * alignment
         loss = touch_parameters(loss, model.trainable_parameters().values())
         return loss, torch.stack([task.detach(), kept.detach()])
 
-    def _task(self, batch: Mapping[str, Tensor], count: Tensor) -> LossTerm:
-        answers, prefix_states = Answers.of(batch), None
+    def _task(self, batch: Mapping[str, Any], count: Tensor) -> LossTerm:
+        rows: Rows = batch["rows"]
+        tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+        answers, prefix_states = Answers.of(tensors), None
         if self.caches is not None:
-            prefix_states = self.caches.prefix_states(
-                self.states, batch["input_ids"], batch["attention_mask"]
-            )
-        call = ForwardCall(answers.inputs, answers.positions, answers.temperatures, prefix_states)
+            prefix_states = self.caches.prefix_states(self.states, rows)
+        call = ForwardCall(
+            answers.inputs,
+            answers.positions,
+            answers.temperatures,
+            prefix_states,
+            pictures=bool(rows[0].images),
+        )
         return LossTerm(call, partial(answers.loss, count=count))
 
     def load_state_dict(
@@ -229,10 +236,16 @@ class LoadedKeys(NamedTuple):
 
 
 def step_totals(batches: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Tensor:
-    """What the task's mean is over, and rows with a sample of each modality, (1 + modalities,)."""
+    """What the task's mean is over, and rows with a sample of each modality, (1 + modalities,).
+
+    Args:
+        batches: of a step, each as ``AnswerCollator.calls`` gives it.
+        names: of the modalities.
+    """
     counts = [
-        [_scored(batch), *(int(batch[f"{name}__present"].sum()) for name in names)]
+        [_scored(call), *(int(call[f"{name}__present"].sum()) for name in names)]
         for batch in batches
+        for call in batch["calls"]
     ]
     return torch.tensor(counts).sum(0)
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import attrs
+
 from safe_framework.config.plugins import regularizers
 from safe_framework.config.schema import Recipe
 from safe_framework.core.class_readout import ClassReadout
+from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import on_device
-from safe_framework.data.examples import Example
+from safe_framework.core.prompt_rows import PromptEncoder, PromptRow
+from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.frame_cache import CachedSample, FrameCache, RawSampleStore
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import DataError
 from safe_framework.interfaces.types import Sample
 from safe_framework.pretrained.location import cache_folder
 from safe_framework.training import distributed
-from safe_framework.training.batches import AnswerCollator, TokenizedExample, token_ids, tokenize
+from safe_framework.training.batches import AnswerCollator, TokenizedExample, tokenize
 from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.retention.counterfactual import (
     CounterfactualRetention,
@@ -43,18 +47,30 @@ def frame_stores(model: SafeModel, recipe: Recipe) -> SampleStores:
 
 
 def activation_caches(
-    model: SafeModel, recipe: Recipe, examples: Sequence[TokenizedExample], pad: int
+    model: SafeModel,
+    recipe: Recipe,
+    examples: Sequence[TokenizedExample],
+    pad: int,
+    prompts: PromptEncoder | None = None,
 ) -> ActivationCaches:
     """What a recipe lets training keep of the frozen base; nothing without speed-ups."""
     dims = {name: encoder.dim for name, encoder in model.encoders.items()}
-    batch = AnswerCollator(dims, pad)([e for e in examples if e.frames][:2] or examples[:2])
+    prompts = prompts or PromptEncoder.of(model)
+    shown = [e for e in examples if e.frames][:2] or examples[:2]
+    texts = [attrs.evolve(e, prompt=_without_pictures(prompts, e.prompt)) for e in shown]
+    batch = AnswerCollator(dims, pad, prompts)(texts)
     ClassReadout.taken(batch)
     given = {key: batch[key] for key in batch if key not in ("labels", "answers")}
     spec = recipe.training
-    keep = spec.cache if spec.speedups == "on" else ()
+    keep = spec.cache if spec.speedups == "on" and not decodes_separately(model.base) else ()
     return ActivationCaches(
-        model, keep, on_device(given, model.device), pad, spec.cache_gib * 2**30
+        model, keep, on_device(given, model.device), pad, spec.cache_gib * 2**30, prompts
     )
+
+
+def _without_pictures(prompts: PromptEncoder, prompt: PromptRow) -> PromptRow:
+    """The prompt, or where it has pictures a plain text of ordinary words instead."""
+    return prompts.prompt("a text without pictures") if prompt.images else prompt
 
 
 def encode_examples(
@@ -62,8 +78,17 @@ def encode_examples(
     examples: Sequence[Example],
     stores: SampleStores,
     progress: WorkProgress,
+    prompts: PromptEncoder | None = None,
 ) -> list[TokenizedExample]:
-    """Token ids and frames of every example."""
+    """Token ids, pictures and frames of every example.
+
+    Args:
+        model: whose encoders, tokenizer and processor are used.
+        examples: of the task.
+        stores: of the frames.
+        progress: the bars.
+        prompts: makes the rows; the model's own if None.
+    """
     frames: list[dict[str, CachedSample]] = [{} for _ in examples]
     for name, store in stores.items():
         having = [i for i, example in enumerate(examples) if name in example.samples]
@@ -74,8 +99,13 @@ def encode_examples(
         )
         for i, one in zip(having, encoded, strict=True):
             frames[i][name] = one
-    markers = model.processor.markers
-    return [tokenize(model.tokenizer, e, f, markers) for e, f in zip(examples, frames, strict=True)]
+    prompts, made = prompts or PromptEncoder.of(model), list[TokenizedExample]()
+    pictures = sum(bool(example.images) for example in examples)
+    for example, own in zip(examples, frames, strict=True):
+        made.append(tokenize(prompts, example, own))
+        if example.images:
+            progress("reading pictures", sum(bool(e.prompt.images) for e in made), pictures)
+    return made
 
 
 def make_retention(
@@ -87,7 +117,7 @@ def make_retention(
     data: RecipeData | None = None,
     caches: ActivationCaches | None = None,
     *,
-    held_out: Collection[str] = (),
+    held_out: Collection[TextRow] = (),
 ) -> CounterfactualRetention | None:
     """The retention part of a recipe's loss, without the texts ``held_out``; None if it has none.
 
@@ -110,20 +140,21 @@ def make_retention(
     samples = {
         name: [e.samples[name] for e in examples if name in e.samples] for name in model.modalities
     }
-    spec, markers, names = recipe.training, model.processor.markers, list(model.modalities)
-    rows = held.texts("retention") if wanted and held else []
-    texts = [row.text for row in rows if row.text not in held_out]
+    spec, names = recipe.training, list(model.modalities)
+    prompts = caches.prompts if caches else PromptEncoder.of(model)
+    texts = held.texts("retention") if wanted and held else []
+    texts = [row for row in texts if row not in held_out]
     foreign = _foreign(model, held) if "foreign" in wanted and held else {}
     return CounterfactualRetention(
         model,
         methods,
-        [token_ids(model.tokenizer, text, (), markers) for text in texts],
+        [prompts.whole_text(row.text, row.images) for row in texts],
         distractor_pools(sorted(wanted), samples, stores, spec.seed, foreign),
         kinds=[k for e in methods if e.method.every_step for k in e.method.counterfactual],
         batch_size=spec.retention_batch_size,
         seed=spec.seed,
         pad=pad,
-        marked=[token_ids(model.tokenizer, text, names, markers) for text in texts],
+        marked=[prompts.whole_text(row.text, row.images, names) for row in texts],
         caches=caches,
         group_by_length=spec.group_by_length,
     )

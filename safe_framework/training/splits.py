@@ -8,10 +8,9 @@ from typing import TypeVar
 import attrs
 
 from safe_framework.config.schema import MonitorSpec, Recipe, stage_key
-from safe_framework.data.examples import Example
+from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.frame_cache import sample_key
 from safe_framework.data.recipe_data import RecipeData
-from safe_framework.data.tasks import unique
 from safe_framework.errors import DataError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
@@ -36,7 +35,7 @@ class DataSplit:
     examples: list[Example]
     members: tuple[list[int], ...] = ()
     held_out: tuple[Example, ...] = ()
-    texts: tuple[str, ...] = ()
+    texts: tuple[TextRow, ...] = ()
     foreign: Mapping[str, Sequence[Sample]] = attrs.field(factory=dict)
 
 
@@ -156,7 +155,7 @@ def _sample_keys(example: Example) -> str:
     return " ".join(keys) or example.place or str(id(example))
 
 
-def _texts(recipe: Recipe, spec: MonitorSpec, data: RecipeData | None) -> list[str]:
+def _texts(recipe: Recipe, spec: MonitorSpec, data: RecipeData | None) -> list[TextRow]:
     named = {} if data is None else data.sources
     own = "retention_validation" in named
     if data is None or not (own or "retention" in named):
@@ -164,7 +163,7 @@ def _texts(recipe: Recipe, spec: MonitorSpec, data: RecipeData | None) -> list[s
             "[monitor] needs text of the base's own domain to measure retention on",
             hint='add `retention_validation = "texts.jsonl"` or `retention` to [data]',
         )
-    texts = unique([row.text for row in data.texts("retention_validation" if own else "retention")])
+    texts = list(dict.fromkeys(data.texts("retention_validation" if own else "retention")))
     trained = bool(recipe.retention) and not own
     share = max(1, round(spec.held_out * len(texts))) if trained else len(texts)
     if trained and share == len(texts):

@@ -13,6 +13,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from safe_framework.config.schema import Recipe
 from safe_framework.core.model import SafeModel
+from safe_framework.core.prompt_rows import PromptEncoder
 from safe_framework.data.examples import Example
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.training import distributed
@@ -119,11 +120,11 @@ def prepare_training(
     stores, pad = frame_stores(model, recipe), model.tokenizer.eos_token_id
     data = data or (RecipeData(recipe) if recipe.data else None)
     encoders = model.encoders
-    split = split_data(recipe, examples, data, encoders)
-    tokenized = encode_examples(model, split.examples, stores, progress)
-    alignment = Alignment(model, [example.answer for example in split.examples])
-    caches = activation_caches(model, recipe, tokenized, pad)
-    held = encode_examples(model, split.held_out, stores, progress)
+    split, prompts = split_data(recipe, examples, data, encoders), PromptEncoder.of(model)
+    tokenized = encode_examples(model, split.examples, stores, progress, prompts)
+    alignment = Alignment(model, [example.aligned for example in split.examples])
+    caches = activation_caches(model, recipe, tokenized, pad, prompts)
+    held = encode_examples(model, split.held_out, stores, progress, prompts)
     trainer = SafeTrainer(
         model,
         training_arguments(recipe.training, folder, sharded=sharding is not None),

@@ -28,6 +28,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from safe_framework.config.schema import TrainingSpec
 from safe_framework.core.adapter import check_tensors
 from safe_framework.core.model import SafeModel
+from safe_framework.core.prompt_rows import PromptEncoder
 from safe_framework.errors import SafeError
 from safe_framework.training import distributed
 from safe_framework.training.alignment import Alignment
@@ -158,11 +159,13 @@ class SafeTrainer(Trainer):
             accumulation = spec.gradient_accumulation_steps
             rows = spec.retention_batch_size
             rows_per_shard("retention_batch_size", rows, distributed.world_size(), accumulation)
-        self._rows = [[*e.prompt, *e.target_ids] for e in self.examples]
+        self._rows = [example.row for example in self.examples]
         self._states = caches.task_texts(self._rows) if caches else None
         dims = {name: encoder.dim for name, encoder in model.encoders.items()}
         self.monitoring = monitoring or MonitoringState()
-        self._collate = AnswerCollator(dims, pad)
+        prompts = caches.prompts if caches else PromptEncoder.of(model)
+        stored = partial(caches.starts, self._states) if caches else lambda rows: False
+        self._collate = AnswerCollator(dims, pad, prompts, stored).calls
         dataset: Sequence[Any] = range(spec.max_steps * spec.batch_size)  # positions in the run
         staged = self.monitoring.curriculum is not None
         if not staged:
@@ -252,9 +255,7 @@ class SafeTrainer(Trainer):
             self._micro_step * devices + self.args.process_index,
             self.spec.gradient_accumulation_steps * devices,
         )
-        batch = dict(inputs)
-        answers = batch.pop("answers")
-        loss, shares = model(batch, answers, num_items_in_batch, self.state.global_step, shard)
+        loss, shares = model(inputs["calls"], num_items_in_batch, self.state.global_step, shard)
         self._shares.append(shares)
         return loss * devices
 
@@ -277,7 +278,8 @@ class SafeTrainer(Trainer):
         if self._states is not None:
             staged = self.monitoring.curriculum is not None  # which rows come is not known yet
             chosen = range(len(self._rows)) if staged else self._order()
-            needed = [self._rows[index] for index in chosen]
+            wanted = [self._rows[index] for index in chosen]
+            needed = [row for row in wanted if self._states.contains([row])]
             self._states.precompute(needed, "reading training texts", progress)
         if self.retention is not None:
             autocast = self.spec.precision == "bfloat16"

@@ -25,20 +25,22 @@ def json_converter(
         omitted: fields by class that are neither written nor read; a class before those that
             hold it.
         omitted_if_default: fields by class that are only written if they differ from their
-            default.
+            default; of the classes in both, those of ``omitted`` come first.
     """
     converter = make_converter()
-    for kind, names in (omitted or {}).items():
-        fields: Any = {name: override(omit=True) for name in names}
+    omitted, omitted_if_default = omitted or {}, omitted_if_default or {}
+    for kind in (*omitted, *(kind for kind in omitted_if_default if kind not in omitted)):
+        never: Any = {name: override(omit=True) for name in omitted.get(kind, ())}
+        at_times = {
+            name: override(omit_if_default=True) for name in omitted_if_default.get(kind, ())
+        }
         converter.register_unstructure_hook(
-            kind, make_dict_unstructure_fn(kind, converter, **fields)
+            kind, make_dict_unstructure_fn(kind, converter, **never, **at_times)
         )
-        converter.register_structure_hook(kind, make_dict_structure_fn(kind, converter, **fields))
-    for kind, names in (omitted_if_default or {}).items():
-        fields = {name: override(omit_if_default=True) for name in names}
-        converter.register_unstructure_hook(
-            kind, make_dict_unstructure_fn(kind, converter, **fields)
-        )
+        if never:
+            converter.register_structure_hook(
+                kind, make_dict_structure_fn(kind, converter, **never)
+            )
     return converter
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from safe_framework.core.model import SafeModel
+from safe_framework.core.prompt_rows import PromptEncoder
 from safe_framework.data.examples import Example
 from safe_framework.data.frame_cache import RawSampleStore
 from safe_framework.errors import SafeError, SampleError
@@ -51,10 +52,9 @@ def test_training_gives_what_the_collator_makes(model: SafeModel) -> None:
     store = RawSampleStore(model.modality("audio").encoder)
     rows = [
         tokenize(
-            model.tokenizer,
+            PromptEncoder.of(model),
             e,
             {name: store.frames([s])[0] for name, s in e.samples.items()},
-            model.processor.markers,
         )
         for e in examples
     ]

@@ -22,14 +22,14 @@ def test_a_likelihood_is_that_of_every_token_and_the_end(
 ) -> None:
     """Law: a label's score is the sum of its tokens' log-probabilities, its end among them."""
     model.eval()
-    pairs = [((example, example.samples), label) for example in examples[:2] for label in LABELS]
+    pairs = [(example, label) for example in examples[:2] for label in LABELS]
     with torch.no_grad():
         scores = log_likelihoods(model, pairs, {})
-        for ((example, samples), label), score in zip(pairs, scores, strict=True):
+        for (example, label), score in zip(pairs, scores, strict=True):
             prompt = model.tokenizer(example.prompt)["input_ids"]
             tokens = [*model.tokenizer(label)["input_ids"], model.tokenizer.eos_token_id]
             given = model.processor(text=[f"{example.prompt} {label} end"], **{
-                name: [sample] for name, sample in samples.items()
+                name: [sample] for name, sample in example.samples.items()
             })  # fmt: skip
             words = model(**given).logits[0].log_softmax(-1)
             positions = range(len(prompt) - 1, len(prompt) + len(tokens) - 1)
@@ -43,7 +43,7 @@ def test_the_likeliest_label_is_the_answer(model: SafeModel, examples: list[Exam
     shut = [attrs.evolve(e, task="classification", labels=LABELS) for e in examples]
     mixed = [shut[0], examples[1], shut[2]]
     with torch.no_grad():
-        pairs = [((e, e.samples), label) for e in shut for label in LABELS]
+        pairs = [(e, label) for e in shut for label in LABELS]
         scores = np.reshape(log_likelihoods(model, pairs, {}), (len(shut), len(LABELS)))
         assert answer(model, shut, batch_size=5) == [LABELS[i] for i in scores.argmax(1)]
         alone = answer(model, [examples[1]])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework import RetentionStore, SafeModel
+from safe_framework.core.prompt_rows import as_rows
 from safe_framework.training.retention.counterfactual import (
     CounterfactualRetention,
     RetentionExamples,
@@ -255,7 +256,7 @@ def test_the_tasks_own_samples_would_leave_a_projector_nothing(
 ) -> None:
     """Law: with "shuffled" ones a projector's outputs on the task's samples cannot move."""
     examples = examples_of(model, tmp_path, ("shuffled",))
-    examples.retention.marked = [*ROWS, *ROWS]  # so that every sample comes
+    examples.retention.marked = as_rows([*ROWS, *ROWS])  # so that every sample comes
     method = begun(model, examples, tmp_path)
     frames = model.encode("touch", SAMPLES)
     before = model.modality("touch").projector(frames).values

@@ -133,3 +133,30 @@ def test_the_large_base_is_measured_in_its_own_numbers(modules: Any) -> None:
     assert (model.base.dtype, kinds) == (torch.bfloat16, {torch.float32})
     assert [row.value for row in rows] == [0.0, 0.0]
     assert [row.unit for row in attached] == ["s"]
+
+
+def test_a_picture_costs_the_sense_what_text_does(modules: Any) -> None:
+    """Law: beside a picture off sends the base's operations, and on adds what it adds to text."""
+    pictures = modules("_pictures")
+    with torch.no_grad():
+        rows = {
+            row.what: row for row in pictures.picture_rows(pictures.seeing_model("tiny"), [5], 2)
+        }
+    differing = [row.value for what, row in rows.items() if what.endswith("that differ")]
+    assert differing == [0.0, 0.0]
+    assert rows["operations added, a picture"].value == 1.0
+    assert rows["operations added, a picture"].against == "as much text"
+    timed = [row for row in rows.values() if row.seconds is not None]
+    assert len(timed) == 5
+    assert all(isfinite(row.value) and row.value > 0 for row in timed)
+
+
+def test_a_picture_is_in_the_calls_that_are_timed(modules: Any) -> None:
+    """Law: another picture changes the logits of the benchmark's own calls."""
+    pictures = modules("_pictures")
+    with torch.no_grad():
+        model = pictures.seeing_model("tiny")
+        calls = modules("_measures").calls_of(model, "audio", 5)
+        given = pictures.with_picture(calls).text
+        other = given | {"pixel_values": -given["pixel_values"]}
+        assert not torch.equal(model(**given).logits, model(**other).logits)

@@ -6,6 +6,7 @@ import torch
 
 from safe_framework.core.model import SafeModel
 from safe_framework.core.padding import attention_mask, pad_right
+from safe_framework.core.prompt_rows import PromptEncoder
 from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
 from safe_framework.interfaces.types import IGNORED, Frames, all_real
@@ -44,14 +45,24 @@ def example(
 
 def test_an_answer_ends_with_the_end_token() -> None:
     """Law: prompt and answer are tokenized apart, and the end token follows the answer."""
-    made = tokenize(tokenizer(), Example(prompt="w3 w4", answer="w5 w6"), {})
-    assert (made.prompt, made.answer, made.text) == ([3, 4], [5, 6, END], "w5 w6")
+    made = tokenize(PromptEncoder(tokenizer()), Example(prompt="w3 w4", answer="w5 w6"), {})
+    assert (made.prompt.ids, made.answer, made.text) == ((3, 4), [5, 6, END], "w5 w6")
+
+
+def test_alignment_is_drawn_to_the_rows_own_words() -> None:
+    """Law: what a sample is aligned with is the row's ``align``, else its answer."""
+    prompts = PromptEncoder(tokenizer())
+    named = Example(prompt="w3", answer="w5", align="w7")
+    plain = Example(prompt="w3", answer="w5")
+    made = [tokenize(prompts, one, {}) for one in (named, plain)]
+    assert AnswerCollator({}, PAD)(made)["answers"] == ["w7", "w5"]
+    assert [one.text for one in made] == ["w5", "w5"]
 
 
 def test_an_answer_without_tokens_is_refused() -> None:
     """Law: an answer that the tokenizer makes nothing of is an error that gives its place."""
     with pytest.raises(DataError, match=r"^train\.jsonl:3: the answer '!' has no tokens"):
-        tokenize(Mute(), Example(prompt="w3", answer="!", place="train.jsonl:3"), {})
+        tokenize(PromptEncoder(Mute()), Example(prompt="w3", answer="!", place="train.jsonl:3"), {})
 
 
 def test_only_answer_and_end_are_labelled() -> None:

@@ -6,6 +6,7 @@ import torch
 
 from safe_framework.core.class_readout import ClassReadout
 from safe_framework.core.model import SafeModel
+from safe_framework.core.prompt_rows import PromptEncoder
 from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import answer
@@ -28,10 +29,9 @@ def batch_of(model: SafeModel, *examples: Example) -> dict[str, torch.Tensor]:
     """As training makes it."""
     rows = [
         tokenize(
-            model.tokenizer,
+            PromptEncoder.of(model),
             one,
             {name: model.encode(name, [s]) for name, s in one.samples.items()},
-            model.processor.markers,
         )
         for one in examples
     ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
+from safe_framework.core.prompt_rows import Rows, as_rows
 from safe_framework.interfaces.types import Frames
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
 from safe_framework.training.compute.activation_cache import ActivationCaches, ActivationStore
@@ -59,11 +60,17 @@ def example() -> dict[str, Tensor]:
     return made
 
 
+def rows_in(given: dict[str, Tensor]) -> Rows:
+    """The texts of a batch, without padding."""
+    pairs = zip(given["input_ids"], given["attention_mask"], strict=True)
+    return as_rows([ids[mask.bool()].tolist() for ids, mask in pairs])
+
+
 def beginning(
     caches: ActivationCaches, states: ActivationStore | None, given: dict[str, Tensor]
 ) -> AbstractContextManager[None]:
     """Within the block, a call on these texts starts at the first fused layer if it can."""
-    prefix_states = caches.prefix_states(states, given["input_ids"], given["attention_mask"])
+    prefix_states = caches.prefix_states(states, rows_in(given))
     return nullcontext() if prefix_states is None else caches.start_from_prefix(prefix_states)
 
 
@@ -123,7 +130,7 @@ def test_merged_calls_start_together(kind: str) -> None:
     runs, found = list[int](), []
     model.base.register_forward_pre_hook(lambda *call: runs.append(1))
     for states in (None, caches.task_texts(texts)):
-        prefix_states = caches.prefix_states(states, given["input_ids"], given["attention_mask"])
+        prefix_states = caches.prefix_states(states, rows_in(given))
         call = ForwardCall(given, given["attention_mask"].bool(), prefix_states=prefix_states)
         planner = ForwardPlanner(model, caches)
         runs.clear()

@@ -10,10 +10,11 @@ import torch
 
 from safe_framework.config.schema import TrainingSpec
 from safe_framework.core.model import SafeModel
+from safe_framework.core.prompt_rows import PromptEncoder
 from safe_framework.data.examples import Example
 from safe_framework.evaluation.answers import answer
 from safe_framework.evaluation.retention import gate_zero, retention
-from safe_framework.training.batches import token_ids, tokenize
+from safe_framework.training.batches import tokenize
 from safe_framework.training.retention.counterfactual import (
     CounterfactualRetention,
     WeightedRegularizer,
@@ -66,12 +67,13 @@ def test_training_and_asking_put_markers_in_the_same_places(
 ) -> None:
     """Law: a training prompt's ids are those of the processor's for the same text and sample."""
     frames = {"touch": model.encode("touch", [examples[0].samples["touch"]])}
-    markers = model.processor.markers
+    prompts = PromptEncoder.of(model)
     for example in examples:
-        made = tokenize(model.tokenizer, example, frames if example.samples else {}, markers).prompt
+        made = tokenize(prompts, example, frames if example.samples else {}).prompt
         sample = example.samples.get("touch")
-        asked = model.processor(example.prompt, touch=[sample])["input_ids"]
-        assert asked.tolist() == [made]
+        text = markers.leave_out_absent(example.prompt, example.samples)
+        asked = model.processor(text, touch=[sample])["input_ids"]
+        assert asked.tolist() == [list(made.ids)]
 
 
 def test_the_table_is_trained(model: SafeModel, examples: list[Example], tmp_path: Path) -> None:
@@ -79,10 +81,8 @@ def test_the_table_is_trained(model: SafeModel, examples: list[Example], tmp_pat
     store = model.modality("touch").frame_cache(tmp_path / "frames")
     frames = store.frames([e.samples["touch"] for e in examples if e.samples])
     given = [*[{"touch": one} for one in frames], {}]
-    markers = model.processor.markers
-    tokenized = [
-        tokenize(model.tokenizer, e, f, markers) for e, f in zip(examples, given, strict=True)
-    ]
+    prompts = PromptEncoder.of(model)
+    tokenized = [tokenize(prompts, e, f) for e, f in zip(examples, given, strict=True)]
     spec = TrainingSpec(max_steps=3, batch_size=5, warmup_steps=0, projector_learning_rate=0.1)
     before, words = table(model).detach().clone(), model.base.model.embed_tokens.weight.clone()
     SafeTrainer(model, training_arguments(spec, tmp_path / "run"), tokenized, spec, pad=PAD).train()
@@ -94,9 +94,9 @@ def test_retention_compares_the_texts_own_words(
     model: SafeModel, samples: list[np.ndarray], tmp_path: Path
 ) -> None:
     """Law: the penalty is that of the logits at the words, whatever stands between them."""
-    names, markers = ["touch"], model.processor.markers
-    rows = [token_ids(model.tokenizer, text, (), markers) for text in TEXTS]
-    marked = [token_ids(model.tokenizer, text, names, markers) for text in TEXTS]
+    prompts = PromptEncoder.of(model)
+    rows = [prompts.whole_text(text) for text in TEXTS]
+    marked = [prompts.whole_text(text, present=["touch"]) for text in TEXTS]
     pools = distractor_pools(KINDS, {"touch": samples}, {
         "touch": model.modality("touch").frame_cache(tmp_path)
     }, seed=3)  # fmt: skip

@@ -12,7 +12,7 @@ from torch import nn
 
 from safe_framework.config.schema import MonitorSpec
 from safe_framework.core.model import SafeModel
-from safe_framework.data.examples import Example
+from safe_framework.data.examples import Example, TextRow
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.metrics import Estimate
 from safe_framework.interfaces.types import Frames
@@ -131,7 +131,7 @@ def test_what_is_counted_is_what_the_model_predicts(
     perturb(model)
     found = []
     for text in evaluator.texts:
-        ids = torch.tensor([list(text.plain)])
+        ids = torch.tensor([text.plain.ids])
         frames: Frames = text.frames["touch"]
         predicted = model(
             input_ids=ids,
@@ -236,7 +236,7 @@ def test_texts_are_read_with_every_kind(
     """Law: kinds take turns, and samples from outside the task are one where there are any."""
     strange = [np.full_like(samples[0], 7.0)]
     held = (Example("w5", "w6", {"touch": samples[0]}, "1"),)
-    split = DataSplit([], (), held, ("w5 w6",) * 8, {"touch": strange} if foreign else {})
+    split = DataSplit([], (), held, (TextRow("w5 w6"),) * 8, {"touch": strange} if foreign else {})
     store = model.modality("touch").frame_cache(tmp_path)
     texts = held_out_texts(model, split, {"touch": store}, seed=0)
     (wanted,) = store.frames(strange)

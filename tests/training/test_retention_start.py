@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from safe_framework import RetentionRegularizer, RetentionStore, SafeModel
+from safe_framework.core.prompt_rows import as_rows
 from safe_framework.errors import DataError
 from safe_framework.interfaces.types import Frames
 from safe_framework.training.retention.counterfactual import (
@@ -141,7 +142,7 @@ def test_a_run_that_goes_on_reads_the_first_start(
     ("change", "words"),
     [
         (lambda r: perturb(r.model), "another start"),
-        (lambda r: setattr(r, "marked", [*ROWS[1:], ROWS[0]]), "another retention data"),
+        (lambda r: setattr(r, "marked", as_rows([*ROWS[1:], ROWS[0]])), "another retention data"),
         (
             lambda r: setattr(
                 r, "methods", [WeightedRegularizer(1, RecordingRegularizer(), {"a": 1})]

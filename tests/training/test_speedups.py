@@ -103,7 +103,7 @@ def retention_of(model: SafeModel, caches: ActivationCaches) -> CounterfactualRe
 def step_of(model: SafeModel, examples: list[TokenizedExample], *, speedups: bool) -> Any:
     """Both losses and all gradients of a step."""
     caches = caches_for(model, examples, ("prefix", "teacher") if speedups else ())
-    states = caches.task_texts([[*e.prompt, *e.target_ids] for e in examples])
+    states = caches.task_texts([example.row for example in examples])
     objective = Objective(
         model,
         retention_of(model, caches),
@@ -113,9 +113,9 @@ def step_of(model: SafeModel, examples: list[TokenizedExample], *, speedups: boo
         states=states,
         speedups=speedups,
     )
-    batch = AnswerCollator({"touch": DIM}, PAD)(examples)
-    totals = step_totals([batch], ["touch"])
-    loss, losses = objective(batch, batch.pop("answers"), totals, 3, WHOLE_STEP)
+    step = AnswerCollator({"touch": DIM}, PAD).calls(examples)
+    totals = step_totals([step], ["touch"])
+    loss, losses = objective(step["calls"], totals, 3, WHOLE_STEP)
     parameters = model.trainable_parameters()
     gradients = torch.autograd.grad(loss, list(parameters.values()))
     caches.close()

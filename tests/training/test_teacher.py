@@ -11,12 +11,15 @@ from transformers import LlamaForCausalLM
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import FINAL, has_plain_head, run_until
 from safe_framework.core.padding import attention_mask, pad_right
+from safe_framework.core.prompt_rows import PromptEncoder, Rows, as_rows
 from safe_framework.training.compute.activation_cache import ActivationStore
 from safe_framework.training.retention.teacher import Teacher, TeacherPredictions
 from tests.support.tolerance import FORWARD, assert_same_sums
 from tests.support.toys import PAD, llama
 from tests.training.conftest import ROWS, model_with_modality, perturb
 from tests.training.test_losses import Headless, as_kind
+
+TEXT = {"input_ids": torch.tensor(ROWS[:1]), "attention_mask": torch.ones(1, len(ROWS[0]))}
 
 
 class Doubled(LlamaForCausalLM):
@@ -31,10 +34,10 @@ class Doubled(LlamaForCausalLM):
 def states_of(model: SafeModel, folder: Path) -> ActivationStore:
     """The store of the final states of all texts."""
 
-    def compute(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        return run_until(model, ids, mask, final=True)
+    def compute(rows: Rows) -> dict[str, Tensor]:
+        return run_until(model, PromptEncoder.of(model).collate(rows, PAD), final=True)
 
-    return ActivationStore(ROWS, compute, [FINAL], folder, PAD)
+    return ActivationStore(ROWS, compute, [FINAL], folder)
 
 
 def base_logits(model: SafeModel, chosen: list[int]) -> Tensor:
@@ -49,7 +52,7 @@ def test_the_teacher_is_the_base(model: SafeModel, tmp_path: Path, kept: bool) -
     """Law: in any batch, the teacher gives the base's logits at every real position."""
     teacher = Teacher(model, PAD, states_of(model, tmp_path) if kept else None)
     chosen = [1, 2, 3, 1]
-    given = teacher.logits([ROWS[i] for i in chosen])
+    given = teacher.logits(as_rows([ROWS[i] for i in chosen]))
     assert_same_sums(given, base_logits(model, chosen), FORWARD)
 
 
@@ -57,20 +60,20 @@ def test_a_plain_head_is_distinguished_from_another(model: SafeModel) -> None:
     """Law: a base that changes its logits after the head is found to do so."""
     base = llama()
     base.__class__ = Doubled
-    assert has_plain_head(model, ROWS[0])
-    assert not has_plain_head(model_with_modality(base), ROWS[0])
+    assert has_plain_head(model, TEXT)
+    assert not has_plain_head(model_with_modality(base), TEXT)
 
 
 def test_a_base_that_hides_its_head_has_no_plain_one() -> None:
     """Law: where no module makes the logits, none is relied on."""
-    assert not has_plain_head(model_with_modality(as_kind(Headless)()), ROWS[0])
+    assert not has_plain_head(model_with_modality(as_kind(Headless)()), TEXT)
 
 
 def test_the_teacher_has_no_modality(model: SafeModel) -> None:
     """Law: what the modality has learned does not change the teacher, and gets no gradient."""
-    before = Teacher(model, PAD).logits(ROWS[:1])
+    before = Teacher(model, PAD).logits(as_rows(ROWS[:1]))
     perturb(model)
-    after = Teacher(model, PAD).logits(ROWS[:1])
+    after = Teacher(model, PAD).logits(as_rows(ROWS[:1]))
     assert torch.equal(after, before)
     assert not after.requires_grad
 
@@ -90,7 +93,7 @@ def test_what_is_stored_has_no_history(
         states = states_of(model, tmp_path / str(number))
         compute = states.compute
         monkeypatch.setattr(
-            states, "compute", lambda i, m, c=compute, s=seen: s.add(str(i.tolist())) or c(i, m)
+            states, "compute", lambda rows, c=compute, s=seen: s.add(str(rows)) or c(rows)
         )
         for row in order:
             states.of([ROWS[row]])

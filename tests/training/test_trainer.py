@@ -295,10 +295,9 @@ def test_a_batch_without_the_modality_gives_zeros(
 ) -> None:
     """Law: where no example has the modality, the loss is the base's, and gradients are zeros."""
     bare = [attrs.evolve(example, frames={}) for example in examples]
-    batch = AnswerCollator({"touch": 4}, PAD)(bare)
-    answers = batch.pop("answers")
-    totals = step_totals([batch], ["touch"])
-    loss, _ = Objective(model)(batch, answers, totals, 0, WHOLE_STEP)
+    step = AnswerCollator({"touch": 4}, PAD).calls(bare)
+    (batch,) = step["calls"]
+    loss, _ = Objective(model)([batch], step_totals([step], ["touch"]), 0, WHOLE_STEP)
     expected = model.base(**{key: batch[key] for key in ("input_ids", "attention_mask", "labels")})
     assert_same_sums(loss, expected.loss, FORWARD)
     loss.backward()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import on_device
-from safe_framework.core.padding import attention_mask, pad_right
+from safe_framework.core.prompt_rows import Rows, groups_of, read_positions
 from safe_framework.interfaces.retention import RetentionRegularizer
 from safe_framework.training.compute.activation_cache import ActivationStore
 from safe_framework.training.compute.calls import ForwardCall, LossTerm, Predictions
@@ -42,21 +42,19 @@ class OriginalBaseTeacher(Teacher):
     """
 
     def __init__(self, model: SafeModel, teacher: Teacher) -> None:
-        super().__init__(model, teacher.pad, teacher.states)
+        super().__init__(model, teacher.pad, teacher.states, teacher.prompts)
 
-    def logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
+    def logits(self, rows: Rows) -> Tensor:
         """The original base's logits, (tokens, vocabulary)."""
         with self.model.original_base():
             return super().logits(rows)
 
-    def hidden(self, rows: Sequence[Sequence[int]]) -> Tensor:
+    def hidden(self, rows: Rows) -> Tensor:
         """The input of the original's output embeddings, (tokens, hidden)."""
         with self.model.original_base():
             return super().hidden(rows)
 
-    def softmax(
-        self, rows: Sequence[Sequence[int]], hidden: Tensor, temperature: float
-    ) -> SoftmaxStatistics:
+    def softmax(self, rows: Rows, hidden: Tensor, temperature: float) -> SoftmaxStatistics:
         """The original's softmax over the vocabulary, as a divergence needs it."""
         with self.model.original_base():
             return super().softmax(rows, hidden, temperature)
@@ -67,7 +65,7 @@ class Replay:
     """Texts without a sample, distilled towards the original base.
 
     Attributes:
-        rows: token ids of the texts.
+        rows: the texts with their pictures.
         teacher: the original base.
         method: whose penalty is taken.
         weight: of the penalty.
@@ -76,7 +74,7 @@ class Replay:
         pad: id of padding.
     """
 
-    rows: Sequence[Sequence[int]]
+    rows: Rows
     teacher: Teacher
     method: RetentionRegularizer
     weight: float
@@ -87,7 +85,8 @@ class Replay:
     def precompute(self, steps: int, progress: ProgressCallback, *, autocast: bool = False) -> None:
         """Compute what is stored of the texts; the arguments are those of Stage A's."""
         if self.states is not None:
-            needed = [self.rows[index] for index in self.order.needed(steps)]
+            wanted = [self.rows[index] for index in self.order.needed(steps)]
+            needed = [row for row in wanted if self.states.contains([row])]
             self.states.precompute(needed, "reading texts to replay", progress)
             if not autocast:
                 self.teacher.precompute(needed, self.method.temperatures, progress)
@@ -103,11 +102,16 @@ class Replay:
             shard: of the step.
         """
         whole = self.order.step(step)
-        rows = [self.rows[index] for index in shard.of(whole)]
-        token_share = sum(map(len, rows)) / sum(len(self.rows[index]) for index in whole)
-        batch = {"input_ids": pad_right(rows, self.pad), "attention_mask": attention_mask(rows)}
-        batch = on_device(batch, device)
-        share = self.weight * self.order.share(whole) * token_share
+        chosen = [self.rows[index] for index in shard.of(whole)]
+        all_tokens = sum(len(self.rows[index]) for index in whole)
+        for group in groups_of(chosen):
+            rows = [chosen[number] for number in group]
+            share = self.order.share(whole) * (sum(map(len, rows)) / all_tokens)
+            yield self._term(rows, self.weight * share, device)
+
+    def _term(self, rows: Rows, share: float, device: torch.device) -> LossTerm:
+        """The part of texts that are read in one call."""
+        batch = on_device(self.teacher.prompts.collate(rows, self.pad), device)
 
         def loss(predictions: Predictions) -> Tensor:
             """Of the texts."""
@@ -115,9 +119,9 @@ class Replay:
             penalty = self.method.penalty_of(compared)
             return torch.zeros((), device=device) if penalty is None else share * penalty
 
-        yield LossTerm(
-            ForwardCall(batch, batch["attention_mask"].bool(), self.method.temperatures), loss
-        )
+        positions, temperatures = read_positions(rows).to(device), self.method.temperatures
+        seen = bool(rows[0].images)
+        return LossTerm(ForwardCall(batch, positions, temperatures, pictures=seen), loss)
 
 
 class WithAndWithoutDistractor(LazySequence[Mapping[str, Tensor]]):
@@ -140,8 +144,8 @@ class WithAndWithoutDistractor(LazySequence[Mapping[str, Tensor]]):
         number, second = divmod(number, 2)
         if second:
             return self.with_distractor[number]
-        ids = torch.tensor([list(self.retention.rows[number])], device=self.retention.model.device)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        retention = self.retention
+        return on_device(retention.collate([retention.rows[number]]), retention.model.device)
 
 
 class BaseFinetuningRetention:

@@ -32,7 +32,6 @@ from safe_framework.experimental.base_finetuning.replay import (
 )
 from safe_framework.interfaces import registry
 from safe_framework.training import distributed
-from safe_framework.training.batches import token_ids
 from safe_framework.training.callbacks import ProgressReport
 from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.retention.counterfactual import SampleStores
@@ -212,14 +211,13 @@ def _replay(
             "[stage_b] needs text of the base's own domain, to replay it",
             hint='add `retention = "texts.jsonl"` to [data], or set `replay_weight = 0`',
         )
-    markers = model.processor.markers
-    rows = [token_ids(model.tokenizer, row.text, (), markers) for row in texts]
+    rows = [caches.prompts.whole_text(row.text, row.images) for row in texts]
     states = caches.retention_texts(rows)
     lengths = [len(row) for row in rows]
     distillation: Any = registry.retention_regularizers.load("distillation")
     return Replay(
         rows,
-        OriginalBaseTeacher(model, Teacher(model, pad, states)),
+        OriginalBaseTeacher(model, Teacher(model, pad, states, caches.prompts)),
         distillation(),
         stage.replay_weight,
         TextOrder(

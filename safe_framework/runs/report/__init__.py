@@ -20,11 +20,12 @@ from safe_framework.runs.report.results import (
     certificate_section,
     confusion_matrix,
     headline_cards,
+    kind_tables,
     per_class,
     table,
     tables,
 )
-from safe_framework.runs.report.samples import clips
+from safe_framework.runs.report.samples import clips, picture_questions
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.formatting import count
 
@@ -81,6 +82,7 @@ def render(
         "style": [Markup(_packaged("page.css"))],
         "headlines": headline_cards(headlines(evaluation)),
         "clips": clips(evaluation.answers, evaluation.modality, inputs),
+        "seeing": _seeing_section(evaluation),
         "certificate": certificate_section(inputs.certificate),
         "gates": [part for found in inputs.sweeps.values() for part in gate_sweep(found)]
         or [_command("safe sweep RUN", "measures how far to open the gate.")],
@@ -98,6 +100,27 @@ def render(
     }
     filled = {name: join(list(children)) for name, children in parts.items()}
     return Template(_packaged("page.html")).substitute(filled)
+
+
+def _seeing_section(evaluation: Evaluation) -> list[Markup]:
+    """Questions about pictures, by which the base's seeing was measured; nothing without any."""
+    parts = kind_tables(evaluation)
+    if evaluation.seeing is not None:
+        intro = (
+            "Questions about pictures that were never trained on. The sense is absent, or its gate "
+            f"is at 1 beside {evaluation.modality} that has nothing to do with the picture, or "
+            "beside the picture's own. A verdict is right if anybody gave that answer."
+        )
+        cards = picture_questions(evaluation.seeing, evaluation.modality)
+        parts = [
+            element("p", intro, class_="soft"),
+            element("div", *cards, class_="clips"),
+            *parts,
+        ]
+    if not parts:
+        return []
+    title = element("h2", "What it still sees", id="seeing")
+    return [element("section", title, *parts, aria_labelledby="seeing"), Markup("\n\n")]
 
 
 def _command(command: str, does: str) -> Markup:

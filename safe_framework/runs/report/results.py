@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from safe_framework.evaluation.metrics import Estimate, interval
-from safe_framework.evaluation.results import OTHER
+from safe_framework.evaluation.results import OTHER, Evaluation
 from safe_framework.evaluation.summary import Headline, Row, Section
 from safe_framework.runs.report.html import ACCENT, INK, PAPER, WRONG, Markup, element, figure
 from safe_framework.utils.formatting import percent
@@ -61,6 +61,42 @@ def per_class(found: Mapping[str, Estimate]) -> Markup:
         for name, estimate in found.items()
     ]
     return table("Accuracy by answer", ("answer", "accuracy", "95 % interval", ""), rows)
+
+
+def kind_tables(evaluation: Evaluation) -> list[Markup]:
+    """Picture questions and questions with both senses by kind, in every way they were asked."""
+    name, found = evaluation.modality, list[Markup]()
+    if evaluation.seeing and evaluation.seeing.kinds:
+        kinds = {"all": evaluation.seeing.scores, **evaluation.seeing.kinds}
+        head = ("", "n", "base", "absent", "irrelevant", "unchanged", "relevant")
+        rows = [
+            (
+                kind,
+                str(one.base.n),
+                percent(one.base.value),
+                percent(one.absent.accuracy.value),
+                percent(one.overall.accuracy.value),
+                percent(one.overall.unchanged.value),
+                percent(one.relevant.accuracy.value) if one.relevant else "",
+            )
+            for kind, one in kinds.items()
+        ]
+        found.append(table(f"VQA accuracy by {evaluation.by}, by {name}", head, rows))
+    if evaluation.both_senses and evaluation.both_senses.kinds:
+        scores = {"all": evaluation.both_senses.scores, **evaluation.both_senses.kinds}
+        given = list(evaluation.both_senses.scores.baselines)
+        head = ("", "n", "both", *(way.replace("sample", name) for way in given))
+        rows = [
+            (
+                kind,
+                str(one.accuracy.n),
+                percent(one.accuracy.value),
+                *(percent(one.baselines[way].accuracy.value) for way in given),
+            )
+            for kind, one in scores.items()
+        ]
+        found.append(table(f"Questions with both senses by {evaluation.by}", head, rows))
+    return found
 
 
 def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:

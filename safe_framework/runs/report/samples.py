@@ -7,13 +7,15 @@ import io
 import wave
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from safe_framework.data.audio import Waveform
+from safe_framework.data.pictures import Picture
 from safe_framework.evaluation.metrics import normalise
-from safe_framework.evaluation.results import Answered
+from safe_framework.evaluation.results import Answered, PictureQuestion, Seeing
+from safe_framework.evaluation.vqa import vqa_score
 from safe_framework.runs.report.extras import ReportInputs
 from safe_framework.runs.report.html import Markup, element
 
@@ -36,36 +38,92 @@ _PICTURE_TYPES = {
 _COLOURS = (3, 4)
 _MAX_SIDE = 512  # pixels on a side of an array that is drawn
 _MAX_FILE_BYTES = 400_000  # bytes of a file that goes into a page as it is
+_MAX_PICTURES = 4  # of one row
+_THUMBNAIL = 320  # pixels on a side: as wide as a card, on a fine screen
+_EXACT_BYTES = 40_000  # of a thumbnail without loss
 
 
 def clips(answers: Sequence[Answered], modality: str, extras: ReportInputs) -> list[Markup]:
     """A card for each of a few test examples, chosen by position and not by result."""
     return [
-        _card(row, modality, number, extras.answers(modality, row.place))
-        for number, row in enumerate(choose_samples(answers), start=1)
+        _card(row, modality, number, _answers_at_gates(row, modality, extras))
+        for number, row in enumerate(shown_samples(answers), start=1)
     ]
 
 
-def choose_samples(answers: Sequence[Answered], most: int = _MAX_CLIPS) -> list[Answered]:
+def _answers_at_gates(
+    row: Answered, modality: str, extras: ReportInputs
+) -> Sequence[tuple[float, str]]:
+    """What a sweep measured, or the run itself; nothing where nobody asked at gate 0.5."""
+    if found := extras.answers(modality, row.place):
+        return found
+    return [] if row.half_open is None else [(0, row.base), (0.5, row.half_open), (1, row.answer)]
+
+
+def picture_questions(seeing: Seeing, modality: str) -> list[Markup]:
+    """A card for each of a few questions about pictures alone, spread over their answers."""
+    rows = choose_samples(seeing.questions)
+    return [_picture_card(row, modality, number) for number, row in enumerate(rows, start=1)]
+
+
+def _picture_card(row: PictureQuestion, modality: str, number: int) -> Markup:
+    right = ", ".join(dict.fromkeys(row.expected))
+    ways = [("base alone", row.base), (f"{modality} absent", row.absent)]
+    ways += [(f"beside {kind} {modality}", given) for kind, given in row.irrelevant.items()]
+    ways += [] if row.relevant is None else [(f"beside its own {modality}", row.relevant)]
+    merged: dict[str, list[str]] = {}
+    for way, given in ways:
+        merged.setdefault(given, []).append(way)
+    cells = []
+    for given, names in merged.items():
+        cells.append(element("dt", ", ".join(names)))
+        cells.append(_answer_with_verdict(given, vqa_score(given, row.expected) > 0))
+    name = f"picture question {number}"
+    return element(
+        "article",
+        *_pictures(row.images, f"{name}: {right}"),
+        *([_player(source, f"sound of {name}")] if (source := _sound_uri(row)) else []),
+        element("p", row.question, class_="question"),
+        element("dl", element("dt", "expected"), element("dd", right), *cells),
+        element("p", row.place, class_="place"),
+        class_="clip",
+    )
+
+
+def shown_samples(answers: Sequence[Answered]) -> list[Answered]:
+    """The examples that a report shows: some without pictures, and some with."""
+    plain = [row for row in answers if not row.pictured]
+    return [*choose_samples(plain), *choose_samples([row for row in answers if row.pictured])]
+
+
+_Shown = TypeVar("_Shown", Answered, PictureQuestion)
+
+
+def choose_samples(answers: Sequence[_Shown], most: int = _MAX_CLIPS) -> list[_Shown]:
     """The first example of each of ``most`` expected answers, spread evenly over the alphabet.
 
     Where there are fewer answers than that, their second and later examples follow.
     """
-    rounds: list[list[Answered]] = []
+    rounds: list[list[_Shown]] = []
     seen: dict[str, int] = {}
     for row in answers:
-        turn = seen.setdefault(normalise(row.expected), 0)
+        turn = seen.setdefault(_right_answer(row), 0)
         rounds += [[]] if turn == len(rounds) else []
         rounds[turn].append(row)
-        seen[normalise(row.expected)] += 1
-    picked: list[Answered] = []
+        seen[_right_answer(row)] += 1
+    picked: list[_Shown] = []
     for candidates in rounds:
-        candidates.sort(key=lambda row: normalise(row.expected))
+        candidates.sort(key=_right_answer)
         picked += _spread(candidates, most - len(picked))
     return picked
 
 
-def _spread(rows: Sequence[Answered], most: int) -> list[Answered]:
+def _right_answer(row: Answered | PictureQuestion) -> str:
+    expected = row.expected if isinstance(row.expected, str) else row.expected[0]
+    return normalise(expected)
+
+
+def _spread(rows: Sequence[_Shown], most: int) -> list[_Shown]:
     count = min(most, len(rows))
     return [rows[index * len(rows) // count] for index in range(count)]
 
@@ -73,6 +131,7 @@ def _spread(rows: Sequence[Answered], most: int) -> list[Answered]:
 def _card(row: Answered, modality: str, number: int, gates: Sequence[tuple[float, str]]) -> Markup:
     return element(
         "article",
+        *_pictures(row.images, f"picture of sample {number}: {row.expected}"),
         *_player_or_image(row, f"sample {number}: {row.expected}"),
         element("p", row.question, class_="question"),
         element(
@@ -114,13 +173,41 @@ def _answer_with_verdict(answer: str, right: bool) -> Markup:
 def _player_or_image(row: Answered, name: str) -> list[Markup]:
     """A player for a sound, an image for a picture, nothing for the rest."""
     if source := _sound_uri(row):
-        return [element("audio", controls="", preload="none", src=source, aria_label=name)]
+        return [_player(source, name)]
     if image := picture(row.sample, row.file):
         return [element("img", src=_data_uri(*image), alt=name)]
     return []
 
 
-def _sound_uri(row: Answered) -> str:
+def _player(source: str, name: str) -> Markup:
+    return element("audio", controls="", preload="none", src=source, aria_label=name)
+
+
+def _pictures(images: Sequence[Picture], alt: str) -> list[Markup]:
+    """The first few of a row's pictures, small."""
+    found = []
+    for number, one in enumerate(images[:_MAX_PICTURES], start=1):
+        name = alt if len(images) == 1 else f"{alt} ({number} of {len(images)})"
+        found.append(element("img", src=_data_uri(*thumbnail(one)), alt=name))
+    return found
+
+
+def thumbnail(picture: Picture) -> tuple[bytes, str]:
+    """Content and type of a picture of at most ``_THUMBNAIL`` pixels on a side.
+
+    A drawing stays exact; what would take too many bytes so, as a photograph does, is a JPEG.
+    """
+    image = picture.open()
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    exact, smaller = io.BytesIO(), io.BytesIO()
+    image.save(exact, "PNG", optimize=True)
+    if exact.tell() <= _EXACT_BYTES:
+        return exact.getvalue(), "image/png"
+    image.save(smaller, "JPEG", quality=80)
+    return smaller.getvalue(), "image/jpeg"
+
+
+def _sound_uri(row: Answered | PictureQuestion) -> str:
     """The sound as a data URI: the file itself where browsers play its kind, else a WAV."""
     kind = _CLIP_TYPES.get(row.file.suffix.lower()) if row.file else None
     if row.file and kind and row.file.is_file():

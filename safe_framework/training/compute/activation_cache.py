@@ -1,4 +1,4 @@
-"""Hidden states of the frozen base for fixed texts, computed once and kept on disk.
+"""Hidden states of the frozen base for fixed texts and pictures, computed once and kept on disk.
 
 Texts are run in fixed groups of similar length, whichever is asked for first: the last bits of a
 row depend on the other rows of its batch, and a resumed run must find the same ones. A file is
@@ -8,7 +8,7 @@ named by everything that its content depends on, so none is ever stale; it is ma
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
-from safe_framework.core.output_head import FINAL, PREFIX, has_plain_head, run_until
-from safe_framework.core.padding import attention_mask, pad_right
+from safe_framework.core.output_head import FINAL, PREFIX, has_plain_head, on_device, run_until
+from safe_framework.core.prompt_rows import PromptEncoder, PromptRow, Rows, as_rows, groups_of
 from safe_framework.pretrained.location import cache_folder
 from safe_framework.training.compute.frozen_prefix import FrozenPrefix, first_fused_layer
 from safe_framework.utils.files import atomic_write
@@ -27,57 +27,60 @@ from safe_framework.utils.progress import ProgressCallback
 
 GROUP_SIZE = 16
 Activations = Mapping[str, Tensor]
-Compute = Callable[[Tensor, Tensor], Activations]
-Rows = Sequence[Sequence[int]]
+Compute = Callable[[Rows], Activations]
 _GIB = 2**30
 
 
 class ActivationStore:
-    """Hidden states of texts by kind, one entry for each text.
+    """Hidden states of rows by kind, one entry for each row.
 
     Args:
-        rows: token ids of each text; a repeated text is stored once.
-        compute: gives states (batch, length, hidden) by kind, from padded ids and their mask.
+        rows: texts with their pictures, or ids alone; a repeated one is stored once.
+        compute: gives states (batch, length, hidden) by kind, of rows padded on the right.
         kinds: names of the states.
         folder: where they are stored; shared by all runs of the same base.
-        pad: id of padding.
+        of_pictures: fingerprint of all that states of pictures depend on beside these.
     """
 
     def __init__(
         self,
-        rows: Rows,
+        rows: Sequence[PromptRow | Sequence[int]],
         compute: Compute,
         kinds: Sequence[str],
         folder: Path,
-        pad: int,
+        of_pictures: str = "",
     ) -> None:
-        self.compute, self.kinds, self.folder, self.pad = compute, tuple(kinds), folder, pad
-        unique = sorted({tuple(row) for row in rows}, key=lambda row: (len(row), row))
-        self._groups = [unique[i : i + GROUP_SIZE] for i in range(0, len(unique), GROUP_SIZE)]
+        self.compute, self.kinds, self.folder = compute, tuple(kinds), folder
+        self.of_pictures = of_pictures
+        unique = sorted(set(as_rows(rows)), key=_order)
+        alike = [[unique[i] for i in group] for group in groups_of(unique)]
+        self._groups = [
+            group[i : i + GROUP_SIZE] for group in alike for i in range(0, len(group), GROUP_SIZE)
+        ]
         self._group_of = {row: n for n, group in enumerate(self._groups) for row in group}
-        self._loaded: dict[tuple[int, ...], Activations] = {}
+        self._loaded: dict[PromptRow, Activations] = {}
 
     def precompute(
         self,
-        needed: Collection[Sequence[int]],
+        needed: Sequence[PromptRow | Sequence[int]],
         label: str,
         progress: ProgressCallback | None = None,
     ) -> None:
-        """Compute what is missing for the texts that will be asked for."""
-        numbers = sorted({self._group_of[tuple(row)] for row in needed})
+        """Compute what is missing for the rows that will be asked for."""
+        numbers = sorted({self._group_of[row] for row in as_rows(needed)})
         for done, number in enumerate(numbers, start=1):
             self._load(number)
             if progress:
                 progress(label, done, len(numbers))
 
-    def of(self, rows: Rows) -> list[Activations]:
-        """The states of each text, (length, hidden) by kind, without padding.
+    def of(self, rows: Sequence[PromptRow | Sequence[int]]) -> list[Activations]:
+        """The states of each row, (length, hidden) by kind, without padding.
 
         Raises:
-            KeyError: the store has no such text.
+            KeyError: the store has no such row.
         """
         found = []
-        for row in map(tuple, rows):
+        for row in as_rows(rows):
             if row not in self._loaded:
                 self._load(self._group_of[row])
             found.append(self._loaded[row])
@@ -85,26 +88,26 @@ class ActivationStore:
 
     @property
     def token_count(self) -> int:
-        """Tokens of all texts together, each text counted once."""
+        """Tokens of all rows together, each row counted once."""
         return sum(len(row) for group in self._groups for row in group)
 
-    def contains(self, rows: Rows) -> bool:
-        """Whether the store has each of the texts, computed already or not."""
-        return all(tuple(row) in self._group_of for row in rows)
+    def contains(self, rows: Sequence[PromptRow | Sequence[int]]) -> bool:
+        """Whether the store has each of the rows, computed already or not."""
+        return all(row in self._group_of for row in as_rows(rows))
 
     def derive(self, name: str, compute: Callable[[Activations], Activations]) -> ActivationStore:
         """A store of what is computed from the states of this one.
 
         Args:
             name: distinguishes it from others that are computed from the same states.
-            compute: computes it from the states of some texts, one token after another.
+            compute: computes it from the states of some rows, one token after another.
         """
 
-        def grouped(ids: Tensor, mask: Tensor) -> Activations:
-            """What is computed from the texts of a group, padded as they are."""
-            rows = [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
+        def grouped(rows: Rows) -> Activations:
+            """What is computed from the rows of a group, padded as they are."""
             states, lengths = self.of(rows), [len(row) for row in rows]
-            derived = compute({kind: torch.cat([s[kind] for s in states]) for kind in self.kinds})
+            known = [kind for kind in self.kinds if kind in states[0]]
+            derived = compute({kind: torch.cat([s[kind] for s in states]) for kind in known})
             return {
                 kind: nn.utils.rnn.pad_sequence(list(torch.split(whole, lengths)), batch_first=True)
                 for kind, whole in derived.items()
@@ -112,13 +115,13 @@ class ActivationStore:
 
         rows = [row for group in self._groups for row in group]
         folder = self.folder.with_name(text_fingerprint([self.folder.name, name])[:32])
-        return ActivationStore(rows, grouped, (), folder, self.pad)
+        return ActivationStore(rows, grouped, (), folder, self.of_pictures)
 
     def _load(self, number: int) -> None:
         from safetensors.torch import load_file
 
         group = self._groups[number]
-        path = self.folder / f"{text_fingerprint(group)[:32]}.safetensors"
+        path = self.folder / f"{text_fingerprint(self._key(group))[:32]}.safetensors"
         if not path.exists():
             self._write(path, group)
         stored = load_file(path)
@@ -130,17 +133,26 @@ class ActivationStore:
                 if name.startswith(prefix)
             }
 
-    def _write(self, path: Path, group: Sequence[tuple[int, ...]]) -> None:
+    def _key(self, group: Rows) -> Any:
+        """What the states of a group depend on, beside the folder."""
+        rows = [row.identity for row in group]
+        return [self.of_pictures, rows] if group[0].images else rows
+
+    def _write(self, path: Path, group: Rows) -> None:
         from safetensors.torch import save
 
         with torch.no_grad():
-            states = self.compute(pad_right(group, self.pad), attention_mask(group))
+            states = self.compute(group)
         tensors = {
             f"{index}.{name}": state[index, : len(row)].cpu().clone()
             for name, state in states.items()
             for index, row in enumerate(group)
         }
         atomic_write(path, save(tensors))
+
+
+def _order(row: PromptRow) -> tuple[int, tuple[int, ...], list[str]]:
+    return len(row), row.ids, [picture.digest for picture in row.images]
 
 
 class ActivationCaches:
@@ -150,12 +162,14 @@ class ActivationCaches:
         model: about to be trained, in eval mode.
         keep: what to store, of ``"prefix"`` and ``"teacher"``.
         example: a batch of texts with samples, on which a call that starts at the first fused
-            layer is compared with a whole one.
+            layer is compared with a whole one. Of rows with pictures one is made, when there are
+            some, with the same samples.
         pad: id of padding.
         max_bytes: that the states of one store may take; a larger one is not made.
+        prompts: makes batches of rows with pictures; the model's own if None.
 
     Attributes:
-        prefix: None where nothing below the first fused layer is stored.
+        prefix: for rows without pictures; None where nothing below the first fused layer is stored.
         notes: what is not stored although it was asked for, and why, for people to read.
     """
 
@@ -166,62 +180,119 @@ class ActivationCaches:
         example: Mapping[str, Tensor],
         pad: int,
         max_bytes: float = math.inf,
+        prompts: PromptEncoder | None = None,
     ) -> None:
         self.model, self.pad, self.max_bytes = model, pad, max_bytes
-        self._keep_final = "teacher" in keep
+        self.prompts = prompts or PromptEncoder.of(model)
+        self._keep_prefix, self._keep_final = "prefix" in keep, "teacher" in keep
+        self._samples = {key: value for key, value in example.items() if "__" in key}
         self.notes: list[str] = []
-        self.prefix = _prefix(model, example) if "prefix" in keep else None
+        self.prefix = _prefix(model, example) if self._keep_prefix else None
+        self._picture_prefix: FrozenPrefix | None = None
+        self._pictures_tried = False
 
-    def task_texts(self, rows: Rows) -> ActivationStore | None:
-        """The store of the task's texts; None where nothing of them is stored."""
-        return None if self.prefix is None else self._store(rows, final=False)
+    def task_texts(self, rows: Sequence[PromptRow | Sequence[int]]) -> ActivationStore | None:
+        """The store of the task's rows; None where nothing of them is stored."""
+        startable = [row for row in self._seen(rows) if self._prefix_of(row) is not None]
+        return self._store(startable, final=False) if startable else None
 
-    def retention_texts(self, rows: Rows) -> ActivationStore | None:
-        """The store of retention's texts; None where nothing of them is stored."""
-        final = self._keep_final and bool(rows) and has_plain_head(self.model, rows[0])
-        return self._store(rows, final=final) if final or self.prefix is not None else None
+    def retention_texts(self, rows: Sequence[PromptRow | Sequence[int]]) -> ActivationStore | None:
+        """The store of retention's rows; None where nothing of them is stored."""
+        seen = self._seen(rows)
+        final = bool(self._keep_final and seen) and has_plain_head(
+            self.model, self._inputs(seen[:1])
+        )
+        if not final:
+            seen = [row for row in seen if self._prefix_of(row) is not None]
+        return self._store(seen, final=final) if seen else None
 
-    def prefix_states(
-        self, states: ActivationStore | None, ids: Tensor, mask: Tensor
-    ) -> Sequence[Tensor] | None:
+    def starts(self, states: ActivationStore | None, rows: Rows) -> bool:
+        """Whether a call on these rows, all alike, can start at the first fused layer."""
+        return states is not None and self._prefix_of(rows[0]) is not None and states.contains(rows)
+
+    def prefix_states(self, states: ActivationStore | None, rows: Rows) -> Sequence[Tensor] | None:
         """What enters the first fused layer, each (length of a row, hidden); None if not stored.
 
         Args:
-            states: of the texts.
-            ids: of the call, padded on the right, (batch, length).
-            mask: its attention mask.
+            states: of the rows.
+            rows: of a call, all with pictures or all without.
         """
-        rows = [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
-        if self.prefix is None or states is None or not states.contains(rows):
+        if states is None or not self.starts(states, rows):
             return None
         return [state[PREFIX] for state in states.of(rows)]
 
     @contextmanager
-    def start_from_prefix(self, prefix_states: Sequence[Tensor]) -> Iterator[None]:
-        """Within the block, a call on these texts starts at the first fused layer.
+    def start_from_prefix(
+        self, prefix_states: Sequence[Tensor], *, pictures: bool = False
+    ) -> Iterator[None]:
+        """Within the block, a call on these rows starts at the first fused layer.
 
         Args:
             prefix_states: what enters it, as the method of that name gives it.
+            pictures: whether rows have some, so that the layers below may not run on their ids.
         """
-        assert self.prefix is not None  # or nothing would have been stored
+        prefix = self._picture_prefix if pictures else self.prefix
+        assert prefix is not None  # or nothing would have been stored
         hidden = nn.utils.rnn.pad_sequence(list(prefix_states), batch_first=True)
-        with self.prefix.start_from(hidden.to(self.model.device)):
+        with prefix.start_from(hidden.to(self.model.device), always=pictures):
             yield
 
     def close(self) -> None:
         """Give the base's layers the attributes that they had."""
-        if self.prefix is not None:
-            self.prefix.close()
+        for prefix in (self.prefix, self._picture_prefix):
+            if prefix is not None:
+                prefix.close()
+
+    def _seen(self, rows: Sequence[PromptRow | Sequence[int]]) -> list[PromptRow]:
+        """The rows; the first ones with pictures are tried."""
+        found = list(as_rows(rows))
+        pictured = [row for row in found if row.images]
+        if pictured and self._keep_prefix and not self._pictures_tried:
+            self._pictures_tried = True
+            self._picture_prefix = self._tried_on(pictured)
+        return found
+
+    def _tried_on(self, rows: Rows) -> FrozenPrefix | None:
+        """The prefix, if calls on such rows can start behind it without their pictures."""
+        layer = first_fused_layer(self.model)
+        count = len(next(iter(self._samples.values()), ()))
+        if layer == 0 or not count:
+            return None
+        chosen = [rows[i % len(rows)] for i in range(count)]
+        prefix = FrozenPrefix(self.model, layer)
+        whole, short = (
+            {**self.prompts.collate(chosen, self.pad, pixels=pixels), **self._samples}
+            for pixels in (True, False)
+        )
+        device, other = self.model.device, self._inputs(chosen[::-1])
+        if prefix.matches_whole_call(*(on_device(one, device) for one in (whole, short, other))):
+            return prefix
+        prefix.close()
+        self.notes.append(
+            "pictures: this base's image tower runs at each step, since its layers behind the "
+            "first fused one look at pictures too"
+        )
+        return None
+
+    def _prefix_of(self, row: PromptRow) -> FrozenPrefix | None:
+        return self._picture_prefix if row.images else self.prefix
+
+    def _inputs(self, rows: Rows) -> dict[str, Tensor]:
+        return self.prompts.collate(rows, self.pad)
 
     def _store(self, rows: Rows, *, final: bool) -> ActivationStore | None:
         layer = None if self.prefix is None else self.prefix.layer
 
-        def compute(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-            """What is stored of a batch of texts."""
-            return run_until(self.model, ids, mask, layer=layer, final=final)
+        def compute(group: Rows) -> dict[str, Tensor]:
+            """What is stored of a batch of rows."""
+            prefix = self._prefix_of(group[0])
+            until = None if prefix is None else prefix.layer
+            return run_until(self.model, self._inputs(group), layer=until, final=final)
 
-        kinds = [PREFIX] * (layer is not None) + [FINAL] * final
-        states = ActivationStore(rows, compute, kinds, self._folder(layer, final), self.pad)
+        started = any(self._prefix_of(row) is not None for row in rows)
+        kinds = [PREFIX] * started + [FINAL] * final
+        folder = self._folder(layer, final)
+        states = ActivationStore(rows, compute, kinds, folder, self._of_pictures())
         # The teacher stores as much again, derived from its states for a divergence.
         itemsize = next(self.model.base.parameters()).element_size()
         size = states.token_count * (len(kinds) + final) * self.model.stack.hidden_size * itemsize
@@ -232,6 +303,12 @@ class ActivationCaches:
             "computed anew at each step (`cache_gib` in [training] sets the limit)"
         )
         return None
+
+    def _of_pictures(self) -> str:
+        """What states of rows with pictures depend on, beside what those of texts do."""
+        config: Any = self.model.base.config
+        layer = None if self._picture_prefix is None else self._picture_prefix.layer
+        return text_fingerprint(layer, self.prompts.settings(), config.to_dict())
 
     def _folder(self, layer: int | None, final: bool) -> Path:
         base: Any = self.model.base

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from safe_framework.core.layer_hooks import registered
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import has_plain_head
+from safe_framework.core.padding import per_token_inputs
 from safe_framework.training.compute.calls import ForwardCall
 from safe_framework.training.compute.packing import (
     WORTHWHILE_SHARE,
@@ -57,9 +58,11 @@ class BaseProperties:
         if not (self.causal and call.positions.any()):
             return call
         length = int(call.positions.any(0).nonzero()[-1]) + 1
-        shape = call.positions.shape
         own = {key: value for key, value in call.inputs.items() if "__" not in key}
-        cut = {key: value[:, :length] for key, value in own.items() if _begins_with(value, shape)}
+        of_tokens = per_token_inputs(own, call.positions.shape)
+        if own.keys() != of_tokens.keys():
+            return call  # each picture has its place among the tokens
+        cut = {key: value[:, :length] for key, value in of_tokens.items()}
         return attrs.evolve(
             call, inputs={**call.inputs, **cut}, positions=call.positions[:, :length]
         )
@@ -105,7 +108,9 @@ def find_base_properties(model: SafeModel) -> BaseProperties:
     Args:
         model: in eval mode.
     """
-    found = BaseProperties(plain_head=has_plain_head(model, [0, 0]))
+    two = torch.zeros(1, 2, dtype=torch.long)
+    text = {"input_ids": two, "attention_mask": torch.ones_like(two)}
+    found = BaseProperties(plain_head=has_plain_head(model, text))
     ids = torch.zeros(2, _LENGTH, dtype=torch.long, device=model.device)
     other = ids.clone()
     other[1, -1] = 1

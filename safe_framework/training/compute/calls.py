@@ -35,12 +35,14 @@ class ForwardCall:
         temperatures: at which the softmax of these predictions will be asked for.
         prefix_states: what enters the first fused layer, for each row's real positions, each
             (length of the row, hidden); None where the call starts at the base's first layer.
+        pictures: whether its rows have some.
     """
 
     inputs: Mapping[str, Tensor]
     positions: Tensor
     temperatures: Sequence[float] = ()
     prefix_states: Sequence[Tensor] | None = None
+    pictures: bool = False
 
 
 @attrs.frozen(eq=False)
@@ -85,6 +87,7 @@ def merge_calls(calls: Sequence[ForwardCall]) -> ForwardCall:
         {key: concatenate_rows([call.inputs[key] for call in calls]) for key in first.inputs},
         concatenate_rows([call.positions for call in calls]),
         prefix_states=None if first.prefix_states is None else prefix_states,
+        pictures=any(call.pictures for call in calls),
     )
 
 

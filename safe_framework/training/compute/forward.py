@@ -90,12 +90,12 @@ class ForwardPlanner:
         """What is read of one call, packed where that is worthwhile."""
         packing = known.plan_packing(call) if self.merges else None
         if packing is None:
-            with self._from_prefix(call.prefix_states), known.computing_only(call.positions):
+            with self._from_prefix(call, call.prefix_states), known.computing_only(call.positions):
                 return readout(self.model, self.model.base, call.inputs, call.positions)
         positions = packing.pack_mask(call.positions)
         states = None if call.prefix_states is None else packing.pack_rows(call.prefix_states)
         packed = packing.applied_to(self.model)
-        with self._from_prefix(states), known.computing_only(positions), packed:
+        with self._from_prefix(call, states), known.computing_only(positions), packed:
             read = readout(self.model, self.model.base, call.inputs, positions)
         return None if read is None else packing.unpack_selected(read, positions)
 
@@ -112,10 +112,12 @@ class ForwardPlanner:
             inputs |= {f"{name}__{key}": value for key, value in encoded.items()}
         return attrs.evolve(call, inputs=inputs)
 
-    def _from_prefix(self, states: Sequence[Tensor] | None) -> AbstractContextManager[None]:
+    def _from_prefix(
+        self, call: ForwardCall, states: Sequence[Tensor] | None
+    ) -> AbstractContextManager[None]:
         if self.caches is None or states is None:
             return nullcontext()
-        return self.caches.start_from_prefix(states)
+        return self.caches.start_from_prefix(states, pictures=call.pictures)
 
 
 class PlainForward:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from safe_framework.core.layer_discovery import PLAIN
 from safe_framework.core.layer_hooks import (
-    REPLACEMENTS,
     Replacement,
     get_hidden_states,
     patch_forward,
     registered,
     restore_forward,
+    use_replacements,
 )
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import PREFIX, run_until
@@ -44,46 +44,54 @@ class FrozenPrefix:
         self._gives_tuple: list[bool] = []
 
     @contextmanager
-    def start_from(self, hidden: Tensor) -> Iterator[None]:
+    def start_from(self, hidden: Tensor, *, always: bool = False) -> Iterator[None]:
         """Within the block, a call with an active modality starts with these hidden states.
 
         Args:
             hidden: what enters the layer, for the texts of the call, (batch, length, hidden);
                 padded or cut on the right to the call's length.
+            always: whether a call without one does so too, whose pictures are not at hand.
         """
         last = self.layer - 1
         replacements: dict[Any, Replacement] = {}
         layers = zip(self._forwards, self._gives_tuple, strict=True)
         for number, (forward, as_tuple) in enumerate(layers):
             replacements[forward] = _pass_through(hidden if number == last else None, as_tuple)
-        token = REPLACEMENTS.set(replacements)
-        try:
+        with use_replacements(replacements, always=always):
             yield
-        finally:
-            REPLACEMENTS.reset(token)
 
     @torch.no_grad()
-    def matches_whole_call(self, batch: Mapping[str, Tensor]) -> bool:
+    def matches_whole_call(
+        self,
+        batch: Mapping[str, Tensor],
+        shortened: Mapping[str, Tensor] | None = None,
+        other: Mapping[str, Tensor] | None = None,
+    ) -> bool:
         """Whether a call that starts at the layer gives, bit for bit, what a whole one gives.
 
-        It does not where layers pass on more than hidden states, as T5's position biases.
+        It does not where layers pass on more than hidden states, as T5's position biases, or
+        where layers further up look at pictures.
 
         Args:
             batch: of texts with samples, on the model's device.
+            shortened: what a call that starts at the layer is given of it; all of it if None.
+            other: the base's own inputs of another call, made in between, so that no layer has
+                these texts cached; the same texts in another order if None.
         """
-        ids, mask = batch["input_ids"], batch["attention_mask"]
+        given = batch if shortened is None else shortened
         self._gives_tuple = self._tuple_outputs(batch)
-        hidden = run_until(self.model, ids, mask, layer=self.layer).get(PREFIX)
+        own = {name: value for name, value in batch.items() if "__" not in name}
+        hidden = run_until(self.model, own, layer=self.layer).get(PREFIX)
         if hidden is None or len(self._gives_tuple) != self.layer:
             return False
         whole = self.model(**batch).logits
-        run_until(self.model, ids.flip(0), mask.flip(0))  # so that no layer has these texts cached
+        run_until(self.model, other or {name: value.flip(0) for name, value in own.items()})
         try:
-            with self.start_from(hidden):
-                shortened = self.model(**batch).logits
+            with self.start_from(hidden, always=shortened is not None):
+                shortened_logits = self.model(**given).logits
         except Exception:  # whatever a third-party layer raises, there is no usable prefix
             return False
-        return bitwise_equal(whole, shortened)
+        return bitwise_equal(whole, shortened_logits)
 
     def close(self) -> None:
         """Give the layers the attributes that they had."""

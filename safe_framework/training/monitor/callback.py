@@ -12,11 +12,12 @@ from transformers import TrainerCallback
 
 from safe_framework.config.schema import Recipe
 from safe_framework.core.model import SafeModel
+from safe_framework.core.prompt_rows import PromptEncoder
 from safe_framework.data.distractors import FOREIGN, KINDS
 from safe_framework.data.frame_cache import FrameCache, RawSampleStore
 from safe_framework.errors import DataError, SafeError
 from safe_framework.training import distributed
-from safe_framework.training.batches import TokenizedExample, token_ids
+from safe_framework.training.batches import TokenizedExample
 from safe_framework.training.curriculum import Curriculum
 from safe_framework.training.monitor.event_log import FILE, EventLog
 from safe_framework.training.monitor.measurement import HeldOutEvaluator, HeldOutText
@@ -243,15 +244,15 @@ def held_out_texts(
     available = {name: store for name, store in stores.items() if samples[name]}
     kinds = [*KINDS, *([FOREIGN] if available and all(map(split.foreign.get, available)) else [])]
     pools = distractor_pools(kinds, samples, available, seed + 1, split.foreign)
-    markers = model.processor.markers
-    texts = []
+    prompts, texts = PromptEncoder.of(model), []
     for number, text in enumerate(split.texts):
         round_, turn = divmod(number, len(kinds))
         frames = {
             name: pool[kinds[turn]][round_ % len(pool[kinds[turn]])] for name, pool in pools.items()
         }
-        plain = token_ids(model.tokenizer, text, (), markers)
-        texts.append(HeldOutText(plain, token_ids(model.tokenizer, text, frames, markers), frames))
+        plain = prompts.whole_text(text.text, text.images)
+        marked = prompts.whole_text(text.text, text.images, list(frames))
+        texts.append(HeldOutText(plain, marked, frames))
     return texts
 
 

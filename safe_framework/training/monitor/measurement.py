@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 import numpy as np
@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from safe_framework.core.model import SafeModel
-from safe_framework.core.padding import attention_mask, pad_left, pad_right
+from safe_framework.core.padding import pad_right
+from safe_framework.core.prompt_rows import (
+    PromptEncoder,
+    PromptRow,
+    Rows,
+    groups_of,
+    read_positions,
+)
 from safe_framework.data.frame_cache import CachedSample
 from safe_framework.evaluation.answers import new_tokens
 from safe_framework.evaluation.metrics import Estimate, bootstrap, exact_match
@@ -28,6 +35,8 @@ from safe_framework.utils.sequences import batched
 
 if TYPE_CHECKING:
     from safe_framework.config.schema import MonitorSpec
+
+_Item = TypeVar("_Item")
 
 
 @attrs.frozen
@@ -184,13 +193,13 @@ class HeldOutText:
     """A text of the base's own domain, and a distractor of each modality.
 
     Attributes:
-        plain: its token ids.
+        plain: its token ids and pictures; plain ids are a text without pictures.
         marked: the same with the markers of every modality.
         frames: of a distractor, by modality.
     """
 
-    plain: Sequence[int]
-    marked: Sequence[int]
+    plain: PromptRow = attrs.field(converter=PromptRow.of)
+    marked: PromptRow = attrs.field(converter=PromptRow.of)
     frames: Mapping[str, CachedSample]
 
 
@@ -217,8 +226,10 @@ class HeldOutEvaluator:
         pad: int,
     ) -> None:
         self.model, self.pad = model, pad
-        self.examples = sorted(examples, key=lambda one: len(one.prompt))  # little padding
-        self.texts = sorted(texts, key=lambda text: len(text.plain))
+        # Like lengths need little padding; rows with pictures have calls of their own.
+        self.examples = sorted(examples, key=lambda one: _order(one.prompt))
+        self.texts = sorted(texts, key=lambda text: _order(text.plain))
+        self.prompts = PromptEncoder.of(model)
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
         self.dims = {name: encoder.dim for name, encoder in model.encoders.items()}
         self._base_tokens: list[Tensor] = []  # the base's next tokens on each text
@@ -228,7 +239,7 @@ class HeldOutEvaluator:
         """Measure the model as it is now, with every gate at 1."""
         with preserved_state(self.model):
             right, losses, tokens = list[float](), list[float](), list[int]()
-            for rows in batched(self.examples, self.batch_size):
+            for rows in _batches(self.examples, [e.prompt for e in self.examples], self.batch_size):
                 answers = self._answers(rows)
                 right += exact_match(answers, [one.text for one in rows]).tolist()
                 loss, count = self._loss(rows)
@@ -242,12 +253,9 @@ class HeldOutEvaluator:
             )
 
     def _answers(self, rows: Sequence[TokenizedExample]) -> list[str]:
-        prompts = [one.prompt for one in rows]
-        batch = {
-            "input_ids": pad_left(prompts, self.pad),
-            "attention_mask": pad_left([[1] * len(row) for row in prompts], 0),
-            **self._modality_columns([one.frames for one in rows]),
-        }
+        batch = self.prompts.collate([one.prompt for one in rows], self.pad, left=True)
+        batch.pop("decoder_input_ids", None)  # `generate` begins with it by itself
+        batch |= self._modality_columns([one.frames for one in rows])
         batch = self._on_device(batch)
         tokens = self.model.generate(
             **batch, max_new_tokens=self.max_new_tokens, do_sample=False, pad_token_id=self.pad
@@ -257,7 +265,7 @@ class HeldOutEvaluator:
         return [text.strip() for text in answers]
 
     def _loss(self, rows: Sequence[TokenizedExample]) -> tuple[float, int]:
-        batch = AnswerCollator(self.dims, self.pad)(rows)
+        batch = AnswerCollator(self.dims, self.pad, self.prompts)(rows)
         del batch["answers"]
         count = int((batch["labels"][:, 1:] != IGNORED).sum())
         return float(answer_loss(self.model, self.model.base, self._on_device(batch))), count
@@ -265,18 +273,16 @@ class HeldOutEvaluator:
     def _agreements(self) -> list[int]:
         """At how many positions of each text the model and its base agree."""
         found: list[int] = []
-        for rows in batched(self.texts, _TEXT_BATCH_SIZE):
+        plain = [text.plain for text in self.texts]
+        for rows in _batches(self.texts, plain, _TEXT_BATCH_SIZE):
             if len(self._base_tokens) < len(found) + len(rows):
                 self._base_tokens += self._base_next_tokens(rows)
             marked = [text.marked for text in rows]
-            batch = {
-                "input_ids": pad_right(marked, self.pad),
-                "attention_mask": attention_mask(marked),
-                **self._modality_columns([text.frames for text in rows]),
-            }
+            batch = self.prompts.collate(marked, self.pad)
+            batch |= self._modality_columns([text.frames for text in rows])
             predicted = self.model(**self._on_device(batch)).logits.argmax(-1).cpu()
-            is_text = self.model.processor.markers.words(batch["input_ids"])
-            is_text = is_text & batch["attention_mask"].bool()  # (batch, length)
+            ids = pad_right([row.predicting for row in marked], self.pad)
+            is_text = self.model.processor.markers.words(ids) & read_positions(marked)
             for row in range(len(rows)):
                 own = predicted[row][is_text[row]]
                 found.append(int((own == self._base_tokens[len(found)]).sum()))
@@ -284,9 +290,8 @@ class HeldOutEvaluator:
 
     def _base_next_tokens(self, rows: Sequence[HeldOutText]) -> list[Tensor]:
         plain = [text.plain for text in rows]
-        ids, mask = pad_right(plain, self.pad), attention_mask(plain)
         with self.model.off():
-            batch = self._on_device({"input_ids": ids, "attention_mask": mask})
+            batch = self._on_device(self.prompts.collate(plain, self.pad))
             predicted = self.model(**batch).logits.argmax(-1).cpu()
         return [row[: len(text)] for row, text in zip(predicted, plain, strict=True)]
 
@@ -298,6 +303,16 @@ class HeldOutEvaluator:
 
     def _on_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {key: value.to(self.model.device) for key, value in batch.items()}
+
+
+def _order(row: PromptRow) -> tuple[bool, int]:
+    return bool(row.images), len(row.ids)
+
+
+def _batches(items: Sequence[_Item], rows: Rows, size: int) -> Iterator[Sequence[_Item]]:
+    """Batches of items, none of which has both rows with pictures and rows without."""
+    for group in groups_of(rows):
+        yield from batched([items[i] for i in group], size)
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import on_device
-from safe_framework.core.padding import attention_mask, pad_right
+from safe_framework.core.padding import pad_right
+from safe_framework.core.prompt_rows import PromptEncoder, PromptRow, Rows, as_rows, groups_of
 from safe_framework.data.distractors import distractor
 from safe_framework.data.frame_cache import CachedSample, FrameCache, RawSampleStore, contents
 from safe_framework.errors import DataError
@@ -114,8 +115,7 @@ class RetentionExamples(LazySequence[Mapping[str, Tensor]]):
     def made(self, number: int) -> Mapping[str, Tensor]:
         """A text and its distractor, as a batch of one row."""
         round_, turn = divmod(number, len(self.kinds))
-        ids = torch.tensor([list(self.retention.marked[number])])  # (1, length)
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        batch = self.retention.collate([self.retention.marked[number]])
         for name, pools in self.retention.pools.items():
             pool = pools[self.kinds[turn]]
             batch |= modality_columns(name, [pool[round_ % len(pool)]], self.retention.dims[name])
@@ -129,7 +129,7 @@ class CounterfactualRetention:
     Args:
         model: being trained.
         methods: with their weights.
-        rows: token ids of the retention texts.
+        rows: the retention texts with their pictures; plain ids are texts without.
         pools: frames of distractors by modality and kind.
         kinds: of distractor, which a step's texts get in turn; without any, a step runs no text
             and has only the methods that need none.
@@ -145,24 +145,26 @@ class CounterfactualRetention:
         self,
         model: SafeModel,
         methods: Sequence[WeightedRegularizer],
-        rows: Sequence[Sequence[int]],
+        rows: Sequence[PromptRow | Sequence[int]],
         pools: DistractorPools,
         *,
         kinds: Sequence[str],
         batch_size: int,
         seed: int,
         pad: int,
-        marked: Sequence[Sequence[int]] | None = None,
+        marked: Sequence[PromptRow | Sequence[int]] | None = None,
         caches: ActivationCaches | None = None,
         group_by_length: bool = False,
     ) -> None:
-        self.methods, self.rows, self.pools, self.kinds = methods, rows, pools, kinds
-        self.marked = rows if marked is None else marked
+        self.methods, self.pools, self.kinds = methods, pools, kinds
+        self.rows = as_rows(rows)
+        self.marked = self.rows if marked is None else as_rows(marked)
         self.batch_size, self.seed, self.pad = batch_size, seed, pad
         self.model, self.caches = model, caches
-        self.states = caches.retention_texts(rows) if caches and kinds else None
-        self.teacher = Teacher(model, pad, self.states)
-        self.order = TextOrder([len(row) for row in rows], batch_size, seed, group_by_length)
+        self.prompts = caches.prompts if caches else PromptEncoder.of(model)
+        self.states = caches.retention_texts(self.rows) if caches and kinds else None
+        self.teacher = Teacher(model, pad, self.states, self.prompts)
+        self.order = TextOrder([len(row) for row in self.rows], batch_size, seed, group_by_length)
         self.dims = {name: model.modality(name).encoder.dim for name in pools}
 
     def begin(
@@ -207,7 +209,8 @@ class CounterfactualRetention:
             autocast: whether steps are computed in lower precision than the base is.
         """
         if self.states is not None and self.kinds:
-            needed = [self.rows[index] for index in self.order.needed(steps)]
+            wanted = [self.rows[index] for index in self.order.needed(steps)]
+            needed = [row for row in wanted if self.states.contains([row])]
             self.states.precompute(needed, "reading retention texts", progress)
             if not autocast:
                 self.teacher.precompute(needed, self._temperatures, progress)
@@ -222,7 +225,17 @@ class CounterfactualRetention:
         if not self.kinds or not any(self.model.gates.values()):
             return  # the model equals its base
         all_chosen = self.order.step(step)
-        chosen = shard.of(all_chosen)
+        own = list(range(len(all_chosen)))
+        places = shard.of(own)  # of the shard's texts in the step
+        groups = groups_of([self.rows[all_chosen[place]] for place in places])
+        for group in groups:
+            yield self._term(all_chosen, [places[i] for i in group], step, device)
+
+    def _term(
+        self, all_chosen: Sequence[int], places: Sequence[int], step: int, device: torch.device
+    ) -> LossTerm:
+        """The share in the loss that those of a step's texts have that are read in one call."""
+        chosen = [all_chosen[place] for place in places]
         rows = [self.rows[i] for i in chosen]
         tokens, all_tokens = self._token_count(chosen), self._token_count(all_chosen)
         share = self.order.share(all_chosen) * tokens / all_tokens
@@ -236,7 +249,7 @@ class CounterfactualRetention:
                 total = total if penalty is None else total + entry.weight * share * penalty
             return total
 
-        yield LossTerm(self._call(chosen, step, device, shard), loss)
+        return LossTerm(self._call(chosen, places, step, device), loss)
 
     def parameter_loss(self, device: torch.device, shard: StepShard = WHOLE_STEP) -> Tensor:
         """The weighted sum of the penalties that depend on the parameters alone, or a shard's."""
@@ -253,22 +266,27 @@ class CounterfactualRetention:
     def _token_count(self, chosen: Sequence[int]) -> int:
         return sum(len(self.rows[i]) for i in chosen)
 
+    def collate(self, rows: Rows, *, pixels: bool = True) -> dict[str, Tensor]:
+        """What a call on some texts is given, but for distractors."""
+        return self.prompts.collate(rows, self.pad, pixels=pixels)
+
     def _call(
-        self, chosen: Sequence[int], step: int, device: torch.device, shard: StepShard
+        self, chosen: Sequence[int], places: Sequence[int], step: int, device: torch.device
     ) -> ForwardCall:
-        """A shard's texts with distractors, read at each of their tokens."""
+        """Some texts of a step with distractors, read at each of their tokens."""
         rows, marked = [self.rows[i] for i in chosen], [self.marked[i] for i in chosen]
-        batch = {"input_ids": pad_right(marked, self.pad), "attention_mask": attention_mask(marked)}
-        for name, pool in self.pools.items():
-            frames = shard.of(self._distractors(pool, step))
-            batch |= modality_columns(name, frames, self.dims[name])
-        batch, positions = on_device(batch, device), _text_positions(rows, marked).to(device)
         prefix_states = None
         if self.caches is not None:
-            prefix_states = self.caches.prefix_states(
-                self.states, batch["input_ids"], batch["attention_mask"]
-            )
-        return ForwardCall(batch, positions, self._temperatures, prefix_states)
+            prefix_states = self.caches.prefix_states(self.states, marked)
+        batch = self.collate(marked, pixels=prefix_states is None)
+        for name, pool in self.pools.items():
+            distractors = self._distractors(pool, step)
+            frames = [distractors[place] for place in places]
+            batch |= modality_columns(name, frames, self.dims[name])
+        batch, positions = on_device(batch, device), _text_positions(rows, marked).to(device)
+        return ForwardCall(
+            batch, positions, self._temperatures, prefix_states, pictures=bool(rows[0].images)
+        )
 
     def _distractors(
         self, pool: Mapping[str, Sequence[CachedSample]], step: int
@@ -282,10 +300,12 @@ class CounterfactualRetention:
         return chosen
 
 
-def _text_positions(rows: Sequence[Sequence[int]], marked: Sequence[Sequence[int]]) -> Tensor:
+def _text_positions(rows: Rows, marked: Rows) -> Tensor:
     """True at each text's own tokens among its markers, (batch, length)."""
-    own = [set(row) for row in rows]
-    is_own = [[token in ids for token in row] for row, ids in zip(marked, own, strict=True)]
+    own = [set(row.predicting) for row in rows]
+    is_own = [
+        [token in ids for token in row.predicting] for row, ids in zip(marked, own, strict=True)
+    ]
     return pad_right(is_own, False)
 
 
@@ -327,7 +347,9 @@ def _data_fingerprint(retention: CounterfactualRetention) -> str:
         for kind, pool in pools.items()
         for number, one in enumerate(pool)
     }
-    rows = [list(map(int, row)) for row in retention.marked]
+    rows = [row.identity for row in retention.marked]
+    if any(row.images for row in retention.marked):
+        rows.append(retention.prompts.settings())
     frames, samples = contents(pooled)
     if not samples:
         return text_fingerprint(rows, tensors_fingerprint(frames))

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import FINAL, on_device, output_head, run_until
-from safe_framework.core.padding import attention_mask, pad_right
+from safe_framework.core.prompt_rows import (
+    PromptEncoder,
+    PromptRow,
+    Rows,
+    as_rows,
+    read_positions,
+)
 from safe_framework.training.compute.activation_cache import Activations, ActivationStore
 from safe_framework.training.compute.chunked_vocabulary import (
     SoftmaxStatistics,
@@ -23,7 +29,6 @@ from safe_framework.training.compute.chunked_vocabulary import (
 )
 from safe_framework.utils.progress import ProgressCallback
 
-Rows = Sequence[Sequence[int]]
 _LOG_SUM, _EMBEDDING = "log_sum", "embedding"
 
 
@@ -34,10 +39,18 @@ class Teacher:
         model: whose base, with every modality off, is the teacher.
         pad: id of padding.
         states: activations of the texts; without ``FINAL`` among them, the base runs.
+        prompts: makes batches of texts with pictures; the model's own if None.
     """
 
-    def __init__(self, model: SafeModel, pad: int, states: ActivationStore | None = None) -> None:
+    def __init__(
+        self,
+        model: SafeModel,
+        pad: int,
+        states: ActivationStore | None = None,
+        prompts: PromptEncoder | None = None,
+    ) -> None:
         self.model, self.pad = model, pad
+        self.prompts = prompts or PromptEncoder.of(model)
         self.states = states if states is not None and FINAL in states.kinds else None
         self._softmax_stores: dict[float, ActivationStore] = {}
 
@@ -53,29 +66,27 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, rows: Rows) -> Tensor:
-        """The base's logits, (tokens, vocabulary)."""
+        """The base's logits on rows of one call, (tokens, vocabulary)."""
         if self.states is not None:
             logits: Tensor = output_head(self.model.base)(self.hidden(rows).unsqueeze(0))[0]
             return logits
-        batch = {"input_ids": pad_right(rows, self.pad), "attention_mask": attention_mask(rows)}
-        given = on_device(batch, self.model.device)
+        given = on_device(self.prompts.collate(rows, self.pad), self.model.device)
         with self.model.off():
             whole: Tensor = self.model(**given).logits
-        return whole[given["attention_mask"].bool()]
+        return whole[read_positions(rows).to(whole.device)]
 
     def hidden(self, rows: Rows) -> Tensor:
         """The input of the output embeddings, (tokens, hidden)."""
         if self.states is not None:
             return _concatenate(self.states.of(rows), FINAL, self.model)
-        mask = attention_mask(rows)
-        final = run_until(self.model, pad_right(rows, self.pad), mask, final=True)[FINAL]
-        return final[mask.bool().to(final.device)]
+        final = run_until(self.model, self.prompts.collate(rows, self.pad), final=True)[FINAL]
+        return final[read_positions(rows).to(final.device)]
 
     def softmax(self, rows: Rows, hidden: Tensor, temperature: float) -> SoftmaxStatistics:
         """The softmax over the vocabulary, as a divergence needs it.
 
         Args:
-            rows: token ids of the texts.
+            rows: the texts.
             hidden: the input of the output embeddings there, as ``hidden`` gives it.
             temperature: by which logits are divided.
         """
@@ -111,11 +122,11 @@ class TeacherPredictions:
 
     Args:
         teacher: of the texts.
-        rows: their token ids.
+        rows: the texts, all with pictures or all without.
     """
 
-    def __init__(self, teacher: Teacher, rows: Rows) -> None:
-        self.teacher, self.rows = teacher, rows
+    def __init__(self, teacher: Teacher, rows: Sequence[PromptRow | Sequence[int]]) -> None:
+        self.teacher, self.rows = teacher, as_rows(rows)
 
     @cached_property
     def hidden(self) -> Tensor:

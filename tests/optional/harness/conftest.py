@@ -1,4 +1,4 @@
-"""A tiny adapter that was moved away from its silent start, and two local tasks."""
+"""Tiny adapters that were moved away from their silent start, and local tasks."""
 
 from pathlib import Path
 
@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import safe_framework
+from safe_framework.pretrained import quietly
 from tests.runs.conftest import cache, world, write_rows
+from tests.support.seeing import picture, save, seeing_bases
 
 __all__ = ["cache", "world"]
 
@@ -32,6 +34,26 @@ doc_to_target: "{{{{answer}}}}"
 generation_kwargs: {{until: [mat], max_gen_toks: 5}}
 metric_list: [{{metric: bypass}}]
 """
+SEEN = """
+task: seen
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/pictures.jsonl}}}}
+test_split: test
+output_type: generate_until
+doc_to_image: !function pictures.of_row
+doc_to_text: "<image>{{{{text}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: [mat], max_gen_toks: 5}}
+metric_list: [{{metric: bypass}}]
+"""
+PICTURES = """\
+from PIL import Image
+
+
+def of_row(doc):
+    return [Image.open(doc["image"]).convert("RGB")]
+"""
+COLOURS = ["red", "blue", "green", "white", "black"]
 TEXTS = ["what is this", "the cat sat on a", "the dog", "what a dog is this cat", "low high"]
 
 
@@ -48,6 +70,53 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "choice.yaml").write_text(CHOICE.format(folder=folder), "utf-8")
     (folder / "writing.yaml").write_text(WRITING.format(folder=folder), "utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def picture_tasks(tasks: Path) -> Path:
+    """The same folder with a task about pictures in it."""
+    rows = []
+    for number, colour in enumerate(COLOURS):
+        picture(colour, 8 + number, 8).save(tasks / f"{colour}.png")
+        text = TEXTS[number % 2]
+        rows.append({"image": str(tasks / f"{colour}.png"), "text": text, "answer": colour})
+    write_rows(tasks / "pictures.jsonl", rows)
+    (tasks / "pictures.py").write_text(PICTURES, "utf-8")
+    (tasks / "seen.yaml").write_text(SEEN.format(folder=tasks), "utf-8")
+    return tasks
+
+
+@pytest.fixture(scope="session")
+def seeing(world: Path) -> Path:
+    """The folder of a base that sees."""
+    with quietly():
+        return save(world / "seeing", *seeing_bases()["llava"]())
+
+
+@pytest.fixture(scope="session")
+def seeing_adapter(world: Path, seeing: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of that base."""
+    recipe = on_base(world, seeing, "seeing", "")
+    return adapter_of(recipe, tmp_path_factory.mktemp("seeing") / "adapter")
+
+
+@pytest.fixture(scope="session")
+def marked_seeing_adapter(
+    world: Path, seeing: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An adapter of that base whose modality puts markers and tokens into the text."""
+    recipe = on_base(world, seeing, "marked_seeing", "markers = true\ninline = true\n")
+    return adapter_of(recipe, tmp_path_factory.mktemp("marked") / "adapter")
+
+
+def on_base(world: Path, base: Path, name: str, marks: str) -> Path:
+    """The recipe of the world on another base, with more lines for its modality."""
+    text = (world / "recipe.toml").read_text("utf-8")
+    table = "[modalities.audio]\n"
+    text = text.replace(f'"{world}/base"', f'"{base}"').replace(table, table + marks)
+    recipe = world / f"{name}.toml"
+    recipe.write_text(text, "utf-8")
+    return recipe
 
 
 def adapter_of(recipe: Path, folder: Path) -> Path:
@@ -69,8 +138,5 @@ def adapter(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def marked_adapter(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One whose modality puts markers and tokens into the text."""
-    text = (world / "recipe.toml").read_text("utf-8")
-    recipe = world / "marked.toml"
-    table = "[modalities.audio]\n"
-    recipe.write_text(text.replace(table, table + "markers = true\ninline = true\n"), "utf-8")
+    recipe = on_base(world, world / "base", "marked", "markers = true\ninline = true\n")
     return adapter_of(recipe, tmp_path_factory.mktemp("marked") / "adapter")

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,13 @@ pytestmark = [
 Samples = dict[str, list[Any]]
 
 
-def judged(model: str, arguments: Mapping[str, Any], tasks: Path, batch_size: int = 2) -> Samples:
+def judged(
+    model: str,
+    arguments: Mapping[str, Any],
+    tasks: Path,
+    batch_size: int = 2,
+    names: Sequence[str] = ("choice", "writing"),
+) -> Samples:
     """What the harness got for each request of each task, floats as they are."""
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -36,7 +42,7 @@ def judged(model: str, arguments: Mapping[str, Any], tasks: Path, batch_size: in
     found = lm_eval.simple_evaluate(
         model=model,
         model_args=dict(arguments),
-        tasks=["choice", "writing"],
+        tasks=list(names),
         batch_size=batch_size,
         device="cpu",
         bootstrap_iters=0,
@@ -193,3 +199,88 @@ def test_a_run_gives_the_samples(kind: str, world: Path, run: Path) -> None:
     assert pool
     values = [np.zeros_like(one) for one in pool] if kind == "silence" else pool
     assert any(np.array_equal(found.values, one) for one in values)
+
+
+# Pictures
+
+
+PICTURED = ("seen", "choice")  # the harness writes no texts with pictures and without in one run
+SEEING = ["seeing_adapter", "marked_seeing_adapter"]
+
+
+@pytest.fixture(scope="module")
+def seeing_base(seeing: Path, picture_tasks: Path) -> Samples:
+    """What the harness's own model for pictures gets from the base, of texts too."""
+    arguments = {"pretrained": str(seeing), "dtype": "float32"}
+    return judged("hf-multimodal", arguments, picture_tasks, names=PICTURED)
+
+
+@pytest.mark.parametrize("arguments", OFF, ids=str)
+@pytest.mark.parametrize("kind", SEEING)
+def test_off_is_the_base_on_pictures(
+    kind: str,
+    arguments: dict[str, Any],
+    seeing_base: Samples,
+    picture_tasks: Path,
+    world: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Law L2: absent, or at gate 0, each answer about a picture is the base's, each sample."""
+    given = {"adapter": str(request.getfixturevalue(kind)), "like": str(world / "test0.wav")}
+    found = judged("safe-multimodal", {**given, **arguments}, picture_tasks, names=PICTURED)
+    assert found == seeing_base
+    assert {len(rows) for rows in found.values()} == {5}
+
+
+def test_pictures_are_seen(seeing_base: Samples) -> None:
+    """Law: the same question about other pictures has other answers, so that they can differ."""
+    answers = [seeing_base["seen"][row][0][0] for row in (0, 2, 4)]  # of one text
+    assert len(set(answers)) > 1
+
+
+@pytest.mark.parametrize("kind", SEEING)
+def test_an_open_gate_is_heard_beside_pictures(
+    kind: str,
+    seeing_base: Samples,
+    picture_tasks: Path,
+    world: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Law: with a sample at gate 1, answers about pictures are others than the base's."""
+    clip = str(world / "test1.wav")
+    given = {"adapter": str(request.getfixturevalue(kind)), "distractor": clip, "gate": 1}
+    found = judged("safe-multimodal", given, picture_tasks, names=PICTURED)
+    assert found["seen"] != seeing_base["seen"]
+    assert found["choice"] != seeing_base["choice"]
+
+
+@pytest.mark.parametrize("kind", SEEING)
+def test_answers_about_pictures_are_those_of_generate(
+    kind: str, picture_tasks: Path, world: Path, request: pytest.FixtureRequest
+) -> None:
+    """Law: a picture is answered beside a sample as ``generate`` answers the processor's batch."""
+    from PIL import Image
+
+    import safe_framework
+    from safe_framework.data.audio import read_audio
+
+    adapter, clip = request.getfixturevalue(kind), world / "test1.wav"
+    given = {"adapter": str(adapter), "distractor": str(clip)}
+    found = judged("safe-multimodal", given, picture_tasks, 1, names=["seen"])
+    model = safe_framework.load(adapter)
+    shown = Image.open(picture_tasks / "red.png").convert("RGB")
+    sound = read_audio(clip, 16000)
+    batch = model.processor(text=["<image>what is this"], images=[[shown]], audio=[sound])
+    out = model.generate(**batch, max_new_tokens=5, do_sample=False)
+    new = out[0, batch["input_ids"].shape[1] :]
+    text = model.processor.decode(new, skip_special_tokens=True)
+    assert found["seen"][0][0][0] == text.partition("mat")[0]
+
+
+def test_a_base_that_reads_is_no_base_for_pictures(adapter: Path) -> None:
+    """Law: an adapter whose base has no image processor is refused, with the model to use."""
+    from safe_framework.harness.model import SafeMultimodalLM
+
+    message = "`LlamaForCausalLM` has no image processor\nhint: .*--model safe"
+    with pytest.raises(SafeError, match=message):
+        SafeMultimodalLM(str(adapter))

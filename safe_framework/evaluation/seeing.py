@@ -1,0 +1,212 @@
+"""What a base that sees still sees: its answers about pictures with the sense absent and beside it.
+
+The questions are held-out texts with a picture and an answer. They are scored by VQA accuracy, and
+retention is the ratio of two such accuracies, the model's and the base's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from safe_framework.data.examples import Example, TextRow
+from safe_framework.evaluation.answers import answer, batched_apart, example_inputs, new_tokens
+from safe_framework.evaluation.gain import KIND, kind_of
+from safe_framework.evaluation.metrics import bootstrap, bootstrap_ratio
+from safe_framework.evaluation.results import (
+    PictureQuestion,
+    Seeing,
+    SeeingScore,
+    SeeingScores,
+)
+from safe_framework.evaluation.retention import DistractorDraw, distractor_pools
+from safe_framework.evaluation.vqa import vqa_accuracy
+from safe_framework.interfaces.types import Sample
+from safe_framework.utils.progress import ProgressCallback, no_progress
+from safe_framework.utils.tensors import bitwise_equal
+
+if TYPE_CHECKING:
+    from safe_framework.core.model import SafeModel
+
+_Scores = NDArray[np.float64]
+
+
+def picture_questions(texts: Sequence[str | TextRow]) -> list[TextRow]:
+    """The rows that have a picture and an answer."""
+    return [row for row in texts if isinstance(row, TextRow) and row.images and row.people]
+
+
+@torch.no_grad()
+def seeing(
+    model: SafeModel,
+    modality: str,
+    texts: Sequence[str | TextRow],
+    examples: Sequence[Example],
+    foreign: Sequence[Sample] = (),
+    *,
+    by: str = KIND,
+    max_new_tokens: int = 8,
+    batch_size: int = 32,
+    resamples: int = 1000,
+    seed: int = 0,
+    progress: ProgressCallback = no_progress,
+) -> Seeing | None:
+    """Ask all picture questions in every way; None where there are none.
+
+    Args:
+        model: in eval mode.
+        modality: whose gate is opened.
+        texts: of which those with pictures and an answer are asked.
+        examples: of the test data; irrelevant samples are made from theirs.
+        foreign: more irrelevant samples, which are not of the task; may be none.
+        by: the field that says what kind of question a row is.
+        max_new_tokens: limit of an answer's length.
+        batch_size: questions at a time.
+        resamples: of the intervals.
+        seed: of the irrelevant samples and the intervals.
+        progress: called after every batch.
+    """
+    rows = picture_questions(texts)
+    if not rows:
+        return None
+    options: Any = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    alone = [as_example(row, {}) for row in rows]
+    same_logits, same_tokens, base, absent = _with_sense_absent(model, alone, progress, **options)
+    options |= {"gate": {modality: 1.0}, "progress": progress}
+    pools = distractor_pools(modality, examples, foreign)
+    draw = DistractorDraw(modality, pools, seed)
+    beside: dict[str, list[str]] = {}
+    for kind in pools:
+        given = [as_example(*pair) for pair in zip(rows, draw(kind, len(rows)), strict=True)]
+        beside[kind] = answer(model, given, label=f"pictures beside {kind} samples", **options)
+    having = [row for row in rows if modality in row.samples]
+    own = [as_example(row, row.samples) for row in having]
+    heard = answer(model, own, label="pictures beside their own samples", **options)
+    relevant = dict(zip(map(id, having), heard, strict=True))
+    questions = tuple(
+        PictureQuestion(
+            place=row.place,
+            question=str(row.fields.get("question", row.text)),
+            expected=row.people,
+            kind=kind_of(row.fields, by),
+            base=base[number],
+            absent=absent[number],
+            irrelevant={kind: answers[number] for kind, answers in beside.items()},
+            relevant=relevant.get(id(row)),
+            images=row.images,
+            sample=row.samples.get(modality),
+            file=row.files.get(modality),
+        )
+        for number, row in enumerate(rows)
+    )
+    return summed_up(questions, same_logits, same_tokens, resamples=resamples, seed=seed)
+
+
+def summed_up(
+    questions: Sequence[PictureQuestion],
+    same_logits: bool,
+    same_tokens: bool,
+    *,
+    resamples: int,
+    seed: int,
+) -> Seeing:
+    """The scores of questions that were asked in every way, together and by kind.
+
+    Args:
+        questions: with their answers; at least one.
+        same_logits: whether, without a sample, all logits were the base's.
+        same_tokens: whether all answers were.
+        resamples: of the intervals.
+        seed: of the intervals.
+    """
+    kinds = dict.fromkeys(one.kind for one in questions if one.kind)
+    groups = {kind: [one for one in questions if one.kind == kind] for kind in kinds}
+    return Seeing(
+        same_logits,
+        same_tokens,
+        _scores(questions, resamples, seed),
+        {kind: _scores(group, resamples, seed) for kind, group in groups.items()},
+        tuple(questions),
+    )
+
+
+def as_example(row: TextRow, samples: Mapping[str, Sample]) -> Example:
+    """A picture question beside samples, to be asked as test examples are."""
+    return Example(row.text, row.people[0], samples, row.place, images=row.images)
+
+
+def _with_sense_absent(
+    model: SafeModel,
+    questions: Sequence[Example],
+    progress: ProgressCallback,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+) -> tuple[bool, bool, list[str], list[str]]:
+    """Whether logits and tokens are the base's, and both answers to each question."""
+    options = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    logits, tokens = True, True
+    before, after = list[str](), list[str]()
+    for rows in batched_apart(questions, batch_size):
+        plain = example_inputs(model, rows)
+        with model.original_base():
+            generate: Any = model.base.generate
+            base, expected = model.base(**plain).logits, generate(**plain, **options)
+        logits &= bitwise_equal(model(**plain).logits, base)
+        given = model.generate(**plain, **options)
+        tokens &= expected.shape == given.shape and torch.equal(expected, given)
+        before += _decoded(model, expected, plain)
+        after += _decoded(model, given, plain)
+        progress("pictures alone", len(after), len(questions))
+    return logits, tokens, before, after
+
+
+def _decoded(model: SafeModel, tokens: torch.Tensor, batch: Mapping[str, Any]) -> list[str]:
+    own = new_tokens(model, tokens, batch)
+    texts: list[str] = model.tokenizer.batch_decode(own, skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def _scores(questions: Sequence[PictureQuestion], resamples: int, seed: int) -> SeeingScores:
+    drawing: Any = {"resamples": resamples, "seed": seed}
+    base = [one.base for one in questions]
+    kinds = {kind: [one.irrelevant[kind] for one in questions] for kind in questions[0].irrelevant}
+    having = [one for one in questions if one.relevant is not None]
+    relevant = [one.relevant or "" for one in having]
+    return SeeingScores(
+        base=bootstrap(_right(questions, base), **drawing),
+        absent=_score(questions, [[one.absent for one in questions]], **drawing),
+        irrelevant={kind: _score(questions, [found], **drawing) for kind, found in kinds.items()},
+        overall=_score(questions, list(kinds.values()), **drawing),
+        relevant=_score(having, [relevant], **drawing) if having else None,
+    )
+
+
+def _score(
+    questions: Sequence[PictureQuestion],
+    ways: Sequence[Sequence[str]],
+    *,
+    resamples: int,
+    seed: int,
+) -> SeeingScore:
+    """The score of answers given in one way or several, which count as one question's mean."""
+    base = [one.base for one in questions]
+    reference = _right(questions, base)
+    right = np.mean([_right(questions, answers) for answers in ways], axis=0)
+    same = np.mean(
+        [[float(a == b) for a, b in zip(answers, base, strict=True)] for answers in ways], axis=0
+    )
+    return SeeingScore(
+        bootstrap(right, resamples=resamples, seed=seed),
+        bootstrap(right - reference, resamples=resamples, seed=seed),
+        bootstrap(same, resamples=resamples, seed=seed),
+        bootstrap_ratio(right, reference, resamples=resamples, seed=seed),
+    )
+
+
+def _right(questions: Sequence[PictureQuestion], answers: Sequence[str]) -> _Scores:
+    return vqa_accuracy(answers, [one.expected for one in questions])

@@ -1,0 +1,51 @@
+"""What belongs to the picture of a held-out text: a sample, and what several people answered."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from safe_framework.data.examples import read_texts
+from safe_framework.errors import DataError
+from safe_framework.testing.toys import ToyEncoder
+
+
+def written(folder: Path, *rows: dict[str, Any]) -> Path:
+    """A file of these rows."""
+    path = folder / "texts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def test_a_sample_is_read_where_an_encoder_is_given(tmp_path: Path) -> None:
+    """Law: a text's sample is read for who asks for it, and left alone otherwise."""
+    np.save(tmp_path / "felt.npy", np.ones((3, 4), np.float32))
+    path = written(tmp_path, {"text": "a dog", "touch": "felt.npy"}, {"text": "a cat"})
+    own, other = read_texts(path, modalities=["touch"], encoders={"touch": ToyEncoder()})
+    assert own.samples["touch"].shape == (3, 4)
+    assert own.files == {"touch": tmp_path / "felt.npy"}
+    assert not other.samples
+    assert not read_texts(path, modalities=["touch"])[0].samples
+
+
+def test_people_are_those_who_answered_or_the_one_answer(tmp_path: Path) -> None:
+    """Law: ``answers`` come first, as texts or as VQA writes them; else there is one or none."""
+    path = written(
+        tmp_path,
+        {"question": "what", "answer": "dog", "answers": ["dog", "puppy"]},
+        {"question": "what", "answers": [{"answer": "dog", "answer_id": 1}]},
+        {"question": "what", "answers": '["dog", "cat"]'},
+        {"question": "what", "answer": "dog"},
+        {"question": "what"},
+    )
+    found = [row.people for row in read_texts(path)]
+    assert found == [("dog", "puppy"), ("dog",), ("dog", "cat"), ("dog",), ()]
+
+
+@pytest.mark.parametrize("answers", ["dog", [], ["dog", ""], [1], [{"said": "dog"}], {"a": "b"}])
+def test_answers_that_are_none_are_named(tmp_path: Path, answers: Any) -> None:
+    """Law: anything but a list of texts is refused, with the row."""
+    with pytest.raises(DataError, match=r"texts\.jsonl:1: `answers` must be a list of texts"):
+        read_texts(written(tmp_path, {"question": "what", "answers": answers}))
