@@ -52,8 +52,11 @@ def render_prompt(data: DataSpec, prompt: str, processor: Any, images: int = 0) 
             "the base has no chat template, which `chat = true` in [data] asks for",
             hint="leave it out, and write the form of a question into `prompt`",
         )
-    text = _rendered(renderer, data.system, prompt, images)
-    return _without_start_token(text_tokenizer(processor), text)
+    text, tokenizer = _rendered(renderer, data.system, prompt, images), text_tokenizer(processor)
+    started = tokenizer.bos_token and text.startswith(tokenizer.bos_token)
+    if renderer is not tokenizer and not started:
+        return text  # a processor puts special tokens around a chat that has no start token
+    return _without_start_token(tokenizer, text)
 
 
 def chat_opening(data: DataSpec, processor: Any, images: int = 0) -> str:
