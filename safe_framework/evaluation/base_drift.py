@@ -155,6 +155,9 @@ def _compared(
 
 
 def _mask(model: SafeModel, plain: Mapping[str, Any], logits: Tensor) -> Tensor:
+    if "decoder_attention_mask" in plain:
+        decoded: Tensor = plain["decoder_attention_mask"]
+        return decoded.bool()
     mask = plain.get("attention_mask")
     if isinstance(mask, Tensor) and mask.shape == logits.shape[:2]:
         return mask.bool() & ~placeholders(model, plain["input_ids"])
