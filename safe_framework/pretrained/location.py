@@ -53,7 +53,8 @@ def resolve(name: str, *, quiet: bool = False) -> str:
 
     Returns:
         The folder itself; or, for a card whose weights a package holds, a folder in the user's
-        cache, which is made once; or the hub id, unchanged or the card's.
+        cache, which is made once; or the folder in that cache of a base that was composed under
+        that name; or the hub id, unchanged or the card's.
 
     Raises:
         CheckpointError: it is none of the three, or the card's weights cannot be had.
@@ -66,6 +67,8 @@ def resolve(name: str, *, quiet: bool = False) -> str:
     if name in cards:
         card = read_card(cards[name])
         return card.hub if card.package is None else str(_cached(card, quiet))
+    if name and (made := composed_folder(name)).is_dir():
+        return str(made)
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         return name
     raise CheckpointError(
@@ -89,6 +92,17 @@ def _wanted_cache() -> Path:
         return Path(chosen).expanduser()
     user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(user) / "safe-framework"
+
+
+def composed_folder(name: str) -> Path:
+    """Where a base is that ``safe compose`` makes: a plain name's folder is in the user's cache.
+
+    A folder of that name in the working directory goes before.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir() or not re.fullmatch(r"\w[\w.-]*", name):
+        return folder
+    return cache_folder() / "composed" / name
 
 
 def _can_write(folder: Path) -> bool:
