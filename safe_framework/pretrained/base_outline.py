@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from safe_framework.pretrained.cards import read_card
+from safe_framework.pretrained.location import composed_folder
 from safe_framework.utils import catalogue
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ def outline_of(spec: BaseSpec) -> BaseOutline | None:
     if folder.is_dir():
         return _read(folder)
     card = catalogue.cards().get(spec.model)
+    if card is None and (made := composed_folder(spec.model)).is_dir():
+        return _read(made)
     if card is None:
         return _cached(spec.model, spec.revision)
     found = read_card(card)

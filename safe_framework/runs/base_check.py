@@ -27,7 +27,7 @@ from safe_framework.pretrained.base_outline import (
     known_types,
     outline_of,
 )
-from safe_framework.pretrained.location import is_hub_id, unknown_checkpoint
+from safe_framework.pretrained.location import composed_folder, is_hub_id, unknown_checkpoint
 from safe_framework.utils import catalogue
 from safe_framework.utils.suggest import nearest
 
@@ -79,15 +79,14 @@ def check_base(recipe: Recipe) -> list[str]:
 def _misnamed(recipe: Recipe) -> Iterator[Finding]:
     """A name that is that of no checkpoint, or of a folder without a config."""
     name, spec = recipe.base.model, recipe.base
-    if Path(name).expanduser().is_dir() and spec.gguf_file is None:
+    there = composed_folder(name).is_dir()
+    if there and spec.gguf_file is None:
         yield Finding(
             _MODEL,
             f"the folder `{name}` has no config.json that can be read",
             "name the folder of a checkpoint, as `save_pretrained` writes it",
         )
-    elif spec.compose is None and not (
-        Path(name).expanduser().is_dir() or name in catalogue.cards() or is_hub_id(name)
-    ):
+    elif spec.compose is None and not (there or name in catalogue.cards() or is_hub_id(name)):
         error = unknown_checkpoint(name)
         yield Finding(_MODEL, error.message, error.hint)
 
