@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,7 @@ from safe_framework.core.gradient_checkpointing import (
 )
 from safe_framework.core.injection import ActiveModality
 from safe_framework.core.layer_discovery import (
+    LayerStack,
     Side,
     check_layers_reach_output,
     example_inputs,
@@ -61,9 +62,9 @@ from safe_framework.core.modality import (
     checked_gate,
     split_by_modality,
 )
-from safe_framework.core.picture_example import picture_example
+from safe_framework.core.picture_example import picture_examples
 from safe_framework.core.processor import SafeProcessor
-from safe_framework.data.prompts import prompt_template
+from safe_framework.data.prompts import chat_opening, prompt_template
 from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
@@ -87,7 +88,8 @@ class SafeModel(nn.Module):
         tokenizer: its processor or tokenizer, for ``processor``; optional.
         layers_path: dotted path of the layers to fuse into, where the rule is wrong.
         side: of an encoder-decoder base, which layers a modality enters.
-        example: keyword arguments on which the base runs, where it does not run on plain text.
+        example: keyword arguments on which the base runs, where it runs neither on plain text
+            nor on a picture as its processor or config describes one.
         split_rows: run the rows that carry no modality in a call of their own, where the base
             mixes rows.
 
@@ -122,13 +124,7 @@ class SafeModel(nn.Module):
         check_not_compiled(base, paths)
         self.base = freeze(base)
         self._example = example
-        try:
-            self.stack = probe_layers(base, paths, self._example_inputs())
-        except UnsupportedBaseError:
-            self._example = example or picture_example(base, tokenizer, self.device)
-            if example or not self._example:
-                raise
-            self.stack = probe_layers(base, paths, self._example)
+        self.stack = self._probed(paths, tokenizer)
         self.split_rows = split_rows
         self.modalities = nn.ModuleDict()
         self.base_change: BaseChange | None = None
@@ -309,6 +305,23 @@ class SafeModel(nn.Module):
         found = {name: self.modality(name).markers for name in self.modalities}
         return {name: markers for name, markers in found.items() if markers is not None}
 
+    def _probed(self, paths: Sequence[str], processor: Any) -> LayerStack:
+        """The base's layers, seen in a call on plain text or, where it runs on none, on a picture.
+
+        The call on which it ran stays the example.
+        """
+        try:
+            return probe_layers(self.base, paths, self._example_inputs())
+        except UnsupportedBaseError:
+            if self._example:
+                raise
+            for example in picture_examples(self.base, processor, self.device):
+                with suppress(UnsupportedBaseError):  # the first error says more
+                    stack = probe_layers(self.base, paths, example)
+                    self._example = example
+                    return stack
+            raise
+
     def _example_inputs(self) -> Mapping[str, Any]:
         return self._example or example_inputs(self.base, self.device)
 
@@ -336,10 +349,14 @@ class SafeModel(nn.Module):
     def processor(self) -> SafeProcessor:
         """Turns texts and samples into batches for this model."""
         if self._processor is None:  # copying a tokenizer takes a while
-            prompt = prompt_template(self.recipe, self.base_processor)
-            spans = {name: markers.span for name, markers in self._markers().items()}
+            data = self.recipe.data if self.recipe is not None else None
+            base = self.base_processor
             self._processor = SafeProcessor(
-                self.base_processor, self.encoders, prompt=prompt, spans=spans
+                base,
+                self.encoders,
+                prompt=prompt_template(self.recipe, base),
+                spans={name: markers.span for name, markers in self._markers().items()},
+                opening=partial(chat_opening, data, base) if data and data.chat else None,
             )
         return self._processor
 

@@ -24,7 +24,7 @@ from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import answer, eval_mode
 from safe_framework.evaluation.attention import ATTENTION
 from safe_framework.evaluation.base_drift import adapter_facts, describe_change
-from safe_framework.evaluation.evaluate import evaluate
+from safe_framework.evaluation.evaluate import check_pictures, evaluate
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.summary import table
 from safe_framework.evaluation.sweep import SWEEP
@@ -261,6 +261,7 @@ def _read_all_data(model: SafeModel, data: RecipeData, by: str | None) -> dict[s
     first = next(iter(encoders))
     data.samples("foreign_test", first, encoders[first])
     examples = {key: data.examples(key, encoders) for key in ("train", "test")}
+    check_pictures(model, split_by_modality(examples["test"], first)[0])
     if by is not None and not any(by in row.fields for row in (*examples["test"], *texts)):
         raise DataError(
             f"no row of `test` or `retention_test` has the field `{by}`, which `by` in "
