@@ -211,12 +211,14 @@ def _with_half_open(
     examples = [example for example in test if example.place in shown]
     if not examples:
         return evaluation
-    options = {
-        "max_new_tokens": recipe.evaluation.max_new_tokens,
-        "batch_size": recipe.evaluation.batch_size,
-    }
     with eval_mode(model):
-        given = answer(model, examples, gate={evaluation.modality: 0.5}, **options)
+        given = answer(
+            model,
+            examples,
+            max_new_tokens=recipe.evaluation.max_new_tokens,
+            batch_size=recipe.evaluation.batch_size,
+            gate={evaluation.modality: 0.5},
+        )
     by_place = {example.place: text for example, text in zip(examples, given, strict=True)}
     answers = tuple(
         attrs.evolve(row, half_open=by_place.get(row.place)) for row in evaluation.answers
@@ -262,7 +264,8 @@ def _read_all_data(model: SafeModel, data: RecipeData, by: str | None) -> dict[s
     data.samples("foreign_test", first, encoders[first])
     examples = {key: data.examples(key, encoders) for key in ("train", "test")}
     check_pictures(model, split_by_modality(examples["test"], first)[0])
-    if by is not None and not any(by in row.fields for row in (*examples["test"], *texts)):
+    fields = [one.fields for one in examples["test"]] + [one.fields for one in texts]
+    if by is not None and not any(by in held for held in fields):
         raise DataError(
             f"no row of `test` or `retention_test` has the field `{by}`, which `by` in "
             "[evaluation] names",

@@ -18,7 +18,13 @@ from safe_framework.evaluation.alignment import (
     picture_alignment,
     picture_features,
 )
-from safe_framework.evaluation.answers import answer, example_inputs, placeholders, word_positions
+from safe_framework.evaluation.answers import (
+    answer,
+    example_inputs,
+    log_likelihoods,
+    placeholders,
+    word_positions,
+)
 from safe_framework.evaluation.both_senses import (
     OTHER_PICTURE,
     OTHER_SAMPLE,
@@ -36,6 +42,7 @@ from safe_framework.interfaces.types import Frames, Tokens
 from tests.evaluation.conftest import AddTokens, PairEncoder
 from tests.evaluation.pictured import COLOURS, WIDTH, examples, seeing_model, seen, texts
 from tests.support.seeing import llava
+from tests.support.tolerance import rounding
 
 OPTIONS = {"max_new_tokens": 2, "batch_size": 5, "bootstrap": 40}
 
@@ -71,6 +78,26 @@ def test_answers_are_in_the_order_of_the_examples(model: SafeModel) -> None:
     alone = [answer(model, [row], max_new_tokens=3)[0] for row in rows]
     assert len(set(alone)) > 1
     assert together == alone
+
+
+def test_labels_are_scored_beside_the_picture(model: SafeModel) -> None:
+    """Law: a closed answer is chosen by likelihoods that depend on the picture, in any batch."""
+    model.eval()
+    pairs = [(row, label) for row in examples()[1::2][:3] for label in ("red", "a dog")]
+    closed = [
+        attrs.evolve(row, task="classification", labels=("red", "a dog")) for row in examples()
+    ]
+    with torch.no_grad():
+        together = log_likelihoods(model, pairs, {"touch": 0.0})
+        alone = [log_likelihoods(model, [pair], {"touch": 0.0})[0] for pair in pairs]
+        chosen = answer(model, closed, batch_size=5)
+        apart = [answer(model, [row])[0] for row in closed]
+    vocabulary = model.base.get_output_embeddings().out_features
+    sums = 2 * (12 * WIDTH) + WIDTH + vocabulary  # two layers, the head, and a softmax
+    most = rounding(sums, torch.tensor(alone))
+    np.testing.assert_allclose(together, alone, rtol=0, atol=most)
+    assert len(set(alone[::2])) == 3  # the same question and label beside three pictures
+    assert chosen == apart
 
 
 def test_placeholders_are_not_compared(model: SafeModel) -> None:
