@@ -21,7 +21,8 @@ from safe_framework.data.fields import (
 from safe_framework.data.pictures import RowPictures, blind_base
 from safe_framework.data.readers import Row, Source, is_dataset, iterate_rows, no_rows
 from safe_framework.data.tasks import TaskFormat, text_of
-from safe_framework.errors import DataError, SafeError
+from safe_framework.errors import DataError
+from safe_framework.pretrained.base_outline import takes_pictures
 from safe_framework.utils.progress import ProgressCallback, no_progress
 
 
@@ -71,7 +72,7 @@ def preview(recipe: Recipe, progress: ProgressCallback = no_progress) -> Preview
         fields = row_fields(recipe, key)
         pictures = RowPictures(
             recipe.modalities,
-            lambda: _takes_pictures(recipe),
+            lambda: takes_pictures(recipe.base) is not False,
             label=f"opening pictures of {key}",
             progress=progress,
         )
@@ -87,15 +88,6 @@ def preview(recipe: Recipe, progress: ProgressCallback = no_progress) -> Preview
     if recipe.data is not None and recipe.data.on_bad_row == "skip":
         return Preview(tuple(errors), tuple(faults), tuple(unopened))
     return Preview((*errors, *faults), (), tuple(unopened))
-
-
-def _takes_pictures(recipe: Recipe) -> bool:
-    from safe_framework.pretrained.base_model import takes_pictures  # imports torch
-
-    try:
-        return takes_pictures(recipe.base, at_hand=True)
-    except (OSError, SafeError):  # of which building the base will tell
-        return True
 
 
 def _faults(

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from safe_framework.errors import CheckpointError
+from safe_framework.pretrained import base_outline
 from safe_framework.pretrained.base_processor import load_processor
-from safe_framework.pretrained.cards import read_card
 from safe_framework.pretrained.location import composed_folder, resolve, revision_of
-from safe_framework.utils import catalogue
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 from safe_framework.utils.quiet import quietly
 
@@ -40,8 +37,8 @@ def load_base(spec: BaseSpec, *, trust_remote_code: bool = False) -> tuple[nn.Mo
         options["attn_implementation"] = spec.attn_implementation
     with quietly():
         config = _config(place, common, trust_remote_code)
-        model = _model_class(config).from_pretrained(place, **common, **options)
-        return model, load_processor(place, config, common, trust_remote_code=trust_remote_code)
+        processor = load_processor(place, config, common, trust_remote_code=trust_remote_code)
+        return _model_class(config).from_pretrained(place, **common, **options), processor
 
 
 def load_base_processor(spec: BaseSpec, *, trust_remote_code: bool = False) -> Any:
@@ -53,42 +50,21 @@ def load_base_processor(spec: BaseSpec, *, trust_remote_code: bool = False) -> A
         return load_processor(place, config, common, trust_remote_code=trust_remote_code)
 
 
-def takes_pictures(spec: BaseSpec, *, at_hand: bool = False) -> bool:
-    """Whether the base is of a type that is given pictures; its weights are not loaded.
-
-    Args:
-        spec: a hub id, a folder or the name of a card.
-        at_hand: ask neither the network nor a package.
+def takes_pictures(spec: BaseSpec) -> bool:
+    """Whether the base is given pictures; its config is fetched for it, its weights are not.
 
     Raises:
         OSError: its config cannot be had.
         CheckpointError: there is no such base.
     """
-    if spec.compose is not None:
-        return True
-    if spec.gguf_file:
-        return False  # transformers reads language models alone out of GGUF
-    from transformers.models.auto import modeling_auto as auto
-
-    config = _config_values(spec, at_hand)
-    kind = config.get("model_type")
-    return kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or "vision_config" in config
-
-
-def _config_values(spec: BaseSpec, at_hand: bool) -> Mapping[str, Any]:
+    known = base_outline.takes_pictures(spec)
+    if known is not None:
+        return known
     from transformers import PretrainedConfig
 
-    cards = catalogue.cards()
-    if spec.model in cards and not Path(spec.model).expanduser().is_dir():
-        card = read_card(cards[spec.model])
-        if card.config:
-            return card.config
     with quietly():
-        found, _ = PretrainedConfig.get_config_dict(
-            resolve(spec.model), local_files_only=at_hand, **_common(spec)
-        )
-    values: dict[str, Any] = found
-    return values
+        config, _ = PretrainedConfig.get_config_dict(resolve(spec.model), **_common(spec))
+    return base_outline.BaseOutline(config).sees
 
 
 def _config(place: str, common: dict[str, str], trust_remote_code: bool) -> Any:

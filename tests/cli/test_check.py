@@ -77,9 +77,22 @@ def test_rows_that_are_skipped_are_no_error(
 def test_pictures_that_a_base_does_not_take_are_said(
     write: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Law: a picture for a base of text is refused before anything is built."""
-    assert main(["check", write([{**GOOD, "image": "red.png"}], sees=False)]) == 1
-    assert "`image`: it has a picture, but the base `" in capsys.readouterr().out
+    """Law: a picture for a base of text is refused before anything is built, or ignored."""
+    rows = [{**GOOD, "image": "red.png"}]
+    assert main(["check", write(rows, sees=False)]) == 1
+    assert "rows.jsonl:1 has a picture, but a base of type `llama` takes none" in (
+        capsys.readouterr().err
+    )
+    assert main(["check", write(rows, 'ignore = ["image"]\n', sees=False)]) == 0
+
+
+def test_a_late_picture_is_seen(
+    write: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Law: a picture for a base of text is refused wherever it stands in its file."""
+    rows = [*[GOOD] * 1000, {**GOOD, "image": "red.png"}]
+    assert main(["check", write(rows, sees=False)]) == 1
+    assert "rows.jsonl:1001: `image`: it has a picture, but" in capsys.readouterr().out
 
 
 def test_many_errors_are_cut_short(

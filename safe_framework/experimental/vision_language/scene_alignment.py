@@ -78,7 +78,7 @@ def align_patches(
         )
         loss = loss + _SIDE_WEIGHT * (tokens @ sideways - lean[some]).square().mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch declares no types for it
         optimizer.step()
         schedule.step()
         progress("aligning patches with words", step + 1, steps)

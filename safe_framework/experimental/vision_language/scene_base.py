@@ -62,9 +62,9 @@ def make_scene_base(
     spent = time.perf_counter() - start
     model, processor = _composed(spec)
     plain = spec.prompt.replace("<image>", "")
-    before = held_out and text_loss(model, processor.tokenizer, held_out, plain)
+    before = text_loss(model, processor.tokenizer, held_out, plain) if held_out else None
     model = _merged(model, checkpoint)
-    after = held_out and text_loss(model, processor.tokenizer, held_out, plain)
+    after = text_loss(model, processor.tokenizer, held_out, plain) if held_out else None
     prompt = QuestionPrompt(processor.tokenizer, spec.prompt, model.config.image_seq_length)
     found: dict[str, SceneScores] = {}
     counts: Mapping[Split, int] = {

@@ -304,7 +304,8 @@ class SceneTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW, with a rate for the projector and one for the language model's updates."""
         if self.optimizer is None:
-            named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+            trained: Any = self.model
+            named = [(n, p) for n, p in trained.named_parameters() if p.requires_grad]
             projector = [p for n, p in named if "multi_modal_projector" in n]
             updates = [p for n, p in named if "multi_modal_projector" not in n]
             groups = [
