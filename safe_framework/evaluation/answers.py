@@ -106,9 +106,12 @@ def _process(
     """Processed texts, padded on one side."""
     names = sorted({name for row in samples for name in row})
     columns: dict[str, Any] = {name: [row.get(name) for row in samples] for name in names}
+    present = [[name for name, sample in row.items() if sample is not None] for row in samples]
+    leave_out = model.processor.markers.leave_out_absent
+    asked = list(map(leave_out, texts, present or [()] * len(texts)))
     if any(images):
         columns["images"] = [[picture.open() for picture in own] for own in images]
-    return model.processor(text=list(texts), padding_side=side, **columns)
+    return model.processor(text=asked, padding_side=side, **columns)
 
 
 def _process_examples(model: SafeModel, examples: Sequence[Example], side: str) -> Any:
