@@ -232,13 +232,8 @@ def _of_recipe(model: SafeModel) -> tuple[list[PictureBench], str]:
     if recipe is None or recipe.data is None:
         return [], ""
     try:
-        rows = _recipe_rows(model)[:ROWS]
-    except SafeError as error:
-        return [], f"rows of the recipe were not asked: {error.message}"
-    if not rows:
-        return [], ""
-    try:
-        return [_checked(_bench_of_rows(model, rows))], ""
+        rows = _recipe_rows(model)
+        return [_checked(_bench_of_rows(model, rows))] if rows else [], ""
     except SafeError as error:
         return [], f"rows of the recipe were not asked: {error.message}"
 
@@ -273,17 +268,13 @@ def _recipe_rows(model: SafeModel) -> list[_RecipeRow]:
     """The recipe's rows with pictures that were not trained on: text, pictures and samples."""
     assert model.recipe is not None
     data = RecipeData(model.recipe)
-    found: list[_RecipeRow] = [
-        (row.prompt, [one.open() for one in row.images], row.samples)
-        for row in data.examples("test", model.encoders)
-        if row.images
-    ][:ROWS]
-    found += [
-        (row.text, [one.open() for one in row.images], {})
-        for row in data.texts("retention_test")
-        if row.images
-    ][: ROWS - len(found)]
-    return found
+    tested = [row for row in data.examples("test", model.encoders) if row.images][:ROWS]
+    texts = [row for row in data.texts("retention_test") if row.images][: ROWS - len(tested)]
+    found = [
+        *((row.prompt, row.images, row.samples) for row in tested),
+        *((row.text, row.images, {}) for row in texts),
+    ]
+    return [(text, [one.open() for one in images], samples) for text, images, samples in found]
 
 
 def _samples_of(model: SafeModel, given: Sequence[Mapping[str, Sample]]) -> dict[str, Tensor]:
@@ -327,8 +318,8 @@ def _by_config(model: SafeModel) -> PictureBenches | str:
         unscored=special_ids(model.base.config),
         label=_LABEL,
     )
-    if error := bench.run_unwrapped(FORWARD).error:
-        return f"the base has no image processor, and refuses made-up pixels: {error}"
+    if refused := bench.run_unwrapped(FORWARD).error:
+        return f"the base has no image processor, and refuses made-up pixels: {refused}"
     note = "the base has no image processor: pixels of the shape that its config names"
     others = {**plain, _PIXELS: plain[_PIXELS].flip(-1)}
     made = PictureBench(bench, others, tuple(range(bench.rows)), _kinds([True, True], (1,)))
