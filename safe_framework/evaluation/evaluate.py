@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -76,9 +77,11 @@ def evaluate(
 
     Raises:
         DataError: there is no example or no text, or an example lacks the modality.
+        DataError: a row has no picture, and the base answers nothing without one.
         SafeError: the logits hold NaN, or the sentence encoder cannot be loaded.
     """
     _check(modality, train, test, texts)
+    check_pictures(model, test)
     field = by or KIND
     judge = SentenceEncoder(semantic) if semantic else None
     asking: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": progress}
@@ -149,6 +152,25 @@ def _calibration(answers: Sequence[Answered], drawing: Mapping[str, Any]) -> Cal
     generated = [row for row in answers if row.confidence is not None and row.task != CAPTIONS]
     sure = [row.confidence or 0.0 for row in generated]
     return calibration(sure, [row.right for row in generated], **drawing) if generated else None
+
+
+def check_pictures(model: SafeModel, test: Sequence[Example]) -> None:
+    """Refuse rows that the base cannot answer, since it answers nothing without a picture.
+
+    Raises:
+        DataError: a row has no picture, and the base's ``generate`` demands one.
+    """
+    generate: Any = model.base.generate
+    wanted = inspect.signature(generate).parameters.get("pixel_values")
+    if wanted is None or wanted.default is not inspect.Parameter.empty:
+        return
+    for example in test:
+        if not example.images:
+            raise DataError(
+                f"{example.place}: the row has no picture, and `{type(model.base).__name__}` "
+                "answers nothing without one",
+                hint="give every row of `test` a picture, or choose a base that answers text alone",
+            )
 
 
 def _check(

@@ -36,8 +36,8 @@ def load_base(spec: BaseSpec, *, trust_remote_code: bool = False) -> tuple[nn.Mo
         options["attn_implementation"] = spec.attn_implementation
     with quietly():
         config = _config(place, common, trust_remote_code)
-        model = _model_class(config).from_pretrained(place, **common, **options)
-        return model, load_processor(place, config, common, trust_remote_code=trust_remote_code)
+        processor = load_processor(place, config, common, trust_remote_code=trust_remote_code)
+        return _model_class(config).from_pretrained(place, **common, **options), processor
 
 
 def load_base_processor(spec: BaseSpec, *, trust_remote_code: bool = False) -> Any:

@@ -69,11 +69,25 @@ def resolve(name: str, *, quiet: bool = False) -> str:
         return card.hub if card.package is None else str(_cached(card, quiet))
     if name and (made := composed_folder(name)).is_dir():
         return str(made)
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+    if is_hub_id(name):
         return name
-    raise CheckpointError(
+    raise unknown_checkpoint(name)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form of a checkpoint's on the hub.
+
+    >>> is_hub_id("openai/whisper-small"), is_hub_id("./base")
+    (True, False)
+    """
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None
+
+
+def unknown_checkpoint(name: str) -> CheckpointError:
+    """The error that a name is that of no checkpoint."""
+    return CheckpointError(
         f"`{name}` is neither a folder, a card, nor a hub id `owner/name`",
-        hint=suggest(name, cards, "cards"),
+        hint=suggest(name, catalogue.cards(), "cards"),
     )
 
 

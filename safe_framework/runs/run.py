@@ -24,7 +24,7 @@ from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import answer, eval_mode
 from safe_framework.evaluation.attention import ATTENTION
 from safe_framework.evaluation.base_drift import adapter_facts, describe_change
-from safe_framework.evaluation.evaluate import evaluate
+from safe_framework.evaluation.evaluate import check_pictures, evaluate
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.summary import table
 from safe_framework.evaluation.sweep import SWEEP
@@ -211,12 +211,14 @@ def _with_half_open(
     examples = [example for example in test if example.place in shown]
     if not examples:
         return evaluation
-    options = {
-        "max_new_tokens": recipe.evaluation.max_new_tokens,
-        "batch_size": recipe.evaluation.batch_size,
-    }
     with eval_mode(model):
-        given = answer(model, examples, gate={evaluation.modality: 0.5}, **options)
+        given = answer(
+            model,
+            examples,
+            max_new_tokens=recipe.evaluation.max_new_tokens,
+            batch_size=recipe.evaluation.batch_size,
+            gate={evaluation.modality: 0.5},
+        )
     by_place = {example.place: text for example, text in zip(examples, given, strict=True)}
     answers = tuple(
         attrs.evolve(row, half_open=by_place.get(row.place)) for row in evaluation.answers
@@ -261,7 +263,9 @@ def _read_all_data(model: SafeModel, data: RecipeData, by: str | None) -> dict[s
     first = next(iter(encoders))
     data.samples("foreign_test", first, encoders[first])
     examples = {key: data.examples(key, encoders) for key in ("train", "test")}
-    if by is not None and not any(by in row.fields for row in (*examples["test"], *texts)):
+    check_pictures(model, split_by_modality(examples["test"], first)[0])
+    fields = [one.fields for one in examples["test"]] + [one.fields for one in texts]
+    if by is not None and not any(by in held for held in fields):
         raise DataError(
             f"no row of `test` or `retention_test` has the field `{by}`, which `by` in "
             "[evaluation] names",
