@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from safe_framework.data.tasks import CAPTIONS
+from safe_framework.data.tasks import CAPTIONS, KIND
 from safe_framework.errors import DataError
 from safe_framework.evaluation.alignment import cross_modal, picture_alignment
 from safe_framework.evaluation.answers import eval_mode
@@ -16,7 +16,6 @@ from safe_framework.evaluation.base_drift import measure_drift
 from safe_framework.evaluation.both_senses import both_senses
 from safe_framework.evaluation.encoder_cache import cached_encoders
 from safe_framework.evaluation.gain import (
-    KIND,
     answer_all_conditions,
     by_dataset,
     by_kind,
