@@ -67,7 +67,7 @@ class Picture:
         try:
             with pillow.open(content) as opened:
                 return turn(opened).convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three
+        except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
             raise DataError(
                 f"the picture `{self.name}` cannot be read: {error}", hint="convert it to PNG"
             ) from error
