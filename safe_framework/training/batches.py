@@ -66,7 +66,7 @@ def tokenize(
     try:
         prompt = prompts.prompt(example.prompt, example.images, list(frames))
     except SafeError as error:
-        if not example.images:
+        if not (example.images or prompts.always_sees):
             raise
         raise DataError(f"{example.place}: {error.message}", hint=error.hint) from error
     answer = prompts.answer(example.answer)

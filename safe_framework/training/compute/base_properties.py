@@ -108,13 +108,14 @@ def find_base_properties(model: SafeModel) -> BaseProperties:
     Args:
         model: in eval mode.
     """
+    found = BaseProperties()
     two = torch.zeros(1, 2, dtype=torch.long)
-    text = {"input_ids": two, "attention_mask": torch.ones_like(two)}
-    found = BaseProperties(plain_head=has_plain_head(model, text))
     ids = torch.zeros(2, _LENGTH, dtype=torch.long, device=model.device)
     other = ids.clone()
     other[1, -1] = 1
     try:
+        text = {"input_ids": two, "attention_mask": torch.ones_like(two)}
+        found = BaseProperties(plain_head=has_plain_head(model, text))
         with model.off():
             whole, changed = _logits(model, ids), _logits(model, other)
             if whole.shape[:2] != ids.shape:
