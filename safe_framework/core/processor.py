@@ -299,17 +299,25 @@ class SafeProcessor:
 
 
 def _wrap(name: str, encoder: Encoder, sample: Sample, rate: int | None) -> Sample:
-    """A plain array as a Waveform, if the encoder takes sampled signals."""
-    if encoder.sampling_rate is None or not isinstance(sample, (np.ndarray, Tensor, list)):
+    """A plain array, a mapping of one or a decoder as a Waveform, if the encoder takes sound."""
+    if encoder.sampling_rate is None:
         return sample
     from safe_framework.data.audio import Waveform
+    from safe_framework.data.samples import as_sample, decoded
+
+    sample = decoded(sample)
+    if isinstance(sample, Mapping):
+        return as_sample(name, sample, encoder)
+    if not isinstance(sample, (np.ndarray, Tensor, list)):
+        return sample
 
     if rate is None:
         raise SampleError(
             f"`{name}` is a plain array, which does not say how fast it was sampled",
             hint=f"pass sampling_rate=..., in hertz; the encoder takes {encoder.sampling_rate}",
         )
-    return Waveform(np.asarray(sample, dtype=np.float32), rate)
+    values = sample.detach().cpu() if isinstance(sample, Tensor) else sample
+    return Waveform(np.asarray(values), rate)
 
 
 def with_start_token(tokenizer: Any, text: str) -> str:

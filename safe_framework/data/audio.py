@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +11,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from safe_framework.data.audio_files import decode
 from safe_framework.errors import DataError, SampleError
 from safe_framework.utils.optional_imports import load_torchaudio, require
 
@@ -21,9 +22,24 @@ if TYPE_CHECKING:
 
 
 def _float32(values: Any) -> Any:
-    if isinstance(values, np.ndarray) and np.issubdtype(values.dtype, np.floating):
+    """Floats of any width as float32; samples of signed integers by their full scale."""
+    if not isinstance(values, np.ndarray):
+        return values
+    if np.issubdtype(values.dtype, np.floating):
         return np.ascontiguousarray(values, dtype=np.float32)
+    if values.dtype in _PCM:
+        return (values / -float(np.iinfo(values.dtype).min)).astype(np.float32)
     return values
+
+
+def _whole_number(value: Any) -> Any:
+    """A whole number of numpy's as one of Python's."""
+    return int(value) if isinstance(value, np.integer) else value
+
+
+_PCM = (np.int16, np.int32)
+"""What sound cards and readers of WAV files give. Whole numbers of other widths do not say what
+their full scale is."""
 
 
 @attrs.frozen(eq=False)
@@ -31,18 +47,20 @@ class Waveform:
     """A mono recording.
 
     Attributes:
-        values: amplitudes, nominally from -1 to 1, (samples,).
+        values: amplitudes, nominally from -1 to 1, (samples,); 16- and 32-bit integers are
+            divided by 2**15 and 2**31.
         sampling_rate: samples a second, in hertz.
 
     Raises:
-        SampleError: the values are not one channel of floats, or the rate is not positive.
+        SampleError: the values are not one channel of floats or such integers, or the rate is not
+            positive.
 
     >>> Waveform(np.zeros(8000), 16000).seconds
     0.5
     """
 
     values: Annotated[npt.NDArray[np.float32], "samples"] = attrs.field(converter=_float32)
-    sampling_rate: int
+    sampling_rate: int = attrs.field(converter=_whole_number)
 
     @property
     def seconds(self) -> float:
@@ -59,8 +77,8 @@ class Waveform:
             )
         if values.dtype != np.float32:
             raise SampleError(
-                f"a waveform's `values` must be floats, not {values.dtype}",
-                hint="divide 16-bit samples by 32768",
+                f"a waveform's `values` must be floats, int16 or int32, not {values.dtype}",
+                hint="divide samples by their full scale, as 8388608 of 24 bits",
             )
         if values.ndim != 1 or not len(values):
             raise SampleError(
@@ -102,32 +120,51 @@ def check_waveform(sample: Sample, name: str, encoder: str, rate: int) -> Wavefo
 
 
 def read_audio(path: str | os.PathLike[str] | bytes, sampling_rate: int | None = None) -> Waveform:
-    """Read a sound file; its channels are averaged.
+    """Read a sound file; its channels are averaged, as :func:`mono` does.
 
     Args:
-        path: a file of any format that libsndfile reads, such as WAV, FLAC, OGG or MP3, or the
-            content of one.
+        path: a file of any format that libsndfile reads, such as WAV, FLAC, OGG or MP3, or, where
+            PyAV is installed, of any other with sound, such as M4A, WebM or MP4; or the content of
+            one.
         sampling_rate: what to resample to, in hertz; None keeps the file's own rate.
 
     Raises:
-        DataError: the file is missing, empty or unreadable, or an extra is not installed.
+        DataError: the file is missing, empty, truncated or unreadable, or an extra is not
+            installed.
     """
-    soundfile = require("soundfile", "audio", "sound needs `soundfile`")
     called = "the sound in the row" if isinstance(path, bytes) else f"the sound file `{path}`"
     if not isinstance(path, bytes) and not Path(path).is_file():
         raise DataError(f"{called} does not exist")
     try:
-        file = io.BytesIO(path) if isinstance(path, bytes) else path
-        channels, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    except (RuntimeError, OSError) as error:
-        raise DataError(
-            f"{called} cannot be read: {error}",
-            hint="convert it to WAV or FLAC",
-        ) from error
-    if not len(channels):
-        raise DataError(f"{called} holds no samples")
-    waveform = Waveform(channels.mean(axis=1), rate)  # (samples, channels) -> (samples,)
+        content = path if isinstance(path, bytes) else Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{called} cannot be read: {error}") from error
+    channels, rate = decode(content, called)
+    waveform = Waveform(mono(channels, called), rate)
     return waveform if sampling_rate is None else resample(waveform, sampling_rate)
+
+
+def mono(channels: npt.NDArray[np.float32], called: str) -> npt.NDArray[np.float32]:
+    """The mean of the channels, or the loudest where they cancel each other.
+
+    Channels cancel where the mean has less than a thousandth of their mean power, as those do
+    that are each other's negative; a warning says so.
+
+    Args:
+        channels: amplitudes, (samples, channels).
+        called: what the warning calls the sound.
+    """
+    mean: npt.NDArray[np.float32] = channels.mean(axis=1)  # (samples, channels) -> (samples,)
+    power = np.square(channels, dtype=np.float64).mean(axis=0)
+    if channels.shape[1] == 1 or np.square(mean, dtype=np.float64).mean() >= power.mean() / 1000:
+        return mean
+    if power.max() > 0:
+        warnings.warn(
+            f"the channels of {called} are opposite in phase and cancel each other: "
+            f"channel {int(power.argmax()) + 1} alone is read",
+            stacklevel=3,
+        )
+    return np.ascontiguousarray(channels[:, int(power.argmax())])
 
 
 def resample(waveform: Waveform, rate: int) -> Waveform:

@@ -41,6 +41,7 @@ class Example:
         at_tokens: whether the answer is read at the modality's tokens.
         fields: the row's texts, numbers and truth values, by which a curriculum chooses.
         images: the row's pictures, in order, for a base that sees.
+        align: the words that alignment draws its samples to, where they are not the answer.
     """
 
     prompt: str
@@ -54,6 +55,12 @@ class Example:
     at_tokens: bool = False
     fields: Mapping[str, Any] = attrs.field(factory=dict)
     images: tuple[Picture, ...] = ()
+    align: str | None = None
+
+    @property
+    def aligned(self) -> str:
+        """The words that alignment draws its samples to."""
+        return self.answer if self.align is None else self.align
 
 
 @attrs.frozen
@@ -294,6 +301,7 @@ def _example(row: Row, encoders: Mapping[str, Encoder], reading: TaskFormat) -> 
         at_tokens=reading.at_tokens,
         fields=plain_fields(row),
         images=pictures_of(row, encoders),
+        align=None if row.values.get("align") is None else text_in(row, "align"),
     )
 
 

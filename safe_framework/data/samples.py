@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe_framework.data import images
-from safe_framework.data.audio import Waveform, read_audio, resample
+from safe_framework.data.audio import Waveform, mono, read_audio, resample
 from safe_framework.errors import DataError, SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
@@ -28,6 +28,7 @@ def named_file(value: Any, name: str, folder: Path, place: str) -> Path | Inline
     Raises:
         DataError: it is neither.
     """
+    value = decoded(value)
     if isinstance(value, Mapping):
         if value.get("bytes") is not None or value.get("array") is not None:
             return value
@@ -35,6 +36,19 @@ def named_file(value: Any, name: str, folder: Path, place: str) -> Path | Inline
     if not isinstance(value, str) or not value:
         raise DataError(f"{place}: `{name}` must be the name of a file, not {value!r}")
     return folder / value
+
+
+def decoded(value: Any) -> Any:
+    """The sound of an audio decoder, as datasets 4 and torchcodec give one; else the value itself.
+
+    Such an object has ``get_all_samples()``, with ``data`` (channels, samples) and
+    ``sample_rate``.
+    """
+    if not hasattr(value, "get_all_samples"):
+        return value
+    found = value.get_all_samples()
+    channels = np.asarray(found.data, dtype=np.float32).T  # (samples, channels)
+    return {"array": mono(channels, "a decoded sound"), "sampling_rate": int(found.sample_rate)}
 
 
 def read_sample(source: Path | InlineSample, sampling_rate: int | None, place: str) -> Sample:
@@ -68,12 +82,12 @@ def read_sound(source: Path | InlineSample, sampling_rate: int | None = None) ->
     if (content := source.get("bytes")) is not None:
         return read_audio(content, sampling_rate)
     rate = source.get("sampling_rate")
-    if not isinstance(rate, int):
+    if not isinstance(rate, (int, np.integer)):
         raise DataError(
             "a sound that is an `array` needs its `sampling_rate`",
             hint="add `sampling_rate` in hertz beside it",
         )
-    waveform = Waveform(np.asarray(source["array"], dtype=np.float32), rate)
+    waveform = Waveform(np.asarray(source["array"]), int(rate))
     return waveform if sampling_rate is None else resample(waveform, sampling_rate)
 
 

@@ -91,13 +91,13 @@ def cross_modal(
         seed: of the intervals.
         progress: called after every batch.
     """
-    answers = unique([example.answer for example in test])
+    answers = unique([example.aligned for example in test])
     if len(answers) < 2:
         return None
     targets = answer_embeddings(model, answers).cpu()  # (answers, hidden)
     means = _mean_tokens(model, modality, test, batch_size, "alignment", progress)
     cosines = nn.functional.normalize(means, dim=-1) @ targets.T  # (examples, answers)
-    wanted = torch.tensor([answers.index(example.answer) for example in test]).unsqueeze(1)
+    wanted = torch.tensor([answers.index(example.aligned) for example in test]).unsqueeze(1)
     own = cosines.gather(1, wanted).squeeze(1)
     best_other = cosines.scatter(1, wanted, -2.0).amax(1)
 

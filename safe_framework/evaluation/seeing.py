@@ -103,8 +103,35 @@ def seeing(
         )
         for number, row in enumerate(rows)
     )
-    scores = _scores(questions, resamples, seed)
-    return Seeing(same_logits, same_tokens, scores, _by_kind(questions, resamples, seed), questions)
+    return summed_up(questions, same_logits, same_tokens, resamples=resamples, seed=seed)
+
+
+def summed_up(
+    questions: Sequence[PictureQuestion],
+    same_logits: bool,
+    same_tokens: bool,
+    *,
+    resamples: int,
+    seed: int,
+) -> Seeing:
+    """The scores of questions that were asked in every way, together and by kind.
+
+    Args:
+        questions: with their answers; at least one.
+        same_logits: whether, without a sample, all logits were the base's.
+        same_tokens: whether all answers were.
+        resamples: of the intervals.
+        seed: of the intervals.
+    """
+    kinds = dict.fromkeys(one.kind for one in questions if one.kind)
+    groups = {kind: [one for one in questions if one.kind == kind] for kind in kinds}
+    return Seeing(
+        same_logits,
+        same_tokens,
+        _scores(questions, resamples, seed),
+        {kind: _scores(group, resamples, seed) for kind, group in groups.items()},
+        tuple(questions),
+    )
 
 
 def as_example(row: TextRow, samples: Mapping[str, Sample]) -> Example:
@@ -142,16 +169,6 @@ def _decoded(model: SafeModel, tokens: torch.Tensor, batch: Mapping[str, Any]) -
     own = new_tokens(model, tokens, batch)
     texts: list[str] = model.tokenizer.batch_decode(own, skip_special_tokens=True)
     return [text.strip() for text in texts]
-
-
-def _by_kind(
-    questions: Sequence[PictureQuestion], resamples: int, seed: int
-) -> Mapping[str, SeeingScores]:
-    kinds = dict.fromkeys(one.kind for one in questions if one.kind)
-    return {
-        kind: _scores([one for one in questions if one.kind == kind], resamples, seed)
-        for kind in kinds
-    }
 
 
 def _scores(questions: Sequence[PictureQuestion], resamples: int, seed: int) -> SeeingScores:

@@ -191,7 +191,7 @@ def prepare_projectors(
         first = _first_frames(modality, rows, model.device)
         modality.projector.fit(first)
         stage = _stage_of(modality, rows, first, model.device, recipe.training)
-        answers = [example.text for example in having]
+        answers = [example.aligned for example in having]
         align(stage, alignment, answers, recipe.training, progress)
 
 

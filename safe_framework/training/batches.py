@@ -29,6 +29,7 @@ class TokenizedExample:
         frames: one row of frames by modality, or the sample itself if its encoder trains.
         dataset: the name of its dataset.
         classes: what is read at the modality's tokens instead of the answer.
+        align: the words that alignment draws its samples to, where they are not the answer.
     """
 
     prompt: PromptRow = attrs.field(converter=PromptRow.of)
@@ -37,6 +38,12 @@ class TokenizedExample:
     frames: Mapping[str, CachedSample]
     dataset: str = ""
     classes: ClassTarget | None = None
+    align: str | None = None
+
+    @property
+    def aligned(self) -> str:
+        """The words that alignment draws its samples to."""
+        return self.text if self.align is None else self.align
 
     @property
     def target_ids(self) -> Sequence[int]:
@@ -78,7 +85,9 @@ def tokenize(
             f"{example.place}: an encoder-decoder predicts nothing at the modality's tokens",
             hint='read the class as an answer: `read_at = "answer"`',
         )
-    return TokenizedExample(prompt, answer, example.answer, frames, example.dataset, classes)
+    return TokenizedExample(
+        prompt, answer, example.answer, frames, example.dataset, classes, example.align
+    )
 
 
 def modality_columns(name: str, rows: Sequence[CachedSample | None], dim: int) -> dict[str, Tensor]:
@@ -129,7 +138,7 @@ class AnswerCollator:
         batch: dict[str, Any] = {
             **self.prompts.collate(rows, self.pad, pixels=not self.stored(rows)),
             "labels": pad_right([example.labels for example in examples], IGNORED),
-            "answers": [e.text for e in examples],
+            "answers": [e.aligned for e in examples],  # which alignment alone reads
             **class_columns(examples, max(map(len, rows))),
         }
         for name, dim in self.dims.items():

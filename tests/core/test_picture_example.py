@@ -9,8 +9,8 @@ from safe_framework.core.model import SafeModel
 from safe_framework.errors import UnsupportedBaseError
 from safe_framework.verification.target import with_made_up_modality
 from tests.support.lanes import slow_but
-from tests.support.seeing import picture, seeing_bases
-from tests.zoo.pictures import problems
+from tests.support.seeing import seeing_bases
+from tests.zoo.pictures import problems, question
 
 NEEDS_A_PICTURE = ["blip-2-opt", "blip-2-t5", "instructblip"]
 
@@ -47,11 +47,3 @@ def test_without_it_the_error_says_what_to_give(made):
         with pytest.raises(UnsupportedBaseError, match="pixel_values") as raised:
             SafeModel(base, given)
         assert raised.value.hint.startswith("give its processor")
-
-
-def question(base, processor, colour):
-    """What the processor makes of a picture of this colour."""
-    batch = dict(processor(text=["what is this"], images=[picture(colour)], return_tensors="pt"))
-    if base.config.text_config.is_encoder_decoder:
-        batch["decoder_input_ids"] = batch["input_ids"][:, -2:]
-    return batch

@@ -39,7 +39,8 @@ def test_floats_of_any_width_become_float32() -> None:
     [
         (np.zeros((2, 5)), "average the channels"),
         (np.zeros(0), "at least one"),
-        (np.zeros(5, np.int16), "divide 16-bit samples by 32768"),
+        (np.zeros(5, np.int64), "divide samples by their full scale"),
+        (np.zeros(5, np.uint8), "divide samples by their full scale"),
         ([0.0, 0.1], "not list"),
     ],
 )
@@ -47,6 +48,19 @@ def test_what_is_no_mono_sound_is_refused(values: object, words: str) -> None:
     """Law: a waveform is one non-empty channel of floats, and the error says what to do."""
     with pytest.raises(SampleError, match=words):
         Waveform(values, 16000)  # type: ignore[arg-type]  # the wrong types are the point
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.int32])
+def test_samples_of_integers_are_scaled_by_their_full_scale(kind: type) -> None:
+    """Law: integers sound as the floats do that they were made of."""
+    full = -float(np.iinfo(kind).min)
+    whole = np.array([-full, -full / 2, 0, full / 4], dtype=kind)
+    assert Waveform(whole, 16000).values.tolist() == [-1, -0.5, 0, 0.25]
+
+
+def test_a_rate_out_of_numpy_is_a_rate() -> None:
+    """Law: a whole number is one whatever library it comes from."""
+    assert type(Waveform(np.zeros(5), np.int32(8000)).sampling_rate) is int
 
 
 @pytest.mark.parametrize("rate", [0, -1, 16000.0, True])

@@ -177,3 +177,14 @@ def test_a_row_without_text_is_named(folder: Path) -> None:
 def test_distinct_keeps_the_first_of_each() -> None:
     """Law: repeats go, the order of first appearance stays."""
     assert unique(["b", "a", "b", "c", "a"]) == ["b", "a", "c"]
+
+
+def test_a_row_says_what_alignment_draws_to(tmp_path: Path) -> None:
+    """Law: ``align`` of a row is kept beside its answer; one that is no text is an error."""
+    file = tmp_path / "rows.jsonl"
+    row = {"question": "is it", "answer": "yes"}
+    file.write_text(json.dumps({**row, "align": "duck"}) + "\n" + json.dumps(row), "utf-8")
+    assert [one.aligned for one in read_examples(file, {})] == ["duck", "yes"]
+    file.write_text(json.dumps({**row, "align": 3}), "utf-8")
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: `align` must be a text"):
+        read_examples(file, {})

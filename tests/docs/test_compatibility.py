@@ -40,16 +40,21 @@ def test_the_pages_are_those_that_the_command_writes() -> None:
     laws = {law: "holds" for law in LAWS}
     entries = [
         Entry("causal", "gpt2", laws=laws, generates=("greedy",)),
+        Entry("image_text", "llava", laws=laws, picture="processor"),
+        Entry("image_text", "fuyu", laws=laws, picture="none"),
         Entry("causal", "zamba", status="refused", reason="no | layers"),
     ]
     table = table_page(entries)
     assert table.splitlines()[0] == TABLE.read_text("utf-8").splitlines()[0]
-    assert "| `gpt2` | text | yes | yes | yes | yes | yes | greedy |  |\n" in table
+    assert "| `gpt2` | text | yes | yes | yes | yes | yes | greedy |  |  |\n" in table
+    assert "| none | yes, by its processor |  |\n" in table
+    assert "| none | not tried |  |\n" in table
     assert "## Refused when attached\n" in table
     assert "| `zamba` | text | no \\| layers |\n" in table
     page = PAGE.read_text("utf-8")
     counted = with_counts(page, entries)
-    assert "Of **2** types (one per class), **1** hold" in counted
+    assert "Of **4** types (one per class), **3** hold" in counted
+    assert "In 1 of 2 image-text types a picture reaches the answer, in 1 of them" in counted
     assert with_gpu(counted, "no device\n").endswith(page.partition("<!-- /gpu -->")[2])
     assert "<!-- gpu -->\nno device\n<!-- /gpu -->" in with_gpu(counted, "no device\n")
     with pytest.raises(ValueError, match="no block `gpu`"):

@@ -49,6 +49,16 @@ def test_an_answer_ends_with_the_end_token() -> None:
     assert (made.prompt.ids, made.answer, made.text) == ((3, 4), [5, 6, END], "w5 w6")
 
 
+def test_alignment_is_drawn_to_the_rows_own_words() -> None:
+    """Law: what a sample is aligned with is the row's ``align``, else its answer."""
+    prompts = PromptEncoder(tokenizer())
+    named = Example(prompt="w3", answer="w5", align="w7")
+    plain = Example(prompt="w3", answer="w5")
+    made = [tokenize(prompts, one, {}) for one in (named, plain)]
+    assert AnswerCollator({}, PAD)(made)["answers"] == ["w7", "w5"]
+    assert [one.text for one in made] == ["w5", "w5"]
+
+
 def test_an_answer_without_tokens_is_refused() -> None:
     """Law: an answer that the tokenizer makes nothing of is an error that gives its place."""
     with pytest.raises(DataError, match=r"^train\.jsonl:3: the answer '!' has no tokens"):

@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 import torch
+from torch import nn
 
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import UnsupportedBaseError
@@ -20,6 +21,7 @@ from safe_framework.verification.laws import fresh_is_silent
 from safe_framework.verification.target import with_made_up_modality
 from safe_framework.verification.verify import verify
 from tests.zoo.models import CannotBuild, TinyBase, tiny
+from tests.zoo.pictures import another_picture, moves, problems, question, with_processor
 
 BEAMS = next(call for call in CALLS if call.options.get("num_beams") == 2)
 LIMIT = 900
@@ -37,6 +39,8 @@ class Entry:
         status: ``"holds"``, ``"refused"``, ``"unbuilt"`` or ``"fails"``.
         laws: verdict by law.
         generates: which decodings work with the modality on: ``"greedy"``, ``"beams"``.
+        picture: how a picture was given that reaches the answer: ``"processor"``, ``"tensors"``,
+            or ``"none"`` where it does not; empty for a type that takes none.
         limits: what a user of this type should know.
         reason: why it was refused or not built, or what failed.
         seconds: that it took.
@@ -48,6 +52,7 @@ class Entry:
     status: str = "holds"
     laws: Mapping[str, str] = attrs.field(factory=dict)
     generates: tuple[str, ...] = ()
+    picture: str = ""
     limits: tuple[str, ...] = ()
     reason: str = ""
     seconds: float = 0.0
@@ -78,7 +83,9 @@ def _examined(base: TinyBase, calls: Level) -> Entry:
     certificate = verify(model, inputs=base.inputs, calls=calls)
     laws = [fresh if law.key == "L5" else law for law in certificate.laws]
     works, broken, unable = _decodings(model, base)
-    failed = [f"{law.key} {law.name}: {law.findings[0]}" for law in laws if law.findings] + broken
+    given, unreached = _picture(model, base)
+    failed = [f"{law.key} {law.name}: {law.findings[0]}" for law in laws if law.findings]
+    failed += broken + unreached
     return Entry(
         base.task,
         base.model_type,
@@ -86,6 +93,7 @@ def _examined(base: TinyBase, calls: Level) -> Entry:
         status="fails" if failed else "holds",
         laws=_verdicts(laws),
         generates=works,
+        picture=given,
         limits=(*limits, *unable, *_limits(model, certificate), *_learning(model, base)),
         reason="; ".join(failed),
     )
@@ -130,6 +138,25 @@ def _decodings(model: SafeModel, base: TinyBase) -> tuple[tuple[str, ...], list[
             else:
                 works.append(name)
     return tuple(works), broken, unable
+
+
+def _picture(model: SafeModel, base: TinyBase) -> tuple[str, list[str]]:
+    """How a picture that reaches the answer was given, and what keeps one from it."""
+    if base.task != "image_text":
+        return "", []
+    if makers := with_processor(base.model_type):
+        return "processor", [problem for make in makers for problem in _by_processor(*make())]
+    other = another_picture(base.inputs)
+    if other is None or not moves(model.base, base.inputs, other):
+        return "none", []
+    return "tensors", list(problems(model, base.inputs, other))
+
+
+def _by_processor(base: nn.Module, processor: Any) -> Iterator[str]:
+    model = with_made_up_modality(base, processor)
+    train(model)
+    red, blue = (question(base, processor, colour) for colour in ("red", "blue"))
+    yield from problems(model, red, blue)
 
 
 def _limits(model: SafeModel, certificate: Certificate) -> Iterator[str]:

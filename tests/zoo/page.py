@@ -10,11 +10,13 @@ from safe_framework.verification.certificate import Verdict
 from tests.zoo.examine import Entry
 
 LAWS = ("L1", "L2", "L3", "L4", "L5")
+PICTURE = "a picture reaches the answer"
 _MARKS = {
     Verdict.HOLDS.value: "yes",
     Verdict.NOT_APPLICABLE.value: "n/a",
     Verdict.FAILS.value: "**no**",
 }
+_PICTURES = {"": "", "none": "not tried", "tensors": "yes", "processor": "yes, by its processor"}
 _TASKS = {"causal": "text", "image_text": "image and text", "seq2seq": "sequence to sequence"}
 
 _HEAD = """\
@@ -65,9 +67,13 @@ def _counts(entries: Sequence[Entry]) -> str:
     }
     rows = sum(entry.laws.get("L4") == Verdict.HOLDS.value for entry in entries)
     beams = sum("beams" in entry.generates for entry in entries)
+    seeing = [entry.picture for entry in entries if entry.task == "image_text"]
+    given = seeing.count("processor")
     lines = [
         f"Of **{len(entries)}** types (one per class), **{number['holds']}** hold L1, L2, L3 and "
         f"L5, {rows} of them L4 too. With the modality on, {beams} decode with beams.",
+        f"In {given + seeing.count('tensors')} of {len(seeing)} image-text types a picture reaches "
+        f"the answer, in {given} of them given to the type's own processor.",
         f"Refused when attached: {number['refused']}. Not built: {number['unbuilt']}. "
         f"Failing: {number['fails']}.",
     ]
@@ -75,8 +81,8 @@ def _counts(entries: Sequence[Entry]) -> str:
 
 
 def _tables(entries: Sequence[Entry]) -> list[str]:
-    lines = ["", f"| type | reads | {' | '.join(LAWS)} | generates | limits |"]
-    lines.append("|---|---|" + "---|" * (len(LAWS) + 2))
+    lines = ["", f"| type | reads | {' | '.join(LAWS)} | generates | {PICTURE} | limits |"]
+    lines.append("|---|---|" + "---|" * (len(LAWS) + 3))
     lines += [_row(entry) for entry in entries if entry.status in ("holds", "fails")]
     for status, title in (("refused", "Refused when attached"), ("unbuilt", "Not built")):
         found = [entry for entry in entries if entry.status == status]
@@ -97,6 +103,7 @@ def _row(entry: Entry) -> str:
         _TASKS[entry.task],
         *marks,
         ", ".join(entry.generates) or "none",
+        _PICTURES[entry.picture],
         _plain("; ".join(notes)),
     ]
     return f"| {' | '.join(cells)} |"

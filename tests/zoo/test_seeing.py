@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from safe_framework.config.schema import BaseSpec
-from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.pretrained.base_model import load_base_processor
 from tests.support.lanes import slow_but
-from tests.support.seeing import picture, reading_bases, save, seeing_bases
+from tests.support.seeing import reading_bases, save, seeing_bases
+from tests.zoo.pictures import question
 
 SEEING = seeing_bases()
 LARGEST = 200_000
@@ -29,16 +29,8 @@ def made(name):
 
 def logits(model, processor, colour):
     """What the model says of a picture of this colour."""
-    text = "what is this"
-    if processor.chat_template:
-        parts = [{"type": "image"}, {"type": "text", "text": text}]
-        text = processor.apply_chat_template([{"role": "user", "content": parts}])
-    batch = processor(text=[text], images=[picture(colour)], return_tensors="pt")
-    batch.pop("labels", None)  # PaliGemma's, whose loss is none of our business
-    if decodes_separately(model):
-        batch["decoder_input_ids"] = batch["input_ids"][:, -2:]
     with torch.no_grad():
-        return model(**batch).logits
+        return model(**question(model, processor, colour, rows=1)).logits
 
 
 def test_there_are_fifteen():

@@ -1,0 +1,201 @@
+"""Sound files as arrays: whole, or an error that says what is missing.
+
+libsndfile reads the first stream of a file and stops, and takes a file whose end is missing for a
+shorter one. Here streams that stand one behind another are all read, and what a file's header
+promises is compared with what there is. What libsndfile cannot read, such as M4A, WebM and the
+sound of a video, PyAV reads where it is installed.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from safe_framework.errors import DataError
+from safe_framework.utils.optional_imports import require
+
+Channels = npt.NDArray[np.float32]
+"""Amplitudes, (samples, channels)."""
+
+_BLOCK = 1 << 20  # samples read at a time: a stream's header may not say how many there are
+_FLAC_STREAM = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # the marker, and STREAMINFO's header
+_OGG_PAGE = struct.Struct("<4sBB8sIIIB")  # RFC 3533, section 6
+_OGG_BEGINS, _OGG_ENDS = 2, 4
+_STREAMED = (0, 0xFFFFFFFF)  # sizes that a writer leaves when it cannot go back to the header
+
+
+def decode(content: bytes, called: str) -> tuple[Channels, int]:
+    """All the sound in a file.
+
+    Args:
+        content: the file's bytes.
+        called: what messages call it.
+
+    Returns:
+        Amplitudes, nominally from -1 to 1, (samples, channels), and samples a second, in hertz.
+
+    Raises:
+        DataError: it cannot be read, its end is missing, it holds no samples, or an extra is not
+            installed.
+    """
+    require("soundfile", "audio", "sound needs `soundfile`")
+    parts = [_decode_stream(stream, called) for stream in _streams(content)]
+    shapes = {(rate, channels.shape[1]) for channels, rate in parts}
+    if len(shapes) > 1:
+        found = " and ".join(f"{rate} Hz with {count} channels" for rate, count in sorted(shapes))
+        raise DataError(
+            f"{called} has several streams behind one another, of {found}",
+            hint="cut it into a file for each",
+        )
+    whole = np.concatenate([channels for channels, _ in parts])
+    if not len(whole):
+        raise DataError(f"{called} holds no samples")
+    return whole, parts[0][1]
+
+
+def _decode_stream(content: bytes, called: str) -> tuple[Channels, int]:
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(_Seekable(_sized(content))) as file:
+            promised, rate = file.frames, file.samplerate
+            blocks: list[Channels] = []
+            while not blocks or len(blocks[-1]):
+                blocks.append(file.read(_BLOCK, dtype="float32", always_2d=True))
+    except (RuntimeError, OSError, ValueError) as error:
+        return _by_pyav(content, called, error)
+    whole = np.concatenate(blocks)
+    missing = _missing(content)
+    if not missing and len(whole) < promised < 2**62:
+        missing = f"its header says {promised} samples, and {len(whole)} can be read"
+    if missing:
+        raise DataError(
+            f"{called} is truncated: {missing}",
+            hint="fetch it again; if it is all there is, write it anew: ffmpeg -i OLD NEW.wav",
+        )
+    return whole, rate
+
+
+class _Seekable(io.BytesIO):
+    """Bytes as libsndfile reads a file: a place before the beginning is not gone to."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go there if it is a place."""
+        try:
+            return super().seek(offset, whence)
+        except ValueError:  # soundfile prints what is raised here, and goes on
+            return self.tell()
+
+
+def _sized(content: bytes) -> bytes:
+    """A WAV file as it is; with the sizes that were left at 0, if it was written into a pipe."""
+    at = content.find(b"data", 12)
+    if content[:8] != b"RIFF\0\0\0\0" or at < 0 or any(content[at + 4 : at + 8]):
+        return content
+    size = (len(content) - at - 8).to_bytes(4, "little")
+    return (
+        content[:4]
+        + (len(content) - 8).to_bytes(4, "little")
+        + content[8 : at + 4]
+        + size
+        + content[at + 8 :]
+    )
+
+
+def _missing(content: bytes) -> str:
+    """What of a file is missing by its own words; empty if nothing is, or it does not say."""
+    if content[:4] in (b"RIFF", b"RF64", b"FORM"):
+        return next(_cut_chunks(content), "")
+    if content[:4] == b"OggS":
+        pages = list(_ogg_pages(content))
+        if not pages or not pages[-1][1] & _OGG_ENDS:
+            return "it has no last page"
+    return ""
+
+
+def _cut_chunks(content: bytes) -> Iterator[str]:
+    """The sound of a RIFF (WAV) or IFF (AIFF) file, where less is there than its header says."""
+    order = ">" if content[:4] == b"FORM" else "<"
+    at, names = 12, (b"data", b"SSND")
+    while at + 8 <= len(content):
+        name, size = struct.unpack_from(f"{order}4sI", content, at)
+        there = len(content) - at - 8
+        if name in names and size not in _STREAMED and size > there:
+            yield f"its header says {size} bytes of sound, and {there} are there"
+        if size in _STREAMED:
+            return
+        at += 8 + size + size % 2
+
+
+def _ogg_pages(content: bytes) -> Iterator[tuple[int, int]]:
+    """Where each whole page of an Ogg file begins, and its flags."""
+    at = 0
+    while at + _OGG_PAGE.size <= len(content):
+        magic, _, flags, _, _, _, _, count = _OGG_PAGE.unpack_from(content, at)
+        end = at + _OGG_PAGE.size + count
+        length = end - at + sum(content[at + _OGG_PAGE.size : end])
+        if magic != b"OggS" or at + length > len(content):
+            return
+        yield at, flags
+        at += length
+
+
+def _streams(content: bytes) -> list[bytes]:
+    """The streams that stand behind one another in a file; most files have one."""
+    starts = [0]
+    if content[:4] == b"fLaC":
+        starts = [found.start() for found in _FLAC_STREAM.finditer(content)] or [0]
+    elif content[:4] == b"OggS":
+        ended = False
+        for at, flags in _ogg_pages(content):
+            if ended and flags & _OGG_BEGINS:
+                starts.append(at)
+            ended = bool(flags & _OGG_ENDS)
+    elif content[:4] == b"RIFF" and len(content) >= 12:
+        size = int.from_bytes(content[4:8], "little")
+        at = 8 + size + size % 2
+        if size not in _STREAMED and content[at : at + 4] == b"RIFF":
+            return [content[:at], *_streams(content[at:])]
+    return [content[a:b] for a, b in zip(starts, [*starts[1:], len(content)], strict=True)]
+
+
+def _by_pyav(content: bytes, called: str, error: Exception) -> tuple[Channels, int]:
+    """What libsndfile could not read, by FFmpeg's decoders.
+
+    Raises:
+        DataError: PyAV is not installed, or cannot read it either.
+    """
+    try:
+        av: Any = import_module("av")
+    except (ImportError, OSError):
+        raise DataError(
+            f"{called} cannot be read: {error}",
+            hint="for M4A, WebM, MP4 and other formats: pip install 'safe-framework[media]'; "
+            "or convert it: ffmpeg -i OLD NEW.wav",
+        ) from error
+    try:
+        with av.open(io.BytesIO(content)) as container:
+            stream = next(iter(container.streams.audio), None)
+            if stream is None or stream.codec_context is None:  # no sound, or of an unknown codec
+                raise DataError(f"{called} has no sound that can be read")
+            rate = stream.rate
+            resampler = av.AudioResampler("fltp", stream.layout, rate)  # planes of float32
+            frames = [
+                part for frame in container.decode(stream) for part in resampler.resample(frame)
+            ]
+            frames += resampler.resample(None)
+        if not frames:
+            raise DataError(f"{called} holds no samples")
+        planes = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
+    except (av.FFmpegError, ValueError) as worse:
+        raise DataError(
+            f"{called} cannot be read: {worse}", hint="convert it: ffmpeg -i OLD NEW.wav"
+        ) from worse
+    return np.ascontiguousarray(planes.T, dtype=np.float32), rate  # (samples, channels)
