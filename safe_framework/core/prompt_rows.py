@@ -19,6 +19,7 @@ from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.markers.text import MarkerText
 from safe_framework.core.model import SafeModel
 from safe_framework.core.padding import (
+    attention_mask,
     is_per_token,
     pad_left,
     pad_right,
@@ -428,6 +429,14 @@ def halves(text: str) -> tuple[str, str]:
     middle = (len(words) + 1) // 2
     first, second = " ".join(words[:middle]), " ".join(words[middle:])
     return (first, " " + second) if second else (first, "")
+
+
+def decoder_texts(rows: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
+    """What a decoder with texts of its own is given, padded on the right, and where it is real."""
+    return {
+        "decoder_input_ids": pad_right(rows, pad),
+        "decoder_attention_mask": attention_mask(rows),
+    }
 
 
 def decoder_start_id(base: nn.Module) -> int:

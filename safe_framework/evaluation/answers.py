@@ -14,8 +14,16 @@ import torch
 from torch import Tensor
 
 from safe_framework.core.class_readout import class_logits, first_ids, token_positions
+from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.output_head import logits_at
+from safe_framework.core.padding import pad_right
 from safe_framework.core.processor import answer_ids, with_answers
+from safe_framework.core.prompt_rows import (
+    PromptEncoder,
+    decoder_start_id,
+    decoder_texts,
+    halves,
+)
 from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.tasks import CLASSES
 from safe_framework.evaluation.metrics import normalise
@@ -62,8 +70,18 @@ def example_inputs(model: SafeModel, examples: Sequence[Example]) -> Mapping[str
 def text_inputs(
     model: SafeModel, rows: Sequence[TextRow], samples: Sequence[Mapping[str, Sample]] = ()
 ) -> Mapping[str, Any]:
-    """``model_inputs`` of texts and their pictures, beside samples that are not theirs."""
-    return model_inputs(model, [row.text for row in rows], samples, [row.images for row in rows])
+    """``model_inputs`` of texts and their pictures, beside samples that are not theirs.
+
+    Where the decoder reads a text of its own, that is the second half of each text's words.
+    """
+    images = [row.images for row in rows]
+    if not decodes_separately(model.base):
+        return model_inputs(model, [row.text for row in rows], samples, images)
+    prompts, parted = PromptEncoder.of(model), [halves(row.text) for row in rows]
+    batch = model_inputs(model, [first for first, _ in parted], samples, images)
+    read = [[prompts.start, *prompts.answer(second)[:-1]] for _, second in parted]
+    decoder = decoder_texts(read, model.processor.padding)
+    return {**batch, **{name: value.to(model.device) for name, value in decoder.items()}}
 
 
 def _process(
@@ -78,7 +96,11 @@ def _process(
     columns: dict[str, Any] = {name: [row.get(name) for row in samples] for name in names}
     if any(images):
         columns["images"] = [[picture.open() for picture in own] for own in images]
-    return model.processor(text=list(texts), padding_side=side, **columns)
+    batch = model.processor(text=list(texts), padding_side=side, **columns)
+    if decodes_separately(model.base):
+        start = decoder_start_id(model.base)
+        batch["decoder_input_ids"] = torch.full((len(texts), 1), start)
+    return batch
 
 
 def _process_examples(model: SafeModel, examples: Sequence[Example], side: str) -> Any:
@@ -102,11 +124,14 @@ def text_rows(texts: Sequence[str | TextRow]) -> list[TextRow]:
 
 
 def word_positions(model: SafeModel, batch: Mapping[str, Any]) -> Tensor:
-    """Where a batch holds the texts' own words, (batch, length).
+    """Where a batch holds the texts' own words, (batch, length); where it decodes them, if apart.
 
     No padding, no markers of a modality, and no placeholders of pictures, which predict nothing
     that anybody reads.
     """
+    if (decoder := batch.get("decoder_input_ids")) is not None:
+        real: Tensor = batch.get("decoder_attention_mask", torch.ones_like(decoder)).bool()
+        return real
     ids: Tensor = batch["input_ids"]
     words = model.processor.markers.words(ids) & batch["attention_mask"].bool()
     return words & ~placeholders(model, ids)
@@ -243,8 +268,7 @@ def _probabilities(model: SafeModel, tokens: Tensor, scores: Sequence[Tensor]) -
 
 def new_tokens(model: SafeModel, tokens: Tensor, batch: Mapping[str, Any]) -> Tensor:
     """What ``generate`` added: all that an encoder-decoder gave, else what follows the prompt."""
-    config: Any = model.base.config
-    if config.is_encoder_decoder:
+    if decodes_separately(model.base):
         return tokens
     return tokens[:, batch["input_ids"].shape[1] :]
 
@@ -294,8 +318,15 @@ def log_likelihoods(
 ) -> list[float]:
     """Log-likelihood of a label behind each example's prompt, in nats."""
     batch = dict(_process_examples(model, [example for example, _ in pairs], "right"))
-    answers = [answer_ids(model.tokenizer, label, "labels") for _, label in pairs]
-    batch |= with_answers(batch, answers, model.processor.padding)
+    pad = model.processor.padding
+    if decodes_separately(model.base):
+        prompts = PromptEncoder.of(model)
+        own = [prompts.answer(label) for _, label in pairs]
+        batch |= decoder_texts([[prompts.start, *ids] for ids in own], pad)
+        batch["labels"] = pad_right([[IGNORED, *ids] for ids in own], IGNORED)
+    else:
+        answers = [answer_ids(model.tokenizer, label, "labels") for _, label in pairs]
+        batch |= with_answers(batch, answers, pad)
     batch = {key: value.to(model.device) for key, value in batch.items()}
     targets = torch.nn.functional.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORED)
     predicted = targets != IGNORED  # position t predicts token t + 1

@@ -8,6 +8,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.evaluation.answers import eval_mode, model_inputs
 from safe_framework.evaluation.metrics import same_top_token
 from safe_framework.utils.tensors import bitwise_equal
@@ -82,8 +83,7 @@ def side_by_side(
 
 
 def _text(model: SafeModel, tokens: Tensor, start: int) -> str:
-    config: Any = model.base.config
-    new = tokens[0] if config.is_encoder_decoder else tokens[0, start:]
+    new = tokens[0] if decodes_separately(model.base) else tokens[0, start:]
     text: str = model.tokenizer.decode(new, skip_special_tokens=True)
     return text.strip()
 
