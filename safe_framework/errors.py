@@ -55,3 +55,7 @@ class AdapterError(SafeError, ValueError):
 
 class CheckpointError(SafeError, LookupError):
     """Pretrained weights that cannot be found or read."""
+
+
+class KeywordError(SafeError, TypeError):
+    """A keyword argument that nothing takes, so that it would have been dropped."""

@@ -1,4 +1,4 @@
-"""``safe check RECIPE``: every mistake of a recipe, without loading a model."""
+"""``safe check RECIPE``: every mistake of a recipe, and whether its base will do, unloaded."""
 
 from __future__ import annotations
 
@@ -27,9 +27,13 @@ def add(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from safe_framework.config.read import read_recipe
+    from safe_framework.runs.base_check import check_base
 
     recipe = read_recipe(arguments.recipe)
+    notes = check_base(recipe)
     print(f"{arguments.recipe} is a valid recipe")
+    for note in notes:
+        print(note)
     if recipe.stage_b is not None:
         print("its [stage_b] changes the base: L1 and L2 will not hold")
     if recipe.training.speedups == "off":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from safe_framework.experimental.vision_language.scene_scores import SceneScores
     from safe_framework.experimental.vision_language.train import Captioning, Scores
 
 
@@ -39,8 +40,14 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def lines(scores: Scores) -> Iterator[str]:
+def lines(scores: Scores | SceneScores) -> Iterator[str]:
     """The scores as a table, each with its interval."""
+    from safe_framework.experimental.vision_language.scene_scores import SceneScores, score_lines
+
+    return score_lines(scores) if isinstance(scores, SceneScores) else _caption_lines(scores)
+
+
+def _caption_lines(scores: Scores) -> Iterator[str]:
     title = f"{scores.pictures} held-out pictures"
     ways = {
         title: (f"own of {scores.choices} chosen", "exact caption", "F1 of its words"),

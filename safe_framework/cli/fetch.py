@@ -1,4 +1,4 @@
-"""``safe fetch NAME...``: have checkpoints ready before they are needed."""
+"""``safe fetch NAME...``: have checkpoints and sprites ready before they are needed."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ from typing import Any
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    text = "make checkpoints ready in the cache, and say where each is"
+    text = "make checkpoints and sprites ready in the cache, and say where each is"
     parser = commands.add_parser("fetch", help=text, description=text)
-    parser.add_argument("names", nargs="+", metavar="NAME", help="a card that `safe list` shows")
+    parser.add_argument(
+        "names",
+        nargs="+",
+        metavar="NAME",
+        help="a checkpoint or a set of sprites that `safe list` shows",
+    )
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from safe_framework.pretrained import resolve
+    from safe_framework.pretrained.sprite_sets import sprite_folder
+    from safe_framework.utils import catalogue
 
     for name in arguments.names:
-        print(f"{name}: {resolve(name)}")
+        find = sprite_folder if name in catalogue.sprites() else resolve
+        print(f"{name}: {find(name)}")
     return 0

@@ -28,8 +28,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
     recipes = {name: _comment(path) for name, path in catalogue.recipes().items()}
     cards = {name: _summary(path) for name, path in catalogue.cards().items()}
+    sprites = {name: _summary(path) for name, path in catalogue.sprites().items()}
     launches = {name: _comment(path) for name, path in catalogue.launches().items()}
-    files = {"recipes": recipes, "checkpoints": cards, "launches": launches}
+    files = {"recipes": recipes, "checkpoints": cards, "sprites": sprites, "launches": launches}
     if arguments.json:
         _print_json(files)
         return 0

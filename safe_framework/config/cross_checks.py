@@ -54,6 +54,24 @@ def check_data_files(document: dict[str, Any], folder: Path, findings: list[Find
         _check_files(held, ("curriculum", number), ("train",), folder, findings)
     compose = _table(_table(document, "base"), "compose")
     _check_files(compose, ("base", "compose"), COMPOSE_FILES, folder, findings)
+    path = ("base", "compose", "scenes")
+    _check_files(_table(compose, "scenes"), path, ("texts", "texts_test"), folder, findings)
+
+
+def check_compose(document: dict[str, Any], findings: list[Finding]) -> None:
+    """``[base.compose]`` trains on captions or on scenes, and its prompt fits what it trains on."""
+    compose = _table(_table(document, "base"), "compose")
+    if "scenes" not in compose:
+        return
+    for key in COMPOSE_FILES:
+        if key in compose:
+            message = f"`{key}` names captioned pictures, and [base.compose.scenes] draws its own"
+            findings.append(Finding(("base", "compose", key), message, "leave one out", at="key"))
+    before, _, after = str(compose.get("prompt", "")).partition("<image>")
+    if "{question}" in before or after.count("{question}") != 1:
+        message = "`prompt` must hold `{question}` once, after `<image>`"
+        key = ("base", "compose", "prompt" if "prompt" in compose else "scenes")
+        findings.append(Finding(key, message, 'such as `prompt = "<image>{question} "`'))
 
 
 def check_stage_b(document: dict[str, Any], folder: Path, findings: list[Finding]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import tomli
 
 from safe_framework.config.cross_checks import (
+    check_compose,
     check_data_files,
     check_modality_names,
     check_speedups,
@@ -63,6 +64,7 @@ def _parse(text: str, source: str, folder: Path, *, check_files: bool) -> Recipe
     check_modality_names(document, findings)
     check_tasks(document, findings)
     check_speedups(document, findings)
+    check_compose(document, findings)
     if check_files:
         check_data_files(document, folder, findings)
         check_stage_b(document, folder, findings)

@@ -25,6 +25,38 @@ from safe_framework.config.validators import (
 
 
 @attrs.frozen
+class ScenesSpec:
+    """``[base.compose.scenes]``: drawn scenes, and questions about them, to train on.
+
+    Attributes:
+        sprites: sets of emoji that the scenes are drawn of: names in the catalogue, or folders.
+        train: how many scenes are trained on.
+        validation: how many held-out scenes are scored, to choose settings by; 0 for none.
+        test: how many other held-out scenes are scored; 0 for none.
+        questions: asked about a picture in a step.
+        rank: of the language model's updates, which are merged into it at the end.
+        lora_learning_rate: peak rate of these updates.
+        texts: rows of ``text`` or ``question`` on which the language model is held to what it
+            says by itself.
+        texts_test: texts on which is measured how well it did.
+        texts_weight: of the loss of ``texts``, beside that of the answers.
+        save_steps: steps between two checkpoints, from which a killed run goes on.
+    """
+
+    sprites: tuple[str, ...] = attrs.field(default=("noto-emoji", "twemoji"), validator=not_empty)
+    train: int = attrs.field(default=4000, validator=at_least(2))
+    validation: int = attrs.field(default=0, validator=at_least(0))
+    test: int = attrs.field(default=400, validator=at_least(0))
+    questions: int = attrs.field(default=6, validator=at_least(1))
+    rank: int = attrs.field(default=16, validator=at_least(1))
+    lora_learning_rate: float = attrs.field(default=1e-3, validator=above(0))
+    texts: str | None = None
+    texts_test: str | None = None
+    texts_weight: float = attrs.field(default=1.0, validator=at_least(0))
+    save_steps: int = attrs.field(default=50, validator=at_least(1))
+
+
+@attrs.frozen
 class ComposeSpec:
     """``[base.compose]``: a vision-language base from two pretrained parts, made once.
 
@@ -33,7 +65,9 @@ class ComposeSpec:
         language: language model, likewise.
         train: captioned pictures on which the projector between the two is trained.
         test: the same, held out.
-        prompt: the text before a caption; ``<image>`` is where the picture is.
+        scenes: what to train on instead of captions.
+        prompt: the text before a caption; ``<image>`` is where the picture is. With ``scenes``
+            the text around a ``{question}``.
         image_size: side of the square pictures, in pixels; the encoder's own if None.
         layer: which hidden states of the image encoder are projected.
         align_steps: steps that draw a picture's tokens to its caption's words, before the
@@ -49,6 +83,7 @@ class ComposeSpec:
     language: str = attrs.field(validator=not_empty)
     train: str | None = None
     test: str | None = None
+    scenes: ScenesSpec | None = None
     prompt: str = attrs.field(default="<image>", validator=contains("<image>"))
     image_size: int | None = None
     layer: int = -2

@@ -86,14 +86,29 @@ def modality_tensors(modality: Modality) -> dict[str, Tensor]:
 def write_adapter(state: AdapterState, folder: Path) -> None:
     """Write an adapter to ``folder``, replacing an adapter that is there.
 
+    Files in it that no adapter has stay.
+
     Raises:
-        AdapterError: ``folder`` holds something that is not an adapter.
+        AdapterError: ``folder`` holds something that is not an adapter, or cannot be written.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
+    try:
+        if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
+            raise AdapterError(
+                f"`{folder}` is not empty and holds no adapter", hint="choose another folder"
+            )
+        atomic_folder(folder, lambda part: _write(state, part), overwrite=True, own=_is_ours)
+    except OSError as error:
         raise AdapterError(
-            f"`{folder}` is not empty and holds no adapter", hint="choose another folder"
-        )
-    atomic_folder(folder, lambda temporary: _write(state, temporary), overwrite=True)
+            f"the adapter cannot be saved to `{folder}`: {error.strerror or error}",
+            hint="choose another folder, or make room in it",
+        ) from error
+
+
+def _is_ours(name: str) -> bool:
+    """Whether an adapter's folder has a file of this name, or what was measured on its weights."""
+    return name in (CONFIG, RECIPE, CARD, "certificate.json", "base_lora") or name.endswith(
+        ".safetensors"
+    )
 
 
 def _write(state: AdapterState, folder: Path) -> None:

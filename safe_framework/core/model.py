@@ -63,7 +63,7 @@ from safe_framework.core.modality import (
 )
 from safe_framework.core.picture_example import picture_example
 from safe_framework.core.processor import SafeProcessor
-from safe_framework.data.prompts import prompt_template
+from safe_framework.data.prompts import chat_opening, prompt_template
 from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
@@ -336,10 +336,14 @@ class SafeModel(nn.Module):
     def processor(self) -> SafeProcessor:
         """Turns texts and samples into batches for this model."""
         if self._processor is None:  # copying a tokenizer takes a while
-            prompt = prompt_template(self.recipe, self.base_processor)
-            spans = {name: markers.span for name, markers in self._markers().items()}
+            data = self.recipe.data if self.recipe is not None else None
+            base = self.base_processor
             self._processor = SafeProcessor(
-                self.base_processor, self.encoders, prompt=prompt, spans=spans
+                base,
+                self.encoders,
+                prompt=prompt_template(self.recipe, base),
+                spans={name: markers.span for name, markers in self._markers().items()},
+                opening=partial(chat_opening, data, base) if data and data.chat else None,
             )
         return self._processor
 

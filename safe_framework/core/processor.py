@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,15 @@ import torch
 from torch import Tensor
 
 from safe_framework.core.chat import Conversations, split_samples
+from safe_framework.core.keywords import check_keywords
 from safe_framework.core.markers.text import MarkerText
 from safe_framework.core.padding import PaddedRows, append_columns, gather_columns, per_token_inputs
+from safe_framework.core.pictures import PicturePlaces, pictures_by_text
 from safe_framework.data.frame_cache import prepare_inputs
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import IGNORED, Sample
+from safe_framework.pretrained.base_processor import takes_images, text_tokenizer
 
 Rate = int | Mapping[str, int] | None
 
@@ -28,16 +32,20 @@ _OF_TOKENS = (
 
 
 class SafeProcessor:
-    """A tokenizer or processor that also takes samples of the attached modalities.
+    """The base's own processor or tokenizer, which also takes samples of attached modalities.
 
     Args:
-        tokenizer: the base's tokenizer or processor; copied, never changed.
+        tokenizer: the base's processor or tokenizer; copied, never changed.
         encoders: the attached encoders by modality.
         prompt: template with ``{question}``, as the recipe's data was prompted.
         spans: by modality with markers, the ids that stand where its sample is.
+        opening: what a chat of the recipe puts before a user's first word, by the number of
+            pictures that the message begins with; None where the recipe asks in no chat.
 
     Attributes:
+        tokenizer: the copy.
         markers: puts these ids into texts.
+        pictures: puts the places of pictures into texts.
     """
 
     def __init__(
@@ -47,17 +55,25 @@ class SafeProcessor:
         *,
         prompt: str = "{question}",
         spans: Mapping[str, Sequence[int]] | None = None,
+        opening: Callable[[int], str] | None = None,
     ) -> None:
         self.tokenizer = _with_padding(copy.deepcopy(tokenizer))
         self.encoders = dict(encoders)
         self.template = prompt
-        self.markers = MarkerText(self.tokenizer, spans or {})
+        self.pictures = PicturePlaces(self.tokenizer, opening)
+        self.markers = MarkerText(
+            self.tokenizer,
+            spans or {},
+            ending=self.pictures.ending,
+        )
 
     def __call__(
         self,
         text: str | Sequence[str] | None = None,
         *,
         question: str | Sequence[str] | None = None,
+        images: Any = None,
+        videos: Any = None,
         sampling_rate: int | Mapping[str, int] | None = None,
         return_tensors: str = "pt",
         padding: bool | str = True,
@@ -72,21 +88,30 @@ class SafeProcessor:
         Args:
             text: one text or several, as they are.
             question: instead of ``text``: questions, put into the recipe's prompt.
+            images: pictures for the base's own processor, one for each text, or a list of them
+                or None: Pillow images, arrays, file names. A text that does not name them by the
+                base's placeholder has them at the front.
+            videos: for the base's own processor, whose placeholders the texts must have.
             sampling_rate: of plain arrays given as samples, in hertz; by modality if they
                 differ.
             return_tensors: ``"pt"``, the only form there is.
             padding: passed to the tokenizer.
             **inputs: for each attached modality a sample or one (or None) for each text; all
-                else, such as ``images``, goes to the base's own processor.
+                else, such as ``max_length``, is a keyword of the base's own processor.
 
         Raises:
-            SampleError: a sample cannot be used, or there are not as many as texts.
+            SampleError: a sample cannot be used, or there are not as many as texts, or a text
+                names another number of pictures than it has.
+            KeywordError: a keyword is neither a modality nor known to the base's processor.
+            SafeError: there are pictures or videos, and the base takes none.
         """
         if return_tensors != "pt":
             raise SafeError(f'`return_tensors` must be "pt", not {return_tensors!r}')
-        texts = self._texts(text, question)
+        asked = self._texts(text, question)
+        seen = {"images": images, "videos": videos}
+        inputs |= {name: value for name, value in seen.items() if value is not None}
         given = {
-            name: self._per_text(name, inputs.pop(name), len(texts))
+            name: self._per_text(name, inputs.pop(name), len(asked))
             for name in list(inputs)
             if name in self.encoders
         }
@@ -94,16 +119,68 @@ class SafeProcessor:
             raise SafeError(
                 "the model has no tokenizer", hint="pass one: attach(base, tokenizer=...)"
             )
-        inputs.setdefault("padding_side", "left")
-        plain = [
-            with_start_token(self.tokenizer, self.markers.strip_markers(text)) for text in texts
+        check_keywords(inputs, self.tokenizer, list(self.encoders))
+        present = [
+            [name for name, samples in given.items() if samples[row] is not None]
+            for row in range(len(asked))
         ]
-        batch = self.tokenizer(text=plain, return_tensors="pt", padding=padding, **inputs)
+        texts = asked if question is None else list(map(self.prompt, asked, present))
+        texts = self._with_pictures(texts, inputs)
+        plain = [
+            with_start_token(self.tokenizer, self.markers.strip_markers(text, names))
+            for text, names in zip(texts, present, strict=True)
+        ]
+        inputs.setdefault("padding_side", "left")
+        base = self.tokenizer if inputs.keys() & seen.keys() else self._text_alone
+        batch = base(text=plain, return_tensors="pt", padding=padding, **inputs)
         batch.update(self.markers.insert_into_batch(batch, texts, given))
         for name, samples in given.items():
             rate = sampling_rate.get(name) if isinstance(sampling_rate, Mapping) else sampling_rate
             batch.update(self.modality(name, samples, rate))
         return batch
+
+    def place_images(self, text: str, count: int) -> str:
+        """A text with the base's own placeholder for each of its pictures.
+
+        As it is, if it names as many already, or if the base's processor puts them in itself.
+        Otherwise they stand at the front; in the recipe's chat, at the front of the user's
+        message, as the base's chat template writes them.
+
+        Args:
+            text: as it will be given to the processor.
+            count: of its pictures.
+
+        Raises:
+            SampleError: the text names another number of pictures.
+            SafeError: there are some, and the base takes none.
+        """
+        return self.pictures.place(text, count)
+
+    def _with_pictures(self, texts: list[str], inputs: dict[str, Any]) -> list[str]:
+        """Texts with the places of their pictures, which ``inputs`` then has by text."""
+        if "images" not in inputs:
+            return texts if "videos" in inputs else [self.place_images(text, 0) for text in texts]
+        by_text = pictures_by_text(inputs.pop("images"), texts, self.pictures.named)
+        counts = list(map(len, by_text))
+        placed = [self.place_images(text, n) for text, n in zip(texts, counts, strict=True)]
+        self.pictures.check(counts)
+        if any(counts):
+            inputs["images"] = by_text
+        return placed
+
+    @cached_property
+    def _text_alone(self) -> Any:
+        """What takes texts without a picture: the base's processor, or its tokenizer if it refuses.
+
+        PaliGemma's processor takes no text without a picture, though the model does.
+        """
+        if not takes_images(self.tokenizer):
+            return self.tokenizer
+        try:
+            self.tokenizer(text=["a"])
+        except ValueError:
+            return text_tokenizer(self.tokenizer)
+        return self.tokenizer
 
     def apply_chat_template(
         self,
@@ -233,16 +310,9 @@ class SafeProcessor:
             SampleError: there is no such modality.
         """
         given = {name: value for name, value in samples.items() if value is not None}
-        if "images" in given and "images" not in self.encoders:
-            images = given.pop("images")
-            listed = list(images) if isinstance(images, (list, tuple)) else [images]
-            shown = [image for image in listed if image is not None]
-            if shown and not hasattr(self.tokenizer, "image_processor"):
-                raise SafeError(
-                    "the base takes no images: the model has no processor for them",
-                    hint="attach a modality `images`, or give the base's own processor",
-                )
-            given |= {"images": shown} if shown else {}
+        images = given.get("images") if "images" not in self.encoders else None
+        if isinstance(images, (list, tuple)) and all(image is None for image in images):
+            del given["images"]
         for name in given:
             if name not in self.encoders and name != "images":
                 raise SampleError(
@@ -279,14 +349,21 @@ class SafeProcessor:
     def _texts(self, text: Any, question: Any) -> list[str]:
         if (text is None) == (question is None):
             raise SafeError("give either `text` or `question`")
-        if text is not None:
-            return [text] if isinstance(text, str) else list(text)
-        questions = [question] if isinstance(question, str) else question
-        return [self.prompt(q) for q in questions]
+        given = text if text is not None else question
+        return [given] if isinstance(given, str) else list(given)
 
-    def prompt(self, question: str) -> str:
-        """A question in the recipe's prompt."""
-        return self.template.replace("{question}", question)
+    def prompt(self, question: str, present: Collection[str] | None = None) -> str:
+        """A question in the recipe's prompt.
+
+        Args:
+            question: as it is asked.
+            present: modalities with a sample, whose ``<NAME>`` alone stay in the prompt; all,
+                if none are given.
+        """
+        template = self.template
+        if present is not None:
+            template = self.markers.leave_out_absent(template, present)
+        return template.replace("{question}", question)
 
     def _per_text(self, name: str, samples: Any, count: int) -> list[Sample | None]:
         listed = list(samples) if isinstance(samples, (list, tuple)) else [samples]
@@ -326,7 +403,7 @@ def with_start_token(tokenizer: Any, text: str) -> str:
     A model cannot continue nothing. Without a start token, the end-of-text token serves, behind
     which a base has seen texts begin.
     """
-    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    inner = text_tokenizer(tokenizer)
     if text.strip() or inner(text)["input_ids"]:
         return text
     return inner.bos_token or inner.eos_token or text
@@ -349,14 +426,14 @@ def _padded(base: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def padding_id(tokenizer: Any, default: int) -> int:
     """The id with which a processor of ``tokenizer`` pads; ``default`` where it has none."""
-    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    inner = text_tokenizer(tokenizer)
     named = (getattr(inner, "pad_token_id", None), getattr(inner, "eos_token_id", None))
     return next((found for found in named if type(found) is int), default)
 
 
 def _with_padding(tokenizer: Any) -> Any:
     """Give our copy a pad token where the base's tokenizer has none."""
-    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    inner = text_tokenizer(tokenizer)
     if inner is not None and getattr(inner, "pad_token", None) is None:
         inner.pad_token = inner.eos_token
     return tokenizer
@@ -417,7 +494,7 @@ def answer_ids(tokenizer: Any, answer: str, name: str) -> list[int]:
     Raises:
         SafeError: the answer has no tokens.
     """
-    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    inner = text_tokenizer(tokenizer)
     ids = inner(answer, add_special_tokens=False)["input_ids"]
     if not ids:
         raise SafeError(f"{name}: the answer {answer!r} has no tokens")

@@ -19,7 +19,6 @@ from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.markers.text import MarkerText
 from safe_framework.core.model import SafeModel
 from safe_framework.core.padding import (
-    attention_mask,
     is_per_token,
     pad_left,
     pad_right,
@@ -28,6 +27,7 @@ from safe_framework.core.padding import (
 from safe_framework.core.processor import SafeProcessor, with_start_token
 from safe_framework.data.pictures import Picture
 from safe_framework.errors import SafeError, SampleError
+from safe_framework.pretrained.base_processor import text_tokenizer
 from safe_framework.utils.hashing import text_fingerprint
 
 PIXELS = "pixel_"
@@ -130,6 +130,7 @@ def token_ids(
     if markers is None:
         ids: list[int] = tokenizer(with_start_token(tokenizer, text))["input_ids"]
         return ids
+    text = markers.leave_out_absent(text, present)
     plain = with_start_token(tokenizer, markers.strip_markers(text))
     return markers.insert_markers(text, tokenizer(plain)["input_ids"], present)
 
@@ -158,7 +159,7 @@ class PromptEncoder:
         always_sees: bool = False,
     ) -> None:
         self.placeholders, self.always_sees = placeholders, always_sees
-        self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        self.tokenizer = text_tokenizer(tokenizer)
         self.processor, self.start, self.dtype = processor, start, dtype
         self._beside_pixels: dict[Any, dict[str, Tensor]] = {}
 
@@ -208,15 +209,12 @@ class PromptEncoder:
         if not images:
             ids = token_ids(self.tokenizer, text, present, self.markers)
             return PromptRow(ids, target=target)
-        spans = self.markers.spans if self.markers is not None else {}
-        row = PromptRow(
-            (),
-            images,
-            target,
-            self._placed(text, len(images)),
-            [name for name in present if name in spans],
-            self.placeholders,
-        )
+        if self.processor is None:
+            raise SafeError("pictures need the model's processor")
+        marked = [name for name in present if name in self.processor.markers.spans]
+        text = self.processor.markers.leave_out_absent(text, marked)
+        placed = self.processor.place_images(text, len(images))
+        row = PromptRow((), images, target, placed, marked, self.placeholders)
         made = self._processed(row)
         found = attrs.evolve(row, ids=made["input_ids"][0].tolist())
         self._remember(found, made)
@@ -296,21 +294,15 @@ class PromptEncoder:
         own.pop("chat_template", None)
         return text_fingerprint(type(base).__name__, own, images.to_dict())
 
-    def _placed(self, text: str, count: int) -> str:
-        """The text with a placeholder for each picture, where the base wants some."""
-        assert self.processor is not None
-        place: Any = getattr(self.processor, "place_images", None)
-        if place is not None:
-            return str(place(text, count))
-        token = str(getattr(self.processor.tokenizer, "image_token", ""))
-        return text if token in text else token * count + text
-
     def _processed(self, row: PromptRow) -> dict[str, Tensor]:
         """All that the base's own processor makes of a row's prompt, with its markers."""
         assert self.processor is not None
         pictures = [picture.open() for picture in row.images]
+        text = self.processor.markers.strip_markers(row.text)
         try:
-            made = dict(self.processor(text=[row.text], images=[pictures], padding_side="right"))
+            made = dict(self.processor(text=[text], images=[pictures], padding_side="right"))
+        except SafeError:
+            raise
         except (ValueError, TypeError, IndexError) as error:
             raise SampleError(
                 f"the base's processor cannot use {row.text!r} with "
@@ -429,14 +421,6 @@ def halves(text: str) -> tuple[str, str]:
     middle = (len(words) + 1) // 2
     first, second = " ".join(words[:middle]), " ".join(words[middle:])
     return (first, " " + second) if second else (first, "")
-
-
-def decoder_texts(rows: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
-    """What a decoder with texts of its own is given, padded on the right, and where it is real."""
-    return {
-        "decoder_input_ids": pad_right(rows, pad),
-        "decoder_attention_mask": attention_mask(rows),
-    }
 
 
 def decoder_start_id(base: nn.Module) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
 from safe_framework.data.tasks import unique
-from safe_framework.evaluation.answers import example_inputs, placeholders
+from safe_framework.evaluation.answers import example_inputs, for_logits, placeholders
 from safe_framework.evaluation.metrics import Estimate, bootstrap
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batched
@@ -237,7 +237,7 @@ def _row_features(model: SafeModel, example: Example) -> dict[str, Tensor]:
             return {IMAGE_FEATURES: own}
         if not at.any():
             return {}
-        out: Any = model.base(**batch, output_hidden_states=True)
+        out: Any = model.base(**for_logits(model, batch), output_hidden_states=True)
     states = getattr(out, "encoder_hidden_states", None) or out.hidden_states
     return {ENTERING: states[0][0, at], LEAVING: states[-1][0, at]}
 

@@ -16,18 +16,13 @@ from torch import Tensor
 from safe_framework.core.class_readout import class_logits, first_ids, token_positions
 from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.output_head import logits_at
-from safe_framework.core.padding import pad_right
-from safe_framework.core.processor import answer_ids, with_answers
-from safe_framework.core.prompt_rows import (
-    PromptEncoder,
-    decoder_start_id,
-    decoder_texts,
-    halves,
-)
+from safe_framework.core.padding import attention_mask, pad_right
+from safe_framework.core.prompt_rows import PromptEncoder, decoder_start_id, halves
 from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.tasks import CLASSES
+from safe_framework.errors import SafeError
 from safe_framework.evaluation.metrics import normalise
-from safe_framework.interfaces.types import IGNORED, Sample
+from safe_framework.interfaces.types import Sample
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batched
 
@@ -70,18 +65,35 @@ def example_inputs(model: SafeModel, examples: Sequence[Example]) -> Mapping[str
 def text_inputs(
     model: SafeModel, rows: Sequence[TextRow], samples: Sequence[Mapping[str, Sample]] = ()
 ) -> Mapping[str, Any]:
-    """``model_inputs`` of texts and their pictures, beside samples that are not theirs.
+    """What a call for logits is given of texts with pictures, beside samples that are not theirs.
 
-    Where the decoder reads a text of its own, that is the second half of each text's words.
+    An encoder-decoder reads the first half of each text and predicts the second, as in training.
     """
-    images = [row.images for row in rows]
+    texts, images = [row.text for row in rows], [row.images for row in rows]
     if not decodes_separately(model.base):
-        return model_inputs(model, [row.text for row in rows], samples, images)
-    prompts, parted = PromptEncoder.of(model), [halves(row.text) for row in rows]
-    batch = model_inputs(model, [first for first, _ in parted], samples, images)
-    read = [[prompts.start, *prompts.answer(second)[:-1]] for _, second in parted]
-    decoder = decoder_texts(read, model.processor.padding)
-    return {**batch, **{name: value.to(model.device) for name, value in decoder.items()}}
+        return model_inputs(model, texts, samples, images)
+    pairs = list(map(halves, texts))
+    batch = model_inputs(model, [first for first, _ in pairs], samples, images)
+    encoder = PromptEncoder.of(model)
+    return _with_decoder(model, batch, [encoder.answer(second)[:-1] for _, second in pairs])
+
+
+def for_logits(model: SafeModel, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Prompts as a call for logits: an encoder-decoder is given the first token of its answer."""
+    if not decodes_separately(model.base):
+        return batch
+    return _with_decoder(model, batch, [()] * len(batch["input_ids"]))
+
+
+def _with_decoder(
+    model: SafeModel, batch: Mapping[str, Any], targets: Sequence[Sequence[int]]
+) -> Mapping[str, Any]:
+    """The batch with the ids that a decoder of its own is given, behind its start token."""
+    start = decoder_start_id(model.base)
+    rows = [[start, *target] for target in targets]
+    ids = pad_right(rows, model.processor.padding)
+    given = {"decoder_input_ids": ids, "decoder_attention_mask": attention_mask(rows)}
+    return {**batch, **{name: value.to(model.device) for name, value in given.items()}}
 
 
 def _process(
@@ -94,13 +106,12 @@ def _process(
     """Processed texts, padded on one side."""
     names = sorted({name for row in samples for name in row})
     columns: dict[str, Any] = {name: [row.get(name) for row in samples] for name in names}
+    present = [[name for name, sample in row.items() if sample is not None] for row in samples]
+    leave_out = model.processor.markers.leave_out_absent
+    asked = list(map(leave_out, texts, present or [()] * len(texts)))
     if any(images):
         columns["images"] = [[picture.open() for picture in own] for own in images]
-    batch = model.processor(text=list(texts), padding_side=side, **columns)
-    if decodes_separately(model.base):
-        start = decoder_start_id(model.base)
-        batch["decoder_input_ids"] = torch.full((len(texts), 1), start)
-    return batch
+    return model.processor(text=asked, padding_side=side, **columns)
 
 
 def _process_examples(model: SafeModel, examples: Sequence[Example], side: str) -> Any:
@@ -124,14 +135,14 @@ def text_rows(texts: Sequence[str | TextRow]) -> list[TextRow]:
 
 
 def word_positions(model: SafeModel, batch: Mapping[str, Any]) -> Tensor:
-    """Where a batch holds the texts' own words, (batch, length); where it decodes them, if apart.
+    """Where a batch holds the texts' own words, (batch, length).
 
     No padding, no markers of a modality, and no placeholders of pictures, which predict nothing
-    that anybody reads.
+    that anybody reads. Of an encoder-decoder, what its decoder is given.
     """
-    if (decoder := batch.get("decoder_input_ids")) is not None:
-        real: Tensor = batch.get("decoder_attention_mask", torch.ones_like(decoder)).bool()
-        return real
+    if "decoder_attention_mask" in batch:
+        decoded: Tensor = batch["decoder_attention_mask"]
+        return decoded.bool()
     ids: Tensor = batch["input_ids"]
     words = model.processor.markers.words(ids) & batch["attention_mask"].bool()
     return words & ~placeholders(model, ids)
@@ -317,30 +328,37 @@ def log_likelihoods(
     model: SafeModel, pairs: Sequence[tuple[Example, str]], gate: Mapping[str, float]
 ) -> list[float]:
     """Log-likelihood of a label behind each example's prompt, in nats."""
-    batch = dict(_process_examples(model, [example for example, _ in pairs], "right"))
-    pad = model.processor.padding
-    if decodes_separately(model.base):
-        prompts = PromptEncoder.of(model)
-        own = [prompts.answer(label) for _, label in pairs]
-        batch |= decoder_texts([[prompts.start, *ids] for ids in own], pad)
-        batch["labels"] = pad_right([[IGNORED, *ids] for ids in own], IGNORED)
-    else:
-        answers = [answer_ids(model.tokenizer, label, "labels") for _, label in pairs]
-        batch |= with_answers(batch, answers, pad)
-    batch = {key: value.to(model.device) for key, value in batch.items()}
-    targets = torch.nn.functional.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORED)
-    predicted = targets != IGNORED  # position t predicts token t + 1
-    logits = logits_at(model, model.base, {**batch, "gate": dict(gate)}, predicted)
-    wanted = targets[predicted].unsqueeze(-1)  # (tokens, 1)
+    encoder = PromptEncoder.of(model)
+    prompts = [encoder.prompt(one.prompt, one.images, list(one.samples)) for one, _ in pairs]
+    answers = [_answer_ids(encoder, label) for _, label in pairs]
+    rows = [row.followed_by(answer) for row, answer in zip(prompts, answers, strict=True)]
+    batch = encoder.collate(rows, model.processor.padding)
+    for name in sorted({name for example, _ in pairs for name in example.samples}):
+        samples = [example.samples.get(name) for example, _ in pairs]
+        batch |= model.processor.modality(name, samples)
+    predicted = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.bool)
+    for number, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+        predicted[number, len(row) - len(answer) - 1 : len(row) - 1] = True  # each the next token
+    predicted = predicted.to(model.device)
+    moved = {key: value.to(model.device) for key, value in batch.items()}
+    logits = logits_at(model, model.base, {**moved, "gate": dict(gate)}, predicted)
+    wanted = torch.tensor([[token] for answer in answers for token in answer], device=model.device)
     tokens = logits.float().log_softmax(-1).gather(-1, wanted).squeeze(-1)
     owner = predicted.nonzero()[:, 0]
     scores: list[float] = tokens.new_zeros(len(pairs)).index_add(0, owner, tokens).tolist()
     return scores
 
 
+def _answer_ids(encoder: PromptEncoder, label: str) -> list[int]:
+    ids = encoder.answer(label)
+    if not ids:
+        raise SafeError(f"labels: the answer {label!r} has no tokens")
+    return ids
+
+
 def _read_at_tokens(model: SafeModel, example: Example, gate: Mapping[str, float]) -> str | None:
     """The label that stands at the modality's tokens; None where there are none to read."""
-    if not example.at_tokens or not example.samples:
+    if not example.at_tokens or not example.samples or decodes_separately(model.base):
         return None
     batch = dict(_process_examples(model, [example], "right"))
     ids: Tensor = batch["input_ids"]

@@ -19,7 +19,6 @@ from safe_framework.evaluation.answers import (
     placeholders,
     text_inputs,
     text_rows,
-    word_positions,
 )
 from safe_framework.evaluation.metrics import Estimate, TextSums, agreement_and_kl, sum_text
 from safe_framework.utils.formatting import percent
@@ -156,8 +155,9 @@ def _compared(
 
 
 def _mask(model: SafeModel, plain: Mapping[str, Any], logits: Tensor) -> Tensor:
-    if "decoder_input_ids" in plain:
-        return word_positions(model, plain)
+    if "decoder_attention_mask" in plain:
+        decoded: Tensor = plain["decoder_attention_mask"]
+        return decoded.bool()
     mask = plain.get("attention_mask")
     if isinstance(mask, Tensor) and mask.shape == logits.shape[:2]:
         return mask.bool() & ~placeholders(model, plain["input_ids"])

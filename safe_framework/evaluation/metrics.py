@@ -19,22 +19,51 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 _PART_OF_NAMES = "#%&@*/\\"
+_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "MYANMAR")
+"""How the Unicode names of characters begin whose scripts put no spaces between words."""
 _TAIL = 2.5  # percent outside a 95 % interval on either side
 
 
 def normalise(answer: str) -> str:
     """An answer without case, outer punctuation and spare blanks.
 
-    What can be part of a name or number stays:
+    What can be part of a name or number stays, and so does punctuation with nothing in it:
 
     >>> normalise("  The  Piano. ")
     'the piano'
     >>> normalise("C#, -3.5")
     'c# -3.5'
+    >>> normalise(" ? ")
+    '?'
     """
     words = unicodedata.normalize("NFKC", answer).casefold().split()
     stripped = (word.strip("".join(filter(_is_outer, word))) for word in words)
-    return " ".join(filter(None, stripped))
+    return " ".join(filter(None, stripped)) or " ".join(words)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, normalised; of scripts that put no spaces between words, characters.
+
+    So F1 of a language without spaces is what MLQA's scorer (Lewis et al. 2020,
+    arXiv:1910.07475) makes of Chinese: of characters. Marks stay on their character.
+
+    >>> words_of("A small dog!")
+    ['a', 'small', 'dog']
+    >>> words_of("\u4e00\u53ea dog")
+    ['\u4e00', '\u53ea', 'dog']
+    """
+    found: list[str] = []
+    for word in normalise(text).split():
+        goes_on = False  # whether a character may belong to the one before it
+        for place, character in enumerate(word):
+            alone = unicodedata.name(character, "").startswith(_WITHOUT_SPACES)
+            is_mark = unicodedata.category(character).startswith("M")
+            if place and (is_mark or (goes_on and not alone)):
+                found[-1] += character
+            else:
+                found.append(character)
+            goes_on = not alone
+    return found
 
 
 def _is_outer(character: str) -> bool:
@@ -65,7 +94,7 @@ def word_f1(
     answer: str,
     expected: str,
     *,
-    words: Callable[[str], Iterable[str]] = lambda text: normalise(text).split(),
+    words: Callable[[str], Iterable[str]] = words_of,
     both_empty: float = 1.0,
 ) -> float:
     """F1 of the words that two texts share in any order, each as often as both have it.

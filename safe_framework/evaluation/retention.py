@@ -14,6 +14,7 @@ from safe_framework.errors import SafeError
 from safe_framework.evaluation.answers import (
     batched_apart,
     example_inputs,
+    for_logits,
     text_inputs,
     text_rows,
     without_modality,
@@ -126,10 +127,11 @@ def _compare_on_examples(
 ) -> list[TextSums]:
     found: list[TextSums] = []
     for rows in batched_apart(examples, LOGIT_ROWS):
-        base, plain = _reference(model, modality, rows)
+        base, prompts = _reference(model, modality, rows)
+        plain = for_logits(model, prompts)
         with model.original_base():
             before = base(**plain).logits
-        given = example_inputs(model, rows)
+        given = for_logits(model, example_inputs(model, rows))
         found += compare_with_base(model, modality, given, plain, before, 1.0)
         progress("relevant samples", len(found), len(examples))
     return found
@@ -201,8 +203,9 @@ def gate_zero(
         given = example_inputs(model, rows)
         base, plain = _reference(model, modality, rows)
         with model.original_base():
-            before, expected = base(**plain).logits, base.generate(**plain, **options)
-        logits &= bitwise_equal(model(**given, gate=shut).logits, before)
+            before = base(**for_logits(model, plain)).logits
+            expected = base.generate(**plain, **options)
+        logits &= bitwise_equal(model(**for_logits(model, given), gate=shut).logits, before)
         tokens &= bitwise_equal(model.generate(**given, gate=shut, **options), expected)
         done += len(rows)
         progress("gate at 0", done, len(examples))

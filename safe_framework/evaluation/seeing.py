@@ -14,7 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from safe_framework.data.examples import Example, TextRow
-from safe_framework.evaluation.answers import answer, batched_apart, example_inputs, new_tokens
+from safe_framework.evaluation.answers import (
+    answer,
+    batched_apart,
+    example_inputs,
+    for_logits,
+    new_tokens,
+)
 from safe_framework.evaluation.gain import KIND, kind_of
 from safe_framework.evaluation.metrics import bootstrap, bootstrap_ratio
 from safe_framework.evaluation.results import (
@@ -155,8 +161,9 @@ def _with_sense_absent(
         plain = example_inputs(model, rows)
         with model.original_base():
             generate: Any = model.base.generate
-            base, expected = model.base(**plain).logits, generate(**plain, **options)
-        logits &= bitwise_equal(model(**plain).logits, base)
+            base = model.base(**for_logits(model, plain)).logits
+            expected = generate(**plain, **options)
+        logits &= bitwise_equal(model(**for_logits(model, plain)).logits, base)
         given = model.generate(**plain, **options)
         tokens &= expected.shape == given.shape and torch.equal(expected, given)
         before += _decoded(model, expected, plain)

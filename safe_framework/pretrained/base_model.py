@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from safe_framework.errors import CheckpointError
 from safe_framework.pretrained.base_processor import load_processor
-from safe_framework.pretrained.location import resolve, revision_of
+from safe_framework.pretrained.location import composed_folder, resolve, revision_of
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 from safe_framework.utils.quiet import quietly
 
@@ -26,7 +25,7 @@ def load_base(spec: BaseSpec, *, trust_remote_code: bool = False) -> tuple[nn.Mo
             turn it on.
     """
     set_aside_broken_torchaudio()
-    if spec.compose is not None and not Path(spec.model).expanduser().is_dir():
+    if spec.compose is not None and not composed_folder(spec.model).is_dir():
         raise CheckpointError(
             f"`{spec.model}`, which [base.compose] describes, has not been made",
             hint="safe compose RECIPE",

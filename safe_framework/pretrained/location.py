@@ -6,16 +6,20 @@ format that transformers does not read; they are converted once, into the user's
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from importlib import import_module, util
 from pathlib import Path
 
@@ -49,7 +53,8 @@ def resolve(name: str, *, quiet: bool = False) -> str:
 
     Returns:
         The folder itself; or, for a card whose weights a package holds, a folder in the user's
-        cache, which is made once; or the hub id, unchanged or the card's.
+        cache, which is made once; or the folder in that cache of a base that was composed under
+        that name; or the hub id, unchanged or the card's.
 
     Raises:
         CheckpointError: it is none of the three, or the card's weights cannot be had.
@@ -62,20 +67,75 @@ def resolve(name: str, *, quiet: bool = False) -> str:
     if name in cards:
         card = read_card(cards[name])
         return card.hub if card.package is None else str(_cached(card, quiet))
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+    if name and (made := composed_folder(name)).is_dir():
+        return str(made)
+    if is_hub_id(name):
         return name
-    raise CheckpointError(
+    raise unknown_checkpoint(name)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form of a checkpoint's on the hub.
+
+    >>> is_hub_id("openai/whisper-small"), is_hub_id("./base")
+    (True, False)
+    """
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None
+
+
+def unknown_checkpoint(name: str) -> CheckpointError:
+    """The error that a name is that of no checkpoint."""
+    return CheckpointError(
         f"`{name}` is neither a folder, a card, nor a hub id `owner/name`",
-        hint=suggest(name, cards, "cards"),
+        hint=suggest(name, catalogue.cards(), "cards"),
     )
 
 
 def cache_folder() -> Path:
-    """Where converted checkpoints are kept: ``$SAFE_CACHE``, else in the user's cache."""
+    """Where what is computed once is kept: ``$SAFE_CACHE``, else in the user's cache.
+
+    Where that cannot be written, a folder of this process's own, removed at its end; a warning says
+    so once.
+    """
+    wanted = _wanted_cache()
+    return wanted if _can_write(wanted) else _temporary_cache(wanted)
+
+
+def _wanted_cache() -> Path:
     if chosen := os.environ.get("SAFE_CACHE"):
         return Path(chosen).expanduser()
     user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(user) / "safe-framework"
+
+
+def composed_folder(name: str) -> Path:
+    """Where a base is that ``safe compose`` makes: a plain name's folder is in the user's cache.
+
+    A folder of that name in the working directory goes before.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir() or not re.fullmatch(r"\w[\w.-]*", name):
+        return folder
+    return cache_folder() / "composed" / name
+
+
+def _can_write(folder: Path) -> bool:
+    """Whether it can be written, or made where it is not there yet."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
+@cache
+def _temporary_cache(wanted: Path) -> Path:
+    found = Path(tempfile.mkdtemp(prefix="safe-framework-"))
+    atexit.register(shutil.rmtree, found, ignore_errors=True)
+    warnings.warn(
+        f"the cache `{wanted}` cannot be written: nothing that is computed now is kept. Set "
+        "SAFE_CACHE to a folder that can be written",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return found
 
 
 def revision_of(name: str) -> str | None:
@@ -99,6 +159,8 @@ def override_resolve(find: Callable[[str], str]) -> Iterator[None]:
 
 def _cached(card: Card, quiet: bool) -> Path:
     name = f"{card.name}-{package_of(card).sha256[:8]}-{_REVISION}"
+    if (made := _wanted_cache() / "checkpoints" / name).is_dir():
+        return made  # also in a cache that others filled and nobody may write
     target = cache_folder() / "checkpoints" / name
     if not target.is_dir():
         with _working(f"preparing {card.name} (once, in {target.parent})", quiet):

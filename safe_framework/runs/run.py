@@ -29,6 +29,7 @@ from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.summary import table
 from safe_framework.evaluation.sweep import SWEEP
 from safe_framework.hooks import hook_manager
+from safe_framework.pretrained.location import composed_folder
 from safe_framework.runs.report import write_report
 from safe_framework.runs.report.curves import write_monitor_figure
 from safe_framework.runs.report.samples import shown_samples
@@ -99,6 +100,7 @@ def _run(
         shared = ", which share the base's layers" if sharding else ""
         console.print(f"{count} processes{shared}", highlight=False)
     with WorkProgress(console).showing() as progress:
+        _compose_if_missing(recipe, console, progress)
         with clock.timing("build"):
             model = build(recipe, device=None if sharding else distributed.device())
         data = RecipeData(recipe)
@@ -126,6 +128,22 @@ def _run(
             warning = describe_change(evaluation.base_changed)
             console.print(warning, style="bold red", highlight=False, markup=False)
         console.print(f"report   {folder / REPORT}\nadapter  {folder / ADAPTER}", highlight=False)
+
+
+def _compose_if_missing(recipe: Recipe, console: Console, progress: WorkProgress) -> None:
+    """Make the base that ``[base.compose]`` describes, where this is the first run to need it."""
+    base = recipe.base
+    if base.compose is None or composed_folder(base.model).is_dir():
+        return
+    if distributed.is_main_process():
+        from safe_framework.experimental.vision_language.train import compose_recipe
+
+        console.print(
+            f"the base `{base.model}` is made first, once, as `safe compose {recipe.source}` does",
+            highlight=False,
+        )
+        compose_recipe(recipe, progress)
+    distributed.barrier()
 
 
 def _train(

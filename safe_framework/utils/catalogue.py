@@ -26,6 +26,11 @@ def cards() -> dict[str, Path]:
     return _files("cards")
 
 
+def sprites() -> dict[str, Path]:
+    """Every set of small pictures that scenes are drawn from, by name."""
+    return _files("sprites")
+
+
 def launches() -> dict[str, Path]:
     """Every configuration of ``accelerate launch``, by name."""
     return _files("accelerate", "yaml")

@@ -16,7 +16,7 @@ ProgressCallback = Callable[[str, int, int], None]
 _TENTHS = 10
 
 
-def no_progress(label: str, done: int, total: int) -> None:
+def no_progress(label: str, done: int, total: int, note: str = "") -> None:
     """The progress callback that shows nothing."""
 
 

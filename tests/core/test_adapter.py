@@ -258,10 +258,31 @@ def test_a_crash_while_renaming_keeps_the_old_adapter(
         rename(*paths)
 
     monkeypatch.setattr(os, "replace", crash)
-    with pytest.raises(OSError, match="disk gone"):
+    with pytest.raises(AdapterError, match=r"cannot be saved to `.*`: disk gone"):
         with_modality(seed=9).save_pretrained(folder)
     assert contents(folder) == before
     assert os.listdir(folder.parent) == [folder.name]
+
+
+def test_saving_again_keeps_what_is_not_the_adapters(folder: Path) -> None:
+    """Law: saving deletes nothing that no writer made; what was measured on old weights goes."""
+    (folder / "notes").mkdir()
+    (folder / "notes" / "mine.txt").write_text("a week of work")
+    (folder / "certificate.json").write_text("{}")
+    with_modality(seed=9).save_pretrained(folder)
+    assert (folder / "notes" / "mine.txt").read_text() == "a week of work"
+    assert not (folder / "certificate.json").exists()
+
+
+def test_an_adapter_is_not_saved_below_a_file(tmp_path: Path) -> None:
+    """Golden text: a place that cannot be written is named, with what to do."""
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(AdapterError) as caught:
+        with_modality(seed=9).save_pretrained(tmp_path / "file" / "adapter")
+    assert str(caught.value) == (
+        f"the adapter cannot be saved to `{tmp_path / 'file' / 'adapter'}`: File exists\n"
+        "hint: choose another folder, or make room in it"
+    )
 
 
 def test_a_trained_encoder_travels_along(tmp_path: Path) -> None:
@@ -278,7 +299,7 @@ def test_a_trained_encoder_travels_along(tmp_path: Path) -> None:
 def test_an_adapter_that_was_moved_aside_is_put_back(folder: Path) -> None:
     """A writer killed between its two renames loses nothing: the next one finds the old adapter."""
     before = contents(folder)
-    folder.rename(folder.with_name(".adapter-x1y2-old"))
+    folder.rename(folder.with_name(".adapter-0123abcd.old"))
 
     def failing(temporary: Path) -> None:
         raise KeyboardInterrupt
@@ -308,7 +329,7 @@ def test_a_writer_that_is_killed_leaves_one_whole_folder(killed: Path, step: str
     word = b"new" if new else b"old"
     whole = {"first": word, "second": word}
     if step == "between_the_renames":
-        (aside,) = folder.parent.glob(".adapter-*-old")
+        (aside,) = folder.parent.glob(".adapter-*.old")
         assert not folder.exists()
         assert contents(aside) == whole
     else:

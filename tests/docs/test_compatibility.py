@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.zoo.examine import Entry
+from tests.zoo.known import FILE, known_types, written
 from tests.zoo.models import types
 from tests.zoo.page import LAWS, table_page, with_counts, with_gpu
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE, TABLE = DOCS / "compatibility.md", DOCS / "compatibility-table.md"
+_ROW = r"^\| `([^`]+)` \| ((?:image|sequence|text)[a-z ]*) \| (.*) \|$"
 READS = {"text": "causal", "image and text": "image_text", "sequence to sequence": "seq2seq"}
 
 
@@ -59,3 +61,21 @@ def test_the_pages_are_those_that_the_command_writes() -> None:
     assert "<!-- gpu -->\nno device\n<!-- /gpu -->" in with_gpu(counted, "no device\n")
     with pytest.raises(ValueError, match="no block `gpu`"):
         with_gpu("nothing", "no device")
+
+
+def test_what_is_known_without_transformers() -> None:
+    """Law: the file of known types is what the command writes of the table's rows."""
+    table = TABLE.read_text("utf-8")
+    held, _, rest = table.partition("## Refused when attached")
+    refused = re.findall(_ROW, rest.partition("## Not built")[0], re.MULTILINE)
+    entries = [
+        Entry(READS[reads], name, limits=(cells.split(" | ")[-1],))
+        for name, reads, cells in re.findall(_ROW, held, re.MULTILINE)
+    ]
+    entries += [
+        Entry(READS[reads], name, status="refused", reason=why) for name, reads, why in refused
+    ]
+    assert len(entries) > 300
+    known = known_types(entries)
+    assert (DOCS.parent / FILE).read_text("utf-8") == written(known)
+    assert {name for _, name in types()} <= known["types"].keys()

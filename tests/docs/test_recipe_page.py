@@ -17,6 +17,7 @@ PAGE = (ROOT / "docs" / "recipe.md").read_text("utf-8")
 TABLES = {
     "`[base]`": schema.BaseSpec,
     "`[base.compose]`": schema.ComposeSpec,
+    "`[base.compose.scenes]`": schema.ScenesSpec,
     "`[modalities.NAME]`": schema.ModalitySpec,
     "`gate`": schema.GateSpec,
     "`[[retention]]`": schema.RetentionSpec,

@@ -16,6 +16,8 @@ from safe_framework.evaluation.metrics import (
     kl_per_position,
     normalise,
     same_top_token,
+    token_f1,
+    words_of,
 )
 from safe_framework.runs.report import html
 from safe_framework.utils import formatting, tensors
@@ -54,6 +56,47 @@ def test_case_blanks_and_outer_punctuation_do_not_count(one, other):
 def test_what_makes_another_answer_counts(one, other):
     """Signs that are part of a name or number are kept."""
     assert normalise(one) != normalise(other)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected", "right"),
+    [("", "?", 0), ("!", "?", 0), ("?", "?", 1), (" ? ", "?", 1), ("...", "-", 0), ("", "", 1)],
+)
+def test_punctuation_alone_is_an_answer_like_others(said, expected, right):
+    """Law: saying nothing is wrong where something is expected, be it a mark; the mark is right."""
+    assert exact_match([said], [expected]).tolist() == [right]
+    assert token_f1([said], [expected]).tolist() == [right]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("\u4e00\u53ea\u72d7\u5728\u53eb", "\u4e00\u53ea\u5927\u72d7\u5728\u53eb"),
+        ("\u3044\u306c\u304c\u9cf4\u304f", "\u72ac\u304c\u9cf4\u304f"),
+        ("\u0e2b\u0e21\u0e32\u0e40\u0e2b\u0e48\u0e32", "\u0e2b\u0e21\u0e32"),
+    ],
+    ids=["Chinese", "Japanese", "Thai"],
+)
+def test_languages_without_spaces_are_compared_by_character(one, other):
+    """Law: texts that share characters score between 0 and 1, the same text 1, others 0."""
+    assert token_f1([one], [one]).tolist() == [1]
+    assert 0 < token_f1([one], [other])[0] < 1
+    assert token_f1([one], ["\u94a2\u7434"]).tolist() == [0]
+
+
+@given(st.text(), st.text())
+def test_f1_is_symmetric_and_between_0_and_1(one, other):
+    """Law: F1 is the same both ways, from 0 to 1, and 1 for a text and itself."""
+    score = token_f1([one], [other])[0]
+    assert 0 <= score <= 1
+    assert score == token_f1([other], [one])[0]
+    assert token_f1([one], [one])[0] == 1
+
+
+@given(st.text(st.characters(max_codepoint=0x2FF)))
+def test_words_with_spaces_are_what_blanks_part(text):
+    """Law: in scripts that put spaces between words, the words are those of the normalised text."""
+    assert words_of(text) == normalise(text).split()
 
 
 def test_exact_match_is_by_example():

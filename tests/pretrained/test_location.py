@@ -1,5 +1,6 @@
 """From a name to what transformers can load."""
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -213,14 +214,36 @@ def test_other_weights_are_refused(card: Path, index: Path) -> None:
     ],
 )
 def test_the_cache_is_where_the_user_says(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], folder: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], folder: str
 ) -> None:
     """Law: the cache is `SAFE_CACHE`, else a folder in the user's cache."""
     for name in ("SAFE_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert location.cache_folder() == Path(folder)
+        monkeypatch.setenv(name, f"{tmp_path}{value}")
+    assert location.cache_folder() == Path(f"{tmp_path}{folder}")
+
+
+def test_a_cache_that_cannot_be_made_is_replaced_for_now(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: without a cache all goes on, one warning says so, and the folder is found again."""
+    (tmp_path / "home").write_text("a file where a folder should be")
+    monkeypatch.setenv("SAFE_CACHE", str(tmp_path / "home" / "cache"))
+    with pytest.warns(RuntimeWarning, match="home/cache` cannot be written.*SAFE_CACHE"):
+        first = resolve("tiny", quiet=True)
+    installed.unlink()
+    assert resolve("tiny", quiet=True) == first
+    assert Path(first).is_dir()
+
+
+def test_a_cache_that_others_filled_is_read(
+    installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: a checkpoint is found in a cache that may not be written, and nothing is told."""
+    first = resolve("tiny", quiet=True)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as on a disk that is mounted to be read
+    assert resolve("tiny", quiet=True) == first
 
 
 def test_importing_it_is_cheap() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +164,105 @@ def test_a_folder_that_another_process_made_first_stays(tmp_path: Path) -> None:
         atomic_folder(folder, slow, overwrite=False)
     assert names(folder) == ["old"]
     assert names(tmp_path) == ["folder"]
+
+
+def test_names_alike_beside_a_folder_are_somebody_elses(tmp_path: Path) -> None:
+    """Law: only what a killed writer left is cleared, not what has a name a little like it."""
+    atomic_folder(tmp_path / "folder", write_old, overwrite=True)
+    for name in (".folder-notes", ".folder-v1-old", ".folder-0123abcd", ".folder-0123abcd.newer"):
+        (tmp_path / name).mkdir()
+    before = names(tmp_path)
+    (tmp_path / ".folder-0123abcd.new").mkdir()
+    atomic_folder(tmp_path / "folder", write_new, overwrite=True)
+    assert names(tmp_path) == before
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_folder_that_one_stands_in_keeps_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    """Law: what is written to ``.`` is seen from there, and nothing is left of the old files."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    if not first:
+        atomic_folder(Path(), write_old, overwrite=True)
+    atomic_folder(Path(), write_new, overwrite=True)
+    assert os.listdir() == ["new"]
+    assert names(tmp_path) == ["folder"]
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    """Law: what a link points to is written, whether it is there yet or not."""
+    link = tmp_path / "folder"
+    link.symlink_to(tmp_path / "disk" / "folder")
+    for write, made in ((write_old, ["old"]), (write_new, ["new"])):
+        atomic_folder(link, write, overwrite=True)
+        assert link.is_symlink()
+        assert names(tmp_path / "disk" / "folder") == made
+    assert names(tmp_path / "disk") == ["folder"]
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_mount_point_is_written_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: bool
+) -> None:
+    """Law: a folder that the system does not move gets the new files, whether or not one can tell.
+
+    It is played by a folder that ``os.replace`` refuses to move, as the system does.
+    """
+    folder = atomic_folder(tmp_path / "folder", write_old, overwrite=True)
+    real = os.replace
+
+    def replace(old: Path, new: Path) -> None:
+        if folder in (Path(old), Path(new)):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(old))
+        real(old, new)
+
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(Path, "is_mount", lambda path: seen and path == folder)
+    (folder / "mine.txt").write_text("a week of work")
+    atomic_folder(folder, write_new, overwrite=True, own=lambda name: name != "mine.txt")
+    assert names(folder) == ["mine.txt", "new"]
+    assert names(tmp_path) == ["folder"]
+
+
+TWENTY_WRITES = """
+import sys
+from pathlib import Path
+from uuid import uuid4
+from safe_framework.utils.files import atomic_folder
+
+def write(path):
+    for name in ("one", "two"):
+        (path / name).write_text(str(uuid4()))
+
+for _ in range(20):
+    atomic_folder(globals().get("folder") or Path(sys.argv[1]), write, overwrite=True)
+"""
+
+
+def test_writers_of_one_folder_wait_for_each_other(tmp_path: Path) -> None:
+    """Law: twenty writes by each of three processes of two threads end in one whole folder."""
+    folder = tmp_path / "folder"
+
+    command = [sys.executable, "-c", TWENTY_WRITES, str(folder)]
+    children = [subprocess.Popen(command) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        script = compile(TWENTY_WRITES, "writes", "exec")
+        for done in [pool.submit(exec, script, {"folder": folder}) for _ in range(2)]:
+            done.result()
+    assert [child.wait(60) for child in children] == [0, 0]
+    assert names(folder) == ["one", "two"]
+    assert names(tmp_path) == ["folder"]
+
+
+def test_a_writer_may_write_beside_the_folder_that_it_writes(tmp_path: Path) -> None:
+    """Law: a writer within a writer does not wait for itself."""
+
+    def both(path: Path) -> None:
+        write_new(path)
+        atomic_folder(tmp_path / "other", write_old, overwrite=True)
+
+    atomic_folder(tmp_path / "folder", both, overwrite=True)
+    assert names(tmp_path) == ["folder", "other"]

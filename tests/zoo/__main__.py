@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tests.zoo.examine import Entry
+from tests.zoo.known import FILE, known_types, written
 from tests.zoo.models import types
 from tests.zoo.page import table_page, with_counts
 from tests.zoo.sweep import sweep
@@ -38,7 +39,8 @@ def main() -> int:
     if not arguments.types:
         TABLE.write_text(table_page(entries), "utf-8")
         PAGE.write_text(with_counts(PAGE.read_text("utf-8"), entries), "utf-8")
-        console.print(f"wrote {TABLE} and {PAGE}")
+        FILE.write_text(written(known_types(entries)), "utf-8")
+        console.print(f"wrote {TABLE}, {PAGE} and {FILE}")
     failed = sum(entry.status == "fails" for entry in entries)
     console.print(f"{len(entries)} types, {failed} fail")
     return 1 if failed else 0

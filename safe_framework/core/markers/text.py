@@ -7,7 +7,7 @@ them, and what is left when they are taken out again is the text's own tokens.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from safe_framework.core.padding import PaddedRows, append_columns, gather_columns, per_token_inputs
 from safe_framework.errors import SafeError, SampleError
+from safe_framework.pretrained.base_processor import text_tokenizer
 
 _MERGED = 3  # ids at the edge of a cut that may come out otherwise in the whole text
 
@@ -95,17 +96,25 @@ class MarkerText:
     """Puts the markers of modalities into texts and shows them in decoded ones.
 
     Args:
-        tokenizer: the base's tokenizer or processor.
+        tokenizer: the base's processor or tokenizer.
         spans: by modality, the ids that stand where its sample is: start, tokens, end.
+        ending: the ids that the base's processor puts behind a text of a batch for its pictures.
 
     Raises:
         SafeError: the base's own vocabulary has a modality's ``<NAME>``.
     """
 
-    def __init__(self, tokenizer: Any, spans: Mapping[str, Sequence[int]]) -> None:
-        self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    def __init__(
+        self,
+        tokenizer: Any,
+        spans: Mapping[str, Sequence[int]],
+        *,
+        ending: Callable[[str, Collection[str]], Sequence[int]] = lambda text, inputs: (),
+    ) -> None:
+        self.tokenizer = text_tokenizer(tokenizer)
         self.aligner = TokenAligner(self.tokenizer)
         self.spans = {name: tuple(span) for name, span in spans.items()}
+        self.ending = ending
         for name in self.spans if tokenizer is not None else ():
             if self._is_word(f"<{name}>"):
                 raise SafeError(
@@ -113,18 +122,26 @@ class MarkerText:
                     hint="give the modality another name",
                 )
 
-    def strip_markers(self, text: str) -> str:
-        """The text without any ``<NAME>``."""
+    def strip_markers(self, text: str, names: Collection[str] | None = None) -> str:
+        """The text without the ``<NAME>`` of these modalities; of all, if none are given."""
         for name in self.spans:
-            text = text.replace(f"<{name}>", "")
+            if names is None or name in names:
+                text = text.replace(f"<{name}>", "")
         return text
+
+    def leave_out_absent(self, text: str, present: Collection[str]) -> str:
+        """A text of the data without the ``<NAME>`` of samples that it has not.
+
+        In data, a ``<NAME>`` says where a sample is; in any other text without one, it is a word.
+        """
+        return self.strip_markers(text, [name for name in self.spans if name not in present])
 
     def insert_markers(self, text: str, ids: Sequence[int], present: Collection[str]) -> list[int]:
         """The ids of a text with the spans of the modalities that it has a sample of.
 
         Args:
             text: with any number of ``<NAME>``.
-            ids: of the text without them, without padding.
+            ids: of the text without those of ``present``, without padding.
             present: modalities with a sample.
 
         Raises:
@@ -141,8 +158,8 @@ class MarkerText:
         """What changes in a padded batch when spans are put into its texts.
 
         Args:
-            batch: of the texts without any ``<NAME>``.
-            texts: as they were given.
+            batch: of the texts without the ``<NAME>`` of the samples that they have.
+            texts: as they were given, with the places of their pictures.
             given: by modality a sample, or None, for each text.
         """
         present = [
@@ -156,7 +173,8 @@ class MarkerText:
         rows = PaddedRows.of(mask)
         contents, new = [], []
         for text, names, row, bounds in zip(texts, present, ids.tolist(), rows.bounds, strict=True):
-            columns, added = self._columns(text, names, row, bounds)
+            ending = self.ending(text, batch.keys())
+            columns, added = self._columns(text, names, row, bounds, ending)
             contents.append(columns)
             new.append(added)
         width = rows.width(contents)
@@ -189,11 +207,19 @@ class MarkerText:
                 yield self.tokenizer.decode(list(group), **options)
 
     def _columns(
-        self, text: str, present: Collection[str], row: Sequence[int], bounds: range
+        self,
+        text: str,
+        present: Collection[str],
+        row: Sequence[int],
+        bounds: range,
+        ending: Sequence[int],
     ) -> tuple[list[int], list[int]]:
         """A row's columns, where those behind the row's last one are new, and the new ids."""
         columns, new = list(bounds), list[int]()
-        positions = self._positions(text, [row[column] for column in bounds], present)
+        ids = [row[column] for column in bounds]
+        if ending and _begins(ids[::-1], ending[::-1]):
+            ids = ids[: -len(ending)]
+        positions = self._positions(text, ids, present)
         for position, span in reversed(positions):
             columns[position:position] = range(len(row) + len(new), len(row) + len(new) + len(span))
             new += span
@@ -205,18 +231,19 @@ class MarkerText:
         """Before which id each span comes, in the text's order."""
         found = []
         for name in self.spans:
+            if name not in present:
+                continue
             if text.count(word := f"<{name}>") > 1:
                 raise SampleError(
                     f"`{word}` stands {text.count(word)} times in {text!r}",
                     hint="a text has one sample of a modality",
                 )
-            if name in present:
-                at = text.find(word)
-                before, after = text[: max(at, 0)], text[at + len(word) :] if at >= 0 else ""
-                position = self.aligner.find(
-                    word, ids, self.strip_markers(before), self.strip_markers(after)
-                )
-                found.append((position, at, self.spans[name]))
+            at = text.find(word)
+            before, after = text[: max(at, 0)], text[at + len(word) :] if at >= 0 else ""
+            position = self.aligner.find(
+                word, ids, self.strip_markers(before, present), self.strip_markers(after, present)
+            )
+            found.append((position, at, self.spans[name]))
         return [(position, span) for position, _, span in sorted(found, key=lambda one: one[:2])]
 
     def _is_word(self, word: str) -> bool:

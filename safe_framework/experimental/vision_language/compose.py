@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from safe_framework.errors import UnsupportedBaseError
 from safe_framework.pretrained import quietly, resolve
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 IMAGE = "<image>"
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{% if message.content is string %}{{ message.content }}{% else -%}
+{%- for part in message.content -%}
+{%- if part.type == "image" %}<image>{% elif part.type == "text" %}{{ part.text }}{% endif -%}
+{%- endfor -%}
+{%- endif %}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif -%}
+"""
+"""ChatML with pictures, for language models whose vocabulary has its marks."""
 
 
 def compose(
@@ -37,7 +52,7 @@ def compose(
         UnsupportedBaseError: the parts cannot be put together in this form.
     """
     with quietly():
-        vision_tower, image_processor = _load_vision_tower(vision, image_size)
+        vision_tower, image_processor = _load_vision_tower(vision, image_size, layer)
         language_model, tokenizer = _load_language_model(language)
     grid, extra = _count_tokens(vision_tower, image_processor, layer)
     model = _build_llava(
@@ -65,7 +80,8 @@ def compose_meta_model(vision: str, language: str, *, layer: int = -2) -> nn.Mod
         language_config = AutoConfig.from_pretrained(resolve(language))
         language_config.vocab_size += 1
         vision_tower = AutoModel.from_pretrained(
-            resolve(vision), config=getattr(vision_config, "vision_config", vision_config)
+            resolve(vision),
+            config=_up_to(layer, getattr(vision_config, "vision_config", vision_config)),
         )
         language_model = AutoModelForCausalLM.from_pretrained(
             resolve(language), config=language_config
@@ -87,12 +103,44 @@ def image_features(model: Any, pixel_values: Tensor) -> Tensor:
     return hidden[:, 1:] if config.vision_feature_select_strategy == "default" else hidden
 
 
-def _load_vision_tower(name: str, image_size: int | None) -> tuple[Any, Any]:
+def call_on_features(model: Any, features: Tensor, **texts: Any) -> Any:
+    """Call the composed base on texts and on image features that were computed before.
+
+    It returns what a call with the pictures' pixels returns.
+    """
+    projector = projector_of(model)
+    kind = next(projector.parameters()).dtype
+    tokens: Any = list(projector(features.to(kind)))  # one picture each, as the model gives them
+    image = BaseModelOutputWithPooling(pooler_output=tokens)
+    return model(**texts, mm_encoder_outputs={"image": image})
+
+
+class FeatureModel(nn.Module):
+    """A composed base that is called on image features."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Any) -> Any:
+        """The model's call on pictures and their texts."""
+        return call_on_features(self.model, **inputs)
+
+
+@torch.no_grad()
+def standardise(projector: Any, features: Tensor) -> None:
+    """Write into the first of the two layers that its input is standardised."""
+    first = projector.linear_1
+    first.weight.div_(features.std(0) + 1e-6)
+    first.bias.sub_(first.weight @ features.mean(0))
+
+
+def _load_vision_tower(name: str, image_size: int | None, layer: int) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
     path = resolve(name)
     whole = AutoConfig.from_pretrained(path)
-    config = getattr(whole, "vision_config", whole)  # of CLIP and its kin
+    config = _up_to(layer, getattr(whole, "vision_config", whole))  # of CLIP and its kin
     vision_tower = AutoModel.from_pretrained(path, config=config).eval().requires_grad_(False)
     kind: Any = AutoImageProcessor  # neither it nor the processor declares its types
     image_processor = kind.from_pretrained(path)
@@ -103,6 +151,15 @@ def _load_vision_tower(name: str, image_size: int | None) -> tuple[Any, Any]:
         image_processor.size, image_processor.do_center_crop = {"shortest_edge": side}, True
         image_processor.crop_size = {"height": side, "width": side}
     return vision_tower, image_processor
+
+
+def _up_to(layer: int, config: Any) -> Any:
+    """The image encoder's config without the layers above ``layer``, which nothing reads."""
+    if not 0 < layer < config.num_hidden_layers:
+        return config
+    of_depth = ("stage_names", "out_features", "out_indices")  # which follow from it
+    kept = {name: value for name, value in config.to_dict().items() if name not in of_depth}
+    return type(config).from_dict(kept | {"num_hidden_layers": layer})
 
 
 def _load_language_model(name: str) -> tuple[Any, Any]:
@@ -216,6 +273,7 @@ def _make_processor(
     from transformers import LlavaProcessor
 
     kind: Any = LlavaProcessor
+    chats = "<|im_start|>" in tokenizer.get_vocab()
     return kind(  # type: ignore[no-any-return]  # as above
         image_processor,
         tokenizer,
@@ -223,4 +281,5 @@ def _make_processor(
         vision_feature_select_strategy="default" if extra else "full",
         num_additional_image_tokens=extra,
         image_token=IMAGE,
+        chat_template=CHAT_TEMPLATE if chats else None,
     )

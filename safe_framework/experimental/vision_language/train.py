@@ -18,17 +18,30 @@ import attrs
 import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from safe_framework.config.schema import ComposeSpec, Recipe, TrainingSpec
 from safe_framework.core.model import SafeModel
 from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation.metrics import Estimate, bootstrap, word_f1
-from safe_framework.experimental.vision_language.compose import compose, projector_of
+from safe_framework.experimental.vision_language.compose import (
+    FeatureModel,
+    call_on_features,
+    compose,
+    projector_of,
+    standardise,
+)
 from safe_framework.experimental.vision_language.pictures import CaptionedPicture, read_captioned
+from safe_framework.experimental.vision_language.scene_base import (
+    CARD,
+    card,
+    make_scene_base,
+    remove_training_folder,
+)
+from safe_framework.experimental.vision_language.scene_scores import SceneScores, score_lines
 from safe_framework.interfaces.types import IGNORED, Frames, Tokens, all_real
 from safe_framework.pretrained import quietly
+from safe_framework.pretrained.location import composed_folder
 from safe_framework.training.alignment import Alignment, AlignmentStage, align
 from safe_framework.training.callbacks import ProgressReport
 from safe_framework.training.objective import answer_loss, check_finite
@@ -82,24 +95,25 @@ class Scores:
 
 def compose_recipe(
     recipe: Recipe, progress: WorkProgress, output: Path | None = None
-) -> tuple[Path, Scores | None]:
+) -> tuple[Path, Scores | SceneScores | None]:
     """Compose the base that a recipe's ``[base.compose]`` describes, and write it.
 
     Args:
         recipe: which has that table.
         progress: the bars.
-        output: the folder to write; by default the recipe's ``[base] model``.
+        output: the folder to write; by default the recipe's ``[base] model``: a path, or the name
+            of a folder in the user's cache.
 
     Returns:
-        The folder, an ordinary checkpoint, and how well it captions held-out pictures if the
-        table names some.
+        The folder, an ordinary checkpoint, and how well it captions held-out pictures, or answers
+        about held-out scenes, if the table asks for some.
 
     Raises:
         SafeError: there is no such table, or the folder is there already.
         UnsupportedBaseError: the parts cannot be put together.
         DataError: captions or pictures cannot be read.
     """
-    spec, folder = recipe.base.compose, output or Path(recipe.base.model).expanduser()
+    spec, folder = recipe.base.compose, output or composed_folder(recipe.base.model)
     if spec is None:
         raise SafeError(
             f"`{recipe.source}` has no [base.compose]",
@@ -109,6 +123,8 @@ def compose_recipe(
         raise SafeError(
             f"`{folder}` exists already", hint="remove it to compose it anew, or use --output"
         )
+    if spec.scenes is not None:
+        return _compose_on_scenes(recipe, spec, folder, progress)
     if spec.train is None:
         raise DataError(
             "[base.compose] names no captioned pictures to train on",
@@ -130,6 +146,17 @@ def compose_recipe(
     write_checkpoint(
         folder, model, processor, note | ({"scores": attrs.asdict(scores)} if scores else {})
     )
+    return folder, scores
+
+
+def _compose_on_scenes(
+    recipe: Recipe, spec: ComposeSpec, folder: Path, progress: WorkProgress
+) -> tuple[Path, SceneScores | None]:
+    model, processor, note, scores = make_scene_base(recipe, spec, folder, progress)
+    table = "\n".join(score_lines(scores)) if scores else ""
+    files = {CARD: card(spec, table)}
+    write_checkpoint(folder, model, processor, {"compose": attrs.asdict(spec)} | note, files)
+    remove_training_folder(spec, folder)
     return folder, scores
 
 
@@ -202,14 +229,6 @@ class _ProjectorAdapter(nn.Module):
 
 
 @torch.no_grad()
-def standardise(projector: Any, features: Tensor) -> None:
-    """Write into the first of the two layers that its input is standardised."""
-    first = projector.linear_1
-    first.weight.div_(features.std(0) + 1e-6)
-    first.bias.sub_(first.weight @ features.mean(0))
-
-
-@torch.no_grad()
 def rescale(projector: Any, features: Tensor, embeddings: Tensor) -> None:
     """Write into the second layer that tokens have the root mean square of the word embeddings."""
     second = projector.linear_2
@@ -260,30 +279,6 @@ class CaptionCollator:
         }
 
 
-def call_on_features(model: Any, features: Tensor, **texts: Any) -> Any:
-    """Call the composed base on texts and on image features that were computed before.
-
-    It returns what a call with the pictures' pixels returns.
-    """
-    projector = projector_of(model)
-    kind = next(projector.parameters()).dtype
-    tokens: Any = list(projector(features.to(kind)))  # one picture each, as the model gives them
-    image = BaseModelOutputWithPooling(pooler_output=tokens)
-    return model(**texts, mm_encoder_outputs={"image": image})
-
-
-class _FeatureModel(nn.Module):
-    """A composed base that is called on image features."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, **inputs: Any) -> Any:
-        """The model's call on pictures and their captions."""
-        return call_on_features(self.model, **inputs)
-
-
 class CaptionTrainer(Trainer):
     """The Hugging Face Trainer on the loss of captions, for a projector alone."""
 
@@ -312,7 +307,7 @@ class CaptionTrainer(Trainer):
     ) -> Any:
         """Mean loss of the captions' tokens."""
         model.eval()  # the Trainer turns dropout on; the frozen parts are to stay as they are
-        loss = answer_loss(_FeatureModel(model), model, inputs)
+        loss = answer_loss(FeatureModel(model), model, inputs)
         return check_finite(loss, "caption loss", self.state.global_step)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -324,15 +319,22 @@ class CaptionTrainer(Trainer):
         return self.optimizer
 
 
-def write_checkpoint(folder: Path, model: Any, processor: Any, note: Mapping[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all."""
+def write_checkpoint(
+    folder: Path,
+    model: Any,
+    processor: Any,
+    note: Mapping[str, Any],
+    files: Mapping[str, str] | None = None,
+) -> None:
+    """Write a checkpoint, whole or not at all, with a note and further files of text."""
 
     def fill(temporary: Path) -> None:
         """Write its files."""
         with quietly():
             model.save_pretrained(temporary)
             processor.save_pretrained(temporary)
-        (temporary / NOTE).write_text(json.dumps(note, indent=2) + "\n", "utf-8")
+        for name, text in {NOTE: json.dumps(note, indent=2) + "\n", **(files or {})}.items():
+            (temporary / name).write_text(text, "utf-8")
 
     atomic_folder(folder, fill, overwrite=False)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from safe_framework.experimental.vision_language.scenes import NAMES
 from safe_framework.pretrained import quietly
 from tests.support.toys import gpt2, llama, opt, tokenizer
 
@@ -61,6 +62,26 @@ def write_pictures(folder: Path, name: str, count: int) -> None:
         rows.append({"image": f"{name}{number}.png", "caption": f"w7 {COLOURS[colour]}"})
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / f"{name}.jsonl").write_text(lines, "utf-8")
+
+
+def write_sprites(folder: Path) -> None:
+    """A set of sprites as an npm package holds them: a patch of one colour for each name."""
+    pictures = folder / "img" / "toy" / "64"
+    pictures.mkdir(parents=True)
+    rows = []
+    for number, short in enumerate(NAMES.values()):
+        colour = tuple(int(one) for one in np.random.default_rng(number).integers(0, 256, 3))
+        Image.new("RGBA", (64, 64), (*colour, 255)).save(pictures / f"{number}.png")
+        rows.append({"short_name": short, "image": f"{number}.png"})
+    (folder / "emoji.json").write_text(json.dumps(rows), "utf-8")
+
+
+@pytest.fixture(scope="session")
+def sprites(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a set of sprites."""
+    folder = tmp_path_factory.mktemp("sprites")
+    write_sprites(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

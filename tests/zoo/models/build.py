@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-_MAPPINGS = {
+TASKS = {
     "causal": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     "image_text": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
     "seq2seq": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
 }
+"""The tasks, each with the name of the mapping that has its types."""
 
 
 def types() -> list[tuple[str, str]]:
@@ -33,7 +34,7 @@ def types() -> list[tuple[str, str]]:
     causal, image_text, seq2seq names it.
     """
     found: dict[tuple[str, str], tuple[str, str]] = {}
-    for task in _MAPPINGS:
+    for task in TASKS:
         for model_type, name in class_names(task).items():
             found[model_type, name] = (task, model_type)
     return sorted(found.values())
@@ -43,7 +44,7 @@ def class_names(task: str) -> dict[str, str]:
     """The name of the class that serves each model type of a task."""
     from transformers.models.auto import modeling_auto
 
-    mapping: dict[str, Any] = getattr(modeling_auto, _MAPPINGS[task])
+    mapping: dict[str, Any] = getattr(modeling_auto, TASKS[task])
     return {kind: name if isinstance(name, str) else name[0] for kind, name in mapping.items()}
 
 
