@@ -204,7 +204,7 @@ class ActivationCaches:
         self.notes: list[str] = []
         self.prefix = _prefix(model, example) if self._keep_prefix else None
         self._picture_prefix: FrozenPrefix | None = None
-        self._pictures_tried = False
+        self._pictures_tried = self._drops_pixels = False
 
     def task_texts(self, rows: Sequence[PromptRow | Sequence[int]]) -> ActivationStore | None:
         """The store of the task's rows; None where nothing of them is stored."""
@@ -224,6 +224,10 @@ class ActivationCaches:
     def starts(self, states: ActivationStore | None, rows: Rows) -> bool:
         """Whether a call on these rows, all alike, can start at the first fused layer."""
         return states is not None and self._prefix_of(rows[0]) is not None and states.contains(rows)
+
+    def pixels_needed(self, states: ActivationStore | None, rows: Rows) -> bool:
+        """Whether a call on these rows has to be given what the image tower reads."""
+        return not (self.starts(states, rows) and self._drops_pixels)
 
     def prefix_states(self, states: ActivationStore | None, rows: Rows) -> Sequence[Tensor] | None:
         """What enters the first fused layer, each (length of a row, hidden); None if not stored.
@@ -268,25 +272,28 @@ class ActivationCaches:
         return found
 
     def _tried_on(self, rows: Rows) -> FrozenPrefix | None:
-        """The prefix, if calls on such rows can start behind it without their pictures."""
+        """The prefix, if calls on such rows can start behind it, best without their pixels."""
         layer = first_fused_layer(self.model)
         count = len(next(iter(self._samples.values()), ()))
         if layer == 0 or not count:
             return None
         chosen = [rows[i % len(rows)] for i in range(count)]
-        prefix = FrozenPrefix(self.model, layer)
+        prefix, device = FrozenPrefix(self.model, layer), self.model.device
         whole, short = (
-            {**self.prompts.collate(chosen, self.pad, pixels=pixels), **self._samples}
+            on_device(self.prompts.collate(chosen, self.pad, pixels=pixels), device)
+            | on_device(self._samples, device)
             for pixels in (True, False)
         )
-        device, other = self.model.device, self._inputs(chosen[::-1])
-        if prefix.matches_whole_call(*(on_device(one, device) for one in (whole, short, other))):
+        other = on_device(self._inputs(chosen[::-1]), device)
+        self._drops_pixels = prefix.matches_whole_call(whole, short, other)
+        if not self._drops_pixels:
+            self.notes.append(
+                "pictures: this base's image tower runs at each step, since its calls need their "
+                "pictures where they start behind the frozen layers too"
+            )
+        if self._drops_pixels or prefix.matches_whole_call(whole, whole, other):
             return prefix
         prefix.close()
-        self.notes.append(
-            "pictures: this base's image tower runs at each step, since its layers behind the "
-            "first fused one look at pictures too"
-        )
         return None
 
     def _prefix_of(self, row: PromptRow) -> FrozenPrefix | None:

@@ -275,10 +275,11 @@ class CounterfactualRetention:
     ) -> ForwardCall:
         """Some texts of a step with distractors, read at each of their tokens."""
         rows, marked = [self.rows[i] for i in chosen], [self.marked[i] for i in chosen]
-        prefix_states = None
+        prefix_states, pixels = None, True
         if self.caches is not None:
             prefix_states = self.caches.prefix_states(self.states, marked)
-        batch = self.collate(marked, pixels=prefix_states is None)
+            pixels = self.caches.pixels_needed(self.states, marked)
+        batch = self.collate(marked, pixels=pixels)
         for name, pool in self.pools.items():
             distractors = self._distractors(pool, step)
             frames = [distractors[place] for place in places]
