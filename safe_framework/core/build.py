@@ -47,7 +47,8 @@ def build(
     Args:
         recipe: path of a TOML file, the name of a catalogue recipe, or a recipe already read.
         device: where to put the model; by default where it loads.
-        example: keyword arguments on which the base runs, where it does not run on plain text.
+        example: keyword arguments on which the base runs, where it runs neither on plain text
+            nor on a picture as its processor or config describes one.
         trust_remote_code: let the base's checkpoint run code of its own.
 
     Raises:
@@ -81,7 +82,8 @@ def attach(
         recipe: whose ``[modalities]`` to add; its ``[base]`` is not loaded.
         layers_path: dotted path of the layers to fuse into, where the rule is wrong.
         side: of an encoder-decoder base, which layers a modality enters.
-        example: keyword arguments on which the base runs, where it does not run on plain text.
+        example: keyword arguments on which the base runs, where it runs neither on plain text
+            nor on a picture as its processor or config describes one.
         split_rows: run the rows that carry no modality in a call of their own, where the base
             mixes rows, as mixtures of experts do.
 
@@ -134,7 +136,8 @@ def load(
         base: a base already in memory; loaded as the adapter's recipe says if not given.
         tokenizer: that base's processor or tokenizer.
         device: where to put the model.
-        example: keyword arguments on which the base runs, where it does not run on plain text.
+        example: keyword arguments on which the base runs, where it runs neither on plain text
+            nor on a picture as its processor or config describes one.
         trust_remote_code: let the base's checkpoint run code of its own.
 
     Raises:

@@ -251,7 +251,7 @@ def probe_layers(base: nn.Module, paths: Sequence[str], example: Mapping[str, An
         UnsupportedBaseError: the base did not run, no layer was called, or their hidden states
             are of an unknown kind; the message says what was seen.
     """
-    question = f"layers of {', '.join(paths)}"
+    question = f"layers of {', '.join(paths)} on {', '.join(example)}"
     return _unpacked(cached(base, question, lambda: _packed(_probed(base, paths, example))))
 
 

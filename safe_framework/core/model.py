@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,7 @@ from safe_framework.core.gradient_checkpointing import (
 )
 from safe_framework.core.injection import ActiveModality
 from safe_framework.core.layer_discovery import (
+    LayerStack,
     Side,
     check_layers_reach_output,
     example_inputs,
@@ -61,7 +62,7 @@ from safe_framework.core.modality import (
     checked_gate,
     split_by_modality,
 )
-from safe_framework.core.picture_example import picture_example
+from safe_framework.core.picture_example import picture_examples
 from safe_framework.core.processor import SafeProcessor
 from safe_framework.data.prompts import chat_opening, prompt_template
 from safe_framework.errors import SafeError, UnsupportedBaseError
@@ -87,7 +88,8 @@ class SafeModel(nn.Module):
         tokenizer: its processor or tokenizer, for ``processor``; optional.
         layers_path: dotted path of the layers to fuse into, where the rule is wrong.
         side: of an encoder-decoder base, which layers a modality enters.
-        example: keyword arguments on which the base runs, where it does not run on plain text.
+        example: keyword arguments on which the base runs, where it runs neither on plain text
+            nor on a picture as its processor or config describes one.
         split_rows: run the rows that carry no modality in a call of their own, where the base
             mixes rows.
 
@@ -122,13 +124,7 @@ class SafeModel(nn.Module):
         check_not_compiled(base, paths)
         self.base = freeze(base)
         self._example = example
-        try:
-            self.stack = probe_layers(base, paths, self._example_inputs())
-        except UnsupportedBaseError:
-            self._example = example or picture_example(base, tokenizer, self.device)
-            if example or not self._example:
-                raise
-            self.stack = probe_layers(base, paths, self._example)
+        self.stack = self._probed(paths, tokenizer)
         self.split_rows = split_rows
         self.modalities = nn.ModuleDict()
         self.base_change: BaseChange | None = None
@@ -308,6 +304,23 @@ class SafeModel(nn.Module):
     def _markers(self) -> dict[str, Markers]:
         found = {name: self.modality(name).markers for name in self.modalities}
         return {name: markers for name, markers in found.items() if markers is not None}
+
+    def _probed(self, paths: Sequence[str], processor: Any) -> LayerStack:
+        """The base's layers, seen in a call on plain text or, where it runs on none, on a picture.
+
+        The call on which it ran stays the example.
+        """
+        try:
+            return probe_layers(self.base, paths, self._example_inputs())
+        except UnsupportedBaseError:
+            if self._example:
+                raise
+            for example in picture_examples(self.base, processor, self.device):
+                with suppress(UnsupportedBaseError):  # the first error says more
+                    stack = probe_layers(self.base, paths, example)
+                    self._example = example
+                    return stack
+            raise
 
     def _example_inputs(self) -> Mapping[str, Any]:
         return self._example or example_inputs(self.base, self.device)

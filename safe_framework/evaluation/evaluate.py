@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from safe_framework.data.tasks import CAPTIONS
+from safe_framework.data.tasks import CAPTIONS, KIND
 from safe_framework.errors import DataError
 from safe_framework.evaluation.alignment import cross_modal, picture_alignment
 from safe_framework.evaluation.answers import eval_mode
@@ -15,7 +16,6 @@ from safe_framework.evaluation.base_drift import measure_drift
 from safe_framework.evaluation.both_senses import both_senses
 from safe_framework.evaluation.encoder_cache import cached_encoders
 from safe_framework.evaluation.gain import (
-    KIND,
     answer_all_conditions,
     by_dataset,
     by_kind,
@@ -76,9 +76,11 @@ def evaluate(
 
     Raises:
         DataError: there is no example or no text, or an example lacks the modality.
+        DataError: a row has no picture, and the base answers nothing without one.
         SafeError: the logits hold NaN, or the sentence encoder cannot be loaded.
     """
     _check(modality, train, test, texts)
+    check_pictures(model, test)
     field = by or KIND
     judge = SentenceEncoder(semantic) if semantic else None
     asking: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": progress}
@@ -88,7 +90,7 @@ def evaluate(
             model, modality, train, test, by=field, batch_size=batch_size, seed=seed, **asking
         )
         kept = retention(model, modality, texts, test, foreign, progress=progress, **drawing)
-        shut = gate_zero(model, modality, test[:_GATE_ZERO_EXAMPLES], **asking)
+        shut = gate_zero(model, modality, _beside_samples(modality, test, texts), **asking)
         seen = seeing(
             model,
             modality,
@@ -129,6 +131,18 @@ def evaluate(
     )
 
 
+def _beside_samples(
+    modality: str, test: Sequence[Example], texts: Sequence[str | TextRow]
+) -> list[Example]:
+    """What is asked at gate 0: test rows, and picture questions beside the samples of test rows."""
+    asked = picture_questions(texts)[:_GATE_ZERO_EXAMPLES]
+    samples = [test[number % len(test)].samples[modality] for number in range(len(asked))]
+    pictured = [
+        as_example(row, {modality: sample}) for row, sample in zip(asked, samples, strict=True)
+    ]
+    return [*test[:_GATE_ZERO_EXAMPLES], *pictured]
+
+
 def _labels(train: Sequence[Example]) -> list[str]:
     """What chance draws from: captions are no labels, unless there is nothing else."""
     labels = [example.answer for example in train if example.task != CAPTIONS]
@@ -149,6 +163,25 @@ def _calibration(answers: Sequence[Answered], drawing: Mapping[str, Any]) -> Cal
     generated = [row for row in answers if row.confidence is not None and row.task != CAPTIONS]
     sure = [row.confidence or 0.0 for row in generated]
     return calibration(sure, [row.right for row in generated], **drawing) if generated else None
+
+
+def check_pictures(model: SafeModel, test: Sequence[Example]) -> None:
+    """Refuse rows that the base cannot answer, since it answers nothing without a picture.
+
+    Raises:
+        DataError: a row has no picture, and the base's ``generate`` demands one.
+    """
+    generate: Any = model.base.generate
+    wanted = inspect.signature(generate).parameters.get("pixel_values")
+    if wanted is None or wanted.default is not inspect.Parameter.empty:
+        return
+    for example in test:
+        if not example.images:
+            raise DataError(
+                f"{example.place}: the row has no picture, and `{type(model.base).__name__}` "
+                "answers nothing without one",
+                hint="give every row of `test` a picture, or choose a base that answers text alone",
+            )
 
 
 def _check(

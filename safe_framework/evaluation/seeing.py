@@ -7,13 +7,14 @@ retention is the ratio of two such accuracies, the model's and the base's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from safe_framework.data.examples import Example, TextRow
+from safe_framework.data.tasks import KIND
 from safe_framework.evaluation.answers import (
     answer,
     batched_apart,
@@ -21,7 +22,7 @@ from safe_framework.evaluation.answers import (
     for_logits,
     new_tokens,
 )
-from safe_framework.evaluation.gain import KIND, kind_of
+from safe_framework.evaluation.gain import kind_of
 from safe_framework.evaluation.metrics import bootstrap, bootstrap_ratio
 from safe_framework.evaluation.results import (
     PictureQuestion,
@@ -37,8 +38,6 @@ from safe_framework.utils.tensors import bitwise_equal
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
-
-_Scores = NDArray[np.float64]
 
 
 def picture_questions(texts: Sequence[str | TextRow]) -> list[TextRow]:
@@ -180,30 +179,43 @@ def _decoded(model: SafeModel, tokens: torch.Tensor, batch: Mapping[str, Any]) -
 
 def _scores(questions: Sequence[PictureQuestion], resamples: int, seed: int) -> SeeingScores:
     drawing: Any = {"resamples": resamples, "seed": seed}
-    base = [one.base for one in questions]
+    expected, base = [one.expected for one in questions], [one.base for one in questions]
+    score = partial(seeing_score, expected, base, resamples=resamples, seed=seed)
     kinds = {kind: [one.irrelevant[kind] for one in questions] for kind in questions[0].irrelevant}
     having = [one for one in questions if one.relevant is not None]
     relevant = [one.relevant or "" for one in having]
     return SeeingScores(
-        base=bootstrap(_right(questions, base), **drawing),
-        absent=_score(questions, [[one.absent for one in questions]], **drawing),
-        irrelevant={kind: _score(questions, [found], **drawing) for kind, found in kinds.items()},
-        overall=_score(questions, list(kinds.values()), **drawing),
-        relevant=_score(having, [relevant], **drawing) if having else None,
+        base=bootstrap(vqa_accuracy(base, expected), **drawing),
+        absent=score([[one.absent for one in questions]]),
+        irrelevant={kind: score([found]) for kind, found in kinds.items()},
+        overall=score(list(kinds.values())),
+        relevant=seeing_score(
+            [one.expected for one in having], [one.base for one in having], [relevant], **drawing
+        )
+        if having
+        else None,
     )
 
 
-def _score(
-    questions: Sequence[PictureQuestion],
+def seeing_score(
+    expected: Sequence[Sequence[str]],
+    base: Sequence[str],
     ways: Sequence[Sequence[str]],
     *,
     resamples: int,
     seed: int,
 ) -> SeeingScore:
-    """The score of answers given in one way or several, which count as one question's mean."""
-    base = [one.base for one in questions]
-    reference = _right(questions, base)
-    right = np.mean([_right(questions, answers) for answers in ways], axis=0)
+    """The score of answers given in one way or several, of which a question's mean counts.
+
+    Args:
+        expected: what people answered to each question.
+        base: the base's answer to each.
+        ways: in each way, the answer to each question.
+        resamples: of the intervals.
+        seed: of the intervals.
+    """
+    reference = vqa_accuracy(base, expected)
+    right = np.mean([vqa_accuracy(answers, expected) for answers in ways], axis=0)
     same = np.mean(
         [[float(a == b) for a, b in zip(answers, base, strict=True)] for answers in ways], axis=0
     )
@@ -213,7 +225,3 @@ def _score(
         bootstrap(same, resamples=resamples, seed=seed),
         bootstrap_ratio(right, reference, resamples=resamples, seed=seed),
     )
-
-
-def _right(questions: Sequence[PictureQuestion], answers: Sequence[str]) -> _Scores:
-    return vqa_accuracy(answers, [one.expected for one in questions])

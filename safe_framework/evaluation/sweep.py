@@ -24,13 +24,15 @@ from safe_framework.evaluation.answers import (
     text_rows,
 )
 from safe_framework.evaluation.metrics import Estimate, TextSums, bootstrap, exact_match, merge_sums
-from safe_framework.evaluation.results import Agreement
+from safe_framework.evaluation.results import Agreement, SeeingScore
 from safe_framework.evaluation.retention import (
     LOGIT_ROWS,
+    DistractorDraw,
     agreement_of,
     compare_with_base,
     distractor_pools,
 )
+from safe_framework.evaluation.seeing import as_example, picture_questions, seeing_score
 from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT, Sample
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.json_records import json_converter, read_json, to_json
@@ -60,6 +62,8 @@ class GatePoint:
         over_base: paired difference of it to the gate at 0.
         kept: how near texts with irrelevant samples of every kind stay to the base.
         answers: to each test example.
+        seeing: of the questions about pictures among the texts, beside irrelevant samples of every
+            kind in turn, against the gate at 0; None where there are none.
     """
 
     gate: float
@@ -67,6 +71,7 @@ class GatePoint:
     over_base: Estimate
     kept: Agreement
     answers: tuple[str, ...]
+    seeing: SeeingScore | None = None
 
 
 @attrs.frozen
@@ -124,7 +129,7 @@ def _dominates(one: GatePoint, other: GatePoint) -> bool:
     return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
 
-_CONVERTER = json_converter()
+_CONVERTER = json_converter(omitted_if_default={GatePoint: ("seeing",)})
 
 
 def read_sweeps(folder: Path) -> dict[str, GateSweep]:
@@ -195,6 +200,15 @@ def sweep(
             for gate in strengths
         }
         kept = _retention_by_gate(model, modality, strengths, test, texts, foreign, seed, show)
+        asked = _about_pictures(modality, test, texts, foreign, seed)
+        ask = partial(answer, model, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        seen = {
+            gate: ask(
+                asked, gate={modality: gate}, label=f"pictures at gate {gate:g}", progress=show
+            )
+            for gate in strengths
+        }
+    people = [row.people for row in picture_questions(texts)]
     expected = [example.answer for example in test]
     base = exact_match(answers[0.0], expected)
     estimate = partial(bootstrap, resamples=resamples, seed=seed)
@@ -205,6 +219,9 @@ def sweep(
             over_base=estimate(right - base),
             kept=agreement_of(kept[gate], resamples, seed),
             answers=tuple(answers[gate]),
+            seeing=seeing_score(people, seen[0.0], [seen[gate]], resamples=resamples, seed=seed)
+            if people
+            else None,
         )
         for gate in strengths
     )
@@ -223,6 +240,22 @@ def _checked(
             "there is nothing to measure a gate on", hint="give at least one example and one text"
         )
     return sorted({0.0, *map(float, gates)})
+
+
+def _about_pictures(
+    modality: str,
+    test: Sequence[Example],
+    texts: Sequence[str | TextRow],
+    foreign: Sequence[Sample],
+    seed: int,
+) -> list[Example]:
+    """The questions about pictures, each beside an irrelevant sample of the next kind."""
+    pools = distractor_pools(modality, test, foreign)
+    draw, kinds = DistractorDraw(modality, pools, seed), list(pools)
+    return [
+        as_example(row, draw(kinds[number % len(kinds)], 1)[0])
+        for number, row in enumerate(picture_questions(texts))
+    ]
 
 
 def _retention_by_gate(

@@ -10,6 +10,9 @@ import warnings
 from importlib.util import find_spec
 from typing import Any
 
+from safe_framework.errors import CheckpointError
+from safe_framework.pretrained.base_outline import known_types
+
 _MISSING = (ImportError, OSError, ValueError)  # what transformers raises where a file is missing
 
 
@@ -30,6 +33,9 @@ def load_processor(
         common: its revision, or the GGUF file in it.
         trust_remote_code: let the checkpoint run code of its own.
 
+    Raises:
+        CheckpointError: its processor cannot be loaded, and it reads no text without a picture.
+
     Warns:
         PicturesUnreadable: the base sees, and its processor cannot be loaded.
     """
@@ -45,10 +51,10 @@ def load_processor(
             return load_without_videos(place, config, options)
         found = AutoProcessor.from_pretrained(place, **options)
     except _MISSING as error:
-        _warn(place, config, error)
+        _tell(place, config, error)
         return _tokenizer(place, options)
     if sees(config) and not takes_images(found):
-        _warn(place, config, None)
+        _tell(place, config, None)
     return found
 
 
@@ -100,14 +106,25 @@ def _tokenizer(place: str, options: dict[str, Any]) -> Any:
     return AutoTokenizer.from_pretrained(place, **options)
 
 
-def _warn(place: str, config: Any, error: Exception | None) -> None:
+def _tell(place: str, config: Any, error: Exception | None) -> None:
+    """Warn that a base cannot be given pictures; refuse one that reads no text without one."""
     if not sees(config):
         return
     why = f": {str(error).strip().splitlines()[0]}" if error is not None else ""
+    hint = (
+        "save the processor beside the model: "
+        "AutoProcessor.from_pretrained(...).save_pretrained(folder)"
+    )
+    known = known_types().get(config.model_type)
+    if known is not None and known.needs_picture:
+        raise CheckpointError(
+            f"`{place}` ({config.model_type}) reads no text without a picture, and its processor, "
+            f"which reads pictures, cannot be loaded{why}",
+            hint=hint,
+        ) from error
     warnings.warn(
         f"`{place}` ({config.model_type}) is loaded without its image processor, so that it cannot "
-        f"be given pictures{why}\nhint: save the processor beside the model: "
-        "AutoProcessor.from_pretrained(...).save_pretrained(folder)",
+        f"be given pictures{why}\nhint: {hint}",
         PicturesUnreadable,
         stacklevel=4,
     )

@@ -32,13 +32,16 @@ class SpriteSet:
     licence: str = attrs.field(validator=instance_of(str))
     credit: str = attrs.field(validator=instance_of(str))
     source: str = attrs.field(validator=matches_re("https://.+"))
-    package: NpmPackage = attrs.field(converter=lambda table: NpmPackage(**table))
+    package: NpmPackage = attrs.field(validator=instance_of(NpmPackage))
 
 
 def read_sprite_set(name: str) -> SpriteSet | None:
     """What the catalogue says of a set; None where it has none of that name."""
     path = catalogue.sprites().get(name)
-    return None if path is None else SpriteSet(**tomli.loads(path.read_text("utf-8")))
+    if path is None:
+        return None
+    table = tomli.loads(path.read_text("utf-8"))
+    return SpriteSet(**table | {"package": NpmPackage(**table["package"])})
 
 
 def sprite_folder(name: str) -> Path:

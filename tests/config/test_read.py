@@ -58,6 +58,19 @@ def test_a_cache_of_the_base_needs_speedups(installed):
     assert parse_recipe(SMALLEST + table.replace("off", "on") + '["prefix"]')
 
 
+def test_scenes_are_instead_of_captions_and_need_a_question(installed):
+    """Law: a base is trained on captions or on scenes, and scenes are asked about by its prompt."""
+    head = '[base.compose]\nvision = "v"\nlanguage = "l"\n'
+    scenes = "[base.compose.scenes]\ntrain = 8"
+    asked = 'prompt = "<image>{question}"\n'
+    assert parse_recipe(SMALLEST + head + asked + scenes).base.compose.scenes.train == 8
+    needs = "`prompt` must hold `{question}` once, after `<image>`"
+    assert refusal(SMALLEST + head + scenes) == [(11, 15, needs)]
+    assert refusal(SMALLEST + head + 'prompt = "{question}<image>"\n' + scenes) == [(11, 10, needs)]
+    both = "`train` names captioned pictures, and [base.compose.scenes] draws its own"
+    assert refusal(SMALLEST + head + 'train = "a.jsonl"\n' + asked + scenes) == [(11, 1, both)]
+
+
 def test_what_is_not_written_has_its_default(installed):
     """The smallest recipe says what is used and nothing else."""
     recipe = parse_recipe(SMALLEST)

@@ -12,7 +12,7 @@ import torch
 from transformers import LlavaProcessor, PreTrainedTokenizerFast, Qwen2VLConfig
 
 from safe_framework.config.schema import BaseSpec
-from safe_framework.errors import SafeError
+from safe_framework.errors import CheckpointError, SafeError
 from safe_framework.pretrained import quietly
 from safe_framework.pretrained.base_model import load_base, load_base_processor
 from safe_framework.pretrained.base_processor import (
@@ -20,7 +20,7 @@ from safe_framework.pretrained.base_processor import (
     image_settings,
     takes_images,
 )
-from tests.support.seeing import llava, picture, save, tokenizer
+from tests.support.seeing import llava, picture, save, seeing_bases, tokenizer
 from tests.support.toys import llama
 
 
@@ -118,3 +118,13 @@ def test_another_picture_size_is_another_setting() -> None:
     assert image_settings(processor) != before
     assert "size" in before
     assert not any(key.endswith(("_type", "_class", "_format")) for key in before)
+
+
+def test_what_needs_a_picture_needs_its_processor(tmp_path: Path) -> None:
+    """A type that reads no text without a picture is refused without what reads pictures."""
+    with quietly():
+        save(tmp_path, *seeing_bases()["blip-2-opt"]())
+    (tmp_path / "processor_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"\(blip-2\) reads no text without a picture") as e:
+        load_base(BaseSpec(model=str(tmp_path)))
+    assert "save the processor beside the model" in e.value.hint

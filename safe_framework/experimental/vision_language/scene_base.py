@@ -62,9 +62,9 @@ def make_scene_base(
     spent = time.perf_counter() - start
     model, processor = _composed(spec)
     plain = spec.prompt.replace("<image>", "")
-    before = held_out and text_loss(model, processor.tokenizer, held_out, plain)
+    before = text_loss(model, processor.tokenizer, held_out, plain) if held_out else None
     model = _merged(model, checkpoint)
-    after = held_out and text_loss(model, processor.tokenizer, held_out, plain)
+    after = text_loss(model, processor.tokenizer, held_out, plain) if held_out else None
     prompt = QuestionPrompt(processor.tokenizer, spec.prompt, model.config.image_seq_length)
     found: dict[str, SceneScores] = {}
     counts: Mapping[Split, int] = {
@@ -74,7 +74,7 @@ def make_scene_base(
     for split, count in counts.items():
         if count:
             shown = list(scenes(count, spec.seed, split, styles=len(sprites)))
-            seen = see(model, processor, sprites, shown, progress, f"looking at {split} scenes")
+            seen = see(model, processor, sprites, shown, progress, f"{split} scenes")
             scores = score_scenes(model, prompt, seen, spec.seed, progress, split)
             found[split] = attrs.evolve(scores, text_loss=after, text_loss_before=before)
     note = {

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from safe_framework.core.output_head import logits_at
 from safe_framework.evaluation.metrics import Estimate, bootstrap
+from safe_framework.experimental.vision_language.compose import FeatureModel
 from safe_framework.experimental.vision_language.packed_rows import (
     QuestionPrompt,
     Row,
@@ -20,7 +21,6 @@ from safe_framework.experimental.vision_language.packed_rows import (
     pack,
 )
 from safe_framework.experimental.vision_language.scene_training import (
-    FeatureModel,
     SeenScenes,
     fast_arithmetic,
     read_texts,

@@ -63,18 +63,21 @@ def _over_gate(sweep: GateSweep) -> Markup:
 def _draw_over_gate(picture: Figure, sweep: GateSweep) -> None:
     axes = picture.add_subplot()
     gates = [point.gate for point in sweep.points]
-    lines = (
+    lines = [
         ([point.accuracy for point in sweep.points], ACCENT, "right answers", "-"),
         ([point.kept.agreement for point in sweep.points], WRONG, "tokens kept", "--"),
-    )
+    ]
+    if seen := [point.seeing.unchanged for point in sweep.points if point.seeing]:
+        lines.append((seen, INK, "picture answers kept", ":"))
     for estimates, colour, _, style in lines:
         low, high = [[100 * getattr(e, end) for e in estimates] for end in ("low", "high")]
         axes.fill_between(gates, low, high, color=colour, alpha=0.15, linewidth=0)
         values = [100 * e.value for e in estimates]
         axes.plot(gates, values, style, color=colour, linewidth=1.8, marker="o", markersize=3)
     for number, (_, colour, name, style) in enumerate(lines):
-        dash = {"-": "\u2014", "--": "- -"}[style]
-        axes.text(0.45 * number, 1.04, f"{dash} {name}", color=colour, transform=axes.transAxes)
+        dash = {"-": "\u2014", "--": "- -", ":": "\u00b7\u00b7\u00b7"}[style]
+        place = (0.45, 0.33)[len(lines) > 2] * number
+        axes.text(place, 1.04, f"{dash} {name}", color=colour, transform=axes.transAxes)
     axes.axvline(sweep.recommended.gate, color=SOFT, linewidth=0.8, linestyle=":")
     axes.set_xlabel("gate")
     axes.set_ylabel("%")
@@ -144,9 +147,21 @@ def _table(sweep: GateSweep) -> Markup:
                 points(point.over_base.value),
                 f"{percent(kept.value)} ({interval(kept)})",
                 f"{point.kept.kl.value:.2g}",
+                *_seen(point),
                 ", ".join(notes),
             )
         )
-    head = ("gate", "right (95 %)", "over gate 0", "tokens kept (95 %)", "KL", "")
+    seeing = ("VQA accuracy (95 %)", "picture answers kept") if sweep.points[0].seeing else ()
+    head = ("gate", "right (95 %)", "over gate 0", "tokens kept (95 %)", "KL", *seeing, "")
     caption = f"{sweep.modality}: {len(sweep.places)} examples, {sweep.texts} texts"
     return table(caption, head, rows)
+
+
+def _seen(point: GatePoint) -> tuple[str, ...]:
+    if point.seeing is None:
+        return ()
+    accuracy = point.seeing.accuracy
+    return (
+        f"{percent(accuracy.value)} ({interval(accuracy)})",
+        percent(point.seeing.unchanged.value),
+    )
