@@ -18,6 +18,8 @@ import attrs
 
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import read_texts
+from safe_framework.data.fields import row_fields
+from safe_framework.data.pictures import RowPictures
 from safe_framework.data.prompts import prompt_template
 from safe_framework.evaluation.base_drift import (
     HELD_OUT,
@@ -58,11 +60,13 @@ def measure_base_change(bench: Bench, texts: Sequence[str] | None) -> BaseChange
 
 
 def _held_out(model: SafeModel) -> tuple[list[str], str]:
-    data = model.recipe.data if model.recipe else None
-    named = model.recipe.data_files().get("retention_test") if model.recipe else None
-    if data is not None and isinstance(named, Path) and named.exists():
-        template = prompt_template(model.recipe, model.base_processor)
-        rows, source = read_texts(named, template, fields=data.fields), HELD_OUT
+    recipe = model.recipe
+    named = recipe.data_files().get("retention_test") if recipe else None
+    if recipe is not None and isinstance(named, Path) and named.exists():
+        template = prompt_template(recipe, model.base_processor)
+        fields = row_fields(recipe, "retention_test")
+        pictures = RowPictures(recipe.modalities)
+        rows, source = read_texts(named, template, fields=fields, pictures=pictures), HELD_OUT
     else:
         rows, source = read_texts(FOLDER / "data" / "text" / "test.jsonl"), SHIPPED
     return [row.text for row in rows], source

@@ -115,6 +115,7 @@ def test_retention_reads_texts_with_their_pictures(found: Evaluation) -> None:
     assert found.retention.absent.texts == len(texts())
     assert found.retention.absent.identical
     assert found.gate_zero.identical
+    assert found.gate_zero.examples == 12 + 6  # test rows, and picture questions beside samples
     assert found.retention.overall.agreement.value < 1
 
 
