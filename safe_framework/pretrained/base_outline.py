@@ -123,6 +123,14 @@ def outline_of(spec: BaseSpec) -> BaseOutline | None:
     return None if found.package is not None else _cached(found.hub, found.revision)
 
 
+def takes_pictures(spec: BaseSpec) -> bool | None:
+    """Whether a base is given pictures; None if nothing on this machine says so."""
+    if spec.compose is not None or spec.gguf_file is not None:
+        return spec.gguf_file is None  # out of GGUF, transformers reads language models alone
+    found = outline_of(spec)
+    return None if found is None else found.sees and found.has_processor
+
+
 @cache
 def known_types() -> dict[str, KnownType]:
     """Every known type by its name, as the zoo wrote them down."""

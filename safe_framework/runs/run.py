@@ -19,6 +19,8 @@ from safe_framework.config.schema import Recipe, stage_key
 from safe_framework.core.build import build
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
+from safe_framework.data.fields import no_kind_error
+from safe_framework.data.preview import missing_sources
 from safe_framework.data.recipe_data import RecipeData, listing, split_by_modality
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import answer, eval_mode
@@ -79,7 +81,8 @@ def run_recipe(
         DataError: data are missing, or the folder holds a run of another recipe or other data.
     """
     recipe = read_recipe(source)
-    _check_data(recipe)
+    if (missing := missing_sources(recipe)) is not None:
+        raise missing  # only after training would it be found out
     folder = output or Path("runs") / Path(recipe.source).stem
     with distributed.distributed_context() as sharding:
         if distributed.is_main_process():
@@ -103,7 +106,7 @@ def _run(
         _compose_if_missing(recipe, console, progress)
         with clock.timing("build"):
             model = build(recipe, device=None if sharding else distributed.device())
-        data = RecipeData(recipe)
+        data = RecipeData(recipe, progress)
         examples = _read_all_data(model, data, recipe.evaluation.by)
         shown = _print_skipped(console, data, folder) if writes else 0
         with clock.timing("train"):
@@ -245,16 +248,6 @@ def run_versions() -> dict[str, str]:
     return installed_versions("safe-framework", "torch", "transformers", "peft", "accelerate")
 
 
-def _check_data(recipe: Recipe) -> None:
-    """Refuse a recipe whose run would find out only after training that it cannot be evaluated."""
-    files = {key.partition(" of ")[0] for key in recipe.data_files()}
-    if missing := [key for key in ("train", "test", "retention_test") if key not in files]:
-        raise DataError(
-            f"a run needs {' and '.join(f'`{key}`' for key in missing)} in [data]",
-            hint="name a file for each in the recipe",
-        )
-
-
 def _read_all_data(model: SafeModel, data: RecipeData, by: str | None) -> dict[str, list[Example]]:
     """Read everything now, so that a bad row stops the run before it has trained."""
     encoders = model.encoders
@@ -266,11 +259,7 @@ def _read_all_data(model: SafeModel, data: RecipeData, by: str | None) -> dict[s
     check_pictures(model, split_by_modality(examples["test"], first)[0])
     fields = [one.fields for one in examples["test"]] + [one.fields for one in texts]
     if by is not None and not any(by in held for held in fields):
-        raise DataError(
-            f"no row of `test` or `retention_test` has the field `{by}`, which `by` in "
-            "[evaluation] names",
-            hint="correct its name, or leave `by` out",
-        )
+        raise no_kind_error(by)
     return examples
 
 

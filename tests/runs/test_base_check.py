@@ -179,7 +179,9 @@ def test_pictures_for_a_base_that_takes_none(world):
         "train.jsonl:2 has a picture, but a base of type `llama` takes none",
         "texts.jsonl:1 has a picture, but a base of type `llama` takes none",
     ]
-    assert findings[0][1] == "choose a base that takes pictures, or rename the field"
+    assert (
+        findings[0][1] == 'choose a base that takes pictures, or add `ignore = ["image"]` to [data]'
+    )
 
 
 def test_a_modality_called_image(world):
@@ -289,5 +291,5 @@ def test_the_command_shows_where(world):
         "recipe.toml:10:9: train.jsonl:1 has a picture, but a base of type `llama` takes none\n"
         '  10 | train = "train.jsonl"\n'
         "     |         ^^^^^^^^^^^^^\n"
-        "hint: choose a base that takes pictures, or rename the field\n"
+        'hint: choose a base that takes pictures, or add `ignore = ["image"]` to [data]\n'
     )

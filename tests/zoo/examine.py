@@ -177,7 +177,7 @@ def _learning(model: SafeModel, base: TinyBase) -> Iterator[str]:
         bench = Bench.of(model, base.inputs)
         call = attrs.evolve(FORWARD, mode="grad")
         try:
-            _logits(model(**call.inputs(bench.batches), **bench.samples)).float().sum().backward()
+            _logits(model(**bench.inputs(call), **bench.samples)).float().sum().backward()
         except RuntimeError as error:
             yield f"cannot be trained: {_line(error)}"
             return
