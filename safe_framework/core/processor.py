@@ -449,7 +449,7 @@ def _with_padding(tokenizer: Any) -> Any:
     return tokenizer
 
 
-"""The label of a position that no loss looks at."""
+_SEEN, _TYPES = "cross_attention_mask", "token_type_ids"
 
 
 def with_answers(batch: Any, answers: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
@@ -470,7 +470,14 @@ def with_answers(batch: Any, answers: Sequence[Sequence[int]], pad: int) -> dict
     ]
     longer = append_columns(per_token_inputs({**batch, "attention_mask": mask}, ids.shape), answers)
     index = rows.index(contents, max(map(len, contents)))
-    return {**gather_columns(longer, index, pad), "labels": _filled(answers, lengths)}
+    moved = gather_columns(longer, index, pad)
+    for row, (start, answer) in enumerate(zip(lengths, answers, strict=True)):
+        behind = slice(start, start + len(answer))
+        if _SEEN in moved:  # what follows a prompt sees the pictures that its last token sees
+            moved[_SEEN][row, behind] = moved[_SEEN][row, start - 1]
+        if _TYPES in moved and "labels" in batch:  # PaliGemma's, where a prompt sees itself whole
+            moved[_TYPES][row, behind] = 1
+    return {**moved, "labels": _filled(answers, lengths)}
 
 
 def _filled(answers: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:

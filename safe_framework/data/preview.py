@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
 
 from safe_framework.config.schema import Recipe
 from safe_framework.data.addresses import sources_of
+from safe_framework.data.examples import plain_fields
 from safe_framework.data.fields import (
     FOREIGN,
     TEXTS,
     RowFields,
     dataset_of,
+    no_kind_error,
     row_fields,
     unread_error,
 )
@@ -85,9 +88,31 @@ def preview(recipe: Recipe, progress: ProgressCallback = no_progress) -> Preview
         unread.append(fields)
     if any(fields.unread for fields in unread):
         errors.append(unread_error(unread))
+    if recipe.evaluation.by is not None and _lacks(recipe, recipe.evaluation.by):
+        errors.append(no_kind_error(recipe.evaluation.by))
     if recipe.data is not None and recipe.data.on_bad_row == "skip":
         return Preview(tuple(errors), tuple(faults), tuple(unopened))
     return Preview((*errors, *faults), (), tuple(unopened))
+
+
+def _lacks(recipe: Recipe, field: str) -> bool:
+    """Whether no row that is evaluated has a field; False where not all of them were opened."""
+    evaluated = {
+        key: source
+        for key, source in (recipe.data_files() if recipe.data else {}).items()
+        if key == "retention_test" or key.partition(" of ")[0] == "test"
+    }
+    if any(is_dataset(source) for source in evaluated.values()):
+        return False
+    for key, source in evaluated.items():
+        fields = row_fields(recipe, key)
+        with suppress(DataError):  # which was told of already
+            if any(
+                row.error is None and field in plain_fields(fields.of(row))
+                for row in iterate_rows(source)
+            ):
+                return False
+    return True
 
 
 def _faults(

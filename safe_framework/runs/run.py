@@ -19,6 +19,7 @@ from safe_framework.config.schema import Recipe, stage_key
 from safe_framework.core.build import build
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
+from safe_framework.data.fields import no_kind_error
 from safe_framework.data.preview import missing_sources
 from safe_framework.data.recipe_data import RecipeData, listing, split_by_modality
 from safe_framework.errors import DataError
@@ -260,11 +261,7 @@ def _read_all_data(model: SafeModel, data: RecipeData, by: str | None) -> dict[s
     check_pictures(model, split_by_modality(examples["test"], first)[0])
     fields = [one.fields for one in examples["test"]] + [one.fields for one in texts]
     if by is not None and not any(by in held for held in fields):
-        raise DataError(
-            f"no row of `test` or `retention_test` has the field `{by}`, which `by` in "
-            "[evaluation] names",
-            hint="correct its name, or leave `by` out",
-        )
+        raise no_kind_error(by)
     return examples
 
 

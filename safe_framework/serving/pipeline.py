@@ -14,6 +14,7 @@ from safe_framework.data.pictures import FIELDS
 from safe_framework.data.samples import as_sample
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.answers import eval_mode, new_tokens
+from safe_framework.pretrained.base_outline import known_types
 from safe_framework.utils.suggest import nearest
 
 Gate = float | Mapping[str, float]
@@ -122,6 +123,11 @@ class SafePipeline:
             for start in range(0, len(kind), self.batch_size)
         ]
 
+    @property
+    def _needs_picture(self) -> bool:
+        known = known_types().get(getattr(self.model.base.config, "model_type", ""))
+        return known is not None and known.needs_picture
+
     def _has_pictures(self, one: Any) -> bool:
         return isinstance(one, Mapping) and bool(self._pictures(one))
 
@@ -176,6 +182,11 @@ class SafePipeline:
         text = one["text"] if texts == ["text"] else processor.prompt(one["question"], given)
         text = processor.markers.strip_markers(text, read.keys() - given.keys())
         pictures = self._pictures(one)
+        if not pictures and self._needs_picture:
+            raise SafeError(
+                f"`{type(self.model.base).__name__}` answers no text without a picture",
+                hint='add an "image" to the input',
+            )
         return text, {**given, "images": pictures} if pictures else given
 
 

@@ -158,6 +158,14 @@ def test_mistakes(model: SafeModel, wrong: dict[str, Any], message: str) -> None
         safe_framework.pipeline(model)(wrong)
 
 
+def test_a_base_that_needs_a_picture_says_so() -> None:
+    """Law: a text alone, of which such a base makes nothing, is an error that says what to add."""
+    pipe = safe_framework.pipeline(SafeModel(*seeing_bases()["blip-2-opt"]()))
+    assert pipe({"text": "what", "image": RED}, max_new_tokens=2)[0]["generated_text"]
+    with pytest.raises(SafeError, match=r"answers no text without a picture\nhint: add an .image"):
+        pipe("what")
+
+
 def test_a_number_that_does_not_fit(model: SafeModel) -> None:
     """Law: a text that names another number of pictures than it has is an error."""
     token = model.processor.pictures.token
@@ -171,7 +179,7 @@ def test_the_page_runs(model: SafeModel) -> None:
     block = page.partition("## Pictures")[2].partition("```python\n")[2].partition("```")[0]
     tree = ast.parse(block)
     tree.body = [one for one in tree.body if "safe_framework.load" not in ast.unparse(one)]
-    names = {"model": model, "wave": np.zeros(RATE // 5, np.float32)}
+    names: dict[str, Any] = {"model": model, "wave": np.zeros(RATE // 5, np.float32)}
     exec(compile(tree, "docs/python.md", "exec"), names)
     assert len(tree.body) == 4
     assert names["batch"]["audio__present"].tolist() == [True, False]

@@ -68,7 +68,8 @@ def kind_tables(evaluation: Evaluation) -> list[Markup]:
     name, found = evaluation.modality, list[Markup]()
     if evaluation.seeing and evaluation.seeing.kinds:
         kinds = {"all": evaluation.seeing.scores, **evaluation.seeing.kinds}
-        head = ["", "n", "base", "absent", "irrelevant", "unchanged", "relevant"]
+        ways = ("absent", "irrelevant", "unchanged beside it", "its own")
+        head = ["", "n", "base", *(f"{name}: {way}" for way in ways)]
         rows = [
             [
                 kind,
@@ -81,7 +82,7 @@ def kind_tables(evaluation: Evaluation) -> list[Markup]:
             ]
             for kind, one in kinds.items()
         ]
-        found.append(table(f"VQA accuracy by {evaluation.by}, by {name}", head, rows))
+        found.append(table(f"VQA accuracy by {evaluation.by}", head, rows))
     if evaluation.both_senses and evaluation.both_senses.kinds:
         scores = {"all": evaluation.both_senses.scores, **evaluation.both_senses.kinds}
         given = list(evaluation.both_senses.scores.baselines)
