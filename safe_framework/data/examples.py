@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import attrs
 
 from safe_framework.data.addresses import InlineSample, sources_of
-from safe_framework.data.fields import RowFields
+from safe_framework.data.fields import RowFields, plain_fields
 from safe_framework.data.pictures import Picture, RowPictures
 from safe_framework.data.readers import Row, Source, iterate_rows, no_rows
 from safe_framework.data.samples import read_sample
@@ -322,15 +322,6 @@ def _answers_of(row: Row) -> tuple[str, ...]:
             hint="give what each person answered, or one `answer`",
         )
     return tuple(map(str, texts))
-
-
-def plain_fields(row: Row) -> dict[str, str | int | float | bool]:
-    """The row's texts, numbers and truth values, by which rows are chosen and grouped."""
-    return {
-        name: value
-        for name, value in row.values.items()
-        if isinstance(value, (str, int, float, bool))
-    }
 
 
 def _try(place: str, samples: Mapping[str, Sample], encoders: Mapping[str, Encoder]) -> None:

@@ -11,13 +11,13 @@ import attrs
 
 from safe_framework.config.schema import Recipe
 from safe_framework.data.addresses import sources_of
-from safe_framework.data.examples import plain_fields
 from safe_framework.data.fields import (
     FOREIGN,
     TEXTS,
     RowFields,
     dataset_of,
     no_kind_error,
+    plain_fields,
     row_fields,
     unread_error,
 )
