@@ -120,6 +120,15 @@ def dataset_of(data: DataSpec, key: str) -> MixSpec:
     return datasets[names.get(key, next(iter(datasets)))]
 
 
+def no_kind_error(by: str) -> DataError:
+    """The error that no row has the field by which ``[evaluation]`` groups them."""
+    return DataError(
+        f"no row of `test` or `retention_test` has the field `{by}`, which `by` in [evaluation] "
+        "names",
+        hint="correct its name, or leave `by` out",
+    )
+
+
 def unread_error(sources: Iterable[RowFields]) -> DataError:
     """The one error about all fields of some sources that nobody reads."""
     found = [one for one in sources if one.unread]
@@ -140,3 +149,12 @@ def _toml(text: str) -> str:
     "a \"b\"" "c\u007F"
     """
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
+
+
+def plain_fields(row: Row) -> dict[str, str | int | float | bool]:
+    """The row's texts, numbers and truth values, by which rows are chosen and grouped."""
+    return {
+        name: value
+        for name, value in row.values.items()
+        if isinstance(value, (str, int, float, bool))
+    }

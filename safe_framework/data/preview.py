@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -15,6 +16,8 @@ from safe_framework.data.fields import (
     TEXTS,
     RowFields,
     dataset_of,
+    no_kind_error,
+    plain_fields,
     row_fields,
     unread_error,
 )
@@ -85,9 +88,31 @@ def preview(recipe: Recipe, progress: ProgressCallback = no_progress) -> Preview
         unread.append(fields)
     if any(fields.unread for fields in unread):
         errors.append(unread_error(unread))
+    if recipe.evaluation.by is not None and _lacks(recipe, recipe.evaluation.by):
+        errors.append(no_kind_error(recipe.evaluation.by))
     if recipe.data is not None and recipe.data.on_bad_row == "skip":
         return Preview(tuple(errors), tuple(faults), tuple(unopened))
     return Preview((*errors, *faults), (), tuple(unopened))
+
+
+def _lacks(recipe: Recipe, field: str) -> bool:
+    """Whether no row that is evaluated has a field; False where not all of them were opened."""
+    evaluated = {
+        key: source
+        for key, source in (recipe.data_files() if recipe.data else {}).items()
+        if key == "retention_test" or key.partition(" of ")[0] == "test"
+    }
+    if any(is_dataset(source) for source in evaluated.values()):
+        return False
+    for key, source in evaluated.items():
+        fields = row_fields(recipe, key)
+        with suppress(DataError):  # which was told of already
+            if any(
+                row.error is None and field in plain_fields(fields.of(row))
+                for row in iterate_rows(source)
+            ):
+                return False
+    return True
 
 
 def _faults(
@@ -115,13 +140,16 @@ def _faults(
 def _read(row: Row, key: str, reading: TaskFormat, recipe: Recipe, pictures: RowPictures) -> None:
     if key in TEXTS:
         text_of(row)
-        pictures.of(row, by_file_name=True)
-        return
-    if key not in FOREIGN:
+        seen = pictures.of(row, by_file_name=True)
+        asked = row.values.get("answer") or row.values.get("answers")
+        if not (key == "retention_test" and seen and asked):  # whose sample nobody reads
+            return
+    elif key not in FOREIGN:
         reading.prompt_of(row)
         reading.answer_of(row)
         pictures.of(row)
-    for name, held in sources_of(row, recipe.modalities).items():
+    named = sources_of(row, recipe.modalities, by_file_name=key not in TEXTS)
+    for name, held in named.items():
         if isinstance(held, Path) and not os.path.isfile(held):
             raise DataError(
                 f"{row.place}: `{name}`: there is no file `{held}`", hint="correct its name"

@@ -9,8 +9,13 @@ import attrs
 import torch
 from torch import Tensor
 
-from safe_framework.core.layer_discovery import decodes_separately
-from safe_framework.evaluation.answers import eval_mode, for_logits, model_inputs, new_tokens
+from safe_framework.evaluation.answers import (
+    eval_mode,
+    for_logits,
+    model_inputs,
+    new_tokens,
+    word_positions,
+)
 from safe_framework.evaluation.metrics import same_top_token
 from safe_framework.utils.tensors import bitwise_equal
 
@@ -76,18 +81,19 @@ def side_by_side(
         plain, given = (
             model_inputs(model, [prompt], [beside], [images]) for beside in ({}, samples)
         )
+        asked, heard = for_logits(model, plain), for_logits(model, given)
         with model.original_base():  # as it was before any fine-tuning
             generate: Any = model.base.generate
-            base = model.base(**for_logits(model, plain)).logits
+            base = model.base(**asked).logits
             expected = generate(**plain, **options)
-        safe = model(**for_logits(model, given), gate={modality: gate}).logits
+        safe = model(**heard, gate={modality: gate}).logits
         replied = model.generate(**given, gate={modality: gate}, **options)
     return SideBySide(
         base=_text(model, expected, plain),
         safe=_text(model, replied, given if gate and samples else plain),
         same_logits=base.shape == safe.shape and bitwise_equal(base, safe),
         same_answer=expected.shape == replied.shape and torch.equal(expected, replied),
-        agreement=_agreement(model, base, safe, given["input_ids"]),
+        agreement=_agreement(model, base, safe, asked, heard if gate else asked),
     )
 
 
@@ -97,8 +103,13 @@ def _text(model: SafeModel, tokens: Tensor, asked: Mapping[str, Any]) -> str:
     return text.strip()
 
 
-def _agreement(model: SafeModel, base: Tensor, safe: Tensor, ids: Tensor) -> float:
-    """Over the question's own positions: those that the modality inserted are left out."""
-    if not decodes_separately(model.base) and safe.shape[1] == ids.shape[1]:
-        safe = safe[:, model.processor.markers.words(ids)[0]]
+def _agreement(
+    model: SafeModel,
+    base: Tensor,
+    safe: Tensor,
+    asked: Mapping[str, Any],
+    heard: Mapping[str, Any],
+) -> float:
+    """Over the question's own words; what a shut modality had inserted was removed again."""
+    base, safe = base[word_positions(model, asked)], safe[word_positions(model, heard)]
     return same_top_token(base, safe).double().mean().item()

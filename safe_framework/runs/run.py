@@ -19,6 +19,7 @@ from safe_framework.config.schema import Recipe, stage_key
 from safe_framework.core.build import build
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
+from safe_framework.data.fields import no_kind_error
 from safe_framework.data.preview import missing_sources
 from safe_framework.data.recipe_data import RecipeData, listing, split_by_modality
 from safe_framework.errors import DataError
@@ -31,6 +32,7 @@ from safe_framework.evaluation.summary import table
 from safe_framework.evaluation.sweep import SWEEP
 from safe_framework.hooks import hook_manager
 from safe_framework.pretrained.location import composed_folder
+from safe_framework.runs.base_check import check_base
 from safe_framework.runs.report import write_report
 from safe_framework.runs.report.curves import write_monitor_figure
 from safe_framework.runs.report.samples import shown_samples
@@ -76,10 +78,11 @@ def run_recipe(
         quiet: print nothing.
 
     Raises:
-        RecipeError: the recipe has mistakes.
+        RecipeError: the recipe has mistakes, or its base will not do.
         DataError: data are missing, or the folder holds a run of another recipe or other data.
     """
     recipe = read_recipe(source)
+    check_base(recipe)
     if (missing := missing_sources(recipe)) is not None:
         raise missing  # only after training would it be found out
     folder = output or Path("runs") / Path(recipe.source).stem
@@ -258,11 +261,7 @@ def _read_all_data(model: SafeModel, data: RecipeData, by: str | None) -> dict[s
     check_pictures(model, split_by_modality(examples["test"], first)[0])
     fields = [one.fields for one in examples["test"]] + [one.fields for one in texts]
     if by is not None and not any(by in held for held in fields):
-        raise DataError(
-            f"no row of `test` or `retention_test` has the field `{by}`, which `by` in "
-            "[evaluation] names",
-            hint="correct its name, or leave `by` out",
-        )
+        raise no_kind_error(by)
     return examples
 
 

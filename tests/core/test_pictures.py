@@ -187,8 +187,9 @@ def test_numbers_that_do_not_fit(processors: Processors) -> None:
 @pytest.mark.parametrize("keyword", ["images", "videos"])
 def test_a_tokenizer_sees_nothing(keyword: str) -> None:
     """Law: a base that reads text alone refuses what it would not see."""
+    given: dict[str, Any] = {keyword: [RED]}
     with pytest.raises(SafeError, match=f"the base takes no {keyword}"):
-        SafeProcessor(tokenizer(), {})("w3", **{keyword: [RED]})
+        SafeProcessor(tokenizer(), {})("w3", **given)
 
 
 def test_a_base_that_does_not_hear_refuses_sound(processors: Processors) -> None:
@@ -201,7 +202,7 @@ def test_a_base_that_does_not_hear_refuses_sound(processors: Processors) -> None
 def test_the_bases_own_keywords_reach_it(processors: Processors, known: dict[str, Any]) -> None:
     """Law: keywords of the base's tokenizer and image processor are taken as they are."""
     ours = processors("llava")
-    images = {} if "max_length" in known else {"images": [RED]}
+    images: dict[str, Any] = {} if "max_length" in known else {"images": [RED]}
     texts = ["what is this thing that ran"] if not images else ["<image>what"]
     assert same(
         ours(texts, **images, **known),
@@ -215,9 +216,9 @@ def test_the_bases_own_keywords_reach_it(processors: Processors, known: dict[str
 def test_an_unknown_keyword_is_named(processors: Processors, wrong: str, meant: str) -> None:
     """Law: a misspelt keyword is a TypeError that offers the nearest one."""
     message = f"`{wrong}` is neither a modality nor a keyword of the base's `LlavaProcessor`"
-    hint = f"did you mean `{meant or 'images'}`"
+    hint, given = f"did you mean `{meant or 'images'}`", dict[str, Any]({wrong: [RED]})
     with pytest.raises(KeywordError, match=f"{message}\nhint: {hint}") as caught:
-        processors("llava")("what", **{wrong: [RED]})
+        processors("llava")("what", **given)
     assert isinstance(caught.value, TypeError)
 
 

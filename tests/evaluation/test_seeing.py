@@ -36,11 +36,20 @@ from safe_framework.evaluation.both_senses import (
 from safe_framework.evaluation.evaluate import evaluate
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.seeing import picture_questions
+from safe_framework.evaluation.side_by_side import side_by_side
 from safe_framework.evaluation.sweep import read_sweeps, sweep, write_sweep
 from safe_framework.interfaces.projector import Projector
 from safe_framework.interfaces.types import Frames, Tokens
 from tests.evaluation.conftest import AddTokens, PairEncoder
-from tests.evaluation.pictured import COLOURS, WIDTH, examples, seeing_model, seen, texts
+from tests.evaluation.pictured import (
+    COLOURS,
+    WIDTH,
+    examples,
+    sample,
+    seeing_model,
+    seen,
+    texts,
+)
 from tests.support.seeing import llava
 from tests.support.tolerance import rounding
 
@@ -353,3 +362,19 @@ def test_runs_without_pictures_say_nothing_of_them(model: SafeModel) -> None:
     text = found.to_json()
     for name in ("seeing", "both_senses", "kinds", '"by"', "picture", "unmeasured", '"kind"'):
         assert name not in text
+
+
+def test_two_answers_about_a_picture_are_compared_at_words(model: SafeModel) -> None:
+    """Law: side by side, both see the picture, and agreement counts the question's words alone."""
+    options = {"images": [seen("red")], "max_new_tokens": 2}
+    shut = side_by_side(model, "touch", "what is this", sample(0), gate=0.0, **options)
+    assert shut.bitwise
+    assert shut.agreement == 1.0
+    wide = side_by_side(model, "touch", "what is this", sample(0), gate=1.0, **options)
+    assert not wide.bitwise
+    words = len(model.tokenizer("what is this")["input_ids"])
+    assert (wide.agreement * words) == pytest.approx(round(wide.agreement * words))
+    other = {**options, "images": [seen("blue")]}
+    blue = side_by_side(model, "touch", "what is this", None, **other)
+    assert blue.bitwise
+    assert blue.base != shut.base

@@ -179,7 +179,7 @@ def test_the_page_runs(model: SafeModel) -> None:
     block = page.partition("## Pictures")[2].partition("```python\n")[2].partition("```")[0]
     tree = ast.parse(block)
     tree.body = [one for one in tree.body if "safe_framework.load" not in ast.unparse(one)]
-    names = {"model": model, "wave": np.zeros(RATE // 5, np.float32)}
+    names: dict[str, Any] = {"model": model, "wave": np.zeros(RATE // 5, np.float32)}
     exec(compile(tree, "docs/python.md", "exec"), names)
     assert len(tree.body) == 4
     assert names["batch"]["audio__present"].tolist() == [True, False]
