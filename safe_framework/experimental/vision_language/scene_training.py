@@ -378,7 +378,9 @@ def train_on_scenes(
     projector_of(model).float().load_state_dict(aligned)
     model.requires_grad_(False)
     dtype = _quicken(model)
-    kept = texts and _kept_texts(model, tokenizer, texts, spec, folder, progress)
+    kept = None
+    if texts is not None:
+        kept = _kept_texts(model, tokenizer, texts, spec, folder, progress)
     prompt = QuestionPrompt(tokenizer, spec.prompt, seen.features.shape[1])
     steps = Steps(seen, kept, prompt, spec, dtype)
     arguments = _arguments(spec, folder, bfloat16=dtype == torch.bfloat16)
