@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import attrs
 
 from safe_framework.data.addresses import InlineSample, sources_of
-from safe_framework.data.fields import RowFields
+from safe_framework.data.fields import RowFields, plain_fields
 from safe_framework.data.pictures import Picture, RowPictures
 from safe_framework.data.readers import Row, Source, iterate_rows, no_rows
 from safe_framework.data.samples import read_sample
@@ -175,7 +175,8 @@ def read_texts(
     Args:
         source: as for :func:`read_examples`.
         template: the prompt, around ``{question}``.
-        encoders: by modality, of those whose samples are read beside the text nonetheless.
+        encoders: by modality, of those whose samples are read where a row has a picture and an
+            answer, so that it can be asked beside its own sample.
         fields: what a field is called in this source, by the name that it has here.
         pictures: of the rows, for a base that takes them; every row's if None.
         skipped: as for :func:`read_examples`.
@@ -188,20 +189,21 @@ def read_texts(
 
     def text(row: Row) -> TextRow:
         """What a row says."""
-        held = sources_of(row, encoders)
-        samples = _read_samples(held, encoders, row)
-        if skipped is not None:
-            _try(row.place, samples, encoders)
-        return TextRow(
+        made = TextRow(
             text=text_of(row, template),
             images=pictures.of(row, by_file_name=True),
             answer=text_in(row, "answer") if row.values.get("answer") not in (None, "") else None,
             place=row.place,
             fields=plain_fields(row),
             answers=_answers_of(row),
-            samples=samples,
-            files=_files(held),
         )
+        if not (made.images and made.people):
+            return made
+        held = sources_of(row, encoders, by_file_name=False)  # which is the picture's
+        samples = _read_samples(held, encoders, row)
+        if skipped is not None:
+            _try(row.place, samples, encoders)
+        return attrs.evolve(made, samples=samples, files=_files(held))
 
     return _each(source, fields, pictures, text, skipped)
 
@@ -320,15 +322,6 @@ def _answers_of(row: Row) -> tuple[str, ...]:
             hint="give what each person answered, or one `answer`",
         )
     return tuple(map(str, texts))
-
-
-def plain_fields(row: Row) -> dict[str, str | int | float | bool]:
-    """The row's texts, numbers and truth values, by which rows are chosen and grouped."""
-    return {
-        name: value
-        for name, value in row.values.items()
-        if isinstance(value, (str, int, float, bool))
-    }
 
 
 def _try(place: str, samples: Mapping[str, Sample], encoders: Mapping[str, Encoder]) -> None:

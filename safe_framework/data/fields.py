@@ -149,3 +149,12 @@ def _toml(text: str) -> str:
     "a \"b\"" "c\u007F"
     """
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
+
+
+def plain_fields(row: Row) -> dict[str, str | int | float | bool]:
+    """The row's texts, numbers and truth values, by which rows are chosen and grouped."""
+    return {
+        name: value
+        for name, value in row.values.items()
+        if isinstance(value, (str, int, float, bool))
+    }

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 """One of these is beside the config of a base whose processor can be loaded."""
-_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_LAYERS = ("num_layers_per_stack", "num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _DECODER_LAYERS = ("num_decoder_layers", "decoder_layers", "num_layers")
 _TEXT_PARTS = ("text_config", "llm_config", "language_config", "decoder")
 

@@ -32,6 +32,7 @@ from safe_framework.evaluation.summary import table
 from safe_framework.evaluation.sweep import SWEEP
 from safe_framework.hooks import hook_manager
 from safe_framework.pretrained.location import composed_folder
+from safe_framework.runs.base_check import check_base
 from safe_framework.runs.report import write_report
 from safe_framework.runs.report.curves import write_monitor_figure
 from safe_framework.runs.report.samples import shown_samples
@@ -77,10 +78,11 @@ def run_recipe(
         quiet: print nothing.
 
     Raises:
-        RecipeError: the recipe has mistakes.
+        RecipeError: the recipe has mistakes, or its base will not do.
         DataError: data are missing, or the folder holds a run of another recipe or other data.
     """
     recipe = read_recipe(source)
+    check_base(recipe)
     if (missing := missing_sources(recipe)) is not None:
         raise missing  # only after training would it be found out
     folder = output or Path("runs") / Path(recipe.source).stem

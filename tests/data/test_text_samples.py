@@ -10,6 +10,7 @@ import pytest
 from safe_framework.data.examples import read_texts
 from safe_framework.errors import DataError
 from safe_framework.testing.toys import ToyEncoder
+from tests.support import seeing
 
 
 def written(folder: Path, *rows: dict[str, Any]) -> Path:
@@ -19,15 +20,32 @@ def written(folder: Path, *rows: dict[str, Any]) -> Path:
     return path
 
 
-def test_a_sample_is_read_where_an_encoder_is_given(tmp_path: Path) -> None:
-    """Law: a text's sample is read for who asks for it, and left alone otherwise."""
+def test_a_sample_is_read_beside_a_picture(tmp_path: Path) -> None:
+    """Law: a picture question's sample is read for who asks for it, and left alone otherwise."""
     np.save(tmp_path / "felt.npy", np.ones((3, 4), np.float32))
-    path = written(tmp_path, {"text": "a dog", "touch": "felt.npy"}, {"text": "a cat"})
-    own, other = read_texts(path, encoders={"touch": ToyEncoder()})
+    seeing.picture("red").save(tmp_path / "red.png")
+    asked = {"question": "what", "answer": "dog", "touch": "felt.npy"}
+    path = written(
+        tmp_path,
+        {**asked, "image": "red.png"},
+        {"question": "what", "answer": "dog", "image": "red.png"},
+        {**asked, "touch": "not read.npy"},  # no picture, so that it is not asked
+    )
+    own, other, text = read_texts(path, encoders={"touch": ToyEncoder()})
     assert own.samples["touch"].shape == (3, 4)
     assert own.files == {"touch": tmp_path / "felt.npy"}
     assert not other.samples
+    assert not text.samples
     assert not read_texts(path)[0].samples
+
+
+def test_a_file_name_is_the_pictures_and_no_sample(tmp_path: Path) -> None:
+    """Law: in a folder of pictures, ``file_name`` is never read as the modality's sample."""
+    seeing.picture("red").save(tmp_path / "red.png")
+    path = written(tmp_path, {"question": "what", "answer": "red", "file_name": "red.png"})
+    (row,) = read_texts(path, encoders={"touch": ToyEncoder()})
+    assert len(row.images) == 1
+    assert not row.samples
 
 
 def test_people_are_those_who_answered_or_the_one_answer(tmp_path: Path) -> None:

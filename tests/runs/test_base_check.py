@@ -15,6 +15,7 @@ from safe_framework.config.read import read_recipe
 from safe_framework.pretrained.base_outline import known_types
 from safe_framework.runs import base_check
 from safe_framework.runs.base_check import check_base
+from safe_framework.runs.run import run_recipe
 
 LLAMA = {"model_type": "llama", "num_hidden_layers": 2, "architectures": ["LlamaForCausalLM"]}
 LLAVA = {"model_type": "llava", "text_config": LLAMA, "vision_config": {}}
@@ -273,6 +274,14 @@ def test_rows_that_cannot_be_read(world):
     """They are for ``safe data check`` to report."""
     (world.folder / "train.jsonl").write_text("no row\n")
     assert world.check(LLAMA) == []
+
+
+def test_a_run_is_refused_for_it(world):
+    """``run_recipe`` says the same before anything is loaded, and leaves no folder."""
+    world.refused({"model_type": "lama"})
+    with pytest.raises(RecipeError, match="no model of type `lama`"):
+        run_recipe(str(world.folder / "recipe.toml"), output=world.folder / "run")
+    assert not (world.folder / "run").exists()
 
 
 def test_the_command_shows_where(world):
