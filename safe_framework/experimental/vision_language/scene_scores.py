@@ -26,6 +26,7 @@ from safe_framework.experimental.vision_language.scene_training import (
     read_texts,
 )
 from safe_framework.experimental.vision_language.scenes import KINDS, ask
+from safe_framework.training.sampling import generator
 from safe_framework.utils.progress import WorkProgress
 
 _BATCH_SIZE = 16  # scenes, each with all of its questions
@@ -42,7 +43,7 @@ class SceneScores:
             them in the last two.
         seen_wordings: asked in wordings that training knows.
         unseen_wordings: asked in others.
-        another_picture: in known wordings, shown the next scene's picture: what can be guessed.
+        another_picture: in known wordings, shown another scene's picture: what can be guessed.
         text_loss: mean loss of a token of the texts of ``texts_test``; None without such texts.
         text_loss_before: the same of the language model as it was.
     """
@@ -74,7 +75,10 @@ def score_scenes(
         label: of the scenes, such as "test".
     """
     half = seen.some(len(seen.scenes) // 2 + len(seen.scenes) % 2)
-    other = SeenScenes(half.scenes, half.features.roll(1, 0))
+    order = torch.randperm(len(half.scenes), generator=generator(seed))
+    others = torch.empty_like(half.features)
+    others[order] = half.features[order.roll(1)]
+    other = SeenScenes(half.scenes, others)
 
     def share(name: str, shown: SeenScenes, *, unseen: bool = False) -> Exact:
         """The exact answers of one way of asking."""
