@@ -1,8 +1,9 @@
-"""``safe check RECIPE``: every mistake of a recipe, and whether its base will do, unloaded."""
+"""``safe check RECIPE``: every mistake of a recipe and its rows, and whether its base will do."""
 
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from safe_framework.cli.table import table
@@ -10,6 +11,10 @@ from safe_framework.cli.table import table
 if TYPE_CHECKING:
     from safe_framework.config.schema import Recipe
     from safe_framework.runs.model_sizes import PartSize
+    from safe_framework.utils.progress import ProgressCallback, WorkProgress
+
+
+_MOST = 20  # errors that are printed
 
 
 def add(commands: Any) -> None:
@@ -34,13 +39,52 @@ def _run(arguments: argparse.Namespace) -> int:
     print(f"{arguments.recipe} is a valid recipe")
     for note in notes:
         print(note)
+    wrong = _look_at_data(recipe)
     if recipe.stage_b is not None:
         print("its [stage_b] changes the base: L1 and L2 will not hold")
     if recipe.training.speedups == "off":
         print("its [training] runs without speed-ups: its steps take longer")
     if arguments.sizes:
         _print_sizes(recipe)
-    return 0
+    return 1 if wrong else 0
+
+
+def _look_at_data(recipe: Recipe) -> int:
+    """Say what is wrong with its data; for how many things a run would be refused."""
+    from safe_framework.data.preview import missing_sources, preview
+
+    with ExitStack() as bars:
+        seen = preview(recipe, _bars_if_needed(bars))
+    for heading, errors in {
+        "a run would be refused for its data:": seen.errors,
+        "a run would leave out rows:": seen.skipped,
+    }.items():
+        if errors:
+            print("\n".join([heading, *map(str, errors[:_MOST])]))
+        if len(errors) > _MOST:
+            print(f"and {len(errors) - _MOST} more: `safe data check` lists all")
+    if recipe.data is not None and (missing := missing_sources(recipe)) is not None:
+        print(f"it can be built, but not run: {missing}")
+    if seen.unopened:
+        print(f"not looked at, since they are on the hub: {', '.join(seen.unopened)}")
+    return len(seen.errors)
+
+
+def _bars_if_needed(stack: ExitStack) -> ProgressCallback:
+    """Bars that appear once there is work that takes long; what draws them takes a while too."""
+    shown: list[WorkProgress] = []
+
+    def progress(label: str, done: int, total: int) -> None:
+        """Draw them."""
+        if not shown:
+            from rich.console import Console
+
+            from safe_framework.utils.progress import WorkProgress
+
+            shown.append(stack.enter_context(WorkProgress(Console(stderr=True)).showing()))
+        shown[0](label, done, total)
+
+    return progress
 
 
 def _print_sizes(recipe: Recipe) -> None:

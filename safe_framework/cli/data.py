@@ -91,7 +91,8 @@ def _counts(report: DataReport) -> Any:
         common = [f"{answer} {count}" for answer, count in one.answers.most_common(_ANSWERS)]
         if more := len(one.answers) - len(common):
             common.append(f"and {more} others")
-        samples = ", ".join(f"{count} {name}" for name, count in one.samples.items())
+        kinds = {**one.samples, **({"pictures": one.pictures} if one.pictures else {})}
+        samples = ", ".join(f"{count} {name}" for name, count in kinds.items())
         seconds = f"{one.seconds:.1f}" if one.seconds else ""
         table.add_row(key, str(one.rows), Text(samples), seconds, Text(", ".join(common)))
     return table

@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from safe_framework.pretrained import resolve
+    from safe_framework.pretrained.location import resolve
     from safe_framework.pretrained.sprite_sets import sprite_folder
     from safe_framework.utils import catalogue
 

@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from safe_framework.serving.playground import playground
+    from safe_framework.serving.playground import MAX_BYTES, playground
     from safe_framework.verification.target import open_target
 
     model, _ = open_target(arguments.adapter)
@@ -31,5 +31,10 @@ def _run(arguments: argparse.Namespace) -> int:
     page = playground(
         model, modality, question=arguments.question, max_new_tokens=arguments.max_new_tokens
     )
-    page.launch(server_name=arguments.host, server_port=arguments.port, share=False)
+    page.launch(
+        server_name=arguments.host,
+        server_port=arguments.port,
+        share=False,
+        max_file_size=MAX_BYTES,
+    )
     return 0

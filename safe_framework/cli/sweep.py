@@ -70,7 +70,7 @@ def table(sweep: GateSweep) -> Table:
     from rich.table import Table
 
     shown = Table(box=SIMPLE_HEAD, pad_edge=False)
-    seeing = ("seeing", "same") if sweep.points[0].seeing else ()
+    seeing = ("sees",) if sweep.points[0].seeing else ()
     for name in ("gate", "right", "95 %", "kept", "95 %", "KL", *seeing, ""):
         shown.add_column(name, justify="right" if name else "left", no_wrap=True)
     for point in sweep.points:
@@ -83,11 +83,7 @@ def _cells(sweep: GateSweep, point: GatePoint) -> tuple[str, ...]:
     from safe_framework.utils.formatting import percent
 
     kept = point.kept.agreement
-    seen = (
-        [percent(e.value) for e in (point.seeing.accuracy, point.seeing.unchanged)]
-        if point.seeing
-        else []
-    )
+    seen = [percent(point.seeing.accuracy.value)] if point.seeing else []
     mark = "*" if point in sweep.front else " "
     return (
         f"{point.gate:g} {mark}", percent(point.accuracy.value), interval(point.accuracy),

@@ -37,8 +37,16 @@ def _run(arguments: argparse.Namespace) -> int:
     from safe_framework.verification.verify import verify
 
     console = Console()
+    console.print(f"loading {arguments.target} ...", highlight=False, markup=False)
     model, folder = open_target(arguments.target, arguments.device)
-    with WorkProgress(console).showing() as progress:
+    with WorkProgress(console).showing() as bars:
+
+        def progress(label: str, done: int, total: int, note: str) -> None:
+            """Say at once what it takes, and then how far it is."""
+            if not done:
+                console.print(f"{label}: {note}", highlight=False)
+            bars(label, done, total, note if done else "")
+
         level: Any = "quick" if arguments.quick else "full"
         certificate = verify(model, calls=level, progress=progress)
     console.print(summary(certificate))

@@ -287,6 +287,7 @@ class MixSpec:
         weight: share of the rows drawn, relative to the others'.
         name: in results; the name of the file, without its ending, if None.
         prompt: as in ``[data]``, which serves if None; so are ``question`` and ``fields``.
+        ignore: fields that are not read, besides those of ``[data]``.
     """
 
     train: str = attrs.field(validator=not_empty)
@@ -299,6 +300,7 @@ class MixSpec:
     prompt: str | None = None
     question: str | None = None
     fields: Mapping[str, str] | None = None
+    ignore: tuple[str, ...] = ()
 
     @property
     def called(self) -> str:
@@ -325,6 +327,7 @@ class DataSpec:
         system: the system's message in that chat; the template's own if None.
         question: what is asked where a row has none.
         fields: what a field is called in the data, by the name that it has here.
+        ignore: fields that are not read; any other that nothing reads is an error.
         on_bad_row: stop before training at a row that cannot be used, or leave it out and list it.
         task: what rows are: questions with answers, captions, or classes.
         labels: the closed set of answers of a classification; those of ``train`` if empty.
@@ -346,6 +349,7 @@ class DataSpec:
     system: str | None = None
     question: str | None = None
     fields: Mapping[str, str] = attrs.field(factory=dict)
+    ignore: tuple[str, ...] = ()
     on_bad_row: Literal["stop", "skip"] = "stop"
     task: Task = "question_answering"
     labels: tuple[str, ...] = ()
@@ -368,6 +372,7 @@ class DataSpec:
             prompt=self.prompt if one.prompt is None else one.prompt,
             question=self.question if one.question is None else one.question,
             fields=self.fields if one.fields is None else one.fields,
+            ignore=(*self.ignore, *one.ignore),
         )
 
 

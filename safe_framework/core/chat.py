@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 
+from safe_framework.core.pictures import opened
 from safe_framework.data.samples import as_sample
 from safe_framework.errors import SampleError
 from safe_framework.interfaces.encoder import Encoder
@@ -79,11 +80,32 @@ def split_samples(
     """
     batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
     several = conversation if batched else [conversation]
+    if "image" not in encoders:
+        several = list(map(_with_pictures, several))
     kinds = [kind for key, own in _OWN_PARTS.items() if hasattr(tokenizer, key) for kind in own]
     held = [_samples(messages, encoders, ("text", *encoders, *kinds)) for messages in several]
     used = [name for name in encoders if any(name in samples for samples in held)]
     columns = {name: [samples.get(name) for samples in held] for name in used}
     return Conversations(several, columns, batched, joined=not hasattr(tokenizer, "tokenizer"))
+
+
+def _with_pictures(conversation: Sequence[Message]) -> list[Message]:
+    """The messages, with pictures as the base's own processor takes them: files are opened."""
+    return [
+        {**message, "content": list(map(_with_picture, message["content"]))}
+        if isinstance(message.get("content"), (list, tuple))
+        else message
+        for message in conversation
+    ]
+
+
+def _with_picture(part: Any) -> Any:
+    if not isinstance(part, Mapping) or part.get("type") != "image":
+        return part
+    return {
+        key: opened(value) if key in ("image", "path", "url") and value is not None else value
+        for key, value in part.items()
+    }
 
 
 def _samples(

@@ -18,6 +18,7 @@ from safe_framework.core.markers.text import MarkerText
 from safe_framework.core.padding import PaddedRows, append_columns, gather_columns, per_token_inputs
 from safe_framework.core.pictures import PicturePlaces, pictures_by_text
 from safe_framework.data.frame_cache import prepare_inputs
+from safe_framework.data.prompts import chat_renderer
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import IGNORED, Sample
@@ -194,8 +195,8 @@ class SafeProcessor:
         A part ``{"type": NAME, "path": ...}`` (or ``"url"`` of a local file, or ``NAME`` itself
         with an array) becomes the sample of its conversation, and with markers ``<NAME>`` is put
         where it stood. All else is rendered, tokenized and, where the base has a processor for
-        it, shown to it as by the base's own method; without any such part the result is the
-        base's very own.
+        it, shown to it as by the base's own method: so are parts ``image`` and ``video``. Without
+        any part of ours the result is the base's very own.
 
         Args:
             conversation: messages, or a list of conversations; each has at most one sample of
@@ -207,11 +208,7 @@ class SafeProcessor:
         Raises:
             SampleError: a part is of an unknown type, or its sample cannot be used.
         """
-        base = self.tokenizer
-        if base is None:
-            raise SafeError(
-                "the model has no tokenizer", hint="pass one: attach(base, tokenizer=...)"
-            )
+        base = self._chat
         given = split_samples(conversation, self.encoders, base)
         if not given.samples:  # the base's own, whatever it is
             plain = given.without_samples
@@ -236,17 +233,30 @@ class SafeProcessor:
             sampling_rate: of plain arrays, where their parts do not say it, in hertz.
             options: of the base's ``apply_chat_template``.
         """
-        given = split_samples(list(map(list, conversations)), self.encoders, self.tokenizer)
+        given = split_samples(list(map(list, conversations)), self.encoders, self._chat)
         return self._chat_batch(given, sampling_rate, options)
+
+    @property
+    def _chat(self) -> Any:
+        """What of the base has a chat template, else what was given.
+
+        Raises:
+            SafeError: nothing was.
+        """
+        if self.tokenizer is None:
+            raise SafeError(
+                "the model has no tokenizer", hint="pass one: attach(base, tokenizer=...)"
+            )
+        return chat_renderer(self.tokenizer) or self.tokenizer
 
     def _chat_batch(self, given: Conversations, rate: Rate, options: Mapping[str, Any]) -> Any:
         """The base's tokens of the text alone, and what the samples add."""
-        batch = self.tokenizer.apply_chat_template(
+        batch = self._chat.apply_chat_template(
             given.without_samples,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            **_padded(self.tokenizer, options),
+            **_padded(self._chat, options),
         )
         if given.samples.keys() & self.markers.spans:
             texts = self._render(given, options)
@@ -260,7 +270,7 @@ class SafeProcessor:
         """Each conversation as text, with ``<NAME>`` for samples whose modality has markers."""
         rendering = {key: value for key, value in options.items() if key not in _OF_TOKENS}
         messages = given.with_placeholders(self.markers.spans)
-        texts: list[str] = self.tokenizer.apply_chat_template(messages, tokenize=False, **rendering)
+        texts: list[str] = self._chat.apply_chat_template(messages, tokenize=False, **rendering)
         return texts
 
     def training_batch(
@@ -439,7 +449,7 @@ def _with_padding(tokenizer: Any) -> Any:
     return tokenizer
 
 
-"""The label of a position that no loss looks at."""
+_SEEN, _TYPES = "cross_attention_mask", "token_type_ids"
 
 
 def with_answers(batch: Any, answers: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
@@ -460,7 +470,14 @@ def with_answers(batch: Any, answers: Sequence[Sequence[int]], pad: int) -> dict
     ]
     longer = append_columns(per_token_inputs({**batch, "attention_mask": mask}, ids.shape), answers)
     index = rows.index(contents, max(map(len, contents)))
-    return {**gather_columns(longer, index, pad), "labels": _filled(answers, lengths)}
+    moved = gather_columns(longer, index, pad)
+    for row, (start, answer) in enumerate(zip(lengths, answers, strict=True)):
+        behind = slice(start, start + len(answer))
+        if _SEEN in moved:  # what follows a prompt sees the pictures that its last token sees
+            moved[_SEEN][row, behind] = moved[_SEEN][row, start - 1]
+        if _TYPES in moved and "labels" in batch:  # PaliGemma's, where a prompt sees itself whole
+            moved[_TYPES][row, behind] = 1
+    return {**moved, "labels": _filled(answers, lengths)}
 
 
 def _filled(answers: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:

@@ -19,7 +19,6 @@ from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.markers.text import MarkerText
 from safe_framework.core.model import SafeModel
 from safe_framework.core.padding import (
-    attention_mask,
     is_per_token,
     pad_left,
     pad_right,
@@ -48,6 +47,7 @@ class PromptRow:
             ``ids``.
         text: of which the base's processor makes the ids; only needed with pictures.
         marked: the modalities whose markers are among the ids.
+        placeholders: ids that stand for a part of a picture, where nobody reads what comes next.
     """
 
     ids: tuple[int, ...] = attrs.field(converter=tuple)
@@ -55,6 +55,7 @@ class PromptRow:
     target: tuple[int, ...] = attrs.field(default=(), converter=tuple)
     text: str = attrs.field(default="", eq=False, repr=False)
     marked: tuple[str, ...] = attrs.field(default=(), eq=False, repr=False, converter=tuple)
+    placeholders: frozenset[int] = attrs.field(default=frozenset(), eq=False, repr=False)
 
     @classmethod
     def of(cls, row: PromptRow | Sequence[int]) -> PromptRow:
@@ -68,6 +69,16 @@ class PromptRow:
     def __len__(self) -> int:
         """At how many positions the base predicts a next token."""
         return len(self.predicting)
+
+    @property
+    def reading(self) -> list[bool]:
+        """At which of these positions the prediction is read."""
+        return [one not in self.placeholders for one in self.predicting]
+
+    @property
+    def words(self) -> int:
+        """At how many positions the prediction is read."""
+        return sum(self.reading)
 
     @property
     def predicting(self) -> tuple[int, ...]:
@@ -108,8 +119,8 @@ def groups_of(rows: Rows) -> list[list[int]]:
 
 
 def read_positions(rows: Rows) -> Tensor:
-    """True at each position at which one of the rows predicts, (batch, length)."""
-    return attention_mask([row.predicting for row in rows]).bool()
+    """True at each position at which a row's prediction is read, (batch, length)."""
+    return pad_right([row.reading for row in rows], False)
 
 
 def token_ids(
@@ -133,6 +144,8 @@ class PromptEncoder:
             there are neither.
         start: the token with which the decoder begins, where it reads a text of its own.
         dtype: of the picture tensors; as the base's processor makes them if None.
+        placeholders: ids that stand for a part of a picture.
+        always_sees: whether the base reads no text without a picture.
     """
 
     def __init__(
@@ -142,7 +155,10 @@ class PromptEncoder:
         *,
         start: int | None = None,
         dtype: torch.dtype | None = None,
+        placeholders: frozenset[int] = frozenset(),
+        always_sees: bool = False,
     ) -> None:
+        self.placeholders, self.always_sees = placeholders, always_sees
         self.tokenizer = text_tokenizer(tokenizer)
         self.processor, self.start, self.dtype = processor, start, dtype
         self._beside_pixels: dict[Any, dict[str, Tensor]] = {}
@@ -152,7 +168,16 @@ class PromptEncoder:
         """Of a model, whose tokenizer and processor it uses."""
         start = decoder_start_id(model.base) if decodes_separately(model.base) else None
         dtype = next(model.base.parameters()).dtype
-        return cls(model.tokenizer, model.processor, start=start, dtype=dtype)
+        parameters = inspect.signature(model.base.forward).parameters
+        pixels = parameters.get("pixel_values")
+        return cls(
+            model.tokenizer,
+            model.processor,
+            start=start,
+            dtype=dtype,
+            placeholders=placeholder_ids(model.base),
+            always_sees=pixels is not None and pixels.default is pixels.empty,
+        )
 
     @property
     def markers(self) -> MarkerText | None:
@@ -173,9 +198,14 @@ class PromptEncoder:
 
         Raises:
             SafeError: there are pictures, and the base takes none.
-            SampleError: there are more or fewer placeholders than pictures.
+            SampleError: there are more or fewer placeholders than pictures, or there is no
+                picture, without which the base reads nothing.
         """
         target = () if self.start is None else (self.start,)
+        if not images and self.always_sees:
+            raise SampleError(
+                "this base reads no text without a picture", hint="give the row an `image`"
+            )
         if not images:
             ids = token_ids(self.tokenizer, text, present, self.markers)
             return PromptRow(ids, target=target)
@@ -184,7 +214,7 @@ class PromptEncoder:
         marked = [name for name in present if name in self.processor.markers.spans]
         text = self.processor.markers.leave_out_absent(text, marked)
         placed = self.processor.place_images(text, len(images))
-        row = PromptRow((), images, target, placed, marked)
+        row = PromptRow((), images, target, placed, marked, self.placeholders)
         made = self._processed(row)
         found = attrs.evolve(row, ids=made["input_ids"][0].tolist())
         self._remember(found, made)
@@ -370,6 +400,13 @@ def _filled(name: str, value: Tensor, size: Sequence[int], left: bool, pad: int)
         at[1] = slice(size[1] - value.shape[1], None)
     whole[tuple(at)] = value
     return whole
+
+
+def placeholder_ids(base: nn.Module) -> frozenset[int]:
+    """The ids with which a base's processor keeps the places of pictures and videos."""
+    names = (f"{kind}_token_{ending}" for kind in ("image", "video") for ending in ("id", "index"))
+    found = (getattr(base.config, name, None) for name in names)
+    return frozenset(one for one in found if isinstance(one, int))
 
 
 def halves(text: str) -> tuple[str, str]:

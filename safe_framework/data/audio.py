@@ -133,7 +133,7 @@ def read_audio(path: str | os.PathLike[str] | bytes, sampling_rate: int | None =
             installed.
     """
     called = "the sound in the row" if isinstance(path, bytes) else f"the sound file `{path}`"
-    if not isinstance(path, bytes) and not Path(path).is_file():
+    if not isinstance(path, bytes) and not os.path.isfile(path):
         raise DataError(f"{called} does not exist")
     try:
         content = path if isinstance(path, bytes) else Path(path).read_bytes()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import attrs
 
-from safe_framework.data.pictures import Picture, pictures_of
+from safe_framework.data.addresses import InlineSample, sources_of
+from safe_framework.data.fields import RowFields, plain_fields
+from safe_framework.data.pictures import Picture, RowPictures
 from safe_framework.data.readers import Row, Source, iterate_rows, no_rows
-from safe_framework.data.samples import InlineSample, named_file, read_sample
-from safe_framework.data.tasks import NO_FIELDS, QUESTIONS, TaskFormat, text_in
+from safe_framework.data.samples import read_sample
+from safe_framework.data.tasks import NO_FIELDS, QUESTIONS, TaskFormat, text_in, text_of
 from safe_framework.errors import DataError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
@@ -129,6 +131,9 @@ def read_task(
     encoders: Mapping[str, Encoder],
     reading: TaskFormat,
     skipped: list[DataError] | None = None,
+    *,
+    fields: RowFields | None = None,
+    pictures: RowPictures | None = None,
 ) -> list[Example]:
     """Examples of a source whose rows are those of any task.
 
@@ -137,28 +142,32 @@ def read_task(
         encoders: by modality.
         reading: the task, and how its rows are written.
         skipped: as for :func:`read_examples`.
+        fields: of the rows; those that ``reading`` names if None.
+        pictures: of the rows, for a base that takes them; every row's if None.
 
     Raises:
         DataError: as :func:`read_examples` does, or an answer is none of the labels.
     """
+    fields = fields or RowFields(reading.fields, reading.ignore)
+    pictures = pictures or RowPictures(encoders)
 
     def example(row: Row) -> Example:
         """A row's example, tried on the encoders if bad ones may be skipped."""
-        made = _example(row, encoders, reading)
+        made = _example(row, encoders, reading, pictures)
         if skipped is not None:
             _try(made.place, made.samples, encoders)
         return made
 
-    return _each(source, reading.fields, example, skipped)
+    return _each(source, fields, pictures, example, skipped)
 
 
 def read_texts(
     source: Source,
     template: str = "{question}",
     *,
-    modalities: Collection[str] = (),
     encoders: Mapping[str, Encoder] = NO_ENCODERS,
-    fields: Mapping[str, str] = NO_FIELDS,
+    fields: Mapping[str, str] | RowFields = NO_FIELDS,
+    pictures: RowPictures | None = None,
     skipped: list[DataError] | None = None,
 ) -> list[TextRow]:
     """The ``text`` of every row of a source, or its ``question`` in the template; and its pictures.
@@ -166,14 +175,16 @@ def read_texts(
     Args:
         source: as for :func:`read_examples`.
         template: the prompt, around ``{question}``.
-        modalities: whose samples a text goes without, ``image`` too where one is called so.
         encoders: by modality, of those whose samples are read beside the text nonetheless.
         fields: what a field is called in this source, by the name that it has here.
+        pictures: of the rows, for a base that takes them; every row's if None.
         skipped: as for :func:`read_examples`.
 
     Raises:
         DataError: a row has no text, or a picture that cannot be had; the message gives its line.
     """
+    fields = fields if isinstance(fields, RowFields) else RowFields(fields)
+    pictures = pictures or RowPictures()
 
     def text(row: Row) -> TextRow:
         """What a row says."""
@@ -183,7 +194,7 @@ def read_texts(
             _try(row.place, samples, encoders)
         return TextRow(
             text=text_of(row, template),
-            images=pictures_of(row, modalities),
+            images=pictures.of(row, by_file_name=True),
             answer=text_in(row, "answer") if row.values.get("answer") not in (None, "") else None,
             place=row.place,
             fields=plain_fields(row),
@@ -192,7 +203,7 @@ def read_texts(
             files=_files(held),
         )
 
-    return _each(source, fields, text, skipped)
+    return _each(source, fields, pictures, text, skipped)
 
 
 def read_samples(
@@ -200,7 +211,7 @@ def read_samples(
     modality: str,
     encoder: Encoder,
     *,
-    fields: Mapping[str, str] = NO_FIELDS,
+    fields: Mapping[str, str] | RowFields = NO_FIELDS,
     skipped: list[DataError] | None = None,
 ) -> list[Sample]:
     """The sample of every row of a source that names one for ``modality``.
@@ -210,6 +221,7 @@ def read_samples(
     Raises:
         DataError: no row names one, or one cannot be read; the message gives the row's line.
     """
+    fields = fields if isinstance(fields, RowFields) else RowFields(fields)
 
     def sample(row: Row) -> list[Sample]:
         """The sample in a row."""
@@ -221,7 +233,8 @@ def read_samples(
             _try(row.place, found, {modality: encoder})
         return list(found.values())
 
-    samples = [one for found in _each(source, fields, sample, skipped) for one in found]
+    rows = _each(source, fields, RowPictures(), sample, skipped)
+    samples = [one for found in rows for one in found]
     if not samples:
         raise DataError(
             f"no row of `{source}` has a `{modality}`",
@@ -230,64 +243,37 @@ def read_samples(
     return samples
 
 
-def renamed(row: Row, fields: Mapping[str, str]) -> Row:
-    """The row with its fields under the names that they have here."""
-    if not fields or row.error is not None:
-        return row
-    kept = {key: value for key, value in row.values.items() if key not in fields.values()}
-    known = {name: row.values[own] for name, own in fields.items() if own in row.values}
-    return attrs.evolve(row, values={**kept, **known})
-
-
-def sources_of(row: Row, modalities: Collection[str]) -> dict[str, Path | InlineSample]:
-    """Where the row's sample of each modality is; one that it lacks has no key.
-
-    Raises:
-        DataError: a field holds neither the name of a file nor a sample.
-    """
-    values = row.values
-    if len(modalities) == 1 and values.get("file_name") is not None:
-        values = {next(iter(modalities)): values["file_name"], **values}
-    return {
-        name: named_file(values[name], name, row.folder, row.place)
-        for name in modalities
-        if values.get(name) is not None
-    }
-
-
-def text_of(row: Row, template: str = "{question}") -> str:
-    """The row's ``text``, or its ``question`` in the template.
-
-    Raises:
-        DataError: it has neither.
-    """
-    if row.values.get("question") is not None:
-        return template.replace("{question}", text_in(row, "question"))
-    return text_in(row, "text")
-
-
 def _each(
     source: Source,
-    fields: Mapping[str, str],
+    fields: RowFields,
+    pictures: RowPictures,
     read: Callable[[Row], _Read],
     skipped: list[DataError] | None,
 ) -> list[_Read]:
-    found = []
+    found: dict[str, _Read] = {}
     for row in iterate_rows(source):
         try:
             if row.error is not None:
                 raise row.error
-            found.append(read(renamed(row, fields)))
+            found[row.place] = read(fields.of(row))
+            fields.note(row)
         except DataError as error:
             if skipped is None:
                 raise
             skipped.append(error)
+    for place, fault in pictures.faults().items():
+        if skipped is None:
+            raise fault
+        if found.pop(place, None) is not None:
+            skipped.append(fault)
     if not found:
         raise no_rows(source)
-    return found
+    return list(found.values())
 
 
-def _example(row: Row, encoders: Mapping[str, Encoder], reading: TaskFormat) -> Example:
+def _example(
+    row: Row, encoders: Mapping[str, Encoder], reading: TaskFormat, pictures: RowPictures
+) -> Example:
     held = sources_of(row, encoders)
     return Example(
         prompt=reading.prompt_of(row),
@@ -300,7 +286,7 @@ def _example(row: Row, encoders: Mapping[str, Encoder], reading: TaskFormat) -> 
         labels=reading.labels,
         at_tokens=reading.at_tokens,
         fields=plain_fields(row),
-        images=pictures_of(row, encoders),
+        images=pictures.of(row),
         align=None if row.values.get("align") is None else text_in(row, "align"),
     )
 
@@ -334,15 +320,6 @@ def _answers_of(row: Row) -> tuple[str, ...]:
             hint="give what each person answered, or one `answer`",
         )
     return tuple(map(str, texts))
-
-
-def plain_fields(row: Row) -> dict[str, str | int | float | bool]:
-    """The row's texts, numbers and truth values, by which rows are chosen and grouped."""
-    return {
-        name: value
-        for name, value in row.values.items()
-        if isinstance(value, (str, int, float, bool))
-    }
 
 
 def _try(place: str, samples: Mapping[str, Sample], encoders: Mapping[str, Encoder]) -> None:

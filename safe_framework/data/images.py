@@ -13,9 +13,6 @@ import numpy.typing as npt
 from safe_framework.errors import DataError
 from safe_framework.utils.optional_imports import require
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""Endings of the files that are read as images."""
-
 _WHY = "image files need Pillow"
 _NUMBERS = {"1", "L", "F"}  # Pillow's modes of one channel; those of whole numbers begin with I
 
@@ -36,7 +33,7 @@ def read_image(source: str | os.PathLike[str] | Any) -> npt.NDArray[Any]:
     if not isinstance(source, (str, os.PathLike)):
         return _pixels(source)
     path = Path(source)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"the image `{path}` does not exist")
     return _opened(path, f"the image `{path}`")
 

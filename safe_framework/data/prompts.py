@@ -46,7 +46,7 @@ def render_prompt(data: DataSpec, prompt: str, processor: Any, images: int = 0) 
     """
     if not data.chat or processor is None:
         return prompt
-    renderer = _renderer(processor)
+    renderer = chat_renderer(processor)
     if renderer is None:
         raise DataError(
             "the base has no chat template, which `chat = true` in [data] asks for",
@@ -75,7 +75,7 @@ def picture_places(processor: Any, images: int) -> str | None:
         processor: the base's.
         images: how many there are.
     """
-    renderer = _renderer(processor)
+    renderer = chat_renderer(processor)
     if renderer is None:
         return None
     try:
@@ -87,7 +87,7 @@ def picture_places(processor: Any, images: int) -> str | None:
     return opening.removeprefix(before) if same else None
 
 
-def _renderer(processor: Any) -> Any:
+def chat_renderer(processor: Any) -> Any:
     """What of a base has a chat template: its processor, else its tokenizer; None for neither."""
     both = (processor, text_tokenizer(processor))
     return next((one for one in both if getattr(one, "chat_template", None) is not None), None)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 
-from safe_framework.config.schema import BaseSpec, DataSpec, MixSpec, Recipe, mixed
+from safe_framework.config.schema import DataSpec, MixSpec, Recipe, mixed
+from safe_framework.data.addresses import sources_of
 from safe_framework.data.examples import (
     NO_ENCODERS,
     Example,
@@ -19,15 +23,18 @@ from safe_framework.data.examples import (
     read_task,
     read_texts,
 )
+from safe_framework.data.fields import FOREIGN, TEXTS, RowFields, row_fields, unread_error
+from safe_framework.data.pictures import RowPictures, blind_base
 from safe_framework.data.prompts import render_prompt
+from safe_framework.data.readers import is_dataset, iterate_rows
 from safe_framework.data.tasks import CLASSES, NO_FIELDS, TaskFormat, unique
 from safe_framework.errors import DataError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
 from safe_framework.pretrained.base_model import load_base_processor, takes_pictures
+from safe_framework.utils.progress import ProgressCallback, no_progress
 
 _Read = TypeVar("_Read")
-_PictureRow = TypeVar("_PictureRow", Example, TextRow)
 
 
 class RecipeData:
@@ -35,6 +42,7 @@ class RecipeData:
 
     Args:
         recipe: it must have ``[data]``.
+        progress: called while pictures are opened.
 
     Attributes:
         skipped: the error of each row that was left out, by key of ``[data]``.
@@ -43,12 +51,11 @@ class RecipeData:
         DataError: the recipe has none.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, progress: ProgressCallback = no_progress) -> None:
         if recipe.data is None:
             raise DataError("the recipe has no [data]", hint='add `train = "train.jsonl"` to it')
         self.spec: DataSpec = recipe.data
-        self._base: BaseSpec = recipe.base
-        self._modalities = tuple(recipe.modalities)
+        self._recipe, self._base, self._progress = recipe, recipe.base, progress
         self.sources = recipe.data_files()
         self.skipped: dict[str, list[DataError]] = {}
         self._read: dict[tuple[str, ...], Any] = {}
@@ -59,7 +66,8 @@ class RecipeData:
         A classification without ``labels`` has those of its training rows.
 
         Raises:
-            DataError: a row cannot be used; or an answer of the test is none of the labels.
+            DataError: a row cannot be used; an answer of the test is none of the labels; or rows
+                have fields that nothing reads, or pictures that the base does not take.
         """
         return [
             example
@@ -75,17 +83,25 @@ class RecipeData:
         if key != "train" and one.task == CLASSES:
             labels = labels or self._of("train", name, one, encoders)[0].labels
         reading = self.reading(name, labels)
-        source = self.sources[mixed(key, name)]
+        called = mixed(key, name)
 
         def read(skipped: list[DataError] | None) -> list[Example]:
             """The examples of one dataset, with its labels."""
-            found = read_task(source, encoders, reading, skipped)
+            with self._rows(called) as (fields, pictures):
+                found = read_task(
+                    self.sources[called],
+                    encoders,
+                    reading,
+                    skipped,
+                    fields=fields,
+                    pictures=pictures,
+                )
             if one.task != CLASSES or labels:
                 return found
             own = tuple(unique([example.answer for example in found]))
             return [attrs.evolve(example, labels=own) for example in found]
 
-        return self._seen(self._once((mixed(key, name),), read))
+        return self._once((called,), read)
 
     def reading(self, name: str, labels: tuple[str, ...] | None = None) -> TaskFormat:
         """How the rows of the dataset called ``name`` are read."""
@@ -98,6 +114,7 @@ class RecipeData:
             labels=one.labels if labels is None else labels,
             at_tokens=one.read_at == "tokens",
             fields=one.fields or NO_FIELDS,
+            ignore=one.ignore,
         )
 
     def _around(self, prompt: str) -> str:
@@ -128,28 +145,47 @@ class RecipeData:
 
         def read(skipped: list[DataError] | None) -> list[TextRow]:
             """The texts in the file."""
-            return read_texts(
-                self.sources[key],
-                self._around(self.spec.prompt),
-                modalities=self._modalities,
-                encoders=encoders,
-                fields=self.spec.fields,
-                skipped=skipped,
-            )
+            template = self._around(self.spec.prompt)
+            with self._rows(key) as (fields, pictures):
+                return read_texts(
+                    self.sources[key],
+                    template,
+                    encoders=encoders,
+                    fields=fields,
+                    pictures=pictures,
+                    skipped=skipped,
+                )
 
         if key not in self.sources:
             return []
-        return self._seen(self._once((key, *sorted(encoders)), read))
+        return self._once((key, *sorted(encoders)), read)
 
-    def _seen(self, rows: list[_PictureRow]) -> list[_PictureRow]:
-        """The rows, unless they have pictures that nobody would see."""
-        row = next((row for row in rows if row.images), None)
-        if row is not None and not self.takes_pictures:
-            raise DataError(
-                f"{row.place}: it has a picture, but the base `{self._base.model}` takes none",
-                hint="choose a base that takes pictures, or rename the field",
-            )
-        return rows
+    @contextmanager
+    def _rows(self, key: str) -> Iterator[tuple[RowFields, RowPictures]]:
+        """What a source's rows may hold; refuses afterwards what they held in vain."""
+        fields = row_fields(self._recipe, key)
+        pictures = RowPictures(
+            self._recipe.modalities,
+            lambda: self.takes_pictures,
+            label=f"opening pictures of {key}",
+            progress=self._progress,
+        )
+        yield fields, pictures
+        if fields.unread:
+            raise self._unread(key, fields)
+        if pictures.blind is not None:
+            raise blind_base(self._base.model, *pictures.blind)
+
+    def _unread(self, key: str, fields: RowFields) -> DataError:
+        """The error about fields that nobody reads, here and in files that are yet to be read."""
+        found = [fields]
+        for other, source in self.sources.items():
+            if other != key and not is_dataset(source):
+                found.append(row_fields(self._recipe, other))
+                with suppress(DataError):  # which its own reading will raise
+                    for row in iterate_rows(source):
+                        found[-1].note(row)
+        return unread_error(found)
 
     @cached_property
     def takes_pictures(self) -> bool:
@@ -161,8 +197,9 @@ class RecipeData:
 
         def read(skipped: list[DataError] | None) -> list[Sample]:
             """The samples in the file."""
+            fields = row_fields(self._recipe, key)
             return read_samples(
-                self.sources[key], modality, encoder, fields=self.spec.fields, skipped=skipped
+                self.sources[key], modality, encoder, fields=fields, skipped=skipped
             )
 
         return self._once((key, modality), read) if key in self.sources else []
@@ -179,16 +216,34 @@ class RecipeData:
     def digest(self, key: str) -> str:
         """SHA-256 of what ``key`` names: the bytes of its files, or a dataset's name.
 
-        What a dataset of the hub holds is its owner's to change: a revision in its name pins it.
+        The samples and pictures that its rows name are among its files. What a dataset of the hub
+        holds is its owner's to change: a revision in its name pins it.
         """
         source = self.sources[key]
         if isinstance(source, str):
             return hashlib.sha256(source.encode()).hexdigest()
-        if source.is_file():
+        named = self._named_files(key, source)
+        if source.is_file() and not named:
             return _file_digest(source)
-        names = sorted(path for path in source.rglob("*") if path.is_file())
-        lines = [f"{path.relative_to(source).as_posix()} {_file_digest(path)}\n" for path in names]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        held = [source] if source.is_file() else sorted(filter(Path.is_file, source.rglob("*")))
+        names = [path.relative_to(source).as_posix() for path in held]
+        with ThreadPoolExecutor() as pool:
+            digests = list(pool.map(_file_digest, [*held, *named]))
+        lines = [f"{name} {one}\n" for name, one in zip(names, digests[: len(held)], strict=True)]
+        content = "".join([*lines, *(f"{one}\n" for one in digests[len(held) :])])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def _named_files(self, key: str, source: Path) -> list[Path]:
+        """The files of samples and pictures that a source's rows name, outside of it, in order."""
+        fields, modalities = row_fields(self._recipe, key), list(self._recipe.modalities)
+        pictures, files = RowPictures(modalities), dict[Path, None]()
+        for row in map(fields.of, iterate_rows(source)):
+            with suppress(DataError):  # which reading it will raise
+                held: list[Any] = [*sources_of(row, modalities).values()]
+                if key not in FOREIGN:
+                    held += [one.source for one in pictures.of(row, by_file_name=key in TEXTS)]
+                files |= dict.fromkeys(file for file in held if isinstance(file, Path))
+        return [file for file in files if source not in file.parents and os.path.isfile(file)]
 
 
 def split_by_modality(

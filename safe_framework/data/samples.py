@@ -13,29 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe_framework.data import images
+from safe_framework.data.addresses import InlineSample, local_file, named_file
 from safe_framework.data.audio import Waveform, mono, read_audio, resample
+from safe_framework.data.pictures import SUFFIXES
 from safe_framework.errors import DataError, SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
-
-InlineSample = Mapping[str, Any]
-"""A sample in the row itself: ``bytes`` of a file, or an ``array`` with its ``sampling_rate``."""
-
-
-def named_file(value: Any, name: str, folder: Path, place: str) -> Path | InlineSample:
-    """The file that a row names for a modality, or what the row itself holds instead.
-
-    Raises:
-        DataError: it is neither.
-    """
-    value = decoded(value)
-    if isinstance(value, Mapping):
-        if value.get("bytes") is not None or value.get("array") is not None:
-            return value
-        value = value.get("path")
-    if not isinstance(value, str) or not value:
-        raise DataError(f"{place}: `{name}` must be the name of a file, not {value!r}")
-    return folder / value
 
 
 def decoded(value: Any) -> Any:
@@ -104,14 +87,14 @@ def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
         DataError: the file is missing, of another kind, broken, or holds several arrays.
     """
     suffix = Path(path).suffix.lower()
-    if suffix in images.SUFFIXES:
+    if suffix in SUFFIXES:
         return images.read_image(path)
     if suffix not in (".npy", ".npz"):
         raise DataError(
             f"`{path}` is no file that arrays are read from",
-            hint=f"save it as .npy, .npz or an image: {', '.join(sorted(images.SUFFIXES))}",
+            hint=f"save it as .npy, .npz or an image: {', '.join(sorted(SUFFIXES))}",
         )
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise DataError(f"the file `{path}` does not exist")
     try:
         found = np.load(path, allow_pickle=False)
@@ -143,14 +126,11 @@ def as_sample(name: str, value: Any, encoder: Encoder) -> Sample:
         SampleError: it is at an address of the network, which is not looked up.
         DataError: it cannot be read.
     """
-    if isinstance(value, str) and "://" in value:
-        scheme, _, place = value.partition("://")
-        if scheme != "file":
-            raise SampleError(
-                f"`{name}` is at `{value}`, which is not read from the network",
-                hint="download it and give its path",
-            )
-        value = place
+    if isinstance(value, str) and local_file(value, Path()) is None:
+        raise SampleError(
+            f"`{name}` is at `{value}`, which is not read from the network",
+            hint="download it and give its path",
+        )
     if not isinstance(value, (str, Path, Mapping)):
         return value
     source = value if isinstance(value, Path) else named_file(value, name, Path(), f"`{name}`")

@@ -9,11 +9,17 @@ import attrs
 
 from safe_framework.data.readers import Row
 from safe_framework.errors import DataError
+from safe_framework.utils.suggest import nearest
 
 NO_FIELDS: Mapping[str, str] = MappingProxyType({})
 """Every field has the name that it has here."""
 
 QUESTIONS, CAPTIONS, CLASSES = "question_answering", "captioning", "classification"
+KIND = "kind"
+"""The field that says what kind of question a row is, where the recipe names no other."""
+
+OWN_ANSWER = {CAPTIONS: "caption", CLASSES: "label"}
+"""What the answer of a task is called, where it is not called ``answer``."""
 
 
 @attrs.frozen
@@ -28,6 +34,7 @@ class TaskFormat:
         labels: the closed set of answers of a classification; empty for whatever the rows say.
         at_tokens: whether a class is read at the modality's tokens and not by an answer.
         fields: what a field is called in the data, by the name that it has here.
+        ignore: fields of the data that are left out.
     """
 
     dataset: str = ""
@@ -37,6 +44,7 @@ class TaskFormat:
     labels: tuple[str, ...] = ()
     at_tokens: bool = False
     fields: Mapping[str, str] = NO_FIELDS
+    ignore: tuple[str, ...] = ()
 
     def prompt_of(self, row: Row) -> str:
         """The text that the base is given; captions and classes need no question.
@@ -55,7 +63,7 @@ class TaskFormat:
         Raises:
             DataError: it has none, or one that is not among the labels.
         """
-        own = {CAPTIONS: "caption", CLASSES: "label"}.get(self.task, "answer")
+        own = OWN_ANSWER.get(self.task, "answer")
         answer = text_in(row, own if row.values.get(own) is not None else "answer", instead=own)
         if self.labels and answer not in self.labels:
             raise DataError(
@@ -76,6 +84,17 @@ def question_of(row: Row, question: str | None = None) -> str:
     return text_in(row, "question")
 
 
+def text_of(row: Row, template: str = "{question}") -> str:
+    """The row's ``text``, or its ``question`` in the template.
+
+    Raises:
+        DataError: it has neither.
+    """
+    if row.values.get("question") is not None:
+        return template.replace("{question}", text_in(row, "question"))
+    return text_in(row, "text")
+
+
 def text_in(row: Row, field: str, *, instead: str = "") -> str:
     """A field that must hold text.
 
@@ -91,9 +110,14 @@ def text_in(row: Row, field: str, *, instead: str = "") -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(
             f"{row.place}: `{instead or field}` must be a text that is not empty, not {value!r}",
-            hint=f"its fields are: {', '.join(row.values)}",
+            hint=f"{_meant(field, row)} its fields are: {', '.join(row.values)}".strip(),
         )
     return value
+
+
+def _meant(field: str, row: Row) -> str:
+    """The question whether another field of the row was to be this one."""
+    return "" if field in row.values else nearest(field, row.values)
 
 
 def unique(values: Sequence[str]) -> list[str]:

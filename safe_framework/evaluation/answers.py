@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import attrs
 import torch
@@ -82,7 +82,7 @@ def for_logits(model: SafeModel, batch: Mapping[str, Any]) -> Mapping[str, Any]:
     """Prompts as a call for logits: an encoder-decoder is given the first token of its answer."""
     if not decodes_separately(model.base):
         return batch
-    return _with_decoder(model, batch, [()] * len(batch["input_ids"]))
+    return _with_decoder(model, batch, [[] for _ in batch["input_ids"]])
 
 
 def _with_decoder(
@@ -108,7 +108,7 @@ def _process(
     columns: dict[str, Any] = {name: [row.get(name) for row in samples] for name in names}
     present = [[name for name, sample in row.items() if sample is not None] for row in samples]
     leave_out = model.processor.markers.leave_out_absent
-    asked = list(map(leave_out, texts, present or [()] * len(texts)))
+    asked = list(map(leave_out, texts, present or [list[str]() for _ in texts]))
     if any(images):
         columns["images"] = [[picture.open() for picture in own] for own in images]
     return model.processor(text=asked, padding_side=side, **columns)
@@ -145,7 +145,7 @@ def word_positions(model: SafeModel, batch: Mapping[str, Any]) -> Tensor:
         return decoded.bool()
     ids: Tensor = batch["input_ids"]
     words = model.processor.markers.words(ids) & batch["attention_mask"].bool()
-    return words & ~placeholders(model, ids)
+    return cast("Tensor", words & ~placeholders(model, ids))
 
 
 def placeholders(model: SafeModel, ids: Tensor) -> Tensor:

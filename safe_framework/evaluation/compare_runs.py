@@ -70,7 +70,8 @@ def compare_runs(
 ) -> list[Difference]:
     """Accuracy, token F1, tokens kept and seeing of two sides, each of one run or several seeds.
 
-    Seeing is compared where all runs asked the same questions about pictures.
+    Seeing is VQA accuracy, and the share of answers that are the base's, beside irrelevant samples;
+    where all runs asked the same questions about pictures.
 
     Args:
         first: runs of one recipe.
@@ -94,8 +95,8 @@ def compare_runs(
     asked = {_picture_rows(run) for run in (*first, *second)}
     if len(asked) == 1 and asked.pop():
         for name, values in (
-            ("VQA accuracy beside irrelevant samples", _seen_right),
-            ("picture answers unchanged", _seen_unchanged),
+            ("VQA accuracy", _seen_right),
+            ("pictures kept", _seen_unchanged),
         ):
             found.append(_measure(name, first, second, values, None, seed))
     return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from safe_framework.data.tasks import CAPTIONS
+from safe_framework.data.tasks import CAPTIONS, KIND
 from safe_framework.errors import DataError
 from safe_framework.evaluation.alignment import cross_modal, picture_alignment
 from safe_framework.evaluation.answers import eval_mode
@@ -16,7 +16,6 @@ from safe_framework.evaluation.base_drift import measure_drift
 from safe_framework.evaluation.both_senses import both_senses
 from safe_framework.evaluation.encoder_cache import cached_encoders
 from safe_framework.evaluation.gain import (
-    KIND,
     answer_all_conditions,
     by_dataset,
     by_kind,
@@ -91,7 +90,7 @@ def evaluate(
             model, modality, train, test, by=field, batch_size=batch_size, seed=seed, **asking
         )
         kept = retention(model, modality, texts, test, foreign, progress=progress, **drawing)
-        shut = gate_zero(model, modality, test[:_GATE_ZERO_EXAMPLES], **asking)
+        shut = gate_zero(model, modality, _beside_samples(modality, test, texts), **asking)
         seen = seeing(
             model,
             modality,
@@ -130,6 +129,18 @@ def evaluate(
         unmeasured={"picture_alignment": why_not} if why_not else {},
         **drawing,
     )
+
+
+def _beside_samples(
+    modality: str, test: Sequence[Example], texts: Sequence[str | TextRow]
+) -> list[Example]:
+    """What is asked at gate 0: test rows, and picture questions beside the samples of test rows."""
+    asked = picture_questions(texts)[:_GATE_ZERO_EXAMPLES]
+    samples = [test[number % len(test)].samples[modality] for number in range(len(asked))]
+    pictured = [
+        as_example(row, {modality: sample}) for row, sample in zip(asked, samples, strict=True)
+    ]
+    return [*test[:_GATE_ZERO_EXAMPLES], *pictured]
 
 
 def _labels(train: Sequence[Example]) -> list[str]:

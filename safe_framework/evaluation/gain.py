@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from safe_framework.data.tasks import CAPTIONS
+from safe_framework.data.tasks import CAPTIONS, KIND
 from safe_framework.evaluation.answers import (
     answer,
     answer_with_confidence,
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from safe_framework.data.examples import Example
 
 _Score = Callable[[Sequence[str], Sequence[str]], NDArray[np.float64]]
-
-KIND = "kind"
-"""The field that says what kind of question a row is, where the recipe names no other."""
 
 MEASURES: dict[str, tuple[str, _Score]] = {
     CAPTIONS: ("words in common (F1)", partial(token_f1, both_empty=0.0))

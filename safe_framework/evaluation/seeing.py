@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from safe_framework.data.examples import Example, TextRow
+from safe_framework.data.tasks import KIND
 from safe_framework.evaluation.answers import (
     answer,
     batched_apart,
@@ -21,7 +22,7 @@ from safe_framework.evaluation.answers import (
     for_logits,
     new_tokens,
 )
-from safe_framework.evaluation.gain import KIND, kind_of
+from safe_framework.evaluation.gain import kind_of
 from safe_framework.evaluation.metrics import bootstrap, bootstrap_ratio
 from safe_framework.evaluation.results import (
     PictureQuestion,

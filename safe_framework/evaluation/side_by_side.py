@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 from torch import Tensor
 
-from safe_framework.evaluation.answers import eval_mode, model_inputs
+from safe_framework.evaluation.answers import (
+    eval_mode,
+    for_logits,
+    model_inputs,
+    new_tokens,
+    word_positions,
+)
 from safe_framework.evaluation.metrics import same_top_token
 from safe_framework.utils.tensors import bitwise_equal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from safe_framework.core.model import SafeModel
+    from safe_framework.data.pictures import Picture
     from safe_framework.interfaces.types import Sample
 
 
@@ -26,7 +36,8 @@ class SideBySide:
         safe: with it, at the gate that was asked for.
         same_logits: whether all logits of the question are equal bit for bit.
         same_answer: whether the answers have the same tokens.
-        agreement: share of the question's positions with the same next token.
+        agreement: share of the question's positions with the same next token; of an
+            encoder-decoder, whether the answer begins with the same one.
     """
 
     base: str
@@ -50,6 +61,7 @@ def side_by_side(
     *,
     gate: float = 1.0,
     max_new_tokens: int = 32,
+    images: Sequence[Picture] = (),
 ) -> SideBySide:
     """Ask both, and compare what they are bit for bit.
 
@@ -60,36 +72,44 @@ def side_by_side(
         sample: of the modality; None asks both without.
         gate: strength, from 0 to 1.
         max_new_tokens: limit of an answer's length.
+        images: pictures beside the question, which both see.
     """
     prompt = model.processor.template.replace("{question}", question)
     samples = {} if sample is None else {modality: sample}
     options = {"max_new_tokens": max_new_tokens, "do_sample": False}
     with eval_mode(model):
-        plain, given = model_inputs(model, [prompt]), model_inputs(model, [prompt], [samples])
+        plain, given = (
+            model_inputs(model, [prompt], [beside], [images]) for beside in ({}, samples)
+        )
+        asked, heard = for_logits(model, plain), for_logits(model, given)
         with model.original_base():  # as it was before any fine-tuning
             generate: Any = model.base.generate
-            base, expected = model.base(**plain).logits, generate(**plain, **options)
-        safe = model(**given, gate={modality: gate}).logits
+            base = model.base(**asked).logits
+            expected = generate(**plain, **options)
+        safe = model(**heard, gate={modality: gate}).logits
         replied = model.generate(**given, gate={modality: gate}, **options)
-    start = given["input_ids"].shape[1] if gate and samples else plain["input_ids"].shape[1]
     return SideBySide(
-        base=_text(model, expected, plain["input_ids"].shape[1]),
-        safe=_text(model, replied, start),
+        base=_text(model, expected, plain),
+        safe=_text(model, replied, given if gate and samples else plain),
         same_logits=base.shape == safe.shape and bitwise_equal(base, safe),
         same_answer=expected.shape == replied.shape and torch.equal(expected, replied),
-        agreement=_agreement(model, base, safe, given["input_ids"]),
+        agreement=_agreement(model, base, safe, asked, heard if gate else asked),
     )
 
 
-def _text(model: SafeModel, tokens: Tensor, start: int) -> str:
-    config: Any = model.base.config
-    new = tokens[0] if config.is_encoder_decoder else tokens[0, start:]
+def _text(model: SafeModel, tokens: Tensor, asked: Mapping[str, Any]) -> str:
+    new = new_tokens(model, tokens, asked)[0]
     text: str = model.tokenizer.decode(new, skip_special_tokens=True)
     return text.strip()
 
 
-def _agreement(model: SafeModel, base: Tensor, safe: Tensor, ids: Tensor) -> float:
-    """Over the question's own positions: those that the modality inserted are left out."""
-    if safe.shape[1] == ids.shape[1]:
-        safe = safe[:, model.processor.markers.words(ids)[0]]
+def _agreement(
+    model: SafeModel,
+    base: Tensor,
+    safe: Tensor,
+    asked: Mapping[str, Any],
+    heard: Mapping[str, Any],
+) -> float:
+    """Over the question's own words; what a shut modality had inserted was removed again."""
+    base, safe = base[word_positions(model, asked)], safe[word_positions(model, heard)]
     return same_top_token(base, safe).double().mean().item()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from safe_framework.errors import CheckpointError
+from safe_framework.pretrained import base_outline
 from safe_framework.pretrained.base_processor import load_processor
 from safe_framework.pretrained.location import composed_folder, resolve, revision_of
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
@@ -50,18 +51,20 @@ def load_base_processor(spec: BaseSpec, *, trust_remote_code: bool = False) -> A
 
 
 def takes_pictures(spec: BaseSpec) -> bool:
-    """Whether the base is of a type that is given pictures; its weights are not loaded."""
-    if spec.compose is not None:
-        return True
-    if spec.gguf_file:
-        return False  # transformers reads language models alone out of GGUF
+    """Whether the base is given pictures; its config is fetched for it, its weights are not.
+
+    Raises:
+        OSError: its config cannot be had.
+        CheckpointError: there is no such base.
+    """
+    known = base_outline.takes_pictures(spec)
+    if known is not None:
+        return known
     from transformers import PretrainedConfig
-    from transformers.models.auto import modeling_auto as auto
 
     with quietly():
         config, _ = PretrainedConfig.get_config_dict(resolve(spec.model), **_common(spec))
-    kind = config.get("model_type")
-    return kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or "vision_config" in config
+    return base_outline.BaseOutline(config).sees
 
 
 def _config(place: str, common: dict[str, str], trust_remote_code: bool) -> Any:

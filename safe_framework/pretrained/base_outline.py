@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 """One of these is beside the config of a base whose processor can be loaded."""
-_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_LAYERS = ("num_layers_per_stack", "num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _DECODER_LAYERS = ("num_decoder_layers", "decoder_layers", "num_layers")
 _TEXT_PARTS = ("text_config", "llm_config", "language_config", "decoder")
 
@@ -121,6 +121,14 @@ def outline_of(spec: BaseSpec) -> BaseOutline | None:
     if found.config:
         return BaseOutline(found.config)
     return None if found.package is not None else _cached(found.hub, found.revision)
+
+
+def takes_pictures(spec: BaseSpec) -> bool | None:
+    """Whether a base is given pictures; None if nothing on this machine says so."""
+    if spec.compose is not None or spec.gguf_file is not None:
+        return spec.gguf_file is None  # out of GGUF, transformers reads language models alone
+    found = outline_of(spec)
+    return None if found is None else found.sees and found.has_processor
 
 
 @cache

@@ -7,7 +7,7 @@ the two a base has is decided here and nowhere else.
 from __future__ import annotations
 
 import warnings
-from importlib.util import find_spec
+from importlib import util
 from typing import Any
 
 from safe_framework.errors import CheckpointError
@@ -39,8 +39,9 @@ def load_processor(
     Warns:
         PicturesUnreadable: the base sees, and its processor cannot be loaded.
     """
-    from transformers import AutoProcessor
+    import transformers
 
+    loader: Any = transformers.AutoProcessor
     options: dict[str, Any] = {**common, "trust_remote_code": trust_remote_code}
     if "gguf_file" in common or not has_processor(config):
         return _tokenizer(place, options)
@@ -49,7 +50,7 @@ def load_processor(
             from safe_framework.pretrained.without_torchvision import load_without_videos
 
             return load_without_videos(place, config, options)
-        found = AutoProcessor.from_pretrained(place, **options)
+        found = loader.from_pretrained(place, **options)
     except _MISSING as error:
         _tell(place, config, error)
         return _tokenizer(place, options)
@@ -62,7 +63,8 @@ def has_processor(config: Any) -> bool:
     """Whether a base of this config reads more than text: pictures, videos or sound."""
     from transformers.models.auto import processing_auto
 
-    return sees(config) or config.model_type in processing_auto.PROCESSOR_MAPPING_NAMES
+    known: Any = processing_auto
+    return sees(config) or config.model_type in known.PROCESSOR_MAPPING_NAMES
 
 
 def sees(config: Any) -> bool:
@@ -133,7 +135,7 @@ def _tell(place: str, config: Any, error: Exception | None) -> None:
 def _wants_torchvision(config: Any) -> bool:
     from safe_framework.pretrained.without_torchvision import processor_class
 
-    if find_spec("torchvision") is not None:
+    if util.find_spec("torchvision") is not None:
         return False
     kind = processor_class(config)
     return kind is not None and "video_processor" in kind.get_attributes()

@@ -18,6 +18,7 @@ import attrs
 
 from safe_framework.config.diagnostics import Finding, RecipeError, locate
 from safe_framework.config.schema import Recipe
+from safe_framework.data.fields import FOREIGN, row_fields
 from safe_framework.data.pictures import FIELDS
 from safe_framework.data.readers import is_dataset, iterate_rows
 from safe_framework.errors import SafeError
@@ -34,8 +35,6 @@ from safe_framework.utils.suggest import nearest
 _MODEL = ("base", "model")
 _ROWS_READ = 1000
 """Rows of each file in which pictures are looked for; training reads all of them."""
-_UNSEEN = ("foreign", "foreign_test", "foreign_validation")
-"""Data that give samples alone, and nothing to the base."""
 _ADAPTER = "adapter_config.json"
 
 
@@ -167,7 +166,7 @@ def _pictures_in_vain(base: BaseOutline, rows: list[Pictures]) -> Iterator[Findi
     wants = base.known.torchvision if base.known is not None else ""
     if not base.sees:
         why = f"a base of type `{base.model_type}` takes none"
-        hint = "choose a base that takes pictures, or rename the field"
+        hint = 'choose a base that takes pictures, or add `ignore = ["image"]` to [data]'
     elif not base.has_processor:
         why = f"the folder `{base.folder}` has no processor that could read it"
         hint = "AutoProcessor.from_pretrained(...).save_pretrained(folder)"
@@ -187,7 +186,7 @@ def _pictures_missing(base: BaseOutline, rows: list[Pictures]) -> Iterator[Findi
     if base.known is None or not base.known.needs_picture:
         return
     for one in rows:
-        if one.lacking and one.key.partition(" of ")[0] not in _UNSEEN:
+        if one.lacking:
             yield Finding(
                 ("data", one.key),
                 f"{one.lacking} has no picture, without which a base of type "
@@ -229,11 +228,13 @@ def _pictures(key: str, source: Path | str, recipe: Recipe) -> Pictures:
     """Which of the first rows have pictures, where the source is a file that is quickly read."""
     if is_dataset(source) or Path(source).suffix == ".parquet" or Path(source).is_dir():
         return Pictures(key)
-    fields = recipe.data.fields if recipe.data is not None else {}
-    names = [fields.get(name, name) for name in FIELDS if name not in recipe.modalities]
+    if recipe.data is None or key in FOREIGN:
+        return Pictures(key)
+    fields = row_fields(recipe, key)
+    names = [name for name in FIELDS if name not in recipe.modalities]
     having = lacking = ""
     try:
-        for row in islice(iterate_rows(source), _ROWS_READ):
+        for row in map(fields.of, islice(iterate_rows(source), _ROWS_READ)):
             if row.error is None:
                 held = any(_is_given(row.values.get(name)) for name in names)
                 having = having or (row.place if held else "")

@@ -19,6 +19,8 @@ from safe_framework.config.schema import Recipe, stage_key
 from safe_framework.core.build import build
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
+from safe_framework.data.fields import no_kind_error
+from safe_framework.data.preview import missing_sources
 from safe_framework.data.recipe_data import RecipeData, listing, split_by_modality
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import answer, eval_mode
@@ -30,6 +32,7 @@ from safe_framework.evaluation.summary import table
 from safe_framework.evaluation.sweep import SWEEP
 from safe_framework.hooks import hook_manager
 from safe_framework.pretrained.location import composed_folder
+from safe_framework.runs.base_check import check_base
 from safe_framework.runs.report import write_report
 from safe_framework.runs.report.curves import write_monitor_figure
 from safe_framework.runs.report.samples import shown_samples
@@ -75,11 +78,13 @@ def run_recipe(
         quiet: print nothing.
 
     Raises:
-        RecipeError: the recipe has mistakes.
+        RecipeError: the recipe has mistakes, or its base will not do.
         DataError: data are missing, or the folder holds a run of another recipe or other data.
     """
     recipe = read_recipe(source)
-    _check_data(recipe)
+    check_base(recipe)
+    if (missing := missing_sources(recipe)) is not None:
+        raise missing  # only after training would it be found out
     folder = output or Path("runs") / Path(recipe.source).stem
     with distributed.distributed_context() as sharding:
         if distributed.is_main_process():
@@ -103,7 +108,7 @@ def _run(
         _compose_if_missing(recipe, console, progress)
         with clock.timing("build"):
             model = build(recipe, device=None if sharding else distributed.device())
-        data = RecipeData(recipe)
+        data = RecipeData(recipe, progress)
         examples = _read_all_data(model, data, recipe.evaluation.by)
         shown = _print_skipped(console, data, folder) if writes else 0
         with clock.timing("train"):
@@ -211,12 +216,14 @@ def _with_half_open(
     examples = [example for example in test if example.place in shown]
     if not examples:
         return evaluation
-    options = {
-        "max_new_tokens": recipe.evaluation.max_new_tokens,
-        "batch_size": recipe.evaluation.batch_size,
-    }
     with eval_mode(model):
-        given = answer(model, examples, gate={evaluation.modality: 0.5}, **options)
+        given = answer(
+            model,
+            examples,
+            max_new_tokens=recipe.evaluation.max_new_tokens,
+            batch_size=recipe.evaluation.batch_size,
+            gate={evaluation.modality: 0.5},
+        )
     by_place = {example.place: text for example, text in zip(examples, given, strict=True)}
     answers = tuple(
         attrs.evolve(row, half_open=by_place.get(row.place)) for row in evaluation.answers
@@ -243,16 +250,6 @@ def run_versions() -> dict[str, str]:
     return installed_versions("safe-framework", "torch", "transformers", "peft", "accelerate")
 
 
-def _check_data(recipe: Recipe) -> None:
-    """Refuse a recipe whose run would find out only after training that it cannot be evaluated."""
-    files = {key.partition(" of ")[0] for key in recipe.data_files()}
-    if missing := [key for key in ("train", "test", "retention_test") if key not in files]:
-        raise DataError(
-            f"a run needs {' and '.join(f'`{key}`' for key in missing)} in [data]",
-            hint="name a file for each in the recipe",
-        )
-
-
 def _read_all_data(model: SafeModel, data: RecipeData, by: str | None) -> dict[str, list[Example]]:
     """Read everything now, so that a bad row stops the run before it has trained."""
     encoders = model.encoders
@@ -262,12 +259,9 @@ def _read_all_data(model: SafeModel, data: RecipeData, by: str | None) -> dict[s
     data.samples("foreign_test", first, encoders[first])
     examples = {key: data.examples(key, encoders) for key in ("train", "test")}
     check_pictures(model, split_by_modality(examples["test"], first)[0])
-    if by is not None and not any(by in row.fields for row in (*examples["test"], *texts)):
-        raise DataError(
-            f"no row of `test` or `retention_test` has the field `{by}`, which `by` in "
-            "[evaluation] names",
-            hint="correct its name, or leave `by` out",
-        )
+    fields = [one.fields for one in examples["test"]] + [one.fields for one in texts]
+    if by is not None and not any(by in held for held in fields):
+        raise no_kind_error(by)
     return examples
 
 

@@ -10,9 +10,12 @@ import torch
 
 from safe_framework.core.build import load
 from safe_framework.core.model import SafeModel
+from safe_framework.data.pictures import FIELDS
 from safe_framework.data.samples import as_sample
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.answers import eval_mode, new_tokens
+from safe_framework.pretrained.base_outline import known_types
+from safe_framework.utils.suggest import nearest
 
 Gate = float | Mapping[str, float]
 Rate = int | Mapping[str, int] | None
@@ -73,8 +76,9 @@ class SafePipeline:
         """The answer to each input as ``{"generated_text": ...}``, without what was asked.
 
         An input is a text; or ``{"text": ...}``, or ``{"question": ...}`` for the recipe's prompt,
-        with samples by the names of their modalities; or a chat: a list of messages, whose
-        parts may be samples. Where its gate is 0, a sample is as good as absent.
+        with samples by the names of their modalities and, for a base that sees, ``"image"`` or a
+        list of ``"images"``; or a chat: a list of messages, whose parts may be samples and
+        pictures. Where its gate is 0, a sample is as good as absent.
 
         Args:
             inputs: one, or a list of them.
@@ -109,14 +113,32 @@ class SafePipeline:
         return {name for name in names if gates[name] != 0 and self.model.is_enabled(name)}
 
     def _batches(self, inputs: Sequence[Any]) -> list[list[int]]:
-        """The indices of what goes through the model together: chats by themselves."""
-        chats = [index for index, one in enumerate(inputs) if _is_chat(one)]
-        others = [index for index, one in enumerate(inputs) if not _is_chat(one)]
+        """The indices of what goes through the model together: chats, and pictures, apart."""
+        kinds: dict[tuple[bool, bool], list[int]] = {}
+        for index, one in enumerate(inputs):
+            kinds.setdefault((_is_chat(one), self._has_pictures(one)), []).append(index)
         return [
             kind[start : start + self.batch_size]
-            for kind in (chats, others)
+            for kind in kinds.values()
             for start in range(0, len(kind), self.batch_size)
         ]
+
+    @property
+    def _needs_picture(self) -> bool:
+        known = known_types().get(getattr(self.model.base.config, "model_type", ""))
+        return known is not None and known.needs_picture
+
+    def _has_pictures(self, one: Any) -> bool:
+        return isinstance(one, Mapping) and bool(self._pictures(one))
+
+    def _pictures(self, one: Mapping[str, Any]) -> list[Any]:
+        """An input's pictures for the base itself."""
+        fields = [name for name in FIELDS if name not in self.model.modalities]
+        found = [one[name] for name in fields if one.get(name) is not None]
+        if len(found) > 1:
+            raise SafeError("an input has both `image` and `images`", hint="put all into `images`")
+        listed = [list(p) if isinstance(p, (list, tuple)) else [p] for p in found]
+        return [picture for pictures in listed for picture in pictures]
 
     def _batch(self, inputs: Sequence[Any], enabled: Collection[str], rate: Rate) -> Any:
         processor = self.model.processor
@@ -125,15 +147,15 @@ class SafePipeline:
             chats = [_without(chat, disabled) for chat in inputs]
             batch = processor.chat_batch(chats, rate, {"add_generation_prompt": True})
         else:
-            rows = [self._row(one) for one in inputs]
-            used = [name for name in enabled if any(name in samples for _, samples in rows)]
-            columns: dict[str, Any] = {name: [row.get(name) for _, row in rows] for name in used}
+            rows = [self._row(one, enabled) for one in inputs]
+            names = {name for _, row in rows for name, value in row.items() if value is not None}
+            columns: dict[str, Any] = {name: [row.get(name) for _, row in rows] for name in names}
             texts = [text for text, _ in rows]
             batch = processor(text=texts, sampling_rate=rate, **columns)
         return batch.to(self.model.device)
 
-    def _row(self, one: Any) -> tuple[str, dict[str, Any]]:
-        """An input's text, and its samples by modality."""
+    def _row(self, one: Any, enabled: Collection[str]) -> tuple[str, dict[str, Any]]:
+        """An input's text, its samples by modality, of those enabled, and its pictures."""
         one = {"text": one} if isinstance(one, str) else one
         texts = [key for key in _TEXTS if key in one] if isinstance(one, Mapping) else []
         if len(texts) != 1:
@@ -143,17 +165,29 @@ class SafePipeline:
             )
         samples = {key: value for key, value in one.items() if key not in _TEXTS}
         known = list(self.model.modalities)
-        if strange := samples.keys() - set(known):
+        if strange := samples.keys() - {*known, *FIELDS}:
+            name = min(strange)
+            hint = f"attached: {', '.join(known) or 'none'}; pictures are `images`"
             raise SafeError(
-                f"an input names `{min(strange)}`, which is no modality of the model",
-                hint=f"attached: {', '.join(known) or 'none'}; pictures of the base go into a chat",
+                f"an input names `{name}`, which is no modality of the model",
+                hint=f"{nearest(name, [*known, *FIELDS])} {hint}".strip(),
             )
-        text = one["text"] if texts == ["text"] else self.model.processor.prompt(one["question"])
-        encoders = self.model.processor.encoders
-        for name, value in samples.items():
-            if value is not None:
-                samples[name] = as_sample(name, value, encoders[name])
-        return text, samples
+        processor = self.model.processor
+        read = {
+            name: as_sample(name, value, processor.encoders[name])
+            for name, value in samples.items()
+            if value is not None and name in known
+        }
+        given = {name: value for name, value in read.items() if name in enabled}
+        text = one["text"] if texts == ["text"] else processor.prompt(one["question"], given)
+        text = processor.markers.strip_markers(text, read.keys() - given.keys())
+        pictures = self._pictures(one)
+        if not pictures and self._needs_picture:
+            raise SafeError(
+                f"`{type(self.model.base).__name__}` answers no text without a picture",
+                hint='add an "image" to the input',
+            )
+        return text, {**given, "images": pictures} if pictures else given
 
 
 def _is_chat(one: Any) -> bool:

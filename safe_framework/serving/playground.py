@@ -1,17 +1,23 @@
-"""A page to try a sense in: a sample, a question, a gate, and both models' answers side by side."""
+"""A page to try a sense in: a sample, a question, a gate, and both models' answers side by side.
+
+Where the base sees, a picture can be put beside the sample.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safe_framework.data.pictures import Picture
 from safe_framework.data.samples import read_sample
 from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation.side_by_side import SideBySide, side_by_side
-from safe_framework.utils.formatting import percent
+from safe_framework.interfaces.types import Sample
+from safe_framework.pretrained.base_processor import takes_images
+from safe_framework.utils.formatting import percent, size
 from safe_framework.utils.optional_imports import require
 
 if TYPE_CHECKING:
@@ -24,6 +30,10 @@ _STYLE = """
 """
 
 
+MAX_BYTES = 50 * 10**6
+"""Of a file that is given to the page."""
+
+
 def respond(
     model: SafeModel,
     modality: str,
@@ -31,6 +41,7 @@ def respond(
     question: str,
     gate: float,
     max_new_tokens: int = 32,
+    picture: str | None = None,
 ) -> tuple[str, str, str]:
     """The badge as HTML, the base's answer, and the answer with the sense.
 
@@ -41,18 +52,45 @@ def respond(
         question: put into the recipe's prompt.
         gate: strength, from 0 to 1.
         max_new_tokens: limit of an answer's length.
+        picture: file of a picture that both see; None for none.
     """
     try:
         if not question.strip():
             raise DataError("there is no question", hint="write one")
-        rate = model.modality(modality).encoder.sampling_rate
-        sample = None if file is None else read_sample(Path(file), rate, Path(file).name)
+        sample = None if file is None else _sample(model, modality, Path(file))
+        images = [] if picture is None else [_picture(model, Path(picture))]
         found = side_by_side(
-            model, modality, question, sample, gate=gate, max_new_tokens=max_new_tokens
-        )
+            model, modality, question, sample,
+            gate=gate, max_new_tokens=max_new_tokens, images=images,
+        )  # fmt: skip
     except SafeError as error:
         return _badge("other", str(error)), "", ""
     return badge(found, sample is not None, gate), found.base, found.safe
+
+
+def _sample(model: SafeModel, modality: str, file: Path) -> Sample:
+    """The modality's sample in a file."""
+    _check_size(file)
+    return read_sample(file, model.modality(modality).encoder.sampling_rate, file.name)
+
+
+def _picture(model: SafeModel, file: Path) -> Picture:
+    """The picture in a file, for the base's own processor."""
+    if not takes_images(model.base_processor):
+        raise DataError(
+            f"`{type(model.base).__name__}` has no image processor", hint="remove the picture"
+        )
+    _check_size(file)
+    return Picture(file, file.name)
+
+
+def _check_size(file: Path) -> None:
+    if file.is_file() and file.stat().st_size > MAX_BYTES:
+        found = size(file.stat().st_size)
+        raise DataError(
+            f"{file.name}: it has {found}, and the page takes at most {size(MAX_BYTES)}",
+            hint="give a shorter or smaller one",
+        )
 
 
 def badge(found: SideBySide, given: bool, gate: float) -> str:
@@ -88,9 +126,13 @@ def playground(
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # it would call home when imported
     gradio = require("gradio", "play", "the playground needs `gradio`")
 
-    def ask(file: str | None, asked: str, gate: float) -> tuple[str, str, str]:
-        """What the page shows for a file, a question and a gate."""
-        return respond(model, modality, file, asked, gate, max_new_tokens)
+    def ask(
+        file: str | None, picture: str | None, asked: str, gate: float, chat: list[Any]
+    ) -> tuple[str, str, str, list[Any]]:
+        """What the page shows for a file, a picture, a question and a gate."""
+        shown, base, safe = respond(model, modality, file, asked, gate, max_new_tokens, picture)
+        given = [path for path in (picture, file) if path is not None]
+        return shown, base, safe, [*chat, *turn(given, asked, gate, modality, base, safe)]
 
     with gradio.Blocks(title=f"{modality}: base and SAFE", analytics_enabled=False) as page:
         gradio.HTML(f"<style>{_STYLE}</style>")
@@ -98,6 +140,7 @@ def playground(
         with gradio.Row():
             with gradio.Column():
                 sample = _sample_field(gradio, model, modality)
+                picture = _picture_field(gradio, model)
                 asked = gradio.Textbox(question, label="Question", elem_id="question")
                 gate = gradio.Slider(
                     0, 1, model.gates[modality], step=0.05, label="Gate", elem_id="gate"
@@ -107,8 +150,27 @@ def playground(
                 shown = gradio.HTML(elem_id="badge")
                 base = gradio.Textbox(label="Base", lines=3, elem_id="base")
                 safe = gradio.Textbox(label=f"With {modality}", lines=3, elem_id="safe")
-        _wire(ask, [sample, asked, gate], [shown, base, safe], button.click, gate.release)
+        chat = gradio.Chatbot(label="Asked so far, each by itself", elem_id="chat")
+        given, told = [sample, picture, asked, gate, chat], [shown, base, safe, chat]
+        _wire(ask, given, told, button.click, gate.release)
     return page
+
+
+def turn(
+    files: Sequence[str], question: str, gate: float, modality: str, base: str, safe: str
+) -> list[dict[str, Any]]:
+    """A question and both answers as messages of a chat; none where there was no answer."""
+    if not base and not safe:
+        return []
+    user: list[Any] = [*({"path": file} for file in files), question]
+    answers = {"Base": base, f"With {modality}, gate {gate:g}": safe}
+    return [
+        *({"role": "user", "content": part} for part in user),
+        *(
+            {"role": "assistant", "content": text, "metadata": {"title": title}}
+            for title, text in answers.items()
+        ),
+    ]
 
 
 def _wire(
@@ -126,3 +188,15 @@ def _sample_field(gradio: Any, model: SafeModel, modality: str) -> Any:
         )
     kinds = ["image", ".npy", ".npz"]
     return gradio.File(file_types=kinds, type="filepath", label=modality, elem_id="sample")
+
+
+def _picture_field(gradio: Any, model: SafeModel) -> Any:
+    """Where a picture is dropped, pasted or uploaded, seen and removed; nothing if none is seen."""
+    if not takes_images(model.base_processor):
+        return gradio.State(None)
+    field = gradio.Image(
+        sources=["upload", "clipboard"], type="filepath", label="picture", elem_id="picture"
+    )
+    # Gradio's own would read the file, and say nothing but "Error" of a broken one.
+    field.preprocess = lambda uploaded: uploaded and uploaded.path
+    return field

@@ -73,7 +73,7 @@ def tokenize(
     try:
         prompt = prompts.prompt(example.prompt, example.images, list(frames))
     except SafeError as error:
-        if not example.images:
+        if not (example.images or prompts.always_sees):
             raise
         raise DataError(f"{example.place}: {error.message}", hint=error.hint) from error
     answer = prompts.answer(example.answer)
@@ -115,8 +115,7 @@ class AnswerCollator:
         dims: width of the frames by modality.
         pad: id that fills rows up; it is masked, so any id will do.
         prompts: makes the tensors of pictures; None where no row has any.
-        stored: whether what enters the first fused layer is stored of these rows, so that their
-            image tower has nothing to do.
+        pixels_needed: whether a call on these rows runs the image tower.
     """
 
     def __init__(
@@ -124,9 +123,9 @@ class AnswerCollator:
         dims: Mapping[str, int],
         pad: int,
         prompts: PromptEncoder | None = None,
-        stored: Callable[[Rows], bool] = lambda rows: False,
+        pixels_needed: Callable[[Rows], bool] = lambda rows: True,
     ) -> None:
-        self.dims, self.pad, self.stored = dict(dims), pad, stored
+        self.dims, self.pad, self.pixels_needed = dict(dims), pad, pixels_needed
         self.prompts = prompts or PromptEncoder(None)
 
     def __call__(self, examples: Sequence[TokenizedExample]) -> dict[str, Any]:
@@ -136,7 +135,7 @@ class AnswerCollator:
         """
         rows = [example.row for example in examples]
         batch: dict[str, Any] = {
-            **self.prompts.collate(rows, self.pad, pixels=not self.stored(rows)),
+            **self.prompts.collate(rows, self.pad, pixels=self.pixels_needed(rows)),
             "labels": pad_right([example.labels for example in examples], IGNORED),
             "answers": [e.aligned for e in examples],  # which alignment alone reads
             **class_columns(examples, max(map(len, rows))),

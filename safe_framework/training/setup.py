@@ -16,7 +16,7 @@ from safe_framework.core.prompt_rows import PromptEncoder, PromptRow
 from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.frame_cache import CachedSample, FrameCache, RawSampleStore
 from safe_framework.data.recipe_data import RecipeData
-from safe_framework.errors import DataError
+from safe_framework.errors import DataError, SafeError
 from safe_framework.interfaces.types import Sample
 from safe_framework.pretrained.location import cache_folder
 from safe_framework.training import distributed
@@ -70,7 +70,9 @@ def activation_caches(
 
 def _without_pictures(prompts: PromptEncoder, prompt: PromptRow) -> PromptRow:
     """The prompt, or where it has pictures a plain text of ordinary words instead."""
-    return prompts.prompt("a text without pictures") if prompt.images else prompt
+    if not prompt.images or prompts.always_sees:
+        return prompt
+    return prompts.prompt("a text without pictures")
 
 
 def encode_examples(
@@ -148,16 +150,28 @@ def make_retention(
     return CounterfactualRetention(
         model,
         methods,
-        [prompts.whole_text(row.text, row.images) for row in texts],
+        [whole_row(prompts, row) for row in texts],
         distractor_pools(sorted(wanted), samples, stores, spec.seed, foreign),
         kinds=[k for e in methods if e.method.every_step for k in e.method.counterfactual],
         batch_size=spec.retention_batch_size,
         seed=spec.seed,
         pad=pad,
-        marked=[prompts.whole_text(row.text, row.images, names) for row in texts],
+        marked=[whole_row(prompts, row, names) for row in texts],
         caches=caches,
         group_by_length=spec.group_by_length,
     )
+
+
+def whole_row(prompts: PromptEncoder, row: TextRow, present: Collection[str] = ()) -> PromptRow:
+    """The row of a text that the base is to predict, with markers of the modalities ``present``.
+
+    Raises:
+        DataError: its pictures cannot be used; the message gives its place.
+    """
+    try:
+        return prompts.whole_text(row.text, row.images, present)
+    except SafeError as error:
+        raise DataError(f"{row.place}: {error.message}", hint=error.hint) from error
 
 
 def _foreign(model: SafeModel, data: RecipeData) -> dict[str, list[Sample]]:

@@ -28,7 +28,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from safe_framework.config.schema import TrainingSpec
 from safe_framework.core.adapter import check_tensors
 from safe_framework.core.model import SafeModel
-from safe_framework.core.prompt_rows import PromptEncoder
+from safe_framework.core.prompt_rows import PromptEncoder, Rows
 from safe_framework.errors import SafeError
 from safe_framework.training import distributed
 from safe_framework.training.alignment import Alignment
@@ -160,12 +160,12 @@ class SafeTrainer(Trainer):
             rows = spec.retention_batch_size
             rows_per_shard("retention_batch_size", rows, distributed.world_size(), accumulation)
         self._rows = [example.row for example in self.examples]
+        self._caches = caches
         self._states = caches.task_texts(self._rows) if caches else None
         dims = {name: encoder.dim for name, encoder in model.encoders.items()}
         self.monitoring = monitoring or MonitoringState()
         prompts = caches.prompts if caches else PromptEncoder.of(model)
-        stored = partial(caches.starts, self._states) if caches else lambda rows: False
-        self._collate = AnswerCollator(dims, pad, prompts, stored).calls
+        self._collate = AnswerCollator(dims, pad, prompts, self._pixels_needed).calls
         dataset: Sequence[Any] = range(spec.max_steps * spec.batch_size)  # positions in the run
         staged = self.monitoring.curriculum is not None
         if not staged:
@@ -232,6 +232,9 @@ class SafeTrainer(Trainer):
         totals = step_totals(batches, list(self.safe_model.modalities)).to(device)
         summed: Tensor = self.accelerator.reduce(totals, "sum")
         return batches, summed
+
+    def _pixels_needed(self, rows: Rows) -> bool:
+        return self._caches is None or self._caches.pixels_needed(self._states, rows)
 
     def _look_up(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The examples at a batch's positions; the batch itself where it has them already."""

@@ -59,3 +59,13 @@ def duration(seconds: float) -> str:
     if seconds < _HOUR:
         return f"{seconds // _MINUTE:.0f} min {seconds % _MINUTE:.0f} s"
     return f"{seconds // _HOUR:.0f} h {seconds % _HOUR // _MINUTE:.0f} min"
+
+
+def about(seconds: float) -> str:
+    """A duration that is only estimated.
+
+    >>> about(4.21), about(0.3), about(130)
+    ('about 4 s', 'about 1 s', 'about 2 min 10 s')
+    """
+    whole = max(round(seconds), 1)
+    return f"about {whole} s" if whole < _MINUTE else f"about {duration(whole)}"

@@ -31,11 +31,11 @@ def json_converter(
     omitted, omitted_if_default = omitted or {}, omitted_if_default or {}
     for kind in (*omitted, *(kind for kind in omitted_if_default if kind not in omitted)):
         never: Any = {name: override(omit=True) for name in omitted.get(kind, ())}
-        at_times = {
+        fields: Any = {
             name: override(omit_if_default=True) for name in omitted_if_default.get(kind, ())
-        }
+        } | never
         converter.register_unstructure_hook(
-            kind, make_dict_unstructure_fn(kind, converter, **never, **at_times)
+            kind, make_dict_unstructure_fn(kind, converter, **fields)
         )
         if never:
             converter.register_structure_hook(

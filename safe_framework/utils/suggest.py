@@ -16,13 +16,18 @@ def suggest(word: str, known: Collection[str], noun: str) -> str:
     return f"{nearest(word, names)} {listed}".strip()
 
 
-def nearest(word: str, known: Collection[str]) -> str:
+def nearest(word: str, known: Collection[str], likeness: float = 0.6) -> str:
     """The question whether the nearest of the known names was meant; empty if none is near.
+
+    Args:
+        word: that is none of them.
+        known: all that could be meant.
+        likeness: from 0 to 1, below which a name is not near.
 
     >>> nearest("linaer", ["cosine", "linear"])
     'did you mean `linear`?'
     """
     from difflib import get_close_matches
 
-    close = get_close_matches(word, list(known), n=1)
+    close = get_close_matches(word, list(known), n=1, cutoff=likeness)
     return f"did you mean `{close[0]}`?" if close else ""

@@ -10,7 +10,7 @@ Three of the change's own are asked instead:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ import attrs
 
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import read_texts
+from safe_framework.data.fields import row_fields
+from safe_framework.data.pictures import RowPictures
 from safe_framework.data.prompts import prompt_template
 from safe_framework.evaluation.base_drift import (
     HELD_OUT,
@@ -58,20 +60,28 @@ def measure_base_change(bench: Bench, texts: Sequence[str] | None) -> BaseChange
 
 
 def _held_out(model: SafeModel) -> tuple[list[str], str]:
-    data = model.recipe.data if model.recipe else None
-    named = model.recipe.data_files().get("retention_test") if model.recipe else None
-    if data is not None and isinstance(named, Path) and named.exists():
-        template = prompt_template(model.recipe, model.base_processor)
-        rows, source = read_texts(named, template, fields=data.fields), HELD_OUT
+    recipe = model.recipe
+    named = recipe.data_files().get("retention_test") if recipe else None
+    if recipe is not None and isinstance(named, Path) and named.exists():
+        template = prompt_template(recipe, model.base_processor)
+        fields = row_fields(recipe, "retention_test")
+        pictures = RowPictures(recipe.modalities)
+        rows, source = read_texts(named, template, fields=fields, pictures=pictures), HELD_OUT
     else:
         rows, source = read_texts(FOLDER / "data" / "text" / "test.jsonl"), SHIPPED
     return [row.text for row in rows], source
 
 
 def apply_waivers(
-    bench: Bench, laws: Sequence[Law], changed: BaseChanged | None, level: Level
+    benches: Mapping[Bench, Level], laws: Sequence[Law], changed: BaseChanged | None
 ) -> list[Law]:
-    """The laws of a model whose base was changed; as they are where it was not."""
+    """The laws of a model whose base was changed; as they are where it was not.
+
+    Args:
+        benches: with how many calls of each are compared.
+        laws: as they were asked.
+        changed: how the base was changed; None where it was not.
+    """
     if changed is None:
         return list(laws)
     waived = [
@@ -83,7 +93,7 @@ def apply_waivers(
             f"without a sample, {describe_drift(changed.drift)}",
         ),
     ]
-    asked = [off_is_original(bench, level), *(_renamed(law, changed) for law in laws)]
+    asked = [off_is_original(benches), *(_renamed(law, changed) for law in laws)]
     ours = sorted((law for law in asked if law.key.startswith("B")), key=lambda law: law.key)
     return [*waived, *ours, *(law for law in asked if not law.key.startswith("B"))]
 
@@ -103,25 +113,26 @@ def _renamed(law: Law, changed: BaseChanged) -> Law:
     return attrs.evolve(law, detail=detail)
 
 
-def off_is_original(bench: Bench, level: Level) -> Law:
+def off_is_original(benches: Mapping[Bench, Level]) -> Law:
     """The verdict on B2."""
-    name, change = "off() is the original base", bench.model.base_change
+    name, change = "off() is the original base", next(iter(benches)).model.base_change
     if change is None or not change.reversible:
         return not_applicable("B2", name, "layers were trained in place: off() is the changed base")
-    calls = CALLS if level == "full" else (FORWARD, GREEDY)
-    findings = list(_differences(bench, calls))
+    calls = [
+        (bench, call)
+        for bench, level in benches.items()
+        for call in (CALLS if level == "full" else (FORWARD, GREEDY))
+    ]
+    findings = [found for bench, call in calls for found in _differences(bench, call)]
     return law_result("B2", name, f"{len(calls)} calls bit for bit", findings)
 
 
-def _differences(bench: Bench, calls: Sequence[Call]) -> Iterator[str]:
-    for call in calls:
-        expected = capture_outcome(
-            _original_method(bench, call), call.inputs(bench.batches), call.mode
-        )
-        with bench.model.off():
-            seen = capture_outcome(bench.method(call), call.inputs(bench.batches), call.mode)
-        if found := difference(seen, expected):
-            yield f"{call.name}, off(): {found}"
+def _differences(bench: Bench, call: Call) -> Iterator[str]:
+    expected = capture_outcome(_original_method(bench, call), bench.inputs(call), call.mode)
+    with bench.model.off():
+        seen = capture_outcome(bench.method(call), bench.inputs(call), call.mode)
+    if found := difference(seen, expected):
+        yield f"{bench.name(call)}, off(): {found}"
 
 
 def _original_method(bench: Bench, call: Call) -> Callable[..., Any]:

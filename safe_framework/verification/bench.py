@@ -41,13 +41,19 @@ class Bench:
 
     Attributes:
         model: that is examined.
-        batches: the base's inputs, as they are and padded at either side.
+        batches: the base's inputs: as they are, padded at either side, and their first row.
         samples: of every modality, present on every row.
+        heard: the rows that carry a sample where the others do not.
+        unscored: ids that no loss looks at.
+        label: what its calls are called beside their own names.
     """
 
     model: SafeModel
     batches: Mapping[str, Batch]
     samples: Mapping[str, Tensor]
+    heard: tuple[int, ...]
+    unscored: frozenset[int] = frozenset()
+    label: str = ""
     _refused: dict[str, str] = attrs.field(factory=dict, init=False)
 
     @classmethod
@@ -57,17 +63,28 @@ class Bench:
         given = dict(inputs or {})
         samples = {k: given.pop(k) for k in list(given) if k.partition("__")[0] in model.modalities}
         plain = given or model._example or plain_batch(model.base, device)
+        rows = count_rows(plain)
         for name in model.modalities:
             if f"{name}__present" not in samples:
-                modality = model.modality(name)
-                samples |= made_up_samples(name, modality, count_rows(plain), device)
-        sides = {side: pad_batch(model.base, plain, side) for side in ("left", "right")}
-        return cls(model, {"plain": plain, **sides}, samples)
+                samples |= made_up_samples(name, model.modality(name), rows, device)
+        return cls(model, padded_batches(model.base, plain), samples, heard=(rows - 1,))
 
     @property
     def rows(self) -> int:
         """How many rows a call has."""
         return count_rows(self.batches["plain"])
+
+    def name(self, call: Call) -> str:
+        """What a certificate calls a call of this bench."""
+        return self.named(call.name)
+
+    def named(self, what: str) -> str:
+        """What is asked of this bench, with its label."""
+        return f"{what}, {self.label}" if self.label else what
+
+    def inputs(self, call: Call, batches: Mapping[str, Batch] | None = None) -> dict[str, Any]:
+        """The keyword arguments of ``call``, of this bench's batches or of others."""
+        return call.inputs(self.batches if batches is None else batches, self.unscored)
 
     def method(self, call: Call) -> Callable[..., Any]:
         """What ``call`` calls on the model."""
@@ -102,7 +119,7 @@ class Bench:
 
     def run_base(self, call: Call) -> Outcome:
         """What the base gives as it stands."""
-        return capture_outcome(self.base_method(call), call.inputs(self.batches), call.mode)
+        return capture_outcome(self.base_method(call), self.inputs(call), call.mode)
 
     def run(self, call: Call, inputs: Mapping[str, Any]) -> Outcome:
         """What the model gives for these arguments instead of the call's own."""
@@ -133,12 +150,18 @@ class Bench:
         """The arguments of ``call`` with every modality off, within the block."""
         samples = first_row(self.samples) if call.single_row else dict(self.samples)
         with OFF_METHODS[way](self.model, samples) as given:
-            yield call.inputs(self.batches) | given
+            yield self.inputs(call) | given
 
     def run_on(self, call: Call, **changes: Any) -> Outcome:
         """What the model gives with its modalities on, at gate 1 or with ``changes``."""
-        inputs = call.inputs(self.batches) | dict(self.samples) | {"gate": 1.0} | changes
+        inputs = self.inputs(call) | dict(self.samples) | {"gate": 1.0} | changes
         return self.run(call, inputs)
+
+
+def padded_batches(base: nn.Module, plain: Batch) -> dict[str, Batch]:
+    """A batch as it is, padded at either side, and its first row."""
+    sides = {side: pad_batch(base, plain, side) for side in ("left", "right")}
+    return {"plain": plain, **sides, "single": first_row(plain)}
 
 
 @contextmanager

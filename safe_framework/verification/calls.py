@@ -5,7 +5,7 @@ Where the caller gives no inputs, they are ordinary random tokens and made-up fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.modality import Modality
 from safe_framework.core.model import SafeModel
 from safe_framework.core.special_tokens import special_ids, vocabulary_size
-from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT
+from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, IGNORED, PRESENT
 from safe_framework.verification.outcome import Mode
 
 ROWS, LENGTH, ANSWER, PADDING, FRAME_COUNT = 2, 8, 4, 3, 16
@@ -31,11 +31,16 @@ Level = Literal["quick", "full"]
 
 def plain_batch(base: nn.Module, device: torch.device) -> dict[str, Tensor]:
     """Random ordinary tokens, a few rows of one length."""
-    batch = {"input_ids": _random_tokens(base, (ROWS, LENGTH), seed=1).to(device)}
+    batch = {"input_ids": random_tokens(base, (ROWS, LENGTH), seed=1).to(device)}
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-    if decodes_separately(base):
-        batch["decoder_input_ids"] = _random_tokens(base, (ROWS, ANSWER), seed=2).to(device)
-    return batch
+    return batch | decoder_tokens(base, ROWS, device)
+
+
+def decoder_tokens(base: nn.Module, rows: int, device: torch.device) -> dict[str, Tensor]:
+    """Ordinary tokens for the decoder of a base that encodes its text apart; else nothing."""
+    if not decodes_separately(base):
+        return {}
+    return {"decoder_input_ids": random_tokens(base, (rows, ANSWER), seed=2).to(device)}
 
 
 def pad_batch(base: nn.Module, batch: Batch, side: str) -> dict[str, Any]:
@@ -49,7 +54,7 @@ def pad_batch(base: nn.Module, batch: Batch, side: str) -> dict[str, Any]:
         key: _pad_length(value, width) if _is_per_token(key, value, ids) else value
         for key, value in batch.items()
     }
-    longer["input_ids"][:, new] = _random_tokens(base, (len(ids), PADDING), seed=3).to(ids.device)
+    longer["input_ids"][:, new] = random_tokens(base, (len(ids), PADDING), seed=3).to(ids.device)
     longer["input_ids"][0, new] = _padding_id(base)
     longer["attention_mask"] = pad(
         batch.get("attention_mask", torch.ones_like(ids)), width, value=1
@@ -66,7 +71,7 @@ def with_other_tokens(base: nn.Module, batch: Batch, row: int) -> dict[str, Any]
         if not isinstance(ids := batch.get(key), Tensor):
             continue
         keep = torch.isin(ids[row].cpu(), special).to(ids.device)
-        drawn = _random_tokens(base, tuple(ids[row].shape), seed=10 + seed).to(ids.device)
+        drawn = random_tokens(base, tuple(ids[row].shape), seed=10 + seed).to(ids.device)
         changed[key] = ids.clone()
         changed[key][row] = torch.where(keep, ids[row], drawn)
     return changed
@@ -85,6 +90,15 @@ def first_row(batch: Batch) -> dict[str, Any]:
         key: value[:1] if isinstance(value, Tensor) and len(value) == rows else value
         for key, value in batch.items()
     }
+
+
+def _labels(batch: Batch, unscored: Collection[int]) -> Tensor | None:
+    """The batch's own tokens, to be predicted; -100 in place of the unscored ones."""
+    ids: Tensor | None = batch.get("decoder_input_ids", batch.get("input_ids"))
+    if ids is None or not unscored:
+        return ids
+    hidden = torch.isin(ids, torch.tensor(sorted(unscored), device=ids.device))
+    return ids.masked_fill(hidden, IGNORED)
 
 
 def prompt_only(batch: Batch) -> dict[str, Any]:
@@ -116,7 +130,7 @@ def _pad_length(value: Tensor, width: tuple[int, int], fill: int = 0) -> Tensor:
     return pad(value, (0, 0) * (value.ndim - 2) + width, value=fill)
 
 
-def _random_tokens(base: nn.Module, shape: tuple[int, ...], seed: int) -> Tensor:
+def random_tokens(base: nn.Module, shape: tuple[int, ...], seed: int) -> Tensor:
     """Ids that are no special token, from the first half of the vocabulary."""
     size = vocabulary_size(base)
     ordinary = torch.ones(size, dtype=torch.bool)
@@ -154,15 +168,20 @@ class Call:
     labels: bool = False
     single_row: bool = False
 
-    def inputs(self, batches: Mapping[str, Batch]) -> dict[str, Any]:
-        """The keyword arguments of the base."""
-        batch = dict(batches[self.batch])
-        if self.single_row:
-            batch = first_row(batch)
+    def inputs(
+        self, batches: Mapping[str, Batch], unscored: Collection[int] = ()
+    ) -> dict[str, Any]:
+        """The keyword arguments of the base.
+
+        Args:
+            batches: by name; ``"single"`` is that of a call that takes one row.
+            unscored: ids that no loss looks at, such as those that stand for a picture.
+        """
+        batch = dict(batches["single" if self.single_row else self.batch])
         if self.method == "generate":
             return prompt_only(batch) | {**self.options}
         if self.labels and "labels" not in batch:
-            batch["labels"] = batch.get("decoder_input_ids", batch.get("input_ids"))
+            batch["labels"] = _labels(batch, unscored)
         return batch | {**self.options}
 
 

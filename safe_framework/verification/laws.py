@@ -1,8 +1,8 @@
 """The laws of docs/laws.md, each asked of a bench: a function that returns a verdict.
 
-L1 to L7 in their order, then three checks without a number, which guard the laws against holding
-for a wrong reason: that a modality which is on reaches the outputs, that decoding with a cache
-agrees with decoding without one, and that threads cannot see each other's samples.
+L1 to L7 in their order, then checks without a number, which guard the laws against holding for a
+wrong reason: that a modality which is on reaches the outputs, that pictures do, that decoding with
+a cache agrees with decoding without one, and that threads cannot see each other's samples.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ from safe_framework.verification.outcome import (
     trace_digest,
     without_extra_preamble,
 )
+from safe_framework.verification.pictures import PictureBench
+from safe_framework.verification.work import call_units
 
 _UNTOUCHED = ("L1", "Untouched")
 _OFF = ("L2", "Off is the base")
@@ -62,6 +64,7 @@ _NOTHING_SILENT = ("L7", "Nothing silent")
 _REACHES_OUTPUTS = ("", "On is heard")
 _DECODING = ("", "Cached decoding agrees")
 _THREADS = ("", "Threads")
+_SEEN = ("", "Pictures are seen")
 """Key and name of each law, as a certificate has them."""
 
 
@@ -225,19 +228,25 @@ def _untouched_detail(snapshot: BaseSnapshot, after: Mapping[str, str], base: nn
 
 
 def off_is_base(
-    bench: Bench, level: Level, advance: Callable[[str], None]
+    benches: Mapping[Bench, Level], advance: Callable[[Bench, str, int], None]
 ) -> tuple[Law, list[Comparison]]:
-    """The verdict on L2, and each call that was compared bit by bit."""
+    """The verdict on L2, and each call that was compared bit by bit.
+
+    Args:
+        benches: with how many calls of each are compared.
+        advance: called with a bench, what was compared, and how many forward calls it took.
+    """
     made: list[Comparison] = []
     unsteady: list[str] = []
-    for call, ways in calls_to_compare(level):
-        expected = bench.run_unwrapped(call)
-        here = [_compare_off(bench, call, way, expected) for way in ways]
-        if not all(c.same for c in here) and difference(bench.run_unwrapped(call), expected):
-            unsteady.append(call.name)
-        else:
-            made += here
-        advance(call.name)
+    for bench, level in benches.items():
+        for call, ways in calls_to_compare(level):
+            expected = bench.run_unwrapped(call)
+            here = [_compare_off(bench, call, way, expected) for way in ways]
+            if not all(c.same for c in here) and difference(bench.run_unwrapped(call), expected):
+                unsteady.append(bench.name(call))
+            else:
+                made += here
+            advance(bench, bench.name(call), call_units(call, ways))
     if not made:
         return not_applicable(*_OFF, "the base does not repeat itself in any call"), made
     findings = [f"{c.call}, {c.off}: {c.note}" for c in made if not c.same]
@@ -247,7 +256,7 @@ def off_is_base(
 def _compare_off(bench: Bench, call: Call, way: str, expected: Outcome) -> Comparison:
     found = difference(bench.run_off(call, way), expected)
     note = found or (f"both raise {expected.error}" if expected.error else "")
-    return Comparison(call.name, way, call.mode, not found, note)
+    return Comparison(bench.name(call), way, call.mode, not found, note)
 
 
 def _off_detail(made: list[Comparison], unsteady: list[str]) -> str:
@@ -274,7 +283,7 @@ def same_operations(bench: Bench, made: list[Comparison]) -> Law:
             if found := trace_difference(seen, expected):
                 findings.append(f"{call.name}, {way}: {found}")
             else:
-                _record_trace(made, call, way, seen)
+                _record_trace(made, bench.name(call), way, seen)
     names = " and ".join(call.name for call in calls)
     detail = f"{total:,} operations of {names}, in {len(OFF_METHODS)} ways to be off"
     return law_result(*_OPERATIONS, detail, findings)
@@ -282,13 +291,13 @@ def same_operations(bench: Bench, made: list[Comparison]) -> Law:
 
 def _unwrapped_trace(bench: Bench, call: Call) -> list[Operation]:
     with bench.unwrapped():
-        inputs = call.inputs(bench.batches)
+        inputs = bench.inputs(call)
         return trace_call(bench.base_method(call), inputs, bench.model.base)[1]
 
 
-def _record_trace(made: list[Comparison], call: Call, way: str, seen: list[Operation]) -> None:
+def _record_trace(made: list[Comparison], name: str, way: str, seen: list[Operation]) -> None:
     for index, comparison in enumerate(made):
-        if (comparison.call, comparison.off) == (call.name, way):
+        if (comparison.call, comparison.off) == (name, way):
             made[index] = attrs.evolve(comparison, operations=len(seen), trace=trace_digest(seen))
 
 
@@ -350,7 +359,7 @@ def _where_rows_mix(bench: Bench) -> str:
             batch = bench.batches[call.batch]
             changed = with_other_tokens(bench.model.base, batch, other)
             with bench.unwrapped():
-                inputs = call.inputs({call.batch: changed})
+                inputs = bench.inputs(call, {call.batch: changed})
                 after = capture_outcome(bench.base_method(call), inputs, call.mode)
             if found := difference(_row(bench, after, kept), _row(bench, before, kept), "alone it"):
                 return f"in {call.name}, with other words in row {other}, {found}"
@@ -362,16 +371,17 @@ def _row(bench: Bench, seen: Outcome, row: int) -> Outcome:
 
 
 def _mixed_batch_findings(bench: Bench, call: Call) -> Iterator[str]:
-    """What is wrong where only the last row has a sample."""
-    base, last = bench.run_unwrapped(call), bench.rows - 1
-    present = torch.arange(bench.rows) == last
+    """What is wrong where only the bench's heard rows have a sample."""
+    base = bench.run_unwrapped(call)
+    present = torch.isin(torch.arange(bench.rows), torch.tensor(bench.heard))
     for way, changes in _ways_to_lack_samples(bench, present).items():
         seen = bench.run_on(call, **changes)
-        for row in range(last):
-            if found := _row_difference(bench, seen, base, row):
+        for row, heard in enumerate(present.tolist()):
+            found = _row_difference(bench, seen, base, row)
+            if found and not heard:
                 yield f"{call.name}, {way}: row {row} has no sample, but {found}"
-        if not _row_difference(bench, seen, base, last):
-            yield f"{call.name}, {way}: row {last} has a sample and did not change"
+            if heard and not found:
+                yield f"{call.name}, {way}: row {row} has a sample and did not change"
 
 
 def _row_difference(bench: Bench, seen: Outcome, base: Outcome, row: int) -> str:
@@ -482,7 +492,7 @@ def _modalities_left_out(bench: Bench, off: tuple[str, ...]) -> str:
     """How the model with these modalities off differs from one that lacks them."""
     absent = {k: v for k, v in bench.samples.items() if k.partition("__")[0] not in off}
     for call in bench.supported(FORWARD, GREEDY):
-        inputs = call.inputs(bench.batches) | {"gate": 1.0}
+        inputs = bench.inputs(call) | {"gate": 1.0}
         with bench.without_modalities(*off):
             lacking = bench.run(call, inputs | absent)
         with bench.model.off(*off):
@@ -497,7 +507,7 @@ def _modalities_left_out(bench: Bench, off: tuple[str, ...]) -> str:
 
 def nothing_silent(bench: Bench) -> Law:
     """The verdict on L7, as far as one call can show it."""
-    inputs = FORWARD.inputs(bench.batches)
+    inputs = bench.inputs(FORWARD)
     name = next(iter(bench.model.modalities))
     samples = dict(bench.samples)
     short = {key: value[:-1] for key, value in samples.items()}
@@ -540,6 +550,59 @@ def on_reaches_outputs(bench: Bench) -> Law:
         findings.append(f"the delta of {' and '.join(sorted(trained))} did not reach the outputs")
     own = " and its own" if trained else "; its own is still zero"
     return law_result(*_REACHES_OUTPUTS, f"made-up deltas reach every row{own}", findings)
+
+
+# Another picture changes the logits: the laws with pictures do not hold because the base is blind.
+
+
+def pictures_are_seen(benches: Sequence[PictureBench], note: str = "") -> Law:
+    """Whether another picture changes the logits of its row, with the modalities off and on.
+
+    Args:
+        benches: with pictures in their rows.
+        note: what could not be asked of them.
+    """
+    findings = [found for one in benches for found in _unseen(one)]
+    rows = "; ".join(f"rows: {one.rows}" for one in benches)
+    detail = f"another picture changes the logits, with the senses off and on; {rows}"
+    return law_result(*_SEEN, f"{detail}; {note}" if note else detail, findings)
+
+
+def pictures_not_asked(why: str) -> Law:
+    """The verdict where no row with a picture could be made."""
+    return not_applicable(*_SEEN, f"pictures were not asked: {why}")
+
+
+def _unseen(pictures: PictureBench) -> Iterator[str]:
+    """The rows whose logits another picture does not change."""
+    bench = pictures.bench
+    others = {"plain": pictures.others}
+    for call in bench.supported(FORWARD, GREEDY):
+        other = bench.inputs(call, others)
+        with bench.unwrapped():
+            alone = capture_outcome(bench.base_method(call), other, call.mode)
+        with bench.switched_off(call, "off()") as given:
+            off = bench.run(call, given | other)
+        with noisy_adapters(bench.model):
+            seen = {
+                "": (bench.run_unwrapped(call), alone),
+                " with the senses off": (bench.run_off(call, "off()"), off),
+                " with the senses on": (bench.run_on(call), bench.run_on(call, **other)),
+            }
+        for way, (first, second) in seen.items():
+            if error := second.error:
+                yield f"{bench.name(call)}{way}: another picture raises {error}"
+                continue
+            yield from (
+                f"{bench.name(call)}{way}: another picture in row {row} changes no logit"
+                for row in pictures.pictured
+                if not _logits_of_row_differ(bench, first, second, row)
+            )
+
+
+def _logits_of_row_differ(bench: Bench, first: Outcome, second: Outcome, row: int) -> bool:
+    one, two = (_row(bench, seen.starting_with("logits"), row) for seen in (first, second))
+    return bool(difference(one, two))
 
 
 # With the modalities on, decoding with a cache gives the tokens of decoding without one.

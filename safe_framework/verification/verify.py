@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import attrs
 import torch
 
 from safe_framework.core.adapter import modality_tensors
@@ -18,10 +19,11 @@ from safe_framework.utils.hashing import tensors_fingerprint
 from safe_framework.utils.versions import installed_versions
 from safe_framework.verification.base_change import apply_waivers, measure_base_change
 from safe_framework.verification.bench import Bench, frozen_state
-from safe_framework.verification.calls import CALLS, FORWARD, GREEDY, Level
+from safe_framework.verification.calls import FORWARD, GREEDY, Level, calls_to_compare
 from safe_framework.verification.certificate import (
     FORMAT,
     Certificate,
+    Comparison,
     Law,
     Verdict,
     not_applicable,
@@ -34,6 +36,8 @@ from safe_framework.verification.laws import (
     nothing_silent,
     off_is_base,
     on_reaches_outputs,
+    pictures_are_seen,
+    pictures_not_asked,
     plugins_propose,
     rows_independent,
     same_operations,
@@ -42,22 +46,30 @@ from safe_framework.verification.laws import (
     untouched,
 )
 from safe_framework.verification.outcome import difference
-
-VerificationProgress = Callable[[str, int, int, str], None]
-
-_LAWS: tuple[Callable[[Bench], Law], ...] = (
-    plugins_propose,
-    rows_independent,
-    fresh_is_silent,
-    modalities_compose,
-    nothing_silent,
-    on_reaches_outputs,
-    cached_decoding_agrees,
-    threads_isolated,
+from safe_framework.verification.pictures import (
+    PictureBench,
+    PictureBenches,
+    given_pictures,
+    picture_benches,
 )
+from safe_framework.verification.work import VerificationProgress, Work, units_of
+
+_LAWS: Mapping[Callable[[Bench], Law], int] = {
+    plugins_propose: 40,
+    rows_independent: 50,
+    fresh_is_silent: 14,
+    modalities_compose: 10,  # for each choice of modalities
+    nothing_silent: 4,
+    on_reaches_outputs: 12,
+    cached_decoding_agrees: 18,
+    threads_isolated: 6,
+}
+"""Each law, and about how many forward calls it takes as long as."""
+_OPERATIONS, _SEEING = 80, 30
+_HASHED = 2
+"""How often weights are hashed after the calls."""
 _BITWISE = (rows_independent, fresh_is_silent, modalities_compose, threads_isolated)
 _REPEATED = (FORWARD, GREEDY)
-_STEPS = len(CALLS) + 1 + len(_LAWS)
 
 
 def verify(
@@ -91,19 +103,29 @@ def verify(
         raise SafeError("the model has no modality to verify", hint="add one, or load an adapter")
     start = time.perf_counter()
     found = base_differences(model.base_snapshot, model.base, model.tokenizer)
-    advance = _Steps(progress)
     with quietly(), frozen_state(model):
         bench = Bench.of(model, inputs)
         _check_runs(bench)
+        pictures = given_pictures(bench) if inputs else picture_benches(model)
+        benches = _with_levels(bench, pictures, calls)
+        hashing = time.perf_counter()
         before = tensor_digests(model.base)
-        off, comparisons = off_is_base(bench, calls, advance)
-        advance("operations")
-        laws = [off, same_operations(bench, comparisons), *_check_laws(bench, advance)]
+        hashing = _HASHED * (time.perf_counter() - hashing)
+        work = _planned(benches, pictures, hashing, progress)
+        laws, comparisons = _ask({bench: calls}, work)
+        if isinstance(pictures, PictureBenches):
+            levels = {one: level for one, level in benches.items() if one is not bench}
+            more, compared = _ask(levels, work)
+            laws += [_with_pictures(law) for law in more]
+            comparisons += compared
+        laws += _seeing(pictures, work)
+        work.note("weights are hashed again")
         found += base_differences(model.base_snapshot, model.base, model.tokenizer)
         identity = model.base_identity()
         laws = [untouched(model.base, model.base_snapshot, found, before, identity), *laws]
         changed = measure_base_change(bench, texts)
-        laws = apply_waivers(bench, laws, changed, calls)
+        laws = apply_waivers(benches, laws, changed)
+        work.finish("done")
     return Certificate(
         format=FORMAT,
         made=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -119,23 +141,73 @@ def verify(
     )
 
 
-class _Steps:
-    def __init__(self, progress: VerificationProgress | None) -> None:
-        self.progress, self.done = progress, 0
-
-    def __call__(self, step: str) -> None:
-        self.done += 1
-        if self.progress is not None:
-            self.progress("verify", self.done, _STEPS, step)
+Pictures = PictureBenches | PictureBench | str | None
+"""Benches with pictures; the caller's inputs, that hold some; why there are none; or blind."""
 
 
-def _check_laws(bench: Bench, advance: Callable[[str], None]) -> Iterator[Law]:
-    for ask in _LAWS:
+def _with_levels(bench: Bench, pictures: Pictures, level: Level) -> dict[Bench, Level]:
+    """Every bench, the main ones first, with how many of its calls are compared."""
+    if not isinstance(pictures, PictureBenches):
+        return {bench: level}
+    more: dict[Bench, Level] = {one.bench: "quick" for one in pictures.more}
+    return {bench: level, pictures.main.bench: level, **more}
+
+
+def _ask(benches: Mapping[Bench, Level], work: Work) -> tuple[list[Law], list[Comparison]]:
+    """L2 of every bench, and each other law of the first."""
+    bench = next(iter(benches))
+    off, comparisons = off_is_base(benches, work.advance)
+    operations = same_operations(bench, comparisons)
+    work.advance(bench, bench.named(operations.name), _OPERATIONS)
+    return [off, operations, *_check_laws(bench, work)], comparisons
+
+
+def _check_laws(bench: Bench, work: Work) -> Iterator[Law]:
+    for ask, units in _LAWS.items():
         law = ask(bench)
         if law.verdict is Verdict.FAILS and ask in _BITWISE and (why := _nondeterminism(bench)):
             law = not_applicable(law.key, law.name, f"the base does not repeat itself: {why}")
-        advance(law.name)
+        work.advance(bench, bench.named(law.name), units * _times(ask, bench))
         yield law
+
+
+def _times(ask: Callable[[Bench], Law], bench: Bench) -> int:
+    """How often a law is asked of a bench: L6 of every choice of modalities."""
+    return 2 ** len(bench.model.modalities) - 2 if ask is modalities_compose else 1
+
+
+def _with_pictures(law: Law) -> Law:
+    return attrs.evolve(law, name=f"{law.name}, with pictures")
+
+
+def _seeing(pictures: Pictures, work: Work) -> list[Law]:
+    """The verdict on whether the base sees, where there could be pictures."""
+    if pictures is None:
+        return []
+    if isinstance(pictures, str):
+        return [pictures_not_asked(pictures)]
+    asked = pictures if isinstance(pictures, PictureBenches) else PictureBenches(pictures)
+    law = pictures_are_seen(asked.all, asked.note)
+    work.advance(asked.main.bench, law.name, _SEEING)
+    return [law]
+
+
+def _planned(
+    benches: Mapping[Bench, Level],
+    pictures: Pictures,
+    hashing: float,
+    progress: VerificationProgress | None,
+) -> Work:
+    """All that there is to do, of which some seconds are for hashing at the end."""
+    main = list(benches)[:2] if isinstance(pictures, PictureBenches) else list(benches)[:1]
+    laws = sum(units * _times(ask, main[0]) for ask, units in _LAWS.items()) + _OPERATIONS
+    units = {
+        bench: units_of(calls_to_compare(level)) + (laws if bench in main else 0)
+        for bench, level in benches.items()
+    }
+    if pictures is not None and not isinstance(pictures, str):
+        units[main[-1]] += _SEEING
+    return Work.of(units, hashing, progress)
 
 
 def _nondeterminism(bench: Bench) -> str:

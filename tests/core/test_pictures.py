@@ -13,14 +13,15 @@ from torch import Tensor
 from safe_framework.config.schema import DataSpec
 from safe_framework.core.model import SafeModel
 from safe_framework.core.processor import SafeProcessor
+from safe_framework.core.prompt_rows import PromptEncoder
 from safe_framework.data.pictures import Picture
 from safe_framework.data.prompts import chat_opening, render_prompt
 from safe_framework.errors import DataError, KeywordError, SafeError, SampleError
 from safe_framework.utils.tensors import bitwise_equal
-from safe_framework.verification.target import with_made_up_modality
+from safe_framework.verification.target import MadeUpEncoder, with_made_up_modality
 from tests.support.lanes import slow_but
 from tests.support.seeing import llava, picture, seeing_bases
-from tests.support.toys import tokenizer
+from tests.support.toys import PAD, tokenizer
 
 RED, BLUE = picture("red"), picture("blue", 20, 14)
 PLACED_BY_BASE = {"blip-2-opt", "blip-2-t5", "instructblip", "florence2"}
@@ -186,8 +187,9 @@ def test_numbers_that_do_not_fit(processors: Processors) -> None:
 @pytest.mark.parametrize("keyword", ["images", "videos"])
 def test_a_tokenizer_sees_nothing(keyword: str) -> None:
     """Law: a base that reads text alone refuses what it would not see."""
+    given: dict[str, Any] = {keyword: [RED]}
     with pytest.raises(SafeError, match=f"the base takes no {keyword}"):
-        SafeProcessor(tokenizer(), {})("w3", **{keyword: [RED]})
+        SafeProcessor(tokenizer(), {})("w3", **given)
 
 
 def test_a_base_that_does_not_hear_refuses_sound(processors: Processors) -> None:
@@ -200,7 +202,7 @@ def test_a_base_that_does_not_hear_refuses_sound(processors: Processors) -> None
 def test_the_bases_own_keywords_reach_it(processors: Processors, known: dict[str, Any]) -> None:
     """Law: keywords of the base's tokenizer and image processor are taken as they are."""
     ours = processors("llava")
-    images = {} if "max_length" in known else {"images": [RED]}
+    images: dict[str, Any] = {} if "max_length" in known else {"images": [RED]}
     texts = ["what is this thing that ran"] if not images else ["<image>what"]
     assert same(
         ours(texts, **images, **known),
@@ -214,10 +216,149 @@ def test_the_bases_own_keywords_reach_it(processors: Processors, known: dict[str
 def test_an_unknown_keyword_is_named(processors: Processors, wrong: str, meant: str) -> None:
     """Law: a misspelt keyword is a TypeError that offers the nearest one."""
     message = f"`{wrong}` is neither a modality nor a keyword of the base's `LlavaProcessor`"
-    hint = f"did you mean `{meant or 'images'}`"
+    hint, given = f"did you mean `{meant or 'images'}`", dict[str, Any]({wrong: [RED]})
     with pytest.raises(KeywordError, match=f"{message}\nhint: {hint}") as caught:
-        processors("llava")("what", **{wrong: [RED]})
+        processors("llava")("what", **given)
     assert isinstance(caught.value, TypeError)
+
+
+@pytest.mark.parametrize("name", slow_but(["llava", "paligemma", "mllama"], seeing_bases()))
+def test_answers_stand_behind_pictures(name: str) -> None:
+    """Law: a batch with its labels is the one that training by a recipe makes of the same rows."""
+    base, processor = seeing_bases()[name]()
+    model = with_made_up_modality(base, processor)
+    texts, answers, images = ["what is this", "a cat"], ["red", "a blue dog"], [RED, BLUE]
+    ours = model.prepare_multimodal_inputs(
+        texts, images=images, answers=answers, training_mode=True
+    )
+    encoder = PromptEncoder.of(model)
+    for number, (text, answer, image) in enumerate(zip(texts, answers, images, strict=True)):
+        alone = model.prepare_multimodal_inputs(
+            text, images=[image], answers=answer, training_mode=True
+        )
+        prompt = encoder.prompt(text, [Picture(image)])
+        if encoder.start is None:
+            wanted = encoder.collate([prompt.followed_by(encoder.answer(answer))], PAD)
+            alone.pop("labels")
+            assert same(alone, wanted)
+            learned = ours["labels"][number]
+            assert learned[learned >= 0].tolist() == encoder.answer(answer)
+        assert torch.isfinite(model(**ours).loss)
+
+
+MARKED = [
+    "what <sense> is this",
+    "<sense>what is this",
+    "what is this<sense>",
+    "what is this picture of a dog <sense> and a cat",
+    "what is this picture of a dog and a <sense> cat",
+    "what is this",
+]
+START, END = 100_000, 100_001
+
+
+@pytest.mark.parametrize("name", slow_but(["llava", "paligemma"], seeing_bases()))
+def test_markers_stand_in_texts_with_pictures(name: str) -> None:
+    """Law: beside a picture a marker stands where the text has it, and moves nothing else."""
+    encoder, spans = MadeUpEncoder(), {"sense": (START, END)}
+    ours = SafeProcessor(seeing_bases()[name]()[1], {"sense": encoder}, spans=spans)
+    value = torch.zeros(1, encoder.dim)
+    for text in MARKED:
+        texts = [text, "a cat ran away on the mat"]
+        batch = ours(texts, images=[RED, BLUE], sense=[value, None])
+        plain = ours([text.replace("<sense>", ""), texts[1]], images=[RED, BLUE])
+        ids, words = (
+            b["input_ids"][0][b["attention_mask"][0] > 0].tolist() for b in (batch, plain)
+        )
+        place = ids.index(START)
+        assert ids[:place] + ids[place + 2 :] == words
+        behind = text.partition("<sense>")[2] if not text.startswith("<sense>") else ""
+        after = ours.tokenizer.tokenizer(behind, add_special_tokens=False)["input_ids"]
+        assert ids[place + 2 :][: len(after)] == after
+
+
+# Chats.
+
+
+def talk_of(*parts: Any) -> list[dict[str, Any]]:
+    """A message of pictures, samples and a question."""
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": "what is this"}]}]
+
+
+BATCH: dict[str, Any] = {
+    "tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True,
+}  # fmt: skip
+
+
+def test_a_part_may_be_any_form_of_a_picture(processors: Processors, tmp_path: Path) -> None:
+    """Law: a file, its name and a picture of a row are the picture, which the base is shown."""
+    ours, file = processors("llava"), tmp_path / "blue.png"
+    BLUE.save(file)
+    wanted = ours.tokenizer.apply_chat_template(
+        talk_of({"type": "image", "image": BLUE}, {"type": "image", "image": RED}), **BATCH
+    )
+    assert len(wanted["pixel_values"]) == 2
+    second = {"type": "image", "image": RED}
+    for key, value in [
+        ("image", BLUE), ("image", Picture(file)), ("path", str(file)), ("path", file),
+        ("url", str(file)), ("image", file.read_bytes()),
+    ]:  # fmt: skip
+        talk = talk_of({"type": "image", key: value}, second)
+        assert same(ours.apply_chat_template(talk, **BATCH), wanted)
+    with pytest.raises(DataError, match=r"the picture `.*red.png` does not exist"):
+        ours.apply_chat_template(talk_of({"type": "image", "path": tmp_path / "red.png"}), **BATCH)
+
+
+@pytest.mark.parametrize("spans", [{}, {"sense": (START, END)}])
+def test_pictures_and_samples_of_a_chat(spans: dict[str, tuple[int, ...]]) -> None:
+    """Law: a sample in a chat with a picture adds its tensors, and its markers where it stood."""
+    encoder, base = MadeUpEncoder(), llava()[1]
+    ours = SafeProcessor(base, {"sense": encoder}, spans=spans)
+    image, value = {"type": "image", "image": RED}, torch.zeros(1, encoder.dim)
+    found = ours.apply_chat_template(talk_of(image, {"type": "sense", "sense": value}), **BATCH)
+    wanted = base.apply_chat_template(talk_of(image), **BATCH)
+    assert bitwise_equal(found["pixel_values"], wanted["pixel_values"])
+    assert found["sense__present"].tolist() == [True]
+    (ids,) = found["input_ids"].tolist()
+    assert [one for one in ids if one < START] == wanted["input_ids"][0].tolist()
+    if spans:
+        text = base.tokenizer.decode(ids[ids.index(END) + 1 :])
+        assert text.startswith("what is this")
+
+
+def test_a_tokenizer_takes_no_pictures_in_a_chat() -> None:
+    """Law: where the base reads text alone, or its tokenizer has the template, none is dropped."""
+    reads, sees = tokenizer(), llava()[1]
+    reads.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    sees.tokenizer.chat_template, sees.chat_template = reads.chat_template, None
+    for base in (reads, sees):
+        ours = SafeProcessor(base, {})
+        with pytest.raises(SampleError, match="a part of type 'image' is taken by neither"):
+            ours.apply_chat_template(talk_of({"type": "image", "image": RED}))
+        words = ours.apply_chat_template([{"role": "user", "content": "w3"}], tokenize=False)
+        assert words == "w3"
+
+
+def test_a_sense_may_be_called_image(tmp_path: Path) -> None:
+    """Law: parts and keywords of a modality's name are its own, whatever the base takes."""
+
+    class Names(MadeUpEncoder):
+        """Its samples are the lengths of what they are given."""
+
+        def prepare(self, samples: Any) -> dict[str, Tensor]:
+            """A row of ones for each."""
+            assert all(isinstance(one, torch.Tensor) for one in samples)
+            return super().prepare(samples)
+
+    encoder = Names()
+    ours = SafeProcessor(llava()[1], {"image": encoder, "images": encoder})
+    value = torch.zeros(1, encoder.dim)
+    batch = ours("what", images=[value])
+    assert "pixel_values" not in batch
+    assert batch["images__present"].tolist() == [True]
+    chat = ours.apply_chat_template(talk_of({"type": "image", "image": value}), **BATCH)
+    assert "pixel_values" not in chat
+    assert chat["image__present"].tolist() == [True]
 
 
 # The laws, with pictures.

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 from torch import Tensor
 
 from safe_framework.data.audio import check_waveform
 from safe_framework.data.checks import DataReport, SampleRequirements, check_data
 from safe_framework.data.checks.findings import KINDS
 from safe_framework.data.checks.recipe import check_target
+from safe_framework.data.fields import RowFields
 from safe_framework.errors import SampleError
 from safe_framework.testing.toys import ToyEncoder
 
@@ -137,8 +139,8 @@ def test_every_planted_fault_is_found_and_named(sound: Path) -> None:
     assert len(found) == len(report.findings) >= 12
     assert [where for where, words in planted.items() if words not in found[where].message] == []
     assert all(finding.hint for finding in report.findings)
-    kinds = {kind for _, kind in planted} | {"unreadable-data"}
-    assert kinds == set(KINDS)
+    elsewhere = {"unreadable-data", "unread-field", "unseen-picture", "several-frames"}
+    assert {kind for _, kind in planted} == set(KINDS) - elsewhere
 
 
 def test_warnings_are_no_errors(sound: Path) -> None:
@@ -221,3 +223,137 @@ def test_the_report_is_json(sound: Path) -> None:
         "error", "train", "train.jsonl:2", "missing-file",
     )  # fmt: skip
     assert report["counts"]["train"]["answers"]["tone"] == 13
+
+
+@pytest.fixture
+def seen(tmp_path: Path) -> Path:
+    """A folder with pictures and sounds of which no two are alike."""
+    for number in range(6):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        soundfile.write(tmp_path / f"{number}.wav", wave(number), RATE)
+    return tmp_path
+
+
+def look(folder: Path, sources: Mapping[str, list[object]], **options: Any) -> DataReport:
+    """The report on rows by key of [data]."""
+    for key, rows in sources.items():
+        write(folder / f"{key}.jsonl", rows)
+    files = {key: folder / f"{key}.jsonl" for key in sources}
+    expected = {"audio": SampleRequirements(Listener(), True, LONGEST, RATE)}
+    return check_data(files, expected, **options)
+
+
+def seen_row(picture: object, sound: str | None = None, answer: str = "yes") -> dict[str, Any]:
+    """A row of the task with a picture."""
+    return {
+        "question": "Is this what you hear?",
+        "answer": answer,
+        "image": picture,
+        "audio": sound,
+    }
+
+
+def found(report: DataReport) -> list[tuple[str, str]]:
+    """Where findings are, and of which kind."""
+    return [(one.place, one.kind) for one in report.findings]
+
+
+def test_pictures_are_opened_and_counted(seen: Path) -> None:
+    """Law: pictures that are not there, not whole or of several frames are named with their row."""
+    (seen / "torn.png").write_bytes((seen / "1.png").read_bytes()[:40])
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames[0].save(seen / "two.gif", save_all=True, append_images=frames[1:])
+    names = ["0.png", "gone.png", "torn.png", "two.gif", 3, ["1.png", "gone.png"]]
+    rows: list[object] = [seen_row(name, "0.wav", str(n)) for n, name in enumerate(names)]
+    rows[5] = {**seen_row(None, "1.wav"), "images": names[5]}
+    report = look(seen, {"train": rows})
+    assert found(report) == [
+        ("train.jsonl:2", "missing-file"), ("train.jsonl:3", "unreadable-file"),
+        ("train.jsonl:4", "several-frames"), ("train.jsonl:5", "bad-row"),
+        ("train.jsonl:6", "missing-file"),
+    ]  # fmt: skip
+    assert [one.message.partition(":")[0] for one in report.findings[:3]] == ["`image`"] * 3
+    assert report.findings[4].message.startswith("`images`: the picture `")
+    assert "has 2 frames, of which the first is read" in report.findings[2].message
+    assert report.findings[2].severity == "warning"
+    assert all(one.hint for one in report.findings)
+    assert report.counts["train"].pictures == 3
+
+
+def test_texts_may_have_pictures(seen: Path) -> None:
+    """Law: pictures of texts are opened and counted as those of the task are."""
+    rows: list[object] = [{"text": "w", "image": "0.png"}, {"text": "v", "image": "gone.png"}]
+    report = look(seen, {"retention": rows})
+    assert found(report) == [("retention.jsonl:2", "missing-file")]
+    assert report.counts["retention"].pictures == 1
+
+
+def test_a_picture_that_is_trained_on_and_measured_is_a_leak(seen: Path) -> None:
+    """Law: the same content in what is trained on and what is held out is found, by any name."""
+    (seen / "copy.png").write_bytes((seen / "0.png").read_bytes())
+    report = look(
+        seen,
+        {
+            "train": [seen_row("0.png", "0.wav"), seen_row("1.png", "1.wav")],
+            "test": [seen_row("copy.png", "2.wav"), seen_row("2.png", "3.wav")],
+            "retention": [{"text": "w", "image": "0.png"}, {"text": "w", "image": "3.png"}],
+            "retention_test": [{"text": "w", "image": "1.png"}, {"text": "w", "image": "2.png"}],
+        },
+    )
+    assert found(report) == [("test.jsonl:1", "leak"), ("retention_test.jsonl:1", "leak")]
+    same = "its `picture` is the same {} as that of train.jsonl:{} in `train`"
+    assert [one.message for one in report.findings] == [
+        same.format("content", 1), same.format("file", 2),
+    ]  # fmt: skip
+
+
+def test_the_same_question_of_another_picture_is_another_row(seen: Path) -> None:
+    """Law: rows repeat or contradict each other only if sounds, pictures and question are same."""
+    rows: list[object] = [
+        seen_row("0.png", "0.wav"),
+        seen_row("1.png", "0.wav", "no"),
+        seen_row("0.png", "1.wav", "no"),
+        seen_row("0.png", answer="no"),
+        seen_row("0.png", "0.wav"),
+        seen_row("1.png", "0.wav", "yes"),
+    ]
+    report = look(seen, {"train": rows})
+    assert found(report) == [("train.jsonl:5", "duplicate"), ("train.jsonl:6", "contradiction")]
+    assert "the same `picture` and `audio` and question are answered `no`" in (
+        report.findings[1].message
+    )
+
+
+def test_a_base_that_takes_no_pictures_is_told_of_once(seen: Path) -> None:
+    """Law: where nobody would see them, pictures are one finding a source, and are not opened."""
+    rows: list[object] = [seen_row("gone.png", "0.wav"), seen_row("1.png", "1.wav")]
+    report = look(seen, {"train": rows}, base="blind", takes_pictures=lambda: False)
+    assert found(report) == [("train.jsonl:1", "unseen-picture")]
+    assert (
+        report.findings[0].message == "`image`: it has a picture, but the base `blind` takes none"
+    )
+    assert report.counts["train"].pictures == 0
+
+
+def test_fields_that_nobody_reads_are_told_of_once_a_source(seen: Path) -> None:
+    """Law: one finding a source names every such field; its line holds those of all sources."""
+    rows: list[object] = [{"text": "w", "id": 1}, {"text": "v", "id": 2, "at": 3}]
+    fields = {key: RowFields(read={"text"}) for key in ("retention", "retention_test")}
+    other: list[object] = [{"text": "u", "url": "x"}]
+    report = look(seen, {"retention": rows, "retention_test": other}, fields=fields)
+    assert found(report) == [
+        ("retention.jsonl:1", "unread-field"), ("retention_test.jsonl:1", "unread-field"),
+    ]  # fmt: skip
+    assert [one.message for one in report.findings] == [
+        "nothing reads the fields `id`, `at` (first in retention.jsonl:2)",
+        "nothing reads the field `url`",
+    ]
+    assert all('ignore = ["id", "at", "url"]' in one.hint for one in report.findings)
+
+
+def test_one_file_is_looked_at_with_its_pictures(seen: Path) -> None:
+    """Law: without a recipe, `image` holds pictures for a base, and is no sense of its own."""
+    write(seen / "one.jsonl", [seen_row("0.png", "0.wav"), seen_row("gone.png", "1.wav")])
+    report = check_target(str(seen / "one.jsonl"), longest=LONGEST)
+    assert found(report) == [("one.jsonl:2", "missing-file")]
+    assert (report.counts["train"].samples, report.counts["train"].pictures) == ({"audio": 2}, 1)

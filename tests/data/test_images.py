@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safe_framework.data.images import SUFFIXES, read_image
+from safe_framework.data.images import read_image
+from safe_framework.data.pictures import SUFFIXES
 from safe_framework.data.samples import read_array
 from safe_framework.errors import DataError
 

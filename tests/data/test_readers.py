@@ -319,3 +319,37 @@ def test_foreign_samples_that_the_encoder_refuses_are_left_out(tmp_path: Path) -
     (error,) = skipped
     assert error.message.startswith("foreign.jsonl:1: ")
     assert "NaN" in error.message
+
+
+def test_litter_of_other_programs_is_no_row(tmp_path: Path) -> None:
+    """Law: what Jupyter, Windows and macOS leave in folders is neither an answer nor a sample."""
+    for name in (
+        "piano/a.wav", "flute/a.wav", ".ipynb_checkpoints/a.wav", "__MACOSX/a.wav",
+        "piano/Thumbs.db", "piano/.DS_Store", "flute/desktop.ini", "flute/._a.wav",
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    names = sorted(row["file_name"] for _, row in read_rows(tmp_path))
+    assert names == ["flute/a.wav", "piano/a.wav"]
+
+
+def test_several_splits_are_refused_by_name(tmp_path: Path) -> None:
+    """Law: a folder of several splits says which there are, and how to name one."""
+    one = datasets.Dataset.from_list([{"text": "a"}, {"text": "b"}])
+    datasets.DatasetDict({"train": one, "test": one}).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(DataError, match=r"several splits: test, train\nhint: .* `saved/test`$"):
+        read_rows(tmp_path / "saved")
+    assert [row["text"] for _, row in read_rows(tmp_path / "saved" / "train")] == ["a", "b"]
+
+
+def test_a_sound_may_be_named_by_its_address(tmp_path: Path) -> None:
+    """Law: `file://` is read as the path that it is; another address is refused as one."""
+    soundfile.write(tmp_path / "a b.wav", np.full(80, 0.25), RATE)
+    row = {"question": "q", "answer": "a", "audio": (tmp_path / "a b.wav").as_uri()}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (example,) = read_examples(tmp_path / "rows.jsonl", ENCODERS)
+    assert example.samples["audio"].values.shape == (80,)
+    for address in ("zip://a.wav::clips.zip", "https://example.org/a.wav", "file://host/a.wav"):
+        (tmp_path / "rows.jsonl").write_text(json.dumps({**row, "audio": address}))
+        with pytest.raises(DataError, match=r"^rows.jsonl:1: `audio` is at `.*\nhint: download"):
+            read_examples(tmp_path / "rows.jsonl", ENCODERS)

@@ -23,11 +23,11 @@ def test_a_sample_is_read_where_an_encoder_is_given(tmp_path: Path) -> None:
     """Law: a text's sample is read for who asks for it, and left alone otherwise."""
     np.save(tmp_path / "felt.npy", np.ones((3, 4), np.float32))
     path = written(tmp_path, {"text": "a dog", "touch": "felt.npy"}, {"text": "a cat"})
-    own, other = read_texts(path, modalities=["touch"], encoders={"touch": ToyEncoder()})
+    own, other = read_texts(path, encoders={"touch": ToyEncoder()})
     assert own.samples["touch"].shape == (3, 4)
     assert own.files == {"touch": tmp_path / "felt.npy"}
     assert not other.samples
-    assert not read_texts(path, modalities=["touch"])[0].samples
+    assert not read_texts(path)[0].samples
 
 
 def test_people_are_those_who_answered_or_the_one_answer(tmp_path: Path) -> None:

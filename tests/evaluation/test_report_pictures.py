@@ -112,7 +112,7 @@ def test_picture_questions_show_every_way_they_were_asked(tmp_path: Path, seen: 
     assert "base alone, audio absent, beside silent audio" in page.texts
     assert "beside noise audio" in page.texts
     assert "beside its own audio" in page.texts
-    assert page.texts.count("VQA accuracy by kind, by audio") == 1
+    assert page.texts.count("VQA accuracy by kind") == 1
     assert page.texts.count("Questions with both senses by kind") == 1
 
 

@@ -18,7 +18,13 @@ from safe_framework.evaluation.alignment import (
     picture_alignment,
     picture_features,
 )
-from safe_framework.evaluation.answers import answer, example_inputs, placeholders, word_positions
+from safe_framework.evaluation.answers import (
+    answer,
+    example_inputs,
+    log_likelihoods,
+    placeholders,
+    word_positions,
+)
 from safe_framework.evaluation.both_senses import (
     OTHER_PICTURE,
     OTHER_SAMPLE,
@@ -30,12 +36,22 @@ from safe_framework.evaluation.both_senses import (
 from safe_framework.evaluation.evaluate import evaluate
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.seeing import picture_questions
+from safe_framework.evaluation.side_by_side import side_by_side
 from safe_framework.evaluation.sweep import read_sweeps, sweep, write_sweep
 from safe_framework.interfaces.projector import Projector
 from safe_framework.interfaces.types import Frames, Tokens
 from tests.evaluation.conftest import AddTokens, PairEncoder
-from tests.evaluation.pictured import COLOURS, WIDTH, examples, seeing_model, seen, texts
+from tests.evaluation.pictured import (
+    COLOURS,
+    WIDTH,
+    examples,
+    sample,
+    seeing_model,
+    seen,
+    texts,
+)
 from tests.support.seeing import llava
+from tests.support.tolerance import rounding
 
 OPTIONS = {"max_new_tokens": 2, "batch_size": 5, "bootstrap": 40}
 
@@ -73,6 +89,26 @@ def test_answers_are_in_the_order_of_the_examples(model: SafeModel) -> None:
     assert together == alone
 
 
+def test_labels_are_scored_beside_the_picture(model: SafeModel) -> None:
+    """Law: a closed answer is chosen by likelihoods that depend on the picture, in any batch."""
+    model.eval()
+    pairs = [(row, label) for row in examples()[1::2][:3] for label in ("red", "a dog")]
+    closed = [
+        attrs.evolve(row, task="classification", labels=("red", "a dog")) for row in examples()
+    ]
+    with torch.no_grad():
+        together = log_likelihoods(model, pairs, {"touch": 0.0})
+        alone = [log_likelihoods(model, [pair], {"touch": 0.0})[0] for pair in pairs]
+        chosen = answer(model, closed, batch_size=5)
+        apart = [answer(model, [row])[0] for row in closed]
+    vocabulary = model.base.get_output_embeddings().out_features
+    sums = 2 * (12 * WIDTH) + WIDTH + vocabulary  # two layers, the head, and a softmax
+    most = rounding(sums, torch.tensor(alone))
+    np.testing.assert_allclose(together, alone, rtol=0, atol=most)
+    assert len(set(alone[::2])) == 3  # the same question and label beside three pictures
+    assert chosen == apart
+
+
 def test_placeholders_are_not_compared(model: SafeModel) -> None:
     """Law: next tokens are counted at words, never at the places of a picture."""
     batch = example_inputs(model, [examples()[1]])
@@ -88,6 +124,7 @@ def test_retention_reads_texts_with_their_pictures(found: Evaluation) -> None:
     assert found.retention.absent.texts == len(texts())
     assert found.retention.absent.identical
     assert found.gate_zero.identical
+    assert found.gate_zero.examples == 12 + 6  # test rows, and picture questions beside samples
     assert found.retention.overall.agreement.value < 1
 
 
@@ -325,3 +362,19 @@ def test_runs_without_pictures_say_nothing_of_them(model: SafeModel) -> None:
     text = found.to_json()
     for name in ("seeing", "both_senses", "kinds", '"by"', "picture", "unmeasured", '"kind"'):
         assert name not in text
+
+
+def test_two_answers_about_a_picture_are_compared_at_words(model: SafeModel) -> None:
+    """Law: side by side, both see the picture, and agreement counts the question's words alone."""
+    options = {"images": [seen("red")], "max_new_tokens": 2}
+    shut = side_by_side(model, "touch", "what is this", sample(0), gate=0.0, **options)
+    assert shut.bitwise
+    assert shut.agreement == 1.0
+    wide = side_by_side(model, "touch", "what is this", sample(0), gate=1.0, **options)
+    assert not wide.bitwise
+    words = len(model.tokenizer("what is this")["input_ids"])
+    assert (wide.agreement * words) == pytest.approx(round(wide.agreement * words))
+    other = {**options, "images": [seen("blue")]}
+    blue = side_by_side(model, "touch", "what is this", None, **other)
+    assert blue.bitwise
+    assert blue.base != shut.base

@@ -34,7 +34,7 @@ def copy_of(base: nn.Module) -> nn.Module:
 def forward_tensors(call: Callable[..., Any], batch: dict[str, Tensor]) -> list[Tensor]:
     """Loss, logits and every hidden state of one forward call."""
     labels = batch.get("decoder_input_ids", batch["input_ids"])
-    out = call(**batch, labels=labels, output_hidden_states=True)
+    out = call(**{"labels": labels, **batch}, output_hidden_states=True)
     states = out.get("decoder_hidden_states") or out.hidden_states
     return [out.loss, out.logits, *states]
 
@@ -43,7 +43,8 @@ def generate_tensors(
     call: Callable[..., Any], batch: dict[str, Tensor], options: dict[str, Any]
 ) -> list[Tensor]:
     """Tokens and scores of one seeded ``generate`` call."""
-    prompt = {key: value for key, value in batch.items() if key != "decoder_input_ids"}
+    answer = ("decoder_input_ids", "labels")
+    prompt = {key: value for key, value in batch.items() if key not in answer}
     torch.manual_seed(11)
     out = call(
         **prompt,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def spec(tmp_path: Path) -> BaseSpec:
 
 def test_a_base_that_sees_has_its_processor(spec: BaseSpec) -> None:
     """What is loaded makes the very tensors that the processor that was saved made."""
-    base, processor = load_base(spec)
+    loaded: Any = load_base(spec)
+    base, processor = loaded
     assert type(processor) is LlavaProcessor
     assert type(load_base_processor(spec)) is LlavaProcessor
     inputs: Any = {"text": ["<image> what"], "images": [picture("red")], "return_tensors": "pt"}
@@ -83,11 +85,9 @@ def qwen(folder: Path) -> Any:
 @pytest.fixture
 def no_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if torchvision were not installed, where it is."""
-    from safe_framework.pretrained import base_processor
-
-    find: Callable[[str], Any] = base_processor.find_spec
+    find: Callable[..., Any] = util.find_spec
     monkeypatch.setattr(
-        base_processor, "find_spec", lambda name: None if name == "torchvision" else find(name)
+        util, "find_spec", lambda name, *more: None if name == "torchvision" else find(name, *more)
     )
 
 

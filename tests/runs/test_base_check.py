@@ -15,6 +15,7 @@ from safe_framework.config.read import read_recipe
 from safe_framework.pretrained.base_outline import known_types
 from safe_framework.runs import base_check
 from safe_framework.runs.base_check import check_base
+from safe_framework.runs.run import run_recipe
 
 LLAMA = {"model_type": "llama", "num_hidden_layers": 2, "architectures": ["LlamaForCausalLM"]}
 LLAVA = {"model_type": "llava", "text_config": LLAMA, "vision_config": {}}
@@ -179,7 +180,9 @@ def test_pictures_for_a_base_that_takes_none(world):
         "train.jsonl:2 has a picture, but a base of type `llama` takes none",
         "texts.jsonl:1 has a picture, but a base of type `llama` takes none",
     ]
-    assert findings[0][1] == "choose a base that takes pictures, or rename the field"
+    assert (
+        findings[0][1] == 'choose a base that takes pictures, or add `ignore = ["image"]` to [data]'
+    )
 
 
 def test_a_modality_called_image(world):
@@ -273,6 +276,14 @@ def test_rows_that_cannot_be_read(world):
     assert world.check(LLAMA) == []
 
 
+def test_a_run_is_refused_for_it(world):
+    """``run_recipe`` says the same before anything is loaded, and leaves no folder."""
+    world.refused({"model_type": "lama"})
+    with pytest.raises(RecipeError, match="no model of type `lama`"):
+        run_recipe(str(world.folder / "recipe.toml"), output=world.folder / "run")
+    assert not (world.folder / "run").exists()
+
+
 def test_the_command_shows_where(world):
     """It leaves with 1, points at the recipe's lines, and loads neither torch nor transformers."""
     world.rows("train", SEEN)
@@ -289,5 +300,5 @@ def test_the_command_shows_where(world):
         "recipe.toml:10:9: train.jsonl:1 has a picture, but a base of type `llama` takes none\n"
         '  10 | train = "train.jsonl"\n'
         "     |         ^^^^^^^^^^^^^\n"
-        "hint: choose a base that takes pictures, or rename the field\n"
+        'hint: choose a base that takes pictures, or add `ignore = ["image"]` to [data]\n'
     )

@@ -142,10 +142,15 @@ def test_runs_on_pictures_are_compared(run: RunFolder, capsys: pytest.CaptureFix
     assert "VQA accuracy" in capsys.readouterr().out
 
 
-def test_a_field_that_no_row_has_stops_before_training(folder: Path, tmp_path: Path) -> None:
+def test_a_field_that_no_row_has_stops_before_training(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Law: ``by`` that names nothing is refused before anything is trained."""
-    wrong = (folder / "recipe.toml").read_text("utf-8") + 'by = "sort"\n'
+    right = (folder / "recipe.toml").read_text("utf-8")
+    wrong = right.replace("[data]", '[data]\nignore = ["kind"]') + 'by = "sort"\n'
     (folder / "wrong.toml").write_text(wrong, "utf-8")
+    assert main(["check", str(folder / "wrong.toml")]) == 1
+    assert "has the field `sort`" in capsys.readouterr().out.replace("\n", " ")
     with pytest.raises(DataError, match="has the field `sort`"):
         run_recipe(str(folder / "wrong.toml"), output=tmp_path / "wrong", quiet=True)
     assert not (tmp_path / "wrong" / "checkpoints").exists()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,13 @@ from tests.support.seeing import picture, seeing_bases
 from tests.support.toys import DIM, lora
 from tests.training.conftest import ArrayEncoder, perturb
 
-READY = ("llava", "llava-next", "smolvlm", "idefics3", "gemma3", "paligemma", "internvl", "mllama")
-BASES = {name: made for name, made in seeing_bases().items() if name in READY}
+BASES = seeing_bases()
 ONE_PICTURE = ("blip-2-opt", "blip-2-t5", "instructblip", "florence2")
 """Bases whose processors take one picture a text."""
 ALWAYS_SEEING = ("blip-2-opt", "blip-2-t5", "instructblip")
 """Bases that read no text without a picture."""
-LOOKING_ABOVE = ("mllama",)
-"""Bases whose upper layers look at pictures too, so that their tower runs at each step."""
+NEEDING_PIXELS = ("mllama", "blip-2-opt", "instructblip")
+"""Bases whose upper layers look at pictures too, or that take no call without."""
 PICTURES = [["red"], ["blue", "green"], [], ["white"], []]
 """Of each row; the same for the task and for retention."""
 
@@ -100,8 +100,10 @@ class World:
 
     def caches(self, keep: tuple[str, ...]) -> ActivationCaches:
         """The caches of a run, tried on a text without pictures."""
-        text = TokenizedExample(self.prompts.prompt("what is this"), [5], "", {})
-        shown = [TokenizedExample(text.prompt, [5], "", e.frames) for e in self.examples[:2]]
+        shown = self.examples[:2]
+        if not self.prompts.always_sees:
+            text = self.prompts.prompt("what is this")
+            shown = [TokenizedExample(text, [5], "", one.frames) for one in shown]
         made = AnswerCollator({"touch": DIM}, self.pad, self.prompts)(shown)
         given = {key: made[key] for key in made if key not in ("labels", "answers")}
         return ActivationCaches(self.model, keep, given, self.pad, prompts=self.prompts)
@@ -135,9 +137,8 @@ class World:
             if states is not None:
                 states.precompute([row for row in rows if states.contains([row])], "reading")
             retention.precompute(1, lambda *told: None)
-        collate = AnswerCollator(
-            {"touch": DIM}, self.pad, self.prompts, lambda found: caches.starts(states, found)
-        ).calls
+        needed = partial(caches.pixels_needed, states)
+        collate = AnswerCollator({"touch": DIM}, self.pad, self.prompts, needed).calls
         self.model.set_gate(0.0 if closed else 1.0)
         parts = [StepShard(n, shards) for n in range(shards)] if shards > 1 else [WHOLE_STEP]
         steps = [collate(part.of(self.examples)) for part in parts]
@@ -165,12 +166,15 @@ def frames(count: int) -> list[Frames]:
 def counting_pictures(model: SafeModel) -> Iterator[list[int]]:
     """Within the block, how many pictures (or patches) each call of the image tower is shown."""
     stack, seen = set(model.stack.of(model.base).modules()), list[int]()
+    towers = ("vision", "patch_embed")
     inside = [
         module
         for name, module in model.base.named_modules()
-        if module not in stack and "patch_embed" in name and not list(module.children())
-        and any(True for _ in module.parameters())
-    ]  # fmt: skip
+        if module not in stack
+        and any(one in name for one in towers)
+        and not list(module.children())
+        and list(module.parameters())
+    ]
     assert inside
     handle = inside[0].register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
     try:
@@ -202,7 +206,7 @@ def test_a_step_with_pictures_is_the_same_without_speedups(name: str) -> None:
         for parameter, gradient, one in zip(parameters, wanted, gradients, strict=True):
             assert gradient.norm() > 0, parameter
             assert_near(one, gradient, f"{parameter}, {speedups}")
-        if speedups == "stored" and name not in LOOKING_ABOVE and not world.prompts.start:
+        if speedups == "stored" and name not in NEEDING_PIXELS and world.prompts.start is None:
             assert seen == 0
 
 
@@ -308,7 +312,7 @@ def test_the_monitor_measures_what_is_seen() -> None:
     )
     counts = evaluator.count()
     world.model.set_gate(1.0)
-    agreed = []
+    agreed, counted = [], []
     for text in evaluator.texts:
         own = world.prompts.collate([text.plain], world.pad)
         frames_of = text.frames["touch"]
@@ -319,8 +323,11 @@ def test_the_monitor_measures_what_is_seen() -> None:
             touch__frames_mask=frames_of.mask,
         )
         base = world.model.base(**own)
-        agreed.append(int((heard.logits.argmax(-1) == base.logits.argmax(-1)).sum()))
+        words = own["input_ids"] != world.model.base.config.image_token_id
+        same = heard.logits.argmax(-1) == base.logits.argmax(-1)
+        agreed.append(int(same[words].sum()))
+        counted.append(int(words.sum()))
     assert counts.agreed == tuple(agreed)
-    assert counts.positions == tuple(len(text.plain) for text in evaluator.texts)
+    assert counts.positions == tuple(counted)
     assert len(counts.right) == len(world.examples)
     assert np.isfinite(counts.task_loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from torch import nn
 
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import UnsupportedBaseError
+from safe_framework.pretrained.base_outline import BaseOutline
 from safe_framework.verification.bench import Bench, frozen_state
 from safe_framework.verification.calls import CALLS, FORWARD, GREEDY, Level
 from safe_framework.verification.certificate import Certificate, Law, Verdict
@@ -85,7 +87,7 @@ def _examined(base: TinyBase, calls: Level) -> Entry:
     works, broken, unable = _decodings(model, base)
     given, unreached = _picture(model, base)
     failed = [f"{law.key} {law.name}: {law.findings[0]}" for law in laws if law.findings]
-    failed += broken + unreached
+    failed += [*broken, *unreached, *_outlined(model)]
     return Entry(
         base.task,
         base.model_type,
@@ -140,6 +142,14 @@ def _decodings(model: SafeModel, base: TinyBase) -> tuple[tuple[str, ...], list[
     return tuple(works), broken, unable
 
 
+def _outlined(model: SafeModel) -> Iterator[str]:
+    """Where ``safe check`` would take the base for another, by its config alone."""
+    config: Any = model.base.config
+    outline = BaseOutline(json.loads(config.to_json_string()))
+    if outline.layers not in (None, model.stack.count):
+        yield f"its config is read as one of {outline.layers} layers, not {model.stack.count}"
+
+
 def _picture(model: SafeModel, base: TinyBase) -> tuple[str, list[str]]:
     """How a picture that reaches the answer was given, and what keeps one from it."""
     if base.task != "image_text":
@@ -177,7 +187,7 @@ def _learning(model: SafeModel, base: TinyBase) -> Iterator[str]:
         bench = Bench.of(model, base.inputs)
         call = attrs.evolve(FORWARD, mode="grad")
         try:
-            _logits(model(**call.inputs(bench.batches), **bench.samples)).float().sum().backward()
+            _logits(model(**bench.inputs(call), **bench.samples)).float().sum().backward()
         except RuntimeError as error:
             yield f"cannot be trained: {_line(error)}"
             return

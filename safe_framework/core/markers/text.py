@@ -71,14 +71,19 @@ def _cut(body: Sequence[int], head: Sequence[int], tail: Sequence[int]) -> int |
 
     >>> _cut([7, 7, 7, 7, 3, 4], [7, 3], [4])
     5
+    >>> _cut([7, 7, 3, 4], [3], [4])  # a picture's ids stand before the text
+    3
     """
     grown = Counter(body) - Counter([*head, *tail])
     same_head, same_tail = _common(body, head), _common(body[::-1], tail[::-1])
     positions = same_head, len(body) - same_tail
-    if not grown.keys() & set(head) and len(head) - same_head <= _MERGED:
-        return positions[0]
-    if not grown.keys() & set(tail) and len(tail) - same_tail <= _MERGED:
-        return positions[1]
+    missing = len(head) - same_head, len(tail) - same_tail
+    sides = (0, 1)
+    if len(body) > len(head) + len(tail):  # the half that is whole is the surer one
+        sides = (0, 1) if missing[0] <= missing[1] else (1, 0)
+    for side in sides:
+        if not grown.keys() & set((head, tail)[side]) and missing[side] <= _MERGED:
+            return positions[side]
     return positions[0] if positions[0] == positions[1] else None
 
 

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
-from safe_framework.data.checks.findings import Counts, DataReport, Finding, Seen, repeats, split_of
-from safe_framework.data.checks.rows import SampleRequirements, open_sample, sample_problems
-from safe_framework.data.examples import renamed, sources_of, text_of
+from safe_framework.data.addresses import InlineSample, sources_of
+from safe_framework.data.checks.findings import (
+    KINDS,
+    PICTURE,
+    Counts,
+    DataReport,
+    Finding,
+    SeenRow,
+    repeats,
+    split_of,
+)
+from safe_framework.data.checks.rows import (
+    SampleRequirements,
+    open_sample,
+    picture_problems,
+    sample_problems,
+)
+from safe_framework.data.fields import FOREIGN, TEXTS, RowFields, ignoring
 from safe_framework.data.frame_cache import sample_key
+from safe_framework.data.pictures import Look, RowPictures, blind_base
 from safe_framework.data.readers import Row, Source, is_dataset, iterate_rows, no_rows
-from safe_framework.data.samples import InlineSample
-from safe_framework.data.tasks import CAPTIONS, NO_FIELDS, TaskFormat
+from safe_framework.data.tasks import CAPTIONS, TaskFormat, text_of
 from safe_framework.errors import DataError
-from safe_framework.utils.progress import ProgressCallback
+from safe_framework.utils.hashing import text_fingerprint
+from safe_framework.utils.progress import ProgressCallback, no_progress
 
 __all__ = ["DataReport", "Finding", "SampleRequirements", "check_data"]
 
 
 NO_READINGS: Mapping[str, TaskFormat] = MappingProxyType({})
-TEXTS = ("retention", "retention_test", "retention_validation")
-FOREIGN = ("foreign", "foreign_test", "foreign_validation")
+ANY_FIELDS: Mapping[str, RowFields] = MappingProxyType({})
 
 
 def check_data(
@@ -31,27 +46,43 @@ def check_data(
     modalities: Mapping[str, SampleRequirements],
     *,
     question: str | None = None,
-    fields: Mapping[str, str] = NO_FIELDS,
     readings: Mapping[str, TaskFormat] = NO_READINGS,
-    progress: ProgressCallback | None = None,
+    fields: Mapping[str, RowFields] = ANY_FIELDS,
+    base: str = "",
+    takes_pictures: Callable[[], bool] = lambda: True,
+    progress: ProgressCallback = no_progress,
 ) -> DataReport:
-    """Read every row and every sample of some data.
+    """Read every row, every sample and every picture of some data.
 
     Args:
         sources: what to read, by key of ``[data]``; another key is checked as ``train`` is.
         modalities: what to expect of each one's samples.
         question: what is asked where a row has no question.
-        fields: what a field is called in the data, by the name that it has here.
         readings: how the rows of some sources are read, by key, if not as those of any other.
+        fields: what the rows of some sources may hold, by key; those of others anything.
+        base: what messages call the base.
+        takes_pictures: whether the base does; asked when a row has one.
         progress: called after each row.
     """
-    usual = TaskFormat(question=question, fields=fields)
+    usual = TaskFormat(question=question)
     checks = [
-        _SourceCheck(key, source, modalities, readings.get(key, usual))
+        _SourceCheck(
+            key,
+            source,
+            modalities,
+            readings.get(key, usual),
+            fields.get(key, RowFields()),
+            RowPictures(
+                modalities, takes_pictures, label=f"opening pictures of {key}", progress=progress
+            ),
+        )
         for key, source in sources.items()
     ]
     for check in checks:
         check.run(progress)
+    unread = [check.fields for check in checks if check.fields.unread]
+    for check in checks:
+        check.note_unread(ignoring(unread), base)
     found = [finding for check in checks for finding in check.findings]
     found += repeats([seen for check in checks for seen in check.seen])
     counts = {check.key: check.counts() for check in checks}
@@ -69,46 +100,77 @@ class _SourceCheck:
         source: Source,
         modalities: Mapping[str, SampleRequirements],
         reading: TaskFormat,
+        fields: RowFields,
+        pictures: RowPictures,
     ) -> None:
         self.key, self.source, self.modalities = key, source, modalities
-        self.reading = reading
+        self.reading, self.fields, self.pictures = reading, fields, pictures
+        self.looks: Mapping[int, Look] = {}
         self.findings: list[Finding] = []
-        self.seen: list[Seen] = []
+        self.seen: list[SeenRow] = []
         self.rows, self.seconds = 0, 0.0
         self.samples, self.answers = Counter[str](), Counter[str]()
+        self.opened = 0
 
-    def run(self, progress: ProgressCallback | None) -> None:
+    def run(self, progress: ProgressCallback) -> None:
         """Look at every row."""
         try:
-            total = 0 if is_dataset(self.source) else sum(1 for _ in iterate_rows(self.source))
+            total = 0 if is_dataset(self.source) else self._open_pictures()
             for row in iterate_rows(self.source):
                 self.rows += 1
                 self._row(row)
-                if progress is not None:
-                    progress(f"checking {self.key}", self.rows, total or self.rows)
+                progress(f"checking {self.key}", self.rows, total or self.rows)
             if not self.rows:
                 raise no_rows(self.source)
         except DataError as error:
             hint = error.hint or "correct what [data] names"
             self._note("unreadable-data", str(self.source), error.message, hint)
 
+    def _open_pictures(self) -> int:
+        """Look at the pictures in files, several at a time; how many rows there are."""
+        total = 0
+        for row in iterate_rows(self.source):
+            total += 1
+            if self.key not in FOREIGN:
+                with suppress(DataError):  # of which its row's own turn comes
+                    self.pictures.of(self.fields.of(row), by_file_name=self.key in TEXTS)
+        in_files = [use for use in self.pictures.uses if isinstance(use[-1].source, Path)]
+        self.pictures.uses = in_files  # the others are opened as their rows come by again
+        self.looks = self.pictures.looks()
+        return total
+
     def counts(self) -> Counts:
         """How much there was."""
-        return Counts(self.rows, self.samples, self.seconds, self.answers)
+        return Counts(self.rows, self.samples, self.seconds, self.answers, self.opened)
+
+    def note_unread(self, hint: str, base: str) -> None:
+        """Say which fields nobody reads, and that the base takes no pictures if it has some."""
+        if self.fields.unread:
+            place = self.fields.place
+            message = self.fields.message().removeprefix(place).lstrip(": ")
+            self._note("unread-field", place, message, hint)
+        if self.pictures.blind is not None:
+            place, field = self.pictures.blind
+            error = blind_base(base, place, field)
+            self._note("unseen-picture", place, *_message_and_hint(error, place))
 
     def _row(self, row: Row) -> None:
         if row.error is not None:
             self._note("bad-row", row.place, *_message_and_hint(row.error, row.place))
-        elif self.key in TEXTS:
-            self._text(renamed(row, self.reading.fields))
+            return
+        self.fields.note(row)
+        row = self.fields.of(row)
+        if self.key in TEXTS:
+            self._text(row)
         else:
-            self._task(renamed(row, self.reading.fields))
+            self._task(row)
 
     def _text(self, row: Row) -> None:
         text = self._part("empty-text", row, lambda: text_of(row))
+        pictures = self._pictures(row)
         if text:
-            content = hashlib.sha256(text.encode()).hexdigest()
-            self.seen.append(Seen(self.key, row.place, "text", "", content))
+            contents = pictures or {("text", ""): text_fingerprint(text)}
+            self.seen.append(SeenRow(self.key, row.place, contents, text, ""))
 
     def _task(self, row: Row) -> None:
         asked = answer = ""
@@ -116,32 +178,57 @@ class _SourceCheck:
             asked = self._part("empty-question", row, lambda: self.reading.prompt_of(row))
             answer = self._part("empty-answer", row, lambda: self.reading.answer_of(row))
             self.answers.update([answer] if answer else [])
+        found = {} if self.key in FOREIGN else self._pictures(row)
         try:
             held = sources_of(row, self.modalities)
         except DataError as error:
             self._note("bad-row", row.place, *_message_and_hint(error, row.place))
             return
-        if not held and self.modalities:
+        if not held and self.modalities and not found:
             names = " or ".join(f"`{name}`" for name in self.modalities)
             hint = "add the name of its file, unless it is meant for the text alone"
             self._note("no-sample", row.place, f"it has no {names}", hint)
         for name, source in held.items():
-            self._sample(row, name, source, asked, answer)
+            found |= self._sample(row, name, source)
+        if found:
+            self.seen.append(SeenRow(self.key, row.place, found, asked, answer))
+
+    def _pictures(self, row: Row) -> dict[tuple[str, str], str]:
+        """What the row's pictures hold, by what they are and their files; bad ones differ."""
+        try:
+            pictures = self.pictures.of(row, by_file_name=self.key in TEXTS)
+        except DataError as error:
+            self._note("bad-row", row.place, *_message_and_hint(error, row.place))
+            return {(PICTURE, ""): row.place}
+        found: dict[tuple[str, str], str] = {}
+        for number, picture in enumerate(pictures):
+            field = self.pictures.uses[-1][1]
+            problems = list(picture_problems(picture, self.looks))
+            for fault in problems:
+                self._note(fault.kind, row.place, f"`{field}`: {fault.message}", fault.hint)
+            whole = not any(KINDS[fault.kind] == "error" for fault in problems)
+            self.opened += whole
+            file = str(picture.source.resolve()) if isinstance(picture.source, Path) else ""
+            found[PICTURE, file or f"{number}"] = picture.digest if whole else row.place
+        self.pictures.uses.clear()  # so that pictures in rows are not kept in memory
+        return found
 
     def _sample(
-        self, row: Row, name: str, source: Path | InlineSample, asked: str, answer: str
-    ) -> None:
+        self, row: Row, name: str, source: Path | InlineSample
+    ) -> dict[tuple[str, str], str]:
+        """What the row's sample holds, by what it is and its file; nothing if it is not read."""
         expected = self.modalities[name]
         sample, wrong = open_sample(source, expected)
+        found = {}
         if sample is not None:
             wrong = sample_problems(sample, expected)
             self.samples[name] += 1
             self.seconds += getattr(sample, "seconds", 0.0)
             file = str(source.resolve()) if isinstance(source, Path) else ""
-            content = sample_key(sample)
-            self.seen.append(Seen(self.key, row.place, name, file, content, asked, answer))
+            found[name, file] = sample_key(sample)
         for fault in wrong:
             self._note(fault.kind, row.place, f"`{name}`: {fault.message}", fault.hint)
+        return found
 
     def _part(self, kind: str, row: Row, read: Callable[[], str]) -> str:
         try:
@@ -160,7 +247,7 @@ def _message_and_hint(error: DataError, place: str) -> tuple[str, str]:
 
 
 def _untrained(
-    key: str, everything: Sequence[Seen], counts: Mapping[str, Counts]
+    key: str, everything: Sequence[SeenRow], counts: Mapping[str, Counts]
 ) -> Iterator[Finding]:
     """Answers of a test that its training never gives."""
     train = key.replace("test", "train", 1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import attrs
@@ -24,6 +24,8 @@ KINDS: dict[str, Severity] = {
     "unreadable-file": "error",
     "not-finite": "error",
     "refused": "error",
+    "unread-field": "error",
+    "unseen-picture": "error",
     "leak": "error",
     "wrong-rate": "warning",
     "silence": "warning",
@@ -33,6 +35,7 @@ KINDS: dict[str, Severity] = {
     "contradiction": "warning",
     "untrained-answer": "warning",
     "no-sample": "warning",
+    "several-frames": "warning",
 }
 """Every kind of finding: with an error, training or its measures would fail or lie."""
 
@@ -70,12 +73,14 @@ class Counts:
         samples: of each modality.
         seconds: of sound in all samples together.
         answers: how often each one is given.
+        pictures: that were opened for the base.
     """
 
     rows: int
     samples: Counter[str]
     seconds: float
     answers: Counter[str]
+    pictures: int = 0
 
 
 @attrs.frozen
@@ -103,40 +108,44 @@ class DataReport:
         return json.dumps(report, indent=2, ensure_ascii=False)
 
 
+PICTURE = "picture"
+"""What messages call a picture for the base."""
+
+
 @attrs.frozen
-class Seen:
-    """One sample or text as it stood in a row.
+class SeenRow:
+    """What one row held and asked.
 
     Attributes:
         data: key of ``[data]``.
         place: the row.
-        what: what it is in messages, such as ``audio``.
-        file: its resolved file name; empty where there is none.
-        content: hash of its content.
-        question: what the row asks about it.
+        contents: the hash of each sample, picture or text in it, by what messages call it and its
+            resolved file name, which is none's where it is in no file.
+        question: what the row asks about them.
         answer: what it should be answered.
     """
 
     data: str
     place: str
-    what: str
-    file: str
-    content: str
+    contents: Mapping[tuple[str, str], str]
     question: str = ""
     answer: str = ""
 
 
-def repeats(everything: Sequence[Seen]) -> Iterator[Finding]:
+def repeats(everything: Sequence[SeenRow]) -> Iterator[Finding]:
     """Contents that come again: in another split, or with the same question in one."""
-    first: dict[tuple[str, str], Seen] = {}
-    asked: dict[tuple[str, str, str, str], Seen] = {}
+    first: dict[tuple[str, str], tuple[SeenRow, str]] = {}
+    asked: dict[tuple[str, ...], SeenRow] = {}
     for seen in everything:
-        known = first.setdefault((seen.what, seen.content), seen)
-        if split_of(known.data) != split_of(seen.data):
-            yield _leak(known, seen)
-            continue
-        before = asked.setdefault((seen.data, seen.what, seen.content, seen.question), seen)
-        if before is not seen:
+        leaks = []
+        for (what, file), content in seen.contents.items():
+            known, held = first.setdefault((what, content), (seen, file))
+            if _group(known, what) != _group(seen, what):
+                leaks.append(_leak(known, seen, what, same_file=bool(file) and file == held))
+        yield from leaks
+        inputs = [text for (what, _), content in seen.contents.items() for text in (what, content)]
+        before = asked.setdefault((seen.data, seen.question, *inputs), seen)
+        if before is not seen and not leaks:
             yield _again(before, seen)
 
 
@@ -149,24 +158,31 @@ def split_of(key: str) -> str:
     return "train" if key.startswith("curriculum[") else key.partition(" of ")[0]
 
 
-def _leak(known: Seen, seen: Seen) -> Finding:
-    same = "file" if seen.file and seen.file == known.file else "content"
+def _group(seen: SeenRow, what: str) -> str:
+    """What may share contents: texts may be about the pictures that the task is about."""
+    split = split_of(seen.data)
+    return split.removeprefix("retention").strip("_") or "train" if what == PICTURE else split
+
+
+def _leak(known: SeenRow, seen: SeenRow, what: str, *, same_file: bool) -> Finding:
+    same = "file" if same_file else "content"
     return Finding(
         "leak",
         seen.data,
         seen.place,
-        f"its `{seen.what}` is the same {same} as that of {known.place} in `{known.data}`",
+        f"its `{what}` is the same {same} as that of {known.place} in `{known.data}`",
         "keep it in one of them: what was trained on cannot be measured",
     )
 
 
-def _again(before: Seen, seen: Seen) -> Finding:
+def _again(before: SeenRow, seen: SeenRow) -> Finding:
     if before.answer != seen.answer:
+        named = " and ".join(f"`{what}`" for what in dict.fromkeys(w for w, _ in seen.contents))
         return Finding(
             "contradiction",
             seen.data,
             seen.place,
-            f"the same `{seen.what}` and question are answered `{before.answer}` in {before.place}"
+            f"the same {named} and question are answered `{before.answer}` in {before.place}"
             f" and `{seen.answer}` here",
             "keep the right answer",
         )

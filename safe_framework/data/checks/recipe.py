@@ -9,16 +9,17 @@ from typing import Any
 
 from safe_framework.config.read import read_recipe
 from safe_framework.config.schema import mixed
-from safe_framework.data import images
 from safe_framework.data.checks import check_data
 from safe_framework.data.checks.findings import DataReport
 from safe_framework.data.checks.rows import SampleRequirements
+from safe_framework.data.fields import row_fields
+from safe_framework.data.pictures import FIELDS, SUFFIXES
 from safe_framework.data.readers import READERS, is_dataset, iterate_rows
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.data.samples import read_sound
 from safe_framework.data.tasks import CAPTIONS, CLASSES, QUESTIONS, TaskFormat
 from safe_framework.errors import SafeError
-from safe_framework.utils.progress import ProgressCallback
+from safe_framework.utils.progress import ProgressCallback, no_progress
 
 SOUNDS = frozenset({".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav"})
 """Endings of the files that are taken for sounds where no recipe says what they are."""
@@ -26,7 +27,7 @@ SOUNDS = frozenset({".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".o
 TASK_OF = {"caption": CAPTIONS, "label": CLASSES}
 """The task of a file whose rows have no ``answer`` but this."""
 
-_ARRAYS = images.SUFFIXES | {".npy", ".npz"}
+_ARRAYS = SUFFIXES | {".npy", ".npz"}
 _ROWS_SAMPLED = 100  # rows, to see which fields hold samples
 
 
@@ -35,7 +36,7 @@ def check_target(
     *,
     longest: float,
     rate: int | None = None,
-    progress: ProgressCallback | None = None,
+    progress: ProgressCallback = no_progress,
 ) -> DataReport:
     """Check a recipe's data against its encoders, or one source for what can be seen in it.
 
@@ -66,7 +67,9 @@ def check_target(
         data.sources,
         expected,
         question=data.spec.question,
-        fields=data.spec.fields,
+        fields={key: row_fields(recipe, key) for key in data.sources},
+        base=recipe.base.model,
+        takes_pictures=lambda: data.takes_pictures,
         readings={
             mixed(key, name): data.reading(name)
             for name in data.spec.datasets()
@@ -77,7 +80,7 @@ def check_target(
 
 
 def _check_source(
-    target: str, longest: float, rate: int | None, progress: ProgressCallback | None
+    target: str, longest: float, rate: int | None, progress: ProgressCallback
 ) -> DataReport:
     source = target if is_dataset(target) else Path(target)
     kinds, texts, names = dict[str, bool](), True, set[str]()
@@ -85,7 +88,9 @@ def _check_source(
         names |= row.values.keys()
         texts &= row.error is not None or ("text" in row.values and "answer" not in row.values)
         for field, value in row.values.items():
-            if field not in kinds and (sound := _is_sound(value)) is not None:
+            if field in kinds or (field in FIELDS and not _is_array(value)):
+                continue  # a picture for the base, unless a recipe says otherwise
+            if (sound := _is_sound(value)) is not None:
                 kinds[field] = sound
     expected = {
         name: SampleRequirements(None, sound, longest, rate) for name, sound in kinds.items()
@@ -103,6 +108,12 @@ def _can_open(source: Path | str) -> bool:
     except SafeError:  # which the check itself reports
         return False
     return True
+
+
+def _is_array(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return value.get("array") is not None
+    return isinstance(value, str) and Path(value).suffix.lower() in _ARRAYS - SUFFIXES
 
 
 def _is_sound(value: Any) -> bool | None:

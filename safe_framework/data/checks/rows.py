@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +11,10 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from safe_framework.data.addresses import InlineSample
 from safe_framework.data.audio import Waveform, resample
-from safe_framework.data.samples import InlineSample, read_sample, read_sound
+from safe_framework.data.pictures import Look, Picture, look
+from safe_framework.data.samples import read_sample, read_sound
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
@@ -50,7 +53,7 @@ def open_sample(
     source: Path | InlineSample, expected: SampleRequirements
 ) -> tuple[Sample | None, list[SampleProblem]]:
     """The sample as it is on disk, at its own rate, or why it cannot be read."""
-    if isinstance(source, Path) and not source.is_file():
+    if isinstance(source, Path) and not os.path.isfile(source):
         return None, [
             SampleProblem("missing-file", f"there is no file `{source}`", "correct its name")
         ]
@@ -123,3 +126,24 @@ def _refused(sample: Sample, expected: SampleRequirements) -> Iterator[SamplePro
         message = error.message.replace("`samples[0]`", "it").replace("samples[0]", "it")
         hint = error.hint or "leave the row out"
         yield SampleProblem("refused", f"its encoder refuses it: {message}", hint)
+
+
+def picture_problems(picture: Picture, looks: Mapping[int, Look]) -> Iterator[SampleProblem]:
+    """What is wrong with a picture.
+
+    Args:
+        picture: of a row.
+        looks: what is known of some already, by their ``id``.
+    """
+    found = looks.get(id(picture)) or look(picture)
+    if isinstance(found, SafeError):
+        lost = isinstance(picture.source, Path) and not os.path.isfile(picture.source)
+        yield SampleProblem(
+            "missing-file" if lost else "unreadable-file", found.message, found.hint
+        )
+    elif found.frames > 1:
+        yield SampleProblem(
+            "several-frames",
+            f"the picture `{picture.name}` has {found.frames} frames, of which the first is read",
+            "save the one that is meant as PNG",
+        )

@@ -56,6 +56,10 @@ def hub_rows(source: str) -> Iterator[Row]:
         raise DataError(f"the dataset `{source}` cannot be read: {error}") from error
 
 
+_SPLITS = "dataset_dict.json"
+"""The file by which a folder is known that ``DatasetDict.save_to_disk`` wrote."""
+
+
 def is_saved(folder: Path) -> bool:
     """Whether ``datasets`` saved one split of a dataset in the folder."""
     return all((folder / name).is_file() for name in ("state.json", "dataset_info.json"))
@@ -72,10 +76,10 @@ def _rows(
 ) -> Iterator[Row]:
     names: dict[str, Any] = {}
     for column, feature in (found.features or {}).items():
-        if isinstance(feature, (datasets.Audio, datasets.Image)):
-            found = found.cast_column(column, type(feature)(decode=False))  # decoded by us
-        elif isinstance(feature, datasets.ClassLabel):
+        if isinstance(feature, datasets.ClassLabel):
             names[column] = feature
+        elif (undecoded := _undecoded(datasets, feature)) is not None:
+            found = found.cast_column(column, undecoded)  # decoded by us
     for number, values in enumerate(islice(found, start, stop), start=start + 1):
         named = {
             column: names[column].int2str(value)
@@ -84,6 +88,16 @@ def _rows(
             for column, value in values.items()
         }
         yield Row(f"{label}:{number}", folder, named)
+
+
+def _undecoded(datasets: Any, feature: Any) -> Any:
+    """The same feature with its files as they are; None if it holds no sound and no picture."""
+    if isinstance(feature, (datasets.Audio, datasets.Image)):
+        return type(feature)(decode=False)
+    inner = getattr(feature, "feature", None)  # of a list of them
+    if isinstance(inner, (datasets.Audio, datasets.Image)):
+        return type(feature)(type(inner)(decode=False))
+    return None
 
 
 LIST = "metadata"
@@ -104,7 +118,7 @@ def folder_rows(
         listed: the reader of a list by its ending.
 
     Raises:
-        DataError: it has two lists, or neither a list nor folders with files.
+        DataError: it has two lists, several splits, or neither a list nor folders with files.
     """
     lists = [path for ending in listed if (path := folder / f"{LIST}{ending}").is_file()]
     if len(lists) > 1:
@@ -116,12 +130,27 @@ def folder_rows(
         return listed[lists[0].suffix](lists[0])
     if is_saved(folder):
         return saved_rows(folder)
+    if (folder / _SPLITS).is_file():
+        saved = sorted(path.name for path in folder.iterdir() if path.is_dir() and is_saved(path))
+        named = saved[0] if saved else "train"
+        raise DataError(
+            f"`{folder}` holds a dataset of several splits: {', '.join(saved) or 'none'}",
+            hint=f"name the folder of one of them, such as `{folder.name}/{named}`",
+        )
     return _by_answer(folder)
+
+
+_LITTER = frozenset({"desktop.ini", "ehthumbs.db", "icon\r", "thumbs.db", "__macosx"})
+"""What Windows and macOS leave in folders, in lower case; names with a dot in front aside."""
+
+
+def _is_litter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _LITTER
 
 
 def _by_answer(folder: Path) -> Iterator[Row]:
     for file in sorted(folder.glob("*/*")):
-        if file.is_file() and not file.name.startswith("."):
+        if file.is_file() and not (_is_litter(file.name) or _is_litter(file.parent.name)):
             name = file.relative_to(folder).as_posix()
             values = {"file_name": name, "answer": file.parent.name}
             yield Row(f"{folder.name}/{name}", folder, values)

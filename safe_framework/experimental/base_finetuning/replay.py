@@ -103,10 +103,10 @@ class Replay:
         """
         whole = self.order.step(step)
         chosen = [self.rows[index] for index in shard.of(whole)]
-        all_tokens = sum(len(self.rows[index]) for index in whole)
+        all_tokens = sum(self.rows[index].words for index in whole)
         for group in groups_of(chosen):
             rows = [chosen[number] for number in group]
-            share = self.order.share(whole) * (sum(map(len, rows)) / all_tokens)
+            share = self.order.share(whole) * (sum(row.words for row in rows) / all_tokens)
             yield self._term(rows, self.weight * share, device)
 
     def _term(self, rows: Rows, share: float, device: torch.device) -> LossTerm:

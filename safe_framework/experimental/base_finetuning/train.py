@@ -42,6 +42,7 @@ from safe_framework.training.setup import (
     encode_examples,
     frame_stores,
     make_retention,
+    whole_row,
 )
 from safe_framework.training.train import Log, train
 from safe_framework.training.trainer import SafeTrainer, latest_complete, training_arguments
@@ -211,9 +212,9 @@ def _replay(
             "[stage_b] needs text of the base's own domain, to replay it",
             hint='add `retention = "texts.jsonl"` to [data], or set `replay_weight = 0`',
         )
-    rows = [caches.prompts.whole_text(row.text, row.images) for row in texts]
+    rows = [whole_row(caches.prompts, row) for row in texts]
     states = caches.retention_texts(rows)
-    lengths = [len(row) for row in rows]
+    lengths = [row.words for row in rows]
     distillation: Any = registry.retention_regularizers.load("distillation")
     return Replay(
         rows,

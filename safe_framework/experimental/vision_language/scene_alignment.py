@@ -49,7 +49,7 @@ def align_patches(
         seed: of the patches that each sees.
         progress: the bars.
     """
-    centre = embeddings.mean(0)
+    centre, device = embeddings.mean(0), embeddings.device
     targets = _word_embeddings(embeddings, tokenizer, _WORDS)
     pointing = functional.normalize(targets - centre, dim=-1)
     sides = _word_embeddings(embeddings, tokenizer, SIDES)
@@ -72,30 +72,19 @@ def align_patches(
                 for kind in (things, ground)
             ]
         )
-        tokens = functional.normalize(projector(flat[some].float()) - centre, dim=-1)
+        patches, wanted = flat[some].to(device).float(), shown[some].to(device)
+        tokens = functional.normalize(projector(patches) - centre, dim=-1)
         loss = functional.cross_entropy(
-            tokens @ pointing.T / _TEMPERATURE, shown[some], label_smoothing=_SMOOTHING
+            tokens @ pointing.T / _TEMPERATURE, wanted, label_smoothing=_SMOOTHING
         )
-        loss = loss + _SIDE_WEIGHT * (tokens @ sideways - lean[some]).square().mean()
+        off = tokens @ sideways - lean[some].to(device)
+        loss = loss + _SIDE_WEIGHT * off.square().mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch declares no types for it
         optimizer.step()
         schedule.step()
         progress("aligning patches with words", step + 1, steps)
-    _scale(projector, features[:_SAMPLE].float(), targets - centre, centre)
-
-
-@torch.no_grad()
-def patch_accuracy(
-    tokens: Tensor, embeddings: Tensor, tokenizer: Any, scenes: Sequence[Scene]
-) -> float:
-    """The share of a picture's tokens, (scenes, patches, hidden), that point at their own word."""
-    centre = embeddings.mean(0)
-    words = functional.normalize(_word_embeddings(embeddings, tokenizer, _WORDS) - centre, dim=-1)
-    near = (functional.normalize(tokens - centre, dim=-1) @ words.T).argmax(-1)
-    grid = round(tokens.shape[1] ** 0.5)
-    shown = torch.tensor([shown_by_patches(scene, grid) for scene in scenes])
-    return float((near == shown)[shown != IGNORED].float().mean())
+    _scale(projector, features[:_SAMPLE].to(device).float(), targets - centre, centre)
 
 
 def shown_by_patches(scene: Scene, grid: int) -> list[int]:

@@ -74,7 +74,7 @@ def make_scene_base(
     for split, count in counts.items():
         if count:
             shown = list(scenes(count, spec.seed, split, styles=len(sprites)))
-            seen = see(model, processor, sprites, shown, progress, f"looking at {split} scenes")
+            seen = see(model, processor, sprites, shown, progress, f"{split} scenes")
             scores = score_scenes(model, prompt, seen, spec.seed, progress, split)
             found[split] = attrs.evolve(scores, text_loss=after, text_loss_before=before)
     note = {

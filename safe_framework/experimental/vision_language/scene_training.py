@@ -55,6 +55,7 @@ from safe_framework.utils.progress import WorkProgress
 
 _FAST = ("avx512_bf16", "amx_bf16")
 _LOOKED_AT = 32  # scenes at once
+_SAMPLE = 256  # scenes, to standardise by
 _CONTINUED = 32  # texts at once, and how many tokens the language model adds to each
 _LONGEST_TEXT = 96  # tokens
 _TEXT_TOKENS = 160  # a step
@@ -94,7 +95,7 @@ def see(
         with torch.no_grad(), fast_arithmetic(model):
             seen = image_features(model, pixels.to(tower.device, tower.dtype))
         found.append(seen.half().cpu())
-        progress(label, min(start + _LOOKED_AT, len(shown)), len(shown))
+        progress(f"looking at {label}", min(start + _LOOKED_AT, len(shown)), len(shown))
     return SeenScenes(shown, torch.cat(found))
 
 
@@ -367,61 +368,28 @@ def train_on_scenes(
     Returns:
         The last checkpoint: the updates, and the projector.
     """
-    from peft import LoraConfig, get_peft_model
-
     assert spec.scenes is not None
-    tokenizer, projector = processor.tokenizer, projector_of(model)
+    tokenizer = processor.tokenizer
     shown = list(scenes(spec.scenes.train, spec.seed, "train", styles=len(sprites)))
 
     def look() -> dict[str, Tensor]:
         """What the image encoder gives of the scenes."""
-        seen = see(model, processor, sprites, shown, progress, "looking at scenes")
-        return {"features": seen.features}
+        return {"features": see(model, processor, sprites, shown, progress, "scenes").features}
 
-    features = _kept(folder / "features.safetensors", look)["features"]
-
-    def align() -> dict[str, Tensor]:
-        """The aligned projector."""
-        projector.float().requires_grad_(True)
-        standardise(projector, features[:256].float().flatten(0, 1).to(model.device))
-        align_patches(
-            projector,
-            model.get_input_embeddings().weight.detach().float(),
-            tokenizer,
-            shown,
-            features,
-            steps=spec.align_steps,
-            seed=spec.seed,
-            progress=progress,
-        )
-        return dict(projector.state_dict())
-
-    projector.float().load_state_dict(_kept(folder / "projector.safetensors", align))
+    seen = SeenScenes(shown, _kept(folder / "features.safetensors", look)["features"])
+    aligned = _kept(
+        folder / "projector.safetensors", lambda: _align(model, tokenizer, seen, spec, progress)
+    )
+    projector_of(model).float().load_state_dict(aligned)
     model.requires_grad_(False)
-    bfloat16 = is_bfloat16_fast(model)
-    if model.device.type == "cpu":
-        with quietly():
-            model.set_attn_implementation("eager")  # the fused kernel's way back is slower
-    if bfloat16:
-        model.model.language_model.to(torch.bfloat16)
-        model.lm_head.to(torch.bfloat16)
+    dtype = _quicken(model)
     kept = None
     if texts is not None:
         kept = _kept_texts(model, tokenizer, texts, spec, folder, progress)
-    lora = LoraConfig(
-        r=spec.scenes.rank,
-        lora_alpha=2 * spec.scenes.rank,
-        lora_dropout=0.0,
-        target_modules=_linear_layers(model),
-        modules_to_save=["multi_modal_projector"],
-    )
-    with torch.random.fork_rng(), without_notes_of_peft():
-        torch.manual_seed(spec.seed)
-        updated = get_peft_model(model, lora)
-    prompt = QuestionPrompt(tokenizer, spec.prompt, features.shape[1])
-    dtype = torch.bfloat16 if bfloat16 else model.dtype
-    steps = Steps(SeenScenes(shown, features), kept, prompt, spec, dtype)
-    trainer = SceneTrainer(updated, steps, spec.scenes, _arguments(spec, folder, bfloat16=bfloat16))
+    prompt = QuestionPrompt(tokenizer, spec.prompt, seen.features.shape[1])
+    steps = Steps(seen, kept, prompt, spec, dtype)
+    arguments = _arguments(spec, folder, bfloat16=dtype == torch.bfloat16)
+    trainer = SceneTrainer(_with_updates(model, spec), steps, spec.scenes, arguments)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ProgressReport(progress, "training on scenes"))
     trainer.add_callback(_Complete())
@@ -431,6 +399,54 @@ def train_on_scenes(
     found = latest_complete(folder)
     assert found is not None
     return found
+
+
+def _align(
+    model: Any, tokenizer: Any, seen: SeenScenes, spec: ComposeSpec, progress: WorkProgress
+) -> dict[str, Tensor]:
+    """The projector's tensors once patches are drawn to words."""
+    projector = projector_of(model).float().requires_grad_(True)
+    standardise(projector, seen.some(_SAMPLE).features.float().flatten(0, 1).to(model.device))
+    align_patches(
+        projector,
+        model.get_input_embeddings().weight.detach().float(),
+        tokenizer,
+        seen.scenes,
+        seen.features,
+        steps=spec.align_steps,
+        seed=spec.seed,
+        progress=progress,
+    )
+    return dict(projector.state_dict())
+
+
+def _quicken(model: Any) -> torch.dtype:
+    """Make steps fast on the model's device; returns the type that the language model is run in."""
+    if model.device.type == "cpu":
+        with quietly():
+            model.set_attn_implementation("eager")  # the fused kernel's way back is slower
+    if not is_bfloat16_fast(model):
+        return model.dtype  # type: ignore[no-any-return]  # as transformers types it
+    model.model.language_model.to(torch.bfloat16)
+    model.lm_head.to(torch.bfloat16)
+    return torch.bfloat16
+
+
+def _with_updates(model: Any, spec: ComposeSpec) -> Any:
+    """The model with fresh low-rank updates of its language model, and its projector trainable."""
+    from peft import LoraConfig, get_peft_model
+
+    assert spec.scenes is not None
+    lora = LoraConfig(
+        r=spec.scenes.rank,
+        lora_alpha=2 * spec.scenes.rank,
+        lora_dropout=0.0,
+        target_modules=_linear_layers(model),
+        modules_to_save=["multi_modal_projector"],
+    )
+    with torch.random.fork_rng(), without_notes_of_peft():
+        torch.manual_seed(spec.seed)
+        return get_peft_model(model, lora)
 
 
 @contextmanager

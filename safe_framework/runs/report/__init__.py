@@ -144,7 +144,16 @@ def _method(evaluation: Evaluation) -> str:
         f"Answers are greedy, of at most {evaluation.max_new_tokens} tokens, and right if they "
         "equal the expected one but for case, outer punctuation and blanks. Intervals hold 95 % "
         f"of {evaluation.resamples} bootstrap resamples of whole examples or texts; gains are "
-        f"paired. The seed is {evaluation.seed}."
+        f"paired. The seed is {evaluation.seed}.{_method_of_seeing(evaluation)}"
+    )
+
+
+def _method_of_seeing(evaluation: Evaluation) -> str:
+    if evaluation.seeing is None:
+        return ""
+    return (
+        " An answer about a picture is scored by VQA accuracy (Antol et al. 2015): as far as those "
+        "who were asked agree with it. The retention score is the model's accuracy over the base's."
     )
 
 

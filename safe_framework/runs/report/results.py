@@ -68,9 +68,10 @@ def kind_tables(evaluation: Evaluation) -> list[Markup]:
     name, found = evaluation.modality, list[Markup]()
     if evaluation.seeing and evaluation.seeing.kinds:
         kinds = {"all": evaluation.seeing.scores, **evaluation.seeing.kinds}
-        head = ("", "n", "base", "absent", "irrelevant", "unchanged", "relevant")
+        ways = ("absent", "irrelevant", "unchanged beside it", "its own")
+        head = ["", "n", "base", *(f"{name}: {way}" for way in ways)]
         rows = [
-            (
+            [
                 kind,
                 str(one.base.n),
                 percent(one.base.value),
@@ -78,21 +79,21 @@ def kind_tables(evaluation: Evaluation) -> list[Markup]:
                 percent(one.overall.accuracy.value),
                 percent(one.overall.unchanged.value),
                 percent(one.relevant.accuracy.value) if one.relevant else "",
-            )
+            ]
             for kind, one in kinds.items()
         ]
-        found.append(table(f"VQA accuracy by {evaluation.by}, by {name}", head, rows))
+        found.append(table(f"VQA accuracy by {evaluation.by}", head, rows))
     if evaluation.both_senses and evaluation.both_senses.kinds:
         scores = {"all": evaluation.both_senses.scores, **evaluation.both_senses.kinds}
         given = list(evaluation.both_senses.scores.baselines)
-        head = ("", "n", "both", *(way.replace("sample", name) for way in given))
+        head = ["", "n", "both", *(way.replace("sample", name) for way in given)]
         rows = [
-            (
+            [
                 kind,
                 str(one.accuracy.n),
                 percent(one.accuracy.value),
                 *(percent(one.baselines[way].accuracy.value) for way in given),
-            )
+            ]
             for kind, one in scores.items()
         ]
         found.append(table(f"Questions with both senses by {evaluation.by}", head, rows))

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import FINAL, PREFIX, has_plain_head, on_device, run_until
-from safe_framework.core.prompt_rows import PromptEncoder, PromptRow, Rows, as_rows, groups_of
+from safe_framework.core.prompt_rows import (
+    PromptEncoder,
+    PromptRow,
+    Rows,
+    as_rows,
+    groups_of,
+    read_positions,
+)
 from safe_framework.pretrained.location import cache_folder
 from safe_framework.training.compute.frozen_prefix import FrozenPrefix, first_fused_layer
 from safe_framework.utils.files import atomic_write
@@ -76,6 +83,8 @@ class ActivationStore:
     def of(self, rows: Sequence[PromptRow | Sequence[int]]) -> list[Activations]:
         """The states of each row, (length, hidden) by kind, without padding.
 
+        Those behind the layers are of the tokens alone at which a prediction is read.
+
         Raises:
             KeyError: the store has no such row.
         """
@@ -100,13 +109,14 @@ class ActivationStore:
 
         Args:
             name: distinguishes it from others that are computed from the same states.
-            compute: computes it from the states of some rows, one token after another.
+            compute: computes it from the states of some rows, one token that is read after
+                another.
         """
 
         def grouped(rows: Rows) -> Activations:
             """What is computed from the rows of a group, padded as they are."""
-            states, lengths = self.of(rows), [len(row) for row in rows]
-            known = [kind for kind in self.kinds if kind in states[0]]
+            states, lengths = self.of(rows), [row.words for row in rows]
+            known = [kind for kind in self.kinds if kind in states[0] and kind != PREFIX]
             derived = compute({kind: torch.cat([s[kind] for s in states]) for kind in known})
             return {
                 kind: nn.utils.rnn.pad_sequence(list(torch.split(whole, lengths)), batch_first=True)
@@ -144,11 +154,16 @@ class ActivationStore:
         with torch.no_grad():
             states = self.compute(group)
         tensors = {
-            f"{index}.{name}": state[index, : len(row)].cpu().clone()
+            f"{index}.{name}": state[index, : _length(row, name)].cpu().clone()
             for name, state in states.items()
             for index, row in enumerate(group)
         }
         atomic_write(path, save(tensors))
+
+
+def _length(row: PromptRow, kind: str) -> int:
+    """Of a row's states: what enters the first fused layer is needed of placeholders too."""
+    return len(row) if kind == PREFIX else row.words
 
 
 def _order(row: PromptRow) -> tuple[int, tuple[int, ...], list[str]]:
@@ -189,7 +204,7 @@ class ActivationCaches:
         self.notes: list[str] = []
         self.prefix = _prefix(model, example) if self._keep_prefix else None
         self._picture_prefix: FrozenPrefix | None = None
-        self._pictures_tried = False
+        self._pictures_tried = self._drops_pixels = False
 
     def task_texts(self, rows: Sequence[PromptRow | Sequence[int]]) -> ActivationStore | None:
         """The store of the task's rows; None where nothing of them is stored."""
@@ -209,6 +224,10 @@ class ActivationCaches:
     def starts(self, states: ActivationStore | None, rows: Rows) -> bool:
         """Whether a call on these rows, all alike, can start at the first fused layer."""
         return states is not None and self._prefix_of(rows[0]) is not None and states.contains(rows)
+
+    def pixels_needed(self, states: ActivationStore | None, rows: Rows) -> bool:
+        """Whether a call on these rows has to be given what the image tower reads."""
+        return not (self.starts(states, rows) and self._drops_pixels)
 
     def prefix_states(self, states: ActivationStore | None, rows: Rows) -> Sequence[Tensor] | None:
         """What enters the first fused layer, each (length of a row, hidden); None if not stored.
@@ -253,25 +272,28 @@ class ActivationCaches:
         return found
 
     def _tried_on(self, rows: Rows) -> FrozenPrefix | None:
-        """The prefix, if calls on such rows can start behind it without their pictures."""
+        """The prefix, if calls on such rows can start behind it, best without their pixels."""
         layer = first_fused_layer(self.model)
         count = len(next(iter(self._samples.values()), ()))
         if layer == 0 or not count:
             return None
         chosen = [rows[i % len(rows)] for i in range(count)]
-        prefix = FrozenPrefix(self.model, layer)
+        prefix, device = FrozenPrefix(self.model, layer), self.model.device
         whole, short = (
-            {**self.prompts.collate(chosen, self.pad, pixels=pixels), **self._samples}
+            on_device(self.prompts.collate(chosen, self.pad, pixels=pixels), device)
+            | on_device(self._samples, device)
             for pixels in (True, False)
         )
-        device, other = self.model.device, self._inputs(chosen[::-1])
-        if prefix.matches_whole_call(*(on_device(one, device) for one in (whole, short, other))):
+        other = on_device(self._inputs(chosen[::-1]), device)
+        self._drops_pixels = prefix.matches_whole_call(whole, short, other)
+        if not self._drops_pixels:
+            self.notes.append(
+                "pictures: this base's image tower runs at each step, since its calls need their "
+                "pictures where they start behind the frozen layers too"
+            )
+        if self._drops_pixels or prefix.matches_whole_call(whole, whole, other):
             return prefix
         prefix.close()
-        self.notes.append(
-            "pictures: this base's image tower runs at each step, since its layers behind the "
-            "first fused one look at pictures too"
-        )
         return None
 
     def _prefix_of(self, row: PromptRow) -> FrozenPrefix | None:
@@ -287,7 +309,10 @@ class ActivationCaches:
             """What is stored of a batch of rows."""
             prefix = self._prefix_of(group[0])
             until = None if prefix is None else prefix.layer
-            return run_until(self.model, self._inputs(group), layer=until, final=final)
+            found = run_until(self.model, self._inputs(group), layer=until, final=final)
+            if FINAL in found and group[0].images:
+                found[FINAL] = _at_words(found[FINAL], group)
+            return found
 
         started = any(self._prefix_of(row) is not None for row in rows)
         kinds = [PREFIX] * started + [FINAL] * final
@@ -322,6 +347,12 @@ class ActivationCaches:
             "states": {PREFIX: layer, FINAL: final},
         }
         return cache_folder() / "texts" / text_fingerprint(key)[:32]
+
+
+def _at_words(hidden: Tensor, rows: Rows) -> Tensor:
+    """Hidden states (batch, length, hidden) where predictions are read, one after another."""
+    read = zip(hidden, read_positions(rows).to(hidden.device), strict=True)
+    return nn.utils.rnn.pad_sequence([row[at] for row, at in read], batch_first=True)
 
 
 def _prefix(model: SafeModel, example: Mapping[str, Tensor]) -> FrozenPrefix | None:

@@ -110,7 +110,11 @@ def find_base_properties(model: SafeModel) -> BaseProperties:
     """
     two = torch.zeros(1, 2, dtype=torch.long)
     text = {"input_ids": two, "attention_mask": torch.ones_like(two)}
-    found = BaseProperties(plain_head=has_plain_head(model, text))
+    try:
+        found = BaseProperties(plain_head=has_plain_head(model, text))
+    except Exception:  # whatever a third-party base raises that runs on no text without a picture
+        seen = model._example
+        return BaseProperties(plain_head=bool(seen) and has_plain_head(model, seen or {}))
     ids = torch.zeros(2, _LENGTH, dtype=torch.long, device=model.device)
     other = ids.clone()
     other[1, -1] = 1

@@ -25,6 +25,7 @@ from safe_framework.training.monitor.monitor import Monitor
 from safe_framework.training.monitor.pareto import FOLDER, ParetoSet
 from safe_framework.training.retention.counterfactual import distractor_pools
 from safe_framework.training.schedules import LearningRateScaler, TrainingScales
+from safe_framework.training.setup import whole_row
 from safe_framework.training.splits import DataSplit
 from safe_framework.utils.progress import WorkProgress
 
@@ -250,8 +251,7 @@ def held_out_texts(
         frames = {
             name: pool[kinds[turn]][round_ % len(pool[kinds[turn]])] for name, pool in pools.items()
         }
-        plain = prompts.whole_text(text.text, text.images)
-        marked = prompts.whole_text(text.text, text.images, list(frames))
+        plain, marked = whole_row(prompts, text), whole_row(prompts, text, list(frames))
         texts.append(HeldOutText(plain, marked, frames))
     return texts
 

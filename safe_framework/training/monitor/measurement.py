@@ -249,7 +249,7 @@ class HeldOutEvaluator:
                 right=tuple(right),
                 task_loss=sum(losses) / sum(tokens),
                 agreed=tuple(self._agreements()),
-                positions=tuple(len(text.plain) for text in self.texts),
+                positions=tuple(text.plain.words for text in self.texts),
             )
 
     def _answers(self, rows: Sequence[TokenizedExample]) -> list[str]:
@@ -293,7 +293,8 @@ class HeldOutEvaluator:
         with self.model.off():
             batch = self._on_device(self.prompts.collate(plain, self.pad))
             predicted = self.model(**batch).logits.argmax(-1).cpu()
-        return [row[: len(text)] for row, text in zip(predicted, plain, strict=True)]
+        read = read_positions(plain)
+        return [row[at] for row, at in zip(predicted, read, strict=True)]
 
     def _modality_columns(self, frames: Sequence[Mapping[str, CachedSample]]) -> dict[str, Tensor]:
         columns: dict[str, Tensor] = {}

@@ -164,7 +164,7 @@ class CounterfactualRetention:
         self.prompts = caches.prompts if caches else PromptEncoder.of(model)
         self.states = caches.retention_texts(self.rows) if caches and kinds else None
         self.teacher = Teacher(model, pad, self.states, self.prompts)
-        self.order = TextOrder([len(row) for row in self.rows], batch_size, seed, group_by_length)
+        self.order = TextOrder([row.words for row in self.rows], batch_size, seed, group_by_length)
         self.dims = {name: model.modality(name).encoder.dim for name in pools}
 
     def begin(
@@ -264,7 +264,7 @@ class CounterfactualRetention:
         return [t for entry in self.methods for t in entry.method.temperatures]
 
     def _token_count(self, chosen: Sequence[int]) -> int:
-        return sum(len(self.rows[i]) for i in chosen)
+        return sum(self.rows[i].words for i in chosen)
 
     def collate(self, rows: Rows, *, pixels: bool = True) -> dict[str, Tensor]:
         """What a call on some texts is given, but for distractors."""
@@ -275,10 +275,11 @@ class CounterfactualRetention:
     ) -> ForwardCall:
         """Some texts of a step with distractors, read at each of their tokens."""
         rows, marked = [self.rows[i] for i in chosen], [self.marked[i] for i in chosen]
-        prefix_states = None
+        prefix_states, pixels = None, True
         if self.caches is not None:
             prefix_states = self.caches.prefix_states(self.states, marked)
-        batch = self.collate(marked, pixels=prefix_states is None)
+            pixels = self.caches.pixels_needed(self.states, marked)
+        batch = self.collate(marked, pixels=pixels)
         for name, pool in self.pools.items():
             distractors = self._distractors(pool, step)
             frames = [distractors[place] for place in places]
@@ -301,8 +302,8 @@ class CounterfactualRetention:
 
 
 def _text_positions(rows: Rows, marked: Rows) -> Tensor:
-    """True at each text's own tokens among its markers, (batch, length)."""
-    own = [set(row.predicting) for row in rows]
+    """True at each text's own words among its markers and pictures, (batch, length)."""
+    own = [set(row.predicting) - row.placeholders for row in rows]
     is_own = [
         [token in ids for token in row.predicting] for row, ids in zip(marked, own, strict=True)
     ]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from safe_framework.experimental.vision_language.scenes import NAMES
+from safe_framework.experimental.vision_language.scenes import COLOURS, NAMES, SIDES, WORDINGS
 from safe_framework.pretrained import quietly
 from tests.support.toys import gpt2, llama, opt, tokenizer
 
@@ -48,7 +48,7 @@ def dinov2(folder: Path) -> None:
 
 VISION = {"clip": clip, "dinov2": dinov2}
 LANGUAGE = {"llama": llama, "gpt2": gpt2, "opt": opt}
-COLOURS = {"red": "w3", "green": "w4", "blue": "w5", "white": "w6"}
+SHOWN = {"red": "w3", "green": "w4", "blue": "w5", "white": "w6"}
 
 
 def write_pictures(folder: Path, name: str, count: int) -> None:
@@ -56,12 +56,29 @@ def write_pictures(folder: Path, name: str, count: int) -> None:
     random = np.random.default_rng(len(name))
     rows = []
     for number in range(count):
-        colour = list(COLOURS)[number % len(COLOURS)]
+        colour = list(SHOWN)[number % len(SHOWN)]
         size = tuple(int(side) for side in random.integers(6, 12, 2))
         Image.new("RGB", size, colour).save(folder / f"{name}{number}.png")
-        rows.append({"image": f"{name}{number}.png", "caption": f"w7 {COLOURS[colour]}"})
+        rows.append({"image": f"{name}{number}.png", "caption": f"w7 {SHOWN[colour]}"})
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / f"{name}.jsonl").write_text(lines, "utf-8")
+
+
+def speller() -> Any:
+    """A tokenizer with a token for each word that scenes are asked about with."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    texts = [text for kind in WORDINGS.values() for text in (*kind.seen, *kind.unseen)]
+    texts += [*NAMES, *COLOURS, *SIDES, "zero one two yes no none and an user assistant"]
+    cut = pre_tokenizers.Whitespace()
+    words = sorted({word for text in texts for word, _ in cut.pre_tokenize_str(text)})
+    found = {word: number for number, word in enumerate(["pad", "end", "unknown", *words])}
+    made = Tokenizer(models.WordLevel(found, unk_token="unknown"))
+    made.pre_tokenizer = cut
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="pad", eos_token="end", unk_token="unknown"
+    )
 
 
 def write_sprites(folder: Path) -> None:

@@ -23,11 +23,7 @@ from safe_framework.experimental.vision_language.scene_training import (
     step_losses,
 )
 from safe_framework.experimental.vision_language.scenes import (
-    COLOURS,
     KINDS,
-    NAMES,
-    SIDES,
-    WORDINGS,
     SpriteSets,
     scenes,
 )
@@ -37,7 +33,7 @@ from safe_framework.pretrained.base_model import load_base
 from safe_framework.runs.run import _compose_if_missing
 from safe_framework.utils.progress import WorkProgress, no_progress
 from safe_framework.utils.tensors import bitwise_equal
-from tests.experimental.vision_language.conftest import dinov2
+from tests.experimental.vision_language.conftest import dinov2, speller
 from tests.support.toys import llama
 
 pytestmark = pytest.mark.slow
@@ -74,23 +70,6 @@ encoder = {{ use = "whisper", model = "none" }}
 projector = {{ use = "standard" }}
 fusion = {{ use = "lora" }}
 """
-
-
-def speller():
-    """A tokenizer with a token for each word that scenes are spoken of with."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    texts = [text for kind in WORDINGS.values() for text in (*kind.seen, *kind.unseen)]
-    texts += [*NAMES, *COLOURS, *SIDES, "zero one two yes no none and an user assistant"]
-    cut = pre_tokenizers.Whitespace()
-    words = sorted({word for text in texts for word, _ in cut.pre_tokenize_str(text)})
-    found = {word: number for number, word in enumerate(["pad", "end", "unknown", *words])}
-    made = Tokenizer(models.WordLevel(found, unk_token="unknown"))
-    made.pre_tokenizer = cut
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="pad", eos_token="end", unk_token="unknown"
-    )
 
 
 @pytest.fixture(scope="module")

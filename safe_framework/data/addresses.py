@@ -1,0 +1,81 @@
+"""Where the file is that a row names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from safe_framework.data.readers import Row
+from safe_framework.errors import DataError
+
+InlineSample = Mapping[str, Any]
+"""A sample in the row itself: ``bytes`` of a file, or an ``array`` with its ``sampling_rate``."""
+
+
+def local_file(value: str, folder: Path) -> Path | None:
+    """The file that a path or a ``file://`` address names; None if it is at another address.
+
+    >>> local_file("clips/a.wav", Path("/data")), local_file("https://x.org/a.wav", Path("/data"))
+    (PosixPath('/data/clips/a.wav'), None)
+    >>> local_file("file:///data/a%20b.wav", Path("/"))
+    PosixPath('/data/a b.wav')
+    """
+    if "://" not in value:
+        return folder / value
+    address = urlsplit(value)
+    if address.scheme == "file" and address.netloc in ("", "localhost"):
+        return Path(url2pathname(address.path))
+    return None
+
+
+def file_of(value: str, name: str, folder: Path, place: str) -> Path:
+    """The file that a field of a row names, whether it is there or not.
+
+    Raises:
+        DataError: it is at an address that is not read.
+    """
+    found = local_file(value, folder)
+    if found is None:
+        raise DataError(
+            f"{place}: `{name}` is at `{value}`, which is not read from there",
+            hint="download or unpack it, and give its path",
+        )
+    return found
+
+
+def named_file(value: Any, name: str, folder: Path, place: str) -> Path | InlineSample:
+    """The file that a row names for a modality, or what the row itself holds instead.
+
+    Raises:
+        DataError: it is neither, or at an address that is not read.
+    """
+    if hasattr(value, "get_all_samples"):
+        from safe_framework.data.samples import decoded
+
+        return decoded(value)  # type: ignore[no-any-return]
+    if isinstance(value, Mapping):
+        if value.get("bytes") is not None or value.get("array") is not None:
+            return value
+        value = value.get("path")
+    if not isinstance(value, str) or not value:
+        raise DataError(f"{place}: `{name}` must be the name of a file, not {value!r}")
+    return file_of(value, name, folder, place)
+
+
+def sources_of(row: Row, modalities: Collection[str]) -> dict[str, Path | InlineSample]:
+    """Where the row's sample of each modality is; one that it lacks has no key.
+
+    Raises:
+        DataError: a field holds neither the name of a file nor a sample.
+    """
+    values = row.values
+    if len(modalities) == 1 and values.get("file_name") is not None:
+        values = {next(iter(modalities)): values["file_name"], **values}
+    return {
+        name: named_file(values[name], name, row.folder, row.place)
+        for name in modalities
+        if values.get(name) is not None
+    }

@@ -1,0 +1,153 @@
+"""What is wrong with a recipe's data that shows without its encoders: rows, fields and pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import attrs
+
+from safe_framework.config.schema import Recipe
+from safe_framework.data.addresses import sources_of
+from safe_framework.data.fields import (
+    FOREIGN,
+    TEXTS,
+    RowFields,
+    dataset_of,
+    no_kind_error,
+    plain_fields,
+    row_fields,
+    unread_error,
+)
+from safe_framework.data.pictures import RowPictures, blind_base
+from safe_framework.data.readers import Row, Source, is_dataset, iterate_rows, no_rows
+from safe_framework.data.tasks import TaskFormat, text_of
+from safe_framework.errors import DataError
+from safe_framework.pretrained.base_outline import takes_pictures
+from safe_framework.utils.progress import ProgressCallback, no_progress
+
+
+def missing_sources(recipe: Recipe) -> DataError | None:
+    """The error that a run could not be evaluated on what ``[data]`` names; None if it could."""
+    files = {key.partition(" of ")[0] for key in recipe.data_files()}
+    if missing := [key for key in ("train", "test", "retention_test") if key not in files]:
+        return DataError(
+            f"a run needs {' and '.join(f'`{key}`' for key in missing)} in [data]",
+            hint="name a file for each in the recipe",
+        )
+    return None
+
+
+@attrs.frozen
+class Preview:
+    """What was seen.
+
+    Attributes:
+        errors: for which a run would be refused.
+        skipped: of rows that a run would leave out.
+        unopened: the keys of datasets on the hub, which were not looked at.
+    """
+
+    errors: tuple[DataError, ...]
+    skipped: tuple[DataError, ...]
+    unopened: tuple[str, ...]
+
+
+def preview(recipe: Recipe, progress: ProgressCallback = no_progress) -> Preview:
+    """Read every row of a recipe's files and folders, and open every picture.
+
+    Sounds and other samples must be there; whether they can be read is for ``check_data`` to say,
+    which needs the encoders.
+
+    Args:
+        recipe: its data may be none.
+        progress: called while pictures are opened.
+    """
+    errors: list[DataError] = []
+    faults: list[DataError] = []
+    unread, unopened = list[RowFields](), list[str]()
+    for key, source in recipe.data_files().items() if recipe.data else ():
+        if is_dataset(source):
+            unopened.append(key)
+            continue
+        fields = row_fields(recipe, key)
+        pictures = RowPictures(
+            recipe.modalities,
+            lambda: takes_pictures(recipe.base) is not False,
+            label=f"opening pictures of {key}",
+            progress=progress,
+        )
+        try:
+            faults += _faults(recipe, key, source, fields, pictures)
+        except DataError as error:  # of the whole source
+            errors.append(error)
+        if pictures.blind is not None:
+            errors.append(blind_base(recipe.base.model, *pictures.blind))
+        unread.append(fields)
+    if any(fields.unread for fields in unread):
+        errors.append(unread_error(unread))
+    if recipe.evaluation.by is not None and _lacks(recipe, recipe.evaluation.by):
+        errors.append(no_kind_error(recipe.evaluation.by))
+    if recipe.data is not None and recipe.data.on_bad_row == "skip":
+        return Preview(tuple(errors), tuple(faults), tuple(unopened))
+    return Preview((*errors, *faults), (), tuple(unopened))
+
+
+def _lacks(recipe: Recipe, field: str) -> bool:
+    """Whether no row that is evaluated has a field; False where not all of them were opened."""
+    evaluated = {
+        key: source
+        for key, source in (recipe.data_files() if recipe.data else {}).items()
+        if key == "retention_test" or key.partition(" of ")[0] == "test"
+    }
+    if any(is_dataset(source) for source in evaluated.values()):
+        return False
+    for key, source in evaluated.items():
+        fields = row_fields(recipe, key)
+        with suppress(DataError):  # which was told of already
+            if any(
+                row.error is None and field in plain_fields(fields.of(row))
+                for row in iterate_rows(source)
+            ):
+                return False
+    return True
+
+
+def _faults(
+    recipe: Recipe, key: str, source: Source, fields: RowFields, pictures: RowPictures
+) -> Iterator[DataError]:
+    """The first error of each row that has one."""
+    assert recipe.data is not None
+    one = dataset_of(recipe.data, key)
+    reading = TaskFormat(task=one.task, question=one.question, labels=one.labels)
+    bad, rows = dict[str, DataError](), 0
+    for row in iterate_rows(source):
+        rows += 1
+        try:
+            if row.error is not None:
+                raise row.error
+            _read(fields.of(row), key, reading, recipe, pictures)
+            fields.note(row)
+        except DataError as error:
+            bad[row.place] = error
+    if not rows:
+        raise no_rows(source)
+    yield from (pictures.faults() | bad).values()
+
+
+def _read(row: Row, key: str, reading: TaskFormat, recipe: Recipe, pictures: RowPictures) -> None:
+    if key in TEXTS:
+        text_of(row)
+        pictures.of(row, by_file_name=True)
+        return
+    if key not in FOREIGN:
+        reading.prompt_of(row)
+        reading.answer_of(row)
+        pictures.of(row)
+    for name, held in sources_of(row, recipe.modalities).items():
+        if isinstance(held, Path) and not os.path.isfile(held):
+            raise DataError(
+                f"{row.place}: `{name}`: there is no file `{held}`", hint="correct its name"
+            )
