@@ -36,6 +36,18 @@ _REPEATED = ("cross_attention_mask",)  # behind a prompt, as at its last token
 _FIRST_TILE = "aspect_ratio_mask"  # where there is no picture, one tile is seen nevertheless
 
 
+def _ids(values: Iterable[int]) -> tuple[int, ...]:
+    return tuple(values)
+
+
+def _images(values: Iterable[Picture]) -> tuple[Picture, ...]:
+    return tuple(values)
+
+
+def _names(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
 @attrs.frozen(cache_hash=True)
 class PromptRow:
     """A text as a base reads it. Two are equal if a base gives the same for both.
@@ -50,21 +62,12 @@ class PromptRow:
         placeholders: ids that stand for a part of a picture, where nobody reads what comes next.
     """
 
-    ids: tuple[int, ...] = attrs.field(converter=tuple)
-    images: tuple[Picture, ...] = attrs.field(default=(), converter=tuple)
-    target: tuple[int, ...] = attrs.field(default=(), converter=tuple)
+    ids: tuple[int, ...] = attrs.field(converter=_ids)
+    images: tuple[Picture, ...] = attrs.field(default=(), converter=_images)
+    target: tuple[int, ...] = attrs.field(default=(), converter=_ids)
     text: str = attrs.field(default="", eq=False, repr=False)
-    marked: tuple[str, ...] = attrs.field(default=(), eq=False, repr=False, converter=tuple)
+    marked: tuple[str, ...] = attrs.field(default=(), eq=False, repr=False, converter=_names)
     placeholders: frozenset[int] = attrs.field(default=frozenset(), eq=False, repr=False)
-
-    @classmethod
-    def of(cls, row: PromptRow | Sequence[int]) -> PromptRow:
-        """A row as it is, or one of these ids without a picture.
-
-        >>> PromptRow.of([3, 4])
-        PromptRow(ids=(3, 4), images=(), target=())
-        """
-        return row if isinstance(row, PromptRow) else cls(row)
 
     def __len__(self) -> int:
         """At how many positions the base predicts a next token."""
@@ -102,9 +105,18 @@ class PromptRow:
 Rows = Sequence[PromptRow]
 
 
+def as_row(row: PromptRow | Sequence[int]) -> PromptRow:
+    """A row as it is, or one of these ids without a picture.
+
+    >>> as_row([3, 4])
+    PromptRow(ids=(3, 4), images=(), target=())
+    """
+    return row if isinstance(row, PromptRow) else PromptRow(row)
+
+
 def as_rows(rows: Iterable[PromptRow | Sequence[int]]) -> tuple[PromptRow, ...]:
     """Rows of which some may be ids alone."""
-    return tuple(map(PromptRow.of, rows))
+    return tuple(map(as_row, rows))
 
 
 def groups_of(rows: Rows) -> list[list[int]]:

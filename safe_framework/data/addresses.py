@@ -65,14 +65,21 @@ def named_file(value: Any, name: str, folder: Path, place: str) -> Path | Inline
     return file_of(value, name, folder, place)
 
 
-def sources_of(row: Row, modalities: Collection[str]) -> dict[str, Path | InlineSample]:
+def sources_of(
+    row: Row, modalities: Collection[str], *, by_file_name: bool = True
+) -> dict[str, Path | InlineSample]:
     """Where the row's sample of each modality is; one that it lacks has no key.
+
+    Args:
+        row: that may have some.
+        modalities: by name.
+        by_file_name: whether ``file_name`` is the sample's where there is one modality.
 
     Raises:
         DataError: a field holds neither the name of a file nor a sample.
     """
     values = row.values
-    if len(modalities) == 1 and values.get("file_name") is not None:
+    if by_file_name and len(modalities) == 1 and values.get("file_name") is not None:
         values = {next(iter(modalities)): values["file_name"], **values}
     return {
         name: named_file(values[name], name, row.folder, row.place)

@@ -165,6 +165,18 @@ def read_texts(
     source: Source,
     template: str = "{question}",
     *,
+    fields: Mapping[str, str] | RowFields = NO_FIELDS,
+    skipped: list[DataError] | None = None,
+) -> list[str]:
+    """The texts alone of what :func:`read_text_rows` reads, which says what the arguments are."""
+    rows = read_text_rows(source, template, fields=fields, skipped=skipped)
+    return [row.text for row in rows]
+
+
+def read_text_rows(
+    source: Source,
+    template: str = "{question}",
+    *,
     encoders: Mapping[str, Encoder] = NO_ENCODERS,
     fields: Mapping[str, str] | RowFields = NO_FIELDS,
     pictures: RowPictures | None = None,
@@ -175,7 +187,8 @@ def read_texts(
     Args:
         source: as for :func:`read_examples`.
         template: the prompt, around ``{question}``.
-        encoders: by modality, of those whose samples are read beside the text nonetheless.
+        encoders: by modality, of those whose samples are read where a row has a picture and an
+            answer, so that it can be asked beside its own sample.
         fields: what a field is called in this source, by the name that it has here.
         pictures: of the rows, for a base that takes them; every row's if None.
         skipped: as for :func:`read_examples`.
@@ -188,20 +201,21 @@ def read_texts(
 
     def text(row: Row) -> TextRow:
         """What a row says."""
-        held = sources_of(row, encoders)
-        samples = _read_samples(held, encoders, row)
-        if skipped is not None:
-            _try(row.place, samples, encoders)
-        return TextRow(
+        made = TextRow(
             text=text_of(row, template),
             images=pictures.of(row, by_file_name=True),
             answer=text_in(row, "answer") if row.values.get("answer") not in (None, "") else None,
             place=row.place,
             fields=plain_fields(row),
             answers=_answers_of(row),
-            samples=samples,
-            files=_files(held),
         )
+        if not (made.images and made.people):
+            return made
+        held = sources_of(row, encoders, by_file_name=False)  # which is the picture's
+        samples = _read_samples(held, encoders, row)
+        if skipped is not None:
+            _try(row.place, samples, encoders)
+        return attrs.evolve(made, samples=samples, files=_files(held))
 
     return _each(source, fields, pictures, text, skipped)
 

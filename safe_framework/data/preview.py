@@ -140,13 +140,16 @@ def _faults(
 def _read(row: Row, key: str, reading: TaskFormat, recipe: Recipe, pictures: RowPictures) -> None:
     if key in TEXTS:
         text_of(row)
-        pictures.of(row, by_file_name=True)
-        return
-    if key not in FOREIGN:
+        seen = pictures.of(row, by_file_name=True)
+        asked = row.values.get("answer") or row.values.get("answers")
+        if not (key == "retention_test" and seen and asked):  # whose sample nobody reads
+            return
+    elif key not in FOREIGN:
         reading.prompt_of(row)
         reading.answer_of(row)
         pictures.of(row)
-    for name, held in sources_of(row, recipe.modalities).items():
+    named = sources_of(row, recipe.modalities, by_file_name=key not in TEXTS)
+    for name, held in named.items():
         if isinstance(held, Path) and not os.path.isfile(held):
             raise DataError(
                 f"{row.place}: `{name}`: there is no file `{held}`", hint="correct its name"

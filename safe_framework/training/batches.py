@@ -11,7 +11,7 @@ from torch import Tensor
 
 from safe_framework.core.class_readout import CLASS_COLUMNS, ClassTarget, class_target
 from safe_framework.core.padding import pad_right
-from safe_framework.core.prompt_rows import PromptEncoder, PromptRow, Rows, groups_of
+from safe_framework.core.prompt_rows import PromptEncoder, PromptRow, Rows, as_row, groups_of
 from safe_framework.data.examples import Example
 from safe_framework.data.frame_cache import CachedSample, RawSample, prepare_inputs, stack
 from safe_framework.errors import DataError, SafeError
@@ -32,7 +32,7 @@ class TokenizedExample:
         align: the words that alignment draws its samples to, where they are not the answer.
     """
 
-    prompt: PromptRow = attrs.field(converter=PromptRow.of)
+    prompt: PromptRow = attrs.field(converter=as_row)
     answer: Sequence[int]
     text: str
     frames: Mapping[str, CachedSample]

@@ -13,9 +13,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from safe_framework.config.schema import Recipe
 from safe_framework.core.model import SafeModel
-from safe_framework.core.prompt_rows import PromptEncoder
+from safe_framework.core.prompt_rows import PromptEncoder, Rows, groups_of
 from safe_framework.data.examples import Example
 from safe_framework.data.recipe_data import RecipeData
+from safe_framework.errors import SafeError
 from safe_framework.training import distributed
 from safe_framework.training.alignment import Alignment, prepare_projectors
 from safe_framework.training.callbacks import ProgressReport
@@ -67,6 +68,9 @@ def train(
     prepared = prepare_training(model, recipe, examples, folder, progress, data, sharding)
     trainer, alignment = prepared.trainer, prepared.alignment
     retention, monitoring = trainer.retention, trainer.monitoring
+    if sharding is not None:
+        refuse_mixed_rows("training data", [example.row for example in trainer.examples])
+        refuse_mixed_rows("retention texts", () if retention is None else retention.rows)
     with distributed.main_process_first():
         checkpoint = latest_complete(folder) if resume else None
     monitoring.begin(checkpoint)
@@ -90,6 +94,25 @@ def train(
         model.eval()
     monitoring.finish()
     return _loss_rows(trainer.state)
+
+
+def refuse_mixed_rows(what: str, rows: Rows) -> None:
+    """Refuse rows with pictures beside rows without, where devices share the base's layers.
+
+    Args:
+        what: the rows are, for the message.
+        rows: that are trained on.
+
+    Raises:
+        SafeError: a step may need one call of the base on one device and two on another, which
+            would wait for each other for ever.
+    """
+    if len(groups_of(rows)) > 1:
+        raise SafeError(
+            f"some rows of the {what} have pictures and others have none, but devices that share "
+            "the base's layers must all call it alike",
+            hint="launch without FSDP, or give each row a picture",
+        )
 
 
 @attrs.frozen(eq=False)

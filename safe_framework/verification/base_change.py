@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 
 from safe_framework.core.model import SafeModel
-from safe_framework.data.examples import read_texts
+from safe_framework.data.examples import TextRow, read_text_rows
 from safe_framework.data.fields import row_fields
 from safe_framework.data.pictures import RowPictures
 from safe_framework.data.prompts import prompt_template
@@ -59,17 +59,16 @@ def measure_base_change(bench: Bench, texts: Sequence[str] | None) -> BaseChange
     return measure_drift(model, chosen[:_TEXTS], source=source)
 
 
-def _held_out(model: SafeModel) -> tuple[list[str], str]:
+def _held_out(model: SafeModel) -> tuple[Sequence[TextRow], str]:
+    """Texts that its recipe names, with their pictures, else some that ship; and which they are."""
     recipe = model.recipe
     named = recipe.data_files().get("retention_test") if recipe else None
     if recipe is not None and isinstance(named, Path) and named.exists():
         template = prompt_template(recipe, model.base_processor)
         fields = row_fields(recipe, "retention_test")
         pictures = RowPictures(recipe.modalities)
-        rows, source = read_texts(named, template, fields=fields, pictures=pictures), HELD_OUT
-    else:
-        rows, source = read_texts(FOLDER / "data" / "text" / "test.jsonl"), SHIPPED
-    return [row.text for row in rows], source
+        return read_text_rows(named, template, fields=fields, pictures=pictures), HELD_OUT
+    return read_text_rows(FOLDER / "data" / "text" / "test.jsonl"), SHIPPED
 
 
 def apply_waivers(

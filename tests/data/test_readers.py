@@ -1,8 +1,12 @@
 """Rows of every kind of file: the same rows whatever holds them."""
 
+import csv
+import io
 import json
+import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +17,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
 from safe_framework.data.audio import check_waveform
-from safe_framework.data.examples import read_examples, read_samples, read_texts
+from safe_framework.data.examples import read_examples, read_samples, read_text_rows
 from safe_framework.data.readers import READERS, iterate_rows, read_rows
 from safe_framework.errors import DataError
 from safe_framework.testing.toys import ToyEncoder
@@ -188,7 +194,7 @@ def test_fields_may_have_other_names(tmp_path: Path) -> None:
     names = {"question": "q", "answer": "label", "audio": "path"}
     (example,) = read_examples(tmp_path / "train.jsonl", ENCODERS, fields=names)
     assert (example.prompt, example.answer, list(example.samples)) == ("what", "tone", ["audio"])
-    (read,) = read_texts(tmp_path / "train.jsonl", fields={"text": "label"})
+    (read,) = read_text_rows(tmp_path / "train.jsonl", fields={"text": "label"})
     assert read.text == "tone"
 
 
@@ -295,7 +301,7 @@ def test_data_of_bad_rows_alone_is_an_error(tmp_path: Path) -> None:
     """Law: leaving rows out never leaves nothing silently."""
     (tmp_path / "train.jsonl").write_text("{\n{\n")
     with pytest.raises(DataError, match="has no rows"):
-        read_texts(tmp_path / "train.jsonl", skipped=[])
+        read_text_rows(tmp_path / "train.jsonl", skipped=[])
 
 
 def test_reading_is_lazy() -> None:
@@ -353,3 +359,84 @@ def test_a_sound_may_be_named_by_its_address(tmp_path: Path) -> None:
         (tmp_path / "rows.jsonl").write_text(json.dumps({**row, "audio": address}))
         with pytest.raises(DataError, match=r"^rows.jsonl:1: `audio` is at `.*\nhint: download"):
             read_examples(tmp_path / "rows.jsonl", ENCODERS)
+
+
+@given(st.lists(st.tuples(st.text(), st.text("ab,\"\n\r\t ")), min_size=1, max_size=5),
+       st.sampled_from([".csv", ".tsv"]))  # fmt: skip
+def test_whatever_csv_can_hold_is_read_as_it_was_written(
+    rows: list[tuple[str, str]], ending: str
+) -> None:
+    """Law: cells with quotes, separators and line ends come back, an empty one as nothing."""
+    held = io.StringIO(newline="")
+    writer = csv.writer(held, delimiter="," if ending == ".csv" else "\t")
+    writer.writerows([("first", "second"), *rows])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"rows{ending}")
+        path.write_bytes(held.getvalue().encode("utf-8", "replace"))
+        found = [tuple(row.values()) for _, row in read_rows(path)]
+    replaced = [[cell.encode("utf-8", "replace").decode() or None for cell in row] for row in rows]
+    assert found == [tuple(row) for row in replaced]
+
+
+def skipping(path: Path) -> tuple[list[str], list[str]]:
+    """The texts of a file, and what is said of the rows that are left out."""
+    skipped: list[DataError] = []
+    texts = [row.text for row in read_text_rows(path, skipped=skipped)]
+    return texts, [error.message for error in skipped]
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ('"he said "hi" twice"', "texts.csv:3: not CSV: "),
+        ('"row 2', "texts.csv:3: not CSV: a quote is opened and not closed"),
+        ("a,b", "texts.csv:3: the row has 2 cells"),
+    ],
+)
+def test_a_row_that_is_no_csv_costs_itself_alone(tmp_path: Path, bad: str, said: str) -> None:
+    """Law: the rows behind a stray or an open quote are read, and the bad one is named."""
+    path = tmp_path / "texts.csv"
+    path.write_text(f"text\nfirst\n{bad}\nthird\nfourth\n")
+    texts, left_out = skipping(path)
+    assert texts == ["first", "third", "fourth"]
+    assert len(left_out) == 1
+    assert left_out[0].startswith(said)
+    with pytest.raises(DataError, match=re.escape(said)):
+        read_text_rows(path)
+
+
+def test_a_cell_may_be_as_long_as_an_article(tmp_path: Path) -> None:
+    """Law: no cell is too long."""
+    path = tmp_path / "texts.csv"
+    path.write_text("text\nfirst\n" + "word " * 40_000 + "\nlast\n")
+    assert [len(row.text) for row in read_text_rows(path)] == [5, 200_000, 4]
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ('{"text": "bad \\ud83d"}', "texts.jsonl:2: `\\ud83d` is half a character"),
+        ('{"text": "big", "id": ' + "9" * 5000 + "}", "texts.jsonl:2: a number in it is too long"),
+        ('{"text": "deep", "x": ' + "[" * 99_999 + "]" * 99_999 + "}", "nested too deeply"),
+    ],
+)
+def test_json_that_python_does_not_hold_is_a_bad_row(tmp_path: Path, bad: str, said: str) -> None:
+    """Law: what cannot become a text or a number costs its row alone, which is named."""
+    path = tmp_path / "texts.jsonl"
+    path.write_text(f'{{"text": "good"}}\n{bad}\n{{"text": "\\ud83d\\ude00"}}\n')
+    texts, left_out = skipping(path)
+    assert texts == ["good", "\U0001f600"]
+    assert len(left_out) == 1
+    assert said in left_out[0]
+
+
+def test_what_a_dataset_lacks_on_this_machine_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: a library that `datasets` misses is an error of the framework that names it."""
+
+    def refuse(*_: object, **__: object) -> None:
+        """As it does where sound is to be encoded."""
+        raise ImportError("please install 'torchcodec'")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(DataError, match=r"`hf:clips:train` cannot be read: .*'torchcodec'"):
+        read_rows("hf:clips:train")

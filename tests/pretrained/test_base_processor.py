@@ -47,7 +47,8 @@ def test_a_base_that_sees_has_its_processor(spec: BaseSpec) -> None:
 def test_a_base_that_reads_has_its_tokenizer(tmp_path: Path) -> None:
     """A type that reads text alone has no processor, and nobody is warned."""
     with quietly():
-        llama().save_pretrained(tmp_path)
+        base: Any = llama()
+        base.save_pretrained(tmp_path)
         tokenizer().save_pretrained(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -136,6 +136,18 @@ def test_the_adapter_is_loaded_with_its_base(run: RunFolder) -> None:
     assert given == [row.answer for row in run.evaluation.answers]
 
 
+def test_a_missing_sound_of_a_picture_is_said_before_the_run(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Law: ``safe check`` names a picture question whose own sample is not there."""
+    gone = {"question": "what", "answer": "red", "image": "red.png", "audio": "gone.wav"}
+    write_rows(folder / "gone.jsonl", [gone])
+    text = (folder / "recipe.toml").read_text("utf-8")
+    (folder / "gone.toml").write_text(text.replace("texts_test.jsonl", "gone.jsonl"), "utf-8")
+    assert main(["check", str(folder / "gone.toml")]) == 1
+    assert "gone.jsonl:1: `audio`: there is no file" in capsys.readouterr().out
+
+
 def test_runs_on_pictures_are_compared(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     """Law: ``safe compare`` has rows for what was seen."""
     assert main(["compare", str(run.folder)]) == 0

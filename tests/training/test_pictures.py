@@ -6,19 +6,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from safe_framework.config.schema import TrainingSpec
 from safe_framework.core.model import SafeModel
-from safe_framework.core.prompt_rows import PromptEncoder
+from safe_framework.core.prompt_rows import PromptEncoder, PromptRow
 from safe_framework.data.examples import Example
 from safe_framework.data.pictures import Picture
-from safe_framework.errors import DataError
+from safe_framework.errors import DataError, SafeError
+from safe_framework.experimental.base_finetuning.replay import OriginalBaseTeacher, Replay
 from safe_framework.interfaces.types import IGNORED, Frames
 from safe_framework.training.batches import AnswerCollator, TokenizedExample, tokenize
 from safe_framework.training.compute.activation_cache import ActivationCaches
+from safe_framework.training.compute.forward import ForwardPlanner, PlainForward
 from safe_framework.training.distributed import WHOLE_STEP, StepShard
 from safe_framework.training.monitor.measurement import HeldOutEvaluator, HeldOutText
 from safe_framework.training.objective import Objective, step_totals
@@ -27,6 +31,10 @@ from safe_framework.training.retention.counterfactual import (
     RetentionExamples,
     WeightedRegularizer,
 )
+from safe_framework.training.retention.teacher import Teacher
+from safe_framework.training.sampling import TextOrder
+from safe_framework.training.train import refuse_mixed_rows
+from safe_framework.training.trainer import SafeTrainer, training_arguments
 from safe_framework_plugins.projectors.standard import StandardProjector
 from safe_framework_plugins.retention.distillation import DistillationRegularizer
 from safe_framework_plugins.retention.fisher import FisherRegularizer
@@ -231,6 +239,41 @@ def test_a_closed_gate_leaves_pictures_seen(speedups: str) -> None:
     assert_near(given, plain, "losses")
 
 
+@pytest.mark.parametrize("positions", ["the text's own", "by its pictures"])
+def test_rows_with_pictures_are_packed_where_that_is_exact(
+    positions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: stored rows with pictures are packed, but for a base whose positions they decide."""
+    packed = list[bool]()
+    whole = ForwardPlanner._run_packed
+
+    def recording(self: Any, call: Any, *rest: Any) -> Any:
+        packed.append(call.pictures)
+        return whole(self, call, *rest)
+
+    monkeypatch.setattr(ForwardPlanner, "_run_packed", recording)
+    world = World("llava")
+    if positions == "by its pictures":
+        image = world.model.base.config.image_token_id
+
+        def shift(base: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            """Count each picture as one position, as Qwen2-VL does."""
+            ids = kwargs["input_ids"]
+            if kwargs.get("position_ids") is None and (ids == image).sum() > 1:
+                counted = (ids != image).long().cumsum(1)
+                return args, {**kwargs, "position_ids": counted}
+            return args, kwargs
+
+        world.model.base.register_forward_pre_hook(shift, with_kwargs=True, prepend=True)
+    plain, wanted, _ = world.run("off")
+    losses, gradients, _ = world.run("stored")
+    assert_near(losses, plain, "losses")
+    for one, gradient in zip(gradients, wanted, strict=True):
+        assert_near(one, gradient, "gradients")
+    exact = positions == "the text's own"
+    assert packed.count(True) == (2 if exact else 1)  # the first one is the trial
+
+
 def test_the_tower_runs_once_a_row() -> None:
     """Law: what is stored of a row is computed by one look at its pictures, and by no later run."""
     world, pictures = World("llava", [["red"], ["blue", "green"], []]), 3
@@ -245,6 +288,96 @@ def test_the_tower_runs_once_a_row() -> None:
             retention.precompute(9, lambda *told: None)
             assert sum(seen) == 2 * runs * pictures  # its texts are other rows
         caches.close()
+
+
+def test_layers_that_are_recomputed_give_the_same(tmp_path: Path) -> None:
+    """Law: with gradient checkpointing, rows with pictures have the same losses and gradients."""
+    world = World("llava")
+    plain, wanted, _ = world.run("off")
+    world.model.gradient_checkpointing_enable()
+    world.model.train()
+    for speedups in ("off", "on", "stored"):
+        losses, gradients, _ = world.run(speedups)
+        assert_near(losses, plain, speedups)
+        for one, gradient in zip(gradients, wanted, strict=True):
+            assert_near(one, gradient, speedups)
+
+
+@pytest.mark.parametrize("name", slow_but(["llava", "paligemma"], BASES))
+def test_an_answer_does_not_see_itself(name: str) -> None:
+    """Law: what is predicted of an answer does not depend on the tokens that are predicted."""
+    world = World(name)
+    row = max(world.examples, key=lambda example: len(example.answer)).row
+    target = "target" if row.target else "ids"
+    other = attrs.evolve(row, **{target: (*row.predicting[:-2], row.predicting[-2] + 1, 1)})
+    logits = [
+        world.model.base(**world.prompts.collate([one], world.pad)).logits for one in (row, other)
+    ]
+    assert_near(logits[0][:, :-2], logits[1][:, :-2], "before the changed token")
+    assert not torch.allclose(logits[0][:, -2:], logits[1][:, -2:])
+
+
+@pytest.mark.parametrize("kept", [(), ("prefix", "teacher")])
+def test_the_trainer_trains_on_pictures(kept: tuple[str, ...], tmp_path: Path) -> None:
+    """Law: steps in two parts on rows with pictures and without move the adapter alone."""
+    world = World("llava")
+    caches = world.caches(kept)
+    spec = TrainingSpec(
+        max_steps=4, batch_size=4, retention_batch_size=4, gradient_accumulation_steps=2,
+        warmup_steps=0, align_steps=0, projector_learning_rate=1e-2,
+    )  # fmt: skip
+    retention = world.retention(caches)
+    retention.batch_size = retention.order.batch_size = 4
+    trainer = SafeTrainer(
+        world.model, training_arguments(spec, tmp_path), world.examples, spec,
+        retention=retention, caches=caches, pad=world.pad,
+    )  # fmt: skip
+    base = {name: one.clone() for name, one in world.model.base.state_dict().items()}
+    before = [one.detach().clone() for one in world.model.trainable_parameters().values()]
+    trainer.precompute(lambda *told: None)
+    with counting_pictures(world.model) as seen:
+        trainer.train()
+    caches.close()
+    assert bool(seen) == (not kept)
+    assert np.isfinite(trainer.state.log_history[0]["loss"])
+    after = world.model.trainable_parameters().values()
+    assert all(not torch.equal(one, two) for one, two in zip(before, after, strict=True))
+    kept_base = world.model.base.state_dict()
+    assert all(torch.equal(one, kept_base[name]) for name, one in base.items())
+
+
+def test_replayed_texts_have_their_pictures() -> None:
+    """Law: the replay of stage B distils texts with pictures and without, by their words."""
+    world = World("llava")
+    teacher = Teacher(world.model, world.pad, prompts=world.prompts)
+    order = TextOrder([row.words for row in world.texts], len(world.texts), seed=3)
+    replay = Replay(
+        world.texts, OriginalBaseTeacher(world.model, teacher), DistillationRegularizer(), 1.0,
+        order, None, world.pad,
+    )  # fmt: skip
+    terms = list(replay.terms(0, torch.device("cpu")))
+    assert [term.call.pictures for term in terms] == [False, True]
+    assert sum(int(term.call.positions.sum()) for term in terms) == sum(
+        row.words for row in world.texts
+    )
+    with counting_pictures(world.model) as seen:
+        losses = [
+            term.loss(predicted)
+            for term, predicted in zip(
+                terms, PlainForward(world.model).predictions([t.call for t in terms]), strict=True
+            )
+        ]
+    assert sum(seen) == 2 * sum(map(len, PICTURES))
+    assert sum(losses) < 1e-6  # the base has not changed
+
+
+def test_devices_that_share_layers_want_rows_alike() -> None:
+    """Law: rows with pictures beside others are refused where each device must call alike."""
+    seen, plain = PromptRow([3], [Picture(picture("red"))]), PromptRow([3])
+    refuse_mixed_rows("training data", [seen, seen])
+    refuse_mixed_rows("training data", [plain])
+    with pytest.raises(SafeError, match="some rows of the training data have pictures"):
+        refuse_mixed_rows("training data", [seen, plain])
 
 
 def test_another_picture_is_another_row() -> None:

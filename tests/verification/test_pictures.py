@@ -14,6 +14,7 @@ from torch import Tensor
 import safe_framework
 from safe_framework import verify
 from safe_framework.cli import main
+from safe_framework.config.schema import StageBSpec
 from safe_framework.core.call import ModelCall
 from safe_framework.core.model import SafeModel
 from safe_framework.pretrained import quietly
@@ -26,6 +27,7 @@ from safe_framework.verification.pictures import (
     picture_benches,
 )
 from safe_framework.verification.target import with_made_up_modality
+from tests.experimental.base_finetuning.changed import LAYERS, LORA, moved
 from tests.runs.conftest import cache, world, write_rows
 from tests.support.lanes import slow_but
 from tests.support.seeing import picture, save, seeing_bases
@@ -230,6 +232,27 @@ def test_a_sense_that_hides_the_picture_is_found(monkeypatch: pytest.MonkeyPatch
     findings = laws[SEEN].findings
     assert findings
     assert all("with the senses on: another picture" in found for found in findings)
+
+
+# A base that was fine-tuned
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", [LORA, LAYERS], ids=["lora", "layers"])
+def test_a_changed_base_is_asked_with_pictures(spec: StageBSpec, recipe: Path) -> None:
+    """With pictures too, off is the changed base, and the drift is of the rows with theirs."""
+    model = safe_framework.build(recipe)
+    moved(model, spec)
+    certificate = verify(model, calls="quick")
+    laws = by_name(certificate)
+    assert certificate.failures == ()
+    assert laws["Off is the changed base, with pictures"].key == "B1"
+    assert laws["Off is the changed base, with pictures"].verdict is Verdict.HOLDS
+    assert laws[SEEN].verdict is Verdict.HOLDS
+    if spec is LORA:  # two calls of each: on text, rows of all kinds, a picture in each, own rows
+        assert laws["off() is the original base"].detail == "8 calls bit for bit"
+    assert certificate.base_changed is not None
+    assert certificate.base_changed.drift.texts == 1
 
 
 # Where there is no processor

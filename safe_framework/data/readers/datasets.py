@@ -50,7 +50,7 @@ def hub_rows(source: str) -> Iterator[Row]:
             streaming=True,
         )
         yield from _rows(datasets, found, label, Path.cwd(), start or 0, stop)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"the dataset `{source}` cannot be read: {error}") from error

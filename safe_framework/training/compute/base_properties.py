@@ -177,7 +177,7 @@ def _packing_agrees(model: SafeModel) -> bool:
         return False
     second = packing.text == 1
     unaffected = _same_sums(given[second], after_other[second])  # whatever stands before it
-    return unaffected and _near(packing.unpack_selected(given[positions], positions), whole[needed])
+    return unaffected and near(packing.unpack_selected(given[positions], positions), whole[needed])
 
 
 def _same_sums(given: Tensor, wanted: Tensor) -> bool:
@@ -193,7 +193,7 @@ def _same_sums(given: Tensor, wanted: Tensor) -> bool:
     return bool((given - wanted).float().norm() <= rounding * wanted.float().norm())
 
 
-def _near(given: Tensor, wanted: Tensor) -> bool:
+def near(given: Tensor, wanted: Tensor) -> bool:
     """Whether two computations differ by no more than rounding, of which bfloat16 has much."""
     rounding = min(_TERMS * torch.finfo(wanted.dtype).eps, 0.05)
     return bool((given - wanted).float().norm() <= rounding * wanted.float().norm())

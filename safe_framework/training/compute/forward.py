@@ -17,7 +17,11 @@ from safe_framework.core.output_head import hidden_at, logits_at, no_cache_optio
 from safe_framework.data.frame_cache import modality_inputs
 from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT
 from safe_framework.training.compute.activation_cache import ActivationCaches
-from safe_framework.training.compute.base_properties import BaseProperties, find_base_properties
+from safe_framework.training.compute.base_properties import (
+    BaseProperties,
+    find_base_properties,
+    near,
+)
 from safe_framework.training.compute.calls import (
     ForwardCall,
     LogitPredictions,
@@ -27,6 +31,7 @@ from safe_framework.training.compute.calls import (
     merge_calls,
 )
 from safe_framework.training.compute.chunked_vocabulary import supports_chunked_loss
+from safe_framework.training.compute.packing import Packing
 
 _PADDING = 0.25  # share that merging calls may add, where feed-forward modules skip padding
 _COMPUTED_PADDING = 0.05  # where they do not
@@ -55,6 +60,7 @@ class ForwardPlanner:
     ) -> None:
         self.model, self.caches, self.merges = model, caches, merges
         self.properties = find_base_properties(model) if properties is None else properties
+        self._packs_pictures: bool | None = None  # not tried yet
 
     def predictions(self, calls: Sequence[ForwardCall]) -> Sequence[Predictions]:
         """The model's predictions at the positions of each call, calls merged where they fit."""
@@ -89,15 +95,43 @@ class ForwardPlanner:
     def _run(self, call: ForwardCall, readout: Readout, known: BaseProperties) -> Tensor | None:
         """What is read of one call, packed where that is worthwhile."""
         packing = known.plan_packing(call) if self.merges else None
+        if packing is not None and call.pictures and not self._pictures_pack(call, packing):
+            packing = None
         if packing is None:
             with self._from_prefix(call, call.prefix_states), known.computing_only(call.positions):
                 return readout(self.model, self.model.base, call.inputs, call.positions)
+        return self._run_packed(call, packing, readout, known)
+
+    def _run_packed(
+        self, call: ForwardCall, packing: Packing, readout: Readout, known: BaseProperties
+    ) -> Tensor | None:
+        """What is read of one call, whose rows are packed."""
         positions = packing.pack_mask(call.positions)
         states = None if call.prefix_states is None else packing.pack_rows(call.prefix_states)
         packed = packing.applied_to(self.model)
         with self._from_prefix(call, states), known.computing_only(positions), packed:
             read = readout(self.model, self.model.base, call.inputs, positions)
         return None if read is None else packing.unpack_selected(read, positions)
+
+    @torch.no_grad()
+    def _pictures_pack(self, call: ForwardCall, packing: Packing) -> bool:
+        """Whether rows with pictures give packed what they give apart, tried on the first ones.
+
+        A base may count positions by the shape of its pictures, which a packed row has lost.
+        """
+        if self._packs_pictures is None:
+            training = self.model.training
+            self.model.eval()
+            try:
+                with torch.random.fork_rng(), self._from_prefix(call, call.prefix_states):
+                    apart = logits_at(self.model, self.model.base, call.inputs, call.positions)
+                packed = self._run_packed(call, packing, logits_at, self.properties)
+                self._packs_pictures = packed is not None and near(packed, apart)
+            except Exception:  # whatever a third-party base raises, its rows stay apart
+                self._packs_pictures = False
+            finally:
+                self.model.train(training)
+        return self._packs_pictures
 
     def _encode_samples(self, call: ForwardCall) -> ForwardCall:
         """The call with frames instead of samples, since frames can be padded."""

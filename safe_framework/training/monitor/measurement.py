@@ -22,6 +22,7 @@ from safe_framework.core.prompt_rows import (
     PromptEncoder,
     PromptRow,
     Rows,
+    as_row,
     groups_of,
     read_positions,
 )
@@ -198,8 +199,8 @@ class HeldOutText:
         frames: of a distractor, by modality.
     """
 
-    plain: PromptRow = attrs.field(converter=PromptRow.of)
-    marked: PromptRow = attrs.field(converter=PromptRow.of)
+    plain: PromptRow = attrs.field(converter=as_row)
+    marked: PromptRow = attrs.field(converter=as_row)
     frames: Mapping[str, CachedSample]
 
 
