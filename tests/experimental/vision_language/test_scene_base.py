@@ -167,26 +167,29 @@ from safe_framework.experimental.vision_language.train import compose_recipe
 from safe_framework.utils.progress import no_progress
 
 def killed(label, done, total, note=""):
-    if label == "training on scenes" and done == 5:
+    if label == sys.argv[2] and done == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
 
 compose_recipe(read_recipe(sys.argv[1]), killed)
 """
 
 
-def test_a_killed_command_goes_on(made, small, sprites):
+@pytest.mark.parametrize(
+    ("label", "done", "left"),
+    [("training on scenes", 5, [5, 6]), ("looking at test scenes", 6, [])],
+    ids=["training", "scoring"],
+)
+def test_a_killed_command_goes_on(made, small, sprites, label, done, left):
     """After a kill the same command goes on from the last checkpoint, to the same weights."""
-    folder = small / "killed"
+    folder = small / f"killed-{done}"
     path = written(small, sprites, folder, "killed.toml")
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", _KILLED, str(path)], env=env, check=False)
-    assert done.returncode == -signal.SIGKILL
+    command = [sys.executable, "-c", _KILLED, str(path), label, str(done)]
+    killed = subprocess.run(command, env=env, check=False)
+    assert killed.returncode == -signal.SIGKILL
     assert not folder.exists()
-    (kept,) = small.glob(".killed-training-*")
-    assert sorted(path.name for path in kept.glob("checkpoint-*")) == [
-        "checkpoint-2",
-        "checkpoint-4",
-    ]
+    (kept,) = small.glob(f".killed-{done}-training-*")
+    assert len(list(kept.glob("checkpoint-*"))) == 2
     steps = []
 
     def note(label, done, total, note=""):
@@ -194,7 +197,7 @@ def test_a_killed_command_goes_on(made, small, sprites):
         steps.append((label, done))
 
     compose_recipe(read_recipe(path), note)
-    assert [done for label, done in steps if label == "training on scenes"] == [5, 6]
+    assert [done for label, done in steps if label == "training on scenes"] == left
     assert not [label for label, _ in steps if label.startswith(("aligning", "looking at scenes"))]
     first, again = (load_file(one / "model.safetensors") for one in (made[0], folder))
     assert first.keys() == again.keys()
