@@ -7,6 +7,8 @@ audio[0] holds NaN
 hint: drop or repair the recording
 """
 
+from functools import partial
+
 
 class SafeError(Exception):
     """Base class of the framework's errors.
@@ -42,7 +44,21 @@ class InjectionError(SafeError, RuntimeError):
 
 
 class SampleError(SafeError, ValueError):
-    """A sample that an encoder cannot take: wrong rate, NaN, wrong shape."""
+    """A sample that an encoder cannot take: wrong rate, NaN, wrong shape.
+
+    Args:
+        message: what is wrong.
+        hint: the one thing to do.
+        row: of the batch that it is in, from 0; None where that is not known.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", row: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.row = row
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with the row too."""
+        return partial(type(self), self.message, hint=self.hint, row=self.row), ()
 
 
 class DataError(SafeError, ValueError):

@@ -354,7 +354,10 @@ class SafeProcessor:
         """
         encoder = self.encoders[name]
         known = [s if s is None else _wrap(name, encoder, s, sampling_rate) for s in samples]
-        return prepare_inputs(name, encoder, known)
+        try:
+            return prepare_inputs(name, encoder, known)
+        except SampleError as error:
+            raise _with_row(name, encoder, known, error) from error
 
     def _texts(self, text: Any, question: Any) -> list[str]:
         if (text is None) == (question is None):
@@ -405,6 +408,23 @@ def _wrap(name: str, encoder: Encoder, sample: Sample, rate: int | None) -> Samp
         )
     values = sample.detach().cpu() if isinstance(sample, Tensor) else sample
     return Waveform(np.asarray(values), rate)
+
+
+def _with_row(
+    name: str, encoder: Encoder, samples: Sequence[Sample | None], error: SampleError
+) -> SampleError:
+    """The error with the row of the sample that is wrong, if it is wrong by itself."""
+    for row, sample in enumerate(samples):
+        if sample is None:
+            continue
+        try:
+            encoder.prepare([sample])
+        except SampleError as own:
+            where = f"`{name}[{row}]`"
+            named = own.message.replace("`samples[0]`", where).replace("samples[0]", where)
+            message = named if where in named else f"{where}: {own.message}"
+            return SampleError(message, hint=own.hint, row=row)
+    return error
 
 
 def with_start_token(tokenizer: Any, text: str) -> str:

@@ -180,15 +180,13 @@ class PromptEncoder:
         """Of a model, whose tokenizer and processor it uses."""
         start = decoder_start_id(model.base) if decodes_separately(model.base) else None
         dtype = next(model.base.parameters()).dtype
-        parameters = inspect.signature(model.base.forward).parameters
-        pixels = parameters.get("pixel_values")
         return cls(
             model.tokenizer,
             model.processor,
             start=start,
             dtype=dtype,
             placeholders=placeholder_ids(model.base),
-            always_sees=pixels is not None and pixels.default is pixels.empty,
+            always_sees=always_sees(model.base),
         )
 
     @property
@@ -419,6 +417,12 @@ def placeholder_ids(base: nn.Module) -> frozenset[int]:
     names = (f"{kind}_token_{ending}" for kind in ("image", "video") for ending in ("id", "index"))
     found = (getattr(base.config, name, None) for name in names)
     return frozenset(one for one in found if isinstance(one, int))
+
+
+def always_sees(base: nn.Module) -> bool:
+    """Whether a base takes no call without a picture."""
+    pixels = inspect.signature(base.forward).parameters.get("pixel_values")
+    return pixels is not None and pixels.default is pixels.empty
 
 
 def halves(text: str) -> tuple[str, str]:

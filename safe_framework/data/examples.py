@@ -165,6 +165,18 @@ def read_texts(
     source: Source,
     template: str = "{question}",
     *,
+    fields: Mapping[str, str] | RowFields = NO_FIELDS,
+    skipped: list[DataError] | None = None,
+) -> list[str]:
+    """The texts alone of what :func:`read_text_rows` reads, which says what the arguments are."""
+    rows = read_text_rows(source, template, fields=fields, skipped=skipped)
+    return [row.text for row in rows]
+
+
+def read_text_rows(
+    source: Source,
+    template: str = "{question}",
+    *,
     encoders: Mapping[str, Encoder] = NO_ENCODERS,
     fields: Mapping[str, str] | RowFields = NO_FIELDS,
     pictures: RowPictures | None = None,

@@ -21,7 +21,7 @@ from safe_framework.data.examples import (
     TextRow,
     read_samples,
     read_task,
-    read_texts,
+    read_text_rows,
 )
 from safe_framework.data.fields import FOREIGN, TEXTS, RowFields, row_fields, unread_error
 from safe_framework.data.pictures import RowPictures, blind_base
@@ -147,7 +147,7 @@ class RecipeData:
             """The texts in the file."""
             template = self._around(self.spec.prompt)
             with self._rows(key) as (fields, pictures):
-                return read_texts(
+                return read_text_rows(
                     self.sources[key],
                     template,
                     encoders=encoders,

@@ -12,7 +12,7 @@ from safe_framework.core.build import load
 from safe_framework.core.model import SafeModel
 from safe_framework.data.pictures import FIELDS
 from safe_framework.data.samples import as_sample
-from safe_framework.errors import SafeError
+from safe_framework.errors import SafeError, SampleError
 from safe_framework.evaluation.answers import eval_mode, new_tokens
 from safe_framework.pretrained.base_outline import known_types
 from safe_framework.utils.suggest import nearest
@@ -60,9 +60,7 @@ class SafePipeline:
     """
 
     def __init__(self, model: SafeModel, *, batch_size: int = 8) -> None:
-        if batch_size < 1:
-            raise SafeError(f"`batch_size` must be at least 1, not {batch_size}")
-        self.model, self.batch_size = model, batch_size
+        self.model, self.batch_size = model, _checked_size(batch_size)
 
     def __call__(
         self,
@@ -71,9 +69,12 @@ class SafePipeline:
         gate: Gate | None = None,
         sampling_rate: Rate = None,
         max_new_tokens: int = 64,
+        batch_size: int | None = None,
         **options: Any,
-    ) -> list[dict[str, str]]:
+    ) -> list[Any]:
         """The answer to each input as ``{"generated_text": ...}``, without what was asked.
+
+        With ``num_return_sequences`` above 1, a list of that many answers to each input.
 
         An input is a text; or ``{"text": ...}``, or ``{"question": ...}`` for the recipe's prompt,
         with samples by the names of their modalities and, for a base that sees, ``"image"`` or a
@@ -85,25 +86,35 @@ class SafePipeline:
             gate: strength for this call, of all modalities or by name, instead of their own.
             sampling_rate: of samples that are plain arrays, in hertz.
             max_new_tokens: limit of an answer's length.
+            batch_size: inputs at a time in this call, instead of the pipeline's own.
             **options: of ``generate``.
 
         Raises:
             SafeError: an input is none of these, or a gate is not from 0 to 1.
-            SampleError: a sample cannot be used.
+            SampleError: a sample cannot be used; the message names its input.
         """
         listed = [inputs] if _is_one(inputs) else list(inputs)
         enabled = self._enabled(gate)
-        found = dict[int, str]()
+        size = self.batch_size if batch_size is None else _checked_size(batch_size)
+        found = dict[int, list[dict[str, str]]]()
         with eval_mode(self.model):
-            for indices in self._batches(listed):
-                batch = self._batch([listed[i] for i in indices], enabled, sampling_rate)
+            for indices in self._batches(listed, size):
+                try:
+                    batch = self._batch([listed[i] for i in indices], enabled, sampling_rate)
+                except SampleError as error:
+                    raise _of_input(error, indices) from error
                 out = self.model.generate(
                     **batch, gate=gate, max_new_tokens=max_new_tokens, **options
                 )
-                new = new_tokens(self.model, out, batch)
+                new = new_tokens(self.model, getattr(out, "sequences", out), batch)
                 texts = self.model.processor.batch_decode(new, skip_special_tokens=True)
-                found |= dict(zip(indices, map(str.strip, texts), strict=True))
-        return [{"generated_text": found[index]} for index in range(len(listed))]
+                each = len(texts) // len(indices)  # answers, where several sequences are asked for
+                answers = [{"generated_text": text.strip()} for text in texts]
+                found |= {i: answers[n * each : (n + 1) * each] for n, i in enumerate(indices)}
+        ordered = [found[index] for index in range(len(listed))]
+        if options.get("num_return_sequences", 1) > 1:
+            return ordered
+        return [answer for answers in ordered for answer in answers]
 
     def _enabled(self, gate: Gate | None) -> set[str]:
         """The modalities whose samples change anything in this call."""
@@ -112,15 +123,15 @@ class SafePipeline:
         gates = {**self.model.gates, **{k: v for k, v in given.items() if v is not None}}
         return {name for name in names if gates[name] != 0 and self.model.is_enabled(name)}
 
-    def _batches(self, inputs: Sequence[Any]) -> list[list[int]]:
+    def _batches(self, inputs: Sequence[Any], size: int) -> list[list[int]]:
         """The indices of what goes through the model together: chats, and pictures, apart."""
         kinds: dict[tuple[bool, bool], list[int]] = {}
         for index, one in enumerate(inputs):
             kinds.setdefault((_is_chat(one), self._has_pictures(one)), []).append(index)
         return [
-            kind[start : start + self.batch_size]
+            kind[start : start + size]
             for kind in kinds.values()
-            for start in range(0, len(kind), self.batch_size)
+            for start in range(0, len(kind), size)
         ]
 
     @property
@@ -188,6 +199,21 @@ class SafePipeline:
                 hint='add an "image" to the input',
             )
         return text, {**given, "images": pictures} if pictures else given
+
+
+def _checked_size(batch_size: int) -> int:
+    if batch_size < 1:
+        raise SafeError(f"`batch_size` must be at least 1, not {batch_size}")
+    return batch_size
+
+
+def _of_input(error: SampleError, indices: Sequence[int]) -> SampleError:
+    """The error with the place of the input, where only its place in a batch was known."""
+    if error.row is None:
+        return error
+    place = indices[error.row]
+    message = error.message.replace(f"[{error.row}]`", "`")
+    return SampleError(f"inputs[{place}]: {message}", hint=error.hint, row=place)
 
 
 def _is_chat(one: Any) -> bool:

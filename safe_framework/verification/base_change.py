@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 
 from safe_framework.core.model import SafeModel
-from safe_framework.data.examples import TextRow, read_texts
+from safe_framework.data.examples import TextRow, read_text_rows
 from safe_framework.data.fields import row_fields
 from safe_framework.data.pictures import RowPictures
 from safe_framework.data.prompts import prompt_template
@@ -67,8 +67,8 @@ def _held_out(model: SafeModel) -> tuple[Sequence[TextRow], str]:
         template = prompt_template(recipe, model.base_processor)
         fields = row_fields(recipe, "retention_test")
         pictures = RowPictures(recipe.modalities)
-        return read_texts(named, template, fields=fields, pictures=pictures), HELD_OUT
-    return read_texts(FOLDER / "data" / "text" / "test.jsonl"), SHIPPED
+        return read_text_rows(named, template, fields=fields, pictures=pictures), HELD_OUT
+    return read_text_rows(FOLDER / "data" / "text" / "test.jsonl"), SHIPPED
 
 
 def apply_waivers(

@@ -69,6 +69,15 @@ def test_nan_audio_is_refused(processor: SafeProcessor, bad: float) -> None:
         processor("w3", audio=Waveform(np.array([0, bad], np.float32), 100))
 
 
+def test_the_text_with_a_bad_sample_is_named(processor: SafeProcessor) -> None:
+    """Law: the error says beside which text the sample is, absent ones counted."""
+    bad = Waveform(np.array([0, np.nan], np.float32), 100)
+    good = Waveform(np.zeros(2, np.float32), 100)
+    with pytest.raises(SampleError, match=r"^`audio\[2\]` holds NaN") as caught:
+        processor(["w3", "w4", "w5"], audio=[None, good, bad])
+    assert caught.value.row == 2
+
+
 def test_none_keeps_its_row(processor: SafeProcessor) -> None:
     """Samples stay beside their texts; rows without one are zeros that are not present."""
     batch = processor(["w3", "w4", "w5"], audio=[None, np.ones(5), np.ones(7)], sampling_rate=100)

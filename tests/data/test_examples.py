@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from torch import Tensor
 
-from safe_framework.data.examples import read_examples, read_texts
+from safe_framework.data.examples import read_examples, read_text_rows, read_texts
 from safe_framework.data.readers import read_rows
 from safe_framework.data.tasks import unique
 from safe_framework.errors import DataError
@@ -106,7 +106,7 @@ def test_a_line_ends_only_where_a_newline_is(folder: Path) -> None:
     """Law: a line separator inside a text is part of the text."""
     path = folder / "texts.jsonl"
     path.write_text('{"text": "one\u2028two\x85three"}\n{"text": "four"}\n', "utf-8")
-    assert [row.text for row in read_texts(path)] == ["one\u2028two\x85three", "four"]
+    assert [row.text for row in read_text_rows(path)] == ["one\u2028two\x85three", "four"]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_file_that_is_no_text_is_named(folder: Path) -> None:
 def test_texts_are_read_as_they_are(folder: Path) -> None:
     """Law: `text` is not put into the template; `question` is."""
     path = write(folder, {"text": "as it {question} is"}, {"question": "why?"})
-    texts = [row.text for row in read_texts(path, "Q: {question}")]
+    texts = read_texts(path, "Q: {question}")
     assert texts == ["as it {question} is", "Q: why?"]
 
 
@@ -171,7 +171,7 @@ def test_a_row_without_text_is_named(folder: Path) -> None:
     """Law: a retention row with neither text nor question is an error that gives its line."""
     path = write(folder, {"text": "one"}, {"title": "two"})
     with pytest.raises(DataError, match=r"^train\.jsonl:2: `text` must be .*\nhint: .*: title$"):
-        read_texts(path)
+        read_text_rows(path)
 
 
 def test_distinct_keeps_the_first_of_each() -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from safe_framework.config.read import read_recipe
-from safe_framework.data.examples import Example, TextRow, read_examples, read_texts
+from safe_framework.data.examples import Example, TextRow, read_examples, read_text_rows
 from safe_framework.data.pictures import Picture, PictureFacts, RowPictures, look
 from safe_framework.data.preview import preview
 from safe_framework.data.readers import Row
@@ -132,7 +132,7 @@ def test_every_kind_of_data_may_hold_pictures(
     """Law: a row's pictures are the same, in order, whatever file holds them and how."""
     source = write(folder)
     assert [colours(row) for row in read_examples(source, {})] == expected
-    assert [colours(row) for row in read_texts(source)] == expected
+    assert [colours(row) for row in read_text_rows(source)] == expected
 
 
 def test_a_field_of_pictures_may_have_another_name(folder: Path) -> None:
@@ -147,14 +147,14 @@ def test_a_modality_called_image_keeps_its_field(folder: Path) -> None:
     encoders = {"image": ToyEncoder()}
     (row, _) = read_examples(one(folder), encoders)
     assert (row.images, list(row.samples)) == ((), ["image"])
-    texts = read_texts(one(folder), pictures=RowPictures(encoders))
+    texts = read_text_rows(one(folder), pictures=RowPictures(encoders))
     assert [row.images for row in texts] == [(), ()]
 
 
 def test_a_text_may_have_an_answer_that_is_not_in_it(folder: Path) -> None:
     """Law: the answer of a text's question is kept apart from what the base is given."""
     path = jsonl(folder / "rows.jsonl", {**TASK, "image": "pictures/red.png"}, {"text": "a dog"})
-    asked, plain = read_texts(path, "Q: {question}")
+    asked, plain = read_text_rows(path, "Q: {question}")
     assert (asked.text, asked.answer, plain.answer) == ("Q: what is this", "dog", None)
     assert (asked.place, asked.fields["question"]) == ("rows.jsonl:1", "what is this")
 
@@ -183,7 +183,7 @@ def test_a_picture_that_cannot_be_had_is_named(
 ) -> None:
     """Law: the error says file, row, field and fix, of examples and of texts."""
     path = jsonl(folder / "rows.jsonl", {**TASK, "text": "w"}, {**TASK, "text": "w", **values})
-    for read in (lambda: read_examples(path, {}), lambda: read_texts(path)):
+    for read in (lambda: read_examples(path, {}), lambda: read_text_rows(path)):
         with pytest.raises(DataError, match=rf"^rows\.jsonl:2: {words}"):
             read()
 
@@ -282,10 +282,10 @@ def test_a_picture_that_is_not_whole_is_named(
     with pytest.raises(DataError, match=words):
         read_examples(path, {})
     with pytest.raises(DataError, match=words):
-        read_texts(path)
+        read_text_rows(path)
     skipped: list[DataError] = []
     assert [row.place for row in read_examples(path, {}, skipped=skipped)] == ["rows.jsonl:1"]
-    assert len(read_texts(path, skipped=skipped)) == 1
+    assert len(read_text_rows(path, skipped=skipped)) == 1
     assert len(skipped) == 2
     assert all(str(error).startswith("rows.jsonl:2: `image`") for error in skipped)
     text = recipe().read_text("utf-8").replace(f"{checkpoints}/base", str(seeing_base))
@@ -443,14 +443,14 @@ def test_the_file_of_a_text_may_be_its_picture(folder: Path) -> None:
     """Law: in a list of a folder's pictures, `file_name` names the picture of a text."""
     rows = [{"file_name": "red.png", "text": "a"}, {"file_name": "a.wav", "text": "b"}]
     jsonl(folder / "pictures" / "metadata.jsonl", *rows)
-    assert [colours(row) for row in read_texts(folder / "pictures")] == [["red"], []]
+    assert [colours(row) for row in read_text_rows(folder / "pictures")] == [["red"], []]
 
 
 def test_pictures_are_reported_while_they_are_opened(folder: Path) -> None:
     """Law: opening pictures says how far it is, each file counted once."""
     said: list[tuple[str, int, int]] = []
     pictures = RowPictures(label="opening", progress=lambda *words: said.append(words))
-    read_texts(one(folder), pictures=pictures)
+    read_text_rows(one(folder), pictures=pictures)
     assert said == [("opening", 1, 2), ("opening", 2, 2)]
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from safe_framework.data.audio import check_waveform
-from safe_framework.data.examples import read_examples, read_samples, read_texts
+from safe_framework.data.examples import read_examples, read_samples, read_text_rows
 from safe_framework.data.readers import READERS, iterate_rows, read_rows
 from safe_framework.errors import DataError
 from safe_framework.testing.toys import ToyEncoder
@@ -194,7 +194,7 @@ def test_fields_may_have_other_names(tmp_path: Path) -> None:
     names = {"question": "q", "answer": "label", "audio": "path"}
     (example,) = read_examples(tmp_path / "train.jsonl", ENCODERS, fields=names)
     assert (example.prompt, example.answer, list(example.samples)) == ("what", "tone", ["audio"])
-    (read,) = read_texts(tmp_path / "train.jsonl", fields={"text": "label"})
+    (read,) = read_text_rows(tmp_path / "train.jsonl", fields={"text": "label"})
     assert read.text == "tone"
 
 
@@ -301,7 +301,7 @@ def test_data_of_bad_rows_alone_is_an_error(tmp_path: Path) -> None:
     """Law: leaving rows out never leaves nothing silently."""
     (tmp_path / "train.jsonl").write_text("{\n{\n")
     with pytest.raises(DataError, match="has no rows"):
-        read_texts(tmp_path / "train.jsonl", skipped=[])
+        read_text_rows(tmp_path / "train.jsonl", skipped=[])
 
 
 def test_reading_is_lazy() -> None:
@@ -381,7 +381,7 @@ def test_whatever_csv_can_hold_is_read_as_it_was_written(
 def skipping(path: Path) -> tuple[list[str], list[str]]:
     """The texts of a file, and what is said of the rows that are left out."""
     skipped: list[DataError] = []
-    texts = [row.text for row in read_texts(path, skipped=skipped)]
+    texts = [row.text for row in read_text_rows(path, skipped=skipped)]
     return texts, [error.message for error in skipped]
 
 
@@ -402,14 +402,14 @@ def test_a_row_that_is_no_csv_costs_itself_alone(tmp_path: Path, bad: str, said:
     assert len(left_out) == 1
     assert left_out[0].startswith(said)
     with pytest.raises(DataError, match=re.escape(said)):
-        read_texts(path)
+        read_text_rows(path)
 
 
 def test_a_cell_may_be_as_long_as_an_article(tmp_path: Path) -> None:
     """Law: no cell is too long."""
     path = tmp_path / "texts.csv"
     path.write_text("text\nfirst\n" + "word " * 40_000 + "\nlast\n")
-    assert [len(row.text) for row in read_texts(path)] == [5, 200_000, 4]
+    assert [len(row.text) for row in read_text_rows(path)] == [5, 200_000, 4]
 
 
 @pytest.mark.parametrize(

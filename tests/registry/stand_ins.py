@@ -9,7 +9,7 @@ import torch
 
 from safe_framework.config.read import parse_recipe
 from safe_framework.config.schema import ComposeSpec, Recipe
-from safe_framework.experimental.vision_language.compose import compose
+from safe_framework.experimental.vision_language.compose import CHAT_TEMPLATE, compose
 from safe_framework.experimental.vision_language.train import write_checkpoint
 from safe_framework.pretrained import Card, quietly, read_card
 from safe_framework.utils import catalogue
@@ -103,7 +103,9 @@ def _composed(spec: ComposeSpec, folder: Path) -> Path:
     """The base that ``safe compose`` would make of the stand-ins, its projector untrained."""
     path = folder / "-".join(Path(part).name for part in (spec.vision, spec.language))
     if not path.is_dir():
-        write_checkpoint(path, *compose(spec.vision, spec.language), {})
+        model, processor = compose(spec.vision, spec.language, layer=spec.layer)
+        processor.chat_template = CHAT_TEMPLATE  # which a real vocabulary has the marks for
+        write_checkpoint(path, model, processor, {})
     return path
 
 
@@ -125,8 +127,12 @@ def small_recipe(name: str, folder: Path) -> Recipe:
         r"warmup_steps = [\d_]+": "warmup_steps = 0",
         r"align_steps = [\d_]+": "align_steps = 1",
     }
+    before, training, after = text.partition("[training]")  # a base has steps of its own
     for pattern, value in changes.items():
-        text = re.sub(pattern, value, text)
+        if "step" not in pattern and "batch" not in pattern:
+            before = re.sub(pattern, value, before)
+        after = re.sub(pattern, value, after)
+    text = before + training + after
     recipe = parse_recipe(text, str(path), path.parent)
     if (parts := recipe.base.compose) is None:
         return recipe

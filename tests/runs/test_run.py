@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -270,10 +271,19 @@ def shown(*calls: tuple[Any, ...], terminal: bool = False) -> str:
 
 
 def test_progress_is_a_line_for_each_tenth_where_nobody_watches() -> None:
-    """Law: off a terminal, work of any length prints one line for each tenth, the last included."""
+    """Law: off a terminal, work prints one line for each tenth, and what time is left till the end.
+
+    What comes at once, since it was done before, is no measure of the rest.
+    """
     lines = shown(*[("training", done, 1000, "loss 1") for done in range(1, 1001)]).splitlines()
-    assert lines == [f"training: {tenth}00 of 1000  loss 1" for tenth in range(1, 10)] + [
-        "training: 1000 of 1000  loss 1"
+    assert [re.sub(r", about \d+ s left", ", LEFT", line) for line in lines] == [
+        *[f"training: {tenth}00 of 1000, LEFT  loss 1" for tenth in range(1, 10)],
+        "training: 1000 of 1000  loss 1",
+    ]
+    resumed = shown(("training", 500, 1000), ("training", 1000, 1000)).splitlines()
+    assert [line.strip() for line in resumed] == [
+        "training: 500 of 1000",
+        "training: 1000 of 1000",
     ]
 
 

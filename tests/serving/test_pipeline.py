@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ import torch
 
 import safe_framework
 from safe_framework.core.model import SafeModel
-from safe_framework.errors import SafeError
+from safe_framework.errors import SafeError, SampleError
 from tests.core.test_chat import PROMPT
 
 RATE = 16_000
@@ -74,6 +75,33 @@ def test_every_form_is_answered_in_its_order(model: SafeModel, clip: str) -> Non
     assert together == alone
     assert [set(one) for one in together] == [{"generated_text"}] * 5
     assert together == safe_framework.pipeline(model, batch_size=1)(mixed, max_new_tokens=LONGEST)
+
+
+def test_options_of_a_call_are_those_of_transformers(model: SafeModel, clip: str) -> None:
+    """Law: several answers come in a list for each input, and scores do not change an answer."""
+    pipe = safe_framework.pipeline(model)
+    asked = [{"text": text, "audio": clip} for text in ("w5 w6", "w7", "w8 w9")]
+    one = pipe(asked, max_new_tokens=LONGEST)
+    assert pipe(asked, max_new_tokens=LONGEST, batch_size=1) == one
+    scored = {"return_dict_in_generate": True, "output_scores": True}
+    assert pipe(asked, max_new_tokens=LONGEST, **scored) == one
+    beams = {"num_beams": 3, "max_new_tokens": LONGEST, "batch_size": 2}
+    best = pipe(asked, **beams)
+    several = pipe(asked, num_return_sequences=3, **beams)
+    assert [len(answers) for answers in several] == [3, 3, 3]
+    assert [answers[0] for answers in several] == best
+
+
+def test_the_input_with_a_bad_sample_is_named(model: SafeModel) -> None:
+    """Law: an error names the place in the list, wherever its batch begins."""
+    wave = np.full(RATE // 5, 0.1, np.float32)
+    asked: list[Any] = [{"text": "w5", "audio": wave} for _ in range(7)]
+    asked[5] = {"text": "w5", "audio": np.full_like(wave, np.nan)}
+    with pytest.raises(SampleError) as caught:
+        safe_framework.pipeline(model, batch_size=2)(asked, sampling_rate=RATE)
+    assert str(caught.value).startswith("inputs[5]: `audio` ")
+    assert caught.value.row == 5
+    assert pickle.loads(pickle.dumps(caught.value)).row == 5
 
 
 def test_a_sample_is_used(model: SafeModel, clip: str) -> None:
@@ -172,3 +200,5 @@ def test_mistakes_are_named(inputs: Any, message: str, model: SafeModel) -> None
         safe_framework.pipeline(model)(inputs)
     with pytest.raises(SafeError, match="`batch_size` must be at least 1"):
         safe_framework.pipeline(model, batch_size=0)
+    with pytest.raises(SafeError, match="`batch_size` must be at least 1"):
+        safe_framework.pipeline(model)("w5", batch_size=0)

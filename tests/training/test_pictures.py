@@ -49,8 +49,8 @@ ONE_PICTURE = ("blip-2-opt", "blip-2-t5", "instructblip", "florence2")
 """Bases whose processors take one picture a text."""
 ALWAYS_SEEING = ("blip-2-opt", "blip-2-t5", "instructblip")
 """Bases that read no text without a picture."""
-NEEDING_PIXELS = ("mllama", "blip-2-opt", "instructblip")
-"""Bases whose upper layers look at pictures too, or that take no call without."""
+NEEDING_PIXELS = ("mllama",)
+"""Bases whose upper layers look at pictures too, so that their tower runs at each step."""
 PICTURES = [["red"], ["blue", "green"], [], ["white"], []]
 """Of each row; the same for the task and for retention."""
 

@@ -14,6 +14,7 @@ import pytest
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
+from safe_framework.experimental.vision_language.scene_training import SceneTrainer
 from safe_framework.experimental.vision_language.train import CaptionTrainer
 from safe_framework.training.trainer import (
     CompleteCheckpoint,
@@ -21,7 +22,7 @@ from safe_framework.training.trainer import (
     SafeTrainingArguments,
 )
 
-OURS = [SafeTrainer, CaptionTrainer, SafeTrainingArguments, CompleteCheckpoint]
+OURS = [SafeTrainer, CaptionTrainer, SceneTrainer, SafeTrainingArguments, CompleteCheckpoint]
 
 
 def is_private(name: str) -> bool:
@@ -72,7 +73,7 @@ def test_every_trainer_of_ours_is_looked_at() -> None:
         if isinstance(node, ast.ClassDef)
         and bases & {base.id for base in node.bases if isinstance(base, ast.Name)}
     }
-    assert found == {"SafeTrainer", "CaptionTrainer", "SafeTrainingArguments"}
+    assert found == {kind.__name__ for kind in OURS} - {"CompleteCheckpoint"}
 
 
 @pytest.mark.parametrize(

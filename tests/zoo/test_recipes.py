@@ -88,9 +88,9 @@ def tone(hertz: float) -> Any:
     return (0.3 * np.sin(2 * np.pi * hertz * np.arange(RATE // 5) / RATE)).astype("float32")
 
 
-def write_recipe(world: Path, name: str) -> Path:
+def write_recipe(world: Path, name: str, kind: str = "asked") -> Path:
     """A folder with the type's base, rows with and without pictures, and a recipe for them."""
-    folder = world / name
+    folder = world / kind / name
     makers = SEEING | READING
     with quietly():
         save(folder / "base", *makers[name]())
@@ -176,6 +176,39 @@ def test_a_picture_reaches_the_answer(run: Path, loaded: safe_framework.SafeMode
         return
     red, blue = question(loaded, "red"), question(loaded, "blue")
     assert list(problems(loaded, red, blue)) == []
+
+
+CHATTING = [name for name in SEEING if name not in NEEDS_A_PICTURE | {"paligemma", "florence2"}]
+"""The types that have a chat template, and take several pictures with a text."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHATTING)
+def test_chats_with_markers_and_several_pictures(world: Path, name: str) -> None:
+    """Rows with two pictures are trained on in a chat, with markers and inline tokens."""
+    folder = write_recipe(world, name, "chat")
+    for file in ("train", "texts"):
+        rows = [json.loads(line) for line in (folder / f"{file}.jsonl").read_text().splitlines()]
+        rows[0]["images"] = [rows[0].pop("image"), str(world / "blue.png")]
+        (folder / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = (folder / "recipe.toml").read_text()
+    text = text.replace("[data]\n", "[data]\nchat = true\n")
+    text = text.replace("[[retention]]", "markers = true\ninline = true\n\n[[retention]]", 1)
+    (folder / "chat.toml").write_text(text)
+    run = run_recipe(str(folder / "chat.toml"), output=folder / "run", quiet=True)
+    losses = [entry for entry in json.loads((run / "curves.json").read_text()) if "loss" in entry]
+    assert losses
+    assert all(math.isfinite(value) for one in losses for value in one.values())
+    assert json.loads((run / "metrics.json").read_text())["retention"]["absent"]["identical"]
+    model = safe_framework.load(run / "adapter")
+    pictures = [[picture("red"), picture("blue")]]
+    batch = model.processor(
+        question="what is this", images=pictures, audio=[tone(220)], sampling_rate=RATE
+    )
+    with torch.no_grad():
+        heard, absent = model(**batch).logits, model(**batch, gate=0.0).logits
+    assert heard.isfinite().all()
+    assert not torch.equal(heard[:, -1], absent[:, -1])
 
 
 def test_all_types_are_tried() -> None:

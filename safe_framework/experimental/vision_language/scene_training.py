@@ -158,7 +158,12 @@ def continue_texts(
             mask = torch.tensor([[0] * (longest - len(text)) + [1] * len(text) for text in some])
             given = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
             said = model.generate(
-                **given, max_new_tokens=_CONTINUED, do_sample=True, top_k=0, pad_token_id=pad
+                **given,
+                max_new_tokens=_CONTINUED,
+                do_sample=True,
+                top_k=0,
+                suppress_tokens=[model.config.image_token_id],  # which no picture would belong to
+                pad_token_id=pad,
             )[:, longest:].tolist()
             found += [
                 text + words[: words.index(pad) + 1 if pad in words else None]

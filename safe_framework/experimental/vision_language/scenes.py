@@ -331,9 +331,14 @@ def scenes(count: int, seed: int, split: Split, *, styles: int = 2) -> Iterator[
         many = made % 2 + 1
         names, colour = rng.sample(list(NAMES), many), rng.choice(list(COLOURS))
         if split_of(names, colour) == split:
-            sprites = tuple(_place(rng, name, styles, at, many) for at, name in enumerate(names))
-            yield Scene(sprites, colour, rng.getrandbits(32))
+            yield arranged(names, colour, rng, styles=styles)
             made += 1
+
+
+def arranged(names: Sequence[str], colour: str, rng: random.Random, *, styles: int = 2) -> Scene:
+    """A scene of chosen things from left to right: how each lies is random."""
+    sprites = tuple(_place(rng, name, styles, at, len(names)) for at, name in enumerate(names))
+    return Scene(sprites, colour, rng.getrandbits(32))
 
 
 def _place(rng: random.Random, name: str, styles: int, at: int, many: int) -> Sprite:

@@ -36,6 +36,7 @@ GROUP_SIZE = 16
 Activations = Mapping[str, Tensor]
 Compute = Callable[[Rows], Activations]
 _GIB = 2**30
+_REVISION = 2  # of what is kept of rows with pictures: a higher one computes it anew
 
 
 class ActivationStore:
@@ -333,7 +334,7 @@ class ActivationCaches:
         """What states of rows with pictures depend on, beside what those of texts do."""
         config: Any = self.model.base.config
         layer = None if self._picture_prefix is None else self._picture_prefix.layer
-        return text_fingerprint(layer, self.prompts.settings(), config.to_dict())
+        return text_fingerprint(_REVISION, layer, self.prompts.settings(), config.to_dict())
 
     def _folder(self, layer: int | None, final: bool) -> Path:
         base: Any = self.model.base

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from safe_framework.core.layer_discovery import PLAIN
 from safe_framework.core.layer_hooks import (
+    LayerCall,
     Replacement,
     get_hidden_states,
     patch_forward,
@@ -26,7 +28,10 @@ from safe_framework.core.layer_hooks import (
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import PREFIX, run_until
 from safe_framework.core.padding import pad_to_length
+from safe_framework.core.prompt_rows import always_sees
 from safe_framework.utils.tensors import bitwise_equal
+
+_FEATURES = "mm_encoder_outputs"  # what a base takes instead of pictures that it has looked at
 
 
 class FrozenPrefix:
@@ -57,7 +62,11 @@ class FrozenPrefix:
         layers = zip(self._forwards, self._gives_tuple, strict=True)
         for number, (forward, as_tuple) in enumerate(layers):
             replacements[forward] = _pass_through(hidden if number == last else None, as_tuple)
-        with use_replacements(replacements, always=always):
+        hooks = []
+        if always and always_sees(self.model.base):
+            hook = _StandInFeatures(self.model)
+            hooks.append(self.model.base.register_forward_pre_hook(hook, with_kwargs=True))
+        with use_replacements(replacements, always=always), registered(*hooks):
             yield
 
     @torch.no_grad()
@@ -110,6 +119,29 @@ class FrozenPrefix:
         with registered(*(layer.register_forward_hook(note_output) for layer in self._layers)):
             self.model(**batch)
         return seen
+
+
+class _StandInFeatures:
+    """A pre-hook on a base that asks for pictures in every call: zeros in place of what it saw.
+
+    They enter the layers that are replaced, so that no image tower has to run.
+
+    Args:
+        model: whose base it is.
+    """
+
+    def __init__(self, model: SafeModel) -> None:
+        self.size, self.dtype = model.stack.hidden_size, next(model.base.parameters()).dtype
+
+    def __call__(
+        self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> LayerCall | None:
+        if "pixel_values" in kwargs:
+            return None
+        ids: Tensor = kwargs["input_ids"]
+        seen = ids.new_zeros(ids.numel(), self.size, dtype=self.dtype)
+        made = SimpleNamespace(pooler_output=seen, qformer_outputs=None, vision_outputs=None)
+        return args, {**kwargs, "pixel_values": None, _FEATURES: {"image": made}}
 
 
 def first_fused_layer(model: SafeModel) -> int:
