@@ -54,8 +54,8 @@ def check_data_files(document: dict[str, Any], folder: Path, findings: list[Find
         _check_files(held, ("curriculum", number), ("train",), folder, findings)
     compose = _table(_table(document, "base"), "compose")
     _check_files(compose, ("base", "compose"), COMPOSE_FILES, folder, findings)
-    path = ("base", "compose", "scenes")
-    _check_files(_table(compose, "scenes"), path, ("texts", "texts_test"), folder, findings)
+    scenes, texts = ("base", "compose", "scenes"), ("texts", "texts_test")
+    _check_files(_table(compose, "scenes"), scenes, texts, folder, findings)
 
 
 def check_compose(document: dict[str, Any], findings: list[Finding]) -> None:
@@ -70,8 +70,8 @@ def check_compose(document: dict[str, Any], findings: list[Finding]) -> None:
     before, _, after = str(compose.get("prompt", "")).partition("<image>")
     if "{question}" in before or after.count("{question}") != 1:
         message = "`prompt` must hold `{question}` once, after `<image>`"
-        key = ("base", "compose", "prompt" if "prompt" in compose else "scenes")
-        findings.append(Finding(key, message, 'such as `prompt = "<image>{question} "`'))
+        place = ("base", "compose", "prompt" if "prompt" in compose else "scenes")
+        findings.append(Finding(place, message, 'such as `prompt = "<image>{question} "`'))
 
 
 def check_stage_b(document: dict[str, Any], folder: Path, findings: list[Finding]) -> None:
