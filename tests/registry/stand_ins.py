@@ -13,6 +13,7 @@ from safe_framework.experimental.vision_language.compose import CHAT_TEMPLATE, c
 from safe_framework.experimental.vision_language.train import write_checkpoint
 from safe_framework.pretrained import Card, quietly, read_card
 from safe_framework.utils import catalogue
+from tests.support.seeing import save, seeing_bases
 from tests.support.toys import tokenizer
 from tests.zoo.models import tiny, types
 
@@ -66,8 +67,11 @@ def stand_in(card: Card, folder: Path) -> Path:
     if path.is_dir():
         return path
     with quietly():
-        if card.kind.endswith("language-model"):
-            _base(card.config["model_type"]).save_pretrained(path)
+        kind = card.config["model_type"]
+        if (seeing := seeing_bases().get(kind.replace("_", "-"))) is not None:
+            save(path, *seeing())
+        elif card.kind.endswith("language-model"):
+            _base(kind).save_pretrained(path)
             tokenizer().save_pretrained(path)
         else:
             _encoder(card).save_pretrained(path)
