@@ -37,7 +37,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from safe_framework.verification.verify import verify
 
     console = Console()
-    console.print(f"loading {arguments.target} ...", highlight=False, markup=False)
+    console.print(f"loading {arguments.target} ...", highlight=False, markup=False, soft_wrap=True)
     model, folder = open_target(arguments.target, arguments.device)
     with WorkProgress(console).showing() as bars:
 
