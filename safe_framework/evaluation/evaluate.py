@@ -75,8 +75,8 @@ def evaluate(
         progress: called with a label, how many are done and of how many.
 
     Raises:
-        DataError: there is no example or no text, or an example lacks the modality.
-        DataError: a row has no picture, and the base answers nothing without one.
+        DataError: there is no example or no text, an example lacks the modality, or a row has no
+            picture and the base answers nothing without one.
         SafeError: the logits hold NaN, or the sentence encoder cannot be loaded.
     """
     _check(modality, train, test, texts)
@@ -91,25 +91,14 @@ def evaluate(
         )
         kept = retention(model, modality, texts, test, foreign, progress=progress, **drawing)
         shut = gate_zero(model, modality, _beside_samples(modality, test, texts), **asking)
-        seen = seeing(
-            model,
-            modality,
-            texts,
-            test,
-            foreign,
-            by=field,
-            batch_size=batch_size,
-            **asking,
-            **drawing,
-        )
+        asking_seen = {"by": field, "batch_size": batch_size, **asking, **drawing}
+        seen = seeing(model, modality, texts, test, foreign, **asking_seen)
         likeness = cross_modal(model, modality, test, progress=progress, **drawing)
         pictured = [*test, *(as_example(row, row.samples) for row in picture_questions(texts))]
         beside_pictures = picture_alignment(model, modality, pictured, progress=progress, **drawing)
         changed = measure_drift(model, texts, progress=progress, **drawing)
     kinds = by_kind(answers, **drawing)
-    found, why_not = (
-        (None, beside_pictures) if isinstance(beside_pictures, str) else (beside_pictures, "")
-    )
+    why_not = {"picture_alignment": beside_pictures} if isinstance(beside_pictures, str) else {}
     return Evaluation(
         modality=modality,
         gain=gain(without_captions(answers), _labels(train), judge=judge, **drawing),
@@ -125,8 +114,8 @@ def evaluate(
         kinds=kinds,
         seeing=seen,
         both_senses=both_senses(answers, **drawing),
-        picture_alignment=found,
-        unmeasured={"picture_alignment": why_not} if why_not else {},
+        picture_alignment=None if isinstance(beside_pictures, str) else beside_pictures,
+        unmeasured=why_not,
         **drawing,
     )
 

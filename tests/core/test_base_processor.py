@@ -83,7 +83,9 @@ def test_older_adapters_load(world: Path, tmp_path: Path) -> None:
     config = json.loads((tmp_path / CONFIG).read_text("utf-8"))
     del config["base"]["image_processor"]
     (tmp_path / CONFIG).write_text(json.dumps(config), "utf-8")
-    safe_framework.load(tmp_path)
+    loaded = safe_framework.load(tmp_path)
+    assert "image_processor" in loaded.base_identity()
+    assert list(loaded.modalities) == ["audio"]
 
 
 def test_a_base_that_reads_is_known_as_before() -> None:
