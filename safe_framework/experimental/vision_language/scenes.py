@@ -233,7 +233,7 @@ WORDINGS: Mapping[str, Wordings] = {
 }
 
 KINDS = tuple(WORDINGS)
-_ABOUT_ONE = ("name", "there", "there", "told", "told", "count", "colour")
+_ABOUT_ONE = ("name", "name", "there", "there", "told", "told", "count", "colour")
 _ABOUT_TWO = ("both", "there", "there", "told", "which", "count", "colour", "side", "where")
 
 
