@@ -64,7 +64,8 @@ from safe_framework.core.modality import (
 )
 from safe_framework.core.picture_example import picture_examples
 from safe_framework.core.processor import SafeProcessor
-from safe_framework.data.prompts import chat_opening, prompt_template
+from safe_framework.data.chat_template import QUESTION
+from safe_framework.data.prompts import recipe_chat
 from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
@@ -354,9 +355,9 @@ class SafeModel(nn.Module):
             self._processor = SafeProcessor(
                 base,
                 self.encoders,
-                prompt=prompt_template(self.recipe, base),
+                prompt=QUESTION if data is None else data.prompt,
                 spans={name: markers.span for name, markers in self._markers().items()},
-                opening=partial(chat_opening, data, base) if data and data.chat else None,
+                chat=recipe_chat(data, base),
             )
         return self._processor
 

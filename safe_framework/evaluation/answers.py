@@ -330,7 +330,7 @@ def log_likelihoods(
     """Log-likelihood of a label behind each example's prompt, in nats."""
     encoder = PromptEncoder.of(model)
     prompts = [encoder.prompt(one.prompt, one.images, list(one.samples)) for one, _ in pairs]
-    answers = [_answer_ids(encoder, label) for _, label in pairs]
+    answers = [_answer_ids(encoder, label, one.prompt) for one, label in pairs]
     rows = [row.followed_by(answer) for row, answer in zip(prompts, answers, strict=True)]
     batch = encoder.collate(rows, model.processor.padding)
     for name in sorted({name for example, _ in pairs for name in example.samples}):
@@ -349,8 +349,8 @@ def log_likelihoods(
     return scores
 
 
-def _answer_ids(encoder: PromptEncoder, label: str) -> list[int]:
-    ids = encoder.answer(label)
+def _answer_ids(encoder: PromptEncoder, label: str, prompt: str) -> list[int]:
+    ids = encoder.answer(label, prompt)
     if not ids:
         raise SafeError(f"labels: the answer {label!r} has no tokens")
     return ids

@@ -74,7 +74,7 @@ def side_by_side(
         max_new_tokens: limit of an answer's length.
         images: pictures beside the question, which both see.
     """
-    prompt = model.processor.template.replace("{question}", question)
+    prompt = model.processor.prompt(question)
     samples = {} if sample is None else {modality: sample}
     options = {"max_new_tokens": max_new_tokens, "do_sample": False}
     with eval_mode(model):
