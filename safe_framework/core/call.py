@@ -30,6 +30,7 @@ from safe_framework.errors import SafeError
 Gate = float | Tensor | Mapping[str, float | Tensor]
 """Strength of a call: one number, one for each row, or either by modality."""
 
+
 def gate_of(gate: Gate | None, name: str) -> float | Tensor | None:
     """What a call's ``gate`` says of one modality; None where it says nothing."""
     return gate.get(name) if isinstance(gate, Mapping) else gate

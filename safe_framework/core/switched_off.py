@@ -1,60 +1,55 @@
 """Which modalities an ``off()`` block switches off: in its own thread or task, and in no other.
 
 A thread begins with an empty context, so a block does not reach a thread that is started inside
-it, as a text streamer's is. That is told rather than guessed at: a pool's thread lives on and
-serves others.
+it, as that of a text streamer is. Nothing in Python says which thread started another one, so that
+is told, and not guessed at.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
-from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 import attrs
 
-_STARTS = ("_thread.start_new_thread", "_thread.start_joinable_thread")
-"""The audit events of a thread that starts, raised in the thread that starts it."""
-
 
 class OffElsewhere(UserWarning):
-    """A modality is on in a thread that was started inside a block in which it is off."""
+    """A modality is on in a thread that was started while a block of another has it off."""
 
 
-@attrs.define(eq=False)
+@attrs.frozen(eq=False)
 class _Block:
-    """An ``off()`` block.
+    """An open ``off()`` block.
 
     Attributes:
         names: ids of models (copies of one share its owner key) and names of their modalities.
-        entered: whether it is still open.
+        older: the threads that were there before it.
     """
 
     names: frozenset[tuple[int, str]]
-    entered: bool = True
+    older: WeakSet[threading.Thread]
 
 
 _OFF: ContextVar[tuple[_Block, ...]] = ContextVar("safe_framework_off", default=())
-_STARTED: WeakKeyDictionary[threading.Thread, tuple[_Block, ...]] = WeakKeyDictionary()
-"""The blocks in which a thread was started, where there are some."""
+_OPEN: set[_Block] = set()
+"""The open blocks of all threads."""
 
 
 @contextmanager
 def switched_off(model: object, names: Iterable[str]) -> Iterator[None]:
     """Within the block, these modalities of ``model`` are off, in this thread or task alone."""
-    _notice_threads()
-    block = _Block(frozenset((id(model), name) for name in names))
+    off = frozenset((id(model), name) for name in names)
+    block = _Block(off, WeakSet(threading.enumerate()))
     token = _OFF.set((*_OFF.get(), block))
+    _OPEN.add(block)
     try:
         yield
     finally:
-        block.entered = False
+        _OPEN.discard(block)
         _OFF.reset(token)
 
 
@@ -64,37 +59,27 @@ def is_switched_off(model: object, name: str) -> bool:
 
 
 def warn_if_off_elsewhere(model: object, name: str) -> None:
-    """Say that a modality is on, where it was switched off around the start of this thread.
+    """Say that a modality is on, where this thread was started while another has it off.
+
+    A pool's threads and those of a server's framework are not told: they serve whoever asks.
 
     Warns:
-        OffElsewhere: it was, and still is there.
+        OffElsewhere: it was, and still has it off.
     """
-    if not _STARTED:
+    if not _OPEN:
         return
-    blocks = _STARTED.get(threading.current_thread(), ())
-    if any(block.entered and (id(model), name) in block.names for block in blocks):
+    thread = threading.current_thread()
+    target = getattr(thread, "_target", None)  # there while it runs
+    pooled = getattr(target, "__module__", "") == "concurrent.futures.thread"
+    if type(thread) is not threading.Thread or pooled:
+        return
+    blocks = [block for block in tuple(_OPEN) if (id(model), name) in block.names]
+    if any(thread not in block.older for block in blocks):
         warnings.warn(
-            f"`{name}` is on in this thread, which was started inside an `off()` block: a block "
-            "holds for its own thread alone\n"
+            f"`{name}` is on in this thread, which was started while another thread has it off: "
+            "an `off()` block holds for its own thread alone\n"
             "hint: enter `off()` inside the thread, or start it with the block's context: "
             "Thread(target=contextvars.copy_context().run, args=(function,))",
             OffElsewhere,
             stacklevel=4,
         )
-
-
-@cache
-def _notice_threads() -> None:
-    """From now on, note which blocks a thread is started in: nothing else tells a thread's parent.
-
-    An audit hook cannot be removed again; this one looks at a name and is done.
-    """
-
-    def note(event: str, arguments: Any) -> None:
-        """Remember the blocks of the thread that starts another."""
-        if event in _STARTS and (blocks := _OFF.get()):
-            started = getattr(arguments[0], "__self__", None)
-            if isinstance(started, threading.Thread):
-                _STARTED[started] = blocks
-
-    sys.addaudithook(note)

@@ -255,8 +255,8 @@ def _generated(
             **batch, gate=dict(gate), max_new_tokens=max_new_tokens, do_sample=False,
             return_dict_in_generate=True, output_scores=True, **ending,
         )  # fmt: skip
-        new: Sequence[Tensor] = new_tokens(model, out.sequences, batch)
-        new = list(new) if end is None else list(map(end.cut, new))
+        new = list(new_tokens(model, out.sequences, batch))
+        new = new if end is None else list(map(end.cut, new))
         texts = model.tokenizer.batch_decode(new, skip_special_tokens=True)
         sure = _probabilities(model, out.sequences, out.scores, ending.get("eos_token_id"))
         yield from zip(map(str.strip, texts), sure, strict=True)

@@ -78,7 +78,7 @@ def side_by_side(
     prompt = model.processor.prompt(question)
     samples = {} if sample is None else {modality: sample}
     end = TurnEnd.of(model, [prompt])
-    options = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
     options |= {} if end is None else end.options({})
     with eval_mode(model):
         plain, given = (
@@ -100,9 +100,7 @@ def side_by_side(
     )
 
 
-def _text(
-    model: SafeModel, tokens: Tensor, asked: Mapping[str, Any], end: TurnEnd | None
-) -> str:
+def _text(model: SafeModel, tokens: Tensor, asked: Mapping[str, Any], end: TurnEnd | None) -> str:
     new = new_tokens(model, tokens, asked)[0]
     new = new if end is None else end.cut(new)
     text: str = model.tokenizer.decode(new, skip_special_tokens=True)

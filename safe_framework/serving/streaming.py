@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
@@ -28,22 +29,21 @@ class AnswerStreamer(TextIteratorStreamer):
 
     def put(self, value: Tensor) -> None:
         """Take new ids; those that may begin the end of a turn are held until that is known."""
+        put: Any = super().put
         if self.next_tokens_are_prompt or not self._end:
-            super().put(value)
+            put(value)
             return
         self._held += value.reshape(-1).tolist()
         while self._held and tuple(self._held) != self._end[: len(self._held)]:
-            super().put(value.new_tensor(self._held[:1]))
+            put(torch.tensor(self._held[:1]))
             del self._held[:1]
 
     def end(self) -> None:
         """Give what was held, unless it is the end of the turn, and end the stream."""
-        held, self._held = self._held, []
-        if held and tuple(held) != self._end:
-            import torch
-
-            super().put(torch.tensor(held))
-        super().end()
+        put, end = super().put, super().end
+        if self._held and tuple(self._held) != self._end:
+            put(torch.tensor(self._held))  # type: ignore[no-untyped-call]  # of transformers
+        end()  # type: ignore[no-untyped-call]  # of transformers
 
 
 class _Left(StoppingCriteria):
