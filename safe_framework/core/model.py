@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -73,6 +73,7 @@ from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.projector import Projector
 from safe_framework.interfaces.types import BaseFacts, Frames, Sample
 from safe_framework.pretrained.base_processor import text_tokenizer
+from safe_framework.utils.tensors import changes_type
 
 if TYPE_CHECKING:
     from safe_framework.config.schema import Recipe
@@ -426,10 +427,33 @@ class SafeModel(nn.Module):
         return input_device(self.base)
 
     def train(self, mode: bool = True) -> SafeModel:
-        """Switch the trainable parts; the base stays in evaluation mode."""
+        """Switch the trainable parts; the base stays in evaluation mode.
+
+        Raises:
+            SafeError: a part was made in inference mode, so that no gradient passes it.
+        """
+        if mode and (made := [n for n, p in self.named_parameters() if p.is_inference()]):
+            raise SafeError(
+                f"{len(made)} parameters, such as `{made[0]}`, were made in `inference_mode`, and "
+                "cannot be trained or trained through",
+                hint="load the base and make the plugins outside of `torch.inference_mode()`",
+            )
         self.training = mode
         for child in self.children():
             child.train(mode and child is not self.base)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SafeModel:
+        """Move or cast the model, as ``to``, ``cuda`` and ``bfloat16`` do.
+
+        A base that is cast here is not one that was changed behind the model's back.
+        """
+        types = {p.dtype for p in self.base.parameters() if p.is_floating_point()}
+        cast = any(changes_type(fn, dtype) for dtype in types)
+        before = BaseSnapshot.of(self.base) if cast else None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
+        if before is not None:
+            self.base_snapshot.note_cast(before, BaseSnapshot.of(self.base))
         return self
 
     @property
