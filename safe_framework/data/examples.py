@@ -17,6 +17,7 @@ from safe_framework.data.pictures import Picture, RowPictures
 from safe_framework.data.readers import Row, Source, iterate_rows, no_rows
 from safe_framework.data.samples import read_sample
 from safe_framework.data.tasks import NO_FIELDS, QUESTIONS, TaskFormat, text_in, text_of
+from safe_framework.data.text_length import TextLimit
 from safe_framework.errors import DataError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
@@ -134,6 +135,7 @@ def read_task(
     *,
     fields: RowFields | None = None,
     pictures: RowPictures | None = None,
+    limit: TextLimit | None = None,
 ) -> list[Example]:
     """Examples of a source whose rows are those of any task.
 
@@ -144,9 +146,11 @@ def read_task(
         skipped: as for :func:`read_examples`.
         fields: of the rows; those that ``reading`` names if None.
         pictures: of the rows, for a base that takes them; every row's if None.
+        limit: of the length of a row's text; None for none.
 
     Raises:
-        DataError: as :func:`read_examples` does, or an answer is none of the labels.
+        DataError: as :func:`read_examples` does, or an answer is none of the labels, or a text is
+            too long.
     """
     fields = fields or RowFields(reading.fields, reading.ignore)
     pictures = pictures or RowPictures(encoders)
@@ -154,6 +158,8 @@ def read_task(
     def example(row: Row) -> Example:
         """A row's example, tried on the encoders if bad ones may be skipped."""
         made = _example(row, encoders, reading, pictures)
+        if limit is not None:
+            limit.check(made.place, made.prompt, made.answer)
         if skipped is not None:
             _try(made.place, made.samples, encoders)
         return made
@@ -181,6 +187,7 @@ def read_text_rows(
     encoders: Mapping[str, Encoder] = NO_ENCODERS,
     fields: Mapping[str, str] | RowFields = NO_FIELDS,
     pictures: RowPictures | None = None,
+    limit: TextLimit | None = None,
     skipped: list[DataError] | None = None,
 ) -> list[TextRow]:
     """The ``text`` of every row of a source, or its ``question`` in the template; and its pictures.
@@ -193,6 +200,7 @@ def read_text_rows(
             answer, so that it can be asked beside its own sample.
         fields: what a field is called in this source, by the name that it has here.
         pictures: of the rows, for a base that takes them; every row's if None.
+        limit: of the length of a row's text; None for none.
         skipped: as for :func:`read_examples`.
 
     Raises:
@@ -211,6 +219,8 @@ def read_text_rows(
             fields=plain_fields(row),
             answers=_answers_of(row),
         )
+        if limit is not None:
+            limit.check(row.place, made.text)
         if not (made.images and made.people):
             return made
         held = sources_of(row, encoders, by_file_name=False)  # which is the picture's

@@ -29,6 +29,7 @@ from safe_framework.data.pictures import RowPictures, blind_base
 from safe_framework.data.prompts import recipe_chat
 from safe_framework.data.readers import is_dataset, iterate_rows
 from safe_framework.data.tasks import CLASSES, NO_FIELDS, TaskFormat, unique
+from safe_framework.data.text_length import TextLimit
 from safe_framework.errors import DataError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
@@ -60,6 +61,7 @@ class RecipeData:
         self.sources = recipe.data_files()
         self.skipped: dict[str, list[DataError]] = {}
         self._read: dict[tuple[str, ...], Any] = {}
+        self._limit = TextLimit(recipe.base, lambda: self._processor)
 
     def examples(self, key: str, encoders: Mapping[str, Encoder]) -> list[Example]:
         """The task's rows in ``train`` or ``test``, of all datasets that have it, in turn.
@@ -96,6 +98,7 @@ class RecipeData:
                     skipped,
                     fields=fields,
                     pictures=pictures,
+                    limit=self._limit,
                 )
             if one.task != CLASSES or labels:
                 return found
@@ -160,6 +163,7 @@ class RecipeData:
                     encoders=encoders,
                     fields=fields,
                     pictures=pictures,
+                    limit=self._limit,
                     skipped=skipped,
                 )
 
