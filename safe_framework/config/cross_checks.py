@@ -207,7 +207,8 @@ def check_tasks(document: dict[str, Any], findings: list[Finding]) -> None:
     if data is WRONG:  # which has been reported, or there is none
         return
     findings += _one_form(data)
-    if data.system is not None and not data.chat:
+    chats = data.chat is None and data.prompt == DataSpec().prompt
+    if data.system is not None and not (data.chat or chats):
         message = "`data.system` is the system's message in a chat"
         findings.append(Finding(("data", "system"), message, "add `chat = true`", at="key"))
     for place, one in _mixed_datasets(data):

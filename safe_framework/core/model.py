@@ -64,7 +64,7 @@ from safe_framework.core.modality import (
 )
 from safe_framework.core.picture_example import picture_examples
 from safe_framework.core.processor import SafeProcessor
-from safe_framework.data.prompts import chat_opening, prompt_template
+from safe_framework.data.prompts import chat_opening, prompt_template, uses_chat
 from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
@@ -351,12 +351,13 @@ class SafeModel(nn.Module):
         if self._processor is None:  # copying a tokenizer takes a while
             data = self.recipe.data if self.recipe is not None else None
             base = self.base_processor
+            chats = data is not None and uses_chat(data, base)
             self._processor = SafeProcessor(
                 base,
                 self.encoders,
                 prompt=prompt_template(self.recipe, base),
                 spans={name: markers.span for name, markers in self._markers().items()},
-                opening=partial(chat_opening, data, base) if data and data.chat else None,
+                opening=partial(chat_opening, data, base) if data and chats else None,
             )
         return self._processor
 

@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from safe_framework.errors import DataError
 from safe_framework.pretrained.base_processor import text_tokenizer
 
 if TYPE_CHECKING:
-    from safe_framework.config.schema import DataSpec, Recipe
+    from safe_framework.config.schema import DataSpec, MixSpec, Recipe
 
 QUESTION = "{question}"
+
+
+EARLIER = (
+    ("user", "Hello! Can you help me with something?"),
+    ("assistant", "Of course. What would you like to know?"),
+)
+"""The turn before a question, where it is asked in a chat that goes on."""
+
+SYSTEM = "You are a careful assistant. Answer briefly, and only what you are asked."
+"""What the system says where a question is asked under one that training had not."""
 
 
 def prompt_template(recipe: Recipe | None, processor: Any) -> str:
@@ -28,8 +40,41 @@ def prompt_template(recipe: Recipe | None, processor: Any) -> str:
     return QUESTION if data is None else render_prompt(data, data.prompt, processor)
 
 
-def render_prompt(data: DataSpec, prompt: str, processor: Any, images: int = 0) -> str:
-    """A prompt as it is or, with ``chat = true``, as a user's message before the answer to it.
+def uses_chat(data: DataSpec, processor: Any, one: MixSpec | None = None) -> bool:
+    """Whether questions are asked in the base's chat template.
+
+    Where the recipe does not say, they are if the base has one that can be used, if the prompt is
+    left as it is, and if something is asked, and answered behind it.
+
+    Args:
+        data: of the recipe.
+        processor: the base's processor or tokenizer; None asks without a template.
+        one: the dataset that is asked about; all of them if None.
+    """
+    if processor is None or data.chat is False:
+        return False
+    if data.chat or data.system is not None:
+        return True
+    asked = [one] if one is not None else list(data.datasets().values())
+    if not any(_asks_plainly(each) for each in asked) or chat_renderer(processor) is None:
+        return False
+    try:
+        _chat_text(data, QUESTION, processor, 0)
+    except Exception:  # a template raises what its author chose
+        return False
+    return True
+
+
+def _asks_plainly(one: MixSpec) -> bool:
+    """Whether a dataset asks something, by itself, and has it answered."""
+    asks = one.task == "question_answering" or one.question is not None
+    return asks and one.prompt == QUESTION and one.read_at == "answer"
+
+
+def render_prompt(
+    data: DataSpec, prompt: str, processor: Any, images: int = 0, one: MixSpec | None = None
+) -> str:
+    """A prompt as it is or, in a chat, as a user's message before the answer to it.
 
     What comes out makes the very tokens that the base's chat template makes, wherever it is put
     into a batch.
@@ -39,20 +84,56 @@ def render_prompt(data: DataSpec, prompt: str, processor: Any, images: int = 0) 
         prompt: with ``{question}`` or without.
         processor: the base's processor or tokenizer; None asks without a template.
         images: pictures that the user's message begins with, in a chat.
+        one: the dataset that asks so; all of them if None.
 
     Raises:
         DataError: the base has no chat template, or one whose tokens no text makes, or which
             takes no such message.
     """
-    if not data.chat or processor is None:
+    if not uses_chat(data, processor, one):
         return prompt
+    return _chat_text(data, prompt, processor, images)
+
+
+def chats_that_go_on(data: DataSpec, processor: Any) -> dict[str, str]:
+    """The text around ``{question}`` in other chats than those of training, by what is different.
+
+    Args:
+        data: of the recipe, whose questions are asked in a chat.
+        processor: the base's processor or tokenizer.
+    """
+    ways: dict[str, tuple[str | None, Sequence[tuple[str, str]]]] = {
+        "after another turn": (data.system, EARLIER),
+        "with a system message": (SYSTEM, ()),
+    }
+    found = {}
+    for way, (system, earlier) in ways.items():
+        try:
+            rendered = attrs.evolve(data, system=system)
+            text = _chat_text(rendered, data.prompt, processor, 0, earlier)
+        except Exception:  # a template raises what its author chose, such as for a system
+            continue
+        if system is None or way != "with a system message" or system in text:
+            found[way] = text
+    return found
+
+
+def _chat_text(
+    data: DataSpec,
+    prompt: str,
+    processor: Any,
+    images: int,
+    earlier: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The text of a chat up to its answer, that makes the template's own tokens."""
     renderer = chat_renderer(processor)
     if renderer is None:
         raise DataError(
             "the base has no chat template, which `chat = true` in [data] asks for",
             hint="leave it out, and write the form of a question into `prompt`",
         )
-    text, tokenizer = _rendered(renderer, data.system, prompt, images), text_tokenizer(processor)
+    text = _rendered(renderer, data.system, prompt, images, earlier)
+    tokenizer = text_tokenizer(processor)
     started = tokenizer.bos_token and text.startswith(tokenizer.bos_token)
     if renderer is not tokenizer and not started:
         return text  # a processor puts special tokens around a chat that has no start token
@@ -93,10 +174,16 @@ def chat_renderer(processor: Any) -> Any:
     return next((one for one in both if getattr(one, "chat_template", None) is not None), None)
 
 
-def _rendered(renderer: Any, system: str | None, prompt: str, images: int) -> str:
+def _rendered(
+    renderer: Any,
+    system: str | None,
+    prompt: str,
+    images: int,
+    earlier: Sequence[tuple[str, str]] = (),
+) -> str:
     """The chat before its answer, whose messages are parts where the template takes such."""
     messages = [("system", system)] if system is not None else []
-    texts: list[tuple[str, str | None]] = [*messages, ("user", prompt)]
+    texts = [*messages, *earlier, ("user", prompt)]
     pictures = [{"type": "image"}] * images
     parts = [
         {
@@ -142,5 +229,5 @@ def _without_start_token(tokenizer: Any, text: str) -> str:
             return candidate
     raise DataError(
         "the base's tokenizer adds words to a text that its chat template has not",
-        hint="leave out `chat = true` in [data], and write the form of a question into `prompt`",
+        hint="write `chat = false` in [data], and the form of a question into `prompt`",
     )

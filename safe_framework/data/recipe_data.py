@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -25,7 +25,8 @@ from safe_framework.data.examples import (
 )
 from safe_framework.data.fields import FOREIGN, TEXTS, RowFields, row_fields, unread_error
 from safe_framework.data.pictures import RowPictures, blind_base
-from safe_framework.data.prompts import render_prompt
+from safe_framework.data.prompts import QUESTION, chats_that_go_on, render_prompt, uses_chat
+from safe_framework.data.questions import check_bank, question_and_bank
 from safe_framework.data.readers import is_dataset, iterate_rows
 from safe_framework.data.tasks import CLASSES, NO_FIELDS, TaskFormat, unique
 from safe_framework.errors import DataError
@@ -96,6 +97,8 @@ class RecipeData:
                     fields=fields,
                     pictures=pictures,
                 )
+            if reading.bank is not None:
+                found = self._asked(key, name, one, found, encoders)
             if one.task != CLASSES or labels:
                 return found
             own = tuple(unique([example.answer for example in found]))
@@ -103,23 +106,75 @@ class RecipeData:
 
         return self._once((called,), read)
 
-    def reading(self, name: str, labels: tuple[str, ...] | None = None) -> TaskFormat:
-        """How the rows of the dataset called ``name`` are read."""
+    def _asked(
+        self,
+        key: str,
+        name: str,
+        one: MixSpec,
+        found: Sequence[Example],
+        encoders: Mapping[str, Encoder],
+    ) -> list[Example]:
+        """The examples with the question of the bank that stands for each.
+
+        Others are to be drawn from the answers of the training rows.
+        """
+        known = found if key == "train" else self._of("train", name, one, encoders)
+        labels = tuple(unique([e.questions.label for e in known if e.questions]))
+        asked = [example for example in found if example.questions]
+        if asked and asked[0].questions:
+            check_bank(asked[0].questions.bank, labels, asked[0].place)
+        seed = self._recipe.training.seed
+        return [
+            example.with_questions(attrs.evolve(example.questions, labels=labels, seed=seed))
+            if example.questions
+            else example
+            for example in found
+        ]
+
+    def reading(
+        self, name: str, labels: tuple[str, ...] | None = None, *, rendered: bool = True
+    ) -> TaskFormat:
+        """How the rows of the dataset called ``name`` are read.
+
+        Args:
+            name: of the dataset.
+            labels: of a classification; those that the recipe gives if None.
+            rendered: with the base's chat template around the prompt, for which its processor is
+                loaded.
+        """
         one = self.spec.datasets()[name]
+        question, bank = question_and_bank(one.question, self._recipe.folder)
         return TaskFormat(
             dataset=name,
             task=one.task,
-            prompt=self._around(one.prompt or ""),
-            question=one.question,
+            prompt=self._around(one) if rendered else one.prompt or "",
+            question=question,
+            bank=bank,
             labels=one.labels if labels is None else labels,
             at_tokens=one.read_at == "tokens",
             fields=one.fields or NO_FIELDS,
             ignore=one.ignore,
         )
 
-    def _around(self, prompt: str) -> str:
-        """The prompt in the base's chat template, if there is to be one."""
-        return render_prompt(self.spec, prompt, self._processor) if self.spec.chat else prompt
+    def _around(self, one: MixSpec | None = None) -> str:
+        """A dataset's prompt in the base's chat template, if there is to be one.
+
+        Args:
+            one: the dataset; the texts of the base's own domain if None.
+        """
+        prompt = self.spec.prompt if one is None else one.prompt or ""
+        if self.spec.chat is False or (self.spec.chat is None and prompt != QUESTION):
+            return prompt  # for which no processor has to be loaded
+        return render_prompt(self.spec, prompt, self._processor, one=one)
+
+    def other_chats(self) -> dict[str, str]:
+        """The text around ``{question}`` in chats that training has not, by what is different.
+
+        There are none where nothing is asked in a chat.
+        """
+        if self.spec.chat is False or not uses_chat(self.spec, self._processor):
+            return {}
+        return chats_that_go_on(self.spec, self._processor)
 
     @cached_property
     def _processor(self) -> Any:
@@ -145,7 +200,7 @@ class RecipeData:
 
         def read(skipped: list[DataError] | None) -> list[TextRow]:
             """The texts in the file."""
-            template = self._around(self.spec.prompt)
+            template = self._around()
             with self._rows(key) as (fields, pictures):
                 return read_text_rows(
                     self.sources[key],
