@@ -343,7 +343,7 @@ class MixSpec:
     labels: tuple[str, ...] = ()
     read_at: ReadAt = "answer"
     prompt: str | None = None
-    question: QuestionForms | None = None
+    question: QuestionForms | None = attrs.field(default=None, validator=optional(not_empty))
     fields: Mapping[str, str] | None = None
     ignore: tuple[str, ...] = ()
 
@@ -393,7 +393,7 @@ class DataSpec:
     prompt: str = "{question}"
     chat: bool | None = None
     system: str | None = None
-    question: QuestionForms | None = None
+    question: QuestionForms | None = attrs.field(default=None, validator=optional(not_empty))
     fields: Mapping[str, str] = attrs.field(factory=dict)
     ignore: tuple[str, ...] = ()
     on_bad_row: Literal["stop", "skip"] = "stop"
