@@ -40,24 +40,36 @@ def prompt_template(recipe: Recipe | None, processor: Any) -> str:
     return QUESTION if data is None else render_prompt(data, data.prompt, processor)
 
 
+def may_chat(data: DataSpec, one: MixSpec | None = None) -> bool:
+    """Whether questions are asked in the base's chat template, if it has one.
+
+    Where the recipe does not say, they are if the prompt is left as it is, and if something is
+    asked, and answered behind it.
+
+    Args:
+        data: of the recipe.
+        one: the dataset that is asked about; all of them if None.
+    """
+    if data.chat is None and data.system is None:
+        asked = [one] if one is not None else data.datasets().values()
+        return any(_asks_plainly(each) for each in asked)
+    return data.chat is not False
+
+
 def uses_chat(data: DataSpec, processor: Any, one: MixSpec | None = None) -> bool:
     """Whether questions are asked in the base's chat template.
 
-    Where the recipe does not say, they are if the base has one that can be used, if the prompt is
-    left as it is, and if something is asked, and answered behind it.
+    Where the recipe does not say, a base without one that can be used is asked without.
 
     Args:
         data: of the recipe.
         processor: the base's processor or tokenizer; None asks without a template.
         one: the dataset that is asked about; all of them if None.
     """
-    if processor is None or data.chat is False:
+    if processor is None or not may_chat(data, one):
         return False
     if data.chat or data.system is not None:
         return True
-    asked = [one] if one is not None else list(data.datasets().values())
-    if not any(_asks_plainly(each) for each in asked) or chat_renderer(processor) is None:
-        return False
     try:
         _chat_text(data, QUESTION, processor, 0)
     except Exception:  # a template raises what its author chose
@@ -90,7 +102,8 @@ def render_prompt(
         DataError: the base has no chat template, or one whose tokens no text makes, or which
             takes no such message.
     """
-    if not uses_chat(data, processor, one):
+    asking = data if one is not None else attrs.evolve(data, prompt=prompt)
+    if not uses_chat(asking, processor, one):
         return prompt
     return _chat_text(data, prompt, processor, images)
 
@@ -229,5 +242,5 @@ def _without_start_token(tokenizer: Any, text: str) -> str:
             return candidate
     raise DataError(
         "the base's tokenizer adds words to a text that its chat template has not",
-        hint="write `chat = false` in [data], and the form of a question into `prompt`",
+        hint="leave out `chat = true` in [data], and write the form of a question into `prompt`",
     )

@@ -31,6 +31,7 @@ PLAIN = "name"
 _FIELDS = ("question", "kind", "answer", "yes", "no", "held_out")
 _PLACES = re.compile(r"\{([^{}]*)\}")
 _LABEL = ("label", "a label", "A label")
+_HALF = 0.5
 _FEWEST = 2  # answers, so that one of them may be wrong
 _ARTICLES = ("a ", "an ", "the ", "some ")
 
@@ -153,44 +154,46 @@ class RowQuestions:
     def first(self) -> Asked:
         """The question that stands for the row: one of its first kind."""
         forms = next(iter(self.of(held_out=False).values()))
-        return self.ask(self._random("first").choice(forms))
+        return self.ask(self._random("first", self.place).choice(forms))
 
     def drawn(self, turn: int) -> Asked:
         """The question of the row's reading number ``turn`` in training."""
-        own = self._random(turn)
+        own = self._random(turn, self.place)
         kinds = self.of(held_out=False)
-        weights = [self.bank.weights[kind] for kind in kinds]
-        (forms,) = own.choices(list(kinds.values()), weights)
-        return self.ask(own.choice(forms), turn=turn)
+        (forms,) = own.choices(list(kinds.values()), [self.bank.weights[kind] for kind in kinds])
+        return self.ask(own.choice(forms), is_yes=own.random() < _HALF)
 
-    def ask(self, form: Form, *, turn: int = 0, is_yes: bool | None = None) -> Asked:
+    def ask(self, form: Form, *, turn: int = 0, is_yes: bool = True) -> Asked:
         """The row's question of some form.
+
+        The answers to compare with are the same for all rows at one turn, so that a text that is
+        read once serves many rows: labels in an order of the form's own are dealt in groups.
 
         Args:
             form: of the bank.
-            turn: draws other answers to compare with at each one.
-            is_yes: what is right; drawn if None.
+            turn: has an order of its own.
+            is_yes: what is right, where it asks for yes or no.
         """
         own = self._random(turn, form.question)
-        others = [label for label in self.labels if label != self.label]
+        known = dict.fromkeys((*self.labels, self.label))  # a test may have one of its own
+        labels = own.sample(list(known), len(known))
+        place = labels.index(self.label)
         texts = {"thing": self.bank.thing}
         if form.offers:
-            most = min(self.bank.choices - 1, len(others))
-            chosen = own.sample(others, own.randint(1, most))
-            chosen.insert(own.randint(0, len(chosen)), self.label)
-            texts["choices"] = _listed(chosen)
+            size = own.randint(_FEWEST, min(self.bank.choices, len(labels)))
+            start = min(place - place % size, len(labels) - size)
+            texts["choices"] = _listed(labels[start : start + size])
         if not form.is_yes_no:
             answer = _filled(form.answer, texts | _named(self.label))
             return Asked(form, _filled(form.question, texts), answer)
-        truth = own.random() < 0.5 if is_yes is None else is_yes
-        named = self.label if truth else own.choice(others)
-        answer = _filled(form.yes if truth else form.no, texts | _named(self.label))
+        named = self.label if is_yes else labels[(place + 1) % len(labels)]
+        answer = _filled(form.yes if is_yes else form.no, texts | _named(self.label))
         question = _filled(form.question, texts | _named(named))
-        return Asked(form, question, answer, _verdicts(form), truth)
+        return Asked(form, question, answer, _verdicts(form), is_yes)
 
     def _random(self, *key: object) -> random.Random:
-        """Numbers that depend on the seed, the row and ``key`` alone, on every machine."""
-        return random.Random(repr((self.seed, self.place, *key)))
+        """Numbers that depend on the seed and ``key`` alone, on every machine."""
+        return random.Random(repr((self.seed, *key)))
 
 
 def read_bank(question: QuestionForms, folder: Path) -> QuestionBank:

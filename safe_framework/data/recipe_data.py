@@ -25,7 +25,7 @@ from safe_framework.data.examples import (
 )
 from safe_framework.data.fields import FOREIGN, TEXTS, RowFields, row_fields, unread_error
 from safe_framework.data.pictures import RowPictures, blind_base
-from safe_framework.data.prompts import QUESTION, chats_that_go_on, render_prompt, uses_chat
+from safe_framework.data.prompts import chats_that_go_on, may_chat, render_prompt, uses_chat
 from safe_framework.data.questions import check_bank, question_and_bank
 from safe_framework.data.readers import is_dataset, iterate_rows
 from safe_framework.data.tasks import CLASSES, NO_FIELDS, TaskFormat, unique
@@ -163,7 +163,7 @@ class RecipeData:
             one: the dataset; the texts of the base's own domain if None.
         """
         prompt = self.spec.prompt if one is None else one.prompt or ""
-        if self.spec.chat is False or (self.spec.chat is None and prompt != QUESTION):
+        if not may_chat(self.spec, one):
             return prompt  # for which no processor has to be loaded
         return render_prompt(self.spec, prompt, self._processor, one=one)
 
@@ -172,7 +172,7 @@ class RecipeData:
 
         There are none where nothing is asked in a chat.
         """
-        if self.spec.chat is False or not uses_chat(self.spec, self._processor):
+        if not may_chat(self.spec) or not uses_chat(self.spec, self._processor):
             return {}
         return chats_that_go_on(self.spec, self._processor)
 

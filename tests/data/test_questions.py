@@ -113,8 +113,24 @@ def test_a_form_says_by_its_places_what_it_asks() -> None:
     assert (right.question, right.answer) == ("Is it a piano?", "A piano, so yes.")
     assert wrong.answer == "A piano, so no."
     assert "piano" not in wrong.question
-    truths = Counter(row.ask(judge, turn=turn).is_yes for turn in range(400))
+    only = attrs.evolve(row, bank=attrs.evolve(row.bank, weights={"judge": 1.0}))
+    truths = Counter(only.drawn(turn).is_yes for turn in range(400))
     assert min(truths.values()) > 160
+
+
+def test_rows_share_what_they_are_asked() -> None:
+    """Law: of one form there are few questions, each of which several rows may be asked.
+
+    Each names the same answers to all rows whose own is among them.
+    """
+    choose, judge = Form("Is it {choices}?"), Form("Is it {label}?")
+    rows = [attrs.evolve(row_questions(choose, judge), label=label) for label in LABELS]
+    offered = {row.ask(choose).question for row in rows}
+    assert len(offered) < len(LABELS)
+    for row in rows:
+        assert row.label in row.ask(choose).question
+    judged = {row.ask(judge, is_yes=truth).question for row in rows for truth in (True, False)}
+    assert judged == {f"Is it {label}?" for label in LABELS}
 
 
 def test_the_right_choice_stands_anywhere() -> None:
