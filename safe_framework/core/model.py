@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from safe_framework.core.adapter import (
     AdapterState,
     adapter_config,
-    base_identity,
     modality_tensors,
     write_adapter,
 )
@@ -28,6 +27,7 @@ from safe_framework.core.base_change import (
     refuse_changed,
     use_original_base,
 )
+from safe_framework.core.base_identity import base_identity, recorded_base
 from safe_framework.core.base_model import base_facts, freeze, input_device
 from safe_framework.core.base_snapshot import BaseSnapshot
 from safe_framework.core.call import Gate, ModelCall, gate_of, is_switched_off, switched_off
@@ -71,6 +71,7 @@ from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.projector import Projector
 from safe_framework.interfaces.types import BaseFacts, Frames, Sample
 from safe_framework.pretrained.base_processor import text_tokenizer
+from safe_framework.utils.tensors import changes_type
 
 if TYPE_CHECKING:
     from safe_framework.config.schema import Recipe
@@ -421,10 +422,33 @@ class SafeModel(nn.Module):
         return input_device(self.base)
 
     def train(self, mode: bool = True) -> SafeModel:
-        """Switch the trainable parts; the base stays in evaluation mode."""
+        """Switch the trainable parts; the base stays in evaluation mode.
+
+        Raises:
+            SafeError: a part was made in inference mode, so that no gradient passes it.
+        """
+        if mode and (made := [n for n, p in self.named_parameters() if p.is_inference()]):
+            raise SafeError(
+                f"{len(made)} parameters, such as `{made[0]}`, were made in `inference_mode`, and "
+                "cannot be trained or trained through",
+                hint="load the base and make the plugins outside of `torch.inference_mode()`",
+            )
         self.training = mode
         for child in self.children():
             child.train(mode and child is not self.base)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SafeModel:
+        """Move or cast the model, as ``to``, ``cuda`` and ``bfloat16`` do.
+
+        A base that is cast here is not one that was changed behind the model's back.
+        """
+        types = {p.dtype for p in self.base.parameters() if p.is_floating_point()}
+        cast = any(changes_type(fn, dtype) for dtype in types)
+        before = BaseSnapshot.of(self.base) if cast else None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
+        if before is not None:
+            self.base_snapshot.note_cast(before, BaseSnapshot.of(self.base))
         return self
 
     @property
@@ -487,10 +511,11 @@ class SafeModel(nn.Module):
         return AdapterState(
             tensors=self.modality_tensors(),
             config=adapter_config(
-                self.base_identity(),
+                self._recorded_base(),
                 [self.modality(name) for name in names],
                 sum(p.numel() for p in self.trainable_parameters().values()),
                 None if change is None else change.adapter_facts(self.base),
+                self.base_snapshot.accepted,
             ),
             recipe=recipe.text if recipe and set(recipe.modalities) == set(names) else None,
             write_base_change=None if change is None else partial(change.write, self.base),
@@ -517,6 +542,12 @@ class SafeModel(nn.Module):
         with self.original_base():
             name = self.recipe.base.model if self.recipe else ""
             return base_identity(self.base, self.base_processor, self.base_snapshot, name)
+
+    def _recorded_base(self) -> dict[str, str]:
+        """What an adapter records of the base, as it was before any change."""
+        identity = self.base_identity()
+        with self.original_base():
+            return recorded_base(self.base, self.base_processor, identity)
 
     # A changed base (stage B)
 
