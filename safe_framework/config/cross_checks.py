@@ -236,7 +236,7 @@ def check_tasks(document: dict[str, Any], findings: list[Finding]) -> None:
 
 def _questions(data: DataSpec) -> Iterator[Finding]:
     """Every bank of questions that is named by its name must be in the catalogue."""
-    named = [(("data", "question"), data.question)]
+    named: list[tuple[KeyPath, Any]] = [(("data", "question"), data.question)]
     named += [(("data", "mix", n, "question"), one.question) for n, one in enumerate(data.mix)]
     for place, question in named:
         try:

@@ -180,7 +180,7 @@ def test_results_show_kinds_forms_and_chats(
     assert rows["name: held-out forms"].value == "50.0 %"
     assert rows["name: worst form"].value == "0 %"
     assert "a cat sat" in rows["name: worst form"].note
-    assert rows["judge: trained forms"].note.startswith("balanced 100.0 %")
+    assert rows["judge: trained forms"].note.startswith("balanced 100 %")
     page = "".join(form_table(found.wordings))
     assert re.search(r"a cat sat</th><td>name</td><td>0 %</td><td>12", page)
     better = attrs.evolve(
