@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import attrs
@@ -35,6 +35,7 @@ class TaskFormat:
         at_tokens: whether a class is read at the modality's tokens and not by an answer.
         fields: what a field is called in the data, by the name that it has here.
         ignore: fields of the data that are left out.
+        around: what is made of a prompt with its question: a chat, where the base is asked in one.
     """
 
     dataset: str = ""
@@ -45,6 +46,7 @@ class TaskFormat:
     at_tokens: bool = False
     fields: Mapping[str, str] = NO_FIELDS
     ignore: tuple[str, ...] = ()
+    around: Callable[[str], str] = str
 
     def prompt_of(self, row: Row) -> str:
         """The text that the base is given; captions and classes need no question.
@@ -55,7 +57,7 @@ class TaskFormat:
         asked = self.question
         if asked is None and self.task != QUESTIONS:
             asked = ""
-        return self.prompt.replace("{question}", question_of(row, asked))
+        return self.around(self.prompt.replace("{question}", question_of(row, asked)))
 
     def answer_of(self, row: Row) -> str:
         """The row's ``answer``; of a caption its ``caption``, of a class its ``label``, if given.
@@ -84,14 +86,14 @@ def question_of(row: Row, question: str | None = None) -> str:
     return text_in(row, "question")
 
 
-def text_of(row: Row, template: str = "{question}") -> str:
-    """The row's ``text``, or its ``question`` in the template.
+def text_of(row: Row, template: str = "{question}", around: Callable[[str], str] = str) -> str:
+    """The row's ``text``, or its ``question`` in the template, and what is ``around`` that.
 
     Raises:
         DataError: it has neither.
     """
     if row.values.get("question") is not None:
-        return template.replace("{question}", text_in(row, "question"))
+        return around(template.replace("{question}", text_in(row, "question")))
     return text_in(row, "text")
 
 
