@@ -18,6 +18,7 @@ from safe_framework.config.validators import (
     below,
     contains,
     each,
+    iso_date,
     not_empty,
     open_unit_interval,
     optional,
@@ -371,6 +372,8 @@ class DataSpec:
         chat: ask in the base's chat template: the prompt is the user's message. If None, do so
             where the base has one, something is asked, and ``prompt`` is left as it is.
         system: the system's message in that chat; the template's own if None.
+        template_options: of the chat template, such as ``enable_thinking``.
+        date: the day that a chat template is told, if it writes one, as ``2026-11-30``.
         question: what is asked where a row has none: one question, several, or a bank.
         fields: what a field is called in the data, by the name that it has here.
         ignore: fields that are not read; any other that nothing reads is an error.
@@ -393,6 +396,8 @@ class DataSpec:
     prompt: str = "{question}"
     chat: bool | None = None
     system: str | None = None
+    template_options: Mapping[str, Any] = attrs.field(factory=dict)
+    date: str | None = attrs.field(default=None, validator=optional(iso_date))
     question: QuestionForms | None = attrs.field(default=None, validator=optional(not_empty))
     fields: Mapping[str, str] = attrs.field(factory=dict)
     ignore: tuple[str, ...] = ()

@@ -30,7 +30,7 @@ from safe_framework.core.base_change import (
 from safe_framework.core.base_identity import base_identity, recorded_base
 from safe_framework.core.base_model import base_facts, freeze, input_device
 from safe_framework.core.base_snapshot import BaseSnapshot
-from safe_framework.core.call import Gate, ModelCall, gate_of, is_switched_off, switched_off
+from safe_framework.core.call import Gate, ModelCall, gate_of
 from safe_framework.core.compilation import check_not_compiled, uncompile
 from safe_framework.core.gradient_checkpointing import (
     Options,
@@ -64,7 +64,9 @@ from safe_framework.core.modality import (
 )
 from safe_framework.core.picture_example import picture_examples
 from safe_framework.core.processor import SafeProcessor
-from safe_framework.data.prompts import chat_opening, prompt_template, uses_chat
+from safe_framework.core.switched_off import is_switched_off, switched_off, warn_if_off_elsewhere
+from safe_framework.data.chat_template import QUESTION
+from safe_framework.data.prompts import recipe_chat
 from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
@@ -249,6 +251,7 @@ class SafeModel(nn.Module):
 
         Keys and values of a modality are computed once and shared by beams and steps. Returned
         texts begin with what the base was given: markers of a modality that is off are not in it.
+        A ``streamer`` is given the text's own words alone, and no markers.
         """
         with torch.no_grad():
             own, call = self._prepare(args, inputs, gate)
@@ -258,7 +261,8 @@ class SafeModel(nn.Module):
     def off(self, *names: str) -> Iterator[None]:
         """Within the block, these modalities (all, if none is named) are absent.
 
-        Holds for this thread or task only; others that share the model are not affected. Where
+        Holds for this thread or task only; others that share the model are not affected, and a
+        thread that is started inside the block is told so if it generates. Where
         stage B changed the base by LoRA, ``off()`` of all is the original base, too.
         """
         chosen = [self._known(name) for name in names] or list(self.modalities)
@@ -295,6 +299,8 @@ class SafeModel(nn.Module):
         for name in gate if isinstance(gate, Mapping) else ():
             self._known(name)
         on = [name for name in self.modalities if name in given and self.is_enabled(name)]
+        for name in on:
+            warn_if_off_elsewhere(self, name)
         device, layout = self.device, self.stack.layout
         active = [
             self.modality(name).activate(gate_of(gate, name), given[name], device, layout)
@@ -352,13 +358,12 @@ class SafeModel(nn.Module):
         if self._processor is None:  # copying a tokenizer takes a while
             data = self.recipe.data if self.recipe is not None else None
             base = self.base_processor
-            chats = data is not None and uses_chat(data, base)
             self._processor = SafeProcessor(
                 base,
                 self.encoders,
-                prompt=prompt_template(self.recipe, base),
+                prompt=QUESTION if data is None else data.prompt,
                 spans={name: markers.span for name, markers in self._markers().items()},
-                opening=partial(chat_opening, data, base) if data and chats else None,
+                chat=recipe_chat(data, base),
             )
         return self._processor
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,7 @@ class RowQuestions:
         kind: the only kind that fits the row; empty if any does.
         labels: all answers that training has.
         seed: of the run, on which draws depend.
+        around: what is made of a prompt with its question: a chat, where one is asked in.
     """
 
     bank: QuestionBank
@@ -145,6 +146,11 @@ class RowQuestions:
     kind: str = ""
     labels: tuple[str, ...] = ()
     seed: int = 0
+    around: Callable[[str], str] = str
+
+    def prompt_of(self, asked: Asked) -> str:
+        """The text that the base is given of a question."""
+        return self.around(self.template.replace("{question}", asked.question))
 
     def of(self, *, held_out: bool) -> dict[str, list[Form]]:
         """The forms by kind that fit the row."""

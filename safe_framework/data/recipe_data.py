@@ -15,6 +15,7 @@ import attrs
 
 from safe_framework.config.schema import DataSpec, MixSpec, Recipe, mixed
 from safe_framework.data.addresses import sources_of
+from safe_framework.data.chat_template import ChatTemplate
 from safe_framework.data.examples import (
     NO_ENCODERS,
     Example,
@@ -25,7 +26,7 @@ from safe_framework.data.examples import (
 )
 from safe_framework.data.fields import FOREIGN, TEXTS, RowFields, row_fields, unread_error
 from safe_framework.data.pictures import RowPictures, blind_base
-from safe_framework.data.prompts import chats_that_go_on, may_chat, render_prompt, uses_chat
+from safe_framework.data.prompts import chats_that_go_on, may_chat, recipe_chat
 from safe_framework.data.questions import check_bank, question_and_bank
 from safe_framework.data.readers import is_dataset, iterate_rows
 from safe_framework.data.tasks import CLASSES, NO_FIELDS, TaskFormat, unique
@@ -147,34 +148,37 @@ class RecipeData:
         return TaskFormat(
             dataset=name,
             task=one.task,
-            prompt=self._around(one) if rendered else one.prompt or "",
+            prompt=one.prompt or "",
             question=question,
             bank=bank,
             labels=one.labels if labels is None else labels,
             at_tokens=one.read_at == "tokens",
             fields=one.fields or NO_FIELDS,
             ignore=one.ignore,
+            around=self._around(one) if rendered else str,
         )
 
-    def _around(self, one: MixSpec | None = None) -> str:
-        """A dataset's prompt in the base's chat template, if there is to be one.
+    def _around(self, one: MixSpec | None = None) -> Callable[[str], str]:
+        """What puts a prompt into the base's chat template, if there is to be one.
 
         Args:
-            one: the dataset; the texts of the base's own domain if None.
+            one: the dataset that asks; the texts of the base's own domain if None.
         """
-        prompt = self.spec.prompt if one is None else one.prompt or ""
-        if not may_chat(self.spec, one):
-            return prompt  # for which no processor has to be loaded
-        return render_prompt(self.spec, prompt, self._processor, one=one)
+        if not may_chat(self.spec, one) or self._chat is None:
+            return str
+        return self._chat.question
 
     def other_chats(self) -> dict[str, str]:
         """The text around ``{question}`` in chats that training has not, by what is different.
 
         There are none where nothing is asked in a chat.
         """
-        if not may_chat(self.spec) or not uses_chat(self.spec, self._processor):
-            return {}
-        return chats_that_go_on(self.spec, self._processor)
+        return {} if self._chat is None else chats_that_go_on(self._chat, self.spec.prompt)
+
+    @cached_property
+    def _chat(self) -> ChatTemplate | None:
+        """The base's chat template; its processor is loaded only if there may be a chat."""
+        return recipe_chat(self.spec, self._processor) if may_chat(self.spec) else None
 
     @cached_property
     def _processor(self) -> Any:
@@ -200,11 +204,11 @@ class RecipeData:
 
         def read(skipped: list[DataError] | None) -> list[TextRow]:
             """The texts in the file."""
-            template = self._around()
             with self._rows(key) as (fields, pictures):
                 return read_text_rows(
                     self.sources[key],
-                    template,
+                    self.spec.prompt,
+                    around=self._around(),
                     encoders=encoders,
                     fields=fields,
                     pictures=pictures,

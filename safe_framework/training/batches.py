@@ -25,7 +25,7 @@ class TokenizedExample:
 
     Attributes:
         prompt: its token ids and pictures; plain ids are a prompt without pictures.
-        answer: token ids of the answer and the end-of-text token.
+        answer: token ids of the answer and what ends it.
         text: the answer as it was written.
         frames: one row of frames by modality, or the sample itself if its encoder trains.
         dataset: the name of its dataset.
@@ -81,7 +81,7 @@ def tokenize(
         if not (example.images or prompts.always_sees):
             raise
         raise DataError(f"{example.place}: {error.message}", hint=error.hint) from error
-    answer = prompts.answer(example.answer)
+    answer = prompts.answer(example.answer, example.prompt)
     if not answer:
         raise DataError(f"{example.place}: the answer {example.answer!r} has no tokens")
     classes = class_target(prompts.tokenizer, example, prompt.ids, prompts.markers)
