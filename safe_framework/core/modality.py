@@ -73,7 +73,8 @@ class Modality(nn.Module):
         if recurse:
             for child in self.children():
                 frozen = child is self.encoder and not self.encoder_trains
-                child._apply(keeping_type(fn) if frozen else fn)
+                moved = keeping_type(fn) if frozen else fn
+                child._apply(moved)  # type: ignore[no-untyped-call]  # torch's own
         super()._apply(fn, recurse=False)  # type: ignore[no-untyped-call]  # torch's own
         return self
 

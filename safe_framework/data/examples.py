@@ -14,6 +14,7 @@ import attrs
 from safe_framework.data.addresses import InlineSample, sources_of
 from safe_framework.data.fields import RowFields, plain_fields
 from safe_framework.data.pictures import Picture, RowPictures
+from safe_framework.data.questions import Asked, RowQuestions
 from safe_framework.data.readers import Row, Source, iterate_rows, no_rows
 from safe_framework.data.samples import read_sample
 from safe_framework.data.tasks import NO_FIELDS, QUESTIONS, TaskFormat, text_in, text_of
@@ -45,6 +46,7 @@ class Example:
         fields: the row's texts, numbers and truth values, by which a curriculum chooses.
         images: the row's pictures, in order, for a base that sees.
         align: the words that alignment draws its samples to, where they are not the answer.
+        questions: the others that it could be asked; None where it is one alone.
     """
 
     prompt: str
@@ -59,11 +61,29 @@ class Example:
     fields: Mapping[str, Any] = attrs.field(factory=dict)
     images: tuple[Picture, ...] = ()
     align: str | None = None
+    questions: RowQuestions | None = None
 
     @property
     def aligned(self) -> str:
         """The words that alignment draws its samples to."""
         return self.answer if self.align is None else self.align
+
+    @property
+    def label(self) -> str:
+        """The row's own answer, whatever it is asked."""
+        return self.answer if self.questions is None else self.questions.label
+
+    def with_questions(self, questions: RowQuestions) -> Example:
+        """The same row with other questions, asked the one that stands for it."""
+        return attrs.evolve(self, questions=questions).ask(questions.first())
+
+    def ask(self, asked: Asked) -> Example:
+        """The same row, asked a question of its bank."""
+        assert self.questions is not None
+        label = self.questions.label
+        prompt = self.questions.prompt_of(asked)
+        align = label if self.align is None and asked.answer != label else self.align
+        return attrs.evolve(self, prompt=prompt, answer=asked.answer, align=align)
 
 
 @attrs.frozen
@@ -314,6 +334,7 @@ def _example(
         fields=plain_fields(row),
         images=pictures.of(row),
         align=None if row.values.get("align") is None else text_in(row, "align"),
+        questions=reading.questions_of(row),
     )
 
 
