@@ -14,19 +14,16 @@ from typing import Any
 
 import attrs
 
+from safe_framework.data.chat_template import ChatTemplate, Message
 from safe_framework.data.pictures import FIELDS as PICTURES
 from safe_framework.data.readers import Row
-from safe_framework.errors import DataError, SafeError
+from safe_framework.errors import DataError
 
 MESSAGES = "messages"
 IMAGE = "image"
 ASSISTANT = "assistant"
 _INSTEAD = ("question", "answer", "answers", "text", "caption", "label")
 _KEYS = ("path", "url")  # of a part, besides its own type
-
-Message = Mapping[str, Any]
-Talk = Callable[[Sequence[Message]], str]
-"""What renders messages, whose parts are texts, pictures and the places of samples."""
 
 
 def has_messages(row: Row) -> bool:
@@ -69,8 +66,8 @@ def whole_of(row: Row, modalities: Collection[str]) -> list[Row]:
     """
     if not has_messages(row):
         return [row]
-    read = _Conversation(row, modalities)
-    for number, message in enumerate(read.messages, 1):
+    found = last_of(row, modalities)
+    for number, message in enumerate(found.values[MESSAGES], 1):
         for part in message["content"]:
             if part["type"] in modalities:
                 raise DataError(
@@ -78,42 +75,80 @@ def whole_of(row: Row, modalities: Collection[str]) -> list[Row]:
                     "conversation that is to stay the base's has none",
                     hint="leave the part out, or put the row into `train`",
                 )
-    return [read.upto(len(read.messages), row.place)]
+    return [found]
 
 
-def rendered(chat: Any, marked: Collection[str], system: str | None = None) -> Talk:
-    """What renders messages before an answer in a base's chat template.
+class Talk:
+    """Renders messages, whose parts are texts, pictures and the places of samples.
 
     Args:
-        chat: the template; None where the base has none.
+        chat: gives the base's chat template, or None where it has none; asked once there is a
+            conversation.
         marked: the modalities whose samples have a place in the text.
         system: what the system says where a conversation does not; None for nothing.
     """
 
-    def render(messages: Sequence[Message]) -> str:
-        """Messages up to where the assistant speaks or, if they end with it, the whole of them."""
+    def __init__(
+        self,
+        chat: Callable[[], ChatTemplate | None],
+        marked: Collection[str],
+        system: str | None = None,
+    ) -> None:
+        self._given, self.marked, self.system = chat, marked, system
+
+    def before(self, row: Row) -> str:
+        """A row's messages, up to where the assistant speaks.
+
+        Raises:
+            DataError: the base has no chat template, or it takes no such messages.
+        """
+        return self._rendered(row, lambda chat: chat.before_answer)
+
+    def whole(self, row: Row) -> str:
+        """A row's messages.
+
+        Raises:
+            DataError: as ``before``.
+        """
+        return self._rendered(row, lambda chat: chat.text)
+
+    def _rendered(
+        self, row: Row, way: Callable[[ChatTemplate], Callable[[Sequence[Message]], str]]
+    ) -> str:
+        chat, messages = self._given(), row.values[MESSAGES]
         if chat is None:
             raise DataError(
-                "the base has no chat template, which `messages` need",
-                hint='write such rows with "question" and "answer"',
+                f"{row.place}: the base has no chat template, which `{MESSAGES}` need",
+                hint="write such rows with `question` and `answer`, and history in the question",
             )
-        shown = [{**one, "content": list(_shown(one["content"], marked))} for one in messages]
-        texts = [_joined(one) for one in shown]
-        if system is not None and texts[0]["role"] != "system":
-            texts = [{"role": "system", "content": system}, *texts]
-        return str((chat.text if _ended(texts) else chat.before_answer)(texts))
+        shown = [{**one, "content": list(_shown(one["content"], self.marked))} for one in messages]
+        texts = list(map(_joined, shown))
+        if self.system is not None and (not texts or texts[0]["role"] != "system"):
+            texts = [{"role": "system", "content": self.system}, *texts]
+        try:
+            return way(chat)(texts)
+        except DataError as error:
+            raise DataError(f"{row.place}: {error.message}", hint=error.hint) from error
 
-    return render
+
+def last_of(row: Row, modalities: Collection[str]) -> Row:
+    """A row as it is or, of a conversation, with all that its messages hold under its fields.
+
+    The arguments are those of ``turns_of``.
+
+    Raises:
+        DataError: the conversation cannot be read.
+    """
+    if not has_messages(row):
+        return row
+    read = _Conversation(row, modalities)
+    return read.upto(len(read.messages), row.place)
 
 
 def last_question(messages: Sequence[Message]) -> str:
     """The text of the last message that is not the assistant's."""
     asked = [one for one in messages if one["role"] != ASSISTANT]
     return "".join(p["text"] for p in asked[-1]["content"] if p["type"] == "text") if asked else ""
-
-
-def _ended(messages: Sequence[Message]) -> bool:
-    return bool(messages) and messages[-1]["role"] == ASSISTANT
 
 
 def _shown(parts: Sequence[Message], marked: Collection[str]) -> Iterator[Message]:
@@ -186,20 +221,27 @@ class _Conversation:
 
     def upto(self, end: int, place: str) -> Row:
         """The row of the first messages, with all that they hold."""
-        taken = {MESSAGES, *self.fields.values(), *PICTURES}
+        taken = {MESSAGES, *self.fields.values()}
         kept = {key: value for key, value in self.row.values.items() if key not in taken}
         held: dict[str, list[Any]] = {}
         for one in self.held:
             if one.at < end:
                 held.setdefault(one.field, []).append(one.value)
-        values = {**kept, **held, MESSAGES: tuple(self.messages[:end])}
+        single = {field: v[0] if len(v) == 1 else v for field, v in held.items()}
+        values = {**kept, **single, MESSAGES: tuple(self.messages[:end])}
         return attrs.evolve(self.row, place=place, values=values)
 
     def _field(self, kind: str) -> str:
         """The field of a row that holds what parts of this type do."""
-        if kind != IMAGE or self.row.values.get(IMAGE) is not None:
+        if kind != IMAGE:
             return kind
-        return "images"
+        held = [field for field in PICTURES if self.row.values.get(field) is not None]
+        if len(held) > 1:
+            raise DataError(
+                f"{self.row.place}: it has both `image` and `images`",
+                hint="put all of them into `images`",
+            )
+        return held[0] if held else "images"
 
     def _values(self, kind: str) -> list[Any]:
         """What the row's own field holds, for parts that hold nothing themselves."""
@@ -214,7 +256,7 @@ class _Conversation:
         value = self.row.values[MESSAGES]
         if isinstance(value, str):  # a cell of a table
             value = _json(value, MESSAGES, self.row.place)
-        if not isinstance(value, Sequence) and hasattr(value, "tolist"):
+        if hasattr(value, "tolist"):  # of NumPy, as pandas and Parquet hold lists
             value = value.tolist()
         if not isinstance(value, (list, tuple)) or not value:
             raise DataError(
@@ -232,8 +274,7 @@ class _Conversation:
                 hint='write {"role": "user", "content": "..."}',
             )
         content = message.get("content")
-        if hasattr(content, "tolist") and not isinstance(content, str):
-            content = content.tolist()
+        content = content.tolist() if hasattr(content, "tolist") else content
         if isinstance(content, str):
             parts = self._worded(content)
         elif isinstance(content, (list, tuple)):
@@ -298,9 +339,3 @@ def _json(text: str, field: str, place: str) -> Any:
             f"{place}: `{field}` begins as a list and is none: {error}",
             hint="write it as JSON, or as a file of JSON lines",
         ) from error
-
-
-def placed(error: SafeError, place: str) -> DataError:
-    """An error with the place of its row before it."""
-    message = error.message if error.message.startswith(place) else f"{place}: {error.message}"
-    return DataError(message, hint=error.hint)
