@@ -19,8 +19,23 @@ from safe_framework.core.layer_hooks import LayerCall, get_hidden_states, set_hi
 from safe_framework.core.markers.embeddings import MarkerInjection
 from safe_framework.errors import InjectionError, PluginError
 from safe_framework.interfaces.fusion import FusionAdapter
-from safe_framework.interfaces.types import Memory, Tokens
+from safe_framework.interfaces.types import Memory
 from safe_framework.utils.torch_private import write_count
+
+
+@attrs.frozen(eq=False)
+class InlineTokens:
+    """What the projector gave, where it stands in the text.
+
+    Attributes:
+        values: tokens of each row's samples, one after another, (batch, tokens, hidden).
+        mask: True where fusion may attend, (batch, tokens).
+        lengths: how many of them stand in each row's text, (batch,); what follows is padding.
+    """
+
+    values: Tensor
+    mask: Tensor
+    lengths: Tensor
 
 
 @attrs.define(eq=False)
@@ -30,12 +45,12 @@ class ActiveModality:
     Attributes:
         name: of the modality.
         fusion: its adapter.
-        memory: what the adapter remembers, a row for each sample that is present.
-        rows: batch rows of those samples, ascending, (present,).
+        memory: what the adapter remembers, a row for each row of the batch that has a sample.
+        rows: which rows these are, ascending, (present,).
         gates: the strength on each of those rows, (present,).
         batch: how many rows the call has.
         layout: axes of the base's hidden states.
-        tokens: what the projector gave, a row for each sample, where they stand in the text.
+        tokens: what the projector gave for those rows, where it stands in the text.
         around: what to enter while the adapter works at a layer; None for nothing.
     """
 
@@ -46,7 +61,7 @@ class ActiveModality:
     gates: Tensor
     batch: int
     layout: Layout = PLAIN
-    tokens: Tokens | None = None
+    tokens: InlineTokens | None = None
     around: Callable[[int], AbstractContextManager[None]] | None = None
     _expanded: dict[tuple[int, torch.device], tuple[Memory, Tensor, Tensor | None]] = attrs.field(
         factory=dict, init=False

@@ -64,6 +64,7 @@ from safe_framework.core.modality import (
 )
 from safe_framework.core.picture_example import picture_examples
 from safe_framework.core.processor import SafeProcessor
+from safe_framework.core.segments import SegmentVectors
 from safe_framework.data.prompts import chat_opening, prompt_template
 from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.interfaces.encoder import Encoder
@@ -174,7 +175,8 @@ class SafeModel(nn.Module):
             if markers or inline
             else None
         )
-        modality = Modality(name, encoder, projector, fusion, gate, marks)
+        segments = SegmentVectors(self.stack.hidden_size)
+        modality = Modality(name, encoder, projector, fusion, segments, gate, marks)
         modality.encoder.eval()
         check_layers(name, fusion.layers, self.stack.count)
         check_layers_reach_output(self.base, self.stack, fusion.layers, self._example_inputs())

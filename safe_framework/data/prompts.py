@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from safe_framework.errors import DataError
@@ -26,6 +26,31 @@ def prompt_template(recipe: Recipe | None, processor: Any) -> str:
     """
     data = recipe.data if recipe is not None else None
     return QUESTION if data is None else render_prompt(data, data.prompt, processor)
+
+
+def with_places(template: str, question: str, present: Mapping[str, int]) -> str:
+    """A prompt's template with the places of the samples that a question has.
+
+    Where the question itself says ``<NAME>``, the template's does not count; where it does not and
+    the template has one place, all samples stand there, in order.
+
+    Args:
+        template: around ``{question}``.
+        question: that will be put into it.
+        present: how many samples there are, by modality.
+
+    >>> with_places("<audio>{question}", "Which is louder?", {"audio": 2})
+    '<audio><audio>{question}'
+    >>> with_places("<audio>{question}", "Is <audio> louder than <audio>?", {"audio": 2})
+    '{question}'
+    """
+    for name, count in present.items():
+        word = f"<{name}>"
+        if word in question:
+            template = template.replace(word, "")
+        elif template.count(word) == 1:
+            template = template.replace(word, word * count)
+    return template
 
 
 def render_prompt(data: DataSpec, prompt: str, processor: Any, images: int = 0) -> str:

@@ -7,12 +7,16 @@ from types import MappingProxyType
 
 import attrs
 
+from safe_framework.data.prompts import QUESTION, with_places
 from safe_framework.data.readers import Row
 from safe_framework.errors import DataError
 from safe_framework.utils.suggest import nearest
 
 NO_FIELDS: Mapping[str, str] = MappingProxyType({})
 """Every field has the name that it has here."""
+
+NO_SAMPLES: Mapping[str, int] = MappingProxyType({})
+"""A text has none."""
 
 QUESTIONS, CAPTIONS, CLASSES = "question_answering", "captioning", "classification"
 KIND = "kind"
@@ -46,16 +50,32 @@ class TaskFormat:
     fields: Mapping[str, str] = NO_FIELDS
     ignore: tuple[str, ...] = ()
 
-    def prompt_of(self, row: Row) -> str:
+    def prompt_of(self, row: Row, present: Mapping[str, int] = NO_SAMPLES) -> str:
         """The text that the base is given; captions and classes need no question.
 
+        Args:
+            row: that asks.
+            present: how many samples it has, by modality, each with its place ``<NAME>`` in the
+                text if that names any.
+
         Raises:
-            DataError: the task is question answering, and nothing is asked.
+            DataError: the task is question answering, and nothing is asked; or the text names more
+                or fewer places than there are samples.
         """
         asked = self.question
         if asked is None and self.task != QUESTIONS:
             asked = ""
-        return self.prompt.replace("{question}", question_of(row, asked))
+        question = question_of(row, asked)
+        prompt = with_places(self.prompt, question, present).replace(QUESTION, question)
+        for name, count in present.items():
+            places = prompt.count(f"<{name}>")
+            if places not in (0, count):
+                raise DataError(
+                    f"{row.place}: its text names {places} place{'s' * (places > 1)} `<{name}>`, "
+                    f"and it has {count} sample{'s' * (count > 1)} of `{name}`",
+                    hint=f"write `<{name}>` once for each sample, or nowhere",
+                )
+        return prompt
 
     def answer_of(self, row: Row) -> str:
         """The row's ``answer``; of a caption its ``caption``, of a class its ``label``, if given.
