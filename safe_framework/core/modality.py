@@ -129,9 +129,8 @@ class Modality(nn.Module):
             return None
         tokens = self.projector(self.encode({key: value[present] for key, value in inputs.items()}))
         each = tokens.values.shape[1]
-        if present.ndim > 1:
-            number = numbers_in_rows(present)
-            tokens = joined(self.segments(tokens, number), samples, number)
+        number = numbers_in_rows(present)
+        tokens = joined(self.segments(tokens, number), samples, number)
         rows, counts = torch.unique_consecutive(samples, return_counts=True)
         unmasked = tokens.mask.any(dim=1).nonzero().flatten()  # all masked is absent
         if not len(unmasked):

@@ -64,7 +64,7 @@ from safe_framework.core.modality import (
 )
 from safe_framework.core.picture_example import picture_examples
 from safe_framework.core.processor import SafeProcessor
-from safe_framework.core.segments import SegmentVectors
+from safe_framework.core.segments import SegmentVectors, is_segments
 from safe_framework.data.prompts import chat_opening, prompt_template
 from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.interfaces.encoder import Encoder
@@ -481,16 +481,22 @@ class SafeModel(nn.Module):
         return Path(folder)
 
     def adapter_state(self) -> AdapterState:
-        """All that ``save_pretrained`` writes."""
+        """All that ``save_pretrained`` writes.
+
+        Vectors of second samples are left out where they are zero, as before any are trained.
+        """
+        tensors, trained = self.modality_tensors(), self.trainable_parameters()
+        for key in [key for key in tensors if is_segments(key) and not tensors[key].any()]:
+            del tensors[key], trained[key]
         change = self.base_change
         names = list(self.modalities)
         recipe = self.recipe
         return AdapterState(
-            tensors=self.modality_tensors(),
+            tensors=tensors,
             config=adapter_config(
                 self._recorded_base(),
                 [self.modality(name) for name in names],
-                sum(p.numel() for p in self.trainable_parameters().values()),
+                sum(p.numel() for p in trained.values()),
                 None if change is None else change.adapter_facts(self.base),
                 self.base_snapshot.accepted,
             ),

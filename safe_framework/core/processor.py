@@ -416,10 +416,11 @@ def _per_text(name: str, given: Any, count: int | None) -> list[Sample | Several
         given: as a caller gave them.
         count: of the texts; None for one text that is in no list, whose samples may be in none.
     """
-    listed = list(given) if isinstance(given, (list, tuple)) else [given]
     if count is None:
-        several = _is_list_of_samples(given) and not any(map(_is_list_of_samples, given))
-        listed, count = ([given] if several or not listed else listed), 1
+        nested = _is_list_of_samples(given) and len(given) == 1 and _is_list_of_samples(given[0])
+        listed, count = list(given) if nested else [given], 1
+    else:
+        listed = list(given) if isinstance(given, (list, tuple)) else [given]
     if len(listed) != count:
         raise SampleError(
             f"`{name}` has {len(listed)} samples for {count} texts",

@@ -40,20 +40,31 @@ class SegmentVectors(nn.Module):
             tokens: of all samples, (samples, tokens, hidden).
             number: of each among its text's, from 0, (samples,).
         """
-        later = number.nonzero().flatten()
-        if not len(later):
+        later = number > 0
+        learning = torch.is_grad_enabled() and self.weight.requires_grad
+        if not (learning or bool(later.any())):  # learning, ``W`` is to have its gradient, if of 0
             return tokens
-        angles = number[later, None] * torch.tensor(_FREQUENCIES, device=number.device)
-        features = torch.cat([angles.sin(), 1 - angles.cos()], dim=-1)  # (later, features)
-        added = features.to(self.weight.dtype) @ self.weight  # (later, hidden)
+        angles = number[:, None] * torch.tensor(_FREQUENCIES, device=number.device)
+        features = torch.cat([angles.sin(), 1 - angles.cos()], dim=-1)  # (samples, features)
+        added = (features.to(self.weight.dtype) @ self.weight).unsqueeze(1)
         values = tokens.values
-        moved = values[later] + added.unsqueeze(1).to(values.dtype)
-        return Tokens(values.index_copy(0, later, moved), tokens.mask)
+        moved = torch.where(later[:, None, None], values + added.to(values.dtype), values)
+        return Tokens(moved, tokens.mask)
+
+
+def is_segments(name: str) -> bool:
+    """Whether a tensor of an adapter, ``NAME.KEY``, holds such vectors; it may lack them."""
+    return name.partition(".")[2] == "segments.weight"
 
 
 def numbers_in_rows(present: Tensor) -> Tensor:
-    """Which sample of its text each one is that is present, from 0, row after row, (samples,)."""
-    counted: Tensor = (present.cumsum(-1) - 1)[present]
+    """Which sample of its text each one is that is present, from 0, row after row, (samples,).
+
+    Args:
+        present: (batch,), or (batch, slots).
+    """
+    slots = present.reshape(len(present), -1)
+    counted: Tensor = (slots.cumsum(1) - 1)[slots]
     return counted
 
 
@@ -66,7 +77,7 @@ def joined(tokens: Tokens, rows: Tensor, number: Tensor) -> Tokens:
         number: of each among its row's, from 0, (samples,).
     """
     most, each = int(number.max()) + 1, tokens.values.shape[1]
-    if most == 1:
+    if most == 1:  # a row for each
         return tokens
     row = torch.unique_consecutive(rows, return_inverse=True)[1]
     shape = (int(row.max()) + 1, most, each)
