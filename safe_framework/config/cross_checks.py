@@ -201,15 +201,23 @@ _ALONE = ("train", "test", "task", "labels", "read_at")
 _FEWEST_LABELS = 2
 
 
+_OF_CHATS = {
+    "system": "the system's message in a chat",
+    "template_options": "for the base's chat template",
+    "date": "the day that a chat says",
+}
+
+
 def check_tasks(document: dict[str, Any], findings: list[Finding]) -> None:
     """Add what is wrong with the datasets of a document where each value of ``[data]`` is right."""
     data = Checker([]).value(document.get("data"), DataSpec, ("data",))
     if data is WRONG:  # which has been reported, or there is none
         return
     findings += _one_form(data)
-    if data.system is not None and not data.chat:
-        message = "`data.system` is the system's message in a chat"
-        findings.append(Finding(("data", "system"), message, "add `chat = true`", at="key"))
+    for key, meaning in _OF_CHATS.items():
+        if getattr(data, key) not in (None, {}) and not data.chat:
+            message = f"`data.{key}` is {meaning}"
+            findings.append(Finding(("data", key), message, "add `chat = true`", at="key"))
     for place, one in _mixed_datasets(data):
         findings += _task(one, place, _any_inline(document.get("modalities")))
 

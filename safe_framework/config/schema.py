@@ -17,6 +17,7 @@ from safe_framework.config.validators import (
     at_least,
     below,
     contains,
+    iso_date,
     not_empty,
     open_unit_interval,
     optional,
@@ -325,6 +326,8 @@ class DataSpec:
         prompt: what the base is asked, around each row's question.
         chat: ask in the base's chat template: the prompt is the user's message.
         system: the system's message in that chat; the template's own if None.
+        template_options: of the chat template, such as ``enable_thinking``.
+        date: the day that a chat template is told, if it writes one, as ``2026-11-30``.
         question: what is asked where a row has none.
         fields: what a field is called in the data, by the name that it has here.
         ignore: fields that are not read; any other that nothing reads is an error.
@@ -347,6 +350,8 @@ class DataSpec:
     prompt: str = "{question}"
     chat: bool = False
     system: str | None = None
+    template_options: Mapping[str, Any] = attrs.field(factory=dict)
+    date: str | None = attrs.field(default=None, validator=optional(iso_date))
     question: str | None = None
     fields: Mapping[str, str] = attrs.field(factory=dict)
     ignore: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sized
+from datetime import date
 from typing import Any
 
 import attrs
@@ -51,6 +52,14 @@ def not_empty(instance: Any, field: attrs.Attribute[Any], value: Sized) -> None:
     """Refuse an empty table or string."""
     if not value:
         raise ValueError(f"`{field.name}` must not be empty")
+
+
+def iso_date(instance: Any, field: attrs.Attribute[Any], value: str) -> None:
+    """Refuse strings that are no day of the calendar."""
+    try:
+        date.fromisoformat(value)
+    except ValueError:
+        raise ValueError(f'`{field.name}` must be a day as "2026-11-30", not "{value}"') from None
 
 
 def contains(part: str) -> Validator:

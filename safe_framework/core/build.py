@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     pass
 
 
+@torch.inference_mode(False)  # else nothing could be trained afterwards
 def build(
     recipe: str | Path | Recipe,
     *,
@@ -67,6 +68,7 @@ def build(
         return attach(base, tokenizer, recipe=checked, example=example)
 
 
+@torch.inference_mode(False)  # else nothing could be trained afterwards
 def attach(
     base: nn.Module,
     tokenizer: Any = None,
@@ -122,6 +124,7 @@ def attach(
     return model
 
 
+@torch.inference_mode(False)  # else nothing could be trained afterwards
 def load(
     folder: str | Path,
     *more: str | Path,

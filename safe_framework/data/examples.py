@@ -200,6 +200,7 @@ def read_text_rows(
     source: Source,
     template: str = "{question}",
     *,
+    around: Callable[[str], str] = str,
     encoders: Mapping[str, Encoder] = NO_ENCODERS,
     fields: Mapping[str, str] | RowFields = NO_FIELDS,
     pictures: RowPictures | None = None,
@@ -210,6 +211,7 @@ def read_text_rows(
     Args:
         source: as for :func:`read_examples`.
         template: the prompt, around ``{question}``.
+        around: what is made of a prompt with its question: a chat, where one is asked in.
         encoders: by modality, of those whose samples are read where a row has a picture and an
             answer, so that it can be asked beside its own sample.
         fields: what a field is called in this source, by the name that it has here.
@@ -225,7 +227,7 @@ def read_text_rows(
     def text(row: Row) -> TextRow:
         """What a row says."""
         made = TextRow(
-            text=text_of(row, template),
+            text=text_of(row, template, around),
             images=pictures.of(row, by_file_name=True),
             answer=text_in(row, "answer") if row.values.get("answer") not in (None, "") else None,
             place=row.place,

@@ -15,6 +15,7 @@ import attrs
 
 from safe_framework.config.schema import DataSpec, MixSpec, Recipe, mixed
 from safe_framework.data.addresses import sources_of
+from safe_framework.data.chat_template import ChatTemplate
 from safe_framework.data.examples import (
     NO_ENCODERS,
     Example,
@@ -25,7 +26,7 @@ from safe_framework.data.examples import (
 )
 from safe_framework.data.fields import FOREIGN, TEXTS, RowFields, row_fields, unread_error
 from safe_framework.data.pictures import RowPictures, blind_base
-from safe_framework.data.prompts import render_prompt
+from safe_framework.data.prompts import recipe_chat
 from safe_framework.data.readers import is_dataset, iterate_rows
 from safe_framework.data.tasks import CLASSES, NO_FIELDS, TaskFormat, unique
 from safe_framework.errors import DataError
@@ -109,17 +110,23 @@ class RecipeData:
         return TaskFormat(
             dataset=name,
             task=one.task,
-            prompt=self._around(one.prompt or ""),
+            prompt=one.prompt or "",
             question=one.question,
             labels=one.labels if labels is None else labels,
             at_tokens=one.read_at == "tokens",
             fields=one.fields or NO_FIELDS,
             ignore=one.ignore,
+            around=self._around,
         )
 
-    def _around(self, prompt: str) -> str:
-        """The prompt in the base's chat template, if there is to be one."""
-        return render_prompt(self.spec, prompt, self._processor) if self.spec.chat else prompt
+    @property
+    def _around(self) -> Callable[[str], str]:
+        """What puts a prompt into the base's chat template, if there is to be one."""
+        return str if self._chat is None else self._chat.question
+
+    @cached_property
+    def _chat(self) -> ChatTemplate | None:
+        return recipe_chat(self.spec, self._processor) if self.spec.chat else None
 
     @cached_property
     def _processor(self) -> Any:
@@ -145,11 +152,11 @@ class RecipeData:
 
         def read(skipped: list[DataError] | None) -> list[TextRow]:
             """The texts in the file."""
-            template = self._around(self.spec.prompt)
             with self._rows(key) as (fields, pictures):
                 return read_text_rows(
                     self.sources[key],
-                    template,
+                    self.spec.prompt,
+                    around=self._around,
                     encoders=encoders,
                     fields=fields,
                     pictures=pictures,

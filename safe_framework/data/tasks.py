@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import attrs
@@ -39,6 +39,7 @@ class TaskFormat:
         at_tokens: whether a class is read at the modality's tokens and not by an answer.
         fields: what a field is called in the data, by the name that it has here.
         ignore: fields of the data that are left out.
+        around: what is made of a prompt with its question: a chat, where the base is asked in one.
     """
 
     dataset: str = ""
@@ -49,6 +50,7 @@ class TaskFormat:
     at_tokens: bool = False
     fields: Mapping[str, str] = NO_FIELDS
     ignore: tuple[str, ...] = ()
+    around: Callable[[str], str] = str
 
     def prompt_of(self, row: Row, present: Mapping[str, int] = NO_SAMPLES) -> str:
         """The text that the base is given; captions and classes need no question.
@@ -75,7 +77,7 @@ class TaskFormat:
                     f"and it has {count} sample{'s' * (count > 1)} of `{name}`",
                     hint=f"write `<{name}>` once for each sample, or nowhere",
                 )
-        return prompt
+        return self.around(prompt)
 
     def answer_of(self, row: Row) -> str:
         """The row's ``answer``; of a caption its ``caption``, of a class its ``label``, if given.
@@ -104,14 +106,14 @@ def question_of(row: Row, question: str | None = None) -> str:
     return text_in(row, "question")
 
 
-def text_of(row: Row, template: str = "{question}") -> str:
-    """The row's ``text``, or its ``question`` in the template.
+def text_of(row: Row, template: str = "{question}", around: Callable[[str], str] = str) -> str:
+    """The row's ``text``, or its ``question`` in the template, and what is ``around`` that.
 
     Raises:
         DataError: it has neither.
     """
     if row.values.get("question") is not None:
-        return template.replace("{question}", text_in(row, "question"))
+        return around(template.replace("{question}", text_in(row, "question")))
     return text_in(row, "text")
 
 

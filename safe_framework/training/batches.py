@@ -40,7 +40,7 @@ class TokenizedExample:
 
     Attributes:
         prompt: its token ids and pictures; plain ids are a prompt without pictures.
-        answer: token ids of the answer and the end-of-text token.
+        answer: token ids of the answer and what ends it.
         text: the answer as it was written.
         frames: one row of frames by modality, or the sample itself if its encoder trains; several
             of them where it has several samples.
@@ -92,7 +92,7 @@ def tokenize(
         prompt = prompts.prompt(example.prompt, example.images, sample_counts(frames))
     except SafeError as error:
         raise DataError(f"{example.place}: {error.message}", hint=error.hint) from error
-    answer = prompts.answer(example.answer)
+    answer = prompts.answer(example.answer, example.prompt)
     if not answer:
         raise DataError(f"{example.place}: the answer {example.answer!r} has no tokens")
     classes = class_target(prompts.tokenizer, example, prompt.ids, prompts.markers)

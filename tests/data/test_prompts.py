@@ -13,7 +13,7 @@ from tokenizers import processors
 import safe_framework
 from safe_framework.config.read import read_recipe
 from safe_framework.config.schema import DataSpec
-from safe_framework.data.prompts import render_prompt
+from safe_framework.data.prompts import recipe_chat
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import DataError
 from tests.core.test_chat import PROMPT, chatty
@@ -34,6 +34,13 @@ def starting(template: str) -> Any:
     return words
 
 
+def rendered(data: DataSpec, prompt: str, words: Any) -> str:
+    """A prompt in the recipe's chat."""
+    chat = recipe_chat(data, words)
+    assert chat is not None
+    return chat.question(prompt)
+
+
 def asked(words: Any, *messages: tuple[str, str]) -> list[int]:
     """The ids of a chat before its answer."""
     talk = [{"role": role, "content": content} for role, content in messages]
@@ -46,8 +53,7 @@ def asked(words: Any, *messages: tuple[str, str]) -> list[int]:
 @pytest.mark.parametrize("words", [chatty(), starting(BOS)], ids=["plain", "start token"])
 def test_a_question_makes_the_tokens_of_a_chat(words: Any) -> None:
     """Law: put where the question goes, it gives what the chat template gives, start token once."""
-    template = render_prompt(CHAT, "w5 {question}", words)
-    ids = words(template.replace("{question}", "w6 w7"))["input_ids"]
+    ids = words(rendered(CHAT, "w5 w6 w7", words))["input_ids"]
     assert ids == asked(words, ("user", "w5 w6 w7"))
     assert ids.count(words.convert_tokens_to_ids("w3")) == (words.bos_token is not None)
 
@@ -55,8 +61,8 @@ def test_a_question_makes_the_tokens_of_a_chat(words: Any) -> None:
 def test_the_system_speaks_first() -> None:
     """Law: ``system`` is the system's message of the same chat."""
     words = chatty()
-    found = render_prompt(DataSpec(train="x", chat=True, system="w1 w2"), "{question}", words)
-    ids = words(found.replace("{question}", "w6"))["input_ids"]
+    found = rendered(DataSpec(train="x", chat=True, system="w1 w2"), "w6", words)
+    ids = words(found)["input_ids"]
     assert ids == asked(words, ("system", "w1 w2"), ("user", "w6"))
 
 
@@ -76,7 +82,7 @@ def test_a_processor_is_given_parts() -> None:
             assert (kind, options) == ("text", {"tokenize": False, "add_generation_prompt": True})
             return f"w9 {text} w10"
 
-    assert render_prompt(CHAT, "{question}", Reading()) == "w9 {question} w10"
+    assert rendered(CHAT, "{question}", Reading()) == "w9 {question} w10"
 
 
 @pytest.mark.parametrize(
@@ -90,12 +96,12 @@ def test_a_processor_is_given_parts() -> None:
 def test_a_base_that_cannot_chat_is_reported(words: Any, message: str) -> None:
     """Law: without a template, or with one whose tokens no text makes, an error names the fix."""
     with pytest.raises(DataError, match=message):
-        render_prompt(CHAT, "{question}", words)
+        rendered(CHAT, "{question}", words)
 
 
 def test_without_chat_a_prompt_is_as_it_is() -> None:
     """Law: a template is asked for nothing that the recipe does not want in it."""
-    assert render_prompt(DataSpec(train="x"), "w5 {question}", starting(BOS)) == "w5 {question}"
+    assert recipe_chat(DataSpec(train="x"), starting(BOS)) is None
 
 
 @pytest.fixture
