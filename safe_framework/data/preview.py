@@ -11,6 +11,7 @@ import attrs
 
 from safe_framework.config.schema import Recipe
 from safe_framework.data.addresses import sources_of
+from safe_framework.data.chat_template import QUESTION
 from safe_framework.data.examples import align_of
 from safe_framework.data.fields import (
     FOREIGN,
@@ -23,7 +24,6 @@ from safe_framework.data.fields import (
     unread_error,
 )
 from safe_framework.data.pictures import RowPictures, blind_base
-from safe_framework.data.prompts import QUESTION
 from safe_framework.data.readers import Row, Source, is_dataset, iterate_rows, no_rows
 from safe_framework.data.tasks import TaskFormat, text_of
 from safe_framework.errors import DataError

@@ -7,7 +7,8 @@ from types import MappingProxyType
 
 import attrs
 
-from safe_framework.data.prompts import QUESTION, with_places
+from safe_framework.data.chat_template import QUESTION
+from safe_framework.data.prompts import with_places
 from safe_framework.data.readers import Row
 from safe_framework.errors import DataError
 from safe_framework.utils.suggest import nearest
