@@ -7,8 +7,8 @@ from types import MappingProxyType
 
 import attrs
 
-from safe_framework.data.chat_template import QUESTION
-from safe_framework.data.prompts import with_places
+from safe_framework.data.prompts import filled
+from safe_framework.data.questions import QuestionBank, RowQuestions
 from safe_framework.data.readers import Row
 from safe_framework.errors import DataError
 from safe_framework.utils.suggest import nearest
@@ -36,6 +36,7 @@ class TaskFormat:
         task: ``"question_answering"``, ``"captioning"`` or ``"classification"``.
         prompt: the text that the base is given, around ``{question}`` if it has one.
         question: what is asked where a row asks nothing.
+        bank: questions of which rows are asked instead; None where there is one at most.
         labels: the closed set of answers of a classification; empty for whatever the rows say.
         at_tokens: whether a class is read at the modality's tokens and not by an answer.
         fields: what a field is called in the data, by the name that it has here.
@@ -47,6 +48,7 @@ class TaskFormat:
     task: str = QUESTIONS
     prompt: str = "{question}"
     question: str | None = None
+    bank: QuestionBank | None = None
     labels: tuple[str, ...] = ()
     at_tokens: bool = False
     fields: Mapping[str, str] = NO_FIELDS
@@ -55,6 +57,8 @@ class TaskFormat:
 
     def prompt_of(self, row: Row, present: Mapping[str, int] = NO_SAMPLES) -> str:
         """The text that the base is given; captions and classes need no question.
+
+        Where a bank is asked, ``{question}`` is yet to be filled.
 
         Args:
             row: that asks.
@@ -68,17 +72,35 @@ class TaskFormat:
         asked = self.question
         if asked is None and self.task != QUESTIONS:
             asked = ""
-        question = question_of(row, asked)
-        prompt = with_places(self.prompt, question, present).replace(QUESTION, question)
-        for name, count in present.items():
-            places = prompt.count(f"<{name}>")
-            if places not in (0, count):
-                raise DataError(
-                    f"{row.place}: its text names {places} place{'s' * (places > 1)} `<{name}>`, "
-                    f"and it has {count} sample{'s' * (count > 1)} of `{name}`",
-                    hint=f"write `<{name}>` once for each sample, or nowhere",
-                )
-        return self.around(prompt)
+        if self.is_drawn(row):
+            return self.prompt
+        return self.around(filled(self.prompt, question_of(row, asked), present, row.place))
+
+    def is_drawn(self, row: Row) -> bool:
+        """Whether the bank says what the row is asked."""
+        has_own = row.values.get("question") is not None
+        return self.bank is not None and (self.bank.replaces or not has_own)
+
+    def questions_of(
+        self, row: Row, present: Mapping[str, int] = NO_SAMPLES
+    ) -> RowQuestions | None:
+        """What the bank asks of the row, whose labels are yet to come; None for its own question.
+
+        Raises:
+            DataError: no form of the bank is of the row's kind.
+        """
+        if self.bank is None or not self.is_drawn(row):
+            return None
+        kinds, kind = self.bank.of(held_out=False), row.values.get(KIND)
+        return RowQuestions(
+            self.bank,
+            self.answer_of(row),
+            self.prompt,
+            row.place,
+            kind if isinstance(kind, str) and kind in kinds else "",
+            around=self.around,
+            present=present,
+        )
 
     def answer_of(self, row: Row) -> str:
         """The row's ``answer``; of a caption its ``caption``, of a class its ``label``, if given.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -48,6 +49,8 @@ class TokenizedExample:
         classes: what is read at the modality's tokens instead of the answer.
         align: the words that alignment draws its samples to, one for all or one for each, where
             they are not the answer.
+        label: what is balanced: the row's own answer, whatever it is asked.
+        drawn: the same row with the question of its reading of some number; None where it has one.
     """
 
     prompt: PromptRow = attrs.field(converter=as_row)
@@ -57,6 +60,8 @@ class TokenizedExample:
     dataset: str = ""
     classes: ClassTarget | None = None
     align: str | tuple[str, ...] | None = None
+    label: str = attrs.field(default=attrs.Factory(lambda self: self.text, takes_self=True))
+    drawn: Callable[[int], TokenizedExample] | None = None
 
     @property
     def aligned(self) -> tuple[str, ...]:
@@ -102,8 +107,24 @@ def tokenize(
             hint='read the class as an answer: `read_at = "answer"`',
         )
     return TokenizedExample(
-        prompt, answer, example.answer, frames, example.dataset, classes, example.align
+        prompt,
+        answer,
+        example.answer,
+        frames,
+        example.dataset,
+        classes,
+        example.align,
+        example.label,
+        None if example.questions is None else partial(_drawn, prompts, example, frames),
     )
+
+
+def _drawn(
+    prompts: PromptEncoder, example: Example, frames: Mapping[str, CachedSamples], turn: int
+) -> TokenizedExample:
+    """The example with the question of its reading number ``turn``."""
+    assert example.questions is not None
+    return tokenize(prompts, example.ask(example.questions.drawn(turn)), frames)
 
 
 def modality_columns(

@@ -13,7 +13,8 @@ from tokenizers import processors
 import safe_framework
 from safe_framework.config.read import read_recipe
 from safe_framework.config.schema import DataSpec
-from safe_framework.data.prompts import recipe_chat
+from safe_framework.data.chat_template import ChatTemplate
+from safe_framework.data.prompts import EARLIER, chats_that_go_on, may_chat, recipe_chat
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import DataError
 from tests.core.test_chat import PROMPT, chatty
@@ -99,9 +100,50 @@ def test_a_base_that_cannot_chat_is_reported(words: Any, message: str) -> None:
         rendered(CHAT, "{question}", words)
 
 
-def test_without_chat_a_prompt_is_as_it_is() -> None:
+@pytest.mark.parametrize(
+    "data",
+    [
+        DataSpec(train="x", chat=False),
+        DataSpec(train="x", prompt="Q: {question}"),
+        DataSpec(train="x", task="captioning"),
+        DataSpec(train="x", task="classification", question="which", read_at="tokens"),
+    ],
+    ids=["said so", "own prompt", "nothing asked", "nothing answered"],
+)
+def test_what_is_no_question_in_a_chat_is_asked_in_none(data: DataSpec) -> None:
     """Law: a template is asked for nothing that the recipe does not want in it."""
-    assert recipe_chat(DataSpec(train="x"), starting(BOS)) is None
+    assert not may_chat(data)
+    assert recipe_chat(data, starting(BOS)) is None
+
+
+@pytest.mark.parametrize("words", [tokenizer(), starting(PROMPT)], ids=["none", "other tokens"])
+def test_a_base_without_a_template_of_use_is_asked_without(words: Any) -> None:
+    """Law: where the recipe says nothing, a base that cannot chat is given the question alone."""
+    assert may_chat(DataSpec(train="x"))
+    assert recipe_chat(DataSpec(train="x"), words) is None
+
+
+def test_a_question_is_in_a_chat_by_itself() -> None:
+    """Law: where the recipe says nothing, a base with a template is asked in it."""
+    words = starting(BOS)
+    for data in (DataSpec(train="x"), DataSpec(train="x", task="captioning", question="w5")):
+        found = recipe_chat(data, words)
+        assert found is not None
+        assert words(found.question("w6"))["input_ids"] == asked(words, ("user", "w6"))
+
+
+def test_a_chat_may_go_on_and_have_another_system() -> None:
+    """Law: other chats hold what was said before, and a system where the template takes one."""
+    words = chatty()
+    chat = recipe_chat(CHAT, words)
+    assert chat is not None
+    found = chats_that_go_on(chat, "w5 {question}")
+    assert list(found) == ["after another turn", "with a system message"]
+    ids = words(found["after another turn"].replace("{question}", "w6"))["input_ids"]
+    earlier = [(one["role"], one["content"]) for one in EARLIER]
+    assert ids == asked(words, *earlier, ("user", "w5 w6"))
+    words.chat_template = "{{ raise_exception('no') if messages[0]['role'] == 'system' }}" + PROMPT
+    assert list(chats_that_go_on(ChatTemplate(words), "{question}")) == ["after another turn"]
 
 
 @pytest.fixture
