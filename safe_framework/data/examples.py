@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import attrs
 
 from safe_framework.data.addresses import InlineSample, sources_of
+from safe_framework.data.conversations import Talk, has_messages, turns_of, whole_of
 from safe_framework.data.fields import RowFields, plain_fields
 from safe_framework.data.pictures import Picture, RowPictures
 from safe_framework.data.questions import Asked, RowQuestions
@@ -209,7 +211,7 @@ def read_task(
             _try(made.place, made.samples, encoders)
         return made
 
-    return _each(source, fields, pictures, example, skipped)
+    return _each(source, fields, pictures, example, skipped, partial(turns_of, modalities=encoders))
 
 
 def read_texts(
@@ -229,6 +231,8 @@ def read_text_rows(
     template: str = "{question}",
     *,
     around: Callable[[str], str] = str,
+    talk: Talk | None = None,
+    modalities: Collection[str] = (),
     encoders: Mapping[str, Encoder] = NO_ENCODERS,
     fields: Mapping[str, str] | RowFields = NO_FIELDS,
     pictures: RowPictures | None = None,
@@ -241,6 +245,8 @@ def read_text_rows(
         source: as for :func:`read_examples`.
         template: the prompt, around ``{question}``.
         around: what is made of a prompt with its question: a chat, where one is asked in.
+        talk: renders conversations.
+        modalities: of the recipe, of which a conversation here has no samples.
         encoders: by modality, of those whose samples are read where a row has a picture and an
             answer, so that it can be asked beside its own sample.
         fields: what a field is called in this source, by the name that it has here.
@@ -257,7 +263,7 @@ def read_text_rows(
     def text(row: Row) -> TextRow:
         """What a row says."""
         made = TextRow(
-            text=text_of(row, template, around),
+            text=text_of(row, template, around, talk),
             images=pictures.of(row, by_file_name=True),
             answer=text_in(row, "answer") if row.values.get("answer") not in (None, "") else None,
             place=row.place,
@@ -274,7 +280,8 @@ def read_text_rows(
             _try(row.place, samples, encoders)
         return attrs.evolve(made, samples=samples, files=_files(held))
 
-    return _each(source, fields, pictures, text, skipped)
+    whole = partial(whole_of, modalities=modalities)
+    return _each(source, fields, pictures, text, skipped, whole)
 
 
 def read_samples(
@@ -317,13 +324,15 @@ def _each(
     pictures: RowPictures,
     read: Callable[[Row], _Read],
     skipped: list[DataError] | None,
+    parts: Callable[[Row], Sequence[Row]] = lambda row: [row],
 ) -> list[_Read]:
+    """What is read of each row, or of each of its parts."""
     found: dict[str, _Read] = {}
     for row in iterate_rows(source):
         try:
             if row.error is not None:
                 raise row.error
-            found[row.place] = read(fields.of(row))
+            found |= {part.place: read(part) for part in parts(fields.of(row))}
             fields.note(row)
         except DataError as error:
             if skipped is None:
@@ -376,6 +385,8 @@ def align_of(row: Row, present: Mapping[str, int]) -> str | tuple[str, ...] | No
         return None if value is None else text_in(row, "align")
     if not all(isinstance(one, str) and one.strip() for one in value):
         raise DataError(f"{row.place}: `align` must hold texts that are not empty, not {value!r}")
+    if has_messages(row):  # whose later samples are yet to come
+        value = value[: max(present.values(), default=0)]
     if present and len(value) not in present.values():
         found = ", ".join(f"{count} of `{name}`" for name, count in present.items())
         raise DataError(
