@@ -233,6 +233,7 @@ def _add(model: SafeModel, recipe: Recipe, name: str, spec: ModalitySpec) -> Non
         projector=projector,
         fusion=fusion,
         gate=spec.gate.value,
+        attend=spec.attend,
         markers=spec.markers,
         inline=spec.inline,
     )
@@ -262,6 +263,7 @@ def load_tensors(model: SafeModel, folder: Path, names: Collection[str] | None =
     model.base_snapshot.identity = config.base
     for name, identity in config.modalities.items():
         model.set_gate(identity["gate"], name)
+        model.modality(name).attend = identity.get("attend", "all")  # older ones act everywhere
 
 
 def _check_identity(model: SafeModel, config: AdapterConfig, folder: Path) -> None:

@@ -165,7 +165,7 @@ class SafeTrainer(Trainer):
         dims = {name: encoder.dim for name, encoder in model.encoders.items()}
         self.monitoring = monitoring or MonitoringState()
         prompts = caches.prompts if caches else PromptEncoder.of(model)
-        self._collate = AnswerCollator(dims, pad, prompts, self._pixels_needed).calls
+        self._collate = AnswerCollator(dims, pad, prompts, self._pixels_needed, model.attends).calls
         dataset: Sequence[Any] = range(spec.max_steps * spec.batch_size)  # positions in the run
         staged = self.monitoring.curriculum is not None
         if not staged:
