@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from safe_framework.config.schema import Attend
 from safe_framework.core.injection import ActiveModality, InlineTokens
 from safe_framework.core.layer_discovery import PLAIN, Layout
 from safe_framework.core.markers.embeddings import Markers
@@ -19,7 +20,7 @@ from safe_framework.errors import PluginError, SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.projector import Projector
-from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT, Frames
+from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, FROM, PRESENT, Frames
 from safe_framework.utils.tensors import keeping_type
 
 
@@ -28,8 +29,9 @@ class Modality(nn.Module):
 
     A batch carries a modality in keys ``NAME__KEY``: ``present`` (True on the rows that have a
     sample), and either what the encoder's ``prepare`` gave or finished ``frames`` with their
-    ``frames_mask``. Every tensor has one row for each row of the call. Where a row has several
-    samples, a second axis of every tensor is its slots, filled from the first on.
+    ``frames_mask``. ``from`` may say at which text position it begins to act, (batch,); where it is
+    missing, ``attend`` says so. Every tensor has one row for each row of the call. Where a row has
+    several samples, a second axis of every other tensor is its slots, filled from the first on.
 
     Args:
         name: of the modality, such as ``"audio"``.
@@ -39,6 +41,7 @@ class Modality(nn.Module):
         segments: tells the samples of one text apart.
         gate: strength from 0 (off) to 1.
         markers: words around its position in the text; None for none.
+        attend: where in the text it acts.
 
     Attributes:
         memory: what runs the encoder on prepared inputs, or knows what it gives; None for the
@@ -54,9 +57,10 @@ class Modality(nn.Module):
         segments: SegmentVectors,
         gate: float = 1.0,
         markers: Markers | None = None,
+        attend: Attend = "all",
     ) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.attend = name, attend
         self.encoder, self.projector, self.fusion = encoder, projector, fusion
         self.segments, self.markers = segments, markers
         self.gate = checked_gate(gate)
@@ -138,7 +142,7 @@ class Modality(nn.Module):
             return None
         inputs = {key: value.to(device) for key, value in inputs.items()}
         gates = row_gates(gate, len(inputs[PRESENT]))
-        present = inputs.pop(PRESENT).bool()
+        present, first = inputs.pop(PRESENT).bool(), inputs.pop(FROM, None)
         closed = (gates == 0).to(present.device)
         present = present & ~(closed if present.ndim == 1 else closed.unsqueeze(1))
         samples = present.nonzero()[:, 0]  # the row of each
@@ -162,7 +166,16 @@ class Modality(nn.Module):
         if self.markers is not None and self.markers.tokens is not None:
             inline = InlineTokens(tokens.values, tokens.mask, each * counts)
         return ActiveModality(
-            self.name, self.fusion, memory, rows, strengths, len(present), layout, inline
+            self.name,
+            self.fusion,
+            memory,
+            rows,
+            strengths,
+            len(present),
+            layout,
+            inline,
+            attend=self.attend,
+            first=first,
         )
 
     def encoded(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -171,22 +184,23 @@ class Modality(nn.Module):
         Args:
             inputs: that part, without the ``NAME__`` prefix.
         """
+        if FRAMES in inputs:
+            return dict(inputs)
         inputs = dict(inputs)
         present = inputs.pop(PRESENT).bool()
-        if FRAMES in inputs:
-            return {PRESENT: present, **inputs}
+        kept = {PRESENT: present, **({FROM: inputs.pop(FROM)} if FROM in inputs else {})}
         if not present.any():
             shape, device = (*present.shape, 1), present.device
             values = torch.zeros(*shape, self.encoder.dim, device=device)
             mask = torch.zeros(shape, dtype=torch.bool, device=device)
-            return {PRESENT: present, FRAMES: values, FRAMES_MASK: mask}
+            return {**kept, FRAMES: values, FRAMES_MASK: mask}
         frames = self.encode({key: value[present] for key, value in inputs.items()})
         at = present.to(frames.values.device).nonzero(as_tuple=True)
         values, mask = (
             part.new_zeros(*present.shape, *part.shape[1:]).index_put(at, part)
             for part in (frames.values, frames.mask)
         )
-        return {PRESENT: present, FRAMES: values, FRAMES_MASK: mask}
+        return {**kept, FRAMES: values, FRAMES_MASK: mask}
 
 
 def _as_type_of(module: nn.Module, values: Tensor) -> Tensor:
@@ -317,9 +331,9 @@ def _check_rows(name: str, tensors: Mapping[str, Tensor], texts: Tensor | None) 
             f"modality `{name}` came with {counts[PRESENT]} rows for {len(texts)} texts",
             hint="give one sample for each text, None where there is none",
         )
-    slots = tensors[PRESENT].shape
-    if len(slots) > 2 or any(value.shape[: len(slots)] != slots for value in tensors.values()):
-        shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    slots, held = tensors[PRESENT].shape, [key for key in tensors if key != FROM]
+    if len(slots) > 2 or any(tensors[key].shape[: len(slots)] != slots for key in held):
+        shapes = {key: tuple(tensors[key].shape) for key in held}
         raise SampleError(
             f"the tensors of modality `{name}` have different slots for samples: {shapes}",
             hint="make the batch with `model.processor`",

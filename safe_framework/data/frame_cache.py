@@ -19,6 +19,7 @@ from torch import Tensor
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import (
+    FROM,
     PRESENT,
     Frames,
     Sample,
@@ -259,7 +260,7 @@ def modality_inputs(name: str, batch: Mapping[str, Tensor]) -> dict[str, Tensor]
     return {
         key.removeprefix(prefix): value
         for key, value in batch.items()
-        if key.startswith(prefix) and key != prefix + PRESENT
+        if key.startswith(prefix) and key not in (prefix + PRESENT, prefix + FROM)
     }
 
 

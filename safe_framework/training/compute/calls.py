@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from safe_framework.core.padding import concatenate_rows, pad_to_length
 from safe_framework.interfaces.retention import Comparison, LogitComparison
-from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT
+from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, FROM, PRESENT
 from safe_framework.training.compute.chunked_vocabulary import (
     SoftmaxStatistics,
     cross_entropy,
@@ -22,7 +22,8 @@ from safe_framework.training.compute.chunked_vocabulary import (
 from safe_framework.training.retention.teacher import TeacherPredictions
 
 _TEXT = ("input_ids", "attention_mask")
-_FRAMES = (PRESENT, FRAMES, FRAMES_MASK)
+_SAMPLES = (PRESENT, FRAMES, FRAMES_MASK)
+_FRAMES = (*_SAMPLES, FROM)
 
 
 @attrs.frozen(eq=False)
@@ -93,36 +94,26 @@ def merge_calls(calls: Sequence[ForwardCall]) -> ForwardCall:
 
 
 def _with_equal_slots(calls: Sequence[ForwardCall]) -> Sequence[ForwardCall]:
-    """The calls with as many slots for samples in each, where some of them have several."""
-    slotted = {
+    """The calls with slots for samples in each, and frames of one length, if some have several."""
+    names = {
         key.rpartition("__")[0]
         for call in calls
         for key, value in call.inputs.items()
-        if _is_present(key) and value.ndim > 1
+        if key.endswith(f"__{PRESENT}") and value.ndim > 1
     }
-    if not slotted:
+    if not names:
         return calls
-    inputs = [
-        {
-            key: value.unsqueeze(1)
-            if key.rpartition("__")[0] in slotted
-            and call.inputs[f"{key.rpartition('__')[0]}__{PRESENT}"].ndim == 1
-            else value
-            for key, value in call.inputs.items()
-        }
-        for call in calls
-    ]
-    mine = [key for key in inputs[0] if key.rpartition("__")[0] in slotted]
-    for key in [key for key in mine if not _is_present(key)]:  # what is padded later is axis 1
-        longest = max(own[key].shape[2] for own in inputs)
+    inputs = [dict(call.inputs) for call in calls]
+    for name in names:
         for own in inputs:
-            flat = pad_to_length(own[key].flatten(0, 1), longest)
-            own[key] = flat.view(*own[key].shape[:2], *flat.shape[1:])
+            if own[f"{name}__{PRESENT}"].ndim == 1:
+                own |= {f"{name}__{key}": own[f"{name}__{key}"].unsqueeze(1) for key in _SAMPLES}
+        for key in (f"{name}__{FRAMES}", f"{name}__{FRAMES_MASK}"):
+            longest = max(own[key].shape[2] for own in inputs)
+            for own in inputs:  # the slots themselves are padded when calls are put together
+                flat = pad_to_length(own[key].flatten(0, 1), longest)
+                own[key] = flat.view(*own[key].shape[:2], *flat.shape[1:])
     return [attrs.evolve(call, inputs=own) for call, own in zip(calls, inputs, strict=True)]
-
-
-def _is_present(key: str) -> bool:
-    return key.endswith(f"__{PRESENT}")
 
 
 def _can_merge(one: ForwardCall, other: ForwardCall) -> bool:

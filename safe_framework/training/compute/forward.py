@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import hidden_at, logits_at, no_cache_option, output_head
 from safe_framework.data.frame_cache import modality_inputs
-from safe_framework.interfaces.types import FRAMES, PRESENT
+from safe_framework.interfaces.types import FRAMES, FROM, PRESENT
 from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.compute.base_properties import (
     BaseProperties,
@@ -140,7 +140,8 @@ class ForwardPlanner:
             if FRAMES in columns or present is None:
                 continue
             encoded = self.model.modality(name).encoded({**columns, PRESENT: present})
-            inputs = {key: inputs[key] for key in inputs if key.partition("__")[0] != name}
+            kept = {key for key in inputs if key.partition("__")[0] != name}
+            inputs = {key: inputs[key] for key in inputs if key in kept | {f"{name}__{FROM}"}}
             inputs |= {f"{name}__{key}": value for key, value in encoded.items()}
         return attrs.evolve(call, inputs=inputs)
 
