@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import attrs
 
 from safe_framework.data.addresses import InlineSample, sources_of
+from safe_framework.data.conversations import Talk, turns_of, whole_of
 from safe_framework.data.fields import RowFields, plain_fields
 from safe_framework.data.pictures import Picture, RowPictures
 from safe_framework.data.questions import Asked, RowQuestions
@@ -184,7 +186,7 @@ def read_task(
             _try(made.place, made.samples, encoders)
         return made
 
-    return _each(source, fields, pictures, example, skipped)
+    return _each(source, fields, pictures, example, skipped, partial(turns_of, modalities=encoders))
 
 
 def read_texts(
@@ -204,6 +206,8 @@ def read_text_rows(
     template: str = "{question}",
     *,
     around: Callable[[str], str] = str,
+    talk: Talk | None = None,
+    modalities: Collection[str] = (),
     encoders: Mapping[str, Encoder] = NO_ENCODERS,
     fields: Mapping[str, str] | RowFields = NO_FIELDS,
     pictures: RowPictures | None = None,
@@ -216,6 +220,8 @@ def read_text_rows(
         source: as for :func:`read_examples`.
         template: the prompt, around ``{question}``.
         around: what is made of a prompt with its question: a chat, where one is asked in.
+        talk: renders conversations.
+        modalities: of the recipe, of which a conversation here has no samples.
         encoders: by modality, of those whose samples are read where a row has a picture and an
             answer, so that it can be asked beside its own sample.
         fields: what a field is called in this source, by the name that it has here.
@@ -232,7 +238,7 @@ def read_text_rows(
     def text(row: Row) -> TextRow:
         """What a row says."""
         made = TextRow(
-            text=text_of(row, template, around),
+            text=text_of(row, template, around, talk),
             images=pictures.of(row, by_file_name=True),
             answer=text_in(row, "answer") if row.values.get("answer") not in (None, "") else None,
             place=row.place,
@@ -249,7 +255,8 @@ def read_text_rows(
             _try(row.place, samples, encoders)
         return attrs.evolve(made, samples=samples, files=_files(held))
 
-    return _each(source, fields, pictures, text, skipped)
+    whole = partial(whole_of, modalities=modalities)
+    return _each(source, fields, pictures, text, skipped, whole)
 
 
 def read_samples(
@@ -295,13 +302,15 @@ def _each(
     pictures: RowPictures,
     read: Callable[[Row], _Read],
     skipped: list[DataError] | None,
+    parts: Callable[[Row], Sequence[Row]] = lambda row: [row],
 ) -> list[_Read]:
+    """What is read of each row, or of each of its parts."""
     found: dict[str, _Read] = {}
     for row in iterate_rows(source):
         try:
             if row.error is not None:
                 raise row.error
-            found[row.place] = read(fields.of(row))
+            found |= {part.place: read(part) for part in parts(fields.of(row))}
             fields.note(row)
         except DataError as error:
             if skipped is None:

@@ -60,7 +60,7 @@ def activation_caches(
     prompts = prompts or PromptEncoder.of(model)
     shown = [e for e in examples if e.frames][:2] or examples[:2]
     texts = [attrs.evolve(e, prompt=_without_pictures(prompts, e.prompt)) for e in shown]
-    batch = AnswerCollator(dims, pad, prompts)(texts)
+    batch = AnswerCollator(dims, pad, prompts, attends=model.attends)(texts)
     ClassReadout.taken(batch)
     given = {key: batch[key] for key in batch if key not in ("labels", "answers")}
     spec = recipe.training
