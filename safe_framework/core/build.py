@@ -244,6 +244,7 @@ def _add(model: SafeModel, recipe: Recipe, name: str, spec: ModalitySpec) -> Non
         projector=projector,
         fusion=fusion,
         gate=spec.gate.value,
+        attend=spec.attend,
         markers=spec.markers,
         inline=spec.inline,
     )
@@ -283,6 +284,7 @@ def load_tensors(
     model.base_snapshot.identity = identity
     for name, recorded in config.modalities.items():
         model.set_gate(recorded["gate"], name)
+        model.modality(name).attend = recorded.get("attend", "all")  # older ones act everywhere
 
 
 def _accepted_differences(

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from safe_framework.config.schema import Attend
 from safe_framework.core.injection import ActiveModality
 from safe_framework.core.layer_discovery import PLAIN, Layout
 from safe_framework.core.markers.embeddings import Markers
@@ -18,7 +19,7 @@ from safe_framework.errors import PluginError, SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.projector import Projector
-from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT, Frames
+from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, FROM, PRESENT, Frames
 from safe_framework.utils.tensors import keeping_type
 
 
@@ -27,7 +28,8 @@ class Modality(nn.Module):
 
     A batch carries a modality in keys ``NAME__KEY``: ``present`` (True on the rows that have a
     sample), and either what the encoder's ``prepare`` gave or finished ``frames`` with their
-    ``frames_mask``. Every tensor has one row for each row of the call.
+    ``frames_mask``. ``from`` may say at which text position it begins to act, (batch,); where it is
+    missing, ``attend`` says so. Every tensor has one row for each row of the call.
 
     Args:
         name: of the modality, such as ``"audio"``.
@@ -36,6 +38,7 @@ class Modality(nn.Module):
         fusion: lets decoder layers attend to the tokens.
         gate: strength from 0 (off) to 1.
         markers: words around its position in the text; None for none.
+        attend: where in the text it acts.
 
     Attributes:
         memory: what runs the encoder on prepared inputs, or knows what it gives; None for the
@@ -50,9 +53,10 @@ class Modality(nn.Module):
         fusion: FusionAdapter,
         gate: float = 1.0,
         markers: Markers | None = None,
+        attend: Attend = "all",
     ) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.attend = name, attend
         self.encoder, self.projector, self.fusion = encoder, projector, fusion
         self.markers = markers
         self.gate = checked_gate(gate)
@@ -134,7 +138,7 @@ class Modality(nn.Module):
             return None
         inputs = {key: value.to(device) for key, value in inputs.items()}
         gates = row_gates(gate, len(inputs[PRESENT]))
-        present = inputs.pop(PRESENT).bool()
+        present, first = inputs.pop(PRESENT).bool(), inputs.pop(FROM, None)
         rows = (present & (gates.to(present.device) != 0)).nonzero().flatten()
         if not len(rows):
             return None
@@ -150,7 +154,16 @@ class Modality(nn.Module):
         strengths = gates.to(rows.device)[rows]
         inline = tokens if self.markers is not None and self.markers.tokens is not None else None
         return ActiveModality(
-            self.name, self.fusion, memory, rows, strengths, len(present), layout, inline
+            self.name,
+            self.fusion,
+            memory,
+            rows,
+            strengths,
+            len(present),
+            layout,
+            inline,
+            attend=self.attend,
+            first=first,
         )
 
 

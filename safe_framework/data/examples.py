@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -12,12 +13,14 @@ from typing import Any, TypeVar
 import attrs
 
 from safe_framework.data.addresses import InlineSample, sources_of
+from safe_framework.data.conversations import Talk, turns_of, whole_of
 from safe_framework.data.fields import RowFields, plain_fields
 from safe_framework.data.pictures import Picture, RowPictures
 from safe_framework.data.questions import Asked, RowQuestions
 from safe_framework.data.readers import Row, Source, iterate_rows, no_rows
 from safe_framework.data.samples import read_sample
 from safe_framework.data.tasks import NO_FIELDS, QUESTIONS, TaskFormat, text_in, text_of
+from safe_framework.data.text_length import TextLimit
 from safe_framework.errors import DataError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
@@ -154,6 +157,7 @@ def read_task(
     *,
     fields: RowFields | None = None,
     pictures: RowPictures | None = None,
+    limit: TextLimit | None = None,
 ) -> list[Example]:
     """Examples of a source whose rows are those of any task.
 
@@ -164,9 +168,11 @@ def read_task(
         skipped: as for :func:`read_examples`.
         fields: of the rows; those that ``reading`` names if None.
         pictures: of the rows, for a base that takes them; every row's if None.
+        limit: of the length of a row's text; None for none.
 
     Raises:
-        DataError: as :func:`read_examples` does, or an answer is none of the labels.
+        DataError: as :func:`read_examples` does, or an answer is none of the labels, or a text is
+            too long.
     """
     fields = fields or RowFields(reading.fields, reading.ignore)
     pictures = pictures or RowPictures(encoders)
@@ -174,11 +180,13 @@ def read_task(
     def example(row: Row) -> Example:
         """A row's example, tried on the encoders if bad ones may be skipped."""
         made = _example(row, encoders, reading, pictures)
+        if limit is not None:
+            limit.check(made.place, made.prompt, made.answer)
         if skipped is not None:
             _try(made.place, made.samples, encoders)
         return made
 
-    return _each(source, fields, pictures, example, skipped)
+    return _each(source, fields, pictures, example, skipped, partial(turns_of, modalities=encoders))
 
 
 def read_texts(
@@ -198,9 +206,12 @@ def read_text_rows(
     template: str = "{question}",
     *,
     around: Callable[[str], str] = str,
+    talk: Talk | None = None,
+    modalities: Collection[str] = (),
     encoders: Mapping[str, Encoder] = NO_ENCODERS,
     fields: Mapping[str, str] | RowFields = NO_FIELDS,
     pictures: RowPictures | None = None,
+    limit: TextLimit | None = None,
     skipped: list[DataError] | None = None,
 ) -> list[TextRow]:
     """The ``text`` of every row of a source, or its ``question`` in the template; and its pictures.
@@ -209,10 +220,13 @@ def read_text_rows(
         source: as for :func:`read_examples`.
         template: the prompt, around ``{question}``.
         around: what is made of a prompt with its question: a chat, where one is asked in.
+        talk: renders conversations.
+        modalities: of the recipe, of which a conversation here has no samples.
         encoders: by modality, of those whose samples are read where a row has a picture and an
             answer, so that it can be asked beside its own sample.
         fields: what a field is called in this source, by the name that it has here.
         pictures: of the rows, for a base that takes them; every row's if None.
+        limit: of the length of a row's text; None for none.
         skipped: as for :func:`read_examples`.
 
     Raises:
@@ -224,13 +238,15 @@ def read_text_rows(
     def text(row: Row) -> TextRow:
         """What a row says."""
         made = TextRow(
-            text=text_of(row, template, around),
+            text=text_of(row, template, around, talk),
             images=pictures.of(row, by_file_name=True),
             answer=text_in(row, "answer") if row.values.get("answer") not in (None, "") else None,
             place=row.place,
             fields=plain_fields(row),
             answers=_answers_of(row),
         )
+        if limit is not None:
+            limit.check(row.place, made.text)
         if not (made.images and made.people):
             return made
         held = sources_of(row, encoders, by_file_name=False)  # which is the picture's
@@ -239,7 +255,8 @@ def read_text_rows(
             _try(row.place, samples, encoders)
         return attrs.evolve(made, samples=samples, files=_files(held))
 
-    return _each(source, fields, pictures, text, skipped)
+    whole = partial(whole_of, modalities=modalities)
+    return _each(source, fields, pictures, text, skipped, whole)
 
 
 def read_samples(
@@ -285,13 +302,15 @@ def _each(
     pictures: RowPictures,
     read: Callable[[Row], _Read],
     skipped: list[DataError] | None,
+    parts: Callable[[Row], Sequence[Row]] = lambda row: [row],
 ) -> list[_Read]:
+    """What is read of each row, or of each of its parts."""
     found: dict[str, _Read] = {}
     for row in iterate_rows(source):
         try:
             if row.error is not None:
                 raise row.error
-            found[row.place] = read(fields.of(row))
+            found |= {part.place: read(part) for part in parts(fields.of(row))}
             fields.note(row)
         except DataError as error:
             if skipped is None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import PRESENT, Frames, Sample, all_real
+from safe_framework.interfaces.types import FROM, PRESENT, Frames, Sample, all_real
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.hashing import fingerprint, text_fingerprint
 from safe_framework.utils.progress import ProgressCallback
@@ -229,7 +229,7 @@ def modality_inputs(name: str, batch: Mapping[str, Tensor]) -> dict[str, Tensor]
     return {
         key.removeprefix(prefix): value
         for key, value in batch.items()
-        if key.startswith(prefix) and key != prefix + PRESENT
+        if key.startswith(prefix) and key not in (prefix + PRESENT, prefix + FROM)
     }
 
 

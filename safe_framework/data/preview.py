@@ -11,6 +11,7 @@ import attrs
 
 from safe_framework.config.schema import Recipe
 from safe_framework.data.addresses import sources_of
+from safe_framework.data.conversations import turns_of, whole_of
 from safe_framework.data.fields import (
     FOREIGN,
     TEXTS,
@@ -130,7 +131,10 @@ def _faults(
         try:
             if row.error is not None:
                 raise row.error
-            _read(fields.of(row), key, reading, recipe, pictures)
+            parts = whole_of if key in TEXTS else turns_of
+            known = fields.of(row)
+            for part in [known] if key in FOREIGN else parts(known, recipe.modalities):
+                _read(part, key, reading, recipe, pictures)
             fields.note(row)
         except DataError as error:
             bad[row.place] = error

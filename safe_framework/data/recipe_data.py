@@ -16,6 +16,7 @@ import attrs
 from safe_framework.config.schema import DataSpec, MixSpec, Recipe, mixed
 from safe_framework.data.addresses import sources_of
 from safe_framework.data.chat_template import ChatTemplate
+from safe_framework.data.conversations import Talk, last_of
 from safe_framework.data.examples import (
     NO_ENCODERS,
     Example,
@@ -30,6 +31,7 @@ from safe_framework.data.prompts import chats_that_go_on, may_chat, recipe_chat
 from safe_framework.data.questions import check_bank, question_and_bank
 from safe_framework.data.readers import is_dataset, iterate_rows
 from safe_framework.data.tasks import CLASSES, NO_FIELDS, TaskFormat, unique
+from safe_framework.data.text_length import TextLimit
 from safe_framework.errors import DataError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
@@ -61,6 +63,7 @@ class RecipeData:
         self.sources = recipe.data_files()
         self.skipped: dict[str, list[DataError]] = {}
         self._read: dict[tuple[str, ...], Any] = {}
+        self._limit = TextLimit(recipe.base, lambda: self._processor)
 
     def examples(self, key: str, encoders: Mapping[str, Encoder]) -> list[Example]:
         """The task's rows in ``train`` or ``test``, of all datasets that have it, in turn.
@@ -97,6 +100,7 @@ class RecipeData:
                     skipped,
                     fields=fields,
                     pictures=pictures,
+                    limit=self._limit,
                 )
             if reading.bank is not None:
                 found = self._asked(key, name, one, found, encoders)
@@ -156,6 +160,7 @@ class RecipeData:
             fields=one.fields or NO_FIELDS,
             ignore=one.ignore,
             around=self._around(one) if rendered else str,
+            talk=self._talk if rendered else None,
         )
 
     def _around(self, one: MixSpec | None = None) -> Callable[[str], str]:
@@ -179,6 +184,15 @@ class RecipeData:
     def _chat(self) -> ChatTemplate | None:
         """The base's chat template; its processor is loaded only if there may be a chat."""
         return recipe_chat(self.spec, self._processor) if may_chat(self.spec) else None
+
+    @cached_property
+    def _talk(self) -> Talk:
+        """Renders rows that are conversations, in the base's chat template as the recipe has it."""
+        specs = self._recipe.modalities.items()
+        marked = [name for name, spec in specs if spec.markers or spec.inline]
+        return Talk(
+            lambda: self._chat or ChatTemplate.of(self._processor), marked, self.spec.system
+        )
 
     @cached_property
     def _processor(self) -> Any:
@@ -209,9 +223,12 @@ class RecipeData:
                     self.sources[key],
                     self.spec.prompt,
                     around=self._around(),
+                    talk=self._talk,
+                    modalities=self._recipe.modalities,
                     encoders=encoders,
                     fields=fields,
                     pictures=pictures,
+                    limit=self._limit,
                     skipped=skipped,
                 )
 
@@ -298,6 +315,7 @@ class RecipeData:
         pictures, files = RowPictures(modalities), dict[Path, None]()
         for row in map(fields.of, iterate_rows(source)):
             with suppress(DataError):  # which reading it will raise
+                row = last_of(row, modalities)
                 held: list[Any] = [*sources_of(row, modalities).values()]
                 if key not in FOREIGN:
                     held += [one.source for one in pictures.of(row, by_file_name=key in TEXTS)]

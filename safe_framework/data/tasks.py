@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 import attrs
 
+from safe_framework.data.conversations import MESSAGES, Talk, has_messages, last_question
 from safe_framework.data.questions import QuestionBank, RowQuestions
 from safe_framework.data.readers import Row
 from safe_framework.errors import DataError
@@ -38,6 +39,7 @@ class TaskFormat:
         fields: what a field is called in the data, by the name that it has here.
         ignore: fields of the data that are left out.
         around: what is made of a prompt with its question: a chat, where the base is asked in one.
+        talk: renders conversations; None gives their last question alone.
     """
 
     dataset: str = ""
@@ -50,6 +52,7 @@ class TaskFormat:
     fields: Mapping[str, str] = NO_FIELDS
     ignore: tuple[str, ...] = ()
     around: Callable[[str], str] = str
+    talk: Talk | None = None
 
     def prompt_of(self, row: Row) -> str:
         """The text that the base is given; captions and classes need no question.
@@ -59,6 +62,8 @@ class TaskFormat:
         Raises:
             DataError: the task is question answering, and nothing is asked.
         """
+        if has_messages(row):
+            return self.talk.before(row) if self.talk else last_question(row.values[MESSAGES])
         asked = self.question
         if asked is None and self.task != QUESTIONS:
             asked = ""
@@ -69,6 +74,8 @@ class TaskFormat:
     def is_drawn(self, row: Row) -> bool:
         """Whether the bank says what the row is asked."""
         has_own = row.values.get("question") is not None
+        if has_messages(row):
+            return False
         return self.bank is not None and (self.bank.replaces or not has_own)
 
     def questions_of(self, row: Row) -> RowQuestions | None:
@@ -116,12 +123,19 @@ def question_of(row: Row, question: str | None = None) -> str:
     return text_in(row, "question")
 
 
-def text_of(row: Row, template: str = "{question}", around: Callable[[str], str] = str) -> str:
-    """The row's ``text``, or its ``question`` in the template, and what is ``around`` that.
+def text_of(
+    row: Row,
+    template: str = "{question}",
+    around: Callable[[str], str] = str,
+    talk: Talk | None = None,
+) -> str:
+    """The row's ``text``, its ``question`` in the template and what is ``around`` that, or talk.
 
     Raises:
-        DataError: it has neither.
+        DataError: it has none of them.
     """
+    if has_messages(row):
+        return talk.whole(row) if talk else last_question(row.values[MESSAGES])
     if row.values.get("question") is not None:
         return around(template.replace("{question}", text_in(row, "question")))
     return text_in(row, "text")

@@ -13,6 +13,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from safe_framework.core.attend import answering, whole_text_columns
 from safe_framework.core.class_readout import class_logits, first_ids, token_positions
 from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.output_head import logits_at
@@ -23,7 +24,7 @@ from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.tasks import CLASSES
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.metrics import normalise
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.types import FROM, PRESENT, Sample
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batched
 
@@ -72,7 +73,8 @@ def text_inputs(
     """
     texts, images = [row.text for row in rows], [row.images for row in rows]
     if not decodes_separately(model.base):
-        return model_inputs(model, texts, samples, images)
+        batch = model_inputs(model, texts, samples, images)
+        return {**batch, **whole_text_columns(model.attends, batch)}
     pairs = list(map(halves, texts))
     batch = model_inputs(model, [first for first, _ in pairs], samples, images)
     encoder = PromptEncoder.of(model)
@@ -342,9 +344,15 @@ def log_likelihoods(
     for name in sorted({name for example, _ in pairs for name in example.samples}):
         samples = [example.samples.get(name) for example, _ in pairs]
         batch |= model.processor.modality(name, samples)
+    starts = torch.tensor([len(row) - len(a) - 1 for row, a in zip(rows, answers, strict=True)])
+    batch |= {
+        f"{name}__{FROM}": starts
+        for name in answering(model.attends)
+        if f"{name}__{PRESENT}" in batch
+    }
     predicted = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.bool)
-    for number, (row, answer) in enumerate(zip(rows, answers, strict=True)):
-        predicted[number, len(row) - len(answer) - 1 : len(row) - 1] = True  # each the next token
+    for number, (start, row) in enumerate(zip(starts.tolist(), rows, strict=True)):
+        predicted[number, start : len(row) - 1] = True  # each the next token
     predicted = predicted.to(model.device)
     moved = {key: value.to(model.device) for key, value in batch.items()}
     logits = logits_at(model, model.base, {**moved, "gate": dict(gate)}, predicted)
@@ -371,6 +379,11 @@ def _read_at_tokens(model: SafeModel, example: Example, gate: Mapping[str, float
     positions = token_positions(ids[0].tolist(), model.processor.markers)
     if not positions:
         return None
+    batch |= {
+        f"{name}__{FROM}": torch.tensor([positions[0]])
+        for name in answering(model.attends)
+        if name in example.samples
+    }
     moved: dict[str, Any] = {key: value.to(model.device) for key, value in batch.items()}
     at = torch.zeros_like(moved["input_ids"], dtype=torch.bool)
     at[0, list(positions)] = True

@@ -137,6 +137,9 @@ def all_real(values: Tensor) -> Tensor:
 PRESENT = "present"
 """Key of which rows of a batch carry a modality: ``NAME__present``."""
 
+FROM = "from"
+"""Key of the first text position at which a modality acts on each row: ``NAME__from``."""
+
 FRAMES, FRAMES_MASK = "frames", "frames_mask"
 """Keys of frames that are encoded already: ``NAME__frames`` and ``NAME__frames_mask``."""
 

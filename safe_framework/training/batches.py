@@ -10,13 +10,15 @@ import attrs
 import torch
 from torch import Tensor
 
+from safe_framework.config.schema import Attend
+from safe_framework.core.attend import answering
 from safe_framework.core.class_readout import CLASS_COLUMNS, ClassTarget, class_target
 from safe_framework.core.padding import pad_right
 from safe_framework.core.prompt_rows import PromptEncoder, PromptRow, Rows, as_row, groups_of
 from safe_framework.data.examples import Example
 from safe_framework.data.frame_cache import CachedSample, RawSample, prepare_inputs, stack
 from safe_framework.errors import DataError, SafeError
-from safe_framework.interfaces.types import IGNORED, Frames
+from safe_framework.interfaces.types import FROM, IGNORED, Frames
 
 
 @attrs.frozen(eq=False)
@@ -64,6 +66,14 @@ class TokenizedExample:
     def labels(self) -> list[int]:
         """What is learned at each position where the base predicts."""
         return [*[IGNORED] * len(self.prompt), *self.target_ids]
+
+    @property
+    def answer_start(self) -> int:
+        """The position that predicts the answer: the last of the prompt, or where a class is read.
+
+        From here on, a modality acts that attends to answers alone.
+        """
+        return min(self.classes.positions) if self.classes else len(self.prompt) - 1
 
 
 def tokenize(
@@ -137,6 +147,7 @@ class AnswerCollator:
         pad: id that fills rows up; it is masked, so any id will do.
         prompts: makes the tensors of pictures; None where no row has any.
         pixels_needed: whether a call on these rows runs the image tower.
+        attends: where in the text each modality acts.
     """
 
     def __init__(
@@ -145,7 +156,9 @@ class AnswerCollator:
         pad: int,
         prompts: PromptEncoder | None = None,
         pixels_needed: Callable[[Rows], bool] = lambda rows: True,
+        attends: Mapping[str, Attend] | None = None,
     ) -> None:
+        self.answering = answering(attends or {})
         self.dims, self.pad, self.pixels_needed = dict(dims), pad, pixels_needed
         self.prompts = prompts or PromptEncoder(None)
 
@@ -163,6 +176,8 @@ class AnswerCollator:
         }
         for name, dim in self.dims.items():
             batch.update(modality_columns(name, [e.frames.get(name) for e in examples], dim))
+            if name in self.answering:
+                batch[f"{name}__{FROM}"] = torch.tensor([e.answer_start for e in examples])
         return batch
 
     def calls(self, examples: Sequence[TokenizedExample]) -> dict[str, list[dict[str, Any]]]:

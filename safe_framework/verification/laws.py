@@ -1,8 +1,9 @@
 """The laws of docs/laws.md, each asked of a bench: a function that returns a verdict.
 
-L1 to L7 in their order, then checks without a number, which guard the laws against holding for a
-wrong reason: that a modality which is on reaches the outputs, that pictures do, that decoding with
-a cache agrees with decoding without one, and that threads cannot see each other's samples.
+L1 to L7 in their order (L8 has a module of its own, prompt.py), then checks without a number, which
+guard the laws against holding for a wrong reason: that a modality which is on reaches the outputs,
+that pictures do, that decoding with a cache agrees with decoding without one, and that threads
+cannot see each other's samples.
 """
 
 from __future__ import annotations
@@ -338,7 +339,7 @@ def rows_independent(bench: Bench) -> Law:
     """The verdict on L4, which only a base that computes rows independently can have."""
     if bench.rows < 2:
         return not_applicable(*_ROWS, "the inputs have a single row")
-    if mixes := _where_rows_mix(bench):
+    if mixes := where_rows_mix(bench):
         if not bench.model.split_rows:
             return not_applicable(*_ROWS, f"the base computes rows together: {mixes}")
         detail = "the base computes rows together; rows without a sample ran apart"
@@ -350,7 +351,7 @@ def rows_independent(bench: Bench) -> Law:
     return law_result(*_ROWS, f"{detail}; {3 * len(calls)} mixed batches", findings)
 
 
-def _where_rows_mix(bench: Bench) -> str:
+def where_rows_mix(bench: Bench) -> str:
     """Where a row of the base changes with the tokens of another row; empty if nowhere."""
     last = bench.rows - 1
     for call in bench.supported(*_ROW_CALLS):

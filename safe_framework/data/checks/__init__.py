@@ -25,6 +25,7 @@ from safe_framework.data.checks.rows import (
     picture_problems,
     sample_problems,
 )
+from safe_framework.data.conversations import last_of, turns_of, whole_of
 from safe_framework.data.fields import FOREIGN, TEXTS, RowFields, ignoring
 from safe_framework.data.frame_cache import sample_key
 from safe_framework.data.pictures import Look, RowPictures, blind_base
@@ -133,7 +134,8 @@ class _SourceCheck:
             total += 1
             if self.key not in FOREIGN:
                 with suppress(DataError):  # of which its row's own turn comes
-                    self.pictures.of(self.fields.of(row), by_file_name=self.key in TEXTS)
+                    whole = last_of(self.fields.of(row), self.modalities)
+                    self.pictures.of(whole, by_file_name=self.key in TEXTS)
         in_files = [use for use in self.pictures.uses if isinstance(use[-1].source, Path)]
         self.pictures.uses = in_files  # the others are opened as their rows come by again
         self.looks = self.pictures.looks()
@@ -160,10 +162,17 @@ class _SourceCheck:
             return
         self.fields.note(row)
         row = self.fields.of(row)
-        if self.key in TEXTS:
-            self._text(row)
-        else:
-            self._task(row)
+        parts = whole_of if self.key in TEXTS else turns_of
+        try:
+            found = [row] if self.key in FOREIGN else parts(row, self.modalities)
+        except DataError as error:
+            self._note("bad-row", row.place, *_message_and_hint(error, row.place))
+            return
+        for part in found:
+            if self.key in TEXTS:
+                self._text(part)
+            else:
+                self._task(part)
 
     def _text(self, row: Row) -> None:
         text = self._part("empty-text", row, lambda: text_of(row))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from safe_framework.core.padding import concatenate_rows
 from safe_framework.interfaces.retention import Comparison, LogitComparison
-from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT
+from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, FROM, PRESENT
 from safe_framework.training.compute.chunked_vocabulary import (
     SoftmaxStatistics,
     cross_entropy,
@@ -22,7 +22,7 @@ from safe_framework.training.compute.chunked_vocabulary import (
 from safe_framework.training.retention.teacher import TeacherPredictions
 
 _TEXT = ("input_ids", "attention_mask")
-_FRAMES = (PRESENT, FRAMES, FRAMES_MASK)
+_FRAMES = (PRESENT, FRAMES, FRAMES_MASK, FROM)
 
 
 @attrs.frozen(eq=False)

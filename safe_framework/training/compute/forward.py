@@ -15,7 +15,7 @@ from safe_framework.core.modality import Modality
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import hidden_at, logits_at, no_cache_option, output_head
 from safe_framework.data.frame_cache import modality_inputs
-from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT
+from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, FROM, PRESENT
 from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.compute.base_properties import (
     BaseProperties,
@@ -142,7 +142,8 @@ class ForwardPlanner:
                 continue
             rows = inputs[f"{name}__{PRESENT}"].bool()
             encoded = _encode_rows(self.model.modality(name), columns, rows)
-            inputs = {key: inputs[key] for key in inputs if key.partition("__")[0] != name}
+            kept = {key for key in inputs if key.partition("__")[0] != name}
+            inputs = {key: inputs[key] for key in inputs if key in kept | {f"{name}__{FROM}"}}
             inputs |= {f"{name}__{key}": value for key, value in encoded.items()}
         return attrs.evolve(call, inputs=inputs)
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from safe_framework.core.attend import whole_text_columns
 from safe_framework.core.model import SafeModel
 from safe_framework.core.padding import pad_right
 from safe_framework.core.prompt_rows import (
@@ -266,7 +267,7 @@ class HeldOutEvaluator:
         return [text.strip() for text in answers]
 
     def _loss(self, rows: Sequence[TokenizedExample]) -> tuple[float, int]:
-        batch = AnswerCollator(self.dims, self.pad, self.prompts)(rows)
+        batch = AnswerCollator(self.dims, self.pad, self.prompts, attends=self.model.attends)(rows)
         del batch["answers"]
         count = int((batch["labels"][:, 1:] != IGNORED).sum())
         return float(answer_loss(self.model, self.model.base, self._on_device(batch))), count
@@ -281,6 +282,7 @@ class HeldOutEvaluator:
             marked = [text.marked for text in rows]
             batch = self.prompts.collate(marked, self.pad)
             batch |= self._modality_columns([text.frames for text in rows])
+            batch |= whole_text_columns(self.model.attends, batch)
             predicted = self.model(**self._on_device(batch)).logits.argmax(-1).cpu()
             ids = pad_right([row.predicting for row in marked], self.pad)
             is_text = self.model.processor.markers.words(ids) & read_positions(marked)

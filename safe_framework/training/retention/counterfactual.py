@@ -11,6 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from safe_framework.core.attend import whole_text_columns
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import on_device
 from safe_framework.core.padding import pad_right
@@ -119,6 +120,7 @@ class RetentionExamples(LazySequence[Mapping[str, Tensor]]):
         for name, pools in self.retention.pools.items():
             pool = pools[self.kinds[turn]]
             batch |= modality_columns(name, [pool[round_ % len(pool)]], self.retention.dims[name])
+        batch |= whole_text_columns(self.retention.model.attends, batch)
         device = self.retention.model.device
         return {key: value.to(device) for key, value in batch.items()}
 
@@ -284,6 +286,7 @@ class CounterfactualRetention:
             distractors = self._distractors(pool, step)
             frames = [distractors[place] for place in places]
             batch |= modality_columns(name, frames, self.dims[name])
+        batch |= whole_text_columns(self.model.attends, batch)
         batch, positions = on_device(batch, device), _text_positions(rows, marked).to(device)
         return ForwardCall(
             batch, positions, self._temperatures, prefix_states, pictures=bool(rows[0].images)
