@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from safe_framework.data.readers import Row
+from safe_framework.data.readers import Row, archives
 from safe_framework.errors import DataError
 
 InlineSample = Mapping[str, Any]
@@ -17,7 +17,10 @@ InlineSample = Mapping[str, Any]
 
 
 def local_file(value: str, folder: Path) -> Path | None:
-    """The file that a path or a ``file://`` address names; None if it is at another address.
+    """The file that a path or an address names; None if it is at an address that is not read.
+
+    ``file://`` is a path's own, ``zip://`` and ``tar://`` name a file in an archive.
+
 
     >>> local_file("clips/a.wav", Path("/data")), local_file("https://x.org/a.wav", Path("/data"))
     (PosixPath('/data/clips/a.wav'), None)
@@ -29,6 +32,10 @@ def local_file(value: str, folder: Path) -> Path | None:
     address = urlsplit(value)
     if address.scheme == "file" and address.netloc in ("", "localhost"):
         return Path(url2pathname(address.path))
+    inside, chained, archive = value.partition("://")[2].partition("::")
+    if address.scheme in archives.SCHEMES and chained:
+        place = local_file(archive, folder)
+        return None if place is None else archives.member(place, inside)
     return None
 
 
@@ -38,11 +45,14 @@ def file_of(value: str, name: str, folder: Path, place: str) -> Path:
     Raises:
         DataError: it is at an address that is not read.
     """
-    found = local_file(value, folder)
+    try:
+        found = local_file(value, folder)
+    except DataError as error:
+        raise DataError(f"{place}: `{name}`: {error.message}", hint=error.hint) from error
     if found is None:
         raise DataError(
             f"{place}: `{name}` is at `{value}`, which is not read from there",
-            hint="download or unpack it, and give its path",
+            hint="download it and give its path; in an archive, `zip://a.wav::clips.zip`",
         )
     return found
 
@@ -57,6 +67,8 @@ def named_file(value: Any, name: str, folder: Path, place: str) -> Path | Inline
         from safe_framework.data.samples import decoded
 
         return decoded(value)  # type: ignore[no-any-return]
+    if isinstance(value, (bytes, bytearray)) and value:
+        return {"bytes": bytes(value)}
     if isinstance(value, Mapping):
         if value.get("bytes") is not None or value.get("array") is not None:
             return value

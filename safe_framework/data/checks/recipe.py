@@ -15,7 +15,7 @@ from safe_framework.data.checks.findings import DataReport
 from safe_framework.data.checks.rows import SampleRequirements
 from safe_framework.data.fields import row_fields
 from safe_framework.data.pictures import FIELDS, SUFFIXES
-from safe_framework.data.readers import READERS, is_dataset, iterate_rows
+from safe_framework.data.readers import READERS, is_archive, is_dataset, iterate_rows
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.data.samples import read_sound
 from safe_framework.data.tasks import CAPTIONS, CLASSES, QUESTIONS, TaskFormat
@@ -52,7 +52,7 @@ def check_target(
         SafeError: the recipe has mistakes, or an encoder of it cannot be had.
     """
     path = Path(target)
-    if is_dataset(target) or path.is_dir() or path.suffix.lower() in READERS:
+    if is_dataset(target) or path.is_dir() or path.suffix.lower() in READERS or is_archive(path):
         return _check_source(target, longest, rate, progress)
     from safe_framework.config.plugins import encoders_of
 
