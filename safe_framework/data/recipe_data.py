@@ -316,7 +316,9 @@ class RecipeData:
         for row in map(fields.of, iterate_rows(source)):
             with suppress(DataError):  # which reading it will raise
                 row = last_of(row, modalities)
-                held: list[Any] = [*sources_of(row, modalities).values()]
+                held: list[Any] = [
+                    one for each in sources_of(row, modalities).values() for one in each
+                ]
                 if key not in FOREIGN:
                     held += [one.source for one in pictures.of(row, by_file_name=key in TEXTS)]
                 files |= dict.fromkeys(file for file in held if isinstance(file, Path))
