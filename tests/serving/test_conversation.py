@@ -48,7 +48,7 @@ def files(tmp_path: Path) -> list[str]:
 def test_one_goes_on_asking(model: SafeModel, files: list[str]) -> None:
     """Law: a turn has what was sent in it, and is answered as a chat of all that came before."""
     pipe, talk = safe_framework.pipeline(model), list[Any]()
-    for text, sent in (("what is this", files[:1]), ("and that", []), ("what", [])):
+    for text, sent in (("what is this", files[:1]), ("and that", []), ("what", files[1:])):
         before = list(talk)
         *growing, talk = say(model, "touch", talk, text, sent, max_new_tokens=4)
         assert [message["role"] for message in talk] == ["user", "assistant"] * (len(talk) // 2)
@@ -58,6 +58,20 @@ def test_one_goes_on_asking(model: SafeModel, files: list[str]) -> None:
         (whole,) = pipe(talk[:-1], max_new_tokens=4, do_sample=False)
         assert talk[-1]["content"] == whole["generated_text"]
         assert all(whole["generated_text"].startswith(g[-1]["content"].strip()) for g in growing)
+
+
+def test_two_samples_in_a_message(model: SafeModel, files: list[str]) -> None:
+    """Law: both are heard, in their order."""
+
+    def answer(*sent: str) -> Any:
+        """What the model makes of them."""
+        parts = [part_of(model, "touch", Path(file)) for file in sent]
+        talk = [{"role": "user", "content": [*parts, {"type": "text", "text": "what"}]}]
+        batch = model.processor.apply_chat_template(talk, add_generation_prompt=True)
+        return model(**batch).logits
+
+    both = answer(*files)
+    assert not any(torch.equal(both, answer(file)) for file in files)
 
 
 def test_the_gate_is_the_pages(model: SafeModel, files: list[str]) -> None:
