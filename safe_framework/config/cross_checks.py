@@ -23,6 +23,7 @@ from safe_framework.config.schema import (
     TrainingSpec,
     UntilSpec,
     is_dataset,
+    was_in_memory,
 )
 from safe_framework.config.toml_positions import KeyPath
 from safe_framework.config.type_checks import WRONG, Checker
@@ -124,12 +125,15 @@ def _check_files(
 
 
 def _to_be_files(table: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What a table names that is neither a dataset nor a folder."""
-    return {
-        key: name
-        for key, name in table.items()
-        if not (isinstance(name, str) and (is_dataset(name) or (name and (folder / name).is_dir())))
-    }
+    """What a table names that is neither a dataset, nor rows in memory, nor a folder."""
+
+    def elsewhere(name: object) -> bool:
+        """Whether the name is not that of a file."""
+        if not isinstance(name, str):
+            return False
+        return is_dataset(name) or was_in_memory(name) or bool(name and (folder / name).is_dir())
+
+    return {key: name for key, name in table.items() if not elsewhere(name)}
 
 
 def _table(document: dict[str, Any], key: str) -> dict[str, Any]:

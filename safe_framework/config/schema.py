@@ -388,6 +388,8 @@ DATA_FILES = (
     "foreign_validation",
 )
 DATASET = "hf:"
+MEMORY = "memory:"
+"""What a name begins with that stands for an object of Python: rows, a base, a plugin."""
 COMPOSE_FILES = ("train", "test")
 
 
@@ -534,7 +536,9 @@ class Recipe:
     folder: Path = attrs.field(factory=Path.cwd, metadata=UNWRITTEN)
 
     def data_files(self) -> dict[str, Path | str]:
-        """What ``[data]`` names by key: the absolute path of a file or folder, or a dataset.
+        """What ``[data]`` names by key: the absolute path of a file or folder, or a dataset's name.
+
+        Rows that were in memory have the name that stands for them.
 
         Data of a stage's own stand under ``stage_key`` of its number.
         """
@@ -543,7 +547,9 @@ class Recipe:
         for name, one in self.data.datasets().items() if self.data else ():
             named |= {mixed("train", name): one.train, mixed("test", name): one.test}
         return {
-            key: name if is_dataset(name) else (self.folder / name).absolute()
+            key: name
+            if is_dataset(name) or was_in_memory(name)
+            else (self.folder / name).absolute()
             for key, name in named.items()
             if name is not None
         }
@@ -570,3 +576,12 @@ def mixed(key: str, name: str) -> str:
 def is_dataset(name: str) -> bool:
     """Whether a name of ``[data]`` is that of a dataset, such as ``hf:owner/name:train``."""
     return name.startswith(DATASET)
+
+
+def was_in_memory(name: str) -> bool:
+    """Whether a name stands for an object of Python, which the recipe could not name otherwise.
+
+    >>> was_in_memory("memory:train"), was_in_memory("train.jsonl")
+    (True, False)
+    """
+    return name.startswith(MEMORY)

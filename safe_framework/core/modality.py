@@ -37,6 +37,7 @@ class Modality(nn.Module):
         markers: words around its position in the text; None for none.
 
     Attributes:
+        built_from: the recipe that it was built from; None where it was put together in Python.
         memory: what runs the encoder on prepared inputs, or knows what it gives; None for the
             encoder itself.
     """
@@ -55,6 +56,7 @@ class Modality(nn.Module):
         self.encoder, self.projector, self.fusion = encoder, projector, fusion
         self.markers = markers
         self.gate = checked_gate(gate)
+        self.built_from: object = None
         self.memory: Callable[[Encoder, Mapping[str, Tensor]], Frames] | None = None
 
     def train(self, mode: bool = True) -> Modality:
