@@ -17,7 +17,6 @@ from safe_framework.core.adapter import (
     AdapterState,
     LoadedKeys,
     adapter_config,
-    base_identity,
     load_state,
     modality_tensors,
     write_adapter,
@@ -31,6 +30,7 @@ from safe_framework.core.base_change import (
     refuse_changed,
     use_original_base,
 )
+from safe_framework.core.base_identity import base_identity, recorded_base
 from safe_framework.core.base_model import base_facts, freeze, input_device
 from safe_framework.core.base_snapshot import BaseSnapshot
 from safe_framework.core.call import Gate, ModelCall, gate_of, is_switched_off, switched_off
@@ -538,10 +538,11 @@ class SafeModel(nn.Module):
         return AdapterState(
             tensors=self.modality_tensors(),
             config=adapter_config(
-                self.base_identity(),
+                self._recorded_base(),
                 [self.modality(name) for name in names],
                 sum(p.numel() for p in self.trainable_parameters().values()),
                 None if change is None else change.adapter_facts(self.base),
+                self.base_snapshot.accepted,
             ),
             recipe=None if without_recipe else self.recipe(),
             write_base_change=None if change is None else partial(change.write, self.base),
@@ -608,6 +609,12 @@ class SafeModel(nn.Module):
         with self.original_base():
             name = base_name(self)
             return base_identity(self.base, self.base_processor, self.base_snapshot, name)
+
+    def _recorded_base(self) -> dict[str, str]:
+        """What an adapter records of the base, as it was before any change."""
+        identity = self.base_identity()
+        with self.original_base():
+            return recorded_base(self.base, self.base_processor, identity)
 
     # A changed base (stage B)
 
