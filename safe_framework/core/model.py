@@ -52,13 +52,13 @@ from safe_framework.core.layer_discovery import (
     probe_layers,
 )
 from safe_framework.core.layer_hooks import HookSet
+from safe_framework.core.loss_share import COUNT, LossShare, check_not_alone, reads_count
 from safe_framework.core.markers.embeddings import (
     Markers,
     embeddings_of,
     inline_tokens,
     make_markers,
 )
-from safe_framework.core.loss_share import COUNT, LossShare, check_not_alone, reads_count
 from safe_framework.core.modality import (
     Modality,
     check_layers,

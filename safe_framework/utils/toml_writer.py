@@ -26,8 +26,11 @@ def plain(value: Any) -> Any:
     Raises:
         TypeError: TOML cannot hold it.
     """
-    if isinstance(value, (bool, int, float, str)):
+    if isinstance(value, bool):
         return value
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)  # a number of NumPy may be a float
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):
