@@ -23,10 +23,10 @@ from safe_framework.config.schema import (
     TrainingSpec,
     UntilSpec,
     is_dataset,
-    was_in_memory,
 )
 from safe_framework.config.toml_positions import KeyPath
 from safe_framework.config.type_checks import WRONG, Checker
+from safe_framework.utils.in_memory import was_in_memory
 from safe_framework.utils.suggest import nearest
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import attrs
 
-from safe_framework.config.schema import MEMORY
 from safe_framework.errors import AdapterError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.given_options import given_options
 from safe_framework.interfaces.registry import REGISTRIES, Registry
+from safe_framework.utils.in_memory import MEMORY, was_in_memory
 from safe_framework.utils.toml_writer import plain
 
 
@@ -33,7 +33,7 @@ class PluginName:
     @property
     def installed(self) -> bool:
         """Whether another process finds it by its name."""
-        return not self.use.startswith(MEMORY)
+        return not was_in_memory(self.use)
 
 
 def name_of(plugin: object, kind: str) -> PluginName:

@@ -26,11 +26,12 @@ from safe_framework.utils import catalogue
 from safe_framework.utils.suggest import suggest
 
 
-def read_recipe(source: str | Path) -> Recipe:
+def read_recipe(source: str | Path, *, check_files: bool = True) -> Recipe:
     """Read a recipe, and check that the data files it names are there.
 
     Args:
         source: a file, or the name of a recipe in the catalogue.
+        check_files: whether the files are looked for.
 
     Raises:
         RecipeError: there is no such recipe, or it has mistakes; all of them are shown.
@@ -40,21 +41,28 @@ def read_recipe(source: str | Path) -> Recipe:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(f"`{path}` is not UTF-8 text", hint="save it as UTF-8") from error
-    return _parse(text, str(path), path.parent.absolute(), check_files=True)
+    return _parse(text, str(path), path.parent.absolute(), check_files=check_files)
 
 
-def parse_recipe(text: str, source: str = "recipe.toml", folder: Path | None = None) -> Recipe:
-    """Check the text of a recipe; the data files it names need not be there.
+def parse_recipe(
+    text: str,
+    source: str = "recipe.toml",
+    folder: Path | None = None,
+    *,
+    check_files: bool = False,
+) -> Recipe:
+    """Check the text of a recipe.
 
     Args:
         text: TOML.
         source: what to call it in messages.
         folder: what its file names are relative to; the working directory if None.
+        check_files: whether the data files that it names must be there.
 
     Raises:
         RecipeError: it has mistakes; all of them are shown.
     """
-    return _parse(text, source, folder or Path.cwd(), check_files=False)
+    return _parse(text, source, folder or Path.cwd(), check_files=check_files)
 
 
 def _parse(text: str, source: str, folder: Path, *, check_files: bool) -> Recipe:

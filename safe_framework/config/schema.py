@@ -22,6 +22,7 @@ from safe_framework.config.validators import (
     optional,
     unit_interval,
 )
+from safe_framework.utils.in_memory import was_in_memory
 
 
 @attrs.frozen
@@ -388,8 +389,6 @@ DATA_FILES = (
     "foreign_validation",
 )
 DATASET = "hf:"
-MEMORY = "memory:"
-"""What a name begins with that stands for an object of Python: rows, a base, a plugin."""
 COMPOSE_FILES = ("train", "test")
 
 
@@ -535,6 +534,14 @@ class Recipe:
     source: str = attrs.field(default="recipe.toml", metadata=UNWRITTEN)
     folder: Path = attrs.field(factory=Path.cwd, metadata=UNWRITTEN)
 
+    @property
+    def needs_objects(self) -> bool:
+        """Whether a plugin was an object of Python, which the recipe cannot make again."""
+        parts = [
+            part for m in self.modalities.values() for part in (m.encoder, m.projector, m.fusion)
+        ]
+        return any(was_in_memory(part.use) for part in parts)
+
     def data_files(self) -> dict[str, Path | str]:
         """What ``[data]`` names by key: the absolute path of a file or folder, or a dataset's name.
 
@@ -576,12 +583,3 @@ def mixed(key: str, name: str) -> str:
 def is_dataset(name: str) -> bool:
     """Whether a name of ``[data]`` is that of a dataset, such as ``hf:owner/name:train``."""
     return name.startswith(DATASET)
-
-
-def was_in_memory(name: str) -> bool:
-    """Whether a name stands for an object of Python, which the recipe could not name otherwise.
-
-    >>> was_in_memory("memory:train"), was_in_memory("train.jsonl")
-    (True, False)
-    """
-    return name.startswith(MEMORY)

@@ -13,7 +13,7 @@ from torch import nn
 from safe_framework.config.diagnostics import locate_error
 from safe_framework.config.plugins import parts_of
 from safe_framework.config.read import parse_recipe, read_recipe
-from safe_framework.config.schema import MEMORY, ModalitySpec, Recipe, was_in_memory
+from safe_framework.config.schema import ModalitySpec, Recipe
 from safe_framework.core.adapter import (
     RECIPE,
     AdapterConfig,
@@ -31,6 +31,7 @@ from safe_framework.errors import AdapterError, PluginError, SafeError
 from safe_framework.interfaces.registry import REGISTRIES
 from safe_framework.pretrained.base_model import load_base
 from safe_framework.pretrained.probe_cache import checkpoint_key, use_probe_cache
+from safe_framework.utils.in_memory import MEMORY, was_in_memory
 
 
 def build(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.projector import Projector
 from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT, Frames
+
+if TYPE_CHECKING:
+    from safe_framework.config.schema import Recipe
 
 
 class Modality(nn.Module):
@@ -56,7 +60,7 @@ class Modality(nn.Module):
         self.encoder, self.projector, self.fusion = encoder, projector, fusion
         self.markers = markers
         self.gate = checked_gate(gate)
-        self.built_from: object = None
+        self.built_from: Recipe | None = None
         self.memory: Callable[[Encoder, Mapping[str, Tensor]], Frames] | None = None
 
     def train(self, mode: bool = True) -> Modality:

@@ -109,6 +109,7 @@ class SafeModel(nn.Module):
         layers_path: as given.
         side: as given.
         built_from: the recipe that the model was built from, or trained by; None for neither.
+        without_recipe: whether adapters are saved without saying how the model is made.
         base_snapshot: what the base was when it was wrapped.
         attention_probe: what text attended to, once ``configure_attention_probe`` enabled it.
 
@@ -137,6 +138,7 @@ class SafeModel(nn.Module):
         self.modalities = nn.ModuleDict()
         self.base_change: BaseChange | None = None
         self.built_from: Recipe | None = None
+        self.without_recipe = False
         self.base_processor = tokenizer
         self.owner = uuid4().hex
         self._processor: SafeProcessor | None = None
@@ -507,7 +509,11 @@ class SafeModel(nn.Module):
         )
 
     def save_pretrained(
-        self, folder: str | Path, is_main_process: bool = True, *, without_recipe: bool = False
+        self,
+        folder: str | Path,
+        is_main_process: bool = True,
+        *,
+        without_recipe: bool | None = None,
     ) -> Path:
         """Write the adapter, without the base, to ``folder`` in one step.
 
@@ -517,7 +523,7 @@ class SafeModel(nn.Module):
             folder: where to; an adapter that is there is replaced.
             is_main_process: whether this process writes.
             without_recipe: leave out how the model is made: ``load`` then needs ``model=``. For
-                parts that are no installed plugins.
+                parts that are no installed plugins. None does as the last training was told.
 
         Raises:
             AdapterError: a part is no installed plugin, and ``without_recipe`` is False; or the
@@ -529,11 +535,12 @@ class SafeModel(nn.Module):
             write_adapter(state, Path(folder))
         return Path(folder)
 
-    def adapter_state(self, *, without_recipe: bool = False) -> AdapterState:
+    def adapter_state(self, *, without_recipe: bool | None = None) -> AdapterState:
         """All that ``save_pretrained`` writes."""
+        without = self.without_recipe if without_recipe is None else without_recipe
         change = self.base_change
         names = list(self.modalities)
-        if not without_recipe:
+        if not without:
             check_named(self, "pass `without_recipe=True` and load with `load(folder, model=...)`")
         return AdapterState(
             tensors=self.modality_tensors(),
@@ -544,9 +551,19 @@ class SafeModel(nn.Module):
                 None if change is None else change.adapter_facts(self.base),
                 self.base_snapshot.accepted,
             ),
-            recipe=None if without_recipe else self.recipe(),
+            recipe=None if without else self.recipe(),
             write_base_change=None if change is None else partial(change.write, self.base),
         )
+
+    def adopt(self, recipe: Recipe) -> None:
+        """Take a recipe, which describes the modalities as they are, for one that made the model.
+
+        From here on questions are asked in its prompt.
+        """
+        self.built_from = recipe
+        for name in self.modalities:
+            self.modality(name).built_from = recipe
+        self._processor = None
 
     def recipe(self) -> str:
         """The recipe of this model as TOML: how it is made, and trained if it was.

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import tomli
 
 from safe_framework.config.describe import table_of
-from safe_framework.config.schema import MEMORY, was_in_memory
 from safe_framework.core.modality import Modality
 from safe_framework.errors import AdapterError
 from safe_framework.interfaces.registry import REGISTRIES
+from safe_framework.utils.in_memory import MEMORY, was_in_memory
 from safe_framework.utils.toml_writer import toml_document
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ def recipe_tables(model: SafeModel) -> dict[str, Any]:
     """
     held: dict[str, Any] = {} if model.built_from is None else tomli.loads(model.built_from.text)
     base = held.pop("base", None) or _base_table(model)
-    names = list(model.modalities)
-    own = {name: _modality_table(model.modality(name)) for name in names}
+    own = {name: _modality_table(model.modality(name)) for name in model.modalities}
     return {"base": base, "modalities": own, **{k: v for k, v in held.items() if k != "modalities"}}
 
 
@@ -48,7 +47,7 @@ def base_name(model: SafeModel) -> str:
     """What the base's checkpoint is called; empty where it does not say so."""
     known = model.built_from
     name = known.base.model if known is not None else str(_base_table(model)["model"])
-    return "" if name.startswith(MEMORY) else name
+    return "" if was_in_memory(name) else name
 
 
 def _base_table(model: SafeModel) -> dict[str, Any]:
@@ -74,6 +73,10 @@ def _base_table(model: SafeModel) -> dict[str, Any]:
 
 
 def _modality_table(modality: Modality) -> dict[str, Any]:
+    """The table that its recipe has, or one that describes what was put together in Python."""
+    if modality.built_from is not None:
+        written: dict[str, Any] = tomli.loads(modality.built_from.text)["modalities"]
+        return dict(written[modality.name])
     parts = {"encoder": modality.encoder, "projector": modality.projector}
     parts |= {"fusion": modality.fusion}
     table: dict[str, Any] = {

@@ -427,7 +427,8 @@ def fresh_is_silent(bench: Bench) -> Law:
         bench.run_on(FORWARD)
     if not trained:
         return law_result(*_FRESH, "the model is fresh", _fresh_findings(bench))
-    if bench.model.built_from is None:
+    recipe = bench.model.built_from
+    if recipe is None or recipe.needs_objects:
         why = "the model is trained, and no recipe says how to make a fresh one"
         return not_applicable(*_FRESH, why)
     with _fresh_modalities(bench) as fresh:

@@ -15,6 +15,7 @@ from safe_framework.data.readers import datasets, files
 from safe_framework.data.readers.memory import MemoryRows
 from safe_framework.data.readers.row import Row
 from safe_framework.errors import DataError
+from safe_framework.utils.in_memory import MEMORY, was_in_memory
 
 __all__ = ["MemoryRows", "Row", "Source", "is_dataset", "iterate_rows", "read_rows"]
 
@@ -45,8 +46,8 @@ def iterate_rows(source: Source) -> Iterator[Row]:
         return iter(source)
     if isinstance(source, str) and is_dataset(source):
         return datasets.hub_rows(source)
-    if isinstance(source, str) and schema.was_in_memory(source):
-        name = source.removeprefix(schema.MEMORY)
+    if isinstance(source, str) and was_in_memory(source):
+        name = source.removeprefix(MEMORY)
         raise DataError(
             f"the rows of `{name}` were in memory, and are not at hand",
             hint="give them again in Python: `safe_framework.train` and `safe_framework.evaluate`",
