@@ -205,12 +205,20 @@ _ALONE = ("train", "test", "task", "labels", "read_at")
 _FEWEST_LABELS = 2
 
 
-def check_tasks(document: dict[str, Any], findings: list[Finding]) -> None:
-    """Add what is wrong with the datasets of a document where each value of ``[data]`` is right."""
+def check_tasks(
+    document: dict[str, Any], findings: list[Finding], *, with_data: bool = True
+) -> None:
+    """Add what is wrong with the datasets of a document where each value of ``[data]`` is right.
+
+    Args:
+        document: of the recipe.
+        findings: where every mistake is added.
+        with_data: whether something to train on must be named.
+    """
     data = Checker([]).value(document.get("data"), DataSpec, ("data",))
     if data is WRONG:  # which has been reported, or there is none
         return
-    findings += _one_form(data)
+    findings += _one_form(data, with_data)
     if data.system is not None and not data.chat:
         message = "`data.system` is the system's message in a chat"
         findings.append(Finding(("data", "system"), message, "add `chat = true`", at="key"))
@@ -223,9 +231,9 @@ def _any_inline(modalities: object) -> bool:
     return any(isinstance(spec, dict) and spec.get("inline") is True for spec in specs)
 
 
-def _one_form(data: DataSpec) -> Iterator[Finding]:
+def _one_form(data: DataSpec, with_data: bool) -> Iterator[Finding]:
     """Either one dataset, or several, each with a name."""
-    if data.train is None and not data.mix:
+    if with_data and data.train is None and not data.mix:
         hint = 'add `train = "..."`, or a table [[data.mix]] for each dataset'
         yield Finding(("data", "train"), "`data.train` is missing", hint, at="key")
     default = DataSpec()

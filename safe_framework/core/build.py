@@ -55,7 +55,7 @@ def build(
         CheckpointError: pretrained weights cannot be found.
         UnsupportedBaseError: the base cannot be served.
     """
-    checked = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    checked = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, with_data=False)
     base, tokenizer, origin = _loaded(checked, trust_remote_code)
     if device is not None:
         base = base.to(device)
@@ -100,7 +100,7 @@ def attach(
             example=example,
             split_rows=bool(split_rows),
         )
-    checked = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    checked = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, with_data=False)
     model = SafeModel(
         base,
         tokenizer,
@@ -247,7 +247,8 @@ def _recipe_in(folder: Path) -> Recipe:
                     f"`{folder}` needs {error.message} for modality `{name}`",
                     hint=f"pip install {plugin['distribution']}=={plugin['version']}",
                 ) from error
-    return parse_recipe((folder / RECIPE).read_text("utf-8"), str(folder / RECIPE), folder)
+    text = (folder / RECIPE).read_text("utf-8")
+    return parse_recipe(text, str(folder / RECIPE), folder, with_data=False)
 
 
 def _load_beside(model: SafeModel, folder: Path, allow_other_base: bool) -> None:

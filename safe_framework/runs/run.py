@@ -88,7 +88,7 @@ def run_recipe(
         RecipeError: the recipe has mistakes, or its base will not do.
         DataError: data are missing, or the folder holds a run of another recipe or other data.
     """
-    recipe, memory = read_recipe(source, check_files=not data), InMemory()
+    recipe, memory = read_recipe(source, with_data=not data), InMemory()
     if data:
         recipe, memory = recipe_with_rows(recipe, data)
     check_base(recipe)

@@ -51,9 +51,10 @@ class MemoryRows:
         folder = Path.cwd()
         if _is_of_datasets(self._source):
             datasets = require("datasets", "data", "an object of `datasets` needs the library")
-            found = dataset_rows(datasets, self._source, self.name, folder, 0, None)
+            found = dataset_rows(datasets, _unformatted(self._source), self.name, folder, 0, None)
             for number, row in enumerate(found):
-                yield attrs.evolve(row, place=f"{self.name}[{number}]")
+                values = {key: _plain(one) for key, one in row.values.items()}
+                yield attrs.evolve(row, place=f"{self.name}[{number}]", values=values)
             return
         for number, values in enumerate(_each(self._source)):
             place = f"{self.name}[{number}]"
@@ -73,6 +74,14 @@ class MemoryRows:
 
 def _is_of_datasets(source: Any) -> bool:
     return type(source).__module__.partition(".")[0] == "datasets" and hasattr(source, "features")
+
+
+def _unformatted(source: Any) -> Any:
+    """An object of ``datasets`` whose values are Python's own, unless a function makes them."""
+    chosen = getattr(source, "format", None)
+    if not isinstance(chosen, Mapping) or chosen["type"] in (None, "custom"):
+        return source
+    return source.with_format(None).select_columns(list(chosen["columns"]))
 
 
 def _checked(source: Any, name: str) -> Any:
