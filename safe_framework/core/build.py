@@ -34,6 +34,7 @@ from safe_framework.pretrained.probe_cache import checkpoint_key, use_probe_cach
 from safe_framework.utils.in_memory import MEMORY, was_in_memory
 
 
+@torch.inference_mode(False)  # else nothing could be trained afterwards
 def build(
     recipe: str | Path | Recipe,
     *,
@@ -63,6 +64,7 @@ def build(
         return attach(base, tokenizer, recipe=checked, example=example)
 
 
+@torch.inference_mode(False)  # else nothing could be trained afterwards
 def attach(
     base: nn.Module,
     tokenizer: Any = None,
@@ -118,6 +120,7 @@ def attach(
     return model
 
 
+@torch.inference_mode(False)  # else nothing could be trained afterwards
 def load(
     folder: str | Path,
     *more: str | Path,

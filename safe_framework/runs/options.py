@@ -30,7 +30,6 @@ from safe_framework.core.recipe_of import recipe_tables
 from safe_framework.data.readers import MemoryRows
 from safe_framework.data.recipe_data import InMemory
 from safe_framework.errors import DataError, KeywordError
-from safe_framework.pretrained.base_outline import BaseOutline
 from safe_framework.utils.in_memory import MEMORY
 from safe_framework.utils.suggest import nearest
 from safe_framework.utils.toml_writer import plain, toml_document
@@ -120,8 +119,7 @@ def recipe_for(
 
 def memory_of(model: SafeModel, rows: Mapping[str, MemoryRows]) -> InMemory:
     """What a run of a model in memory need not load."""
-    config: Any = model.base.config
-    return InMemory(rows, model.base_processor, BaseOutline(config.to_dict()).sees)
+    return InMemory(rows, model.base_processor, model.config)
 
 
 def recipe_with_rows(recipe: Recipe, data: Mapping[str, Any]) -> tuple[Recipe, InMemory]:
