@@ -41,8 +41,8 @@ class AdapterConfig:
         format: version of the folder's layout.
         framework: version of safe-framework that wrote it.
         base: class and fingerprints of the base model.
-        modalities: by modality its gate, the encoder's fingerprint, the layers, and who provides
-            its plugins in which version.
+        modalities: by modality its gate, ``attend``, the encoder's fingerprint, the layers, and
+            who provides its plugins in which version.
         parameters: how many trainable parameters it holds.
         base_change: what stage B changed in the base; None where L1 and L2 hold.
         accepted: how the base differs from one that the adapter was made for before.
@@ -161,6 +161,7 @@ def adapter_config(
 def _modality_identity(modality: Modality) -> dict[str, Any]:
     return {
         "gate": modality.gate,
+        "attend": modality.attend,
         **_encoder_identity(modality),
         "layers": list(modality.fusion.layers),
         "plugins": {

@@ -84,6 +84,8 @@ def _modality_table(modality: Modality) -> dict[str, Any]:
     }
     if modality.gate != 1:
         table["gate"] = {"value": modality.gate}
+    if modality.attend != "all":
+        table["attend"] = modality.attend
     if modality.markers is not None:
         table["markers"] = True
         if modality.markers.tokens is not None:
