@@ -69,12 +69,13 @@ class BaseSnapshot:
         hooks: the foreign hooks that it carried.
         replaced: methods that were replaced on a module's instance, and by what.
         training: modules in training mode.
-        identity: fingerprints that an adapter recorded of the base, once one was loaded.
+        identity: fingerprints of the base as an adapter was loaded on it, once one was.
         changed: paths of the tensors that stage B changes in place, knowingly.
+        accepted: how the base differs from the one that an adapter was made for, knowingly.
     """
 
     modules: Mapping[str, str]
-    tensors: Mapping[str, TensorRecord]
+    tensors: dict[str, TensorRecord]
     settings: Mapping[str, Any]
     words: Mapping[str, Any]
     hooks: Counter[HookName]
@@ -82,6 +83,7 @@ class BaseSnapshot:
     training: tuple[str, ...]
     identity: Mapping[str, str] | None = None
     changed: frozenset[str] = frozenset()
+    accepted: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, base: nn.Module, tokenizer: Any = None) -> BaseSnapshot:
@@ -96,6 +98,27 @@ class BaseSnapshot:
             replaced=dict(_replaced(modules)),
             training=tuple(path for path, module in modules.items() if module.training),
         )
+
+    def note_cast(self, before: BaseSnapshot, after: BaseSnapshot) -> None:
+        """Take over the types of a base that its owner cast, tensor by tensor.
+
+        One that was changed before stays as it was recorded, so that it is found.
+
+        Args:
+            before: of the base, just before the cast.
+            after: just after it.
+        """
+        types = set()
+        for path, now in after.tensors.items():
+            known, then = self.tensors.get(path), before.tensors.get(path)
+            if known is None or then is None or now.dtype == known.dtype:
+                continue
+            if (known.shape, known.dtype, known.sample) == (then.shape, then.dtype, then.sample):
+                self.tensors[path] = now
+                types.add(f"its weights are {now.dtype} and were {known.dtype}")
+        if types and self.identity is not None:
+            self.identity = {k: v for k, v in self.identity.items() if k != "weights"}
+            self.accepted = tuple(dict.fromkeys((*self.accepted, *sorted(types))))
 
     @property
     def digest(self) -> str:

@@ -8,47 +8,33 @@ modalities, and each row is taken from the run that it belongs to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
 
+from safe_framework.core.attend import ActingPositions, acting_positions
 from safe_framework.core.attention_probe import AttentionProbe
 from safe_framework.core.base_change import BaseChange, use_changed_base
 from safe_framework.core.base_model import generation_pad_id
 from safe_framework.core.compilation import keep_uncompiled
 from safe_framework.core.injection import ActiveModality, CallInjection
-from safe_framework.core.layer_discovery import LayerStack
+from safe_framework.core.layer_discovery import LayerStack, decodes_separately
 from safe_framework.core.layer_hooks import use_injection
-from safe_framework.core.markers.call import prepare_call
+from safe_framework.core.markers.call import (
+    PreparedCall,
+    by_keyword,
+    cached_columns,
+    prepare_call,
+)
 from safe_framework.core.markers.embeddings import Markers
 from safe_framework.core.processor import padding_id
 from safe_framework.errors import SafeError
 
 Gate = float | Tensor | Mapping[str, float | Tensor]
 """Strength of a call: one number, one for each row, or either by modality."""
-
-_OFF: ContextVar[frozenset[tuple[int, str]]] = ContextVar("safe_framework_off", default=frozenset())
-"""Ids of models (copies of one share its owner key) and names of their modalities."""
-
-
-@contextmanager
-def switched_off(model: object, names: Iterable[str]) -> Iterator[None]:
-    """Within the block, these modalities of ``model`` are off, in this thread or task alone."""
-    token = _OFF.set(_OFF.get() | {(id(model), name) for name in names})
-    try:
-        yield
-    finally:
-        _OFF.reset(token)
-
-
-def is_switched_off(model: object, name: str) -> bool:
-    """Whether a ``switched_off`` block of this thread or task holds for the modality."""
-    return (id(model), name) in _OFF.get()
 
 
 def gate_of(gate: Gate | None, name: str) -> float | Tensor | None:
@@ -111,6 +97,9 @@ class ModelCall:
         def with_modalities() -> Any:
             """The base's call, with the modalities that are on."""
             stack = self.stack
+            named = by_keyword(method, call.args) | dict(call.inputs)
+            for active in self.modalities:
+                active.acting = self._acting(active, call, named, method is not self.base)
             injection = CallInjection(
                 self.owner, self.modalities, stack.passes, stack.entry, call.prompts
             )
@@ -131,6 +120,26 @@ class ModelCall:
         pad = generation_pad_id(self.base)
         return call.restored(
             run_rows_separately(without_modalities, with_modalities, rows, batch, pad)
+        )
+
+    def _acting(
+        self,
+        active: ActiveModality,
+        call: PreparedCall,
+        named: Mapping[str, Any],
+        generating: bool,
+    ) -> ActingPositions | None:
+        """Where in the text of a call a modality acts; None for everywhere."""
+        prompt = call.prompts.get(active.name)
+        return acting_positions(
+            active.attend,
+            call.moved(active.first),
+            named,
+            separate_decoder=decodes_separately(self.base),
+            cached=cached_columns(named) if generating else 0,
+            places=None if prompt is None else prompt.positions,
+            rows=active.rows,
+            name=active.name,
         )
 
     def _padding_id(self) -> int:

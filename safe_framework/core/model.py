@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -12,13 +12,14 @@ from uuid import uuid4
 import torch
 from torch import Tensor, nn
 
+from safe_framework.config.schema import Attend
 from safe_framework.core.adapter import (
     AdapterState,
     adapter_config,
-    base_identity,
     modality_tensors,
     write_adapter,
 )
+from safe_framework.core.attend import answer_starts, answering, check_attend
 from safe_framework.core.attention_probe import AttentionProbe
 from safe_framework.core.base_change import (
     BaseChange,
@@ -28,9 +29,10 @@ from safe_framework.core.base_change import (
     refuse_changed,
     use_original_base,
 )
+from safe_framework.core.base_identity import base_identity, recorded_base
 from safe_framework.core.base_model import base_facts, freeze, input_device
 from safe_framework.core.base_snapshot import BaseSnapshot
-from safe_framework.core.call import Gate, ModelCall, gate_of, is_switched_off, switched_off
+from safe_framework.core.call import Gate, ModelCall, gate_of
 from safe_framework.core.compilation import check_not_compiled, uncompile
 from safe_framework.core.gradient_checkpointing import (
     Options,
@@ -64,13 +66,17 @@ from safe_framework.core.modality import (
 )
 from safe_framework.core.picture_example import picture_examples
 from safe_framework.core.processor import SafeProcessor
-from safe_framework.data.prompts import chat_opening, prompt_template
+from safe_framework.core.segments import SegmentVectors, is_segments
+from safe_framework.core.switched_off import is_switched_off, switched_off, warn_if_off_elsewhere
+from safe_framework.data.chat_template import QUESTION
+from safe_framework.data.prompts import recipe_chat
 from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.projector import Projector
-from safe_framework.interfaces.types import BaseFacts, Frames, Sample
+from safe_framework.interfaces.types import FROM, PRESENT, BaseFacts, Frames, Sample
 from safe_framework.pretrained.base_processor import text_tokenizer
+from safe_framework.utils.tensors import changes_type
 
 if TYPE_CHECKING:
     from safe_framework.config.schema import Recipe
@@ -148,6 +154,7 @@ class SafeModel(nn.Module):
         projector: Projector,
         fusion: FusionAdapter,
         gate: float = 1.0,
+        attend: Attend = "all",
         markers: bool = False,
         inline: bool = False,
     ) -> None:
@@ -159,22 +166,28 @@ class SafeModel(nn.Module):
             projector: maps frames into the base's hidden size.
             fusion: lets decoder layers attend to the tokens.
             gate: strength from 0 (off) to 1.
+            attend: where in the text it acts: ``"answer"``, from the last position of the prompt
+                on; ``"after"``, from its markers on; or ``"all"``.
             markers: mark where a sample is in the text, by two words with vectors of their own.
             inline: put the projected tokens between them too.
 
         Raises:
-            SafeError: the name is taken or cannot be a keyword, or a fused layer does not exist.
+            SafeError: the name is taken or cannot be a keyword, a fused layer does not exist, or
+                ``attend`` asks for a position that the text does not have.
             UnsupportedBaseError: what is added at a fused layer does not reach the outputs.
         """
         check_name(name, self.modalities)
         refuse_changed(self.base_change)
+        marked = markers or inline
+        check_attend(attend, self.base, self.stack, self._example_inputs(), marked=marked)
         taken, tokens = self._markers().values(), inline_tokens(projector) if inline else None
         marks = (
             make_markers(self.base, self.device, self.stack.hidden_size, taken, tokens)
-            if markers or inline
+            if marked
             else None
         )
-        modality = Modality(name, encoder, projector, fusion, gate, marks)
+        segments = SegmentVectors(self.stack.hidden_size)
+        modality = Modality(name, encoder, projector, fusion, segments, gate, marks, attend)
         modality.encoder.eval()
         check_layers(name, fusion.layers, self.stack.count)
         check_layers_reach_output(self.base, self.stack, fusion.layers, self._example_inputs())
@@ -218,6 +231,11 @@ class SafeModel(nn.Module):
         return text_tokenizer(self.base_processor)
 
     @property
+    def attends(self) -> dict[str, Attend]:
+        """Where in the text each modality acts."""
+        return {name: self.modality(name).attend for name in self.modalities}
+
+    @property
     def encoders(self) -> dict[str, Encoder]:
         """The encoder of each modality."""
         return {name: self.modality(name).encoder for name in self.modalities}
@@ -248,6 +266,7 @@ class SafeModel(nn.Module):
 
         Keys and values of a modality are computed once and shared by beams and steps. Returned
         texts begin with what the base was given: markers of a modality that is off are not in it.
+        A ``streamer`` is given the text's own words alone, and no markers.
         """
         with torch.no_grad():
             own, call = self._prepare(args, inputs, gate)
@@ -257,7 +276,8 @@ class SafeModel(nn.Module):
     def off(self, *names: str) -> Iterator[None]:
         """Within the block, these modalities (all, if none is named) are absent.
 
-        Holds for this thread or task only; others that share the model are not affected. Where
+        Holds for this thread or task only; others that share the model are not affected, and a
+        thread that is started inside the block is told so if it generates. Where
         stage B changed the base by LoRA, ``off()`` of all is the original base, too.
         """
         chosen = [self._known(name) for name in names] or list(self.modalities)
@@ -294,6 +314,8 @@ class SafeModel(nn.Module):
         for name in gate if isinstance(gate, Mapping) else ():
             self._known(name)
         on = [name for name in self.modalities if name in given and self.is_enabled(name)]
+        for name in on:
+            warn_if_off_elsewhere(self, name)
         device, layout = self.device, self.stack.layout
         active = [
             self.modality(name).activate(gate_of(gate, name), given[name], device, layout)
@@ -354,9 +376,9 @@ class SafeModel(nn.Module):
             self._processor = SafeProcessor(
                 base,
                 self.encoders,
-                prompt=prompt_template(self.recipe, base),
+                prompt=QUESTION if data is None else data.prompt,
                 spans={name: markers.span for name, markers in self._markers().items()},
-                opening=partial(chat_opening, data, base) if data and data.chat else None,
+                chat=recipe_chat(data, base),
             )
         return self._processor
 
@@ -401,9 +423,14 @@ class SafeModel(nn.Module):
             return processor(text=text, sampling_rate=sampling_rate, **given)
         config: Any = self.base.config
         separate = bool(config.is_encoder_decoder)
-        return processor.training_batch(
+        batch = processor.training_batch(
             text, answers, given, encoder_decoder=separate, sampling_rate=sampling_rate
         )
+        if not separate:
+            starts = answer_starts(batch["labels"], batch["attention_mask"].sum(1) - 1)
+            acting = [name for name in answering(self.attends) if f"{name}__{PRESENT}" in batch]
+            batch.update({f"{name}__{FROM}": starts for name in acting})
+        return batch
 
     def encode(self, name: str, samples: Sequence[Sample]) -> Frames:
         """The encoder's frames of raw samples, without gradient."""
@@ -420,10 +447,33 @@ class SafeModel(nn.Module):
         return input_device(self.base)
 
     def train(self, mode: bool = True) -> SafeModel:
-        """Switch the trainable parts; the base stays in evaluation mode."""
+        """Switch the trainable parts; the base stays in evaluation mode.
+
+        Raises:
+            SafeError: a part was made in inference mode, so that no gradient passes it.
+        """
+        if mode and (made := [n for n, p in self.named_parameters() if p.is_inference()]):
+            raise SafeError(
+                f"{len(made)} parameters, such as `{made[0]}`, were made in `inference_mode`, and "
+                "cannot be trained or trained through",
+                hint="load the base and make the plugins outside of `torch.inference_mode()`",
+            )
         self.training = mode
         for child in self.children():
             child.train(mode and child is not self.base)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SafeModel:
+        """Move or cast the model, as ``to``, ``cuda`` and ``bfloat16`` do.
+
+        A base that is cast here is not one that was changed behind the model's back.
+        """
+        types = {p.dtype for p in self.base.parameters() if p.is_floating_point()}
+        cast = any(changes_type(fn, dtype) for dtype in types)
+        before = BaseSnapshot.of(self.base) if cast else None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
+        if before is not None:
+            self.base_snapshot.note_cast(before, BaseSnapshot.of(self.base))
         return self
 
     @property
@@ -479,17 +529,24 @@ class SafeModel(nn.Module):
         return Path(folder)
 
     def adapter_state(self) -> AdapterState:
-        """All that ``save_pretrained`` writes."""
+        """All that ``save_pretrained`` writes.
+
+        Vectors of second samples are left out where they are zero, as before any are trained.
+        """
+        tensors, trained = self.modality_tensors(), self.trainable_parameters()
+        for key in [key for key in tensors if is_segments(key) and not tensors[key].any()]:
+            del tensors[key], trained[key]
         change = self.base_change
         names = list(self.modalities)
         recipe = self.recipe
         return AdapterState(
-            tensors=self.modality_tensors(),
+            tensors=tensors,
             config=adapter_config(
-                self.base_identity(),
+                self._recorded_base(),
                 [self.modality(name) for name in names],
-                sum(p.numel() for p in self.trainable_parameters().values()),
+                sum(p.numel() for p in trained.values()),
                 None if change is None else change.adapter_facts(self.base),
+                self.base_snapshot.accepted,
             ),
             recipe=recipe.text if recipe and set(recipe.modalities) == set(names) else None,
             write_base_change=None if change is None else partial(change.write, self.base),
@@ -516,6 +573,12 @@ class SafeModel(nn.Module):
         with self.original_base():
             name = self.recipe.base.model if self.recipe else ""
             return base_identity(self.base, self.base_processor, self.base_snapshot, name)
+
+    def _recorded_base(self) -> dict[str, str]:
+        """What an adapter records of the base, as it was before any change."""
+        identity = self.base_identity()
+        with self.original_base():
+            return recorded_base(self.base, self.base_processor, identity)
 
     # A changed base (stage B)
 

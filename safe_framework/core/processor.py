@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from safe_framework.core.chat import Conversations, split_samples
@@ -17,11 +18,19 @@ from safe_framework.core.keywords import check_keywords
 from safe_framework.core.markers.text import MarkerText
 from safe_framework.core.padding import PaddedRows, append_columns, gather_columns, per_token_inputs
 from safe_framework.core.pictures import PicturePlaces, pictures_by_text
+from safe_framework.data.chat_template import QUESTION, ChatTemplate
 from safe_framework.data.frame_cache import prepare_inputs
-from safe_framework.data.prompts import chat_renderer
+from safe_framework.data.prompts import with_places
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import IGNORED, Sample
+from safe_framework.interfaces.types import (
+    IGNORED,
+    Sample,
+    Several,
+    each_of,
+    sample_counts,
+    together,
+)
 from safe_framework.pretrained.base_processor import takes_images, text_tokenizer
 
 Rate = int | Mapping[str, int] | None
@@ -40,11 +49,12 @@ class SafeProcessor:
         encoders: the attached encoders by modality.
         prompt: template with ``{question}``, as the recipe's data was prompted.
         spans: by modality with markers, the ids that stand where its sample is.
-        opening: what a chat of the recipe puts before a user's first word, by the number of
-            pictures that the message begins with; None where the recipe asks in no chat.
+        chat: the base's chat template as the recipe uses it, in which the prompt is a user's
+            message; None where it asks in no chat.
 
     Attributes:
         tokenizer: the copy.
+        chat: as given, else the base's own chat template; None where it has none.
         markers: puts these ids into texts.
         pictures: puts the places of pictures into texts.
     """
@@ -56,15 +66,19 @@ class SafeProcessor:
         *,
         prompt: str = "{question}",
         spans: Mapping[str, Sequence[int]] | None = None,
-        opening: Callable[[int], str] | None = None,
+        chat: ChatTemplate | None = None,
     ) -> None:
         self.tokenizer = _with_padding(copy.deepcopy(tokenizer))
         self.encoders = dict(encoders)
-        self.template = prompt
+        self._prompt, self._asks_in_chat = prompt, chat is not None
+        self.chat = chat or ChatTemplate.of(self.tokenizer)
+        self.template = self._around(prompt)
+        opening = None if chat is None else self._opening
         self.pictures = PicturePlaces(self.tokenizer, opening)
         self.markers = MarkerText(
             self.tokenizer,
             spans or {},
+            names=self.encoders,
             ending=self.pictures.ending,
         )
 
@@ -82,9 +96,10 @@ class SafeProcessor:
     ) -> Any:
         """A batch for ``model(**batch)`` and ``model.generate(**batch)``.
 
-        The markers of a modality that has some stand where a text with a sample says ``<NAME>``,
-        or before it. They come on top of a ``max_length``. A text without a token of its own
-        begins with the base's start token.
+        A text may have several samples of a modality, and say by ``<NAME>`` where each of them
+        is, in order. The markers of a modality that has some stand there, or before the text if it
+        says nothing. They come on top of a ``max_length``. A text without a token of its own begins
+        with the base's start token.
 
         Args:
             text: one text or several, as they are.
@@ -97,12 +112,13 @@ class SafeProcessor:
                 differ.
             return_tensors: ``"pt"``, the only form there is.
             padding: passed to the tokenizer.
-            **inputs: for each attached modality a sample or one (or None) for each text; all
-                else, such as ``max_length``, is a keyword of the base's own processor.
+            **inputs: for each attached modality a sample, a list of samples or None for each
+                text; all else, such as ``max_length``, is a keyword of the base's own processor. A
+                list of numbers is one sample.
 
         Raises:
-            SampleError: a sample cannot be used, or there are not as many as texts, or a text
-                names another number of pictures than it has.
+            SampleError: a sample cannot be used, or there are not as many entries as texts, or a
+                text names another number of samples or pictures than it has.
             KeywordError: a keyword is neither a modality nor known to the base's processor.
             SafeError: there are pictures or videos, and the base takes none.
         """
@@ -111,8 +127,9 @@ class SafeProcessor:
         asked = self._texts(text, question)
         seen = {"images": images, "videos": videos}
         inputs |= {name: value for name, value in seen.items() if value is not None}
+        alone = isinstance(text if question is None else question, str)
         given = {
-            name: self._per_text(name, inputs.pop(name), len(asked))
+            name: _per_text(name, inputs.pop(name), None if alone else len(asked))
             for name in list(inputs)
             if name in self.encoders
         }
@@ -122,10 +139,11 @@ class SafeProcessor:
             )
         check_keywords(inputs, self.tokenizer, list(self.encoders))
         present = [
-            [name for name, samples in given.items() if samples[row] is not None]
+            sample_counts({name: samples[row] for name, samples in given.items()})
             for row in range(len(asked))
         ]
         texts = asked if question is None else list(map(self.prompt, asked, present))
+        self._check_places(texts, present)
         texts = self._with_pictures(texts, inputs)
         plain = [
             with_start_token(self.tokenizer, self.markers.strip_markers(text, names))
@@ -134,7 +152,7 @@ class SafeProcessor:
         inputs.setdefault("padding_side", "left")
         base = self.tokenizer if inputs.keys() & seen.keys() else self._text_alone
         batch = base(text=plain, return_tensors="pt", padding=padding, **inputs)
-        batch.update(self.markers.insert_into_batch(batch, texts, given))
+        batch.update(self.markers.insert_into_batch(batch, texts, present))
         for name, samples in given.items():
             rate = sampling_rate.get(name) if isinstance(sampling_rate, Mapping) else sampling_rate
             batch.update(self.modality(name, samples, rate))
@@ -156,6 +174,14 @@ class SafeProcessor:
             SafeError: there are some, and the base takes none.
         """
         return self.pictures.place(text, count)
+
+    def _check_places(self, texts: Sequence[str], present: Sequence[Mapping[str, int]]) -> None:
+        for row, (text, counts) in enumerate(zip(texts, present, strict=True)):
+            try:
+                self.markers.check_places(text, counts)
+            except SampleError as error:
+                place = f"text {row}: " if len(texts) > 1 else ""
+                raise SampleError(f"{place}{error.message}", hint=error.hint, row=row) from error
 
     def _with_pictures(self, texts: list[str], inputs: dict[str, Any]) -> list[str]:
         """Texts with the places of their pictures, which ``inputs`` then has by text."""
@@ -199,8 +225,8 @@ class SafeProcessor:
         any part of ours the result is the base's very own.
 
         Args:
-            conversation: messages, or a list of conversations; each has at most one sample of
-                a modality.
+            conversation: messages, or a list of conversations, with any number of samples in
+                any of their messages.
             sampling_rate: of plain arrays, where their parts do not say it, in hertz.
             **options: as the base's, such as ``add_generation_prompt`` and ``tokenize``. Beside
                 samples, ids come as tensors in rows, padded on the left.
@@ -208,11 +234,11 @@ class SafeProcessor:
         Raises:
             SampleError: a part is of an unknown type, or its sample cannot be used.
         """
-        base = self._chat
+        base, options = self._chat, {**self._chat_options, **options}
         given = split_samples(conversation, self.encoders, base)
         if not given.samples:  # the base's own, whatever it is
             plain = given.without_samples
-            return base.apply_chat_template(plain if given.batched else plain[0], **options)
+            return self._apply(plain if given.batched else plain[0], options)
         wanted = {**_template_defaults(base), **options}
         tokenize, whole = wanted.pop("tokenize"), wanted.pop("return_dict")
         if wanted.pop("return_tensors", None) not in (None, "auto", "pt"):
@@ -234,7 +260,26 @@ class SafeProcessor:
             options: of the base's ``apply_chat_template``.
         """
         given = split_samples(list(map(list, conversations)), self.encoders, self._chat)
-        return self._chat_batch(given, sampling_rate, options)
+        return self._chat_batch(given, sampling_rate, {**self._chat_options, **options})
+
+    @property
+    def _chat_options(self) -> Mapping[str, Any]:
+        """The recipe's options of the base's chat template."""
+        return {} if self.chat is None else self.chat.options
+
+    def _apply(self, conversations: Sequence[Any], options: Mapping[str, Any]) -> Any:
+        """What the base's own template makes of messages.
+
+        Raises:
+            SafeError: it refuses them.
+        """
+        try:
+            return self._chat.apply_chat_template(conversations, **options)
+        except TemplateError as error:
+            assert self.chat is not None
+            batched = isinstance(conversations[0], (list, tuple))
+            talks = conversations if batched else [conversations]
+            raise self.chat.refusal([one for talk in talks for one in talk], error) from error
 
     @property
     def _chat(self) -> Any:
@@ -247,20 +292,16 @@ class SafeProcessor:
             raise SafeError(
                 "the model has no tokenizer", hint="pass one: attach(base, tokenizer=...)"
             )
-        return chat_renderer(self.tokenizer) or self.tokenizer
+        return self.tokenizer if self.chat is None else self.chat.renderer
 
     def _chat_batch(self, given: Conversations, rate: Rate, options: Mapping[str, Any]) -> Any:
         """The base's tokens of the text alone, and what the samples add."""
-        batch = self._chat.apply_chat_template(
-            given.without_samples,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            **_padded(self._chat, options),
-        )
+        whole = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        batch = self._apply(given.without_samples, {**_padded(self._chat, options), **whole})
         if given.samples.keys() & self.markers.spans:
-            texts = self._render(given, options)
-            batch.update(self.markers.insert_into_batch(batch, texts, given.samples))
+            texts, present = self._render(given, options), given.present
+            self._check_places(texts, present)
+            batch.update(self.markers.insert_into_batch(batch, texts, present))
         for name, samples in given.samples.items():
             own = rate.get(name) if isinstance(rate, Mapping) else rate
             batch.update(self.modality(name, samples, own))
@@ -270,7 +311,7 @@ class SafeProcessor:
         """Each conversation as text, with ``<NAME>`` for samples whose modality has markers."""
         rendering = {key: value for key, value in options.items() if key not in _OF_TOKENS}
         messages = given.with_placeholders(self.markers.spans)
-        texts: list[str] = self._chat.apply_chat_template(messages, tokenize=False, **rendering)
+        texts: list[str] = self._apply(messages, {**rendering, "tokenize": False})
         return texts
 
     def training_batch(
@@ -292,8 +333,9 @@ class SafeProcessor:
             sampling_rate: of plain arrays given as samples, in hertz.
 
         Returns:
-            Rows padded on the right; ``labels`` hold the answers' ids, with the end-of-text token
-            behind them, where they stand and -100 everywhere else, at markers and padding too.
+            Rows padded on the right; ``labels`` hold the answers' ids, with the end of the text
+            (or of the assistant's turn) behind them, where they stand, and -100 everywhere else,
+            at markers and padding too.
 
         Raises:
             SafeError: answers are missing or empty.
@@ -301,7 +343,7 @@ class SafeProcessor:
         """
         texts = [text] if isinstance(text, str) else list(text)
         batch = self(text=texts, sampling_rate=sampling_rate, padding_side="right", **samples)
-        targets = _targets(self.tokenizer, answers, len(texts))
+        targets = self._targets(answers, texts)
         if encoder_decoder:
             batch["labels"] = _filled(targets, [0] * len(texts))
             return batch
@@ -345,19 +387,25 @@ class SafeProcessor:
         return [self.decode(ids, **options) for ids in sequences]
 
     def modality(
-        self, name: str, samples: Sequence[Sample | None], sampling_rate: int | None = None
+        self,
+        name: str,
+        samples: Sequence[Sample | Several[Sample] | None],
+        sampling_rate: int | None = None,
     ) -> dict[str, Tensor]:
-        """One modality's part of a batch, a row for each sample; None is absent.
+        """One modality's part of a batch, a row for each entry, which may be several samples.
 
         Raises:
             SampleError: a sample cannot be used.
         """
         encoder = self.encoders[name]
-        known = [s if s is None else _wrap(name, encoder, s, sampling_rate) for s in samples]
+        rows = [
+            together([_wrap(name, encoder, one, sampling_rate) for one in each_of(held)])
+            for held in samples
+        ]
         try:
-            return prepare_inputs(name, encoder, known)
+            return prepare_inputs(name, encoder, rows)
         except SampleError as error:
-            raise _with_row(name, encoder, known, error) from error
+            raise _with_row(name, encoder, rows, error) from error
 
     def _texts(self, text: Any, question: Any) -> list[str]:
         if (text is None) == (question is None):
@@ -365,27 +413,113 @@ class SafeProcessor:
         given = text if text is not None else question
         return [given] if isinstance(given, str) else list(given)
 
-    def prompt(self, question: str, present: Collection[str] | None = None) -> str:
+    def prompt(self, question: str, present: Mapping[str, int] | None = None) -> str:
         """A question in the recipe's prompt.
 
         Args:
             question: as it is asked.
-            present: modalities with a sample, whose ``<NAME>`` alone stay in the prompt; all,
-                if none are given.
+            present: how many samples it has, by modality, whose ``<NAME>`` alone stay in the
+                prompt; None leaves the prompt as it is.
         """
-        template = self.template
+        prompt = self._prompt
         if present is not None:
-            template = self.markers.leave_out_absent(template, present)
-        return template.replace("{question}", question)
+            prompt = self.markers.leave_out_absent(prompt, present)
+            places = {name: n for name, n in present.items() if name in self.markers.names}
+            prompt = with_places(prompt, question, places)
+        return self._around(prompt.replace(QUESTION, question))
 
-    def _per_text(self, name: str, samples: Any, count: int) -> list[Sample | None]:
-        listed = list(samples) if isinstance(samples, (list, tuple)) else [samples]
-        if len(listed) != count:
-            raise SampleError(
-                f"`{name}` has {len(listed)} samples for {count} texts",
-                hint="give one for each text, None where there is none",
+    def _around(self, prompt: str) -> str:
+        """A prompt in the recipe's chat, if it asks in one."""
+        return self.chat.question(prompt) if self.chat and self._asks_in_chat else prompt
+
+    def _opening(self, images: int) -> str:
+        """What a chat of the recipe puts before a user's first word, and so many pictures."""
+        assert self.chat is not None
+        return self.chat.question(QUESTION, images).partition(QUESTION)[0]
+
+    def _targets(
+        self, answers: str | Sequence[str | None] | None, texts: Sequence[str]
+    ) -> list[list[int]]:
+        """Ids of each answer with the end behind it."""
+        listed = [answers] if isinstance(answers, str) else list(answers or ())
+        if len(listed) != len(texts):
+            raise SafeError(
+                f"training mode needs an answer for each of {len(texts)} texts, not {len(listed)}",
+                hint="give `answers`, None for a text without a target",
             )
-        return listed
+        found = [
+            [] if answer is None else self.answer_ids(answer, text)
+            for answer, text in zip(listed, texts, strict=True)
+        ]
+        for row, (answer, ids) in enumerate(zip(listed, found, strict=True)):
+            if answer is not None and not ids:
+                raise SafeError(f"answers[{row}]: the answer {answer!r} has no tokens")
+        return found
+
+    def answer_ids(self, answer: str, prompt: str) -> list[int]:
+        """Ids of an answer, with what ends it; none if the answer has none.
+
+        Args:
+            answer: as it is written.
+            prompt: the text before it. Where that ends as the base's chat template opens the
+                assistant's turn, the answer ends as it ends the turn; else with the text.
+        """
+        inner = text_tokenizer(self.tokenizer)
+        if self.chat is not None and self.chat.opens(prompt):
+            return self.chat.answer_ids(answer)
+        ids: list[int] = inner(answer, add_special_tokens=False)["input_ids"]
+        return [*ids, inner.eos_token_id] if ids else []
+
+
+def _per_text(name: str, given: Any, count: int | None) -> list[Sample | Several[Sample] | None]:
+    """The samples of each text.
+
+    Args:
+        name: of the modality.
+        given: as a caller gave them.
+        count: of the texts; None for one text that is in no list, whose samples may be in none.
+    """
+    if count is None:
+        nested = _is_list_of_samples(given) and len(given) == 1 and _is_list_of_samples(given[0])
+        listed, count = list(given) if nested else [given], 1
+    else:
+        listed = list(given) if isinstance(given, (list, tuple)) else [given]
+    if len(listed) != count:
+        raise SampleError(
+            f"`{name}` has {len(listed)} samples for {count} texts",
+            hint="give one for each text, or a list of them, None where there is none",
+        )
+    return [held_samples(f"{name}[{row}]", one) for row, one in enumerate(listed)]
+
+
+def held_samples(place: str, entry: Any) -> Sample | Several[Sample] | None:
+    """One text's samples: one, a list of them, or None.
+
+    Args:
+        place: of the entry, for messages.
+        entry: as a caller gave it; a list of numbers is one sample.
+
+    Raises:
+        SampleError: one of several is None.
+    """
+    if not _is_list_of_samples(entry):
+        return entry
+    if all(one is None for one in entry):
+        return None
+    for number, one in enumerate(entry):
+        if one is None:
+            raise SampleError(
+                f"`{place}[{number}]` is None among {len(entry)} samples",
+                hint="leave it out: a text's samples are those that it has",
+            )
+    return together(list(entry))
+
+
+def _is_list_of_samples(entry: Any) -> bool:
+    """Whether it holds samples: a list of numbers is one."""
+    return isinstance(entry, (list, tuple)) and not (
+        entry and all(isinstance(one, (int, float, np.number)) for one in entry)
+    )
 
 
 def _wrap(name: str, encoder: Encoder, sample: Sample, rate: int | None) -> Sample:
@@ -411,19 +545,23 @@ def _wrap(name: str, encoder: Encoder, sample: Sample, rate: int | None) -> Samp
 
 
 def _with_row(
-    name: str, encoder: Encoder, samples: Sequence[Sample | None], error: SampleError
+    name: str,
+    encoder: Encoder,
+    rows: Sequence[Sample | Several[Sample] | None],
+    error: SampleError,
 ) -> SampleError:
     """The error with the row of the sample that is wrong, if it is wrong by itself."""
-    for row, sample in enumerate(samples):
-        if sample is None:
-            continue
-        try:
-            encoder.prepare([sample])
-        except SampleError as own:
-            where = f"`{name}[{row}]`"
-            named = own.message.replace("`samples[0]`", where).replace("samples[0]", where)
-            message = named if where in named else f"{where}: {own.message}"
-            return SampleError(message, hint=own.hint, row=row)
+    for row, held in enumerate(rows):
+        for number, sample in enumerate(each_of(held)):
+            try:
+                encoder.prepare([sample])
+            except SampleError as own:
+                where = f"`{name}[{row}]`"
+                if isinstance(held, Several):
+                    where = f"`{name}[{row}][{number}]`"
+                named = own.message.replace("`samples[0]`", where).replace("samples[0]", where)
+                message = named if where in named else f"{where}: {own.message}"
+                return SampleError(message, hint=own.hint, row=row)
     return error
 
 
@@ -507,32 +645,3 @@ def _filled(answers: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
     for row, (start, end, answer) in enumerate(zip(starts, ends, answers, strict=True)):
         labels[row, start:end] = torch.tensor(answer, dtype=labels.dtype)
     return labels
-
-
-def _targets(
-    tokenizer: Any, answers: str | Sequence[str | None] | None, count: int
-) -> list[list[int]]:
-    """Ids of each answer with the end-of-text token behind it."""
-    listed = [answers] if isinstance(answers, str) else list(answers or ())
-    if len(listed) != count:
-        raise SafeError(
-            f"training mode needs an answer for each of {count} texts, not {len(listed)}",
-            hint="give `answers`, None for a text without a target",
-        )
-    return [
-        [] if answer is None else answer_ids(tokenizer, answer, f"answers[{row}]")
-        for row, answer in enumerate(listed)
-    ]
-
-
-def answer_ids(tokenizer: Any, answer: str, name: str) -> list[int]:
-    """Ids of an answer with the end-of-text token behind it.
-
-    Raises:
-        SafeError: the answer has no tokens.
-    """
-    inner = text_tokenizer(tokenizer)
-    ids = inner(answer, add_special_tokens=False)["input_ids"]
-    if not ids:
-        raise SafeError(f"{name}: the answer {answer!r} has no tokens")
-    return [*ids, inner.eos_token_id]
