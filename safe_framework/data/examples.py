@@ -80,12 +80,17 @@ class Example:
         return attrs.evolve(self, questions=questions).ask(questions.first())
 
     def ask(self, asked: Asked) -> Example:
-        """The same row, asked a question of its bank."""
+        """The same row, asked a question of its bank.
+
+        Yes and no are answered as questions are, also where rows are classified.
+        """
         assert self.questions is not None
-        label = self.questions.label
-        prompt = self.questions.prompt_of(asked)
+        label, prompt = self.questions.label, self.questions.prompt_of(asked)
         align = label if self.align is None and asked.answer != label else self.align
-        return attrs.evolve(self, prompt=prompt, answer=asked.answer, align=align)
+        found = attrs.evolve(self, prompt=prompt, answer=asked.answer, align=align)
+        if asked.verdicts is None:
+            return found
+        return attrs.evolve(found, task=QUESTIONS, labels=(), at_tokens=False)
 
 
 @attrs.frozen
