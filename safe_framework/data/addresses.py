@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,8 @@ def named_file(value: Any, name: str, folder: Path, place: str) -> Path | Inline
 
 def sources_of(
     row: Row, modalities: Collection[str], *, by_file_name: bool = True
-) -> dict[str, Path | InlineSample]:
-    """Where the row's sample of each modality is; one that it lacks has no key.
+) -> dict[str, tuple[Path | InlineSample, ...]]:
+    """Where the row's samples of each modality are, in order; one that it lacks has no key.
 
     Args:
         row: that may have some.
@@ -88,13 +89,36 @@ def sources_of(
         by_file_name: whether ``file_name`` is the sample's where there is one modality.
 
     Raises:
-        DataError: a field holds neither the name of a file nor a sample.
+        DataError: a field holds neither the name of a file nor a sample, nor a list of them.
     """
     values = row.values
     if by_file_name and len(modalities) == 1 and values.get("file_name") is not None:
         values = {next(iter(modalities)): values["file_name"], **values}
+    held = {name: listed(values.get(name), name, row.place) for name in modalities}
     return {
-        name: named_file(values[name], name, row.folder, row.place)
-        for name in modalities
-        if values.get(name) is not None
+        name: tuple(
+            named_file(one, f"{name}[{number}]" if len(each) > 1 else name, row.folder, row.place)
+            for number, one in enumerate(each)
+        )
+        for name, each in held.items()
+        if each
     }
+
+
+def listed(value: Any, name: str, place: str) -> list[Any]:
+    """What a field holds: one thing, several in a list (in a table, as JSON), or nothing.
+
+    Raises:
+        DataError: a cell begins as a list and is none.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("["):  # a cell of a table
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{place}: `{name}` begins as a list and is none: {error.msg}",
+                hint='write `["a", "b"]` around the names, or one name without brackets',
+            ) from error
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]

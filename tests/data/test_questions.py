@@ -340,7 +340,7 @@ def test_rows_are_asked_from_the_bank(rows: Callable[..., RecipeData]) -> None:
         assert example.questions is not None
         assert example.questions.labels == ("piano", "organ")
     asked = first.ask(first.questions.ask(Form("Is it {label}?"), is_yes=False))  # type: ignore[union-attr]
-    assert (asked.prompt, asked.answer, asked.aligned) == ("Is it organ?", "no", "piano")
+    assert (asked.prompt, asked.answer, asked.aligned) == ("Is it organ?", "no", ("piano",))
 
 
 def test_a_bank_may_replace_rows_own_questions(rows: Callable[..., RecipeData]) -> None:
