@@ -145,6 +145,11 @@ def last_of(row: Row, modalities: Collection[str]) -> Row:
     return read.upto(len(read.messages), row.place)
 
 
+def sent_last(row: Row, modalities: Collection[str]) -> bool:
+    """Whether a conversation's last message brings a sample of one of these modalities."""
+    return any(part["type"] in modalities for part in row.values[MESSAGES][-1]["content"])
+
+
 def last_question(messages: Sequence[Message]) -> str:
     """The text of the last message that is not the assistant's."""
     asked = [one for one in messages if one["role"] != ASSISTANT]
