@@ -81,14 +81,20 @@ class Example:
         return attrs.evolve(self, questions=questions).ask(questions.first())
 
     def ask(self, asked: Asked) -> Example:
-        """The same row, asked a question of its bank."""
+        """The same row, asked a question of its bank.
+
+        Yes and no are answered as questions are, also where rows are classified.
+        """
         assert self.questions is not None
         label = self.questions.label
         prompt = self.questions.prompt_of(asked)
         align, alone = self.align, aligned_words(label, None, sample_counts(self.samples))
         if align is None and asked.answer != label and alone:  # that names the only sample
             align = label
-        return attrs.evolve(self, prompt=prompt, answer=asked.answer, align=align)
+        found = attrs.evolve(self, prompt=prompt, answer=asked.answer, align=align)
+        if asked.verdicts is None:
+            return found
+        return attrs.evolve(found, task=QUESTIONS, labels=(), at_tokens=False)
 
 
 def aligned_words(
