@@ -26,8 +26,23 @@ from safe_framework.core.layer_hooks import (
 from safe_framework.core.markers.embeddings import MarkerInjection
 from safe_framework.errors import InjectionError, PluginError
 from safe_framework.interfaces.fusion import FusionAdapter
-from safe_framework.interfaces.types import Memory, Tokens
+from safe_framework.interfaces.types import Memory
 from safe_framework.utils.torch_private import write_count
+
+
+@attrs.frozen(eq=False)
+class InlineTokens:
+    """What the projector gave, where it stands in the text.
+
+    Attributes:
+        values: tokens of each row's samples, one after another, (batch, tokens, hidden).
+        mask: True where fusion may attend, (batch, tokens).
+        lengths: how many of them stand in each row's text, (batch,); what follows is padding.
+    """
+
+    values: Tensor
+    mask: Tensor
+    lengths: Tensor
 
 
 @attrs.define(eq=False)
@@ -37,12 +52,12 @@ class ActiveModality:
     Attributes:
         name: of the modality.
         fusion: its adapter.
-        memory: what the adapter remembers, a row for each sample that is present.
-        rows: batch rows of those samples, ascending, (present,).
+        memory: what the adapter remembers, a row for each row of the batch that has a sample.
+        rows: which rows these are, ascending, (present,).
         gates: the strength on each of those rows, (present,).
         batch: how many rows the call has.
         layout: axes of the base's hidden states.
-        tokens: what the projector gave, a row for each sample, where they stand in the text.
+        tokens: what the projector gave for those rows, where it stands in the text.
         attend: where in the text it acts, if ``first`` does not say it.
         first: the column of each of the call's texts at which it begins to act, (batch,).
         acting: the same as the base reads its text; None for everywhere.
@@ -58,7 +73,7 @@ class ActiveModality:
     gates: Tensor
     batch: int
     layout: Layout = PLAIN
-    tokens: Tokens | None = None
+    tokens: InlineTokens | None = None
     attend: Attend = "all"
     first: Tensor | None = None
     acting: ActingPositions | None = None

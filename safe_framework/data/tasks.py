@@ -8,6 +8,7 @@ from types import MappingProxyType
 import attrs
 
 from safe_framework.data.conversations import MESSAGES, Talk, has_messages, last_question
+from safe_framework.data.prompts import filled
 from safe_framework.data.questions import QuestionBank, RowQuestions
 from safe_framework.data.readers import Row
 from safe_framework.errors import DataError
@@ -15,6 +16,9 @@ from safe_framework.utils.suggest import nearest
 
 NO_FIELDS: Mapping[str, str] = MappingProxyType({})
 """Every field has the name that it has here."""
+
+NO_SAMPLES: Mapping[str, int] = MappingProxyType({})
+"""A text has none."""
 
 QUESTIONS, CAPTIONS, CLASSES = "question_answering", "captioning", "classification"
 KIND = "kind"
@@ -54,13 +58,19 @@ class TaskFormat:
     around: Callable[[str], str] = str
     talk: Talk | None = None
 
-    def prompt_of(self, row: Row) -> str:
+    def prompt_of(self, row: Row, present: Mapping[str, int] = NO_SAMPLES) -> str:
         """The text that the base is given; captions and classes need no question.
 
         Where a bank is asked, ``{question}`` is yet to be filled.
 
+        Args:
+            row: that asks.
+            present: how many samples it has, by modality, each with its place ``<NAME>`` in the
+                text if that names any.
+
         Raises:
-            DataError: the task is question answering, and nothing is asked.
+            DataError: the task is question answering, and nothing is asked; or the text names more
+                or fewer places than there are samples.
         """
         if has_messages(row):
             return self.talk.before(row) if self.talk else last_question(row.values[MESSAGES])
@@ -69,7 +79,7 @@ class TaskFormat:
             asked = ""
         if self.is_drawn(row):
             return self.prompt
-        return self.around(self.prompt.replace("{question}", question_of(row, asked)))
+        return self.around(filled(self.prompt, question_of(row, asked), present, row.place))
 
     def is_drawn(self, row: Row) -> bool:
         """Whether the bank says what the row is asked."""
@@ -78,7 +88,9 @@ class TaskFormat:
             return False
         return self.bank is not None and (self.bank.replaces or not has_own)
 
-    def questions_of(self, row: Row) -> RowQuestions | None:
+    def questions_of(
+        self, row: Row, present: Mapping[str, int] = NO_SAMPLES
+    ) -> RowQuestions | None:
         """What the bank asks of the row, whose labels are yet to come; None for its own question.
 
         Raises:
@@ -94,6 +106,7 @@ class TaskFormat:
             row.place,
             kind if isinstance(kind, str) and kind in kinds else "",
             around=self.around,
+            present=present,
         )
 
     def answer_of(self, row: Row) -> str:

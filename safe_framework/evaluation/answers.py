@@ -24,7 +24,7 @@ from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.tasks import CLASSES
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.metrics import normalise
-from safe_framework.interfaces.types import FROM, PRESENT, Sample
+from safe_framework.interfaces.types import FROM, PRESENT, Sample, each_of, sample_counts
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batched
 
@@ -71,7 +71,9 @@ def text_inputs(
 
     An encoder-decoder reads the first half of each text and predicts the second, as in training.
     """
-    texts, images = [row.text for row in rows], [row.images for row in rows]
+    present = [sample_counts(row) for row in samples] or [dict[str, int]() for _ in rows]
+    texts = list(map(model.processor.markers.keep_fitting, [row.text for row in rows], present))
+    images = [row.images for row in rows]
     if not decodes_separately(model.base):
         batch = model_inputs(model, texts, samples, images)
         return {**batch, **whole_text_columns(model.attends, batch)}
@@ -109,9 +111,8 @@ def _process(
     """Processed texts, padded on one side."""
     names = sorted({name for row in samples for name in row})
     columns: dict[str, Any] = {name: [row.get(name) for row in samples] for name in names}
-    present = [[name for name, sample in row.items() if sample is not None] for row in samples]
-    leave_out = model.processor.markers.leave_out_absent
-    asked = list(map(leave_out, texts, present or [list[str]() for _ in texts]))
+    present = [sample_counts(row) for row in samples] or [dict[str, int]() for _ in texts]
+    asked = list(map(model.processor.markers.leave_out_absent, texts, present))
     if any(images):
         columns["images"] = [[picture.open() for picture in own] for own in images]
     return model.processor(text=asked, padding_side=side, **columns)
@@ -337,7 +338,9 @@ def log_likelihoods(
 ) -> list[float]:
     """Log-likelihood of a label behind each example's prompt, in nats."""
     encoder = PromptEncoder.of(model)
-    prompts = [encoder.prompt(one.prompt, one.images, list(one.samples)) for one, _ in pairs]
+    prompts = [
+        encoder.prompt(one.prompt, one.images, sample_counts(one.samples)) for one, _ in pairs
+    ]
     answers = [_answer_ids(encoder, label, one.prompt) for one, label in pairs]
     rows = [row.followed_by(answer) for row, answer in zip(prompts, answers, strict=True)]
     batch = encoder.collate(rows, model.processor.padding)
@@ -430,14 +433,20 @@ def _without(samples: Mapping[str, Sample], modality: str) -> Mapping[str, Sampl
 def with_shuffled_samples(
     examples: Sequence[Example], modality: str, *, seed: int = 0
 ) -> list[Example]:
-    """The examples, each with another one's sample, of another answer wherever that is possible."""
-    order = derangement([normalise(example.answer) for example in examples], seed=seed)
-    return [
-        attrs.evolve(
-            example, samples={**example.samples, modality: examples[other].samples[modality]}
-        )
-        for example, other in zip(examples, order, strict=True)
-    ]
+    """The examples, each with the samples of another one that has as many.
+
+    Of another answer wherever that is possible.
+    """
+    found = list(examples)
+    counts = [len(each_of(example.samples[modality])) for example in examples]
+    for count in dict.fromkeys(counts):
+        rows = [row for row, own in enumerate(counts) if own == count]
+        order = derangement([normalise(examples[row].answer) for row in rows], seed=seed)
+        for row, other in zip(rows, order, strict=True):
+            others = examples[rows[other]].samples[modality]
+            own = {**examples[row].samples, modality: others}
+            found[row] = attrs.evolve(examples[row], samples=own)
+    return found
 
 
 def derangement(labels: Sequence[str], *, seed: int = 0) -> list[int]:

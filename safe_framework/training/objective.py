@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
 
+from safe_framework.core.adapter import LoadedKeys
 from safe_framework.core.class_readout import ClassReadout, mean_loss
 from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import logits_at
 from safe_framework.core.prompt_rows import Rows
 from safe_framework.interfaces.types import IGNORED
-from safe_framework.training.alignment import Alignment
+from safe_framework.training.alignment import Alignment, words_of_samples
 from safe_framework.training.compute.activation_cache import ActivationCaches, ActivationStore
 from safe_framework.training.compute.calls import (
     ForwardCall,
@@ -165,7 +166,7 @@ class Objective(nn.Module):
 
         Args:
             calls: the shard's rows as ``AnswerCollator.calls`` puts them together: of each call
-                a batch with ``labels``, the ``answers`` as they were written, and the ``rows``.
+                a batch with ``labels``, the ``answers`` that alignment reads, and the ``rows``.
             totals: of the whole step, as ``step_totals`` adds them up.
             step: how many came before.
             shard: which shard it is.
@@ -188,9 +189,9 @@ class Objective(nn.Module):
             kept = check_finite(self.scales.retention * kept, "retention loss", step)
         loss = task + kept
         if self.alignment is not None:
-            present = dict(zip(model.modalities, totals[1:], strict=True))
+            aligned = dict(zip(model.modalities, totals[1:], strict=True))
             for call in calls:
-                alignment = self.alignment.batch_loss(model, call, call["answers"], present)
+                alignment = self.alignment.batch_loss(model, call, call["answers"], aligned)
                 loss = loss + self.align_weight * alignment
         loss = touch_parameters(loss, model.trainable_parameters().values())
         return loss, torch.stack([task.detach(), kept.detach()])
@@ -214,45 +215,35 @@ class Objective(nn.Module):
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Take the adapter's tensors alone, as a checkpoint holds them, or a whole state.
+    ) -> LoadedKeys:
+        """Take the adapter's tensors, named as in a checkpoint or as in this module.
 
-        The Trainer loads a checkpoint by this. What the adapter leaves out is frozen, so nothing
-        is reported as missing.
+        The Trainer loads a checkpoint by this, and DeepSpeed its own.
         """
-        adapter = self.model.adapter_tensors()
-        if state_dict.keys() != adapter.keys():
-            return super().load_state_dict(state_dict, strict, assign)
-        for key, tensor in adapter.items():
-            tensor.copy_(state_dict[key])
-        return LoadedKeys([], [])
-
-
-class LoadedKeys(NamedTuple):
-    """What ``load_state_dict`` reports.
-
-    Attributes:
-        missing_keys: of the module, that the state does not have.
-        unexpected_keys: of the state, that the module does not have.
-    """
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
+        given = dict(state_dict)
+        if given.keys() != self.model.adapter_tensors().keys():
+            given = {key.removeprefix("model."): tensor for key, tensor in given.items()}
+        return self.model.load_state_dict(given, strict)
 
 
 def step_totals(batches: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Tensor:
-    """What the task's mean is over, and rows with a sample of each modality, (1 + modalities,).
+    """What the task's mean is over, and alignment's of each modality, (1 + modalities,).
 
     Args:
         batches: of a step, each as ``AnswerCollator.calls`` gives it.
         names: of the modalities.
     """
     counts = [
-        [_scored(call), *(int(call[f"{name}__present"].sum()) for name in names)]
+        [_scored(call), *(_aligned(call, name) for name in names)]
         for batch in batches
         for call in batch["calls"]
     ]
     return torch.tensor(counts).sum(0)
+
+
+def _aligned(batch: Mapping[str, Any], name: str) -> int:
+    words = words_of_samples(batch["answers"], batch[f"{name}__present"])
+    return sum(word is not None for word in words)
 
 
 def _scored(batch: Mapping[str, Any]) -> int:

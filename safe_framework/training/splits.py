@@ -8,12 +8,13 @@ from typing import TypeVar
 import attrs
 
 from safe_framework.config.schema import MonitorSpec, Recipe, stage_key
+from safe_framework.data.conversations import row_of
 from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.frame_cache import sample_key
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import DataError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.types import Sample, each_of
 from safe_framework.training.curriculum import stage_indices
 from safe_framework.training.sampling import shuffled_slice
 
@@ -117,7 +118,12 @@ def hold_out(
         ], list(range(len(every)))
     indices = balanced_subset(every, min(most, max(1, round(spec.held_out * len(every)))), seed)
     held_out_keys = {_sample_keys(every[index]) for index in indices}
-    remaining = [index for index, one in enumerate(every) if _sample_keys(one) not in held_out_keys]
+    conversations = {row_of(every[index].place) for index in indices} - {""}
+    remaining = [
+        index
+        for index, one in enumerate(every)
+        if _sample_keys(one) not in held_out_keys and row_of(one.place) not in conversations
+    ]
     if not remaining or not indices:
         raise DataError(
             f"there are too few training rows to hold some of the {len(every)} out",
@@ -151,7 +157,11 @@ def evenly_spaced(items: Sequence[_Item], count: int) -> list[_Item]:
 
 def _sample_keys(example: Example) -> str:
     """A key of an example's samples; where it comes from if it has none."""
-    keys = [f"{name}:{sample_key(one)}" for name, one in sorted(example.samples.items())]
+    keys = [
+        f"{name}:{sample_key(one)}"
+        for name, held in sorted(example.samples.items())
+        for one in each_of(held)
+    ]
     return " ".join(keys) or example.place or str(id(example))
 
 

@@ -123,6 +123,18 @@ def made_up_samples(name: str, modality: Modality, rows: int, device: torch.devi
     }
 
 
+def with_two_samples(samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each row's sample twice, in slots; a modality whose rows have several already stays so."""
+    present = {key: value for key, value in samples.items() if key.endswith(f"__{PRESENT}")}
+    single = {key.partition("__")[0] for key, value in present.items() if value.ndim == 1}
+    return {
+        key: torch.stack([value, value], dim=1)
+        if key.partition("__")[0] in single and not key.endswith(f"__{FROM}")
+        else value
+        for key, value in samples.items()
+    }
+
+
 def _is_per_token(key: str, value: Any, ids: Tensor) -> bool:
     plain = isinstance(value, Tensor) and not key.startswith("decoder_")
     return plain and value.shape[:2] == ids.shape
@@ -256,7 +268,7 @@ def _call_gate_zero(model: SafeModel, samples: dict[str, Tensor]) -> Iterator[di
 
 @contextmanager
 def _row_gates_zero(model: SafeModel, samples: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
-    yield samples | {"gate": torch.zeros(count_rows(samples))}
+    yield with_two_samples(samples) | {"gate": torch.zeros(count_rows(samples))}
 
 
 @contextmanager

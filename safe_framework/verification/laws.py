@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import combinations
@@ -39,6 +39,7 @@ from safe_framework.verification.calls import (
     Level,
     calls_to_compare,
     with_other_tokens,
+    with_two_samples,
 )
 from safe_framework.verification.certificate import Comparison, Law, law_result, not_applicable
 from safe_framework.verification.outcome import (
@@ -348,7 +349,7 @@ def rows_independent(bench: Bench) -> Law:
     with noisy_adapters(bench.model):
         calls = bench.supported(*_ROW_CALLS)
         findings = [found for call in calls for found in _mixed_batch_findings(bench, call)]
-    return law_result(*_ROWS, f"{detail}; {3 * len(calls)} mixed batches", findings)
+    return law_result(*_ROWS, f"{detail}; {4 * len(calls)} mixed batches", findings)
 
 
 def where_rows_mix(bench: Bench) -> str:
@@ -396,20 +397,24 @@ def _row_difference(bench: Bench, seen: Outcome, base: Outcome, row: int) -> str
 
 
 def _ways_to_lack_samples(bench: Bench, present: Tensor) -> dict[str, dict[str, Any]]:
-    names = list(bench.model.modalities)
-    device = bench.samples[f"{names[0]}__{PRESENT}"].device
-    here = present.to(device)
-    absent = {f"{name}__{PRESENT}": here for name in names}
-    masked = {
-        key: value & here[:, None]
-        for key, value in bench.samples.items()
-        if value.dtype == torch.bool and value.ndim == 2
-    }
+    here = present.to(next(iter(bench.samples.values())).device)
+    masks = {key for key, value in bench.samples.items() if value.dtype == torch.bool}
+    marks = {key for key in masks if key.endswith(f"__{PRESENT}")}
+    masks -= marks
+    doubled = with_two_samples(bench.samples)
     return {
-        "absent": absent,
+        "absent": _only_in(here, bench.samples, marks),
+        "absent beside two samples": doubled | _only_in(here, doubled, marks),
         "gate 0": {"gate": here.float()},
-        **({"every token masked": masked} if masked else {}),
+        **({"every token masked": _only_in(here, bench.samples, masks)} if masks else {}),
     }
+
+
+def _only_in(
+    here: Tensor, samples: Mapping[str, Tensor], keys: Collection[str]
+) -> dict[str, Tensor]:
+    """Masks of samples, False but in some rows."""
+    return {key: samples[key] & here.view(-1, *[1] * (samples[key].ndim - 1)) for key in keys}
 
 
 # L5: a modality that was never trained leaves the outputs exactly the base's at gate 1.
@@ -428,7 +433,8 @@ def fresh_is_silent(bench: Bench) -> Law:
         bench.run_on(FORWARD)
     if not trained:
         return law_result(*_FRESH, "the model is fresh", _fresh_findings(bench))
-    if bench.model.recipe is None:
+    recipe = bench.model.built_from
+    if recipe is None or recipe.needs_objects:
         why = "the model is trained, and no recipe says how to make a fresh one"
         return not_applicable(*_FRESH, why)
     with _fresh_modalities(bench) as fresh:
@@ -447,12 +453,12 @@ def _fresh_findings(bench: Bench) -> list[str]:
 def _fresh_modalities(bench: Bench) -> Iterator[Bench]:
     """The same base with new projectors and adapters, and the encoders that are there already."""
     model = bench.model
-    assert model.recipe is not None
+    assert model.built_from is not None
     with hooks_removed([placed for placed in hooks_on(model.base) if placed.ours]):
         fresh = SafeModel(model.base, layers_path=model.stack.path, example=model._example)
         fresh.split_rows = model.split_rows
         try:
-            torch.manual_seed(model.recipe.training.seed)
+            torch.manual_seed(model.built_from.training.seed)
             _add_fresh_modalities(fresh, model)
             yield attrs.evolve(bench, model=fresh)
         finally:
@@ -460,8 +466,8 @@ def _fresh_modalities(bench: Bench) -> Iterator[Bench]:
 
 
 def _add_fresh_modalities(fresh: SafeModel, model: SafeModel) -> None:
-    assert model.recipe is not None
-    for name, spec in model.recipe.modalities.items():
+    assert model.built_from is not None
+    for name, spec in model.built_from.modalities.items():
         if name not in model.modalities:
             continue
         encoder, facts = model.modality(name).encoder, fresh.facts()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from safe_framework.config.schema import Attend, TrainingSpec
 from safe_framework.core.model import SafeModel
-from safe_framework.interfaces.types import Frames
+from safe_framework.interfaces.types import Frames, Several
 from safe_framework.training.alignment import Alignment
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
 from safe_framework.training.compute.activation_cache import ActivationCaches, ActivationStore
@@ -77,10 +77,12 @@ def frames(count: int, dtype: torch.dtype) -> list[Frames]:
 
 
 def task(dtype: torch.dtype) -> list[TokenizedExample]:
-    """Four rows of unequal lengths, one of them without a sample."""
+    """Four rows of unequal lengths, one of them without a sample, and one with two."""
+    *single, second = frames(5, dtype)
+    held = [*single[:2], None, Several([single[3], second])]
     return [
-        TokenizedExample(prompt, [20 + n, END], f"w{20 + n}", {"touch": one} if n != 2 else {})
-        for n, (prompt, one) in enumerate(zip(PROMPTS, frames(4, dtype), strict=True))
+        TokenizedExample(prompt, [20 + n, END], f"w{20 + n}", {} if one is None else {"touch": one})
+        for n, (prompt, one) in enumerate(zip(PROMPTS, held, strict=True))
     ]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from safe_framework.config.schema import TrainingSpec
 from safe_framework.core.model import SafeModel
-from safe_framework.errors import SafeError
+from safe_framework.errors import AdapterError, SafeError
 from safe_framework.evaluation.alignment import answer_embeddings
 from safe_framework.interfaces.types import Tokens
 from safe_framework.training import trainer as trainer_module
@@ -72,11 +72,15 @@ def test_base_and_encoder_stay_bit_for_bit(
 def test_every_trainable_parameter_moves(
     model: SafeModel, examples: list[TokenizedExample], tmp_path: Path
 ) -> None:
-    """Law: after a few steps no trainable parameter is what it was."""
+    """Law: after a few steps no trainable parameter is what it was.
+
+    Only second samples move the vectors that tell them from the first: there is none here.
+    """
     before = {name: p.detach().clone() for name, p in model.trainable_parameters().items()}
     trained(model, examples, tmp_path)
     after = {name: p.to(before[name].device) for name, p in model.trainable_parameters().items()}
-    assert not [name for name, tensor in before.items() if torch.equal(tensor, after[name])]
+    still = [name for name, tensor in before.items() if torch.equal(tensor, after[name])]
+    assert still == ["touch.segments.weight"]
 
 
 def test_the_loss_falls(model: SafeModel, examples: list[TokenizedExample], tmp_path: Path) -> None:
@@ -247,8 +251,8 @@ def test_a_whole_state_is_loaded_as_a_module_loads_it(model: SafeModel) -> None:
     objective.load_state_dict(whole)
     after = objective.state_dict()
     assert not [key for key, tensor in whole.items() if not torch.equal(tensor, after[key])]
-    whole.popitem()
-    with pytest.raises(RuntimeError, match="Missing key"):
+    lacking, _ = whole.popitem()
+    with pytest.raises(AdapterError, match=lacking.removeprefix("model.")):
         objective.load_state_dict(whole)
 
 

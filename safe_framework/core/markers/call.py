@@ -271,17 +271,17 @@ class _MarkerCall:
     def _tokens(self, positions: Tensor, active: ActiveModality) -> Tensor:
         """The tokens that stand at ``positions``, which the mask hides where they are masked."""
         assert active.tokens is not None
-        room = active.tokens.values.shape[1]
         rows, counts = torch.unique(positions[:, 0], return_counts=True)
-        if bool((counts != room).any()):
+        samples = torch.searchsorted(active.rows, rows.to(active.rows.device))
+        room = active.tokens.lengths[samples].to(counts.device)
+        if bool((wrong := counts != room).any()):
             raise SampleError(
-                f"the text has room for {counts.max()} tokens of `{active.name}`, its projector "
-                f"gives {room}",
+                f"the text has room for {counts[wrong][0]} tokens of `{active.name}`, its "
+                f"projector gives {room[wrong][0]}",
                 hint="make the batch with this model's `processor`",
             )
-        samples = torch.searchsorted(active.rows, rows.to(active.rows.device))
-        samples = samples.repeat_interleave(room)
-        numbers = torch.arange(room, device=samples.device).repeat(len(rows))
+        samples = samples.repeat_interleave(counts.to(samples.device))
+        numbers = torch.cat([torch.arange(count) for count in counts.tolist()]).to(samples.device)
         self._hide(positions[~active.tokens.mask[samples, numbers].to(positions.device)])
         return active.tokens.values[samples, numbers]
 

@@ -27,7 +27,7 @@ from safe_framework.core.prompt_rows import (
     groups_of,
     read_positions,
 )
-from safe_framework.data.frame_cache import CachedSample
+from safe_framework.data.frame_cache import CachedSamples
 from safe_framework.evaluation.answers import new_tokens
 from safe_framework.evaluation.metrics import Estimate, bootstrap, exact_match
 from safe_framework.interfaces.types import IGNORED
@@ -202,7 +202,7 @@ class HeldOutText:
 
     plain: PromptRow = attrs.field(converter=as_row)
     marked: PromptRow = attrs.field(converter=as_row)
-    frames: Mapping[str, CachedSample]
+    frames: Mapping[str, CachedSamples]
 
 
 class HeldOutEvaluator:
@@ -299,7 +299,7 @@ class HeldOutEvaluator:
         read = read_positions(plain)
         return [row[at] for row, at in zip(predicted, read, strict=True)]
 
-    def _modality_columns(self, frames: Sequence[Mapping[str, CachedSample]]) -> dict[str, Tensor]:
+    def _modality_columns(self, frames: Sequence[Mapping[str, CachedSamples]]) -> dict[str, Tensor]:
         columns: dict[str, Tensor] = {}
         for name, dim in self.dims.items():
             columns |= modality_columns(name, [one.get(name) for one in frames], dim)

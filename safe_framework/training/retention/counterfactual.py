@@ -17,14 +17,14 @@ from safe_framework.core.output_head import on_device
 from safe_framework.core.padding import pad_right
 from safe_framework.core.prompt_rows import PromptEncoder, PromptRow, Rows, as_rows, groups_of
 from safe_framework.data.distractors import distractor
-from safe_framework.data.frame_cache import CachedSample, FrameCache, RawSampleStore, contents
+from safe_framework.data.frame_cache import CachedSamples, FrameCache, RawSampleStore, contents
 from safe_framework.errors import DataError
 from safe_framework.interfaces.retention import RetentionRegularizer, RetentionStore
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.types import Sample, Several
 from safe_framework.training.batches import modality_columns
 from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.compute.calls import ForwardCall, LossTerm, Predictions
-from safe_framework.training.distributed import WHOLE_STEP, StepShard, encode_shared
+from safe_framework.training.distributed import WHOLE_STEP, StepShard, encode_rows
 from safe_framework.training.retention.teacher import Teacher, TeacherPredictions
 from safe_framework.training.sampling import TextOrder, generator
 from safe_framework.utils.hashing import fingerprint, tensors_fingerprint, text_fingerprint
@@ -34,7 +34,7 @@ from safe_framework.utils.versions import FRAMEWORK_VERSION
 
 _NOISE_COUNT = 24
 ExampleBatches = Sequence[Mapping[str, Tensor]]
-DistractorPools = Mapping[str, Mapping[str, Sequence[CachedSample]]]
+DistractorPools = Mapping[str, Mapping[str, Sequence[CachedSamples]]]
 SampleStores = Mapping[str, FrameCache | RawSampleStore]
 
 
@@ -53,7 +53,7 @@ class WeightedRegularizer:
 
 def distractor_pools(
     kinds: Collection[str],
-    samples: Mapping[str, Sequence[Sample]],
+    samples: Mapping[str, Sequence[Sample | Several[Sample]]],
     stores: SampleStores,
     seed: int,
     foreign: Mapping[str, Sequence[Sample]] | None = None,
@@ -62,7 +62,8 @@ def distractor_pools(
 
     Args:
         kinds: of distractor, as in ``RetentionRegularizer.counterfactual``.
-        samples: training samples by modality, from which they are made.
+        samples: those of training rows by modality, from which they are made; of rows with
+            several, as many are made.
         stores: cache their frames, or the samples of an encoder that trains.
         seed: decides noise.
         foreign: samples by modality that are not of the task, for kind ``"foreign"``.
@@ -72,7 +73,7 @@ def distractor_pools(
     """
     return {
         name: {
-            kind: encode_shared(
+            kind: encode_rows(
                 store, _distractor_samples(kind, samples[name], (foreign or {}).get(name, ()), seed)
             )
             for kind in kinds
@@ -82,8 +83,8 @@ def distractor_pools(
 
 
 def _distractor_samples(
-    kind: str, samples: Sequence[Sample], foreign: Sequence[Sample], seed: int
-) -> Sequence[Sample]:
+    kind: str, samples: Sequence[Sample | Several[Sample]], foreign: Sequence[Sample], seed: int
+) -> Sequence[Sample | Several[Sample]]:
     if kind == "foreign":
         if not foreign:
             raise DataError(
@@ -293,8 +294,8 @@ class CounterfactualRetention:
         )
 
     def _distractors(
-        self, pool: Mapping[str, Sequence[CachedSample]], step: int
-    ) -> list[CachedSample]:
+        self, pool: Mapping[str, Sequence[CachedSamples]], step: int
+    ) -> list[CachedSamples]:
         """One distractor for each text, the kinds in turn."""
         choose = generator(self.seed, step, 1)
         chosen = []
