@@ -67,4 +67,5 @@ def _known_options(base: nn.Module) -> Collection[str]:
     methods = [getattr(base, name, None) for name in ("generate", "forward", "__call__")]
     methods.append(getattr(base, "prepare_inputs_for_generation", None))
     named = {name for one in methods if one for name in inspect.signature(one).parameters}
-    return {*GenerationConfig().to_dict(), *named} - {"args", "kwargs", "self"}
+    settings: Any = GenerationConfig  # whose constructor has no types
+    return {*settings().to_dict(), *named} - {"args", "kwargs", "self"}
