@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import deepcopy
@@ -81,6 +82,7 @@ from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.projector import Projector
 from safe_framework.interfaces.types import FROM, PRESENT, BaseFacts, Frames, Sample
 from safe_framework.pretrained.base_processor import text_tokenizer
+from safe_framework.pretrained.quantised import quantisation_of, untested
 from safe_framework.utils.tensors import changes_type
 
 if TYPE_CHECKING:
@@ -136,6 +138,8 @@ class SafeModel(nn.Module):
         super().__init__()
         paths = find_layers(base, layers_path, side)
         check_not_compiled(base, paths)
+        if (quantised := quantisation_of(getattr(base, "config", None))) is not None:
+            warnings.warn(untested(quantised), stacklevel=2)
         self.base = freeze(base)
         self._example = example
         self.stack = self._probed(paths, tokenizer)
@@ -507,9 +511,17 @@ class SafeModel(nn.Module):
         """Move or cast the model, as ``to``, ``cuda`` and ``bfloat16`` do.
 
         A base that is cast here is not one that was changed behind the model's back.
+
+        Raises:
+            SafeError: the base is quantised, and would be cast.
         """
         types = {p.dtype for p in self.base.parameters() if p.is_floating_point()}
         cast = any(changes_type(fn, dtype) for dtype in types)
+        if cast and (quantised := quantisation_of(getattr(self.base, "config", None))) is not None:
+            raise SafeError(
+                f"a quantised base ({quantised}) cannot be cast to another dtype",
+                hint="load it in another one; `model.modalities.to(dtype)` casts the senses alone",
+            )
         before = BaseSnapshot.of(self.base) if cast else None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
         if before is not None:

@@ -129,7 +129,7 @@ class RecipeData:
                 found = self._asked(key, name, one, found, encoders)
             if one.task != CLASSES or labels:
                 return found
-            own = tuple(unique([example.answer for example in found]))
+            own = tuple(unique([example.label for example in found]))
             return [attrs.evolve(example, labels=own) for example in found]
 
         return self._once((called,), read)
