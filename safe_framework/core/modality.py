@@ -103,8 +103,7 @@ class Modality(nn.Module):
             return Frames(inputs[FRAMES], inputs[FRAMES_MASK])
         with nullcontext() if self.encoder_trains else torch.no_grad():
             known = self.memory
-            if self.encoder_trains:  # a frozen one is not cast with the model
-                inputs = {key: _as_type_of(self.encoder, value) for key, value in inputs.items()}
+            inputs = {key: _as_type_of(self.encoder, value) for key, value in inputs.items()}
             frames = self.encoder(**inputs) if known is None else known(self.encoder, inputs)
         if not isinstance(frames, Frames):
             raise PluginError(
