@@ -36,11 +36,27 @@ def read_recipe(source: str | Path) -> Recipe:
         RecipeError: there is no such recipe, or it has mistakes; all of them are shown.
     """
     path = _find(source)
+    return _parse(_text_of(path), str(path), path.parent.absolute(), check_files=True)
+
+
+def read_stored_recipe(path: Path, folder: Path) -> Recipe:
+    """Read a recipe from a file; the data files it names need not be there.
+
+    Args:
+        path: of the file.
+        folder: what its file names are relative to.
+
+    Raises:
+        RecipeError: it has mistakes; all of them are shown.
+    """
+    return parse_recipe(_text_of(path), str(path), folder)
+
+
+def _text_of(path: Path) -> str:
     try:
-        text = path.read_text("utf-8-sig")
+        return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(f"`{path}` is not UTF-8 text", hint="save it as UTF-8") from error
-    return _parse(text, str(path), path.parent.absolute(), check_files=True)
 
 
 def parse_recipe(text: str, source: str = "recipe.toml", folder: Path | None = None) -> Recipe:

@@ -222,7 +222,7 @@ def read_config(folder: Path) -> AdapterConfig:
             )
     try:
         raw = dict(json.loads((folder / CONFIG).read_text("utf-8")))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise _unreadable(folder, CONFIG, error) from error
     if raw.get("format") != FORMAT:
         raise AdapterError(
@@ -230,9 +230,33 @@ def read_config(folder: Path) -> AdapterConfig:
             hint="update safe-framework",
         )
     try:
-        return AdapterConfig(**raw)
+        config = AdapterConfig(**raw)
+        _check_types(config)
     except TypeError as error:
         raise _unreadable(folder, CONFIG, error) from error
+    return config
+
+
+def _check_types(config: AdapterConfig) -> None:
+    """Refuse a config of the right keys whose values are not those that are written.
+
+    Raises:
+        TypeError: one is not; the message names it.
+    """
+    base, modalities = config.base, config.modalities
+    if not (isinstance(base, Mapping) and {"class", "model"} <= base.keys()):
+        raise TypeError("its `base` does not name a class and a model")
+    if not all(isinstance(value, str) for value in base.values()):
+        raise TypeError("its `base` holds something else than texts")
+    if not (isinstance(modalities, Mapping) and modalities):
+        raise TypeError("its `modalities` names none")
+    for name, identity in modalities.items():
+        if not (isinstance(identity, Mapping) and isinstance(identity.get("encoder"), str)):
+            raise TypeError(f"it does not say the encoder of `{name}`")
+        if type(gate := identity.get("gate")) not in (int, float) or not 0 <= gate <= 1:
+            raise TypeError(f"the gate of `{name}` is not between 0 and 1")
+    if not isinstance(config.base_change, Mapping | None):
+        raise TypeError("its `base_change` is no table")
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

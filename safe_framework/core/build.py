@@ -11,7 +11,7 @@ from torch import nn
 
 from safe_framework.config.diagnostics import locate_error
 from safe_framework.config.plugins import parts_of
-from safe_framework.config.read import parse_recipe, read_recipe
+from safe_framework.config.read import read_recipe, read_stored_recipe
 from safe_framework.config.schema import ModalitySpec, Recipe
 from safe_framework.core.adapter import (
     RECIPE,
@@ -194,7 +194,7 @@ def _recipe_in(folder: Path) -> Recipe:
             hint="add the same modalities to the base, then call "
             "safe_framework.core.build.load_tensors",
         )
-    return parse_recipe((folder / RECIPE).read_text("utf-8"), str(folder / RECIPE), folder)
+    return read_stored_recipe(folder / RECIPE, folder)
 
 
 def _load_beside(model: SafeModel, folder: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,7 +102,7 @@ def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
             names = list(arrays)
             if len(names) == 1:
                 return np.asarray(arrays[names[0]])
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # NumPy and zipfile raise errors of many kinds at broken bytes
         raise DataError(
             f"`{path}` cannot be read as an array: {error}", hint="save it by numpy.save"
         ) from error
