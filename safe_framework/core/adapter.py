@@ -12,17 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from torch import Tensor, nn
+from torch import Tensor
 
 from safe_framework.core.base_change import change_for_card
-from safe_framework.core.base_snapshot import BaseSnapshot
-from safe_framework.core.layer_discovery import text_config
+from safe_framework.core.base_identity import recorded_weights, same_weights
 from safe_framework.core.modality import Modality
 from safe_framework.errors import AdapterError
-from safe_framework.pretrained.base_processor import image_settings
-from safe_framework.pretrained.probe_cache import cached
 from safe_framework.utils.files import atomic_folder
-from safe_framework.utils.hashing import fingerprint, text_fingerprint, tokenizer_fingerprint
+from safe_framework.utils.hashing import fingerprint
 from safe_framework.utils.tensors import cpu_copy
 from safe_framework.utils.versions import FRAMEWORK_VERSION
 
@@ -46,6 +43,7 @@ class AdapterConfig:
         modalities: gate and encoder fingerprint by modality.
         parameters: how many trainable parameters it holds.
         base_change: what stage B changed in the base; None where L1 and L2 hold.
+        accepted: how the base differs from one that the adapter was made for before.
     """
 
     format: int
@@ -54,6 +52,7 @@ class AdapterConfig:
     modalities: Mapping[str, Mapping[str, Any]]
     parameters: int
     base_change: Mapping[str, Any] | None = None
+    accepted: Sequence[str] = ()
 
 
 @attrs.frozen(eq=False)
@@ -124,6 +123,8 @@ def _write(state: AdapterState, folder: Path) -> None:
     config = attrs.asdict(state.config)
     if state.config.base_change is None:
         del config["base_change"]
+    if not state.config.accepted:
+        del config["accepted"]
     # Last: without it nothing takes the folder for an adapter, so none loads that is half written.
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
@@ -133,14 +134,16 @@ def adapter_config(
     modalities: Sequence[Modality],
     parameters: int,
     base_change: Mapping[str, Any] | None,
+    accepted: Sequence[str],
 ) -> AdapterConfig:
     """What an adapter of this version says it belongs to.
 
     Args:
-        base: what ``base_identity`` gave.
+        base: what ``recorded_base`` gave.
         modalities: that it holds.
         parameters: how many trainable parameters it holds.
         base_change: what ``BaseChange.adapter_facts`` gave; None where the base was not changed.
+        accepted: how the base differs from one that the adapter was made for before.
     """
     return AdapterConfig(
         format=FORMAT,
@@ -149,62 +152,36 @@ def adapter_config(
         modalities={modality.name: _modality_identity(modality) for modality in modalities},
         parameters=parameters,
         base_change=base_change,
+        accepted=tuple(accepted),
     )
 
 
 def _modality_identity(modality: Modality) -> dict[str, Any]:
     return {
         "gate": modality.gate,
-        "encoder": encoder_identity(modality),
+        **_encoder_identity(modality),
         "layers": list(modality.fusion.layers),
     }
 
 
-def encoder_identity(modality: Modality) -> str:
+def _encoder_identity(modality: Modality) -> dict[str, Any]:
     """What tells a frozen encoder from another; one that trains is in the adapter, whole."""
-    return "" if modality.encoder_trains else fingerprint(modality.encoder)
+    if modality.encoder_trains:
+        return {"encoder": ""}
+    exact = fingerprint(modality.encoder)
+    return {"encoder": exact, "encoder_weights": recorded_weights(modality.encoder, exact)}
 
 
-def base_identity(
-    base: nn.Module, processor: Any, snapshot: BaseSnapshot, name: str = ""
-) -> dict[str, str]:
-    """What tells one base from another: class, weights, config, tokenizer and image processor.
+def same_encoder(recorded: Mapping[str, Any], modality: Modality) -> bool:
+    """Whether a modality's frozen encoder is the one that an adapter recorded.
 
-    Args:
-        base: with the weights that it had before any change.
-        processor: its own, or its tokenizer.
-        snapshot: of the base, by which its fingerprint is found again.
-        name: of the checkpoint, for people.
+    Its weights may be of another type, as those of a model that was cast.
     """
-    config = text_config(base)
-    facts = {name: getattr(config, name, None) for name in _READS_WEIGHTS}
-    weights = cached(base, f"weights {snapshot.digest}", lambda: fingerprint(base))
-    words = cached(base, "tokenizer", lambda: tokenizer_fingerprint(processor))
-    images = image_settings(processor)
-    return {
-        "class": type(base).__name__,
-        "model": name,
-        "weights": weights,
-        "config": text_fingerprint(facts),
-        "tokenizer": words,
-        **({"image_processor": text_fingerprint(images)} if images else {}),
-    }
-
-
-# What changes a base's outputs where its weights stay the same.
-_READS_WEIGHTS = (
-    "model_type",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "rms_norm_eps",
-    "layer_norm_eps",
-    "rope_theta",
-    "rope_parameters",
-    "rope_scaling",
-    "sliding_window",
-)
+    if modality.encoder_trains or not recorded["encoder"]:
+        return modality.encoder_trains and not recorded["encoder"]
+    if recorded["encoder"] == fingerprint(modality.encoder):
+        return True
+    return same_weights(recorded.get("encoder_weights", {}), modality.encoder) is not None
 
 
 def read_config(folder: Path) -> AdapterConfig:
@@ -321,7 +298,7 @@ def _card(config: AdapterConfig) -> str:
         f"---\nlibrary_name: safe-framework\ntags: [safe-framework, {names}]\n---\n"
         f"# {names} for {base}\n\n"
         f"An adapter of {config.parameters:,} trainable parameters that gives `{base}` the "
-        f"sense {names}. {_what_holds(config)}\n\n"
+        f"sense {names}. {_what_holds(config)}{_what_was_accepted(config)}\n\n"
         '```python\nimport safe_framework\n\nmodel = safe_framework.load("this/folder")\n```\n'
     )
 
@@ -330,3 +307,9 @@ def _what_holds(config: AdapterConfig) -> str:
     if config.base_change is not None:
         return change_for_card(config.base_change)
     return "With the sense absent or its gate at 0, outputs are bit for bit the base model's."
+
+
+def _what_was_accepted(config: AdapterConfig) -> str:
+    if not config.accepted:
+        return ""
+    return f"\n\nThe base is not the one that it was first made for: {'; '.join(config.accepted)}."

@@ -69,8 +69,9 @@ class BaseSnapshot:
         hooks: the foreign hooks that it carried.
         replaced: methods that were replaced on a module's instance, and by what.
         training: modules in training mode.
-        identity: fingerprints that an adapter recorded of the base, once one was loaded.
+        identity: fingerprints of the base as an adapter was loaded on it, once one was.
         changed: paths of the tensors that stage B changes in place, knowingly.
+        accepted: how the base differs from the one that an adapter was made for, knowingly.
     """
 
     modules: Mapping[str, str]
@@ -82,6 +83,7 @@ class BaseSnapshot:
     training: tuple[str, ...]
     identity: Mapping[str, str] | None = None
     changed: frozenset[str] = frozenset()
+    accepted: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, base: nn.Module, tokenizer: Any = None) -> BaseSnapshot:

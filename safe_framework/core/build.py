@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,11 @@ from safe_framework.core.adapter import (
     RECIPE,
     AdapterConfig,
     copy_tensors,
-    encoder_identity,
     read_config,
     read_tensors,
+    same_encoder,
 )
+from safe_framework.core.base_identity import compare_bases
 from safe_framework.core.compilation import compile_layers
 from safe_framework.core.layer_discovery import Side
 from safe_framework.core.markers.embeddings import inline_tokens
@@ -127,6 +129,7 @@ def load(
     device: str | torch.device | None = None,
     example: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
+    allow_other_base: bool = False,
 ) -> SafeModel:
     """Load an adapter that ``save_pretrained`` wrote, on the base that it was made for.
 
@@ -139,6 +142,11 @@ def load(
         example: keyword arguments on which the base runs, where it runs neither on plain text
             nor on a picture as its processor or config describes one.
         trust_remote_code: let the base's checkpoint run code of its own.
+        allow_other_base: load it on a base that differs from the one that it was made for, and
+            record that in certificates and in what is saved.
+
+    A base of the same weights in another dtype, under other module names or with rows appended
+    to its vocabulary is the same base, and so is one with another pad token; a warning says so.
 
     Raises:
         AdapterError: a folder is not a whole adapter, was made for another base, or holds a
@@ -152,9 +160,9 @@ def load(
     with use_probe_cache(base, origin if example is None else None):
         model = attach(base, tokenizer, recipe=recipe, example=example)
         try:
-            load_tensors(model, Path(folder), recipe.modalities)
+            load_tensors(model, Path(folder), recipe.modalities, allow_other_base=allow_other_base)
             for other in map(Path, more):
-                _load_beside(model, other)
+                _load_beside(model, other, allow_other_base)
         except BaseException:
             model.detach()  # a caller's base keeps no hook of a model that was refused
             raise
@@ -197,7 +205,7 @@ def _recipe_in(folder: Path) -> Recipe:
     return read_stored_recipe(folder / RECIPE, folder)
 
 
-def _load_beside(model: SafeModel, folder: Path) -> None:
+def _load_beside(model: SafeModel, folder: Path, allow_other_base: bool) -> None:
     recipe = _recipe_in(folder)
     if taken := [name for name in recipe.modalities if name in model.modalities]:
         raise AdapterError(
@@ -210,7 +218,7 @@ def _load_beside(model: SafeModel, folder: Path) -> None:
             hint="load it alone, or train the senses together",
         )
     _add_all(model, recipe)
-    load_tensors(model, folder, recipe.modalities)
+    load_tensors(model, folder, recipe.modalities, allow_other_base=allow_other_base)
 
 
 def _add_all(model: SafeModel, recipe: Recipe) -> None:
@@ -238,20 +246,28 @@ def _add(model: SafeModel, recipe: Recipe, name: str, spec: ModalitySpec) -> Non
     )
 
 
-def load_tensors(model: SafeModel, folder: Path, names: Collection[str] | None = None) -> None:
+def load_tensors(
+    model: SafeModel,
+    folder: Path,
+    names: Collection[str] | None = None,
+    *,
+    allow_other_base: bool = False,
+) -> None:
     """Put the adapter's tensors into a model built from its recipe.
 
     Args:
         model: on the adapter's base.
         folder: the adapter.
         names: of the modalities that it holds, if the model has others beside them.
+        allow_other_base: take a base that differs from the adapter's, and record how.
 
     Raises:
         AdapterError: the base or an encoder is another one, or tensors are missing, unknown
             or of another shape; the message says what differs.
     """
     config = read_config(folder)
-    _check_identity(model, config, folder)
+    identity = model.base_identity()
+    accepted = _accepted_differences(model, config, folder, identity, allow_other_base)
     target = {
         key: tensor
         for key, tensor in model.modality_tensors().items()
@@ -259,28 +275,52 @@ def load_tensors(model: SafeModel, folder: Path, names: Collection[str] | None =
     }
     copy_tensors(target, read_tensors(folder), folder)
     model.restore_base_change(config.base_change, folder)
-    model.base_snapshot.identity = config.base
-    for name, identity in config.modalities.items():
-        model.set_gate(identity["gate"], name)
+    known = (*model.base_snapshot.accepted, *config.accepted, *accepted)
+    model.base_snapshot.accepted = tuple(dict.fromkeys(known))
+    model.base_snapshot.identity = identity
+    for name, recorded in config.modalities.items():
+        model.set_gate(recorded["gate"], name)
 
 
-def _check_identity(model: SafeModel, config: AdapterConfig, folder: Path) -> None:
-    now = model.base_identity()
-    differing = [
-        part
-        for part in ("class", "weights", "config", "tokenizer", "image_processor")
-        if now.get(part) and now[part] != config.base.get(part, now[part])
-    ]
-    if differing:
-        what = " and ".join(differing).replace("_", " ")
+def _accepted_differences(
+    model: SafeModel,
+    config: AdapterConfig,
+    folder: Path,
+    identity: Mapping[str, str],
+    allow_other_base: bool,
+) -> tuple[str, ...]:
+    """How the base differs from the adapter's, where that is harmless or allowed.
+
+    Raises:
+        AdapterError: it differs otherwise, or an encoder does.
+    """
+    found = compare_bases(config.base, model.base, model.base_processor, identity)
+    called = f"`{config.base['model'] or config.base['class']}`"
+    harmful = " and ".join(found.harmful).replace("_", " ")
+    if harmful and not allow_other_base:
         raise AdapterError(
-            f"`{folder}` was made for another base "
-            f"(`{config.base['model'] or config.base['class']}`): {what} differ",
-            hint="load it on the base that it was trained on",
+            f"`{folder}` was made for another base ({called}): {harmful} differ",
+            hint="load it on the base that it was trained on; to use it on this one all the same, "
+            "pass `allow_other_base=True`, which certificates and cards will say",
         )
-    for name, identity in config.modalities.items():
-        if encoder_identity(model.modality(name)) != identity["encoder"]:
+    for name, recorded in config.modalities.items():
+        if not same_encoder(recorded, model.modality(name)):
             raise AdapterError(
                 f"the encoder of modality `{name}` is not the one that `{folder}` was trained with",
                 hint="use the same checkpoint and options of the encoder",
             )
+    differing = (
+        *found.harmless,
+        *((f"{harmful} differ, by `allow_other_base`",) if harmful else ()),
+    )
+    if differing:
+        warnings.warn(
+            f"`{folder}` is loaded on a base that is not quite the one that it was made for "
+            f"({called}): {'; '.join(differing)}",
+            stacklevel=_CALLER,
+        )
+    return differing
+
+
+_CALLER = 4
+"""Frames from a warning here to who called ``load``."""

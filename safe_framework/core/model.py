@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from safe_framework.core.adapter import (
     AdapterState,
     adapter_config,
-    base_identity,
     modality_tensors,
     write_adapter,
 )
@@ -28,6 +27,7 @@ from safe_framework.core.base_change import (
     refuse_changed,
     use_original_base,
 )
+from safe_framework.core.base_identity import base_identity, recorded_base
 from safe_framework.core.base_model import base_facts, freeze, input_device
 from safe_framework.core.base_snapshot import BaseSnapshot
 from safe_framework.core.call import Gate, ModelCall, gate_of, is_switched_off, switched_off
@@ -486,10 +486,11 @@ class SafeModel(nn.Module):
         return AdapterState(
             tensors=self.modality_tensors(),
             config=adapter_config(
-                self.base_identity(),
+                self._recorded_base(),
                 [self.modality(name) for name in names],
                 sum(p.numel() for p in self.trainable_parameters().values()),
                 None if change is None else change.adapter_facts(self.base),
+                self.base_snapshot.accepted,
             ),
             recipe=recipe.text if recipe and set(recipe.modalities) == set(names) else None,
             write_base_change=None if change is None else partial(change.write, self.base),
@@ -516,6 +517,12 @@ class SafeModel(nn.Module):
         with self.original_base():
             name = self.recipe.base.model if self.recipe else ""
             return base_identity(self.base, self.base_processor, self.base_snapshot, name)
+
+    def _recorded_base(self) -> dict[str, str]:
+        """What an adapter records of the base, as it was before any change."""
+        identity = self.base_identity()
+        with self.original_base():
+            return recorded_base(self.base, self.base_processor, identity)
 
     # A changed base (stage B)
 

@@ -36,6 +36,57 @@ def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return _fingerprint(tensors, tensors.__getitem__, _at_once)
 
 
+def content_fingerprints(
+    module: nn.Module,
+    dtypes: Iterable[torch.dtype],
+    cut: Callable[[str, Tensor], Tensor] | None = None,
+) -> dict[torch.dtype, str]:
+    """SHA-256 over the numbers of a module's weights in each of some types, whatever their names.
+
+    Weights that modules share count once. Numbers that are not floating stay as they are.
+
+    Args:
+        module: whose weights.
+        dtypes: to which floating numbers are rounded.
+        cut: gives what is to be looked at of a tensor, by its name; all of it by default.
+    """
+    tensors, types = module.state_dict(), list(dtypes)
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    names = []
+    for name, tensor in tensors.items():
+        key = (0 if tensor.is_meta else tensor.data_ptr(), tuple(tensor.shape))
+        if not key[0] or key not in seen:
+            names.append(name)
+        seen.add(key)
+
+    def digests(name: str) -> bytes:
+        """One digest for each type, joined."""
+        kept = _offloaded(module, name) if tensors[name].is_meta else None
+        whole = tensors[name] if kept is None else kept
+        if hasattr(whole, "full_tensor"):
+            whole = whole.full_tensor()
+        part = whole if cut is None else cut(name, whole)
+        return b"".join(
+            _digest("", part.to(dtype) if part.is_floating_point() else part) for dtype in types
+        )
+
+    shared = any(hasattr(tensor, "full_tensor") for tensor in tensors.values())
+    found = list((_in_turn if shared else _at_once)(digests, names))
+    size = hashlib.sha256().digest_size
+    return {
+        dtype: hashlib.sha256(
+            b"".join(sorted(one[at * size :][:size] for one in found))
+        ).hexdigest()
+        for at, dtype in enumerate(types)
+    }
+
+
+def layout_fingerprint(module: nn.Module) -> str:
+    """SHA-256 over the names and shapes of a module's state."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    return text_fingerprint(sorted(shapes.items()))
+
+
 Digests = Callable[[Callable[[str], bytes], Iterable[str]], Iterable[bytes]]
 
 
@@ -79,6 +130,27 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     if inner is None:
         return ""
     return text_fingerprint(sorted(inner.get_vocab().items()), inner.special_tokens_map)
+
+
+def vocabulary_fingerprints(tokenizer: Any) -> dict[str, str]:
+    """SHA-256 over a tokenizer's vocabulary and special tokens, whatever it pads with.
+
+    Returns:
+        ``words``, and ``words_without_pad`` without the entry of the pad token where no other
+        special token is the same; nothing if there is no tokenizer.
+    """
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    if inner is None:
+        return {}
+    special = {key: value for key, value in inner.special_tokens_map.items() if key != "pad_token"}
+    words = inner.get_vocab()
+    pad = str(inner.special_tokens_map.get("pad_token", ""))
+    alone = pad not in map(str, special.values())
+    fewer = {word: number for word, number in words.items() if not (alone and word == pad)}
+    return {
+        "words": text_fingerprint(sorted(words.items()), special),
+        "words_without_pad": text_fingerprint(sorted(fewer.items()), special),
+    }
 
 
 def _digest(name: str, tensor: Tensor) -> bytes:

@@ -89,6 +89,8 @@ class Certificate:
         comparisons: each call that was compared with the unwrapped base.
         seconds: how long it took.
         base_changed: what fine-tuning did to the base; None where L1 and L2 were asked.
+        accepted: how the base differs from the one that the adapter was made for, where it was
+            loaded all the same.
     """
 
     format: int
@@ -105,6 +107,7 @@ class Certificate:
     comparisons: tuple[Comparison, ...]
     seconds: float
     base_changed: BaseChanged | None = None
+    accepted: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -130,7 +133,7 @@ class Certificate:
         return atomic_write(path, self.to_json())
 
 
-_CONVERTER = json_converter(omitted_if_default={Certificate: ("base_changed",)})
+_CONVERTER = json_converter(omitted_if_default={Certificate: ("base_changed", "accepted")})
 
 
 def law_result(key: str, name: str, detail: str, findings: list[str]) -> Law:
@@ -161,6 +164,9 @@ def summary(certificate: Certificate) -> Group:
     parts: list[Text | Table] = [title, _law_table(certificate)]
     if certificate.base_changed is not None:
         parts.append(Text(describe_change(certificate.base_changed), "bold red"))
+    if certificate.accepted:
+        differing = "; ".join(certificate.accepted)
+        parts.append(Text(f"the base is not quite the adapter's: {differing}", "yellow"))
     for law in certificate.failures:
         parts += [Text(f"{law.key} {law.name} fails".strip(), "bold red"), *_findings(law)]
     return Group(*parts, Text(_counts(certificate)), Text(_environment(certificate), "dim"))

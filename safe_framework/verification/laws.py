@@ -203,9 +203,9 @@ def untouched(
     ]
     if snapshot.identity is not None:
         findings += [
-            f"{what} of the base are not those that the adapter was made for"
+            f"{what} of the base are not those that the adapter was loaded on"
             for part, what in {"weights": "the weights", "tokenizer": "the words"}.items()
-            if identity[part] and identity[part] != snapshot.identity[part]
+            if identity[part] and identity[part] != snapshot.identity.get(part, identity[part])
         ]
     return law_result(*_UNTOUCHED, _untouched_detail(snapshot, after, base), findings)
 

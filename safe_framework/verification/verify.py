@@ -138,6 +138,7 @@ def verify(
         comparisons=tuple(comparisons),
         seconds=round(time.perf_counter() - start, 3),
         base_changed=changed,
+        accepted=model.base_snapshot.accepted,
     )
 
 

@@ -288,7 +288,7 @@ def test_another_base_than_the_recorded_one_is_found(tmp_path: Path) -> None:
     weight = model.base.model.layers[0].mlp.up_proj.weight
     weight.data[3, 7] += 1
     found = by_name(verify(model, calls="quick"))["Untouched"].findings
-    assert "the weights of the base are not those that the adapter was made for" in found
+    assert "the weights of the base are not those that the adapter was loaded on" in found
 
 
 def test_attach_records_the_tokenizer() -> None:

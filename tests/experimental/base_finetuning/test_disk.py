@@ -56,7 +56,8 @@ def test_it_is_bound_to_the_original(spec: StageBSpec, tmp_path: Path) -> None:
     model, bare = changed(llama(), spec), attached(llama())
     folder = model.save_pretrained(tmp_path / "adapter")
     held = json.loads((folder / "adapter_config.json").read_text())["base"]
-    assert held == bare.base_identity() == model.base_identity()
+    assert bare.base_identity() == model.base_identity()
+    assert held.items() >= model.base_identity().items()
     with torch.no_grad():
         bare.base.get_parameter("model.layers.1.mlp.up_proj.weight")[0, 0] += 1
     with pytest.raises(AdapterError, match="was made for another base"):
