@@ -230,7 +230,8 @@ def _check_types(config: AdapterConfig) -> None:
     for name, identity in modalities.items():
         if not (isinstance(identity, Mapping) and isinstance(identity.get("encoder"), str)):
             raise TypeError(f"it does not say the encoder of `{name}`")
-        if type(gate := identity.get("gate")) not in (int, float) or not 0 <= gate <= 1:
+        gate: Any = identity.get("gate")
+        if type(gate) not in (int, float) or not 0 <= gate <= 1:
             raise TypeError(f"the gate of `{name}` is not between 0 and 1")
     if not isinstance(config.base_change, Mapping | None):
         raise TypeError("its `base_change` is no table")

@@ -16,7 +16,6 @@ from safe_framework.utils.suggest import nearest
 
 TEXTS = ("retention", "retention_test", "retention_validation")
 FOREIGN = ("foreign", "foreign_test", "foreign_validation")
-_LONGEST = 80  # letters of a field that are shown
 _LIKENESS = 0.75  # a column that is there for another reason is not a misspelt one
 _ASKED = ("question", "answer", "answers", "align")
 
@@ -65,7 +64,7 @@ class RowFields:
 
     def message(self) -> str:
         """What nobody reads and where it stands first; empty if all is read."""
-        parts = [f"`{name:.{_LONGEST}}`{self._about(name)}" for name in self.unread]
+        parts = [f"`{name}`{self._about(name)}" for name in self.unread]
         if not parts:
             return ""
         return f"{self.place}: nothing reads the field{'s' * (len(parts) > 1)} {', '.join(parts)}"
@@ -139,8 +138,6 @@ def unread_error(sources: Iterable[RowFields]) -> DataError:
 def ignoring(sources: Sequence[RowFields]) -> str:
     """What to do about the fields of some sources that nobody reads."""
     names = dict.fromkeys(name for one in sources for name in one.unread)
-    if any(len(name) > _LONGEST for name in names):  # the file is no table of this form
-        return "correct what is misspelt, or how the file is written"
     line = f"ignore = [{', '.join(map(_toml, names))}]"
     return f"correct what is misspelt; if they are not to be read, add `{line}` to [data]"
 

@@ -28,10 +28,15 @@ LONGEST_MESSAGE = 9_000
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = {
-    "os.chmod": 1, "os.chown": 1, "os.link": 2, "os.mkdir": 1, "os.remove": 1, "os.rename": 2,
-    "os.rmdir": 1, "os.symlink": 2, "os.truncate": 1, "os.utime": 1, "shutil.rmtree": 1,
+    "os.chmod": (0,), "os.chown": (0,), "os.link": (1,), "os.mkdir": (0,), "os.remove": (0,),
+    "os.rename": (0, 1), "os.rmdir": (0,), "os.symlink": (1,), "os.truncate": (0,),
+    "os.utime": (0,), "shutil.rmtree": (0,),
 }  # fmt: skip
-"""Events of Python's audit that change files, and how many paths each begins with."""
+"""Events of Python's audit that change files, and which of their arguments are the paths."""
+
+_IN_FOLDERS = ("os.mkdir", "os.remove", "os.rmdir")
+"""Events whose last argument is the open folder that a name is in, or -1; of such a one, that of
+``shutil.rmtree`` told already."""
 
 _FORBIDDEN = {
     "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.startfile", "os.system",
@@ -48,11 +53,13 @@ class Outcome:
         kind: ``"read"``, ``"refused"``, or the kind of fault.
         told: the error's message, or what is wrong.
         seconds: of processor time.
+        memory: bytes that it took beyond what those before it took.
     """
 
     kind: str
     told: str = ""
     seconds: float = 0.0
+    memory: int = 0
 
     @property
     def right(self) -> bool:
@@ -61,53 +68,53 @@ class Outcome:
 
 
 class _Audit:
-    """Notes what is done outside a folder, while one is watched."""
+    """Notes what is done outside some folders, while they are watched."""
 
     def __init__(self) -> None:
-        self.folder: Path | None = None
+        self.folders: tuple[Path, ...] = ()
         self.seen: list[str] = []
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.folder is None:
+        if not self.folders:
             return
         if event in _FORBIDDEN:
             self.seen.append(f"{event}{arguments!r:.200}")
         elif event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITES:
             self._changes(event, arguments[:1])
-        elif event in _CHANGES:
-            self._changes(event, arguments[: _CHANGES[event]])
+        elif event in _CHANGES and not (event in _IN_FOLDERS and arguments[-1] != -1):
+            self._changes(event, tuple(arguments[place] for place in _CHANGES[event]))
 
     def _changes(self, event: str, paths: tuple[Any, ...]) -> None:
         for path in paths:
             if isinstance(path, int) or os.fspath(path) in (os.devnull, os.fsencode(os.devnull)):
                 continue
             where = Path(os.path.abspath(os.fsdecode(path)))
-            if self.folder is not None and not where.is_relative_to(self.folder):
+            if not any(where.is_relative_to(folder) for folder in self.folders):
                 self.seen.append(f"{event} {where}")
 
     @contextmanager
-    def watching(self, folder: Path) -> Iterator[list[str]]:
-        """Within the block, note what changes outside ``folder``."""
-        self.seen, self.folder = [], folder
+    def watching(self, folders: tuple[Path, ...]) -> Iterator[list[str]]:
+        """Within the block, note what changes outside of ``folders``."""
+        self.seen, self.folders = [], folders
         try:
             yield self.seen
         finally:
-            self.folder = None
+            self.folders = ()
 
 
 _AUDIT = _Audit()  # a hook stays for as long as the process does
 
 
-def ended(case: Callable[[], object], folder: Path) -> Outcome:
-    """Run a case that may write to a folder, and say how it ended.
+def ended(case: Callable[[], object], *folders: Path) -> Outcome:
+    """Run a case that may write to some folders, and say how it ended.
 
     Args:
         case: reads what was mutated.
-        folder: all that it may change.
+        *folders: all that it may change.
     """
     memory, start = _peak(), time.process_time()
-    with warnings.catch_warnings(), _AUDIT.watching(folder) as seen:
+    with warnings.catch_warnings(), _AUDIT.watching(folders) as seen:
         warnings.simplefilter("ignore")
         try:
             case()
@@ -127,7 +134,7 @@ def ended(case: Callable[[], object], folder: Path) -> Outcome:
         kind, told = "hang", f"{seconds:.1f} s ({kind}: {told:.300})"
     if seen:
         kind, told = "outside", "; ".join(seen)[:600]
-    return Outcome(kind, told, seconds)
+    return Outcome(kind, told, seconds, grown)
 
 
 def _peak() -> int:

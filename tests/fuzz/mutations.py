@@ -22,7 +22,8 @@ TEXTS = (
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 3, 0.5, -0.0, 1e-300, 1e300, 10**9, 2**63, 10**30,
     [], {}, [[]], [None], [0], ["a", 1], {"": ""}, {"path": "x.wav"}, {"bytes": "x"},
-    {"array": [0.0], "sampling_rate": 0}, {"array": "x", "sampling_rate": 16_000}, *TEXTS,
+    {"array": [0.0], "sampling_rate": 0}, {"array": "x", "sampling_rate": 16_000},
+    {"array": [[1.0], [1.0, 2.0]], "sampling_rate": 16_000}, *TEXTS,
 )  # fmt: skip
 """Values of every type of JSON."""
 
@@ -33,6 +34,8 @@ TOML_VALUES = (
     '"\\u0000"', '"\\U0001F408"', *(json.dumps(text) for text in TEXTS if text.isprintable()),
 )  # fmt: skip
 """Values of every type of TOML, as they are written."""
+
+_NUMERALS = ("0", "1", "2", "3", "7", "64", "1000", "100000000", "0.5", "1e-9", "1.0", "1e30")
 
 _TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"|[\w.+-]+|\s+|.', re.DOTALL)
 
@@ -76,7 +79,7 @@ def _change_bytes(changed: bytearray, others: Sequence[bytes], random: Random) -
 
 
 def mutated_text(text: str, others: Sequence[str], values: Sequence[str], random: Random) -> bytes:
-    """A text with tokens or lines replaced, repeated, swapped or left out; rarely with bytes changed.
+    """A text with tokens or lines replaced, repeated, swapped or left out; rarely with bytes.
 
     Args:
         text: that is changed.
@@ -98,7 +101,7 @@ def _change_tokens(text: str, others: Sequence[str], values: Sequence[str], rand
         return text
     solid = [place for place, token in enumerate(tokens) if not token.isspace()] or [0]
     at = random.choice(solid)
-    match random.randrange(6):
+    match random.choice((0, 1, 2, 3, 4, 4, 4, 5)):
         case 0:
             del tokens[at]
         case 1:
@@ -108,6 +111,8 @@ def _change_tokens(text: str, others: Sequence[str], values: Sequence[str], rand
             tokens[at], tokens[other] = tokens[other], tokens[at]
         case 3:
             tokens[at] = random.choice(_TOKEN.findall(random.choice(others)) or [""])
+        case 4 if numbers := [place for place in solid if tokens[place][0].isdigit()]:
+            tokens[random.choice(numbers)] = random.choice(_NUMERALS)  # of a type that fits
         case _:
             tokens[at] = random.choice(values)
     return "".join(tokens)

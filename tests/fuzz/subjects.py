@@ -155,7 +155,7 @@ def beside(world: Path, folder: Path) -> Iterator[None]:
 
 
 def manifests(world: World) -> Case:
-    """JSONL, CSV and TSV: previewed, checked and read as a task, as texts and as foreign samples."""
+    """JSONL, CSV and TSV: previewed, checked, and read as a task and as texts."""
     rows = [json.loads(line) for line in (world.folder / "train.jsonl").read_text().splitlines()]
     rows = [*rows, {**rows[0], "extra": 1, "images": []}, {"text": "the cat ran", "answer": "cat"}]
     recipe = read_recipe(world.folder / "recipe.toml")
@@ -215,9 +215,9 @@ def _table(rows: Sequence[Mapping[str, Any]], separator: str) -> str:
 
 
 SOUND_FORMATS = (
-    ("wav", "PCM_16"), ("wav", "FLOAT"), ("wav", "IMA_ADPCM"), ("flac", "PCM_16"), ("ogg", "VORBIS"),
-    ("ogg", "OPUS"), ("mp3", "MPEG_LAYER_III"), ("aiff", "PCM_24"), ("au", "PCM_16"), ("caf", "PCM_16"),
-    ("w64", "PCM_16"),
+    ("wav", "PCM_16"), ("wav", "FLOAT"), ("wav", "IMA_ADPCM"), ("flac", "PCM_16"),
+    ("ogg", "VORBIS"), ("ogg", "OPUS"), ("mp3", "MPEG_LAYER_III"), ("aiff", "PCM_24"),
+    ("au", "PCM_16"), ("caf", "PCM_16"), ("w64", "PCM_16"),
 )  # fmt: skip
 
 
@@ -309,8 +309,9 @@ def _pictures() -> Iterator[bytes]:
     for kind, image, options in (
         ("PNG", colours, plain), ("PNG", colours.convert("P"), {"transparency": 3}),
         ("PNG", Image.fromarray(values[..., 0].astype(np.uint16) * 257), {}),
-        ("PNG", colours.convert("RGBA"), {}), ("JPEG", colours, plain), ("JPEG", colours.convert("CMYK"), {}),
-        ("GIF", colours, {"save_all": True, "append_images": [colours.rotate(90)]}), ("BMP", colours, {}),
+        ("PNG", colours.convert("RGBA"), {}), ("JPEG", colours, plain),
+        ("JPEG", colours.convert("CMYK"), {}), ("BMP", colours, {}),
+        ("GIF", colours, {"save_all": True, "append_images": [colours.rotate(90)]}),
         ("TIFF", colours, {"compression": "tiff_lzw"}), ("TIFF", colours.convert("F"), {}),
         ("WEBP", colours, plain), ("PPM", colours, {}), ("TGA", colours, {}), ("ICO", colours, {}),
     ):  # fmt: skip
@@ -342,7 +343,7 @@ def arrays(world: World) -> Case:
 
 
 def adapters(world: World) -> Case:
-    """Adapters' folders: one file of them changed or gone, loaded on the base they were made for."""
+    """Adapters' folders: one file of them changed or gone, loaded on their own base."""
     recipe = read_recipe(world.folder / "recipe.toml")
     base, tokenizer = load_base(recipe.base)
     whole = world.folder / "adapter"
