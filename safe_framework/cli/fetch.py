@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 
@@ -14,17 +15,25 @@ def add(commands: Any) -> None:
         "names",
         nargs="+",
         metavar="NAME",
-        help="a checkpoint or a set of sprites that `safe list` shows",
+        help="a checkpoint or a set of sprites that `safe list` shows, or a hub id `owner/name`",
     )
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from safe_framework.pretrained.location import resolve
     from safe_framework.pretrained.sprite_sets import sprite_folder
     from safe_framework.utils import catalogue
 
     for name in arguments.names:
-        find = sprite_folder if name in catalogue.sprites() else resolve
+        find = sprite_folder if name in catalogue.sprites() else _checkpoint
         print(f"{name}: {find(name)}")
     return 0
+
+
+def _checkpoint(name: str) -> Path:
+    """A checkpoint's folder, downloaded from the hub if it is there."""
+    from safe_framework.pretrained.hub import download
+    from safe_framework.pretrained.location import resolve, revision_of
+
+    place = resolve(name)
+    return Path(place) if Path(place).is_dir() else download(place, revision_of(name))

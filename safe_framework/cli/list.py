@@ -30,7 +30,9 @@ def _run(arguments: argparse.Namespace) -> int:
     cards = {name: _summary(path) for name, path in catalogue.cards().items()}
     sprites = {name: _summary(path) for name, path in catalogue.sprites().items()}
     launches = {name: _comment(path) for name, path in catalogue.launches().items()}
-    files = {"recipes": recipes, "checkpoints": cards, "sprites": sprites, "launches": launches}
+    banks = {name: _kinds(path) for name, path in catalogue.questions().items()}
+    files = {"recipes": recipes, "checkpoints": cards, "sprites": sprites}
+    files |= {"banks of questions": banks, "launches": launches}
     if arguments.json:
         _print_json(files)
         return 0
@@ -112,6 +114,15 @@ def _comment(recipe: Path) -> str:
     """The first line of a recipe or configuration, if it is a comment."""
     first = recipe.read_text("utf-8").partition("\n")[0]
     return first.lstrip("# ") if first.startswith("#") else ""
+
+
+def _kinds(bank: Path) -> str:
+    """The kinds of questions in a bank, and how many forms each has."""
+    import json
+    from collections import Counter
+
+    counts = Counter(json.loads(line)["kind"] for line in bank.read_text("utf-8").splitlines())
+    return ", ".join(f"{count} forms of {kind}" for kind, count in counts.items())
 
 
 def _summary(card: Path) -> str:

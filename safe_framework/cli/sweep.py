@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,12 +94,38 @@ def _cells(sweep: GateSweep, point: GatePoint) -> tuple[str, ...]:
 
 
 def recommendation(sweep: GateSweep) -> str:
-    """Which gate to set, and how to."""
+    """Which gate to set, and how to; or that none within the budget hears anything."""
+    from safe_framework.evaluation.sweep import TEST
     from safe_framework.utils.formatting import percent
 
-    best = sweep.recommended
+    best, lines = sweep.recommended, ["* no other gate gains more and keeps as much"]
+    if best is not None:
+        lines.append(
+            f"for at least {percent(sweep.budget)} of tokens kept: "
+            f'model.set_gate({best.gate:g}, "{sweep.modality}")'
+        )
+    else:
+        lines += [nothing_gained(sweep)]
+    if sweep.split == TEST:
+        lines.append(
+            "chosen on the test rows themselves, so the gain told of there is a little too good: "
+            "name `validation` in [data] to choose on other rows"
+        )
+    else:
+        lines.append(f"chosen on {len(sweep.places)} rows ({sweep.split}), not on the test's")
+    return "\n".join(lines)
+
+
+def nothing_gained(sweep: GateSweep) -> str:
+    """That no gate within the budget gains anything, and what the best that does would keep."""
+    from safe_framework.utils.formatting import percent, points
+
+    told = f"no gate that keeps at least {percent(sweep.budget)} of tokens gains anything"
+    if not sweep.hearing:
+        return f"{told}, nor does any other: the sense is not heard"
+    most = max(sweep.hearing, key=lambda point: point.kept.agreement.value)
+    kept = most.kept.agreement.value
     return (
-        "* no other gate gains more and keeps as much\n"
-        f"for at least {percent(sweep.budget)} of tokens kept: "
-        f'model.set_gate({best.gate:g}, "{sweep.modality}")'
+        f"{told}: gate {most.gate:g} gains {points(most.over_base.value)} and keeps "
+        f"{percent(kept)}; to allow that, --budget {math.floor(1000 * kept) / 1000:g}"
     )

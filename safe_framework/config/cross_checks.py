@@ -6,6 +6,7 @@ Each looks at more than one key, or at the disk, and adds what it finds to a lis
 from __future__ import annotations
 
 import re
+import string
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,15 +18,19 @@ from safe_framework.config.diagnostics import Finding
 from safe_framework.config.schema import (
     COMPOSE_FILES,
     DATA_FILES,
+    QUESTION_FILES,
     DataSpec,
     MixSpec,
     StageSpec,
     TrainingSpec,
     UntilSpec,
     is_dataset,
+    question_file,
 )
 from safe_framework.config.toml_positions import KeyPath
 from safe_framework.config.type_checks import WRONG, Checker
+from safe_framework.utils import catalogue
+from safe_framework.utils.catalogue import CatalogueError
 from safe_framework.utils.suggest import nearest
 
 
@@ -43,11 +48,13 @@ def check_data_files(document: dict[str, Any], folder: Path, findings: list[Find
     """Every file that ``[data]`` and ``[base.compose]`` name must be there."""
     data = _table(document, "data")
     _check_files(_to_be_files(data, folder), ("data",), DATA_FILES, folder, findings)
+    _check_question_file(data, ("data",), folder, findings)
     tables = data.get("mix")
     for number, one in enumerate(tables if isinstance(tables, list) else ()):
         if isinstance(one, dict):
             path = ("data", "mix", number)
             _check_files(_to_be_files(one, folder), path, COMPOSE_FILES, folder, findings)
+            _check_question_file(one, path, folder, findings)
     stages = document.get("curriculum")
     for number, stage in enumerate(stages if isinstance(stages, list) else []):
         held = _to_be_files(stage, folder) if isinstance(stage, dict) else {}
@@ -121,6 +128,17 @@ def _check_files(
             there = [path.name for path in (folder / name).parent.glob("*.*")]
             hint = f"{nearest(Path(name).name, there)} paths are relative to `{folder}`".strip()
             findings.append(Finding((*path, key), f"there is no file `{name}`", hint))
+
+
+def _check_question_file(
+    table: dict[str, Any], path: KeyPath, folder: Path, findings: list[Finding]
+) -> None:
+    """The file of questions that a table names must be there; a question is none."""
+    held = table.get("question")
+    table, path = (held, (*path, "question")) if isinstance(held, dict) else (table, path)
+    key = "bank" if isinstance(held, dict) else "question"
+    if str(table.get(key)).endswith(QUESTION_FILES):
+        _check_files(table, path, (key,), folder, findings)
 
 
 def _to_be_files(table: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -201,17 +219,47 @@ _ALONE = ("train", "test", "task", "labels", "read_at")
 _FEWEST_LABELS = 2
 
 
+_OF_CHATS = {
+    "system": "the system's message in a chat",
+    "template_options": "for the base's chat template",
+    "date": "the day that a chat says",
+}
+
+
 def check_tasks(document: dict[str, Any], findings: list[Finding]) -> None:
     """Add what is wrong with the datasets of a document where each value of ``[data]`` is right."""
     data = Checker([]).value(document.get("data"), DataSpec, ("data",))
     if data is WRONG:  # which has been reported, or there is none
         return
     findings += _one_form(data)
-    if data.system is not None and not data.chat:
-        message = "`data.system` is the system's message in a chat"
-        findings.append(Finding(("data", "system"), message, "add `chat = true`", at="key"))
+    chats = data.chat is None and data.prompt == DataSpec().prompt
+    for key, meaning in _OF_CHATS.items():
+        if getattr(data, key) not in (None, {}) and not (data.chat or chats):
+            message = f"`data.{key}` is {meaning}"
+            findings.append(Finding(("data", key), message, "add `chat = true`", at="key"))
+    findings += _questions(data)
     for place, one in _mixed_datasets(data):
         findings += _task(one, place, _any_inline(document.get("modalities")))
+
+
+def _questions(data: DataSpec) -> Iterator[Finding]:
+    """Every bank of questions that is named by its name must be in the catalogue."""
+    named: list[tuple[KeyPath, Any]] = [(("data", "question"), data.question)]
+    named += [(("data", "mix", n, "question"), one.question) for n, one in enumerate(data.mix)]
+    for place, question in named:
+        try:
+            found = question_file(question, Path())
+        except CatalogueError as error:
+            yield Finding((*place, "bank"), error.message, error.hint)
+            continue
+        word = isinstance(question, str) and not question.strip(_OF_NAMES)
+        meant = nearest(str(question), catalogue.questions(), _LIKENESS)
+        if word and found is None and meant:
+            yield Finding(place, f"`{question}` is no bank of questions", meant)
+
+
+_OF_NAMES = string.ascii_letters + string.digits + "-_"
+_LIKENESS = 0.75
 
 
 def _any_inline(modalities: object) -> bool:

@@ -12,6 +12,7 @@ from safe_framework.config.diagnostics import locate_error
 from safe_framework.config.schema import EncoderSpec, ModalitySpec, PluginSpec, Recipe
 from safe_framework.interfaces import registry
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
+from safe_framework.utils.tensors import float32_by_default
 
 if TYPE_CHECKING:
     from safe_framework.interfaces.encoder import Encoder
@@ -65,13 +66,14 @@ def parts_of(
         path = ("modalities", name, table)
         return _make(recipe, path, kind, plugin.use, plugin.options, *wired)
 
-    encoder = part("encoders", "encoder", spec.encoder)
-    if not any(p.requires_grad for p in encoder.parameters()):
-        encoder.eval()
-    with torch.device(device) if device is not None else nullcontext():
-        sizes = encoder.dim, facts.hidden_size
-        projector = part("projectors", "projector", spec.projector, *sizes)
-        fusion = part("fusion_adapters", "fusion", spec.fusion, facts)
+    with float32_by_default():
+        encoder = part("encoders", "encoder", spec.encoder)
+        if not any(p.requires_grad for p in encoder.parameters()):
+            encoder.eval()
+        with torch.device(device) if device is not None else nullcontext():
+            sizes = encoder.dim, facts.hidden_size
+            projector = part("projectors", "projector", spec.projector, *sizes)
+            fusion = part("fusion_adapters", "fusion", spec.fusion, facts)
     return encoder, projector, fusion
 
 

@@ -17,11 +17,14 @@ from safe_framework.config.validators import (
     at_least,
     below,
     contains,
+    each,
+    iso_date,
     not_empty,
     open_unit_interval,
     optional,
     unit_interval,
 )
+from safe_framework.utils import catalogue
 
 
 @attrs.frozen
@@ -274,6 +277,49 @@ class RetentionSpec:
     options: Mapping[str, Any] = attrs.field(factory=dict, metadata=UNWRITTEN)
 
 
+@attrs.frozen
+class QuestionSpec:
+    """``question = { bank = "NAME", ... }``: a bank of questions, and how they are drawn.
+
+    Attributes:
+        bank: name of a bank in the catalogue, or a file of questions.
+        kinds: how often a question is of each kind, relative to the others; all of the bank's,
+            equally often, if there are none. The first is the one that accuracy is measured in.
+        choices: at most so many answers are given to choose from.
+        thing: what samples are of, in questions such as "Which instrument is this?".
+        replace: ask it of rows that have a question of their own, too.
+    """
+
+    bank: str = attrs.field(validator=not_empty)
+    kinds: Mapping[str, float] = attrs.field(factory=dict, validator=each(above(0)))
+    choices: int = attrs.field(default=4, validator=at_least(2))
+    thing: str = attrs.field(default="sound", validator=not_empty)
+    replace: bool = False
+
+
+QuestionForms = str | tuple[str, ...] | QuestionSpec
+"""What a ``question`` may be: one, several, or a bank."""
+
+QUESTION_FILES = (".txt", ".jsonl")
+"""How the name of a file of questions ends."""
+
+
+def question_file(question: QuestionForms | None, folder: Path) -> Path | None:
+    """The file of a ``question``, beside the recipe or in the catalogue; None where it has none.
+
+    Raises:
+        CatalogueError: the catalogue holds no bank of the name that ``bank`` gives.
+    """
+    named = question.bank if isinstance(question, QuestionSpec) else question
+    if not isinstance(named, str):
+        return None
+    if named.endswith(QUESTION_FILES):
+        return (folder / named).absolute()
+    if isinstance(question, QuestionSpec):
+        return catalogue.questions_path(named)
+    return catalogue.questions().get(named)
+
+
 Task = Literal["question_answering", "captioning", "classification"]
 ReadAt = Literal["answer", "tokens"]
 
@@ -298,7 +344,7 @@ class MixSpec:
     labels: tuple[str, ...] = ()
     read_at: ReadAt = "answer"
     prompt: str | None = None
-    question: str | None = None
+    question: QuestionForms | None = attrs.field(default=None, validator=optional(not_empty))
     fields: Mapping[str, str] | None = None
     ignore: tuple[str, ...] = ()
 
@@ -323,9 +369,12 @@ class DataSpec:
         retention_validation: text of the base's domain that it measures retention on.
         foreign_validation: samples from outside the task that it puts beside some of that text.
         prompt: what the base is asked, around each row's question.
-        chat: ask in the base's chat template: the prompt is the user's message.
+        chat: ask in the base's chat template: the prompt is the user's message. If None, do so
+            where the base has one, something is asked, and ``prompt`` is left as it is.
         system: the system's message in that chat; the template's own if None.
-        question: what is asked where a row has none.
+        template_options: of the chat template, such as ``enable_thinking``.
+        date: the day that a chat template is told, if it writes one, as ``2026-11-30``.
+        question: what is asked where a row has none: one question, several, or a bank.
         fields: what a field is called in the data, by the name that it has here.
         ignore: fields that are not read; any other that nothing reads is an error.
         on_bad_row: stop before training at a row that cannot be used, or leave it out and list it.
@@ -345,9 +394,11 @@ class DataSpec:
     retention_validation: str | None = None
     foreign_validation: str | None = None
     prompt: str = "{question}"
-    chat: bool = False
+    chat: bool | None = None
     system: str | None = None
-    question: str | None = None
+    template_options: Mapping[str, Any] = attrs.field(factory=dict)
+    date: str | None = attrs.field(default=None, validator=optional(iso_date))
+    question: QuestionForms | None = attrs.field(default=None, validator=optional(not_empty))
     fields: Mapping[str, str] = attrs.field(factory=dict)
     ignore: tuple[str, ...] = ()
     on_bad_row: Literal["stop", "skip"] = "stop"
@@ -501,6 +552,9 @@ class EvaluationSpec:
             ``minilm``; none is asked if None.
         by: field of ``test`` and ``retention_test`` that says what kind of question a row is, for
             tables by kind; ``kind`` where rows have it if None.
+        wordings: of each kind of question, so many are asked in forms that were kept from
+            training, at most; half as many in a chat of each form, and in a chat that the base
+            has begun already; 0 for none.
     """
 
     max_new_tokens: int = attrs.field(default=8, validator=at_least(1))
@@ -508,6 +562,7 @@ class EvaluationSpec:
     bootstrap: int = attrs.field(default=1000, validator=at_least(1))
     semantic: str | None = None
     by: str | None = None
+    wordings: int = attrs.field(default=144, validator=at_least(0))
 
 
 @attrs.frozen

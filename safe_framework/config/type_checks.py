@@ -131,6 +131,9 @@ class Checker:
     def union(self, value: Any, kind: Any, path: KeyPath) -> Any:
         """The first member that takes the value, and never None, which TOML cannot write."""
         wanted = members(kind)
+        tables = [member for member in wanted if attrs.has(member)]
+        if isinstance(value, dict) and len(tables) == 1:
+            wanted = tables  # whose keys are told of one by one
         if len(wanted) == 1:
             return self.value(value, wanted[0], path)
         for member in wanted:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Mapping, Sized
+from datetime import date
 from typing import Any
 
 import attrs
@@ -53,9 +54,28 @@ def not_empty(instance: Any, field: attrs.Attribute[Any], value: Sized) -> None:
         raise ValueError(f"`{field.name}` must not be empty")
 
 
+def iso_date(instance: Any, field: attrs.Attribute[Any], value: str) -> None:
+    """Refuse strings that are no day of the calendar."""
+    try:
+        date.fromisoformat(value)
+    except ValueError:
+        raise ValueError(f'`{field.name}` must be a day as "2026-11-30", not "{value}"') from None
+
+
 def contains(part: str) -> Validator:
     """Refuse strings without ``part``."""
     return _check(lambda value: part in value, f'must contain "{part}"')
+
+
+def each(check: Validator) -> Validator:
+    """Ask ``check`` of every value of a table."""
+
+    def validate(instance: Any, field: attrs.Attribute[Any], value: Mapping[str, Any]) -> None:
+        """Refuse a table with a wrong value."""
+        for one in value.values():
+            check(instance, field, one)
+
+    return validate
 
 
 def _check(accepts: Callable[[Any], bool], law: str) -> Validator:

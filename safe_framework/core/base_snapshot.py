@@ -75,7 +75,7 @@ class BaseSnapshot:
     """
 
     modules: Mapping[str, str]
-    tensors: Mapping[str, TensorRecord]
+    tensors: dict[str, TensorRecord]
     settings: Mapping[str, Any]
     words: Mapping[str, Any]
     hooks: Counter[HookName]
@@ -98,6 +98,27 @@ class BaseSnapshot:
             replaced=dict(_replaced(modules)),
             training=tuple(path for path, module in modules.items() if module.training),
         )
+
+    def note_cast(self, before: BaseSnapshot, after: BaseSnapshot) -> None:
+        """Take over the types of a base that its owner cast, tensor by tensor.
+
+        One that was changed before stays as it was recorded, so that it is found.
+
+        Args:
+            before: of the base, just before the cast.
+            after: just after it.
+        """
+        types = set()
+        for path, now in after.tensors.items():
+            known, then = self.tensors.get(path), before.tensors.get(path)
+            if known is None or then is None or now.dtype == known.dtype:
+                continue
+            if (known.shape, known.dtype, known.sample) == (then.shape, then.dtype, then.sample):
+                self.tensors[path] = now
+                types.add(f"its weights are {now.dtype} and were {known.dtype}")
+        if types and self.identity is not None:
+            self.identity = {k: v for k, v in self.identity.items() if k != "weights"}
+            self.accepted = tuple(dict.fromkeys((*self.accepted, *sorted(types))))
 
     @property
     def digest(self) -> str:

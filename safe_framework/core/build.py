@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     pass
 
 
+@torch.inference_mode(False)  # else nothing could be trained afterwards
 def build(
     recipe: str | Path | Recipe,
     *,
@@ -66,6 +67,7 @@ def build(
         return attach(base, tokenizer, recipe=checked, example=example)
 
 
+@torch.inference_mode(False)  # else nothing could be trained afterwards
 def attach(
     base: nn.Module,
     tokenizer: Any = None,
@@ -121,6 +123,7 @@ def attach(
     return model
 
 
+@torch.inference_mode(False)  # else nothing could be trained afterwards
 def load(
     folder: str | Path,
     *more: str | Path,

@@ -8,9 +8,7 @@ modalities, and each row is taken from the run that it belongs to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -31,24 +29,6 @@ from safe_framework.errors import SafeError
 
 Gate = float | Tensor | Mapping[str, float | Tensor]
 """Strength of a call: one number, one for each row, or either by modality."""
-
-_OFF: ContextVar[frozenset[tuple[int, str]]] = ContextVar("safe_framework_off", default=frozenset())
-"""Ids of models (copies of one share its owner key) and names of their modalities."""
-
-
-@contextmanager
-def switched_off(model: object, names: Iterable[str]) -> Iterator[None]:
-    """Within the block, these modalities of ``model`` are off, in this thread or task alone."""
-    token = _OFF.set(_OFF.get() | {(id(model), name) for name in names})
-    try:
-        yield
-    finally:
-        _OFF.reset(token)
-
-
-def is_switched_off(model: object, name: str) -> bool:
-    """Whether a ``switched_off`` block of this thread or task holds for the modality."""
-    return (id(model), name) in _OFF.get()
 
 
 def gate_of(gate: Gate | None, name: str) -> float | Tensor | None:

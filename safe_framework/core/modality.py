@@ -19,6 +19,7 @@ from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.projector import Projector
 from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT, Frames
+from safe_framework.utils.tensors import keeping_type
 
 
 class Modality(nn.Module):
@@ -63,6 +64,20 @@ class Modality(nn.Module):
         self.encoder.train(mode and self.encoder_trains)
         return self
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Modality:
+        """Move or cast the parts, as ``to`` and ``half`` do.
+
+        A frozen encoder keeps its type: its frames are kept on disk, and its plugin's inputs are
+        of that type.
+        """
+        if recurse:
+            for child in self.children():
+                frozen = child is self.encoder and not self.encoder_trains
+                moved = keeping_type(fn) if frozen else fn
+                child._apply(moved)  # type: ignore[no-untyped-call]  # torch's own
+        super()._apply(fn, recurse=False)  # type: ignore[no-untyped-call]  # torch's own
+        return self
+
     @property
     def encoder_trains(self) -> bool:
         """Whether any parameter of the encoder is trainable."""
@@ -74,6 +89,8 @@ class Modality(nn.Module):
             return Frames(inputs[FRAMES], inputs[FRAMES_MASK])
         with nullcontext() if self.encoder_trains else torch.no_grad():
             known = self.memory
+            if self.encoder_trains:  # a frozen one is not cast with the model
+                inputs = {key: _as_type_of(self.encoder, value) for key, value in inputs.items()}
             frames = self.encoder(**inputs) if known is None else known(self.encoder, inputs)
         if not isinstance(frames, Frames):
             raise PluginError(
@@ -122,7 +139,8 @@ class Modality(nn.Module):
         if not len(rows):
             return None
         frames = self.encode({key: value[rows] for key, value in inputs.items()})
-        tokens = self.projector(frames)
+        values = _as_type_of(self.projector, frames.values)
+        tokens = self.projector(Frames(values, frames.mask))
         unmasked = tokens.mask.any(dim=1).nonzero().flatten()  # all masked is absent
         if not len(unmasked):
             return None
@@ -134,6 +152,14 @@ class Modality(nn.Module):
         return ActiveModality(
             self.name, self.fusion, memory, rows, strengths, len(present), layout, inline
         )
+
+
+def _as_type_of(module: nn.Module, values: Tensor) -> Tensor:
+    """Floating numbers in the type of a module's parameters, where autocast does not see to it."""
+    if not values.is_floating_point() or torch.is_autocast_enabled(values.device.type):
+        return values
+    types = (p.dtype for p in module.parameters() if p.is_floating_point())
+    return values.to(next(types, values.dtype))
 
 
 def check_name(name: str, modalities: nn.ModuleDict) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from safe_framework.core.base_change import (
 from safe_framework.core.base_identity import base_identity, recorded_base
 from safe_framework.core.base_model import base_facts, freeze, input_device
 from safe_framework.core.base_snapshot import BaseSnapshot
-from safe_framework.core.call import Gate, ModelCall, gate_of, is_switched_off, switched_off
+from safe_framework.core.call import Gate, ModelCall, gate_of
 from safe_framework.core.compilation import check_not_compiled, uncompile
 from safe_framework.core.gradient_checkpointing import (
     Options,
@@ -64,13 +64,16 @@ from safe_framework.core.modality import (
 )
 from safe_framework.core.picture_example import picture_examples
 from safe_framework.core.processor import SafeProcessor
-from safe_framework.data.prompts import chat_opening, prompt_template
+from safe_framework.core.switched_off import is_switched_off, switched_off, warn_if_off_elsewhere
+from safe_framework.data.chat_template import QUESTION
+from safe_framework.data.prompts import recipe_chat
 from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.projector import Projector
 from safe_framework.interfaces.types import BaseFacts, Frames, Sample
 from safe_framework.pretrained.base_processor import text_tokenizer
+from safe_framework.utils.tensors import changes_type
 
 if TYPE_CHECKING:
     from safe_framework.config.schema import Recipe
@@ -248,6 +251,7 @@ class SafeModel(nn.Module):
 
         Keys and values of a modality are computed once and shared by beams and steps. Returned
         texts begin with what the base was given: markers of a modality that is off are not in it.
+        A ``streamer`` is given the text's own words alone, and no markers.
         """
         with torch.no_grad():
             own, call = self._prepare(args, inputs, gate)
@@ -257,7 +261,8 @@ class SafeModel(nn.Module):
     def off(self, *names: str) -> Iterator[None]:
         """Within the block, these modalities (all, if none is named) are absent.
 
-        Holds for this thread or task only; others that share the model are not affected. Where
+        Holds for this thread or task only; others that share the model are not affected, and a
+        thread that is started inside the block is told so if it generates. Where
         stage B changed the base by LoRA, ``off()`` of all is the original base, too.
         """
         chosen = [self._known(name) for name in names] or list(self.modalities)
@@ -294,6 +299,8 @@ class SafeModel(nn.Module):
         for name in gate if isinstance(gate, Mapping) else ():
             self._known(name)
         on = [name for name in self.modalities if name in given and self.is_enabled(name)]
+        for name in on:
+            warn_if_off_elsewhere(self, name)
         device, layout = self.device, self.stack.layout
         active = [
             self.modality(name).activate(gate_of(gate, name), given[name], device, layout)
@@ -354,9 +361,9 @@ class SafeModel(nn.Module):
             self._processor = SafeProcessor(
                 base,
                 self.encoders,
-                prompt=prompt_template(self.recipe, base),
+                prompt=QUESTION if data is None else data.prompt,
                 spans={name: markers.span for name, markers in self._markers().items()},
-                opening=partial(chat_opening, data, base) if data and data.chat else None,
+                chat=recipe_chat(data, base),
             )
         return self._processor
 
@@ -420,10 +427,33 @@ class SafeModel(nn.Module):
         return input_device(self.base)
 
     def train(self, mode: bool = True) -> SafeModel:
-        """Switch the trainable parts; the base stays in evaluation mode."""
+        """Switch the trainable parts; the base stays in evaluation mode.
+
+        Raises:
+            SafeError: a part was made in inference mode, so that no gradient passes it.
+        """
+        if mode and (made := [n for n, p in self.named_parameters() if p.is_inference()]):
+            raise SafeError(
+                f"{len(made)} parameters, such as `{made[0]}`, were made in `inference_mode`, and "
+                "cannot be trained or trained through",
+                hint="load the base and make the plugins outside of `torch.inference_mode()`",
+            )
         self.training = mode
         for child in self.children():
             child.train(mode and child is not self.base)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SafeModel:
+        """Move or cast the model, as ``to``, ``cuda`` and ``bfloat16`` do.
+
+        A base that is cast here is not one that was changed behind the model's back.
+        """
+        types = {p.dtype for p in self.base.parameters() if p.is_floating_point()}
+        cast = any(changes_type(fn, dtype) for dtype in types)
+        before = BaseSnapshot.of(self.base) if cast else None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
+        if before is not None:
+            self.base_snapshot.note_cast(before, BaseSnapshot.of(self.base))
         return self
 
     @property

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from safe_framework.core.chat import Conversations, split_samples
@@ -17,8 +18,8 @@ from safe_framework.core.keywords import check_keywords
 from safe_framework.core.markers.text import MarkerText
 from safe_framework.core.padding import PaddedRows, append_columns, gather_columns, per_token_inputs
 from safe_framework.core.pictures import PicturePlaces, pictures_by_text
+from safe_framework.data.chat_template import QUESTION, ChatTemplate
 from safe_framework.data.frame_cache import prepare_inputs
-from safe_framework.data.prompts import chat_renderer
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import IGNORED, Sample
@@ -40,11 +41,12 @@ class SafeProcessor:
         encoders: the attached encoders by modality.
         prompt: template with ``{question}``, as the recipe's data was prompted.
         spans: by modality with markers, the ids that stand where its sample is.
-        opening: what a chat of the recipe puts before a user's first word, by the number of
-            pictures that the message begins with; None where the recipe asks in no chat.
+        chat: the base's chat template as the recipe uses it, in which the prompt is a user's
+            message; None where it asks in no chat.
 
     Attributes:
         tokenizer: the copy.
+        chat: as given, else the base's own chat template; None where it has none.
         markers: puts these ids into texts.
         pictures: puts the places of pictures into texts.
     """
@@ -56,11 +58,14 @@ class SafeProcessor:
         *,
         prompt: str = "{question}",
         spans: Mapping[str, Sequence[int]] | None = None,
-        opening: Callable[[int], str] | None = None,
+        chat: ChatTemplate | None = None,
     ) -> None:
         self.tokenizer = _with_padding(copy.deepcopy(tokenizer))
         self.encoders = dict(encoders)
-        self.template = prompt
+        self._prompt, self._asks_in_chat = prompt, chat is not None
+        self.chat = chat or ChatTemplate.of(self.tokenizer)
+        self.template = self._around(prompt)
+        opening = None if chat is None else self._opening
         self.pictures = PicturePlaces(self.tokenizer, opening)
         self.markers = MarkerText(
             self.tokenizer,
@@ -208,11 +213,11 @@ class SafeProcessor:
         Raises:
             SampleError: a part is of an unknown type, or its sample cannot be used.
         """
-        base = self._chat
+        base, options = self._chat, {**self._chat_options, **options}
         given = split_samples(conversation, self.encoders, base)
         if not given.samples:  # the base's own, whatever it is
             plain = given.without_samples
-            return base.apply_chat_template(plain if given.batched else plain[0], **options)
+            return self._apply(plain if given.batched else plain[0], options)
         wanted = {**_template_defaults(base), **options}
         tokenize, whole = wanted.pop("tokenize"), wanted.pop("return_dict")
         if wanted.pop("return_tensors", None) not in (None, "auto", "pt"):
@@ -234,7 +239,26 @@ class SafeProcessor:
             options: of the base's ``apply_chat_template``.
         """
         given = split_samples(list(map(list, conversations)), self.encoders, self._chat)
-        return self._chat_batch(given, sampling_rate, options)
+        return self._chat_batch(given, sampling_rate, {**self._chat_options, **options})
+
+    @property
+    def _chat_options(self) -> Mapping[str, Any]:
+        """The recipe's options of the base's chat template."""
+        return {} if self.chat is None else self.chat.options
+
+    def _apply(self, conversations: Sequence[Any], options: Mapping[str, Any]) -> Any:
+        """What the base's own template makes of messages.
+
+        Raises:
+            SafeError: it refuses them.
+        """
+        try:
+            return self._chat.apply_chat_template(conversations, **options)
+        except TemplateError as error:
+            assert self.chat is not None
+            batched = isinstance(conversations[0], (list, tuple))
+            talks = conversations if batched else [conversations]
+            raise self.chat.refusal([one for talk in talks for one in talk], error) from error
 
     @property
     def _chat(self) -> Any:
@@ -247,17 +271,12 @@ class SafeProcessor:
             raise SafeError(
                 "the model has no tokenizer", hint="pass one: attach(base, tokenizer=...)"
             )
-        return chat_renderer(self.tokenizer) or self.tokenizer
+        return self.tokenizer if self.chat is None else self.chat.renderer
 
     def _chat_batch(self, given: Conversations, rate: Rate, options: Mapping[str, Any]) -> Any:
         """The base's tokens of the text alone, and what the samples add."""
-        batch = self._chat.apply_chat_template(
-            given.without_samples,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            **_padded(self._chat, options),
-        )
+        whole = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        batch = self._apply(given.without_samples, {**_padded(self._chat, options), **whole})
         if given.samples.keys() & self.markers.spans:
             texts = self._render(given, options)
             batch.update(self.markers.insert_into_batch(batch, texts, given.samples))
@@ -270,7 +289,7 @@ class SafeProcessor:
         """Each conversation as text, with ``<NAME>`` for samples whose modality has markers."""
         rendering = {key: value for key, value in options.items() if key not in _OF_TOKENS}
         messages = given.with_placeholders(self.markers.spans)
-        texts: list[str] = self._chat.apply_chat_template(messages, tokenize=False, **rendering)
+        texts: list[str] = self._apply(messages, {**rendering, "tokenize": False})
         return texts
 
     def training_batch(
@@ -292,8 +311,9 @@ class SafeProcessor:
             sampling_rate: of plain arrays given as samples, in hertz.
 
         Returns:
-            Rows padded on the right; ``labels`` hold the answers' ids, with the end-of-text token
-            behind them, where they stand and -100 everywhere else, at markers and padding too.
+            Rows padded on the right; ``labels`` hold the answers' ids, with the end of the text
+            (or of the assistant's turn) behind them, where they stand, and -100 everywhere else,
+            at markers and padding too.
 
         Raises:
             SafeError: answers are missing or empty.
@@ -301,7 +321,7 @@ class SafeProcessor:
         """
         texts = [text] if isinstance(text, str) else list(text)
         batch = self(text=texts, sampling_rate=sampling_rate, padding_side="right", **samples)
-        targets = _targets(self.tokenizer, answers, len(texts))
+        targets = self._targets(answers, texts)
         if encoder_decoder:
             batch["labels"] = _filled(targets, [0] * len(texts))
             return batch
@@ -373,10 +393,52 @@ class SafeProcessor:
             present: modalities with a sample, whose ``<NAME>`` alone stay in the prompt; all,
                 if none are given.
         """
-        template = self.template
+        prompt = self._prompt
         if present is not None:
-            template = self.markers.leave_out_absent(template, present)
-        return template.replace("{question}", question)
+            prompt = self.markers.leave_out_absent(prompt, present)
+        return self._around(prompt.replace(QUESTION, question))
+
+    def _around(self, prompt: str) -> str:
+        """A prompt in the recipe's chat, if it asks in one."""
+        return self.chat.question(prompt) if self.chat and self._asks_in_chat else prompt
+
+    def _opening(self, images: int) -> str:
+        """What a chat of the recipe puts before a user's first word, and so many pictures."""
+        assert self.chat is not None
+        return self.chat.question(QUESTION, images).partition(QUESTION)[0]
+
+    def _targets(
+        self, answers: str | Sequence[str | None] | None, texts: Sequence[str]
+    ) -> list[list[int]]:
+        """Ids of each answer with the end behind it."""
+        listed = [answers] if isinstance(answers, str) else list(answers or ())
+        if len(listed) != len(texts):
+            raise SafeError(
+                f"training mode needs an answer for each of {len(texts)} texts, not {len(listed)}",
+                hint="give `answers`, None for a text without a target",
+            )
+        found = [
+            [] if answer is None else self.answer_ids(answer, text)
+            for answer, text in zip(listed, texts, strict=True)
+        ]
+        for row, (answer, ids) in enumerate(zip(listed, found, strict=True)):
+            if answer is not None and not ids:
+                raise SafeError(f"answers[{row}]: the answer {answer!r} has no tokens")
+        return found
+
+    def answer_ids(self, answer: str, prompt: str) -> list[int]:
+        """Ids of an answer, with what ends it; none if the answer has none.
+
+        Args:
+            answer: as it is written.
+            prompt: the text before it. Where that ends as the base's chat template opens the
+                assistant's turn, the answer ends as it ends the turn; else with the text.
+        """
+        inner = text_tokenizer(self.tokenizer)
+        if self.chat is not None and self.chat.opens(prompt):
+            return self.chat.answer_ids(answer)
+        ids: list[int] = inner(answer, add_special_tokens=False)["input_ids"]
+        return [*ids, inner.eos_token_id] if ids else []
 
     def _per_text(self, name: str, samples: Any, count: int) -> list[Sample | None]:
         listed = list(samples) if isinstance(samples, (list, tuple)) else [samples]
@@ -507,32 +569,3 @@ def _filled(answers: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
     for row, (start, end, answer) in enumerate(zip(starts, ends, answers, strict=True)):
         labels[row, start:end] = torch.tensor(answer, dtype=labels.dtype)
     return labels
-
-
-def _targets(
-    tokenizer: Any, answers: str | Sequence[str | None] | None, count: int
-) -> list[list[int]]:
-    """Ids of each answer with the end-of-text token behind it."""
-    listed = [answers] if isinstance(answers, str) else list(answers or ())
-    if len(listed) != count:
-        raise SafeError(
-            f"training mode needs an answer for each of {count} texts, not {len(listed)}",
-            hint="give `answers`, None for a text without a target",
-        )
-    return [
-        [] if answer is None else answer_ids(tokenizer, answer, f"answers[{row}]")
-        for row, answer in enumerate(listed)
-    ]
-
-
-def answer_ids(tokenizer: Any, answer: str, name: str) -> list[int]:
-    """Ids of an answer with the end-of-text token behind it.
-
-    Raises:
-        SafeError: the answer has no tokens.
-    """
-    inner = text_tokenizer(tokenizer)
-    ids = inner(answer, add_special_tokens=False)["input_ids"]
-    if not ids:
-        raise SafeError(f"{name}: the answer {answer!r} has no tokens")
-    return [*ids, inner.eos_token_id]

@@ -245,11 +245,15 @@ class PromptEncoder:
         row = self.prompt(first, images, present)
         return row.followed_by(self.answer(second)[:-1])  # nothing follows its end
 
-    def answer(self, text: str) -> list[int]:
-        """Token ids of what follows a prompt, with the end-of-text token; empty if it has none.
+    def answer(self, text: str, prompt: str = "") -> list[int]:
+        """Token ids of what follows a prompt, with what ends it; empty if it has none.
 
-        A decoder with a text of its own is given it with its special tokens, as it was trained.
+        That is the end-of-text token or, where the prompt is a chat, the end of the assistant's
+        turn. A decoder with a text of its own is given it with its special tokens, as it was
+        trained.
         """
+        if self.start is None and self.processor is not None:
+            return self.processor.answer_ids(text, prompt)
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         end = self.tokenizer.eos_token_id
         if self.start is None or not ids:

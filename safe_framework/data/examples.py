@@ -14,9 +14,11 @@ import attrs
 from safe_framework.data.addresses import InlineSample, sources_of
 from safe_framework.data.fields import RowFields, plain_fields
 from safe_framework.data.pictures import Picture, RowPictures
+from safe_framework.data.questions import Asked, RowQuestions
 from safe_framework.data.readers import Row, Source, iterate_rows, no_rows
 from safe_framework.data.samples import read_sample
 from safe_framework.data.tasks import NO_FIELDS, QUESTIONS, TaskFormat, text_in, text_of
+from safe_framework.data.text_length import TextLimit
 from safe_framework.errors import DataError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
@@ -44,6 +46,7 @@ class Example:
         fields: the row's texts, numbers and truth values, by which a curriculum chooses.
         images: the row's pictures, in order, for a base that sees.
         align: the words that alignment draws its samples to, where they are not the answer.
+        questions: the others that it could be asked; None where it is one alone.
     """
 
     prompt: str
@@ -58,11 +61,29 @@ class Example:
     fields: Mapping[str, Any] = attrs.field(factory=dict)
     images: tuple[Picture, ...] = ()
     align: str | None = None
+    questions: RowQuestions | None = None
 
     @property
     def aligned(self) -> str:
         """The words that alignment draws its samples to."""
         return self.answer if self.align is None else self.align
+
+    @property
+    def label(self) -> str:
+        """The row's own answer, whatever it is asked."""
+        return self.answer if self.questions is None else self.questions.label
+
+    def with_questions(self, questions: RowQuestions) -> Example:
+        """The same row with other questions, asked the one that stands for it."""
+        return attrs.evolve(self, questions=questions).ask(questions.first())
+
+    def ask(self, asked: Asked) -> Example:
+        """The same row, asked a question of its bank."""
+        assert self.questions is not None
+        label = self.questions.label
+        prompt = self.questions.prompt_of(asked)
+        align = label if self.align is None and asked.answer != label else self.align
+        return attrs.evolve(self, prompt=prompt, answer=asked.answer, align=align)
 
 
 @attrs.frozen
@@ -134,6 +155,7 @@ def read_task(
     *,
     fields: RowFields | None = None,
     pictures: RowPictures | None = None,
+    limit: TextLimit | None = None,
 ) -> list[Example]:
     """Examples of a source whose rows are those of any task.
 
@@ -144,9 +166,11 @@ def read_task(
         skipped: as for :func:`read_examples`.
         fields: of the rows; those that ``reading`` names if None.
         pictures: of the rows, for a base that takes them; every row's if None.
+        limit: of the length of a row's text; None for none.
 
     Raises:
-        DataError: as :func:`read_examples` does, or an answer is none of the labels.
+        DataError: as :func:`read_examples` does, or an answer is none of the labels, or a text is
+            too long.
     """
     fields = fields or RowFields(reading.fields, reading.ignore)
     pictures = pictures or RowPictures(encoders)
@@ -154,6 +178,8 @@ def read_task(
     def example(row: Row) -> Example:
         """A row's example, tried on the encoders if bad ones may be skipped."""
         made = _example(row, encoders, reading, pictures)
+        if limit is not None:
+            limit.check(made.place, made.prompt, made.answer)
         if skipped is not None:
             _try(made.place, made.samples, encoders)
         return made
@@ -177,9 +203,11 @@ def read_text_rows(
     source: Source,
     template: str = "{question}",
     *,
+    around: Callable[[str], str] = str,
     encoders: Mapping[str, Encoder] = NO_ENCODERS,
     fields: Mapping[str, str] | RowFields = NO_FIELDS,
     pictures: RowPictures | None = None,
+    limit: TextLimit | None = None,
     skipped: list[DataError] | None = None,
 ) -> list[TextRow]:
     """The ``text`` of every row of a source, or its ``question`` in the template; and its pictures.
@@ -187,10 +215,12 @@ def read_text_rows(
     Args:
         source: as for :func:`read_examples`.
         template: the prompt, around ``{question}``.
+        around: what is made of a prompt with its question: a chat, where one is asked in.
         encoders: by modality, of those whose samples are read where a row has a picture and an
             answer, so that it can be asked beside its own sample.
         fields: what a field is called in this source, by the name that it has here.
         pictures: of the rows, for a base that takes them; every row's if None.
+        limit: of the length of a row's text; None for none.
         skipped: as for :func:`read_examples`.
 
     Raises:
@@ -202,13 +232,15 @@ def read_text_rows(
     def text(row: Row) -> TextRow:
         """What a row says."""
         made = TextRow(
-            text=text_of(row, template),
+            text=text_of(row, template, around),
             images=pictures.of(row, by_file_name=True),
             answer=text_in(row, "answer") if row.values.get("answer") not in (None, "") else None,
             place=row.place,
             fields=plain_fields(row),
             answers=_answers_of(row),
         )
+        if limit is not None:
+            limit.check(row.place, made.text)
         if not (made.images and made.people):
             return made
         held = sources_of(row, encoders, by_file_name=False)  # which is the picture's
@@ -302,6 +334,7 @@ def _example(
         fields=plain_fields(row),
         images=pictures.of(row),
         align=None if row.values.get("align") is None else text_in(row, "align"),
+        questions=reading.questions_of(row),
     )
 
 

@@ -22,6 +22,7 @@ from safe_framework.data.fields import (
     unread_error,
 )
 from safe_framework.data.pictures import RowPictures, blind_base
+from safe_framework.data.questions import question_and_bank
 from safe_framework.data.readers import Row, Source, is_dataset, iterate_rows, no_rows
 from safe_framework.data.tasks import TaskFormat, text_of
 from safe_framework.errors import DataError
@@ -121,7 +122,8 @@ def _faults(
     """The first error of each row that has one."""
     assert recipe.data is not None
     one = dataset_of(recipe.data, key)
-    reading = TaskFormat(task=one.task, question=one.question, labels=one.labels)
+    question, bank = question_and_bank(one.question, recipe.folder)
+    reading = TaskFormat(task=one.task, question=question, bank=bank, labels=one.labels)
     bad, rows = dict[str, DataError](), 0
     for row in iterate_rows(source):
         rows += 1

@@ -1,71 +1,118 @@
-"""The text around a question: a recipe's prompt, in the base's own chat template if it says so."""
+"""The chat in which a recipe asks, and the places of pictures in a base's chats."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from contextlib import suppress
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from safe_framework.errors import DataError
-from safe_framework.pretrained.base_processor import text_tokenizer
+from safe_framework.data.chat_template import (
+    DATE,
+    QUESTION,
+    ChatTemplate,
+    chat_renderer,
+    warn_of_date,
+)
+from safe_framework.errors import DataError, SafeError
 
 if TYPE_CHECKING:
-    from safe_framework.config.schema import DataSpec, Recipe
-
-QUESTION = "{question}"
+    from safe_framework.config.schema import DataSpec, MixSpec
 
 
-def prompt_template(recipe: Recipe | None, processor: Any) -> str:
-    """The text around ``{question}`` in which a recipe's data asks; the question alone by default.
+EARLIER = (
+    {"role": "user", "content": "Hello! Can you help me with something?"},
+    {"role": "assistant", "content": "Of course. What would you like to know?"},
+)
+"""The turn before a question, where it is asked in a chat that goes on."""
 
-    Args:
-        recipe: with ``[data]`` or without.
-        processor: the base's processor or tokenizer.
-
-    Raises:
-        DataError: as :func:`render_prompt`.
-    """
-    data = recipe.data if recipe is not None else None
-    return QUESTION if data is None else render_prompt(data, data.prompt, processor)
+SYSTEM = "You are a careful assistant. Answer briefly, and only what you are asked."
+"""What the system says where a question is asked under one that training had not."""
 
 
-def render_prompt(data: DataSpec, prompt: str, processor: Any, images: int = 0) -> str:
-    """A prompt as it is or, with ``chat = true``, as a user's message before the answer to it.
+def recipe_chat(data: DataSpec | None, processor: Any) -> ChatTemplate | None:
+    """The base's chat template as a recipe uses it; None where it asks in none.
 
-    What comes out makes the very tokens that the base's chat template makes, wherever it is put
-    into a batch.
+    Where the recipe does not say, a base without one that can be used is asked without.
 
     Args:
-        data: whether there is a chat, and what its system says.
-        prompt: with ``{question}`` or without.
-        processor: the base's processor or tokenizer; None asks without a template.
-        images: pictures that the user's message begins with, in a chat.
+        data: whether there is a chat, what its system says, and the template's options and date.
+        processor: the base's processor or tokenizer; None for none.
 
     Raises:
-        DataError: the base has no chat template, or one whose tokens no text makes, or which
-            takes no such message.
+        DataError: the recipe wants a chat, and the base has no chat template.
+
+    Warns:
+        DatePinned: the template writes a date, and the recipe does not say which.
     """
-    if not data.chat or processor is None:
-        return prompt
-    renderer = chat_renderer(processor)
-    if renderer is None:
+    if data is None or processor is None or not may_chat(data):
+        return None
+    if chat_renderer(processor) is None:
+        if not _wants_chat(data):
+            return None
         raise DataError(
             "the base has no chat template, which `chat = true` in [data] asks for",
             hint="leave it out, and write the form of a question into `prompt`",
         )
-    text, tokenizer = _rendered(renderer, data.system, prompt, images), text_tokenizer(processor)
-    started = tokenizer.bos_token and text.startswith(tokenizer.bos_token)
-    if renderer is not tokenizer and not started:
-        return text  # a processor puts special tokens around a chat that has no start token
-    return _without_start_token(tokenizer, text)
+    day = DATE if data.date is None else date.fromisoformat(data.date)
+    chat = ChatTemplate(processor, system=data.system, options=data.template_options, day=day)
+    if not _wants_chat(data):
+        try:
+            chat.question(QUESTION)
+        except SafeError:  # no text makes its tokens, or it takes no lone question
+            return None
+    if data.date is None:
+        warn_of_date(processor)
+    return chat
 
 
-def chat_opening(data: DataSpec, processor: Any, images: int = 0) -> str:
-    """What :func:`render_prompt` puts before a user's first word, pictures' places included.
+def may_chat(data: DataSpec, one: MixSpec | None = None) -> bool:
+    """Whether questions are asked in the base's chat template, if it has one.
 
-    Raises:
-        DataError: as :func:`render_prompt`.
+    Where the recipe does not say, they are if the prompt is left as it is, and if something is
+    asked, and answered behind it.
+
+    Args:
+        data: of the recipe.
+        one: the dataset that is asked about; all of them if None.
     """
-    return render_prompt(data, QUESTION, processor, images).partition(QUESTION)[0]
+    if data.chat is not None or _wants_chat(data):
+        return data.chat is not False
+    asked = [one] if one is not None else list(data.datasets().values())
+    return data.prompt == QUESTION and any(_asks_plainly(each) for each in asked)
+
+
+def _wants_chat(data: DataSpec) -> bool:
+    """Whether a recipe says that there is a chat, by itself or by what is for chats alone."""
+    about = (data.system, data.date, data.template_options or None)
+    return bool(data.chat) or any(one is not None for one in about)
+
+
+def _asks_plainly(one: MixSpec) -> bool:
+    """Whether a dataset asks something, by itself, and has it answered."""
+    asks = one.task == "question_answering" or one.question is not None
+    return asks and one.prompt == QUESTION and one.read_at == "answer"
+
+
+def chats_that_go_on(chat: ChatTemplate, prompt: str) -> dict[str, str]:
+    """The text around ``{question}`` in other chats than those of training, by what is different.
+
+    Args:
+        chat: the base's, as training uses it.
+        prompt: the user's message, around the question.
+    """
+    asked = {"role": "user", "content": prompt}
+    own = [] if chat.system is None else [{"role": "system", "content": chat.system}]
+    ways = {
+        "after another turn": [*own, *EARLIER, asked],
+        "with a system message": [{"role": "system", "content": SYSTEM}, asked],
+    }
+    found = {}
+    for way, messages in ways.items():
+        with suppress(SafeError):  # a template may take no system message
+            text = chat.before_answer(messages)
+            if all(str(message["content"]) in text for message in messages):
+                found[way] = text
+    return found
 
 
 def picture_places(processor: Any, images: int) -> str | None:
@@ -75,72 +122,16 @@ def picture_places(processor: Any, images: int) -> str | None:
         processor: the base's.
         images: how many there are.
     """
-    renderer = chat_renderer(processor)
-    if renderer is None:
+    chat, text = ChatTemplate.of(processor), {"type": "text", "text": QUESTION}
+    if chat is None:
         return None
     try:
-        plain, seeing = (_rendered(renderer, None, QUESTION, count) for count in (0, images))
+        plain, seeing = (
+            chat.render([{"role": "user", "content": parts}], add_generation_prompt=True)
+            for parts in ([text], [*[{"type": "image"}] * images, text])
+        )
     except DataError:
         return None
     before, (opening, _, rest) = plain.partition(QUESTION)[0], seeing.partition(QUESTION)
     same = opening.startswith(before) and rest == plain.partition(QUESTION)[2]
     return opening.removeprefix(before) if same else None
-
-
-def chat_renderer(processor: Any) -> Any:
-    """What of a base has a chat template: its processor, else its tokenizer; None for neither."""
-    both = (processor, text_tokenizer(processor))
-    return next((one for one in both if getattr(one, "chat_template", None) is not None), None)
-
-
-def _rendered(renderer: Any, system: str | None, prompt: str, images: int) -> str:
-    """The chat before its answer, whose messages are parts where the template takes such."""
-    messages = [("system", system)] if system is not None else []
-    texts: list[tuple[str, str | None]] = [*messages, ("user", prompt)]
-    pictures = [{"type": "image"}] * images
-    parts = [
-        {
-            "role": role,
-            "content": [*(pictures if role == "user" else ()), {"type": "text", "text": text}],
-        }
-        for role, text in texts
-    ]
-    plain = [{"role": role, "content": text} for role, text in texts]
-    if hasattr(renderer, "tokenizer"):  # a processor, whose template takes parts
-        found = _applied(renderer, parts, images)
-        if not any(str(message["content"]) in found for message in parts):
-            return found
-        if images:
-            raise _takes_no_pictures("it writes them as they are")
-    elif images:
-        raise _takes_no_pictures("it is its tokenizer's")
-    return _applied(renderer, plain, 0)
-
-
-def _applied(renderer: Any, talk: Sequence[Any], images: int) -> str:
-    try:
-        text: str = renderer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template raises what its author chose
-        if not images:
-            raise
-        raise _takes_no_pictures(str(error)) from error
-    return text
-
-
-def _takes_no_pictures(why: str) -> DataError:
-    return DataError(
-        f"the base's chat template takes no message with pictures: {why}",
-        hint="leave out `chat = true` (or `system`) in [data], or the pictures",
-    )
-
-
-def _without_start_token(tokenizer: Any, text: str) -> str:
-    """The rendered text, without its start token where a tokenizer adds that itself."""
-    wanted = tokenizer(text, add_special_tokens=False)["input_ids"]
-    for candidate in (text, text.removeprefix(tokenizer.bos_token or "")):
-        if tokenizer(candidate)["input_ids"] == wanted:
-            return candidate
-    raise DataError(
-        "the base's tokenizer adds words to a text that its chat template has not",
-        hint="leave out `chat = true` in [data], and write the form of a question into `prompt`",
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -15,6 +15,7 @@ import attrs
 
 from safe_framework.config.schema import DataSpec, MixSpec, Recipe, mixed
 from safe_framework.data.addresses import sources_of
+from safe_framework.data.chat_template import ChatTemplate
 from safe_framework.data.examples import (
     NO_ENCODERS,
     Example,
@@ -25,9 +26,11 @@ from safe_framework.data.examples import (
 )
 from safe_framework.data.fields import FOREIGN, TEXTS, RowFields, row_fields, unread_error
 from safe_framework.data.pictures import RowPictures, blind_base
-from safe_framework.data.prompts import render_prompt
+from safe_framework.data.prompts import chats_that_go_on, may_chat, recipe_chat
+from safe_framework.data.questions import check_bank, question_and_bank
 from safe_framework.data.readers import is_dataset, iterate_rows
 from safe_framework.data.tasks import CLASSES, NO_FIELDS, TaskFormat, unique
+from safe_framework.data.text_length import TextLimit
 from safe_framework.errors import DataError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
@@ -59,6 +62,7 @@ class RecipeData:
         self.sources = recipe.data_files()
         self.skipped: dict[str, list[DataError]] = {}
         self._read: dict[tuple[str, ...], Any] = {}
+        self._limit = TextLimit(recipe.base, lambda: self._processor)
 
     def examples(self, key: str, encoders: Mapping[str, Encoder]) -> list[Example]:
         """The task's rows in ``train`` or ``test``, of all datasets that have it, in turn.
@@ -95,7 +99,10 @@ class RecipeData:
                     skipped,
                     fields=fields,
                     pictures=pictures,
+                    limit=self._limit,
                 )
+            if reading.bank is not None:
+                found = self._asked(key, name, one, found, encoders)
             if one.task != CLASSES or labels:
                 return found
             own = tuple(unique([example.answer for example in found]))
@@ -103,23 +110,78 @@ class RecipeData:
 
         return self._once((called,), read)
 
-    def reading(self, name: str, labels: tuple[str, ...] | None = None) -> TaskFormat:
-        """How the rows of the dataset called ``name`` are read."""
+    def _asked(
+        self,
+        key: str,
+        name: str,
+        one: MixSpec,
+        found: Sequence[Example],
+        encoders: Mapping[str, Encoder],
+    ) -> list[Example]:
+        """The examples with the question of the bank that stands for each.
+
+        Others are to be drawn from the answers of the training rows.
+        """
+        known = found if key == "train" else self._of("train", name, one, encoders)
+        labels = tuple(unique([e.questions.label for e in known if e.questions]))
+        asked = [example for example in found if example.questions]
+        if asked and asked[0].questions:
+            check_bank(asked[0].questions.bank, labels, asked[0].place)
+        seed = self._recipe.training.seed
+        return [
+            example.with_questions(attrs.evolve(example.questions, labels=labels, seed=seed))
+            if example.questions
+            else example
+            for example in found
+        ]
+
+    def reading(
+        self, name: str, labels: tuple[str, ...] | None = None, *, rendered: bool = True
+    ) -> TaskFormat:
+        """How the rows of the dataset called ``name`` are read.
+
+        Args:
+            name: of the dataset.
+            labels: of a classification; those that the recipe gives if None.
+            rendered: with the base's chat template around the prompt, for which its processor is
+                loaded.
+        """
         one = self.spec.datasets()[name]
+        question, bank = question_and_bank(one.question, self._recipe.folder)
         return TaskFormat(
             dataset=name,
             task=one.task,
-            prompt=self._around(one.prompt or ""),
-            question=one.question,
+            prompt=one.prompt or "",
+            question=question,
+            bank=bank,
             labels=one.labels if labels is None else labels,
             at_tokens=one.read_at == "tokens",
             fields=one.fields or NO_FIELDS,
             ignore=one.ignore,
+            around=self._around(one) if rendered else str,
         )
 
-    def _around(self, prompt: str) -> str:
-        """The prompt in the base's chat template, if there is to be one."""
-        return render_prompt(self.spec, prompt, self._processor) if self.spec.chat else prompt
+    def _around(self, one: MixSpec | None = None) -> Callable[[str], str]:
+        """What puts a prompt into the base's chat template, if there is to be one.
+
+        Args:
+            one: the dataset that asks; the texts of the base's own domain if None.
+        """
+        if not may_chat(self.spec, one) or self._chat is None:
+            return str
+        return self._chat.question
+
+    def other_chats(self) -> dict[str, str]:
+        """The text around ``{question}`` in chats that training has not, by what is different.
+
+        There are none where nothing is asked in a chat.
+        """
+        return {} if self._chat is None else chats_that_go_on(self._chat, self.spec.prompt)
+
+    @cached_property
+    def _chat(self) -> ChatTemplate | None:
+        """The base's chat template; its processor is loaded only if there may be a chat."""
+        return recipe_chat(self.spec, self._processor) if may_chat(self.spec) else None
 
     @cached_property
     def _processor(self) -> Any:
@@ -145,14 +207,15 @@ class RecipeData:
 
         def read(skipped: list[DataError] | None) -> list[TextRow]:
             """The texts in the file."""
-            template = self._around(self.spec.prompt)
             with self._rows(key) as (fields, pictures):
                 return read_text_rows(
                     self.sources[key],
-                    template,
+                    self.spec.prompt,
+                    around=self._around(),
                     encoders=encoders,
                     fields=fields,
                     pictures=pictures,
+                    limit=self._limit,
                     skipped=skipped,
                 )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import attrs
 
+from safe_framework.data.questions import QuestionBank, RowQuestions
 from safe_framework.data.readers import Row
 from safe_framework.errors import DataError
 from safe_framework.utils.suggest import nearest
@@ -31,23 +32,29 @@ class TaskFormat:
         task: ``"question_answering"``, ``"captioning"`` or ``"classification"``.
         prompt: the text that the base is given, around ``{question}`` if it has one.
         question: what is asked where a row asks nothing.
+        bank: questions of which rows are asked instead; None where there is one at most.
         labels: the closed set of answers of a classification; empty for whatever the rows say.
         at_tokens: whether a class is read at the modality's tokens and not by an answer.
         fields: what a field is called in the data, by the name that it has here.
         ignore: fields of the data that are left out.
+        around: what is made of a prompt with its question: a chat, where the base is asked in one.
     """
 
     dataset: str = ""
     task: str = QUESTIONS
     prompt: str = "{question}"
     question: str | None = None
+    bank: QuestionBank | None = None
     labels: tuple[str, ...] = ()
     at_tokens: bool = False
     fields: Mapping[str, str] = NO_FIELDS
     ignore: tuple[str, ...] = ()
+    around: Callable[[str], str] = str
 
     def prompt_of(self, row: Row) -> str:
         """The text that the base is given; captions and classes need no question.
+
+        Where a bank is asked, ``{question}`` is yet to be filled.
 
         Raises:
             DataError: the task is question answering, and nothing is asked.
@@ -55,7 +62,32 @@ class TaskFormat:
         asked = self.question
         if asked is None and self.task != QUESTIONS:
             asked = ""
-        return self.prompt.replace("{question}", question_of(row, asked))
+        if self.is_drawn(row):
+            return self.prompt
+        return self.around(self.prompt.replace("{question}", question_of(row, asked)))
+
+    def is_drawn(self, row: Row) -> bool:
+        """Whether the bank says what the row is asked."""
+        has_own = row.values.get("question") is not None
+        return self.bank is not None and (self.bank.replaces or not has_own)
+
+    def questions_of(self, row: Row) -> RowQuestions | None:
+        """What the bank asks of the row, whose labels are yet to come; None for its own question.
+
+        Raises:
+            DataError: no form of the bank is of the row's kind.
+        """
+        if self.bank is None or not self.is_drawn(row):
+            return None
+        kinds, kind = self.bank.of(held_out=False), row.values.get(KIND)
+        return RowQuestions(
+            self.bank,
+            self.answer_of(row),
+            self.prompt,
+            row.place,
+            kind if isinstance(kind, str) and kind in kinds else "",
+            around=self.around,
+        )
 
     def answer_of(self, row: Row) -> str:
         """The row's ``answer``; of a caption its ``caption``, of a class its ``label``, if given.
@@ -84,14 +116,14 @@ def question_of(row: Row, question: str | None = None) -> str:
     return text_in(row, "question")
 
 
-def text_of(row: Row, template: str = "{question}") -> str:
-    """The row's ``text``, or its ``question`` in the template.
+def text_of(row: Row, template: str = "{question}", around: Callable[[str], str] = str) -> str:
+    """The row's ``text``, or its ``question`` in the template, and what is ``around`` that.
 
     Raises:
         DataError: it has neither.
     """
     if row.values.get("question") is not None:
-        return template.replace("{question}", text_in(row, "question"))
+        return around(template.replace("{question}", text_in(row, "question")))
     return text_in(row, "text")
 
 

@@ -18,6 +18,7 @@ from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.output_head import logits_at
 from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.core.prompt_rows import PromptEncoder, decoder_start_id, halves
+from safe_framework.core.turn_end import TurnEnd
 from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.tasks import CLASSES
 from safe_framework.errors import SafeError
@@ -248,21 +249,26 @@ def _generated(
     gate: Mapping[str, float],
 ) -> Iterator[tuple[str, float]]:
     for rows in batched_apart(examples, batch_size):
-        batch = example_inputs(model, rows)
+        batch, end = example_inputs(model, rows), TurnEnd.of(model, [row.prompt for row in rows])
+        ending = {} if end is None else end.options({})
         out = model.generate(
             **batch, gate=dict(gate), max_new_tokens=max_new_tokens, do_sample=False,
-            return_dict_in_generate=True, output_scores=True,
+            return_dict_in_generate=True, output_scores=True, **ending,
         )  # fmt: skip
-        texts = model.tokenizer.batch_decode(
-            new_tokens(model, out.sequences, batch), skip_special_tokens=True
-        )
-        sure = _probabilities(model, out.sequences, out.scores)
+        new = list(new_tokens(model, out.sequences, batch))
+        new = new if end is None else list(map(end.cut, new))
+        texts = model.tokenizer.batch_decode(new, skip_special_tokens=True)
+        sure = _probabilities(model, out.sequences, out.scores, ending.get("eos_token_id"))
         yield from zip(map(str.strip, texts), sure, strict=True)
 
 
-def _probabilities(model: SafeModel, tokens: Tensor, scores: Sequence[Tensor]) -> list[float]:
+def _probabilities(
+    model: SafeModel, tokens: Tensor, scores: Sequence[Tensor], ends: Any = None
+) -> list[float]:
     """The product of each row's new tokens' probabilities, up to the first that ends it."""
-    ends: Any = model.base.generation_config.eos_token_id  # type: ignore[union-attr]  # as generate
+    if ends is None:
+        base: Any = model.base
+        ends = base.generation_config.eos_token_id  # as generate
     new = tokens[:, -len(scores) :]
     ended = torch.isin(new, torch.tensor([] if ends is None else ends, device=new.device))
     after = ended.cumsum(1) - ended.long() > 0
@@ -330,7 +336,7 @@ def log_likelihoods(
     """Log-likelihood of a label behind each example's prompt, in nats."""
     encoder = PromptEncoder.of(model)
     prompts = [encoder.prompt(one.prompt, one.images, list(one.samples)) for one, _ in pairs]
-    answers = [_answer_ids(encoder, label) for _, label in pairs]
+    answers = [_answer_ids(encoder, label, one.prompt) for one, label in pairs]
     rows = [row.followed_by(answer) for row, answer in zip(prompts, answers, strict=True)]
     batch = encoder.collate(rows, model.processor.padding)
     for name in sorted({name for example, _ in pairs for name in example.samples}):
@@ -349,8 +355,8 @@ def log_likelihoods(
     return scores
 
 
-def _answer_ids(encoder: PromptEncoder, label: str) -> list[int]:
-    ids = encoder.answer(label)
+def _answer_ids(encoder: PromptEncoder, label: str, prompt: str) -> list[int]:
+    ids = encoder.answer(label, prompt)
     if not ids:
         raise SafeError(f"labels: the answer {label!r} has no tokens")
     return ids

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from safe_framework.errors import DataError
 from safe_framework.evaluation.metrics import exact_match, percentiles, token_f1
-from safe_framework.evaluation.results import Evaluation, PictureQuestion
+from safe_framework.evaluation.results import HELD_OUT, Evaluation, PictureQuestion
 from safe_framework.evaluation.vqa import vqa_accuracy
 
 _Rows = NDArray[np.float64]  # (seeds, rows): one value for each row of each run
@@ -70,6 +70,8 @@ def compare_runs(
 ) -> list[Difference]:
     """Accuracy, token F1, tokens kept and seeing of two sides, each of one run or several seeds.
 
+    Accuracy in held-out forms of questions is compared where all runs asked the same.
+
     Seeing is VQA accuracy, and the share of answers that are the base's, beside irrelevant samples;
     where all runs asked the same questions about pictures.
 
@@ -92,6 +94,9 @@ def compare_runs(
     if len(lengths) == 1 and (weights := lengths.pop()):
         row = _measure("tokens kept", first, second, _tokens_kept, np.array(weights, float), seed)
         found.append(row)
+    again = {_asked_again(run) for run in (*first, *second)}
+    if len(again) == 1 and again.pop():
+        found.append(_measure("in other words", first, second, _held_out_scores, None, seed))
     asked = {_picture_rows(run) for run in (*first, *second)}
     if len(asked) == 1 and asked.pop():
         for name, values in (
@@ -123,6 +128,17 @@ def _token_f1(run: Evaluation) -> _Rows:
 
 def _tokens_kept(run: Evaluation) -> _Rows:
     return np.array(run.retention.overall.shares, float)
+
+
+def _asked_again(run: Evaluation) -> tuple[tuple[str, str], ...]:
+    """What a run asked in forms that were kept from training; nothing if it did not."""
+    asked = run.wordings.asked if run.wordings else ()
+    return tuple((one.place, one.question) for one in asked if one.way == HELD_OUT)
+
+
+def _held_out_scores(run: Evaluation) -> _Rows:
+    assert run.wordings is not None
+    return np.array([one.score for one in run.wordings.asked if one.way == HELD_OUT], float)
 
 
 def _picture_rows(run: Evaluation) -> tuple[tuple[object, ...], ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,17 +17,19 @@ from safe_framework.evaluation.base_drift import measure_drift
 from safe_framework.evaluation.both_senses import both_senses
 from safe_framework.evaluation.encoder_cache import cached_encoders
 from safe_framework.evaluation.gain import (
+    MEASURES,
     answer_all_conditions,
     by_dataset,
     by_kind,
     gain,
     without_captions,
 )
-from safe_framework.evaluation.metrics import Calibration, calibration
+from safe_framework.evaluation.metrics import Calibration, calibration, exact_match
 from safe_framework.evaluation.results import Answered, Evaluation
 from safe_framework.evaluation.retention import gate_zero, retention
 from safe_framework.evaluation.seeing import as_example, picture_questions, seeing
 from safe_framework.evaluation.semantic import SentenceEncoder
+from safe_framework.evaluation.wordings import ask_other_wordings
 from safe_framework.utils.progress import ProgressCallback, no_progress
 
 if TYPE_CHECKING:
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
     from safe_framework.interfaces.types import Sample
 
 _GATE_ZERO_EXAMPLES = 32
+
+NO_CHATS: Mapping[str, str] = MappingProxyType({})
+"""Questions are asked in no other chat."""
 
 
 @torch.no_grad()
@@ -52,6 +58,8 @@ def evaluate(
     seed: int = 0,
     semantic: str | None = None,
     by: str | None = None,
+    wordings: int = 0,
+    chats: Mapping[str, str] = NO_CHATS,
     progress: ProgressCallback = no_progress,
 ) -> Evaluation:
     """Measure gain against the base, shuffled samples, chance and a probe; and retention.
@@ -72,6 +80,10 @@ def evaluate(
         seed: of the intervals, the shuffling, the probe's folds and the irrelevant samples.
         semantic: sentence encoder to judge answers by; see ``SentenceEncoder``.
         by: the field that says what kind of question a row is; ``kind`` where rows have that.
+        wordings: of each kind of question of the rows' bank, so many are asked in held-out forms,
+            and half as many in each of ``chats``; 0 for none.
+        chats: the text around ``{question}`` of other chats than that of ``test``, by what is
+            different in them.
         progress: called with a label, how many are done and of how many.
 
     Raises:
@@ -90,6 +102,10 @@ def evaluate(
             model, modality, train, test, by=field, batch_size=batch_size, seed=seed, **asking
         )
         kept = retention(model, modality, texts, test, foreign, progress=progress, **drawing)
+        asked_anew = ask_other_wordings(
+            model, modality, test, _scores(answers), count=wordings, chats=chats,
+            batch_size=batch_size, **asking, **drawing,
+        )  # fmt: skip
         shut = gate_zero(model, modality, _beside_samples(modality, test, texts), **asking)
         asking_seen = {"by": field, "batch_size": batch_size, **asking, **drawing}
         seen = seeing(model, modality, texts, test, foreign, **asking_seen)
@@ -99,6 +115,8 @@ def evaluate(
         changed = measure_drift(model, texts, progress=progress, **drawing)
     kinds = by_kind(answers, **drawing)
     why_not = {"picture_alignment": beside_pictures} if isinstance(beside_pictures, str) else {}
+    if wordings and not (asked_anew and asked_anew.kinds):
+        why_not["wordings"] = "no bank of `question` in [data] has any for these rows"
     return Evaluation(
         modality=modality,
         gain=gain(without_captions(answers), _labels(train), judge=judge, **drawing),
@@ -115,6 +133,7 @@ def evaluate(
         seeing=seen,
         both_senses=both_senses(answers, **drawing),
         picture_alignment=None if isinstance(beside_pictures, str) else beside_pictures,
+        wordings=asked_anew,
         unmeasured=why_not,
         **drawing,
     )
@@ -130,6 +149,15 @@ def _beside_samples(
         as_example(row, {modality: sample}) for row, sample in zip(asked, samples, strict=True)
     ]
     return [*test[:_GATE_ZERO_EXAMPLES], *pictured]
+
+
+def _scores(answers: Sequence[Answered]) -> list[float]:
+    """How right each answer is, by the measure of its task."""
+    found = []
+    for row in answers:
+        _, measure = MEASURES.get(row.task, ("", exact_match))
+        found.append(float(measure([row.answer], [row.expected])[0]))
+    return found
 
 
 def _labels(train: Sequence[Example]) -> list[str]:

@@ -18,6 +18,9 @@ from safe_framework.utils.json_records import json_converter, to_json
 OTHER = "(other)"
 """The column of answers that name no class; a normalised answer cannot be spelled so."""
 
+TRAINED, HELD_OUT = "trained", "held out"
+"""Whether a question's form was trained on, or kept from training."""
+
 
 @attrs.frozen
 class Agreement:
@@ -330,6 +333,87 @@ class BothSenses:
 
 
 @attrs.frozen
+class FormScore:
+    """How rows were answered that were asked in one form.
+
+    Attributes:
+        form: of the question, with the places that each row fills.
+        score: share of right answers, or the measure of the rows' task.
+        n: rows.
+    """
+
+    form: str
+    score: float
+    n: int
+
+
+@attrs.frozen
+class KindWordings:
+    """One kind of question, in forms that were trained on and in others.
+
+    Attributes:
+        trained: in trained forms.
+        held_out: in forms that were kept from training.
+        trained_balanced: as ``trained``, in the mean over the right answers (over yes and no).
+        balanced: as ``held_out``, likewise.
+        forms: each of those that were kept from training.
+    """
+
+    trained: Estimate
+    held_out: Estimate
+    trained_balanced: float
+    balanced: float
+    forms: tuple[FormScore, ...]
+
+    @property
+    def worst(self) -> FormScore:
+        """The form that was answered worst; the first of equals."""
+        return min(self.forms, key=lambda form: form.score)
+
+
+@attrs.frozen
+class AskedAgain:
+    """A test row that was asked in another way, and the answer to it.
+
+    Attributes:
+        way: ``HELD_OUT``, ``TRAINED``, or what was different in the chat.
+        kind: of the question; empty for one in another chat.
+        form: that the question was made of.
+        place: of the row.
+        question: as it was asked.
+        expected: the right answer.
+        answer: with the modality.
+        score: 1.0 if it is right.
+    """
+
+    way: str
+    kind: str
+    form: str
+    place: str
+    question: str
+    expected: str
+    answer: str
+    score: float
+
+
+@attrs.frozen
+class Wordings:
+    """Test rows asked in other words than training's, and in other chats.
+
+    Attributes:
+        kinds: the result on each kind of question.
+        chats: in a chat as training had none, by what is different in it.
+        chats_trained: the same rows in training's form, by the same names.
+        asked: all questions with their answers.
+    """
+
+    kinds: Mapping[str, KindWordings]
+    chats: Mapping[str, Estimate]
+    chats_trained: Mapping[str, Estimate]
+    asked: tuple[AskedAgain, ...]
+
+
+@attrs.frozen
 class Evaluation:
     """Everything that the table, ``metrics.json`` and the report show.
 
@@ -358,6 +442,7 @@ class Evaluation:
         both_senses: how the test rows with a picture were answered; None where there are none.
         picture_alignment: of the modality's tokens with what the base makes of the rows'
             pictures; None where there are none.
+        wordings: test rows asked in other words and chats; None where there are no others.
         unmeasured: why a result that could be expected is missing, by its name.
     """
 
@@ -382,6 +467,7 @@ class Evaluation:
     seeing: Seeing | None = None
     both_senses: BothSenses | None = None
     picture_alignment: PictureAlignment | None = None
+    wordings: Wordings | None = None
     unmeasured: Mapping[str, str] = attrs.field(factory=dict)
 
     def to_json(self) -> str:
@@ -403,7 +489,7 @@ _CONVERTER = json_converter(
         Answered: ("kind", "blank_picture", "other_picture", "half_open"),
         Evaluation: (
             "base_changed", "by", "kinds", "seeing", "both_senses", "picture_alignment",
-            "unmeasured",
+            "wordings", "unmeasured",
         ),
     },
 )  # fmt: skip

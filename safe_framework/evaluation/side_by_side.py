@@ -9,6 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from safe_framework.core.turn_end import TurnEnd
 from safe_framework.evaluation.answers import (
     eval_mode,
     for_logits,
@@ -74,9 +75,11 @@ def side_by_side(
         max_new_tokens: limit of an answer's length.
         images: pictures beside the question, which both see.
     """
-    prompt = model.processor.template.replace("{question}", question)
+    prompt = model.processor.prompt(question)
     samples = {} if sample is None else {modality: sample}
-    options = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    end = TurnEnd.of(model, [prompt])
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    options |= {} if end is None else end.options({})
     with eval_mode(model):
         plain, given = (
             model_inputs(model, [prompt], [beside], [images]) for beside in ({}, samples)
@@ -89,16 +92,17 @@ def side_by_side(
         safe = model(**heard, gate={modality: gate}).logits
         replied = model.generate(**given, gate={modality: gate}, **options)
     return SideBySide(
-        base=_text(model, expected, plain),
-        safe=_text(model, replied, given if gate and samples else plain),
+        base=_text(model, expected, plain, end),
+        safe=_text(model, replied, given if gate and samples else plain, end),
         same_logits=base.shape == safe.shape and bitwise_equal(base, safe),
         same_answer=expected.shape == replied.shape and torch.equal(expected, replied),
         agreement=_agreement(model, base, safe, asked, heard if gate else asked),
     )
 
 
-def _text(model: SafeModel, tokens: Tensor, asked: Mapping[str, Any]) -> str:
+def _text(model: SafeModel, tokens: Tensor, asked: Mapping[str, Any], end: TurnEnd | None) -> str:
     new = new_tokens(model, tokens, asked)[0]
+    new = new if end is None else end.cut(new)
     text: str = model.tokenizer.decode(new, skip_special_tokens=True)
     return text.strip()
 

@@ -108,8 +108,14 @@ def _gain_headline(evaluation: Evaluation) -> Headline:
         f"{percent(gain.accuracy.value)} of {gain.accuracy.n} unseen {name} examples answered "
         f"right, {percent(gain.base.value)} without {name}",
         f"linear probe {percent(gain.probe.value)} · shuffled {percent(gain.shuffled.value)} · "
-        f"chance {percent(gain.chance.value)}",
+        f"chance {percent(gain.chance.value)}{_other_words(evaluation)}",
     )
+
+
+def _other_words(evaluation: Evaluation) -> str:
+    """The accuracy of the first kind of question in forms that were kept from training."""
+    kinds = list(evaluation.wordings.kinds.values()) if evaluation.wordings else []
+    return f" · in other words {percent(kinds[0].held_out.value)}" if kinds else ""
 
 
 def _off_headline(evaluation: Evaluation) -> Headline:
@@ -202,6 +208,7 @@ def sections(
         Section("Gain", tuple(_gain(evaluation, asked))),
         *(by_dataset if evaluation.datasets else ()),
         *_by_kind(evaluation),
+        *_wordings(evaluation),
         *_both_senses(evaluation),
         *_kept_when_off(evaluation),
         *_seeing(evaluation, asked),
@@ -299,6 +306,25 @@ def _by_kind(evaluation: Evaluation) -> Iterator[Section]:
             for kind, found in evaluation.kinds.items()
         ]
         yield Section(f"Gain by {evaluation.by}", tuple(rows))
+
+
+def _wordings(evaluation: Evaluation) -> Iterator[Section]:
+    """The same rows in forms that training never saw, and in other chats."""
+    found, rows = evaluation.wordings, list[Row]()
+    for kind, one in found.kinds.items() if found else ():
+        known, held = percent(one.trained_balanced), percent(one.balanced)
+        number = f"{len(one.forms)} forms, n {one.held_out.n}"
+        rows.append(_share(f"{kind}: trained forms", one.trained, f"balanced {known}"))
+        rows.append(_share(f"{kind}: held-out forms", one.held_out, f"balanced {held}, {number}"))
+        worst = f"{one.worst.form} (n {one.worst.n})"
+        rows.append(Row(f"{kind}: worst form", percent(one.worst.score), "", worst))
+    for way, score in found.chats.items() if found else ():
+        note = f"{percent(found.chats_trained[way].value)} as trained, n {score.n}" if found else ""
+        rows.append(_share(way, score, note))
+    if why := evaluation.unmeasured.get("wordings"):
+        rows.append(Row("held-out forms", "none", "", why))
+    if rows:
+        yield Section("In other words", tuple(rows))
 
 
 def _both_senses(evaluation: Evaluation) -> Iterator[Section]:

@@ -48,6 +48,9 @@ SWEEP = "sweep.json"
 GATES = tuple(number / 10 for number in range(11))
 """Strengths that are tried where none are asked for."""
 
+TEST, VALIDATION, HELD_OUT = "test", "validation", "held out of train"
+"""Which rows a gate is chosen on; those of the test are also what the run's gain is told of."""
+
 BUDGET = 0.99
 """Least share of unchanged next tokens at the recommended gate, where none is asked for."""
 
@@ -86,6 +89,7 @@ class GateSweep:
         texts: how many texts retention was measured on.
         resamples: of every interval.
         seed: of the intervals and the irrelevant samples.
+        split: which rows of ``[data]`` were asked.
     """
 
     modality: str
@@ -95,16 +99,24 @@ class GateSweep:
     texts: int
     resamples: int
     seed: int
+    split: str = TEST
 
     @property
-    def recommended(self) -> GatePoint:
-        """The point of most gain whose measured agreement is within the budget.
+    def recommended(self) -> GatePoint | None:
+        """The point within the budget at which gain and retention together are best.
 
-        Of equal gains, the one that keeps more; of equals in both, the smaller gate. The gate at 0
-        keeps everything, so there always is one.
+        That is the product of the gain over the gate at 0 and the share of tokens kept; of equals
+        the smaller gate. Only points that gain beyond doubt are looked at, those whose interval of
+        the gain lies above 0: None where there is none, since a gate at which the sense is deaf is
+        no advice.
         """
-        within = [point for point in self.points if point.kept.agreement.value >= self.budget]
-        return max(within or self.points[:1], key=lambda point: (*_merits(point), -point.gate))
+        within = [point for point in self.hearing if point.kept.agreement.value >= self.budget]
+        return max(within, key=lambda point: (_together(point), -point.gate), default=None)
+
+    @property
+    def hearing(self) -> tuple[GatePoint, ...]:
+        """The points that gain something beyond doubt."""
+        return tuple(point for point in self.points if point.over_base.low > 0)
 
     @property
     def front(self) -> tuple[GatePoint, ...]:
@@ -118,6 +130,10 @@ class GateSweep:
     def at(self, gate: float) -> GatePoint | None:
         """The point of this gate, if it was measured."""
         return next((point for point in self.points if point.gate == gate), None)
+
+
+def _together(point: GatePoint) -> float:
+    return point.over_base.value * point.kept.agreement.value
 
 
 def _merits(point: GatePoint) -> tuple[float, float]:
@@ -170,6 +186,7 @@ def sweep(
     batch_size: int = 32,
     resamples: int = 1000,
     seed: int = 0,
+    split: str = TEST,
     progress: ProgressCallback | None = None,
 ) -> GateSweep:
     """Measure gain and retention at each of ``gates``; the model is left as it was.
@@ -177,7 +194,7 @@ def sweep(
     Args:
         model: with ``modality`` attached.
         modality: whose gate is moved; the others stay as they are.
-        test: examples, never trained on.
+        test: examples, never trained on; best some that the run's gain is not measured on.
         texts: of the base's own domain, never trained on, with their pictures.
         foreign: samples that are not of the task; may be none.
         gates: strengths from 0 to 1; 0 is always measured, since gains are over it.
@@ -186,6 +203,7 @@ def sweep(
         batch_size: examples at a time.
         resamples: of every 95 % interval.
         seed: of the intervals and the irrelevant samples.
+        split: what to call the rows that ``test`` are.
         progress: called with a label, how many are done and of how many.
 
     Raises:
@@ -226,7 +244,7 @@ def sweep(
         for gate in strengths
     )
     places = tuple(example.place for example in test)
-    return GateSweep(modality, points, places, budget, len(texts), resamples, seed)
+    return GateSweep(modality, points, places, budget, len(texts), resamples, seed, split)
 
 
 def _checked(

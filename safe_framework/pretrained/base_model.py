@@ -67,6 +67,18 @@ def takes_pictures(spec: BaseSpec) -> bool:
     return base_outline.BaseOutline(config).sees
 
 
+def load_context_length(spec: BaseSpec, *, trust_remote_code: bool = False) -> int | None:
+    """The ``context_length`` of a base, of which the config alone is fetched."""
+    with quietly():
+        return context_length(_config(resolve(spec.model), _common(spec), trust_remote_code))
+
+
+def context_length(config: Any) -> int | None:
+    """How many positions a base of this config was made for; None where it has no such limit."""
+    found = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
 def _config(place: str, common: dict[str, str], trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 

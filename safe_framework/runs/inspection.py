@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from safe_framework.data.examples import Example
+from safe_framework.data.recipe_data import split_by_modality
 from safe_framework.errors import DataError
 from safe_framework.evaluation.attention import (
     AttentionSummary,
@@ -15,6 +17,9 @@ from safe_framework.evaluation.attention import (
 from safe_framework.evaluation.sweep import (
     BUDGET,
     GATES,
+    HELD_OUT,
+    TEST,
+    VALIDATION,
     GateSweep,
     read_sweeps,
     sweep,
@@ -27,6 +32,7 @@ from safe_framework.runs.report.samples import shown_samples
 from safe_framework.runs.run import REPORT, run_versions
 from safe_framework.training.monitor.event_log import FILE as MONITOR
 from safe_framework.training.monitor.event_log import read_events
+from safe_framework.training.splits import split_data
 from safe_framework.utils.progress import ProgressCallback
 
 
@@ -39,7 +45,10 @@ def sweep_gate(
     most_texts: int = 64,
     progress: ProgressCallback | None = None,
 ) -> GateSweep:
-    """Move the gate of a run's modality over its own test data.
+    """Move the gate of a run's modality over data that were not trained on.
+
+    A gate that is chosen on the test rows makes the gain told of there too good. So they are asked
+    only where the recipe names no ``validation`` and its monitor held no training rows out.
 
     Args:
         run: finished.
@@ -55,22 +64,41 @@ def sweep_gate(
     name = run.modality_or_default(modality)
     if most_texts < 1:
         raise DataError(f"at least one text is needed, not {most_texts}")
-    spec, texts = run.recipe.evaluation, run.data.texts("retention_test", run.encoders)
+    split, examples = rows_to_choose_on(run, name)
+    texts_of, foreign_of = (
+        f"{key}_{VALIDATION if f'{key}_{VALIDATION}' in run.data.sources else TEST}"
+        for key in ("retention", "foreign")
+    )
+    spec, texts = run.recipe.evaluation, run.data.texts(texts_of, run.encoders)
     count = min(most_texts, len(texts))
     return sweep(
         run.model,
         modality=name,
-        test=run.examples(name),
+        test=examples,
         texts=[texts[index * len(texts) // count] for index in range(count)],
-        foreign=run.foreign(name),
+        foreign=run.data.samples(foreign_of, name, run.encoders[name]),
         gates=gates,
         budget=budget,
         max_new_tokens=spec.max_new_tokens,
         batch_size=spec.batch_size,
         resamples=spec.bootstrap,
         seed=run.recipe.training.seed,
+        split=split,
         progress=progress,
     )
+
+
+def rows_to_choose_on(run: RunFolder, modality: str) -> tuple[str, list[Example]]:
+    """The rows to choose a gate on that have a sample of ``modality``, and what they are."""
+    recipe, encoders = run.recipe, run.encoders
+    if VALIDATION in run.data.sources:
+        split, found = VALIDATION, run.data.examples(VALIDATION, encoders)
+    elif recipe.monitor is not None:
+        every = run.data.examples("train", encoders)
+        split, found = HELD_OUT, [*split_data(recipe, every, run.data, encoders).held_out]
+    else:
+        return TEST, run.examples(modality)
+    return split, split_by_modality(found, modality)[0]
 
 
 def attention_of_samples(

@@ -201,6 +201,7 @@ def evaluate_run(
         texts=data.texts("retention_test", encoders),
         foreign=data.samples("foreign_test", modality, encoders[modality]),
         seed=recipe.training.seed,
+        chats=data.other_chats(),
         progress=progress,
         **attrs.asdict(recipe.evaluation),
     )

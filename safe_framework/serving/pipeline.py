@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,13 @@ import torch
 
 from safe_framework.core.build import load
 from safe_framework.core.model import SafeModel
+from safe_framework.core.turn_end import TurnEnd
 from safe_framework.data.pictures import FIELDS
 from safe_framework.data.samples import as_sample
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.evaluation.answers import eval_mode, new_tokens
 from safe_framework.pretrained.base_outline import known_types
+from safe_framework.serving.streaming import AnswerStreamer, streamed
 from safe_framework.utils.suggest import nearest
 
 Gate = float | Mapping[str, float]
@@ -70,6 +72,7 @@ class SafePipeline:
         sampling_rate: Rate = None,
         max_new_tokens: int = 64,
         batch_size: int | None = None,
+        template_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> list[Any]:
         """The answer to each input as ``{"generated_text": ...}``, without what was asked.
@@ -79,7 +82,9 @@ class SafePipeline:
         An input is a text; or ``{"text": ...}``, or ``{"question": ...}`` for the recipe's prompt,
         with samples by the names of their modalities and, for a base that sees, ``"image"`` or a
         list of ``"images"``; or a chat: a list of messages, whose parts may be samples and
-        pictures. Where its gate is 0, a sample is as good as absent.
+        pictures. Where its gate is 0, a sample is as good as absent. A chat that ends with words of
+        the assistant's is continued behind them; an answer in a chat ends where the base's chat
+        template ends a turn.
 
         Args:
             inputs: one, or a list of them.
@@ -87,6 +92,8 @@ class SafePipeline:
             sampling_rate: of samples that are plain arrays, in hertz.
             max_new_tokens: limit of an answer's length.
             batch_size: inputs at a time in this call, instead of the pipeline's own.
+            template_options: of the base's chat template, such as ``enable_thinking``, besides
+                those of the recipe.
             **options: of ``generate``.
 
         Raises:
@@ -99,14 +106,18 @@ class SafePipeline:
         found = dict[int, list[dict[str, str]]]()
         with eval_mode(self.model):
             for indices in self._batches(listed, size):
+                some = [listed[index] for index in indices]
                 try:
-                    batch = self._batch([listed[i] for i in indices], enabled, sampling_rate)
+                    batch = self._batch(some, enabled, sampling_rate, template_options)
                 except SampleError as error:
                     raise _of_input(error, indices) from error
+                end = self._turn_end(some[0])
+                ending = {} if end is None else end.options(options)
                 out = self.model.generate(
-                    **batch, gate=gate, max_new_tokens=max_new_tokens, **options
+                    **batch, gate=gate, max_new_tokens=max_new_tokens, **{**options, **ending}
                 )
-                new = new_tokens(self.model, getattr(out, "sequences", out), batch)
+                new = list(new_tokens(self.model, getattr(out, "sequences", out), batch))
+                new = new if end is None else list(map(end.cut, new))
                 texts = self.model.processor.batch_decode(new, skip_special_tokens=True)
                 each = len(texts) // len(indices)  # answers, where several sequences are asked for
                 answers = [{"generated_text": text.strip()} for text in texts]
@@ -116,6 +127,48 @@ class SafePipeline:
             return ordered
         return [answer for answers in ordered for answer in answers]
 
+    def stream(
+        self,
+        one: Any,
+        *,
+        gate: Gate | None = None,
+        sampling_rate: Rate = None,
+        max_new_tokens: int = 64,
+        template_options: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Iterator[str]:
+        """The answer to one input, in pieces as it is made, that joined are the whole.
+
+        An ``off()`` block around the loop over it holds for it. The arguments are those of a call.
+
+        Raises:
+            SafeError: the input is none, or several.
+            SampleError: a sample cannot be used.
+        """
+        if not _is_one(one):
+            raise SafeError(
+                "a stream answers one input, not a list of them",
+                hint="call the pipeline itself for several",
+            )
+        enabled, end = self._enabled(gate), self._turn_end(one)
+        batch = self._batch([one], enabled, sampling_rate, template_options)
+        ending = {} if end is None else end.options(options)
+        given = {**batch, "gate": gate, "max_new_tokens": max_new_tokens, **options, **ending}
+        with eval_mode(self.model):
+            streamer = AnswerStreamer(self.model.tokenizer, end)
+            yield from streamed(self.model.generate, streamer, given)
+
+    def _turn_end(self, one: Any) -> TurnEnd | None:
+        """Where the answer to an input ends, if that is asked in a chat."""
+        if _is_chat(one):
+            return TurnEnd.of(self.model)
+        if not isinstance(one, (str, Mapping)):
+            return None
+        text = one if isinstance(one, str) else one.get("text")
+        if text is None and isinstance(one, Mapping) and isinstance(one.get("question"), str):
+            text = self.model.processor.prompt(one["question"])
+        return TurnEnd.of(self.model, [text]) if isinstance(text, str) else None
+
     def _enabled(self, gate: Gate | None) -> set[str]:
         """The modalities whose samples change anything in this call."""
         names = list(self.model.modalities)
@@ -124,10 +177,15 @@ class SafePipeline:
         return {name for name in names if gates[name] != 0 and self.model.is_enabled(name)}
 
     def _batches(self, inputs: Sequence[Any], size: int) -> list[list[int]]:
-        """The indices of what goes through the model together: chats, and pictures, apart."""
-        kinds: dict[tuple[bool, bool], list[int]] = {}
+        """The indices of what goes through the model together.
+
+        Apart are chats, those that are continued, pictures, and what ends otherwise.
+        """
+        kinds: dict[tuple[bool, ...], list[int]] = {}
         for index, one in enumerate(inputs):
-            kinds.setdefault((_is_chat(one), self._has_pictures(one)), []).append(index)
+            ends = self._turn_end(one) is not None
+            kind = (_is_chat(one), _continued(one), self._has_pictures(one), ends)
+            kinds.setdefault(kind, []).append(index)
         return [
             kind[start : start + size]
             for kind in kinds.values()
@@ -151,12 +209,19 @@ class SafePipeline:
         listed = [list(p) if isinstance(p, (list, tuple)) else [p] for p in found]
         return [picture for pictures in listed for picture in pictures]
 
-    def _batch(self, inputs: Sequence[Any], enabled: Collection[str], rate: Rate) -> Any:
+    def _batch(
+        self,
+        inputs: Sequence[Any],
+        enabled: Collection[str],
+        rate: Rate,
+        template_options: Mapping[str, Any] | None,
+    ) -> Any:
         processor = self.model.processor
         if _is_chat(inputs[0]):
             disabled = self.model.modalities.keys() - set(enabled)
             chats = [_without(chat, disabled) for chat in inputs]
-            batch = processor.chat_batch(chats, rate, {"add_generation_prompt": True})
+            way = "continue_final_message" if _continued(inputs[0]) else "add_generation_prompt"
+            batch = processor.chat_batch(chats, rate, {**(template_options or {}), way: True})
         else:
             rows = [self._row(one, enabled) for one in inputs]
             names = {name for _, row in rows for name, value in row.items() if value is not None}
@@ -218,6 +283,11 @@ def _of_input(error: SampleError, indices: Sequence[int]) -> SampleError:
 
 def _is_chat(one: Any) -> bool:
     return isinstance(one, (list, tuple)) and bool(one) and _is_message(one[0])
+
+
+def _continued(one: Any) -> bool:
+    """Whether an input is a chat that ends with the assistant's words."""
+    return _is_chat(one) and one[-1]["role"] == "assistant"
 
 
 def _is_message(one: Any) -> bool:

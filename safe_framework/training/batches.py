@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -24,12 +25,14 @@ class TokenizedExample:
 
     Attributes:
         prompt: its token ids and pictures; plain ids are a prompt without pictures.
-        answer: token ids of the answer and the end-of-text token.
+        answer: token ids of the answer and what ends it.
         text: the answer as it was written.
         frames: one row of frames by modality, or the sample itself if its encoder trains.
         dataset: the name of its dataset.
         classes: what is read at the modality's tokens instead of the answer.
         align: the words that alignment draws its samples to, where they are not the answer.
+        label: what is balanced: the row's own answer, whatever it is asked.
+        drawn: the same row with the question of its reading of some number; None where it has one.
     """
 
     prompt: PromptRow = attrs.field(converter=as_row)
@@ -39,6 +42,8 @@ class TokenizedExample:
     dataset: str = ""
     classes: ClassTarget | None = None
     align: str | None = None
+    label: str = attrs.field(default=attrs.Factory(lambda self: self.text, takes_self=True))
+    drawn: Callable[[int], TokenizedExample] | None = None
 
     @property
     def aligned(self) -> str:
@@ -76,7 +81,7 @@ def tokenize(
         if not (example.images or prompts.always_sees):
             raise
         raise DataError(f"{example.place}: {error.message}", hint=error.hint) from error
-    answer = prompts.answer(example.answer)
+    answer = prompts.answer(example.answer, example.prompt)
     if not answer:
         raise DataError(f"{example.place}: the answer {example.answer!r} has no tokens")
     classes = class_target(prompts.tokenizer, example, prompt.ids, prompts.markers)
@@ -86,8 +91,24 @@ def tokenize(
             hint='read the class as an answer: `read_at = "answer"`',
         )
     return TokenizedExample(
-        prompt, answer, example.answer, frames, example.dataset, classes, example.align
+        prompt,
+        answer,
+        example.answer,
+        frames,
+        example.dataset,
+        classes,
+        example.align,
+        example.label,
+        None if example.questions is None else partial(_drawn, prompts, example, frames),
     )
+
+
+def _drawn(
+    prompts: PromptEncoder, example: Example, frames: Mapping[str, CachedSample], turn: int
+) -> TokenizedExample:
+    """The example with the question of its reading number ``turn``."""
+    assert example.questions is not None
+    return tokenize(prompts, example.ask(example.questions.drawn(turn)), frames)
 
 
 def modality_columns(name: str, rows: Sequence[CachedSample | None], dim: int) -> dict[str, Tensor]:

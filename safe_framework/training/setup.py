@@ -16,8 +16,10 @@ from safe_framework.core.prompt_rows import PromptEncoder, PromptRow
 from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.frame_cache import CachedSample, FrameCache, RawSampleStore
 from safe_framework.data.recipe_data import RecipeData
+from safe_framework.data.text_length import check_length
 from safe_framework.errors import DataError, SafeError
 from safe_framework.interfaces.types import Sample
+from safe_framework.pretrained.base_model import context_length
 from safe_framework.pretrained.location import cache_folder
 from safe_framework.training import distributed
 from safe_framework.training.batches import AnswerCollator, TokenizedExample, tokenize
@@ -103,8 +105,11 @@ def encode_examples(
             frames[i][name] = one
     prompts, made = prompts or PromptEncoder.of(model), list[TokenizedExample]()
     pictures = sum(bool(example.images) for example in examples)
+    context = context_length(model.base.config)
     for example, own in zip(examples, frames, strict=True):
         made.append(tokenize(prompts, example, own))
+        row = made[-1].row
+        check_length(example.place, max(len(row.ids), len(row)), context)
         if example.images:
             progress("reading pictures", sum(bool(e.prompt.images) for e in made), pictures)
     return made
@@ -145,33 +150,42 @@ def make_retention(
     spec, names = recipe.training, list(model.modalities)
     prompts = caches.prompts if caches else PromptEncoder.of(model)
     texts = held.texts("retention") if wanted and held else []
+    context = context_length(model.base.config)
     texts = [row for row in texts if row not in held_out]
     foreign = _foreign(model, held) if "foreign" in wanted and held else {}
     return CounterfactualRetention(
         model,
         methods,
-        [whole_row(prompts, row) for row in texts],
+        [whole_row(prompts, row, context=context) for row in texts],
         distractor_pools(sorted(wanted), samples, stores, spec.seed, foreign),
         kinds=[k for e in methods if e.method.every_step for k in e.method.counterfactual],
         batch_size=spec.retention_batch_size,
         seed=spec.seed,
         pad=pad,
-        marked=[whole_row(prompts, row, names) for row in texts],
+        marked=[whole_row(prompts, row, names, context) for row in texts],
         caches=caches,
         group_by_length=spec.group_by_length,
     )
 
 
-def whole_row(prompts: PromptEncoder, row: TextRow, present: Collection[str] = ()) -> PromptRow:
+def whole_row(
+    prompts: PromptEncoder,
+    row: TextRow,
+    present: Collection[str] = (),
+    context: int | None = None,
+) -> PromptRow:
     """The row of a text that the base is to predict, with markers of the modalities ``present``.
 
     Raises:
-        DataError: its pictures cannot be used; the message gives its place.
+        DataError: its pictures cannot be used, or it has more tokens than the base's ``context``;
+            the message gives its place.
     """
     try:
-        return prompts.whole_text(row.text, row.images, present)
+        found = prompts.whole_text(row.text, row.images, present)
     except SafeError as error:
         raise DataError(f"{row.place}: {error.message}", hint=error.hint) from error
+    check_length(row.place, max(len(found.ids), len(found)), context)
+    return found
 
 
 def _foreign(model: SafeModel, data: RecipeData) -> dict[str, list[Sample]]:

@@ -38,6 +38,7 @@ from safe_framework.training.distributed import StepShard, average_gradients, ro
 from safe_framework.training.monitor.callback import MonitoringState
 from safe_framework.training.objective import Objective, step_totals
 from safe_framework.training.optimizer import make_optimizer
+from safe_framework.training.questions import Questions
 from safe_framework.training.retention.counterfactual import CounterfactualRetention
 from safe_framework.training.sampling import training_order
 from safe_framework.utils.files import atomic_write
@@ -159,17 +160,19 @@ class SafeTrainer(Trainer):
             accumulation = spec.gradient_accumulation_steps
             rows = spec.retention_batch_size
             rows_per_shard("retention_batch_size", rows, distributed.world_size(), accumulation)
-        self._rows = [example.row for example in self.examples]
+        self.monitoring = monitoring or MonitoringState()
+        staged = self.monitoring.curriculum is not None
+        self._questions = Questions(self.examples, staged=staged)
+        order = None if staged else self._order()
+        self._rows = self._questions.rows(order)
         self._caches = caches
         self._states = caches.task_texts(self._rows) if caches else None
         dims = {name: encoder.dim for name, encoder in model.encoders.items()}
-        self.monitoring = monitoring or MonitoringState()
         prompts = caches.prompts if caches else PromptEncoder.of(model)
         self._collate = AnswerCollator(dims, pad, prompts, self._pixels_needed).calls
         dataset: Sequence[Any] = range(spec.max_steps * spec.batch_size)  # positions in the run
-        staged = self.monitoring.curriculum is not None
-        if not staged:
-            dataset = [self.examples[index] for index in self._order()]
+        if order is not None:
+            dataset = self._questions.read_in(order)
         super().__init__(
             model=Objective(
                 model, retention, alignment, spec.align_weight,
@@ -213,7 +216,7 @@ class SafeTrainer(Trainer):
         """Which example is at each position of a run without stages."""
         return training_order(
             [example.dataset for example in self.examples],
-            [example.text for example in self.examples],
+            [example.label for example in self.examples],
             self.spec.max_steps * self.spec.batch_size,
             seed=self.spec.seed,
             balance=self.spec.balance,
@@ -243,7 +246,8 @@ class SafeTrainer(Trainer):
             return batch
         positions = batch["positions"].tolist()
         chosen = [curriculum.example_at(each, self.spec.batch_size) for each in positions]
-        return self._collate([self.examples[index] for index in chosen])
+        pairs = zip(chosen, positions, strict=True)
+        return self._collate([self._questions.of(index, position) for index, position in pairs])
 
     def compute_loss(
         self,
@@ -279,14 +283,17 @@ class SafeTrainer(Trainer):
     def precompute(self, progress: ProgressCallback) -> None:
         """Compute what shall be kept of the frozen base, for all steps of the run."""
         if self._states is not None:
-            staged = self.monitoring.curriculum is not None  # which rows come is not known yet
-            chosen = range(len(self._rows)) if staged else self._order()
-            wanted = [self._rows[index] for index in chosen]
-            needed = [row for row in wanted if self._states.contains([row])]
+            needed = [row for row in self._wanted() if self._states.contains([row])]
             self._states.precompute(needed, "reading training texts", progress)
         if self.retention is not None:
             autocast = self.spec.precision == "bfloat16"
             self.retention.precompute(self.spec.max_steps, progress, autocast=autocast)
+
+    def _wanted(self) -> Rows:
+        """The rows that come in the run; all of them where a curriculum chooses."""
+        if self.monitoring.curriculum is not None:
+            return self._rows
+        return [example.row for example in self._questions.read_in(self._order())]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add both losses and the gates to what the Trainer logs."""

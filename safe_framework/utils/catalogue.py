@@ -31,6 +31,11 @@ def sprites() -> dict[str, Path]:
     return _files("sprites")
 
 
+def questions() -> dict[str, Path]:
+    """Every bank of questions, by name."""
+    return _files("questions", "jsonl")
+
+
 def launches() -> dict[str, Path]:
     """Every configuration of ``accelerate launch``, by name."""
     return _files("accelerate", "yaml")
@@ -52,6 +57,15 @@ def recipe_path(name: str) -> Path:
         CatalogueError: the catalogue holds no such recipe.
     """
     return _named(name, recipes(), "recipe")
+
+
+def questions_path(name: str) -> Path:
+    """The file of the bank of questions called ``name``.
+
+    Raises:
+        CatalogueError: the catalogue holds no such bank.
+    """
+    return _named(name, questions(), "bank of questions")
 
 
 def card_path(name: str) -> Path:

@@ -11,6 +11,9 @@ True
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -31,3 +34,33 @@ def as_bytes(tensor: Tensor) -> Tensor:
     """The bytes of a tensor of any dtype in row-major order, flat, as ``torch.uint8``."""
     plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
     return plain.reshape(-1).view(torch.uint8)
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Within the block, numbers of no stated type are float32, whatever torch's default is."""
+    default = torch.get_default_dtype()
+    if default is torch.float32:
+        yield
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+def keeping_type(move: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What ``move`` does to a tensor, but for its type."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        """The tensor where ``move`` puts it, with its own bits."""
+        found = move(tensor)
+        return found if found.dtype == tensor.dtype else tensor.to(found.device)
+
+    return moved
+
+
+def changes_type(move: Callable[[Tensor], Tensor], dtype: torch.dtype) -> bool:
+    """Whether ``move``, as ``nn.Module._apply`` takes it, gives tensors of ``dtype`` another."""
+    return move(torch.empty(0, dtype=dtype)).dtype != dtype

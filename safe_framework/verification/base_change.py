@@ -20,7 +20,6 @@ from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import TextRow, read_text_rows
 from safe_framework.data.fields import row_fields
 from safe_framework.data.pictures import RowPictures
-from safe_framework.data.prompts import prompt_template
 from safe_framework.evaluation.base_drift import (
     HELD_OUT,
     SHIPPED,
@@ -64,10 +63,11 @@ def _held_out(model: SafeModel) -> tuple[Sequence[TextRow], str]:
     recipe = model.recipe
     named = recipe.data_files().get("retention_test") if recipe else None
     if recipe is not None and isinstance(named, Path) and named.exists():
-        template = prompt_template(recipe, model.base_processor)
         fields = row_fields(recipe, "retention_test")
         pictures = RowPictures(recipe.modalities)
-        return read_text_rows(named, template, fields=fields, pictures=pictures), HELD_OUT
+        asked = model.processor.prompt
+        found = read_text_rows(named, around=asked, fields=fields, pictures=pictures)
+        return found, HELD_OUT
     return read_text_rows(FOLDER / "data" / "text" / "test.jsonl"), SHIPPED
 
 

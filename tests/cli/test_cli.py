@@ -323,11 +323,19 @@ def test_an_interrupted_run_says_how_to_go_on(stand_in, capsys):
 
 
 def test_fetch_says_where_each_checkpoint_is(stand_in, capsys):
-    """Each name is located in turn."""
-    stand_in("safe_framework.pretrained.location", resolve=lambda name: f"/cache/{name}")
+    """Each name is located in turn, what is on the hub in its cache."""
+    stand_in(
+        "safe_framework.pretrained.location",
+        resolve=lambda name: "/" if name == "a" else name,
+        revision_of=lambda name: f"commit of {name}",
+    )
+    stand_in(
+        "safe_framework.pretrained.hub",
+        download=lambda name, revision: f"/cache/{name}/{revision}",
+    )
     stand_in("safe_framework.pretrained.sprite_sets", sprite_folder=None)
-    assert main(["fetch", "a", "b"]) == 0
-    assert capsys.readouterr().out == "a: /cache/a\nb: /cache/b\n"
+    assert main(["fetch", "a", "owner/b"]) == 0
+    assert capsys.readouterr().out == "a: /\nowner/b: /cache/owner/b/commit of owner/b\n"
 
 
 def test_fetch_shows_what_cannot_be_had(stand_in, capsys):
@@ -336,7 +344,8 @@ def test_fetch_shows_what_cannot_be_had(stand_in, capsys):
     def resolve(name):
         raise CheckpointError(f"no `{name}`", hint="connect")
 
-    stand_in("safe_framework.pretrained.location", resolve=resolve)
+    stand_in("safe_framework.pretrained.location", resolve=resolve, revision_of=None)
+    stand_in("safe_framework.pretrained.hub", download=None)
     stand_in("safe_framework.pretrained.sprite_sets", sprite_folder=None)
     assert main(["fetch", "a"]) == 1
     assert capsys.readouterr().err == "no `a`\nhint: connect\n"

@@ -80,7 +80,7 @@ def test_a_mix_fills_in_what_its_datasets_leave_open(installed: None, tmp_path: 
             '`data.mix[0].prompt` must contain "{question}", not "what"',
         ),
         (
-            data('train = "a"\nsystem = "Be brief."'),
+            data('train = "a"\nsystem = "Be brief."\nchat = false'),
             "`data.system` is the system's message in a chat",
         ),
         (mix('tran = "a"'), "`data.mix[0].train` is missing"),

@@ -15,7 +15,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.core.processor import SafeProcessor
 from safe_framework.core.prompt_rows import PromptEncoder
 from safe_framework.data.pictures import Picture
-from safe_framework.data.prompts import chat_opening, render_prompt
+from safe_framework.data.prompts import recipe_chat
 from safe_framework.errors import DataError, KeywordError, SafeError, SampleError
 from safe_framework.utils.tensors import bitwise_equal
 from safe_framework.verification.target import MadeUpEncoder, with_made_up_modality
@@ -132,10 +132,7 @@ def test_qwens_picture_has_its_frame(processors: Processors) -> None:
 def chatting(name: str) -> SafeProcessor:
     """A type's processor in the chat of a recipe."""
     base = seeing_bases()[name]()[1]
-    prompt = render_prompt(CHAT, "{question}?", base)
-    return SafeProcessor(
-        base, {}, prompt=prompt, opening=lambda count: chat_opening(CHAT, base, count)
-    )
+    return SafeProcessor(base, {}, prompt="{question}?", chat=recipe_chat(CHAT, base))
 
 
 @pytest.mark.parametrize("name", slow_but(["llava"], CHATS))
@@ -163,9 +160,11 @@ def test_a_template_without_pictures_is_told_of() -> None:
     """Law: where the base's template takes no pictures, a chat with some is an error with a fix."""
     base = llava()[1]
     base.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    assert render_prompt(CHAT, "{question}", base) == "{question}"
+    chat = recipe_chat(CHAT, base)
+    assert chat is not None
+    assert chat.question("{question}") == "{question}"
     with pytest.raises(DataError, match=r"takes no message with pictures.*\nhint: leave out `chat"):
-        chat_opening(CHAT, base, 1)
+        chat.question("{question}", images=1)
 
 
 def test_forms_of_a_picture(processors: Processors, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from tokenizers import processors
 import safe_framework
 from safe_framework.config.read import read_recipe
 from safe_framework.config.schema import DataSpec
-from safe_framework.data.prompts import render_prompt
+from safe_framework.data.chat_template import ChatTemplate
+from safe_framework.data.prompts import EARLIER, chats_that_go_on, may_chat, recipe_chat
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import DataError
 from tests.core.test_chat import PROMPT, chatty
@@ -34,6 +35,13 @@ def starting(template: str) -> Any:
     return words
 
 
+def rendered(data: DataSpec, prompt: str, words: Any) -> str:
+    """A prompt in the recipe's chat."""
+    chat = recipe_chat(data, words)
+    assert chat is not None
+    return chat.question(prompt)
+
+
 def asked(words: Any, *messages: tuple[str, str]) -> list[int]:
     """The ids of a chat before its answer."""
     talk = [{"role": role, "content": content} for role, content in messages]
@@ -46,8 +54,7 @@ def asked(words: Any, *messages: tuple[str, str]) -> list[int]:
 @pytest.mark.parametrize("words", [chatty(), starting(BOS)], ids=["plain", "start token"])
 def test_a_question_makes_the_tokens_of_a_chat(words: Any) -> None:
     """Law: put where the question goes, it gives what the chat template gives, start token once."""
-    template = render_prompt(CHAT, "w5 {question}", words)
-    ids = words(template.replace("{question}", "w6 w7"))["input_ids"]
+    ids = words(rendered(CHAT, "w5 w6 w7", words))["input_ids"]
     assert ids == asked(words, ("user", "w5 w6 w7"))
     assert ids.count(words.convert_tokens_to_ids("w3")) == (words.bos_token is not None)
 
@@ -55,8 +62,8 @@ def test_a_question_makes_the_tokens_of_a_chat(words: Any) -> None:
 def test_the_system_speaks_first() -> None:
     """Law: ``system`` is the system's message of the same chat."""
     words = chatty()
-    found = render_prompt(DataSpec(train="x", chat=True, system="w1 w2"), "{question}", words)
-    ids = words(found.replace("{question}", "w6"))["input_ids"]
+    found = rendered(DataSpec(train="x", chat=True, system="w1 w2"), "w6", words)
+    ids = words(found)["input_ids"]
     assert ids == asked(words, ("system", "w1 w2"), ("user", "w6"))
 
 
@@ -76,7 +83,7 @@ def test_a_processor_is_given_parts() -> None:
             assert (kind, options) == ("text", {"tokenize": False, "add_generation_prompt": True})
             return f"w9 {text} w10"
 
-    assert render_prompt(CHAT, "{question}", Reading()) == "w9 {question} w10"
+    assert rendered(CHAT, "{question}", Reading()) == "w9 {question} w10"
 
 
 @pytest.mark.parametrize(
@@ -90,12 +97,53 @@ def test_a_processor_is_given_parts() -> None:
 def test_a_base_that_cannot_chat_is_reported(words: Any, message: str) -> None:
     """Law: without a template, or with one whose tokens no text makes, an error names the fix."""
     with pytest.raises(DataError, match=message):
-        render_prompt(CHAT, "{question}", words)
+        rendered(CHAT, "{question}", words)
 
 
-def test_without_chat_a_prompt_is_as_it_is() -> None:
+@pytest.mark.parametrize(
+    "data",
+    [
+        DataSpec(train="x", chat=False),
+        DataSpec(train="x", prompt="Q: {question}"),
+        DataSpec(train="x", task="captioning"),
+        DataSpec(train="x", task="classification", question="which", read_at="tokens"),
+    ],
+    ids=["said so", "own prompt", "nothing asked", "nothing answered"],
+)
+def test_what_is_no_question_in_a_chat_is_asked_in_none(data: DataSpec) -> None:
     """Law: a template is asked for nothing that the recipe does not want in it."""
-    assert render_prompt(DataSpec(train="x"), "w5 {question}", starting(BOS)) == "w5 {question}"
+    assert not may_chat(data)
+    assert recipe_chat(data, starting(BOS)) is None
+
+
+@pytest.mark.parametrize("words", [tokenizer(), starting(PROMPT)], ids=["none", "other tokens"])
+def test_a_base_without_a_template_of_use_is_asked_without(words: Any) -> None:
+    """Law: where the recipe says nothing, a base that cannot chat is given the question alone."""
+    assert may_chat(DataSpec(train="x"))
+    assert recipe_chat(DataSpec(train="x"), words) is None
+
+
+def test_a_question_is_in_a_chat_by_itself() -> None:
+    """Law: where the recipe says nothing, a base with a template is asked in it."""
+    words = starting(BOS)
+    for data in (DataSpec(train="x"), DataSpec(train="x", task="captioning", question="w5")):
+        found = recipe_chat(data, words)
+        assert found is not None
+        assert words(found.question("w6"))["input_ids"] == asked(words, ("user", "w6"))
+
+
+def test_a_chat_may_go_on_and_have_another_system() -> None:
+    """Law: other chats hold what was said before, and a system where the template takes one."""
+    words = chatty()
+    chat = recipe_chat(CHAT, words)
+    assert chat is not None
+    found = chats_that_go_on(chat, "w5 {question}")
+    assert list(found) == ["after another turn", "with a system message"]
+    ids = words(found["after another turn"].replace("{question}", "w6"))["input_ids"]
+    earlier = [(one["role"], one["content"]) for one in EARLIER]
+    assert ids == asked(words, *earlier, ("user", "w5 w6"))
+    words.chat_template = "{{ raise_exception('no') if messages[0]['role'] == 'system' }}" + PROMPT
+    assert list(chats_that_go_on(ChatTemplate(words), "{question}")) == ["after another turn"]
 
 
 @pytest.fixture

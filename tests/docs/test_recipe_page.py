@@ -22,6 +22,7 @@ TABLES = {
     "`gate`": schema.GateSpec,
     "`[[retention]]`": schema.RetentionSpec,
     "`[data]`": schema.DataSpec,
+    "`question`": schema.QuestionSpec,
     "`[[data.mix]]`": schema.MixSpec,
     "`[training]`": schema.TrainingSpec,
     "`[stage_b]`": schema.StageBSpec,

@@ -78,6 +78,19 @@ def test_the_sweep_is_drawn_and_described(tmp_path, evaluation, sweep):
     assert "recommended" in " ".join(page.texts)
 
 
+def test_a_sweep_without_advice_says_so(tmp_path, evaluation, sweep):
+    """Law: where no gate within the budget gains anything, none is drawn as recommended."""
+    points = tuple(
+        attrs.evolve(one, over_base=attrs.evolve(one.over_base, low=0.0)) for one in sweep.points
+    )
+    deaf = attrs.evolve(sweep, points=points)
+    page = Page(written(tmp_path, evaluation, extras=ReportInputs(sweeps={"audio": deaf})))
+    labels = [div["aria-label"] for div in page.all("div") if div.get("role") == "img"]
+    assert any(label.endswith("On the Pareto front: 0, 0.5, 1.") for label in labels)
+    assert "gains anything, nor does any other." in " ".join(page.texts)
+    assert "recommended" not in page.texts  # a note in the table
+
+
 def test_samples_show_their_answers_at_three_gates(tmp_path, evaluation, sweep):
     """Law: a card names gates 0, 0.5 and 1, and the answer at each."""
     page = Page(written(tmp_path, evaluation, extras=ReportInputs(sweeps={"audio": sweep})))

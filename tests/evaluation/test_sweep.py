@@ -28,8 +28,11 @@ def with_merits(swept, *merits):
         like = swept.points[0]
         agreement = attrs.evolve(like.kept, agreement=attrs.evolve(like.kept.agreement, value=kept))
         accuracy = attrs.evolve(like.accuracy, value=right)
+        gained = attrs.evolve(like.over_base, value=right, low=right)  # the first is 0
         gate = number / (len(merits) - 1)
-        points.append(attrs.evolve(like, gate=gate, accuracy=accuracy, kept=agreement))
+        points.append(
+            attrs.evolve(like, gate=gate, accuracy=accuracy, over_base=gained, kept=agreement)
+        )
     return attrs.evolve(swept, points=tuple(points), budget=0.9)
 
 
@@ -83,7 +86,48 @@ def test_the_recommended_gate_gains_most_within_the_budget(swept):
     found = with_merits(swept, (0.0, 1.0), (0.4, 0.95), (0.8, 0.8))
     assert found.recommended.gate == 0.5
     assert 'set_gate(0.5, "touch")' in recommendation(found)
-    assert with_merits(swept, (0.0, 1.0), (0.4, 0.5)).recommended.gate == 0.0
+
+
+def test_gain_and_retention_count_together(swept):
+    """Law: within the budget the product of gain and share kept decides, not the gain alone."""
+    assert with_merits(swept, (0.0, 1.0), (0.78, 1.0), (0.8, 0.91)).recommended.gate == 0.5
+    assert with_merits(swept, (0.0, 1.0), (0.6, 1.0), (0.8, 0.91)).recommended.gate == 1.0
+
+
+DEAF = [
+    [(0.0, 1.0), (0.0, 0.998), (0.4, 0.89), (0.8, 0.8)],  # heard only below the budget
+    [(0.0, 1.0), (0.0, 0.998), (0.0, 0.95)],  # never heard
+    [(0.0, 1.0), (-0.1, 0.99)],  # heard to no good
+]
+
+
+@pytest.mark.parametrize("merits", DEAF)
+def test_no_gate_is_recommended_at_which_the_sense_is_deaf(swept, merits):
+    """Golden text: nothing is gained within the budget, and what the next best would keep."""
+    found = with_merits(swept, *merits)
+    assert found.recommended is None
+    line = recommendation(found).splitlines()[1]
+    expected = "no gate that keeps at least 90.0 % of tokens gains anything"
+    more = ", nor does any other: the sense is not heard"
+    if merits is DEAF[0]:
+        more = ": gate 0.666667 gains +40.0 points and keeps 89.0 %; to allow that, --budget 0.89"
+    assert line == expected + more
+    assert "set_gate" not in recommendation(found)
+
+
+def test_a_gain_that_may_be_chance_is_none(swept):
+    """Law: a gate whose interval of the gain touches 0 is not recommended."""
+    found = with_merits(swept, (0.0, 1.0), (0.4, 0.95))
+    unsure = attrs.evolve(found.points[1].over_base, low=0.0)
+    points = (found.points[0], attrs.evolve(found.points[1], over_base=unsure))
+    assert attrs.evolve(found, points=points).recommended is None
+
+
+@pytest.mark.parametrize(("split", "told"), [("test", "name `validation`"), ("validation", "not")])
+def test_the_rows_that_a_gate_was_chosen_on_are_named(swept, split, told):
+    """Law: advice from test rows says that it is, and how to choose on others."""
+    found = attrs.evolve(with_merits(swept, (0.0, 1.0), (0.4, 0.95)), split=split)
+    assert told in recommendation(found).splitlines()[-1]
 
 
 def test_of_equal_gates_the_smaller_is_recommended(swept):

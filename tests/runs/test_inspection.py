@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from safe_framework.cli import main
+from safe_framework.config.read import parse_recipe
 from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation.attention import read_attention
 from safe_framework.evaluation.sweep import read_sweeps
+from safe_framework.runs import inspection
 from safe_framework.runs import run as runs
-from safe_framework.runs.finished import open_run
+from safe_framework.runs.finished import RunFolder, open_run
 from safe_framework.runs.run import run_recipe
 
 pytestmark = pytest.mark.slow
@@ -39,8 +41,33 @@ def test_a_sweep_is_kept_with_the_run(copied: Path, capsys: pytest.CaptureFixtur
     assert swept.points[0].kept.agreement.value == 1.0
     assert swept.texts == 3
     printed = capsys.readouterr().out
-    assert f'model.set_gate({swept.recommended.gate:g}, "audio")' in printed
-    assert "best" in printed
+    best = swept.recommended
+    assert ("set_gate" in printed) == ("best" in printed) == (best is not None)
+    assert "chosen on the test rows" in printed
+
+
+SPLITS = [
+    ("", "test", 4),
+    ('\nvalidation = "train.jsonl"', "validation", 8),
+    ("\n[monitor]\nheld_out = 0.3", "held out of train", 2),
+]
+
+
+@pytest.mark.parametrize(("more", "split", "count"), SPLITS)
+def test_a_gate_is_chosen_on_rows_that_the_gain_is_not_told_of(
+    world: Path, finished: Path, more: str, split: str, count: int
+) -> None:
+    """Law: the rows are `validation`'s, else those held out of training, else the test's."""
+    text = (world / "recipe.toml").read_text("utf-8")
+    data = '\nretention_test = "texts_test.jsonl"'
+    assert data in text
+    recipe = parse_recipe(
+        text.replace(data, data + more) if "validation" in more else text + more, folder=world
+    )
+    run = RunFolder(finished, recipe, open_run(finished).evaluation)
+    found, examples = inspection.rows_to_choose_on(run, "audio")
+    assert found == split
+    assert len(examples) == count
 
 
 def test_the_sweep_agrees_with_the_run(copied: Path) -> None:

@@ -18,6 +18,7 @@ from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Frames, Sample
 from safe_framework.pretrained import load_pretrained
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
+from safe_framework.utils.tensors import float32_by_default
 
 if TYPE_CHECKING:
     from transformers import WhisperFeatureExtractor
@@ -107,12 +108,13 @@ class WhisperEncoder(Encoder):
         return Frames(values, places < inputs["lengths"][:, None])
 
     def _spectrogram(self, sample: Waveform) -> Tensor:
-        extracted = self._extractor(
-            [sample.values],
-            max_length=self._window,
-            sampling_rate=sample.sampling_rate,
-            return_tensors="pt",
-        )
+        with float32_by_default():  # the extractor's filters are of torch's default type
+            extracted = self._extractor(
+                [sample.values],
+                max_length=self._window,
+                sampling_rate=sample.sampling_rate,
+                return_tensors="pt",
+            )
         features: Tensor = extracted["input_features"]
         return features  # (1, mel, steps)
 

@@ -89,7 +89,46 @@ def prepare_call(
         call.remove_markers(inactive, pad())
     if not active_markers.any():
         return PreparedCall((), call.inputs)
-    return call.replace_markers(modalities)
+    return _streaming(call.replace_markers(modalities), size, pad)
+
+
+class _WordsStreamer:
+    """A streamer that is given a prompt without the words that stand in for its markers.
+
+    Args:
+        streamer: that is given the text.
+        fed: the prompt with these words, (batch, length).
+        words: the prompt without its markers.
+    """
+
+    def __init__(self, streamer: Any, fed: Tensor, words: Tensor) -> None:
+        self.streamer, self.fed, self.words = streamer, fed, words
+
+    def put(self, value: Tensor) -> None:
+        """Pass on the prompt's own words, or new ones."""
+        prompt = value.shape == self.fed.shape and torch.equal(value, self.fed.to(value.device))
+        self.streamer.put(self.words.to(value.device) if prompt else value)
+
+    def end(self) -> None:
+        """Pass on that there are no more."""
+        self.streamer.end()
+
+
+def _streaming(call: PreparedCall, size: int, pad: Callable[[], int]) -> PreparedCall:
+    """The call, whose streamer, if it has one, is shown no stand-in words.
+
+    Args:
+        call: whose markers were replaced.
+        size: of the base's vocabulary, above which ids are markers.
+        pad: gives the id that stands for a marker where rows have different numbers of them.
+    """
+    if call.inputs.get("streamer") is None or call.given is None:
+        return call
+    given, fed = call.given, next(iter(call.prompts.values())).ids
+    own = given < size
+    words = given[own][None] if len(given) == 1 else given.masked_fill(~own, pad())
+    streamer = _WordsStreamer(call.inputs["streamer"], fed, words)
+    return attrs.evolve(call, inputs={**call.inputs, "streamer": streamer})
 
 
 def _by_keyword(method: Callable[..., Any], args: Sequence[Any]) -> dict[str, Any]:

@@ -66,12 +66,12 @@ def check_target(
     return check_data(
         data.sources,
         expected,
-        question=data.spec.question,
+        question=data.spec.question if isinstance(data.spec.question, str) else "",
         fields={key: row_fields(recipe, key) for key in data.sources},
         base=recipe.base.model,
         takes_pictures=lambda: data.takes_pictures,
         readings={
-            mixed(key, name): data.reading(name)
+            mixed(key, name): data.reading(name, rendered=False)
             for name in data.spec.datasets()
             for key in ("train", "test")
         },

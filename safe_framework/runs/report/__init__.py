@@ -19,6 +19,7 @@ from safe_framework.runs.report.html import Markup, element, join
 from safe_framework.runs.report.results import (
     certificate_section,
     confusion_matrix,
+    form_table,
     headline_cards,
     kind_tables,
     per_class,
@@ -89,7 +90,10 @@ def render(
         "attention": attention_maps(inputs.attention, evaluation.answers)
         if inputs.attention
         else [_command("safe report RUN", "looks at what the answers attend to.")],
-        "tables": tables(sections(evaluation, targets)),
+        "tables": [
+            *tables(sections(evaluation, targets)),
+            *form_table(evaluation.wordings),
+        ],
         "per_class": [per_class(evaluation.gain.per_class)],
         "monitor": monitor_figure(events),
         "curves": training_curves(rows) or [unlogged],

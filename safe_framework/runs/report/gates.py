@@ -32,6 +32,8 @@ def gate_sweep(sweep: GateSweep) -> list[Markup]:
 
 def _advice(sweep: GateSweep) -> tuple[str, ...]:
     best, widest = sweep.recommended, sweep.points[-1]
+    if best is None:
+        return (_without_advice(sweep),)
     budget = f" of next tokens unchanged beside irrelevant {sweep.modality}"
     gains = f" It answers {percent(best.accuracy.value)} right and keeps "
     kept = percent(best.kept.agreement.value)
@@ -44,6 +46,15 @@ def _advice(sweep: GateSweep) -> tuple[str, ...]:
         element("strong", f"{best.gate:g}"),
         f".{gains}{kept}{wide}",
     )
+
+
+def _without_advice(sweep: GateSweep) -> str:
+    told = f"No gate that keeps at least {percent(sweep.budget)} of next tokens gains anything"
+    if not sweep.hearing:
+        return f"{told}, nor does any other."
+    most = max(sweep.hearing, key=lambda point: point.kept.agreement.value)
+    gained, kept = points(most.over_base.value), percent(most.kept.agreement.value)
+    return f"{told}: gate {most.gate:g} gains {gained} and keeps {kept}."
 
 
 def _over_gate(sweep: GateSweep) -> Markup:
@@ -78,7 +89,8 @@ def _draw_over_gate(picture: Figure, sweep: GateSweep) -> None:
         dash = {"-": "\u2014", "--": "- -", ":": "\u00b7\u00b7\u00b7"}[style]
         place = (0.45, 0.33)[len(lines) > 2] * number
         axes.text(place, 1.04, f"{dash} {name}", color=colour, transform=axes.transAxes)
-    axes.axvline(sweep.recommended.gate, color=SOFT, linewidth=0.8, linestyle=":")
+    if sweep.recommended is not None:
+        axes.axvline(sweep.recommended.gate, color=SOFT, linewidth=0.8, linestyle=":")
     axes.set_xlabel("gate")
     axes.set_ylabel("%")
     axes.set_ylim(0, 104)
@@ -92,7 +104,9 @@ def _against(sweep: GateSweep) -> Markup:
         width=_INCHES[0],
         height=_INCHES[1],
         alt="Right answers against tokens kept, a dot for each gate. On the Pareto front: "
-        f"{front}. Recommended: {sweep.recommended.gate:g}.",
+        f"{front}. Recommended: {best.gate:g}."
+        if (best := sweep.recommended)
+        else f"{front}.",
         caption="Gain against retention; filled dots are on the Pareto front",
     )
 
@@ -104,7 +118,7 @@ def _draw_against(picture: Figure, sweep: GateSweep) -> None:
     for points_, fill in ((sweep.points, "none"), (front, ACCENT)):
         axes.scatter(*_coordinates(points_), s=26, facecolor=fill, edgecolor=ACCENT, linewidth=1.2)
     axes.axvline(100 * sweep.budget, color=SOFT, linewidth=0.8, linestyle=":")
-    best = [sweep.recommended]
+    best = [] if sweep.recommended is None else [sweep.recommended]
     axes.scatter(*_coordinates(best), s=110, facecolor="none", edgecolor=WRONG, linewidth=1.6)
     _name(axes, sweep)
     axes.set_xlabel("tokens kept, %")
@@ -153,7 +167,7 @@ def _table(sweep: GateSweep) -> Markup:
         )
     seeing = ("VQA accuracy (95 %)", "picture answers kept") if sweep.points[0].seeing else ()
     head = ("gate", "right (95 %)", "over gate 0", "tokens kept (95 %)", "KL", *seeing, "")
-    caption = f"{sweep.modality}: {len(sweep.places)} examples, {sweep.texts} texts"
+    caption = f"{sweep.modality}: {len(sweep.places)} examples ({sweep.split}), {sweep.texts} texts"
     return table(caption, head, rows)
 
 

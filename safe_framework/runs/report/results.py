@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from safe_framework.evaluation.metrics import Estimate, interval
-from safe_framework.evaluation.results import OTHER, Evaluation
+from safe_framework.evaluation.results import OTHER, Evaluation, Wordings
 from safe_framework.evaluation.summary import Headline, Row, Section
 from safe_framework.runs.report.html import ACCENT, INK, PAPER, WRONG, Markup, element, figure
 from safe_framework.utils.formatting import percent
@@ -98,6 +98,20 @@ def kind_tables(evaluation: Evaluation) -> list[Markup]:
         ]
         found.append(table(f"Questions with both senses by {evaluation.by}", head, rows))
     return found
+
+
+def form_table(found: Wordings | None) -> list[Markup]:
+    """How rows were answered in every form that was kept from training."""
+    rows = [
+        (form.form, kind, percent(form.score), str(form.n))
+        for kind, one in (found.kinds if found else {}).items()
+        for form in one.forms
+    ]
+    if not rows:
+        return []
+    head = ("form", "kind", "right", "n")
+    forms = table("Right answers by form, none of which was trained on", head, rows)
+    return [element("details", element("summary", "Every held-out form"), forms)]
 
 
 def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:

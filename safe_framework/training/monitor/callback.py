@@ -202,7 +202,7 @@ def make_monitoring(
     event_log = EventLog(folder / FILE, progress, writes=writes)
     scales, curriculum = TrainingScales(), None
     if recipe.curriculum:
-        answers = [example.answer for example in split.examples]
+        answers = [example.label for example in split.examples]
         curriculum = Curriculum(recipe.curriculum, split.members, answers, recipe.training, scales)
     if recipe.monitor is None:
         return MonitoringState(event_log, scales, curriculum)
