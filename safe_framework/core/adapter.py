@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,21 @@ from safe_framework.core.modality import Modality
 from safe_framework.errors import AdapterError
 from safe_framework.utils.files import atomic_folder
 from safe_framework.utils.hashing import fingerprint
+from safe_framework.utils.run_folder import ADAPTER_CONFIG
 from safe_framework.utils.tensors import cpu_copy
 from safe_framework.utils.versions import FRAMEWORK_VERSION
 
 FORMAT = 1
 WEIGHTS, CONFIG, RECIPE, CARD = (
     "adapter_model.safetensors",
-    "adapter_config.json",
+    ADAPTER_CONFIG,
     "recipe.toml",
     "README.md",
 )
+
+
+CERTIFICATE = "certificate.json"
+"""What was measured on an adapter's weights."""
 
 
 @attrs.frozen
@@ -95,7 +101,9 @@ def write_adapter(state: AdapterState, folder: Path) -> None:
             raise AdapterError(
                 f"`{folder}` is not empty and holds no adapter", hint="choose another folder"
             )
-        atomic_folder(folder, lambda part: _write(state, part), overwrite=True, own=_is_ours)
+        atomic_folder(
+            folder, lambda part: _write_over(state, part, folder), overwrite=True, own=_is_ours
+        )
     except OSError as error:
         raise AdapterError(
             f"the adapter cannot be saved to `{folder}`: {error.strerror or error}",
@@ -105,9 +113,20 @@ def write_adapter(state: AdapterState, folder: Path) -> None:
 
 def _is_ours(name: str) -> bool:
     """Whether an adapter's folder has a file of this name, or what was measured on its weights."""
-    return name in (CONFIG, RECIPE, CARD, "certificate.json", "base_lora") or name.endswith(
-        ".safetensors"
+    return name in (CONFIG, RECIPE, CARD, CERTIFICATE, "base_lora") or name.endswith(".safetensors")
+
+
+def _write_over(state: AdapterState, new: Path, old: Path) -> None:
+    """Write an adapter, with the certificate of the one that it replaces where that is the same."""
+    _write(state, new)
+    made = [path.relative_to(new) for path in new.rglob("*") if path.is_file()]
+    same = (old / CERTIFICATE).is_file() and all(
+        (old / name).is_file() and (old / name).read_bytes() == (new / name).read_bytes()
+        for name in made
+        if name != Path(CARD)
     )
+    if same:
+        shutil.copy2(old / CERTIFICATE, new)
 
 
 def _write(state: AdapterState, folder: Path) -> None:

@@ -30,6 +30,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.errors import AdapterError, SafeError
 from safe_framework.pretrained.base_model import load_base
 from safe_framework.pretrained.probe_cache import checkpoint_key, use_probe_cache
+from safe_framework.utils.run_folder import adapter_in
 
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
@@ -137,7 +138,7 @@ def load(
     """Load an adapter that ``save_pretrained`` wrote, on the base that it was made for.
 
     Args:
-        folder: the adapter.
+        folder: the adapter's, or that of the run which made it.
         *more: adapters of other modalities for the same base.
         base: a base already in memory; loaded as the adapter's recipe says if not given.
         tokenizer: that base's processor or tokenizer.
@@ -155,7 +156,8 @@ def load(
         AdapterError: a folder is not a whole adapter, was made for another base, or holds a
             modality that another one holds too.
     """
-    recipe, origin = _recipe_in(Path(folder)), None
+    folder, more = adapter_in(folder), tuple(map(adapter_in, more))
+    recipe, origin = _recipe_in(folder), None
     if base is None:
         base, tokenizer, origin = _loaded(recipe, trust_remote_code)
     if device is not None:

@@ -35,6 +35,7 @@ from safe_framework.pretrained.location import composed_folder
 from safe_framework.runs.base_check import check_base
 from safe_framework.runs.report import write_report
 from safe_framework.runs.report.curves import write_monitor_figure
+from safe_framework.runs.report.extras import ReportInputs
 from safe_framework.runs.report.samples import shown_samples
 from safe_framework.training import distributed
 from safe_framework.training.distributed import Sharding
@@ -45,16 +46,15 @@ from safe_framework.training.train import Log, train
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.hashing import text_fingerprint
 from safe_framework.utils.progress import WorkProgress
+from safe_framework.utils.run_folder import ADAPTER, STATE
 from safe_framework.utils.versions import installed_versions
 
-ADAPTER, CHECKPOINTS, CURVES, METRICS, REPORT, SKIPPED, STATE = (
-    "adapter",
+CHECKPOINTS, CURVES, METRICS, REPORT, SKIPPED = (
     "checkpoints",
     "curves.json",
     "metrics.json",
     "report.html",
     "skipped_rows.jsonl",
-    "run.json",
 )
 
 FIGURE = "monitor.svg"
@@ -288,7 +288,7 @@ def _claim_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
     if not resume:
         _remove_checkpoints(folder / CHECKPOINTS)
         shutil.rmtree(folder / PARETO, ignore_errors=True)
-        for name in (MONITOR, FIGURE):
+        for name in (MONITOR, FIGURE, *_MEASURED):
             (folder / name).unlink(missing_ok=True)
     elif state.exists() and not _is_same_run(held := json.loads(state.read_text("utf-8")), mine):
         what = "another recipe" if held.get("recipe") != mine["recipe"] else "other training data"
@@ -334,13 +334,30 @@ def _with_costs(evaluation: Evaluation, folder: Path, clock: Clock) -> Evaluatio
     return attrs.evolve(evaluation, costs={"adapter_bytes": size, **seconds})
 
 
+_MEASURED = (SWEEP, ATTENTION)
+"""What other commands measured on a finished run."""
+
+
+def _measures_as_before(folder: Path, evaluation: Evaluation) -> bool:
+    """Whether the run was evaluated before with the same results: every answer, every number."""
+    path = folder / METRICS
+    if not path.is_file():
+        return False
+    found = [json.loads(text) for text in (path.read_text("utf-8"), evaluation.to_json())]
+    for one in found:
+        one.pop("costs", None)  # seconds
+    before, now = found
+    return bool(before == now)
+
+
 def _write_results(
     folder: Path, recipe: Recipe, evaluation: Evaluation, log: list[dict[str, Any]]
 ) -> None:
+    if not _measures_as_before(folder, evaluation):
+        for name in _MEASURED:  # on another adapter, or on other rows
+            (folder / name).unlink(missing_ok=True)
     atomic_write(folder / METRICS, evaluation.to_json())
     atomic_write(folder / CURVES, json.dumps(log) + "\n")
-    for name in (SWEEP, ATTENTION):  # measured on what the adapter was before this run
-        (folder / name).unlink(missing_ok=True)
     events = read_events(folder / MONITOR)
     write_monitor_figure(folder / FIGURE, events)
     write_report(
@@ -351,6 +368,7 @@ def _write_results(
         recipe_text=recipe.text,
         versions=run_versions(),
         title=Path(recipe.source).stem,
+        extras=ReportInputs.of(folder),
     )
     hook_manager().hook.safe_run_finished(
         run_folder=folder, metrics=json.loads(evaluation.to_json())
