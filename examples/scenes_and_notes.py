@@ -88,7 +88,7 @@ class Amounts:
 
 
 TRAIN = Amounts(hearing=30, match=12, which=9, seeing=360)
-TEST = Amounts(hearing=0, match=2, which=5, seeing=120, shown=60)
+TEST = Amounts(hearing=0, match=1, which=3, seeing=60, shown=20)
 
 
 @attrs.frozen

@@ -81,6 +81,16 @@ def recipe_on(text: str, rows: Path, seed: int, *, eyes: bool = True) -> str:
     return text.replace("[training]\n", f"[training]\nseed = {seed}\n")
 
 
+def with_whole_paths(text: str, folder: Path) -> str:
+    """A recipe of `folder` as it can be read in another one: with the texts of its base in full."""
+
+    def whole(found: re.Match[str]) -> str:
+        """The line with the file's whole name."""
+        return f"{found[1]} = {json.dumps(str((folder / found[2]).resolve()))}"
+
+    return re.sub(r'(?m)^(texts|texts_test) = "(.+)"$', whole, text)
+
+
 def _with_table(text: str, name: str, table: str) -> str:
     """The recipe with a table, and all tables in it, replaced."""
     own = rf"(?ms)^\[{name}\]\n.*?(?=^\[(?!\[?{name}\b)|\Z)"
@@ -219,7 +229,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few rows, to try it out")
     chosen = parser.parse_args()
     console = Console(highlight=False)
-    text = chosen.recipe.read_text("utf-8")
+    text = with_whole_paths(chosen.recipe.read_text("utf-8"), chosen.recipe.parent)
     amounts = {"train": QUICK, "test": QUICK} if chosen.quick else {}
     sprites, found = sprite_sets(text), []
     for seed in chosen.seeds:

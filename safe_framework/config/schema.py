@@ -251,11 +251,17 @@ class GateSpec:
     stairs: int = attrs.field(default=4, validator=at_least(1))
 
 
+Attend = Literal["answer", "after", "all"]
+"""Where in the text a modality acts: see ``ModalitySpec.attend``."""
+
+
 @attrs.frozen
 class ModalitySpec:
     """``[modalities.NAME]``: what one new sense is made of.
 
     Attributes:
+        attend: where in the text it acts: on the answer, so that the prompt stays the base's;
+            after its sample's place, which needs ``markers``; or on all of it.
         markers: mark where a sample is in the text, by two words with vectors of their own.
         inline: put the projected tokens between them too; implies ``markers``.
     """
@@ -264,6 +270,7 @@ class ModalitySpec:
     projector: PluginSpec
     fusion: PluginSpec
     gate: GateSpec = attrs.field(factory=GateSpec)
+    attend: Attend = "all"
     markers: bool = False
     inline: bool = False
 

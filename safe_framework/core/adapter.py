@@ -46,7 +46,7 @@ class AdapterConfig:
         format: version of the folder's layout.
         framework: version of safe-framework that wrote it.
         base: class and fingerprints of the base model.
-        modalities: gate and encoder fingerprint by modality.
+        modalities: gate, ``attend`` and encoder fingerprint by modality.
         parameters: how many trainable parameters it holds.
         base_change: what stage B changed in the base; None where L1 and L2 hold.
         accepted: how the base differs from one that the adapter was made for before.
@@ -178,6 +178,7 @@ def adapter_config(
 def _modality_identity(modality: Modality) -> dict[str, Any]:
     return {
         "gate": modality.gate,
+        "attend": modality.attend,
         **_encoder_identity(modality),
         "layers": list(modality.fusion.layers),
     }

@@ -142,6 +142,7 @@ class _Recorder:
     def __init__(self, modality: ActiveModality) -> None:
         self.modality = modality
         self.seen: dict[int, _Shares] = {}
+        self.start, self.acting = modality.shown
 
     def __call__(self, layer: int) -> AbstractContextManager[None]:
         """Within the block, the adapter works at ``layer``."""
@@ -152,6 +153,8 @@ class _Recorder:
     def _observing(self, layer: int, heads: list[Tensor]) -> Iterator[None]:
         with observed(heads.append):
             yield
+        if not self.seen:
+            self.start, self.acting = self.modality.shown
         if heads:  # an adapter may attend more than once: side by side, as so many more heads
             self.seen.setdefault(layer, []).append(torch.cat(heads, dim=1))
 
@@ -162,8 +165,11 @@ class _Recorder:
             first = next(iter(self.seen.values()))[0]
             copy = number * (len(first) // len(rows))
             mask = self.modality.memory.mask[number].cpu()
-            words = _words(inputs, row, first.shape[2])
-            answer = None if generating else _answer(inputs, row, first.shape[2])
+            length = self.start + first.shape[2]
+            words = _words(inputs, row, length)[self.start :]
+            if self.acting is not None:
+                words = words & self.acting[number]
+            answer = None if generating else _answer(inputs, row, length)[self.start :]
             stacks = [
                 _of_row([step[copy][..., mask] for step in steps], words, answer)
                 for steps in self.seen.values()

@@ -27,6 +27,7 @@ from safe_framework.core.compilation import compile_layers
 from safe_framework.core.layer_discovery import Side
 from safe_framework.core.markers.embeddings import inline_tokens
 from safe_framework.core.model import SafeModel
+from safe_framework.core.segments import is_segments
 from safe_framework.errors import AdapterError, SafeError
 from safe_framework.pretrained.base_model import load_base
 from safe_framework.pretrained.probe_cache import checkpoint_key, use_probe_cache
@@ -246,6 +247,7 @@ def _add(model: SafeModel, recipe: Recipe, name: str, spec: ModalitySpec) -> Non
         projector=projector,
         fusion=fusion,
         gate=spec.gate.value,
+        attend=spec.attend,
         markers=spec.markers,
         inline=spec.inline,
     )
@@ -278,13 +280,15 @@ def load_tensors(
         for key, tensor in model.modality_tensors().items()
         if names is None or key.partition(".")[0] in names
     }
-    copy_tensors(target, read_tensors(folder), folder)
+    untaught = {key: torch.zeros_like(target[key]) for key in target if is_segments(key)}
+    copy_tensors(target, untaught | read_tensors(folder), folder)
     model.restore_base_change(config.base_change, folder)
     known = (*model.base_snapshot.accepted, *config.accepted, *accepted)
     model.base_snapshot.accepted = tuple(dict.fromkeys(known))
     model.base_snapshot.identity = identity
     for name, recorded in config.modalities.items():
         model.set_gate(recorded["gate"], name)
+        model.modality(name).attend = recorded.get("attend", "all")  # older ones act everywhere
 
 
 def _accepted_differences(

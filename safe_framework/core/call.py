@@ -15,14 +15,20 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from safe_framework.core.attend import ActingPositions, acting_positions
 from safe_framework.core.attention_probe import AttentionProbe
 from safe_framework.core.base_change import BaseChange, use_changed_base
 from safe_framework.core.base_model import generation_pad_id
 from safe_framework.core.compilation import keep_uncompiled
 from safe_framework.core.injection import ActiveModality, CallInjection
-from safe_framework.core.layer_discovery import LayerStack
+from safe_framework.core.layer_discovery import LayerStack, decodes_separately
 from safe_framework.core.layer_hooks import use_injection
-from safe_framework.core.markers.call import prepare_call
+from safe_framework.core.markers.call import (
+    PreparedCall,
+    by_keyword,
+    cached_columns,
+    prepare_call,
+)
 from safe_framework.core.markers.embeddings import Markers
 from safe_framework.core.processor import padding_id
 from safe_framework.errors import SafeError
@@ -91,6 +97,9 @@ class ModelCall:
         def with_modalities() -> Any:
             """The base's call, with the modalities that are on."""
             stack = self.stack
+            named = by_keyword(method, call.args) | dict(call.inputs)
+            for active in self.modalities:
+                active.acting = self._acting(active, call, named, method is not self.base)
             injection = CallInjection(
                 self.owner, self.modalities, stack.passes, stack.entry, call.prompts
             )
@@ -111,6 +120,26 @@ class ModelCall:
         pad = generation_pad_id(self.base)
         return call.restored(
             run_rows_separately(without_modalities, with_modalities, rows, batch, pad)
+        )
+
+    def _acting(
+        self,
+        active: ActiveModality,
+        call: PreparedCall,
+        named: Mapping[str, Any],
+        generating: bool,
+    ) -> ActingPositions | None:
+        """Where in the text of a call a modality acts; None for everywhere."""
+        prompt = call.prompts.get(active.name)
+        return acting_positions(
+            active.attend,
+            call.moved(active.first),
+            named,
+            separate_decoder=decodes_separately(self.base),
+            cached=cached_columns(named) if generating else 0,
+            places=None if prompt is None else prompt.positions,
+            rows=active.rows,
+            name=active.name,
         )
 
     def _padding_id(self) -> int:

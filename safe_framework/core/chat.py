@@ -11,7 +11,7 @@ from safe_framework.core.pictures import opened
 from safe_framework.data.samples import as_sample
 from safe_framework.errors import SampleError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.types import Sample, Several, sample_counts, together
 
 Message = Mapping[str, Any]
 
@@ -29,16 +29,25 @@ class Conversations:
 
     Attributes:
         conversations: messages as they were given.
-        samples: by modality one for each conversation, or None; only those that are used.
+        samples: by modality what each conversation has of it, in the order of its parts; only
+            modalities that are used.
         batched: whether several conversations were given, or one alone.
         joined: give the base's template the texts of a message's parts as one text, since many
             templates of a tokenizer take nothing else.
     """
 
     conversations: Sequence[Sequence[Message]]
-    samples: Mapping[str, Sequence[Sample | None]]
+    samples: Mapping[str, Sequence[Sample | Several[Sample] | None]]
     batched: bool
     joined: bool
+
+    @property
+    def present(self) -> list[dict[str, int]]:
+        """How many samples each conversation has, by modality."""
+        return [
+            sample_counts({name: held[row] for name, held in self.samples.items()})
+            for row in range(len(self.conversations))
+        ]
 
     @property
     def without_samples(self) -> list[list[Message]]:
@@ -76,7 +85,7 @@ def split_samples(
         tokenizer: the base's tokenizer or processor, which may take parts of its own.
 
     Raises:
-        SampleError: a part is of an unknown type, or a conversation has two samples of a kind.
+        SampleError: a part is of an unknown type, or its sample cannot be read.
     """
     batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
     several = conversation if batched else [conversation]
@@ -85,7 +94,7 @@ def split_samples(
     kinds = [kind for key, own in _OWN_PARTS.items() if hasattr(tokenizer, key) for kind in own]
     held = [_samples(messages, encoders, ("text", *encoders, *kinds)) for messages in several]
     used = [name for name in encoders if any(name in samples for samples in held)]
-    columns = {name: [samples.get(name) for samples in held] for name in used}
+    columns = {name: [together(samples.get(name, [])) for samples in held] for name in used}
     return Conversations(several, columns, batched, joined=not hasattr(tokenizer, "tokenizer"))
 
 
@@ -110,9 +119,9 @@ def _with_picture(part: Any) -> Any:
 
 def _samples(
     conversation: Sequence[Message], encoders: Mapping[str, Encoder], known: Collection[str]
-) -> dict[str, Sample]:
-    """The samples of one conversation."""
-    found = dict[str, Sample]()
+) -> dict[str, list[Sample]]:
+    """The samples of one conversation by modality, in order."""
+    found = dict[str, list[Sample]]()
     for message in conversation:
         parts = message.get("content")
         for part in parts if isinstance(parts, (list, tuple)) else ():
@@ -122,13 +131,8 @@ def _samples(
                     f"a part of type {kind!r} is taken by neither a modality nor the base",
                     hint=f"types of parts: {', '.join(f'`{one}`' for one in known)}",
                 )
-            if kind in found:
-                raise SampleError(
-                    f"a conversation has two `{kind}` parts",
-                    hint="a text has one sample of a modality: leave the older one out",
-                )
             if kind in encoders:
-                found[kind] = _sample(kind, part, encoders[kind])
+                found.setdefault(kind, []).append(_sample(kind, part, encoders[kind]))
     return found
 
 

@@ -14,13 +14,35 @@ import attrs
 import torch
 from torch import Tensor
 
+from safe_framework.config.schema import Attend
+from safe_framework.core.attend import ActingPositions
 from safe_framework.core.layer_discovery import PLAIN, Layout
-from safe_framework.core.layer_hooks import LayerCall, get_hidden_states, set_hidden_states
+from safe_framework.core.layer_hooks import (
+    LayerCall,
+    get_hidden_states,
+    has_cache,
+    set_hidden_states,
+)
 from safe_framework.core.markers.embeddings import MarkerInjection
 from safe_framework.errors import InjectionError, PluginError
 from safe_framework.interfaces.fusion import FusionAdapter
-from safe_framework.interfaces.types import Memory, Tokens
+from safe_framework.interfaces.types import Memory
 from safe_framework.utils.torch_private import write_count
+
+
+@attrs.frozen(eq=False)
+class InlineTokens:
+    """What the projector gave, where it stands in the text.
+
+    Attributes:
+        values: tokens of each row's samples, one after another, (batch, tokens, hidden).
+        mask: True where fusion may attend, (batch, tokens).
+        lengths: how many of them stand in each row's text, (batch,); what follows is padding.
+    """
+
+    values: Tensor
+    mask: Tensor
+    lengths: Tensor
 
 
 @attrs.define(eq=False)
@@ -30,13 +52,18 @@ class ActiveModality:
     Attributes:
         name: of the modality.
         fusion: its adapter.
-        memory: what the adapter remembers, a row for each sample that is present.
-        rows: batch rows of those samples, ascending, (present,).
+        memory: what the adapter remembers, a row for each row of the batch that has a sample.
+        rows: which rows these are, ascending, (present,).
         gates: the strength on each of those rows, (present,).
         batch: how many rows the call has.
         layout: axes of the base's hidden states.
-        tokens: what the projector gave, a row for each sample, where they stand in the text.
+        tokens: what the projector gave for those rows, where it stands in the text.
+        attend: where in the text it acts, if ``first`` does not say it.
+        first: the column of each of the call's texts at which it begins to act, (batch,).
+        acting: the same as the base reads its text; None for everywhere.
         around: what to enter while the adapter works at a layer; None for nothing.
+        shown: the first of a layer's positions that the adapter was shown last, and at which of
+            them its delta counts, (present, positions); None for all.
     """
 
     name: str
@@ -46,25 +73,58 @@ class ActiveModality:
     gates: Tensor
     batch: int
     layout: Layout = PLAIN
-    tokens: Tokens | None = None
+    tokens: InlineTokens | None = None
+    attend: Attend = "all"
+    first: Tensor | None = None
+    acting: ActingPositions | None = None
     around: Callable[[int], AbstractContextManager[None]] | None = None
     _expanded: dict[tuple[int, torch.device], tuple[Memory, Tensor, Tensor | None]] = attrs.field(
         factory=dict, init=False
     )
     _dtype: torch.dtype | None = attrs.field(init=False)
+    shown: tuple[int, Tensor | None] = attrs.field(default=(0, None), init=False)
 
     def __attrs_post_init__(self) -> None:
         """Look for the adapter's type once, since every layer and step asks for it."""
         floating = (p.dtype for p in self.fusion.parameters() if p.is_floating_point())
         self._dtype = next(floating, None)
 
-    def apply(self, hidden: Tensor, layer: int) -> Tensor:
+    def apply(self, hidden: Tensor, layer: int, *, keeps: bool = True) -> Tensor:
         """Hidden states in which the present rows carry the gated delta of ``layer``.
 
         Args:
             hidden: of ``batch * copies`` samples, where beams and returned sequences are the
                 copies of a row, side by side; its axes are those of ``layout``.
             layer: that is about to be called.
+            keeps: whether it was handed a cache of keys and values.
+        """
+        columns, first = hidden.shape[self.layout.length], None
+        if self.acting is not None:
+            first = self.acting.within(layer, columns, keeps=keeps)
+        self.shown = 0, None
+        if first is None:
+            return self._fused(hidden, layer, None)
+        first = first[self.rows.cpu()]  # (present,)
+        start = int(first.min())
+        if start >= columns:
+            return hidden
+        counts = torch.arange(start, columns) >= first[:, None]  # (present, columns shown)
+        acting = None if bool(counts.all()) else counts
+        self.shown = start, acting
+        behind = hidden.narrow(self.layout.length, start, columns - start)
+        fused = self._fused(behind, layer, acting)
+        # A clone keeps the strides, on which the base's own kernels, and so its bits, depend.
+        out = hidden.clone()
+        out.narrow(self.layout.length, start, columns - start).copy_(fused)
+        return out
+
+    def _fused(self, hidden: Tensor, layer: int, acting: Tensor | None) -> Tensor:
+        """The same of positions that the adapter is shown; the delta of some may not count.
+
+        Args:
+            hidden: of these positions.
+            layer: that is about to be called.
+            acting: True where it counts, (present, length); None for everywhere.
         """
         memory, rows, gates = self._for(hidden)
         everyone = len(rows) == hidden.shape[self.layout.batch]
@@ -75,7 +135,10 @@ class ActiveModality:
         fused = present + scaled
         if not torch.is_grad_enabled():  # adding 0.0 to -0.0 flips its sign bit
             fused = torch.where(scaled == 0, present, fused)
-        # A clone keeps the strides, on which the base's own kernels, and so its bits, depend.
+        if acting is not None:
+            copies = len(rows) // len(acting)
+            wide = acting.to(hidden.device).repeat_interleave(copies, 0).unsqueeze(-1)
+            fused = torch.where(self.layout.from_canonical(wide), fused, present)
         if not everyone:
             return hidden.clone().index_copy_(self.layout.batch, rows, fused)
         return fused if fused.stride() == hidden.stride() else hidden.clone().copy_(fused)
@@ -173,7 +236,8 @@ class CallInjection:
         hidden = get_hidden_states(args, kwargs)
         for active in self.modalities:
             if active.name == modality:
-                hidden = active.apply(hidden, layer)
+                keeps = active.acting is not None and has_cache(args, kwargs)
+                hidden = active.apply(hidden, layer, keeps=keeps)
         return set_hidden_states(args, kwargs, hidden)
 
     def embed(self, modality: str, ids: object, embedded: Tensor) -> Tensor | None:

@@ -239,6 +239,13 @@ def decodes_separately(base: nn.Module) -> bool:
     return any(getattr(found, "is_encoder_decoder", False) for found in configs)
 
 
+def in_encoder(base: nn.Module, layers: nn.ModuleList) -> bool:
+    """Whether these layers are an encoder's, beside whose text a decoder has its own."""
+    return decodes_separately(base) and any(
+        module is layers for module in _text_encoder(base).modules()
+    )
+
+
 def probe_layers(base: nn.Module, paths: Sequence[str], example: Mapping[str, Any]) -> LayerStack:
     """Run ``base`` once and see which layers can be served.
 
@@ -305,6 +312,21 @@ def check_layers_reach_output(
             )
     question = f"arrival at {list(wanted)} of {stack.path}"
     cached(base, question, lambda: _check_pushes(base, stack, wanted, example))
+
+
+def positions_read(base: nn.Module, stack: LayerStack, example: Mapping[str, Any]) -> int:
+    """How many positions the layers are given of the example's text; a base may add its own."""
+
+    def seen() -> int:
+        """The length of the first hidden states that come by."""
+        looks = [_Look() for _ in stack.of(base)]
+        with _watching(list(stack.of(base)), looks):
+            _run(base, example)
+        first = next(look.visits[0].hidden for look in looks if look.visits)
+        return int(first[stack.layout.length])
+
+    found: int = cached(base, f"positions at {stack.path} on {_described(example)}", seen)
+    return found
 
 
 def _check_pushes(

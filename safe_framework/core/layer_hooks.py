@@ -166,6 +166,13 @@ def set_hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Any
     return args, {**kwargs, "hidden_states": hidden}
 
 
+def has_cache(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a layer is handed a cache of keys and values."""
+    from transformers import Cache
+
+    return any(isinstance(value, Cache) for value in (*args, *kwargs.values()))
+
+
 Forward = Callable[..., Any]
 
 RECOMPUTING: ContextVar[Mapping[str, Any] | None] = ContextVar(
@@ -245,15 +252,13 @@ def recompute(
     Raises:
         UnsupportedBaseError: the layer was handed a cache, which would be filled twice.
     """
-    from transformers import Cache
-
     leaves, shape = tree_flatten((args, kwargs))
     moving_at = [
         i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad
     ]
     if not moving_at:
         return forward(*args, **kwargs)
-    if any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
+    if has_cache(args, kwargs):
         raise UnsupportedBaseError(
             "a layer was handed a cache of keys and values while its activations are recomputed",
             hint="call gradient_checkpointing_disable()",

@@ -10,15 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.injection import ActiveModality
+from safe_framework.config.schema import Attend
+from safe_framework.core.injection import ActiveModality, InlineTokens
 from safe_framework.core.layer_discovery import PLAIN, Layout
 from safe_framework.core.markers.embeddings import Markers
+from safe_framework.core.segments import SegmentVectors, joined, numbers_in_rows
 from safe_framework.data.frame_cache import FrameCache
 from safe_framework.errors import PluginError, SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.projector import Projector
-from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT, Frames
+from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, FROM, PRESENT, Frames
 from safe_framework.utils.tensors import keeping_type
 
 
@@ -27,15 +29,19 @@ class Modality(nn.Module):
 
     A batch carries a modality in keys ``NAME__KEY``: ``present`` (True on the rows that have a
     sample), and either what the encoder's ``prepare`` gave or finished ``frames`` with their
-    ``frames_mask``. Every tensor has one row for each row of the call.
+    ``frames_mask``. ``from`` may say at which text position it begins to act, (batch,); where it is
+    missing, ``attend`` says so. Every tensor has one row for each row of the call. Where a row has
+    several samples, a second axis of every other tensor is its slots, filled from the first on.
 
     Args:
         name: of the modality, such as ``"audio"``.
         encoder: turns samples into frames.
         projector: maps frames into the base's hidden size.
         fusion: lets decoder layers attend to the tokens.
+        segments: tells the samples of one text apart.
         gate: strength from 0 (off) to 1.
         markers: words around its position in the text; None for none.
+        attend: where in the text it acts.
 
     Attributes:
         memory: what runs the encoder on prepared inputs, or knows what it gives; None for the
@@ -48,13 +54,15 @@ class Modality(nn.Module):
         encoder: Encoder,
         projector: Projector,
         fusion: FusionAdapter,
+        segments: SegmentVectors,
         gate: float = 1.0,
         markers: Markers | None = None,
+        attend: Attend = "all",
     ) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.attend = name, attend
         self.encoder, self.projector, self.fusion = encoder, projector, fusion
-        self.markers = markers
+        self.segments, self.markers = segments, markers
         self.gate = checked_gate(gate)
         self.memory: Callable[[Encoder, Mapping[str, Tensor]], Frames] | None = None
 
@@ -134,24 +142,65 @@ class Modality(nn.Module):
             return None
         inputs = {key: value.to(device) for key, value in inputs.items()}
         gates = row_gates(gate, len(inputs[PRESENT]))
-        present = inputs.pop(PRESENT).bool()
-        rows = (present & (gates.to(present.device) != 0)).nonzero().flatten()
-        if not len(rows):
+        present, first = inputs.pop(PRESENT).bool(), inputs.pop(FROM, None)
+        closed = (gates == 0).to(present.device)
+        present = present & ~(closed if present.ndim == 1 else closed.unsqueeze(1))
+        samples = present.nonzero()[:, 0]  # the row of each
+        if not len(samples):
             return None
-        frames = self.encode({key: value[rows] for key, value in inputs.items()})
+        frames = self.encode({key: value[present] for key, value in inputs.items()})
         values = _as_type_of(self.projector, frames.values)
         tokens = self.projector(Frames(values, frames.mask))
+        each = tokens.values.shape[1]
+        number = numbers_in_rows(present)
+        tokens = joined(self.segments(tokens, number), samples, number)
+        rows, counts = torch.unique_consecutive(samples, return_counts=True)
         unmasked = tokens.mask.any(dim=1).nonzero().flatten()  # all masked is absent
         if not len(unmasked):
             return None
         if len(unmasked) < len(rows):
-            tokens, rows = tokens.rows(unmasked), rows[unmasked]
+            tokens, rows, counts = tokens.rows(unmasked), rows[unmasked], counts[unmasked]
         memory = self.fusion.remember(tokens)
         strengths = gates.to(rows.device)[rows]
-        inline = tokens if self.markers is not None and self.markers.tokens is not None else None
+        inline = None
+        if self.markers is not None and self.markers.tokens is not None:
+            inline = InlineTokens(tokens.values, tokens.mask, each * counts)
         return ActiveModality(
-            self.name, self.fusion, memory, rows, strengths, len(present), layout, inline
+            self.name,
+            self.fusion,
+            memory,
+            rows,
+            strengths,
+            len(present),
+            layout,
+            inline,
+            attend=self.attend,
+            first=first,
         )
+
+    def encoded(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The modality's part of a batch with finished frames instead of what the encoder takes.
+
+        Args:
+            inputs: that part, without the ``NAME__`` prefix.
+        """
+        if FRAMES in inputs:
+            return dict(inputs)
+        inputs = dict(inputs)
+        present = inputs.pop(PRESENT).bool()
+        kept = {PRESENT: present, **({FROM: inputs.pop(FROM)} if FROM in inputs else {})}
+        if not present.any():
+            shape, device = (*present.shape, 1), present.device
+            values = torch.zeros(*shape, self.encoder.dim, device=device)
+            mask = torch.zeros(shape, dtype=torch.bool, device=device)
+            return {**kept, FRAMES: values, FRAMES_MASK: mask}
+        frames = self.encode({key: value[present] for key, value in inputs.items()})
+        at = present.to(frames.values.device).nonzero(as_tuple=True)
+        values, mask = (
+            part.new_zeros(*present.shape, *part.shape[1:]).index_put(at, part)
+            for part in (frames.values, frames.mask)
+        )
+        return {**kept, FRAMES: values, FRAMES_MASK: mask}
 
 
 def _as_type_of(module: nn.Module, values: Tensor) -> Tensor:
@@ -281,4 +330,11 @@ def _check_rows(name: str, tensors: Mapping[str, Tensor], texts: Tensor | None) 
         raise SampleError(
             f"modality `{name}` came with {counts[PRESENT]} rows for {len(texts)} texts",
             hint="give one sample for each text, None where there is none",
+        )
+    slots, held = tensors[PRESENT].shape, [key for key in tensors if key != FROM]
+    if len(slots) > 2 or any(tensors[key].shape[: len(slots)] != slots for key in held):
+        shapes = {key: tuple(tensors[key].shape) for key in held}
+        raise SampleError(
+            f"the tensors of modality `{name}` have different slots for samples: {shapes}",
+            hint="make the batch with `model.processor`",
         )

@@ -12,12 +12,14 @@ from uuid import uuid4
 import torch
 from torch import Tensor, nn
 
+from safe_framework.config.schema import Attend
 from safe_framework.core.adapter import (
     AdapterState,
     adapter_config,
     modality_tensors,
     write_adapter,
 )
+from safe_framework.core.attend import answer_starts, answering, check_attend
 from safe_framework.core.attention_probe import AttentionProbe
 from safe_framework.core.base_change import (
     BaseChange,
@@ -64,6 +66,7 @@ from safe_framework.core.modality import (
 )
 from safe_framework.core.picture_example import picture_examples
 from safe_framework.core.processor import SafeProcessor
+from safe_framework.core.segments import SegmentVectors, is_segments
 from safe_framework.core.switched_off import is_switched_off, switched_off, warn_if_off_elsewhere
 from safe_framework.data.chat_template import QUESTION
 from safe_framework.data.prompts import recipe_chat
@@ -71,7 +74,7 @@ from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.projector import Projector
-from safe_framework.interfaces.types import BaseFacts, Frames, Sample
+from safe_framework.interfaces.types import FROM, PRESENT, BaseFacts, Frames, Sample
 from safe_framework.pretrained.base_processor import text_tokenizer
 from safe_framework.utils.tensors import changes_type
 
@@ -151,6 +154,7 @@ class SafeModel(nn.Module):
         projector: Projector,
         fusion: FusionAdapter,
         gate: float = 1.0,
+        attend: Attend = "all",
         markers: bool = False,
         inline: bool = False,
     ) -> None:
@@ -162,22 +166,28 @@ class SafeModel(nn.Module):
             projector: maps frames into the base's hidden size.
             fusion: lets decoder layers attend to the tokens.
             gate: strength from 0 (off) to 1.
+            attend: where in the text it acts: ``"answer"``, from the last position of the prompt
+                on; ``"after"``, from its markers on; or ``"all"``.
             markers: mark where a sample is in the text, by two words with vectors of their own.
             inline: put the projected tokens between them too.
 
         Raises:
-            SafeError: the name is taken or cannot be a keyword, or a fused layer does not exist.
+            SafeError: the name is taken or cannot be a keyword, a fused layer does not exist, or
+                ``attend`` asks for a position that the text does not have.
             UnsupportedBaseError: what is added at a fused layer does not reach the outputs.
         """
         check_name(name, self.modalities)
         refuse_changed(self.base_change)
+        marked = markers or inline
+        check_attend(attend, self.base, self.stack, self._example_inputs(), marked=marked)
         taken, tokens = self._markers().values(), inline_tokens(projector) if inline else None
         marks = (
             make_markers(self.base, self.device, self.stack.hidden_size, taken, tokens)
-            if markers or inline
+            if marked
             else None
         )
-        modality = Modality(name, encoder, projector, fusion, gate, marks)
+        segments = SegmentVectors(self.stack.hidden_size)
+        modality = Modality(name, encoder, projector, fusion, segments, gate, marks, attend)
         modality.encoder.eval()
         check_layers(name, fusion.layers, self.stack.count)
         check_layers_reach_output(self.base, self.stack, fusion.layers, self._example_inputs())
@@ -219,6 +229,11 @@ class SafeModel(nn.Module):
     def tokenizer(self) -> Any:
         """The base's tokenizer, without a processor around it."""
         return text_tokenizer(self.base_processor)
+
+    @property
+    def attends(self) -> dict[str, Attend]:
+        """Where in the text each modality acts."""
+        return {name: self.modality(name).attend for name in self.modalities}
 
     @property
     def encoders(self) -> dict[str, Encoder]:
@@ -408,9 +423,14 @@ class SafeModel(nn.Module):
             return processor(text=text, sampling_rate=sampling_rate, **given)
         config: Any = self.base.config
         separate = bool(config.is_encoder_decoder)
-        return processor.training_batch(
+        batch = processor.training_batch(
             text, answers, given, encoder_decoder=separate, sampling_rate=sampling_rate
         )
+        if not separate:
+            starts = answer_starts(batch["labels"], batch["attention_mask"].sum(1) - 1)
+            acting = [name for name in answering(self.attends) if f"{name}__{PRESENT}" in batch]
+            batch.update({f"{name}__{FROM}": starts for name in acting})
+        return batch
 
     def encode(self, name: str, samples: Sequence[Sample]) -> Frames:
         """The encoder's frames of raw samples, without gradient."""
@@ -509,16 +529,22 @@ class SafeModel(nn.Module):
         return Path(folder)
 
     def adapter_state(self) -> AdapterState:
-        """All that ``save_pretrained`` writes."""
+        """All that ``save_pretrained`` writes.
+
+        Vectors of second samples are left out where they are zero, as before any are trained.
+        """
+        tensors, trained = self.modality_tensors(), self.trainable_parameters()
+        for key in [key for key in tensors if is_segments(key) and not tensors[key].any()]:
+            del tensors[key], trained[key]
         change = self.base_change
         names = list(self.modalities)
         recipe = self.recipe
         return AdapterState(
-            tensors=self.modality_tensors(),
+            tensors=tensors,
             config=adapter_config(
                 self._recorded_base(),
                 [self.modality(name) for name in names],
-                sum(p.numel() for p in self.trainable_parameters().values()),
+                sum(p.numel() for p in trained.values()),
                 None if change is None else change.adapter_facts(self.base),
                 self.base_snapshot.accepted,
             ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,9 +20,17 @@ from safe_framework.core.padding import PaddedRows, append_columns, gather_colum
 from safe_framework.core.pictures import PicturePlaces, pictures_by_text
 from safe_framework.data.chat_template import QUESTION, ChatTemplate
 from safe_framework.data.frame_cache import prepare_inputs
+from safe_framework.data.prompts import with_places
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import IGNORED, Sample
+from safe_framework.interfaces.types import (
+    IGNORED,
+    Sample,
+    Several,
+    each_of,
+    sample_counts,
+    together,
+)
 from safe_framework.pretrained.base_processor import takes_images, text_tokenizer
 
 Rate = int | Mapping[str, int] | None
@@ -70,6 +78,7 @@ class SafeProcessor:
         self.markers = MarkerText(
             self.tokenizer,
             spans or {},
+            names=self.encoders,
             ending=self.pictures.ending,
         )
 
@@ -87,9 +96,10 @@ class SafeProcessor:
     ) -> Any:
         """A batch for ``model(**batch)`` and ``model.generate(**batch)``.
 
-        The markers of a modality that has some stand where a text with a sample says ``<NAME>``,
-        or before it. They come on top of a ``max_length``. A text without a token of its own
-        begins with the base's start token.
+        A text may have several samples of a modality, and say by ``<NAME>`` where each of them
+        is, in order. The markers of a modality that has some stand there, or before the text if it
+        says nothing. They come on top of a ``max_length``. A text without a token of its own begins
+        with the base's start token.
 
         Args:
             text: one text or several, as they are.
@@ -102,12 +112,13 @@ class SafeProcessor:
                 differ.
             return_tensors: ``"pt"``, the only form there is.
             padding: passed to the tokenizer.
-            **inputs: for each attached modality a sample or one (or None) for each text; all
-                else, such as ``max_length``, is a keyword of the base's own processor.
+            **inputs: for each attached modality a sample, a list of samples or None for each
+                text; all else, such as ``max_length``, is a keyword of the base's own processor. A
+                list of numbers is one sample.
 
         Raises:
-            SampleError: a sample cannot be used, or there are not as many as texts, or a text
-                names another number of pictures than it has.
+            SampleError: a sample cannot be used, or there are not as many entries as texts, or a
+                text names another number of samples or pictures than it has.
             KeywordError: a keyword is neither a modality nor known to the base's processor.
             SafeError: there are pictures or videos, and the base takes none.
         """
@@ -116,8 +127,9 @@ class SafeProcessor:
         asked = self._texts(text, question)
         seen = {"images": images, "videos": videos}
         inputs |= {name: value for name, value in seen.items() if value is not None}
+        alone = isinstance(text if question is None else question, str)
         given = {
-            name: self._per_text(name, inputs.pop(name), len(asked))
+            name: _per_text(name, inputs.pop(name), None if alone else len(asked))
             for name in list(inputs)
             if name in self.encoders
         }
@@ -127,10 +139,11 @@ class SafeProcessor:
             )
         check_keywords(inputs, self.tokenizer, list(self.encoders))
         present = [
-            [name for name, samples in given.items() if samples[row] is not None]
+            sample_counts({name: samples[row] for name, samples in given.items()})
             for row in range(len(asked))
         ]
         texts = asked if question is None else list(map(self.prompt, asked, present))
+        self._check_places(texts, present)
         texts = self._with_pictures(texts, inputs)
         plain = [
             with_start_token(self.tokenizer, self.markers.strip_markers(text, names))
@@ -139,7 +152,7 @@ class SafeProcessor:
         inputs.setdefault("padding_side", "left")
         base = self.tokenizer if inputs.keys() & seen.keys() else self._text_alone
         batch = base(text=plain, return_tensors="pt", padding=padding, **inputs)
-        batch.update(self.markers.insert_into_batch(batch, texts, given))
+        batch.update(self.markers.insert_into_batch(batch, texts, present))
         for name, samples in given.items():
             rate = sampling_rate.get(name) if isinstance(sampling_rate, Mapping) else sampling_rate
             batch.update(self.modality(name, samples, rate))
@@ -161,6 +174,14 @@ class SafeProcessor:
             SafeError: there are some, and the base takes none.
         """
         return self.pictures.place(text, count)
+
+    def _check_places(self, texts: Sequence[str], present: Sequence[Mapping[str, int]]) -> None:
+        for row, (text, counts) in enumerate(zip(texts, present, strict=True)):
+            try:
+                self.markers.check_places(text, counts)
+            except SampleError as error:
+                place = f"text {row}: " if len(texts) > 1 else ""
+                raise SampleError(f"{place}{error.message}", hint=error.hint, row=row) from error
 
     def _with_pictures(self, texts: list[str], inputs: dict[str, Any]) -> list[str]:
         """Texts with the places of their pictures, which ``inputs`` then has by text."""
@@ -204,8 +225,8 @@ class SafeProcessor:
         any part of ours the result is the base's very own.
 
         Args:
-            conversation: messages, or a list of conversations; each has at most one sample of
-                a modality.
+            conversation: messages, or a list of conversations, with any number of samples in
+                any of their messages.
             sampling_rate: of plain arrays, where their parts do not say it, in hertz.
             **options: as the base's, such as ``add_generation_prompt`` and ``tokenize``. Beside
                 samples, ids come as tensors in rows, padded on the left.
@@ -278,8 +299,9 @@ class SafeProcessor:
         whole = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
         batch = self._apply(given.without_samples, {**_padded(self._chat, options), **whole})
         if given.samples.keys() & self.markers.spans:
-            texts = self._render(given, options)
-            batch.update(self.markers.insert_into_batch(batch, texts, given.samples))
+            texts, present = self._render(given, options), given.present
+            self._check_places(texts, present)
+            batch.update(self.markers.insert_into_batch(batch, texts, present))
         for name, samples in given.samples.items():
             own = rate.get(name) if isinstance(rate, Mapping) else rate
             batch.update(self.modality(name, samples, own))
@@ -365,19 +387,25 @@ class SafeProcessor:
         return [self.decode(ids, **options) for ids in sequences]
 
     def modality(
-        self, name: str, samples: Sequence[Sample | None], sampling_rate: int | None = None
+        self,
+        name: str,
+        samples: Sequence[Sample | Several[Sample] | None],
+        sampling_rate: int | None = None,
     ) -> dict[str, Tensor]:
-        """One modality's part of a batch, a row for each sample; None is absent.
+        """One modality's part of a batch, a row for each entry, which may be several samples.
 
         Raises:
             SampleError: a sample cannot be used.
         """
         encoder = self.encoders[name]
-        known = [s if s is None else _wrap(name, encoder, s, sampling_rate) for s in samples]
+        rows = [
+            together([_wrap(name, encoder, one, sampling_rate) for one in each_of(held)])
+            for held in samples
+        ]
         try:
-            return prepare_inputs(name, encoder, known)
+            return prepare_inputs(name, encoder, rows)
         except SampleError as error:
-            raise _with_row(name, encoder, known, error) from error
+            raise _with_row(name, encoder, rows, error) from error
 
     def _texts(self, text: Any, question: Any) -> list[str]:
         if (text is None) == (question is None):
@@ -385,17 +413,19 @@ class SafeProcessor:
         given = text if text is not None else question
         return [given] if isinstance(given, str) else list(given)
 
-    def prompt(self, question: str, present: Collection[str] | None = None) -> str:
+    def prompt(self, question: str, present: Mapping[str, int] | None = None) -> str:
         """A question in the recipe's prompt.
 
         Args:
             question: as it is asked.
-            present: modalities with a sample, whose ``<NAME>`` alone stay in the prompt; all,
-                if none are given.
+            present: how many samples it has, by modality, whose ``<NAME>`` alone stay in the
+                prompt; None leaves the prompt as it is.
         """
         prompt = self._prompt
         if present is not None:
             prompt = self.markers.leave_out_absent(prompt, present)
+            places = {name: n for name, n in present.items() if name in self.markers.names}
+            prompt = with_places(prompt, question, places)
         return self._around(prompt.replace(QUESTION, question))
 
     def _around(self, prompt: str) -> str:
@@ -440,14 +470,56 @@ class SafeProcessor:
         ids: list[int] = inner(answer, add_special_tokens=False)["input_ids"]
         return [*ids, inner.eos_token_id] if ids else []
 
-    def _per_text(self, name: str, samples: Any, count: int) -> list[Sample | None]:
-        listed = list(samples) if isinstance(samples, (list, tuple)) else [samples]
-        if len(listed) != count:
+
+def _per_text(name: str, given: Any, count: int | None) -> list[Sample | Several[Sample] | None]:
+    """The samples of each text.
+
+    Args:
+        name: of the modality.
+        given: as a caller gave them.
+        count: of the texts; None for one text that is in no list, whose samples may be in none.
+    """
+    if count is None:
+        nested = _is_list_of_samples(given) and len(given) == 1 and _is_list_of_samples(given[0])
+        listed, count = list(given) if nested else [given], 1
+    else:
+        listed = list(given) if isinstance(given, (list, tuple)) else [given]
+    if len(listed) != count:
+        raise SampleError(
+            f"`{name}` has {len(listed)} samples for {count} texts",
+            hint="give one for each text, or a list of them, None where there is none",
+        )
+    return [held_samples(f"{name}[{row}]", one) for row, one in enumerate(listed)]
+
+
+def held_samples(place: str, entry: Any) -> Sample | Several[Sample] | None:
+    """One text's samples: one, a list of them, or None.
+
+    Args:
+        place: of the entry, for messages.
+        entry: as a caller gave it; a list of numbers is one sample.
+
+    Raises:
+        SampleError: one of several is None.
+    """
+    if not _is_list_of_samples(entry):
+        return entry
+    if all(one is None for one in entry):
+        return None
+    for number, one in enumerate(entry):
+        if one is None:
             raise SampleError(
-                f"`{name}` has {len(listed)} samples for {count} texts",
-                hint="give one for each text, None where there is none",
+                f"`{place}[{number}]` is None among {len(entry)} samples",
+                hint="leave it out: a text's samples are those that it has",
             )
-        return listed
+    return together(list(entry))
+
+
+def _is_list_of_samples(entry: Any) -> bool:
+    """Whether it holds samples: a list of numbers is one."""
+    return isinstance(entry, (list, tuple)) and not (
+        entry and all(isinstance(one, (int, float, np.number)) for one in entry)
+    )
 
 
 def _wrap(name: str, encoder: Encoder, sample: Sample, rate: int | None) -> Sample:
@@ -473,19 +545,23 @@ def _wrap(name: str, encoder: Encoder, sample: Sample, rate: int | None) -> Samp
 
 
 def _with_row(
-    name: str, encoder: Encoder, samples: Sequence[Sample | None], error: SampleError
+    name: str,
+    encoder: Encoder,
+    rows: Sequence[Sample | Several[Sample] | None],
+    error: SampleError,
 ) -> SampleError:
     """The error with the row of the sample that is wrong, if it is wrong by itself."""
-    for row, sample in enumerate(samples):
-        if sample is None:
-            continue
-        try:
-            encoder.prepare([sample])
-        except SampleError as own:
-            where = f"`{name}[{row}]`"
-            named = own.message.replace("`samples[0]`", where).replace("samples[0]", where)
-            message = named if where in named else f"{where}: {own.message}"
-            return SampleError(message, hint=own.hint, row=row)
+    for row, held in enumerate(rows):
+        for number, sample in enumerate(each_of(held)):
+            try:
+                encoder.prepare([sample])
+            except SampleError as own:
+                where = f"`{name}[{row}]`"
+                if isinstance(held, Several):
+                    where = f"`{name}[{row}][{number}]`"
+                named = own.message.replace("`samples[0]`", where).replace("samples[0]", where)
+                message = named if where in named else f"{where}: {own.message}"
+                return SampleError(message, hint=own.hint, row=row)
     return error
 
 

@@ -8,7 +8,8 @@ put behind those of the rows before, filled up with zeros where it is smaller.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -26,6 +27,7 @@ from safe_framework.core.padding import (
 )
 from safe_framework.core.processor import SafeProcessor, with_start_token
 from safe_framework.data.pictures import Picture
+from safe_framework.data.tasks import NO_SAMPLES
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.pretrained.base_processor import text_tokenizer
 from safe_framework.utils.hashing import text_fingerprint
@@ -58,7 +60,7 @@ class PromptRow:
         target: what the decoder is given, where it reads a text of its own; empty where it reads
             ``ids``.
         text: of which the base's processor makes the ids; only needed with pictures.
-        marked: the modalities whose markers are among the ids.
+        marked: the modality of each sample whose markers are among the ids.
         placeholders: ids that stand for a part of a picture, where nobody reads what comes next.
     """
 
@@ -136,9 +138,12 @@ def read_positions(rows: Rows) -> Tensor:
 
 
 def token_ids(
-    tokenizer: Any, text: str, present: Collection[str] = (), markers: MarkerText | None = None
+    tokenizer: Any,
+    text: str,
+    present: Mapping[str, int] = NO_SAMPLES,
+    markers: MarkerText | None = None,
 ) -> list[int]:
-    """Token ids of a text, with the markers of the modalities that it has a sample of."""
+    """Token ids of a text, with the markers of its samples, which are counted by modality."""
     if markers is None:
         ids: list[int] = tokenizer(with_start_token(tokenizer, text))["input_ids"]
         return ids
@@ -197,19 +202,19 @@ class PromptEncoder:
     # Rows
 
     def prompt(
-        self, text: str, images: Sequence[Picture] = (), present: Collection[str] = ()
+        self, text: str, images: Sequence[Picture] = (), present: Mapping[str, int] = NO_SAMPLES
     ) -> PromptRow:
         """The row of a text that the base is to continue.
 
         Args:
             text: with the base's placeholders of its pictures, or without any.
             images: its pictures.
-            present: the modalities that it has a sample of, whose markers it gets.
+            present: how many samples it has of each modality, whose markers it gets.
 
         Raises:
             SafeError: there are pictures, and the base takes none.
-            SampleError: there are more or fewer placeholders than pictures, or there is no
-                picture, without which the base reads nothing.
+            SampleError: there are more or fewer places than samples, or placeholders than
+                pictures, or there is no picture, without which the base reads nothing.
         """
         target = () if self.start is None else (self.start,)
         if not images and self.always_sees:
@@ -221,8 +226,11 @@ class PromptEncoder:
             return PromptRow(ids, target=target)
         if self.processor is None:
             raise SafeError("pictures need the model's processor")
-        marked = [name for name in present if name in self.processor.markers.spans]
-        text = self.processor.markers.leave_out_absent(text, marked)
+        markers = self.processor.markers
+        markers.check_places(text, present)
+        text = markers.strip_markers(text, set(markers.names) - markers.spans.keys())
+        marked = [name for name, n in present.items() for _ in range(n) if name in markers.spans]
+        text = markers.leave_out_absent(text, marked)
         placed = self.processor.place_images(text, len(images))
         row = PromptRow((), images, target, placed, marked, self.placeholders)
         made = self._processed(row)
@@ -231,7 +239,7 @@ class PromptEncoder:
         return found
 
     def whole_text(
-        self, text: str, images: Sequence[Picture] = (), present: Collection[str] = ()
+        self, text: str, images: Sequence[Picture] = (), present: Mapping[str, int] = NO_SAMPLES
     ) -> PromptRow:
         """The row of a text that the base is to predict, word by word.
 
@@ -323,8 +331,8 @@ class PromptEncoder:
                 f"{len(pictures)} pictures: {error}",
                 hint="give as many pictures as the text has placeholders",
             ) from error
-        given = {name: [True] for name in row.marked}
-        made.update(self.processor.markers.insert_into_batch(made, [row.text], given))
+        present = [Counter(row.marked)]
+        made.update(self.processor.markers.insert_into_batch(made, [row.text], present))
         made.setdefault("attention_mask", torch.ones_like(made["input_ids"]))
         return {
             name: value.to(self.dtype) if value.is_floating_point() and self.dtype else value

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from safe_framework.data.readers import Row
+from safe_framework.data.readers import Row, archives
 from safe_framework.errors import DataError
 
 InlineSample = Mapping[str, Any]
@@ -16,7 +17,10 @@ InlineSample = Mapping[str, Any]
 
 
 def local_file(value: str, folder: Path) -> Path | None:
-    """The file that a path or a ``file://`` address names; None if it is at another address.
+    """The file that a path or an address names; None if it is at an address that is not read.
+
+    ``file://`` is a path's own, ``zip://`` and ``tar://`` name a file in an archive.
+
 
     >>> local_file("clips/a.wav", Path("/data")), local_file("https://x.org/a.wav", Path("/data"))
     (PosixPath('/data/clips/a.wav'), None)
@@ -28,6 +32,10 @@ def local_file(value: str, folder: Path) -> Path | None:
     address = urlsplit(value)
     if address.scheme == "file" and address.netloc in ("", "localhost"):
         return Path(url2pathname(address.path))
+    inside, chained, archive = value.partition("://")[2].partition("::")
+    if address.scheme in archives.SCHEMES and chained:
+        place = local_file(archive, folder)
+        return None if place is None else archives.member(place, inside)
     return None
 
 
@@ -37,11 +45,14 @@ def file_of(value: str, name: str, folder: Path, place: str) -> Path:
     Raises:
         DataError: it is at an address that is not read.
     """
-    found = local_file(value, folder)
+    try:
+        found = local_file(value, folder)
+    except DataError as error:
+        raise DataError(f"{place}: `{name}`: {error.message}", hint=error.hint) from error
     if found is None:
         raise DataError(
             f"{place}: `{name}` is at `{value}`, which is not read from there",
-            hint="download or unpack it, and give its path",
+            hint="download it and give its path; in an archive, `zip://a.wav::clips.zip`",
         )
     return found
 
@@ -56,6 +67,8 @@ def named_file(value: Any, name: str, folder: Path, place: str) -> Path | Inline
         from safe_framework.data.samples import decoded
 
         return decoded(value)  # type: ignore[no-any-return]
+    if isinstance(value, (bytes, bytearray)) and value:
+        return {"bytes": bytes(value)}
     if isinstance(value, Mapping):
         if value.get("bytes") is not None or value.get("array") is not None:
             return value
@@ -67,8 +80,8 @@ def named_file(value: Any, name: str, folder: Path, place: str) -> Path | Inline
 
 def sources_of(
     row: Row, modalities: Collection[str], *, by_file_name: bool = True
-) -> dict[str, Path | InlineSample]:
-    """Where the row's sample of each modality is; one that it lacks has no key.
+) -> dict[str, tuple[Path | InlineSample, ...]]:
+    """Where the row's samples of each modality are, in order; one that it lacks has no key.
 
     Args:
         row: that may have some.
@@ -76,13 +89,36 @@ def sources_of(
         by_file_name: whether ``file_name`` is the sample's where there is one modality.
 
     Raises:
-        DataError: a field holds neither the name of a file nor a sample.
+        DataError: a field holds neither the name of a file nor a sample, nor a list of them.
     """
     values = row.values
     if by_file_name and len(modalities) == 1 and values.get("file_name") is not None:
         values = {next(iter(modalities)): values["file_name"], **values}
+    held = {name: listed(values.get(name), name, row.place) for name in modalities}
     return {
-        name: named_file(values[name], name, row.folder, row.place)
-        for name in modalities
-        if values.get(name) is not None
+        name: tuple(
+            named_file(one, f"{name}[{number}]" if len(each) > 1 else name, row.folder, row.place)
+            for number, one in enumerate(each)
+        )
+        for name, each in held.items()
+        if each
     }
+
+
+def listed(value: Any, name: str, place: str) -> list[Any]:
+    """What a field holds: one thing, several in a list (in a table, as JSON), or nothing.
+
+    Raises:
+        DataError: a cell begins as a list and is none.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("["):  # a cell of a table
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{place}: `{name}` begins as a list and is none: {error.msg}",
+                hint='write `["a", "b"]` around the names, or one name without brackets',
+            ) from error
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -11,13 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from safe_framework.errors import DataError
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.types import Sample, Several, each_of, together
 
 _Array = NDArray[Any]
 
 
-def distractor(kind: str, pool: Sequence[Sample], generator: torch.Generator) -> Sample:
-    """One irrelevant sample, made from a random sample of ``pool``.
+def distractor(
+    kind: str, pool: Sequence[Sample | Several[Sample]], generator: torch.Generator
+) -> Sample | Several[Sample]:
+    """One irrelevant sample, made from a random entry of ``pool``; several where that is several.
 
     Args:
         kind: ``"silent"`` is zeros in the sample's shape, ``"noise"`` Gaussian noise as loud as
@@ -37,7 +39,9 @@ def distractor(kind: str, pool: Sequence[Sample], generator: torch.Generator) ->
             f"there is no sample to make `{kind}` ones from", hint="give at least one sample"
         )
     like = pool[int(torch.randint(len(pool), (), generator=generator))]
-    return _with_values(like, _MAKERS[kind](_values(like), generator))
+    return together(
+        [_with_values(one, _MAKERS[kind](_values(one), generator)) for one in each_of(like)]
+    )
 
 
 def _silent(values: _Array, generator: torch.Generator) -> _Array:

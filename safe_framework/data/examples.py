@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import attrs
 
 from safe_framework.data.addresses import InlineSample, sources_of
+from safe_framework.data.conversations import Talk, has_messages, turns_of, whole_of
 from safe_framework.data.fields import RowFields, plain_fields
 from safe_framework.data.pictures import Picture, RowPictures
 from safe_framework.data.questions import Asked, RowQuestions
@@ -21,7 +23,7 @@ from safe_framework.data.tasks import NO_FIELDS, QUESTIONS, TaskFormat, text_in,
 from safe_framework.data.text_length import TextLimit
 from safe_framework.errors import DataError, SampleError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.types import Sample, Several, each_of, sample_counts, together
 
 _Read = TypeVar("_Read")
 
@@ -36,37 +38,38 @@ class Example:
     Attributes:
         prompt: the text that the model is given.
         answer: the text that it should continue with.
-        samples: by modality; a modality that the row lacks has no key.
+        samples: by modality one or several; a modality that the row lacks has no key.
         place: where it was read, as ``train.jsonl:12``.
-        files: where each sample was read from.
+        files: where they were read from, where all of a modality's are in files.
         task: what kind of answer it wants.
         dataset: the name of the dataset that it is of; empty where there is only one.
         labels: all the answers that there are, if they are known.
         at_tokens: whether the answer is read at the modality's tokens.
         fields: the row's texts, numbers and truth values, by which a curriculum chooses.
         images: the row's pictures, in order, for a base that sees.
-        align: the words that alignment draws its samples to, where they are not the answer.
+        align: the words that alignment draws its samples to, one for all or one for each, where
+            they are not the answer.
         questions: the others that it could be asked; None where it is one alone.
     """
 
     prompt: str
     answer: str
-    samples: Mapping[str, Sample] = attrs.field(factory=dict)
+    samples: Mapping[str, Sample | Several[Sample]] = attrs.field(factory=dict)
     place: str = ""
-    files: Mapping[str, Path] = attrs.field(factory=dict)
+    files: Mapping[str, Path | Several[Path]] = attrs.field(factory=dict)
     task: str = QUESTIONS
     dataset: str = ""
     labels: tuple[str, ...] = ()
     at_tokens: bool = False
     fields: Mapping[str, Any] = attrs.field(factory=dict)
     images: tuple[Picture, ...] = ()
-    align: str | None = None
+    align: str | tuple[str, ...] | None = None
     questions: RowQuestions | None = None
 
     @property
-    def aligned(self) -> str:
-        """The words that alignment draws its samples to."""
-        return self.answer if self.align is None else self.align
+    def aligned(self) -> tuple[str, ...]:
+        """The words that alignment draws its samples to, as ``aligned_words`` says."""
+        return aligned_words(self.answer, self.align, sample_counts(self.samples))
 
     @property
     def label(self) -> str:
@@ -82,8 +85,32 @@ class Example:
         assert self.questions is not None
         label = self.questions.label
         prompt = self.questions.prompt_of(asked)
-        align = label if self.align is None and asked.answer != label else self.align
+        align, alone = self.align, aligned_words(label, None, sample_counts(self.samples))
+        if align is None and asked.answer != label and alone:  # that names the only sample
+            align = label
         return attrs.evolve(self, prompt=prompt, answer=asked.answer, align=align)
+
+
+def aligned_words(
+    answer: str, align: str | tuple[str, ...] | None, present: Mapping[str, int]
+) -> tuple[str, ...]:
+    """The words that alignment draws a row's samples to: one for all, one for each, or none.
+
+    Args:
+        answer: which names the sample, where there is one and nothing else is said.
+        align: what else is said.
+        present: how many samples there are, by modality.
+    """
+    if align is not None:
+        return (align,) if isinstance(align, str) else align
+    return () if any(count > 1 for count in present.values()) else (answer,)
+
+
+def words_for(aligned: Sequence[str], count: int) -> Sequence[str]:
+    """A word for each of a modality's samples; none where it is not known which is whose."""
+    if len(aligned) == 1:
+        return [aligned[0]] * count
+    return aligned if len(aligned) == count else []
 
 
 @attrs.frozen
@@ -98,7 +125,7 @@ class TextRow:
         fields: the row's texts, numbers and truth values.
         answers: what several people answered, where the row says it.
         samples: by modality, what belongs to the picture; only evaluation puts it beside the text.
-        files: where each sample was read from.
+        files: where they were read from.
     """
 
     text: str
@@ -107,8 +134,8 @@ class TextRow:
     place: str = attrs.field(default="", eq=False)
     fields: Mapping[str, Any] = attrs.field(factory=dict, eq=False)
     answers: tuple[str, ...] = attrs.field(default=(), eq=False)
-    samples: Mapping[str, Sample] = attrs.field(factory=dict, eq=False)
-    files: Mapping[str, Path] = attrs.field(factory=dict, eq=False)
+    samples: Mapping[str, Sample | Several[Sample]] = attrs.field(factory=dict, eq=False)
+    files: Mapping[str, Path | Several[Path]] = attrs.field(factory=dict, eq=False)
 
     @property
     def people(self) -> tuple[str, ...]:
@@ -125,7 +152,7 @@ def read_examples(
     fields: Mapping[str, str] = NO_FIELDS,
     skipped: list[DataError] | None = None,
 ) -> list[Example]:
-    """Examples of a source with ``question``, ``answer`` and a file name by modality.
+    """Examples of a source with ``question``, ``answer`` and a file name, or several, by modality.
 
     File names are relative to the file that holds them. Sound is resampled to the encoder's rate;
     any other modality is read from ``.npy``, from ``.npz`` with one array, or from an image file.
@@ -184,7 +211,7 @@ def read_task(
             _try(made.place, made.samples, encoders)
         return made
 
-    return _each(source, fields, pictures, example, skipped)
+    return _each(source, fields, pictures, example, skipped, partial(turns_of, modalities=encoders))
 
 
 def read_texts(
@@ -204,6 +231,8 @@ def read_text_rows(
     template: str = "{question}",
     *,
     around: Callable[[str], str] = str,
+    talk: Talk | None = None,
+    modalities: Collection[str] = (),
     encoders: Mapping[str, Encoder] = NO_ENCODERS,
     fields: Mapping[str, str] | RowFields = NO_FIELDS,
     pictures: RowPictures | None = None,
@@ -216,6 +245,8 @@ def read_text_rows(
         source: as for :func:`read_examples`.
         template: the prompt, around ``{question}``.
         around: what is made of a prompt with its question: a chat, where one is asked in.
+        talk: renders conversations.
+        modalities: of the recipe, of which a conversation here has no samples.
         encoders: by modality, of those whose samples are read where a row has a picture and an
             answer, so that it can be asked beside its own sample.
         fields: what a field is called in this source, by the name that it has here.
@@ -232,7 +263,7 @@ def read_text_rows(
     def text(row: Row) -> TextRow:
         """What a row says."""
         made = TextRow(
-            text=text_of(row, template, around),
+            text=text_of(row, template, around, talk),
             images=pictures.of(row, by_file_name=True),
             answer=text_in(row, "answer") if row.values.get("answer") not in (None, "") else None,
             place=row.place,
@@ -249,7 +280,8 @@ def read_text_rows(
             _try(row.place, samples, encoders)
         return attrs.evolve(made, samples=samples, files=_files(held))
 
-    return _each(source, fields, pictures, text, skipped)
+    whole = partial(whole_of, modalities=modalities)
+    return _each(source, fields, pictures, text, skipped, whole)
 
 
 def read_samples(
@@ -260,7 +292,7 @@ def read_samples(
     fields: Mapping[str, str] | RowFields = NO_FIELDS,
     skipped: list[DataError] | None = None,
 ) -> list[Sample]:
-    """The sample of every row of a source that names one for ``modality``.
+    """The samples of every row of a source that names some for ``modality``.
 
     ``fields`` and ``skipped`` are those of :func:`read_examples`.
 
@@ -271,13 +303,10 @@ def read_samples(
 
     def sample(row: Row) -> list[Sample]:
         """The sample in a row."""
-        found = {
-            name: read_sample(one, encoder.sampling_rate, row.place)
-            for name, one in sources_of(row, [modality]).items()
-        }
+        found = _read_samples(sources_of(row, [modality]), {modality: encoder}, row)
         if skipped is not None:
             _try(row.place, found, {modality: encoder})
-        return list(found.values())
+        return list(each_of(found.get(modality)))
 
     rows = _each(source, fields, RowPictures(), sample, skipped)
     samples = [one for found in rows for one in found]
@@ -295,13 +324,15 @@ def _each(
     pictures: RowPictures,
     read: Callable[[Row], _Read],
     skipped: list[DataError] | None,
+    parts: Callable[[Row], Sequence[Row]] = lambda row: [row],
 ) -> list[_Read]:
+    """What is read of each row, or of each of its parts."""
     found: dict[str, _Read] = {}
     for row in iterate_rows(source):
         try:
             if row.error is not None:
                 raise row.error
-            found[row.place] = read(fields.of(row))
+            found |= {part.place: read(part) for part in parts(fields.of(row))}
             fields.note(row)
         except DataError as error:
             if skipped is None:
@@ -321,8 +352,9 @@ def _example(
     row: Row, encoders: Mapping[str, Encoder], reading: TaskFormat, pictures: RowPictures
 ) -> Example:
     held = sources_of(row, encoders)
+    counts = {name: len(each) for name, each in held.items()}
     return Example(
-        prompt=reading.prompt_of(row),
+        prompt=reading.prompt_of(row, counts),
         answer=reading.answer_of(row),
         samples=_read_samples(held, encoders, row),
         place=row.place,
@@ -333,22 +365,56 @@ def _example(
         at_tokens=reading.at_tokens,
         fields=plain_fields(row),
         images=pictures.of(row),
-        align=None if row.values.get("align") is None else text_in(row, "align"),
-        questions=reading.questions_of(row),
+        align=align_of(row, counts),
+        questions=reading.questions_of(row, counts),
     )
 
 
+def align_of(row: Row, present: Mapping[str, int]) -> str | tuple[str, ...] | None:
+    """The words that alignment draws the row's samples to: a text, one for each, or nothing.
+
+    Args:
+        row: that may say it.
+        present: how many samples it has, by modality.
+
+    Raises:
+        DataError: it says something else, or has words for another number of samples.
+    """
+    value = row.values.get("align")
+    if not isinstance(value, (list, tuple)):
+        return None if value is None else text_in(row, "align")
+    if not all(isinstance(one, str) and one.strip() for one in value):
+        raise DataError(f"{row.place}: `align` must hold texts that are not empty, not {value!r}")
+    if has_messages(row):  # whose later samples are yet to come
+        value = value[: max(present.values(), default=0)]
+    if present and len(value) not in present.values():
+        found = ", ".join(f"{count} of `{name}`" for name, count in present.items())
+        raise DataError(
+            f"{row.place}: `align` has {len(value)} texts, and the row's samples are {found}",
+            hint="give one for each sample, in order, or one text for all",
+        )
+    return tuple(value)
+
+
+_Held = Mapping[str, Sequence[Path | InlineSample]]
+
+
 def _read_samples(
-    held: Mapping[str, Path | InlineSample], encoders: Mapping[str, Encoder], row: Row
-) -> dict[str, Sample]:
+    held: _Held, encoders: Mapping[str, Encoder], row: Row
+) -> dict[str, Sample | Several[Sample]]:
     return {
-        name: read_sample(one, encoders[name].sampling_rate, row.place)
-        for name, one in held.items()
+        name: together([read_sample(one, encoders[name].sampling_rate, row.place) for one in each])
+        for name, each in held.items()
     }
 
 
-def _files(held: Mapping[str, Path | InlineSample]) -> dict[str, Path]:
-    return {name: one for name, one in held.items() if isinstance(one, Path)}
+def _files(held: _Held) -> dict[str, Path | Several[Path]]:
+    found = dict[str, Path | Several[Path]]()
+    for name, each in held.items():
+        files = together([one for one in each if isinstance(one, Path)])
+        if files is not None and len(each_of(files)) == len(each):
+            found[name] = files
+    return found
 
 
 def _answers_of(row: Row) -> tuple[str, ...]:
@@ -369,10 +435,11 @@ def _answers_of(row: Row) -> tuple[str, ...]:
     return tuple(map(str, texts))
 
 
-def _try(place: str, samples: Mapping[str, Sample], encoders: Mapping[str, Encoder]) -> None:
-    """Let each encoder look at its sample now: later nobody could leave it out."""
-    for name, sample in samples.items():
+def _try(place: str, samples: Mapping[str, Any], encoders: Mapping[str, Encoder]) -> None:
+    """Let each encoder look at its samples now: later nobody could leave them out."""
+    for name, held in samples.items():
         try:
-            encoders[name].prepare([sample])
+            for sample in each_of(held):
+                encoders[name].prepare([sample])
         except SampleError as error:
             raise DataError(f"{place}: {error.message}", hint=error.hint) from error

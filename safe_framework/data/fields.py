@@ -17,7 +17,7 @@ from safe_framework.utils.suggest import nearest
 TEXTS = ("retention", "retention_test", "retention_validation")
 FOREIGN = ("foreign", "foreign_test", "foreign_validation")
 _LIKENESS = 0.75  # a column that is there for another reason is not a misspelt one
-_ASKED = ("question", "answer", "answers", "align")
+_ASKED = ("question", "answer", "answers", "align", "messages")
 
 
 @attrs.define

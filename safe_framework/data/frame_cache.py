@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import attrs
 import numpy as np
@@ -17,10 +18,20 @@ from torch import Tensor
 
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import PRESENT, Frames, Sample, all_real
+from safe_framework.interfaces.types import (
+    FROM,
+    PRESENT,
+    Frames,
+    Sample,
+    Several,
+    all_real,
+    each_of,
+)
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.hashing import fingerprint, text_fingerprint
 from safe_framework.utils.progress import ProgressCallback
+
+_Item = TypeVar("_Item")
 
 
 class FrameCache:
@@ -162,6 +173,9 @@ class RawSample:
 CachedSample = Frames | RawSample
 """One sample of a row: its frames, or the sample itself if its encoder trains."""
 
+CachedSamples = CachedSample | Several[CachedSample]
+"""A row's sample, or its samples in order."""
+
 
 class RawSampleStore:
     """What a ``FrameCache`` is to a frozen encoder, for one that trains: it keeps the samples.
@@ -202,25 +216,42 @@ class RawSampleStore:
 
 
 def prepare_inputs(
-    name: str, encoder: Encoder, samples: Sequence[Sample | None]
+    name: str, encoder: Encoder, samples: Sequence[Sample | Several[Sample] | None]
 ) -> dict[str, Tensor]:
     """The part of a batch that carries modality ``name`` as its encoder takes it.
 
     Args:
         name: of the modality.
         encoder: its own.
-        samples: one for each row; None is absent, and its row is zeros.
+        samples: of each row one, several or None; what is absent is zeros.
     """
-    present = torch.tensor([sample is not None for sample in samples])
+    present, real = presence(samples)
     batch = {f"{name}__{PRESENT}": present}
-    if not present.any():
-        return batch
-    real = [sample for sample in samples if sample is not None]
-    for key, values in encoder.prepare(real).items():
-        rows = values.new_zeros(len(samples), *values.shape[1:])
-        rows[present] = values
-        batch[f"{name}__{key}"] = rows
+    if real:
+        for key, values in encoder.prepare(real).items():
+            batch[f"{name}__{key}"] = in_slots(values, present)
     return batch
+
+
+def presence(rows: Sequence[_Item | Several[_Item] | None]) -> tuple[Tensor, list[_Item]]:
+    """Which rows have something, and all that they have, row after row.
+
+    Returns:
+        True on the rows that have something, (batch,); where some have several, True on as many
+        slots, (batch, slots).
+    """
+    held = [each_of(row) for row in rows]
+    counts = torch.tensor([len(each) for each in held])
+    most = int(counts.max()) if held else 0
+    present = torch.arange(most) < counts[:, None] if most > 1 else counts > 0
+    return present, [one for each in held for one in each]
+
+
+def in_slots(values: Tensor, present: Tensor) -> Tensor:
+    """``values`` (samples, ...) where ``present`` is True, in its order, and zeros elsewhere."""
+    rows = values.new_zeros(*present.shape, *values.shape[1:])
+    rows[present] = values
+    return rows
 
 
 def modality_inputs(name: str, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -229,12 +260,17 @@ def modality_inputs(name: str, batch: Mapping[str, Tensor]) -> dict[str, Tensor]
     return {
         key.removeprefix(prefix): value
         for key, value in batch.items()
-        if key.startswith(prefix) and key != prefix + PRESENT
+        if key.startswith(prefix) and key not in (prefix + PRESENT, prefix + FROM)
     }
 
 
-def contents(rows: Mapping[str, CachedSample]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def contents(rows: Mapping[str, CachedSamples]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """What tells rows from others: the frames of some, and hashes of the samples of the rest."""
-    frames = {key: row.values for key, row in rows.items() if isinstance(row, Frames)}
-    hashes = {key: sample_key(r.sample) for key, r in rows.items() if isinstance(r, RawSample)}
+    single = {
+        key if len(each_of(row)) == 1 else f"{key}.{number}": one
+        for key, row in rows.items()
+        for number, one in enumerate(each_of(row))
+    }
+    frames = {key: one.values for key, one in single.items() if isinstance(one, Frames)}
+    hashes = {key: sample_key(o.sample) for key, o in single.items() if isinstance(o, RawSample)}
     return frames, hashes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from typing import Any
 
 import attrs
 
-from safe_framework.data.addresses import file_of
+from safe_framework.data.addresses import file_of, listed
 from safe_framework.data.readers import Row
 from safe_framework.errors import DataError
 from safe_framework.utils.optional_imports import require
@@ -232,7 +231,7 @@ class RowPictures:
             if self.blind or not self._seen():
                 self.blind = self.blind or (row.place, name)
                 return ()
-            found = [self._picture(one, name, row) for one in _several(value, name, row)]
+            found = [self._picture(one, name, row) for one in listed(value, name, row.place)]
             self.uses += [(row.place, name, picture) for picture in found]
             return tuple(found)
         return ()
@@ -302,15 +301,3 @@ def _is_nothing(value: Any) -> bool:
 
 def _is_picture_name(value: Any) -> bool:
     return isinstance(value, str) and Path(value).suffix.lower() in SUFFIXES
-
-
-def _several(value: Any, name: str, row: Row) -> list[Any]:
-    if isinstance(value, str) and value.lstrip().startswith("["):  # a cell of a table
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{row.place}: `{name}` begins as a list and is none: {error.msg}",
-                hint='write `["a.png", "b.png"]`, or one name without brackets',
-            ) from error
-    return list(value) if isinstance(value, (list, tuple)) else [value]

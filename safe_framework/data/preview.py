@@ -11,6 +11,9 @@ import attrs
 
 from safe_framework.config.schema import Recipe
 from safe_framework.data.addresses import sources_of
+from safe_framework.data.chat_template import QUESTION
+from safe_framework.data.conversations import turns_of, whole_of
+from safe_framework.data.examples import align_of
 from safe_framework.data.fields import (
     FOREIGN,
     TEXTS,
@@ -123,14 +126,23 @@ def _faults(
     assert recipe.data is not None
     one = dataset_of(recipe.data, key)
     question, bank = question_and_bank(one.question, recipe.folder)
-    reading = TaskFormat(task=one.task, question=question, bank=bank, labels=one.labels)
+    reading = TaskFormat(
+        task=one.task,
+        prompt=one.prompt or QUESTION,
+        question=question,
+        bank=bank,
+        labels=one.labels,
+    )
     bad, rows = dict[str, DataError](), 0
     for row in iterate_rows(source):
         rows += 1
         try:
             if row.error is not None:
                 raise row.error
-            _read(fields.of(row), key, reading, recipe, pictures)
+            parts = whole_of if key in TEXTS else turns_of
+            known = fields.of(row)
+            for part in [known] if key in FOREIGN else parts(known, recipe.modalities):
+                _read(part, key, reading, recipe, pictures)
             fields.note(row)
         except DataError as error:
             bad[row.place] = error
@@ -146,13 +158,16 @@ def _read(row: Row, key: str, reading: TaskFormat, recipe: Recipe, pictures: Row
         asked = row.values.get("answer") or row.values.get("answers")
         if not (key == "retention_test" and seen and asked):  # whose sample nobody reads
             return
-    elif key not in FOREIGN:
-        reading.prompt_of(row)
-        reading.answer_of(row)
-        pictures.of(row)
     named = sources_of(row, recipe.modalities, by_file_name=key not in TEXTS)
-    for name, held in named.items():
-        if isinstance(held, Path) and not os.path.isfile(held):
-            raise DataError(
-                f"{row.place}: `{name}`: there is no file `{held}`", hint="correct its name"
-            )
+    if key not in FOREIGN and key not in TEXTS:
+        counts = {name: len(each) for name, each in named.items()}
+        reading.prompt_of(row, counts)
+        reading.answer_of(row)
+        align_of(row, counts)
+        pictures.of(row)
+    for name, each in named.items():
+        for held in each:
+            if isinstance(held, Path) and not os.path.isfile(held):
+                raise DataError(
+                    f"{row.place}: `{name}`: there is no file `{held}`", hint="correct its name"
+                )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,55 @@ EARLIER = (
 
 SYSTEM = "You are a careful assistant. Answer briefly, and only what you are asked."
 """What the system says where a question is asked under one that training had not."""
+
+
+def filled(template: str, question: str, present: Mapping[str, int], place: str) -> str:
+    """A prompt's template with a question in it, and with the places of the row's samples.
+
+    Args:
+        template: around ``{question}``.
+        question: that the row is asked.
+        present: how many samples it has, by modality.
+        place: of the row, for messages.
+
+    Raises:
+        DataError: the text names more or fewer places of a modality than the row has samples.
+    """
+    prompt = with_places(template, question, present).replace(QUESTION, question)
+    for name, count in present.items():
+        places = prompt.count(f"<{name}>")
+        if places not in (0, count):
+            raise DataError(
+                f"{place}: its text names {places} place{'s' * (places > 1)} `<{name}>`, and it "
+                f"has {count} sample{'s' * (count > 1)} of `{name}`",
+                hint=f"write `<{name}>` once for each sample, or nowhere",
+            )
+    return prompt
+
+
+def with_places(template: str, question: str, present: Mapping[str, int]) -> str:
+    """A prompt's template with the places of the samples that a question has.
+
+    Where the question itself says ``<NAME>``, the template's does not count; where it does not and
+    the template has one place, all samples stand there, in order.
+
+    Args:
+        template: around ``{question}``.
+        question: that will be put into it.
+        present: how many samples there are, by modality.
+
+    >>> with_places("<audio>{question}", "Which is louder?", {"audio": 2})
+    '<audio><audio>{question}'
+    >>> with_places("<audio>{question}", "Is <audio> louder than <audio>?", {"audio": 2})
+    '{question}'
+    """
+    for name, count in present.items():
+        word = f"<{name}>"
+        if word in question:
+            template = template.replace(word, "")
+        elif template.count(word) == 1:
+            template = template.replace(word, word * count)
+    return template
 
 
 def recipe_chat(data: DataSpec | None, processor: Any) -> ChatTemplate | None:

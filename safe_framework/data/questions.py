@@ -19,6 +19,7 @@ from typing import Any
 import attrs
 
 from safe_framework.config.schema import QuestionForms, QuestionSpec, question_file
+from safe_framework.data.prompts import filled
 from safe_framework.data.readers import Row
 from safe_framework.data.readers.files import jsonl_rows
 from safe_framework.data.readers.row import utf8
@@ -137,6 +138,7 @@ class RowQuestions:
         labels: all answers that training has.
         seed: of the run, on which draws depend.
         around: what is made of a prompt with its question: a chat, where one is asked in.
+        present: how many samples the row has, by modality.
     """
 
     bank: QuestionBank
@@ -147,10 +149,15 @@ class RowQuestions:
     labels: tuple[str, ...] = ()
     seed: int = 0
     around: Callable[[str], str] = str
+    present: Mapping[str, int] = attrs.field(factory=dict)
 
     def prompt_of(self, asked: Asked) -> str:
-        """The text that the base is given of a question."""
-        return self.around(self.template.replace("{question}", asked.question))
+        """The text that the base is given of a question.
+
+        Raises:
+            DataError: it names more or fewer places than the row has samples.
+        """
+        return self.around(filled(self.template, asked.question, self.present, self.place))
 
     def of(self, *, held_out: bool) -> dict[str, list[Form]]:
         """The forms by kind that fit the row."""

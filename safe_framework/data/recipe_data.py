@@ -16,6 +16,7 @@ import attrs
 from safe_framework.config.schema import DataSpec, MixSpec, Recipe, mixed
 from safe_framework.data.addresses import sources_of
 from safe_framework.data.chat_template import ChatTemplate
+from safe_framework.data.conversations import Talk, last_of
 from safe_framework.data.examples import (
     NO_ENCODERS,
     Example,
@@ -159,6 +160,7 @@ class RecipeData:
             fields=one.fields or NO_FIELDS,
             ignore=one.ignore,
             around=self._around(one) if rendered else str,
+            talk=self._talk if rendered else None,
         )
 
     def _around(self, one: MixSpec | None = None) -> Callable[[str], str]:
@@ -182,6 +184,15 @@ class RecipeData:
     def _chat(self) -> ChatTemplate | None:
         """The base's chat template; its processor is loaded only if there may be a chat."""
         return recipe_chat(self.spec, self._processor) if may_chat(self.spec) else None
+
+    @cached_property
+    def _talk(self) -> Talk:
+        """Renders rows that are conversations, in the base's chat template as the recipe has it."""
+        specs = self._recipe.modalities.items()
+        marked = [name for name, spec in specs if spec.markers or spec.inline]
+        return Talk(
+            lambda: self._chat or ChatTemplate.of(self._processor), marked, self.spec.system
+        )
 
     @cached_property
     def _processor(self) -> Any:
@@ -212,6 +223,8 @@ class RecipeData:
                     self.sources[key],
                     self.spec.prompt,
                     around=self._around(),
+                    talk=self._talk,
+                    modalities=self._recipe.modalities,
                     encoders=encoders,
                     fields=fields,
                     pictures=pictures,
@@ -302,7 +315,10 @@ class RecipeData:
         pictures, files = RowPictures(modalities), dict[Path, None]()
         for row in map(fields.of, iterate_rows(source)):
             with suppress(DataError):  # which reading it will raise
-                held: list[Any] = [*sources_of(row, modalities).values()]
+                row = last_of(row, modalities)
+                held: list[Any] = [
+                    one for each in sources_of(row, modalities).values() for one in each
+                ]
                 if key not in FOREIGN:
                     held += [one.source for one in pictures.of(row, by_file_name=key in TEXTS)]
                 files |= dict.fromkeys(file for file in held if isinstance(file, Path))

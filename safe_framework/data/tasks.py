@@ -7,6 +7,8 @@ from types import MappingProxyType
 
 import attrs
 
+from safe_framework.data.conversations import MESSAGES, Talk, has_messages, last_question
+from safe_framework.data.prompts import filled
 from safe_framework.data.questions import QuestionBank, RowQuestions
 from safe_framework.data.readers import Row
 from safe_framework.errors import DataError
@@ -14,6 +16,9 @@ from safe_framework.utils.suggest import nearest
 
 NO_FIELDS: Mapping[str, str] = MappingProxyType({})
 """Every field has the name that it has here."""
+
+NO_SAMPLES: Mapping[str, int] = MappingProxyType({})
+"""A text has none."""
 
 QUESTIONS, CAPTIONS, CLASSES = "question_answering", "captioning", "classification"
 KIND = "kind"
@@ -38,6 +43,7 @@ class TaskFormat:
         fields: what a field is called in the data, by the name that it has here.
         ignore: fields of the data that are left out.
         around: what is made of a prompt with its question: a chat, where the base is asked in one.
+        talk: renders conversations; None gives their last question alone.
     """
 
     dataset: str = ""
@@ -50,28 +56,41 @@ class TaskFormat:
     fields: Mapping[str, str] = NO_FIELDS
     ignore: tuple[str, ...] = ()
     around: Callable[[str], str] = str
+    talk: Talk | None = None
 
-    def prompt_of(self, row: Row) -> str:
+    def prompt_of(self, row: Row, present: Mapping[str, int] = NO_SAMPLES) -> str:
         """The text that the base is given; captions and classes need no question.
 
         Where a bank is asked, ``{question}`` is yet to be filled.
 
+        Args:
+            row: that asks.
+            present: how many samples it has, by modality, each with its place ``<NAME>`` in the
+                text if that names any.
+
         Raises:
-            DataError: the task is question answering, and nothing is asked.
+            DataError: the task is question answering, and nothing is asked; or the text names more
+                or fewer places than there are samples.
         """
+        if has_messages(row):
+            return self.talk.before(row) if self.talk else last_question(row.values[MESSAGES])
         asked = self.question
         if asked is None and self.task != QUESTIONS:
             asked = ""
         if self.is_drawn(row):
             return self.prompt
-        return self.around(self.prompt.replace("{question}", question_of(row, asked)))
+        return self.around(filled(self.prompt, question_of(row, asked), present, row.place))
 
     def is_drawn(self, row: Row) -> bool:
         """Whether the bank says what the row is asked."""
         has_own = row.values.get("question") is not None
+        if has_messages(row):
+            return False
         return self.bank is not None and (self.bank.replaces or not has_own)
 
-    def questions_of(self, row: Row) -> RowQuestions | None:
+    def questions_of(
+        self, row: Row, present: Mapping[str, int] = NO_SAMPLES
+    ) -> RowQuestions | None:
         """What the bank asks of the row, whose labels are yet to come; None for its own question.
 
         Raises:
@@ -87,6 +106,7 @@ class TaskFormat:
             row.place,
             kind if isinstance(kind, str) and kind in kinds else "",
             around=self.around,
+            present=present,
         )
 
     def answer_of(self, row: Row) -> str:
@@ -116,12 +136,19 @@ def question_of(row: Row, question: str | None = None) -> str:
     return text_in(row, "question")
 
 
-def text_of(row: Row, template: str = "{question}", around: Callable[[str], str] = str) -> str:
-    """The row's ``text``, or its ``question`` in the template, and what is ``around`` that.
+def text_of(
+    row: Row,
+    template: str = "{question}",
+    around: Callable[[str], str] = str,
+    talk: Talk | None = None,
+) -> str:
+    """The row's ``text``, its ``question`` in the template and what is ``around`` that, or talk.
 
     Raises:
-        DataError: it has neither.
+        DataError: it has none of them.
     """
+    if has_messages(row):
+        return talk.whole(row) if talk else last_question(row.values[MESSAGES])
     if row.values.get("question") is not None:
         return around(template.replace("{question}", text_in(row, "question")))
     return text_in(row, "text")

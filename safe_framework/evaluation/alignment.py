@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
+from safe_framework.data.examples import words_for
 from safe_framework.data.tasks import unique
 from safe_framework.evaluation.answers import example_inputs, for_logits, placeholders
 from safe_framework.evaluation.metrics import Estimate, bootstrap
+from safe_framework.interfaces.types import Sample, each_of, sample_counts
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batched
 
@@ -82,22 +84,30 @@ def cross_modal(
 ) -> CrossModal | None:
     """Alignment of the test samples; None where they have less than two different answers.
 
+    Of several samples in a row, those count whose words the row says.
+
     Args:
         model: in eval mode.
         modality: whose projector is asked.
         test: examples, each with a sample.
-        batch_size: examples at a time.
+        batch_size: samples at a time.
         resamples: of the intervals.
         seed: of the intervals.
         progress: called after every batch.
     """
-    answers = unique([example.aligned for example in test])
+    samples, words = list[Sample](), list[str]()
+    for example in test:
+        held = each_of(example.samples[modality])
+        named = words_for(example.aligned, len(held))
+        samples += held if named else ()
+        words += named
+    answers = unique(words)
     if len(answers) < 2:
         return None
     targets = answer_embeddings(model, answers).cpu()  # (answers, hidden)
-    means = _mean_tokens(model, modality, test, batch_size, "alignment", progress)
-    cosines = nn.functional.normalize(means, dim=-1) @ targets.T  # (examples, answers)
-    wanted = torch.tensor([answers.index(example.aligned) for example in test]).unsqueeze(1)
+    means = _mean_tokens(model, modality, samples, batch_size, "alignment", progress)
+    cosines = nn.functional.normalize(means, dim=-1) @ targets.T  # (samples, answers)
+    wanted = torch.tensor([answers.index(word) for word in words]).unsqueeze(1)
     own = cosines.gather(1, wanted).squeeze(1)
     best_other = cosines.scatter(1, wanted, -2.0).amax(1)
 
@@ -111,20 +121,20 @@ def cross_modal(
 def _mean_tokens(
     model: SafeModel,
     modality: str,
-    examples: Sequence[Example],
+    samples: Sequence[Sample],
     batch_size: int,
     label: str,
     progress: ProgressCallback,
 ) -> Tensor:
-    """The mean of each sample's tokens, (examples, hidden), fp32 on the CPU."""
+    """The mean of each sample's tokens, (samples, hidden), fp32 on the CPU."""
     rows: list[Tensor] = []
-    for some in batched(examples, batch_size):
-        frames = model.encode(modality, [example.samples[modality] for example in some])
+    for some in batched(samples, batch_size):
+        frames = model.encode(modality, some)
         tokens = model.modality(modality).projector(frames)
         mask = tokens.mask.unsqueeze(-1)
         mean = torch.where(mask, tokens.values, 0.0).sum(1) / mask.sum(1).clamp_min(1)
         rows += mean.float().cpu()
-        progress(label, len(rows), len(examples))
+        progress(label, len(rows), len(samples))
     return torch.stack(rows)
 
 
@@ -144,7 +154,7 @@ def picture_alignment(
     Args:
         model: in eval mode.
         modality: whose projector is asked.
-        examples: of which those with a picture and a sample count.
+        examples: of which those with a picture and one sample count.
         batch_size: samples at a time.
         resamples: of the intervals.
         seed: of the intervals.
@@ -153,14 +163,15 @@ def picture_alignment(
     Returns:
         Or why it cannot be measured.
     """
-    rows = [one for one in examples if one.images and modality in one.samples]
+    rows = [one for one in examples if one.images and sample_counts(one.samples).get(modality) == 1]
     if not rows:
         return None
     keys = [tuple(picture.digest for picture in row.images) for row in rows]
     distinct = dict(zip(reversed(keys), reversed(rows), strict=True))
     if len(distinct) < 2:
         return "all rows have the same picture, so that there is no other to compare with"
-    means = _mean_tokens(model, modality, rows, batch_size, "samples beside pictures", progress)
+    samples = [row.samples[modality] for row in rows]
+    means = _mean_tokens(model, modality, samples, batch_size, "samples beside pictures", progress)
     found = picture_features(model, list(distinct.values()), means.shape[-1], progress)
     if isinstance(found, str):
         return found

@@ -13,6 +13,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from safe_framework.core.attend import answering, whole_text_columns
 from safe_framework.core.class_readout import class_logits, first_ids, token_positions
 from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.output_head import logits_at
@@ -23,7 +24,7 @@ from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.tasks import CLASSES
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.metrics import normalise
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.types import FROM, PRESENT, Sample, each_of, sample_counts
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batched
 
@@ -70,9 +71,12 @@ def text_inputs(
 
     An encoder-decoder reads the first half of each text and predicts the second, as in training.
     """
-    texts, images = [row.text for row in rows], [row.images for row in rows]
+    present = [sample_counts(row) for row in samples] or [dict[str, int]() for _ in rows]
+    texts = list(map(model.processor.markers.keep_fitting, [row.text for row in rows], present))
+    images = [row.images for row in rows]
     if not decodes_separately(model.base):
-        return model_inputs(model, texts, samples, images)
+        batch = model_inputs(model, texts, samples, images)
+        return {**batch, **whole_text_columns(model.attends, batch)}
     pairs = list(map(halves, texts))
     batch = model_inputs(model, [first for first, _ in pairs], samples, images)
     encoder = PromptEncoder.of(model)
@@ -107,9 +111,8 @@ def _process(
     """Processed texts, padded on one side."""
     names = sorted({name for row in samples for name in row})
     columns: dict[str, Any] = {name: [row.get(name) for row in samples] for name in names}
-    present = [[name for name, sample in row.items() if sample is not None] for row in samples]
-    leave_out = model.processor.markers.leave_out_absent
-    asked = list(map(leave_out, texts, present or [list[str]() for _ in texts]))
+    present = [sample_counts(row) for row in samples] or [dict[str, int]() for _ in texts]
+    asked = list(map(model.processor.markers.leave_out_absent, texts, present))
     if any(images):
         columns["images"] = [[picture.open() for picture in own] for own in images]
     return model.processor(text=asked, padding_side=side, **columns)
@@ -335,16 +338,24 @@ def log_likelihoods(
 ) -> list[float]:
     """Log-likelihood of a label behind each example's prompt, in nats."""
     encoder = PromptEncoder.of(model)
-    prompts = [encoder.prompt(one.prompt, one.images, list(one.samples)) for one, _ in pairs]
+    prompts = [
+        encoder.prompt(one.prompt, one.images, sample_counts(one.samples)) for one, _ in pairs
+    ]
     answers = [_answer_ids(encoder, label, one.prompt) for one, label in pairs]
     rows = [row.followed_by(answer) for row, answer in zip(prompts, answers, strict=True)]
     batch = encoder.collate(rows, model.processor.padding)
     for name in sorted({name for example, _ in pairs for name in example.samples}):
         samples = [example.samples.get(name) for example, _ in pairs]
         batch |= model.processor.modality(name, samples)
+    starts = torch.tensor([len(row) - len(a) - 1 for row, a in zip(rows, answers, strict=True)])
+    batch |= {
+        f"{name}__{FROM}": starts
+        for name in answering(model.attends)
+        if f"{name}__{PRESENT}" in batch
+    }
     predicted = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.bool)
-    for number, (row, answer) in enumerate(zip(rows, answers, strict=True)):
-        predicted[number, len(row) - len(answer) - 1 : len(row) - 1] = True  # each the next token
+    for number, (start, row) in enumerate(zip(starts.tolist(), rows, strict=True)):
+        predicted[number, start : len(row) - 1] = True  # each the next token
     predicted = predicted.to(model.device)
     moved = {key: value.to(model.device) for key, value in batch.items()}
     logits = logits_at(model, model.base, {**moved, "gate": dict(gate)}, predicted)
@@ -371,6 +382,11 @@ def _read_at_tokens(model: SafeModel, example: Example, gate: Mapping[str, float
     positions = token_positions(ids[0].tolist(), model.processor.markers)
     if not positions:
         return None
+    batch |= {
+        f"{name}__{FROM}": torch.tensor([positions[0]])
+        for name in answering(model.attends)
+        if name in example.samples
+    }
     moved: dict[str, Any] = {key: value.to(model.device) for key, value in batch.items()}
     at = torch.zeros_like(moved["input_ids"], dtype=torch.bool)
     at[0, list(positions)] = True
@@ -417,14 +433,20 @@ def _without(samples: Mapping[str, Sample], modality: str) -> Mapping[str, Sampl
 def with_shuffled_samples(
     examples: Sequence[Example], modality: str, *, seed: int = 0
 ) -> list[Example]:
-    """The examples, each with another one's sample, of another answer wherever that is possible."""
-    order = derangement([normalise(example.answer) for example in examples], seed=seed)
-    return [
-        attrs.evolve(
-            example, samples={**example.samples, modality: examples[other].samples[modality]}
-        )
-        for example, other in zip(examples, order, strict=True)
-    ]
+    """The examples, each with the samples of another one that has as many.
+
+    Of another answer wherever that is possible.
+    """
+    found = list(examples)
+    counts = [len(each_of(example.samples[modality])) for example in examples]
+    for count in dict.fromkeys(counts):
+        rows = [row for row, own in enumerate(counts) if own == count]
+        order = derangement([normalise(examples[row].answer) for row in rows], seed=seed)
+        for row, other in zip(rows, order, strict=True):
+            others = examples[rows[other]].samples[modality]
+            own = {**examples[row].samples, modality: others}
+            found[row] = attrs.evolve(examples[row], samples=own)
+    return found
 
 
 def derangement(labels: Sequence[str], *, seed: int = 0) -> list[int]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from safe_framework.core.attention_probe import AttentionRecord
 from safe_framework.data.audio import Waveform
 from safe_framework.evaluation.answers import answer, eval_mode
-from safe_framework.interfaces.types import Frames
+from safe_framework.interfaces.types import Frames, each_of
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.json_records import json_converter, read_json, to_json
 from safe_framework.utils.progress import ProgressCallback, no_progress
@@ -34,7 +34,7 @@ _STRETCHES = 16
 
 @attrs.frozen
 class AttentionSummary:
-    """What one test sample was attended to while it was answered.
+    """What one row's sample was attended to while it was answered; several one after another.
 
     Numbers of a layer and head are means over the text; those that a head lacks are NaN there and
     None here.
@@ -49,7 +49,7 @@ class AttentionSummary:
         heard: share of all tokens together; the rest goes to nothing.
         timeline: for each layer, then each head, what the answer's tokens attended to of each
             stretch of the sample.
-        seconds: how long the sample is; None where it is no sound.
+        seconds: how long the sample is, or several together; None where it is no sound.
     """
 
     place: str
@@ -95,7 +95,10 @@ def summarize_attention(
             for number, example in enumerate(examples, start=1):
                 probe.clear()
                 answer(model, [example], max_new_tokens=max_new_tokens, gate={modality: 1.0})
-                parts = dependence(model, modality, example.samples[modality], stretches)
+                held = each_of(example.samples[modality])
+                parts = _block_diagonal(
+                    [dependence(model, modality, one, stretches) for one in held]
+                )
                 own = [record for record in probe.records if record.modality == modality]
                 found += [_summary(example, record, parts) for record in own]
                 show("attention", number, len(examples))
@@ -136,11 +139,16 @@ def dependence(
     return moved / moved.sum(1, keepdim=True)
 
 
+def _block_diagonal(parts: Sequence[Tensor]) -> Tensor:
+    """(tokens, stretches) of all samples, whose tokens depend on no stretch of another."""
+    found: Tensor = torch.block_diag(*parts)  # type: ignore[no-untyped-call]  # torch's own
+    return found
+
+
 def _summary(example: Example, record: AttentionRecord, parts: Tensor) -> AttentionSummary:
-    sample = example.samples[record.modality]
-    seconds = None
-    if isinstance(sample, Waveform):
-        seconds = len(sample.values) / sample.sampling_rate
+    held = each_of(example.samples[record.modality])
+    sounds = [one for one in held if isinstance(one, Waveform)]
+    seconds = sum(one.seconds for one in sounds) if len(sounds) == len(held) else None
     return AttentionSummary(
         place=example.place,
         modality=record.modality,

@@ -26,6 +26,7 @@ from safe_framework.evaluation.metrics import bootstrap, exact_match, normalise,
 from safe_framework.evaluation.probe import Features, pool, probe
 from safe_framework.evaluation.results import OTHER, Answered, Gain, GroupGain
 from safe_framework.evaluation.semantic import SentenceEncoder, similarity
+from safe_framework.interfaces.types import each_of
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batched
 
@@ -188,16 +189,21 @@ def _features(
     batch_size: int,
     progress: ProgressCallback,
 ) -> Features:
-    """Pooled frames of each example; a file of which several are asked is encoded once."""
+    """Pooled frames of each example; files of which several are asked are encoded once.
+
+    Those of several samples stand one after another; an example that has fewer has zeros there.
+    """
     keys = [example.files.get(modality) or row for row, example in enumerate(examples)]
     first = dict(zip(reversed(keys), reversed(examples), strict=True))
     rows: list[Features] = []
     for distinct in batched(list(first.values()), batch_size):
-        samples = [example.samples[modality] for example in distinct]
-        rows += pool(model.encode(modality, samples))
+        held = [each_of(example.samples[modality]) for example in distinct]
+        pooled = pool(model.encode(modality, [one for each in held for one in each]))
+        rows += [torch.cat(list(own)) for own in torch.split(pooled, [len(each) for each in held])]
         progress("linear probe", len(rows), len(first))
-    by_key = dict(zip(first, rows, strict=True))
-    return torch.stack([by_key[key] for key in keys])
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (distinct, features)
+    place = {key: row for row, key in enumerate(first)}
+    return padded[[place[key] for key in keys]]
 
 
 def tasks(asked: Sequence[tuple[str, str]], test: Sequence[Example]) -> tuple[list[str], list[str]]:

@@ -7,6 +7,7 @@ their mean gap.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -19,15 +20,27 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 _PART_OF_NAMES = "#%&@*/\\"
-_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "MYANMAR")
+_WITHOUT_SPACES = (
+    "CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "MYANMAR", "TAI ", "YI ",
+)  # fmt: skip
 """How the Unicode names of characters begin whose scripts put no spaces between words."""
+_SIGNS = str.maketrans(
+    dict.fromkeys("\u2018\u2019\u201b\u02bc\u2032", "'")  # quotes that serve as apostrophes
+    | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-")  # dashes, the minus sign
+    | dict.fromkeys("\u00ad\u200b\u200e\u200f\u2060\ufeff")  # what is not to be seen
+)
+_KEPT_FORMS = ("<super>", "<sub>", "<fraction>")
+"""Forms that are no other spelling: a power is not its digits one behind another."""
+_THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?![\d,])")
 _TAIL = 2.5  # percent outside a 95 % interval on either side
 
 
 def normalise(answer: str) -> str:
-    """An answer without case, outer punctuation and spare blanks.
+    r"""An answer without case, outer punctuation and spare blanks, in one form of its characters.
 
-    What can be part of a name or number stays, and so does punctuation with nothing in it:
+    What can be part of a name or number stays, and so does punctuation with nothing in it. Wide,
+    narrow and joined characters are those that they stand for (Unicode's form NFKC, but for powers
+    and fractions), digits of every script are 0 to 9, commas between thousands go.
 
     >>> normalise("  The  Piano. ")
     'the piano'
@@ -35,17 +48,38 @@ def normalise(answer: str) -> str:
     'c# -3.5'
     >>> normalise(" ? ")
     '?'
+    >>> normalise("\u0661\u0662 of 1,000,000 \u2013 x\u00b2")
+    '12 of 1000000 - x²'
     """
-    words = unicodedata.normalize("NFKC", answer).casefold().split()
+    words = _plain_text(answer).split()
     stripped = (word.strip("".join(filter(_is_outer, word))) for word in words)
     return " ".join(filter(None, stripped)) or " ".join(words)
+
+
+def _plain_text(text: str) -> str:
+    """One spelling for all that Unicode has of the same characters, without case."""
+    composed = unicodedata.normalize("NFC", "".join(map(_plain_character, text.translate(_SIGNS))))
+    folded = "".join(map(_plain_character, composed.casefold()))
+    plain = unicodedata.normalize("NFC", folded).translate(_SIGNS)
+    return _THOUSANDS.sub(lambda found: found[1].replace(",", ""), plain)
+
+
+def _plain_character(character: str) -> str:
+    if character.isascii():
+        return character
+    digit = unicodedata.decimal(character, None)
+    if digit is not None:
+        return str(digit)
+    kept = unicodedata.decomposition(character).startswith(_KEPT_FORMS)
+    return character if kept else unicodedata.normalize("NFKC", character)
 
 
 def words_of(text: str) -> list[str]:
     """The words of a text, normalised; of scripts that put no spaces between words, characters.
 
     So F1 of a language without spaces is what MLQA's scorer (Lewis et al. 2020,
-    arXiv:1910.07475) makes of Chinese: of characters. Marks stay on their character.
+    arXiv:1910.07475) makes of Chinese: of characters. Marks stay on their character, punctuation
+    beside them goes.
 
     >>> words_of("A small dog!")
     ['a', 'small', 'dog']
@@ -56,7 +90,11 @@ def words_of(text: str) -> list[str]:
     for word in normalise(text).split():
         goes_on = False  # whether a character may belong to the one before it
         for place, character in enumerate(word):
-            alone = unicodedata.name(character, "").startswith(_WITHOUT_SPACES)
+            alone = _stands_alone(character)
+            beside = word[max(place - 1, 0) : place + 2]
+            if _is_outer(character) and len(word) > 1 and any(map(_stands_alone, beside)):
+                goes_on = False
+                continue
             is_mark = unicodedata.category(character).startswith("M")
             if place and (is_mark or (goes_on and not alone)):
                 found[-1] += character
@@ -64,6 +102,10 @@ def words_of(text: str) -> list[str]:
                 found.append(character)
             goes_on = not alone
     return found
+
+
+def _stands_alone(character: str) -> bool:
+    return unicodedata.name(character, "").startswith(_WITHOUT_SPACES)
 
 
 def _is_outer(character: str) -> bool:

@@ -12,7 +12,7 @@ from safe_framework.data.tasks import QUESTIONS
 from safe_framework.evaluation.alignment import CrossModal, PictureAlignment
 from safe_framework.evaluation.base_drift import BaseChanged
 from safe_framework.evaluation.metrics import Calibration, Estimate, normalise
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.types import Sample, Several
 from safe_framework.utils.json_records import json_converter, to_json
 
 OTHER = "(other)"
@@ -167,8 +167,8 @@ class Answered:
         blank_picture: with the modality, beside a grey picture; None where the example has none.
         other_picture: with the modality, beside another example's picture; None likewise.
         half_open: with the modality at gate 0.5; None where that was not asked.
-        sample: of the modality.
-        file: where the sample was read.
+        sample: of the modality, or several.
+        file: where it was read, or they were.
         images: the example's pictures; not written to disk either.
     """
 
@@ -186,8 +186,8 @@ class Answered:
     blank_picture: str | None = None
     other_picture: str | None = None
     half_open: str | None = None
-    sample: Sample = attrs.field(default=None, eq=False, repr=False)
-    file: Path | None = attrs.field(default=None, eq=False, repr=False)
+    sample: Sample | Several[Sample] = attrs.field(default=None, eq=False, repr=False)
+    file: Path | Several[Path] | None = attrs.field(default=None, eq=False, repr=False)
     images: tuple[Picture, ...] = attrs.field(default=(), eq=False, repr=False)
 
     @property
@@ -265,8 +265,8 @@ class PictureQuestion:
     irrelevant: Mapping[str, str]
     relevant: str | None = None
     images: tuple[Picture, ...] = attrs.field(default=(), eq=False, repr=False)
-    sample: Sample = attrs.field(default=None, eq=False, repr=False)
-    file: Path | None = attrs.field(default=None, eq=False, repr=False)
+    sample: Sample | Several[Sample] = attrs.field(default=None, eq=False, repr=False)
+    file: Path | Several[Path] | None = attrs.field(default=None, eq=False, repr=False)
 
 
 @attrs.frozen

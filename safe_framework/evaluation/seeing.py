@@ -19,7 +19,6 @@ from safe_framework.evaluation.answers import (
     answer,
     batched_apart,
     example_inputs,
-    for_logits,
     new_tokens,
 )
 from safe_framework.evaluation.gain import kind_of
@@ -123,7 +122,7 @@ def summed_up(
 
     Args:
         questions: with their answers; at least one.
-        same_logits: whether, without a sample, all logits were the base's.
+        same_logits: whether, without a sample, the logits of all answers were the base's.
         same_tokens: whether all answers were.
         resamples: of the intervals.
         seed: of the intervals.
@@ -154,19 +153,19 @@ def _with_sense_absent(
 ) -> tuple[bool, bool, list[str], list[str]]:
     """Whether logits and tokens are the base's, and both answers to each question."""
     options = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
     logits, tokens = True, True
     before, after = list[str](), list[str]()
     for rows in batched_apart(questions, batch_size):
         plain = example_inputs(model, rows)
         with model.original_base():
             generate: Any = model.base.generate
-            base = model.base(**for_logits(model, plain)).logits
-            expected = generate(**plain, **options)
-        logits &= bitwise_equal(model(**for_logits(model, plain)).logits, base)
+            base = generate(**plain, **options)
         given = model.generate(**plain, **options)
-        tokens &= expected.shape == given.shape and torch.equal(expected, given)
-        before += _decoded(model, expected, plain)
-        after += _decoded(model, given, plain)
+        logits &= all(map(bitwise_equal, given.logits, base.logits))
+        tokens &= bitwise_equal(given.sequences, base.sequences)
+        before += _decoded(model, base.sequences, plain)
+        after += _decoded(model, given.sequences, plain)
         progress("pictures alone", len(after), len(questions))
     return logits, tokens, before, after
 

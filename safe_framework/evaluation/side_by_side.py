@@ -18,6 +18,7 @@ from safe_framework.evaluation.answers import (
     word_positions,
 )
 from safe_framework.evaluation.metrics import same_top_token
+from safe_framework.interfaces.types import sample_counts
 from safe_framework.utils.tensors import bitwise_equal
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from safe_framework.core.model import SafeModel
     from safe_framework.data.pictures import Picture
-    from safe_framework.interfaces.types import Sample
+    from safe_framework.interfaces.types import Sample, Several
 
 
 @attrs.frozen
@@ -58,7 +59,7 @@ def side_by_side(
     model: SafeModel,
     modality: str,
     question: str,
-    sample: Sample | None,
+    sample: Sample | Several[Sample] | None,
     *,
     gate: float = 1.0,
     max_new_tokens: int = 32,
@@ -70,13 +71,13 @@ def side_by_side(
         model: with ``modality`` attached; left as it was.
         modality: whose gate is moved.
         question: put into the recipe's prompt.
-        sample: of the modality; None asks both without.
+        sample: of the modality, or several; None asks both without.
         gate: strength, from 0 to 1.
         max_new_tokens: limit of an answer's length.
         images: pictures beside the question, which both see.
     """
-    prompt = model.processor.prompt(question)
     samples = {} if sample is None else {modality: sample}
+    prompt = model.processor.prompt(question, sample_counts(samples))
     end = TurnEnd.of(model, [prompt])
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
     options |= {} if end is None else end.options({})

@@ -33,7 +33,7 @@ from safe_framework.evaluation.retention import (
     distractor_pools,
 )
 from safe_framework.evaluation.seeing import as_example, picture_questions, seeing_score
-from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT, Sample
+from safe_framework.interfaces.types import Sample
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.json_records import json_converter, read_json, to_json
 from safe_framework.utils.progress import ProgressCallback, no_progress
@@ -323,13 +323,11 @@ def _with_distractors(
 def with_encoded_frames(
     model: SafeModel, modality: str, batch: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """The batch with finished frames of ``modality``, a sample of which every row carries."""
+    """The batch with finished frames of ``modality``, which every row carries."""
     prefix = f"{modality}__"
     own = {
         key.removeprefix(prefix): value for key, value in batch.items() if key.startswith(prefix)
     }
-    present = own.pop(PRESENT)
-    frames = model.modality(modality).encode(own)
+    made = model.modality(modality).encoded(own)
     rest = {key: value for key, value in batch.items() if not key.startswith(prefix)}
-    made = {PRESENT: present, FRAMES: frames.values, FRAMES_MASK: frames.mask}
     return {**rest, **{f"{prefix}{key}": value for key, value in made.items()}}

@@ -21,7 +21,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.data.distractors import FOREIGN, KINDS, distractor
 from safe_framework.data.samples import read_sample
 from safe_framework.errors import SafeError
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.types import Sample, each_of
 from safe_framework.pretrained.base_processor import takes_images
 from safe_framework.runs.finished import open_run
 from safe_framework.utils.hashing import tensors_fingerprint
@@ -88,8 +88,8 @@ class ModelWithSample:
             for key, value in inputs.items()
         }
         rows, device = len(batch["input_ids"]), inputs["input_ids"].device
-        given = {self.modality: [self._frames] * rows}
-        changed = self.safe.processor.markers.insert_into_batch(batch, [""] * rows, given)
+        present = [{self.modality: int(self._frames is not None)}] * rows
+        changed = self.safe.processor.markers.insert_into_batch(batch, [""] * rows, present)
         return dict(inputs) | {key: value.to(device) for key, value in changed.items()}
 
     def remove_markers(self, ids: Tensor, logits: Tensor) -> Tensor:
@@ -165,7 +165,8 @@ def _samples_of_run(
         run = open_run(adapter, recipe)
         if kind == FOREIGN:
             return run.foreign(modality)
-        return [example.samples[modality] for example in run.examples(modality)]
+        held = [example.samples[modality] for example in run.examples(modality)]
+        return [one for each in held for one in each_of(each)]
     except SafeError as error:
         raise SafeError(
             f"`{kind}` samples are made from those of the adapter's run: {error.message}",

@@ -14,7 +14,7 @@ length    text positions
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import attrs
@@ -22,7 +22,41 @@ import torch
 from torch import Tensor
 
 Sample = Any
-"""One raw sample, such as a waveform; what it may be is the encoder's to say."""
+"""One raw sample, such as a waveform; what it may be is the encoder's to say, but for a list."""
+
+_Item = TypeVar("_Item")
+
+
+class Several(tuple[_Item, ...]):
+    """What several samples of one modality in one text are, in order: samples, frames, files.
+
+    A single one stands for itself, and None for none: ``each_of`` and ``together`` go both ways.
+    """
+
+
+def each_of(held: _Item | Several[_Item] | None) -> tuple[_Item, ...]:
+    """Those that are held, in order.
+
+    >>> each_of(Several("ab")), each_of("a"), each_of(None)
+    (('a', 'b'), ('a',), ())
+    """
+    if held is None:
+        return ()
+    return tuple(held) if isinstance(held, Several) else (held,)
+
+
+def together(items: Sequence[_Item]) -> _Item | Several[_Item] | None:
+    """Several if there are, the only one itself, or None."""
+    if len(items) > 1:
+        return Several(items)
+    return items[0] if items else None
+
+
+def sample_counts(held: Mapping[str, Any]) -> dict[str, int]:
+    """How many samples there are of each modality that has some."""
+    counts = {name: len(each_of(one)) for name, one in held.items()}
+    return {name: count for name, count in counts.items() if count}
+
 
 _Masked = TypeVar("_Masked", bound="_Sequence")
 
@@ -136,6 +170,9 @@ def all_real(values: Tensor) -> Tensor:
 
 PRESENT = "present"
 """Key of which rows of a batch carry a modality: ``NAME__present``."""
+
+FROM = "from"
+"""Key of the first text position at which a modality acts on each row: ``NAME__from``."""
 
 FRAMES, FRAMES_MASK = "frames", "frames_mask"
 """Keys of frames that are encoded already: ``NAME__frames`` and ``NAME__frames_mask``."""

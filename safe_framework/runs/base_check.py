@@ -20,7 +20,7 @@ from safe_framework.config.diagnostics import Finding, RecipeError, locate
 from safe_framework.config.schema import Recipe
 from safe_framework.data.fields import FOREIGN, row_fields
 from safe_framework.data.pictures import FIELDS
-from safe_framework.data.readers import is_dataset, iterate_rows
+from safe_framework.data.readers import is_archive, is_dataset, iterate_rows
 from safe_framework.errors import SafeError
 from safe_framework.pretrained.base_outline import (
     BaseOutline,
@@ -226,7 +226,8 @@ def _notes(base: BaseOutline, rows: list[Pictures]) -> Iterator[str]:
 
 def _pictures(key: str, source: Path | str, recipe: Recipe) -> Pictures:
     """Which of the first rows have pictures, where the source is a file that is quickly read."""
-    if is_dataset(source) or Path(source).suffix == ".parquet" or Path(source).is_dir():
+    path = Path(source)
+    if is_dataset(source) or path.suffix == ".parquet" or path.is_dir() or is_archive(path):
         return Pictures(key)
     if recipe.data is None or key in FOREIGN:
         return Pictures(key)

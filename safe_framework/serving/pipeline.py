@@ -10,11 +10,13 @@ import torch
 
 from safe_framework.core.build import load
 from safe_framework.core.model import SafeModel
+from safe_framework.core.processor import held_samples
 from safe_framework.core.turn_end import TurnEnd
 from safe_framework.data.pictures import FIELDS
 from safe_framework.data.samples import as_sample
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.evaluation.answers import eval_mode, new_tokens
+from safe_framework.interfaces.types import each_of, sample_counts, together
 from safe_framework.pretrained.base_outline import known_types
 from safe_framework.serving.streaming import AnswerStreamer, streamed
 from safe_framework.utils.suggest import nearest
@@ -80,11 +82,11 @@ class SafePipeline:
         With ``num_return_sequences`` above 1, a list of that many answers to each input.
 
         An input is a text; or ``{"text": ...}``, or ``{"question": ...}`` for the recipe's prompt,
-        with samples by the names of their modalities and, for a base that sees, ``"image"`` or a
-        list of ``"images"``; or a chat: a list of messages, whose parts may be samples and
-        pictures. Where its gate is 0, a sample is as good as absent. A chat that ends with words of
-        the assistant's is continued behind them; an answer in a chat ends where the base's chat
-        template ends a turn.
+        with samples by the names of their modalities, each one or a list of them, and, for a base
+        that sees, ``"image"`` or a list of ``"images"``; or a chat: a list of messages, whose parts
+        may be samples and pictures. Where its gate is 0, a sample is as good as absent. A chat that
+        ends with words of the assistant's is continued behind them; an answer in a chat ends where
+        the base's chat template ends a turn.
 
         Args:
             inputs: one, or a list of them.
@@ -249,13 +251,15 @@ class SafePipeline:
                 hint=f"{nearest(name, [*known, *FIELDS])} {hint}".strip(),
             )
         processor = self.model.processor
+        held = {name: held_samples(name, samples[name]) for name in known if name in samples}
         read = {
-            name: as_sample(name, value, processor.encoders[name])
-            for name, value in samples.items()
-            if value is not None and name in known
+            name: together([as_sample(name, v, processor.encoders[name]) for v in each_of(value)])
+            for name, value in held.items()
+            if value is not None
         }
         given = {name: value for name, value in read.items() if name in enabled}
-        text = one["text"] if texts == ["text"] else processor.prompt(one["question"], given)
+        counts = sample_counts(given)
+        text = one["text"] if texts == ["text"] else processor.prompt(one["question"], counts)
         text = processor.markers.strip_markers(text, read.keys() - given.keys())
         pictures = self._pictures(one)
         if not pictures and self._needs_picture:
@@ -277,7 +281,7 @@ def _of_input(error: SampleError, indices: Sequence[int]) -> SampleError:
     if error.row is None:
         return error
     place = indices[error.row]
-    message = error.message.replace(f"[{error.row}]`", "`")
+    message = error.message.replace(f"[{error.row}]", "", 1)
     return SampleError(f"inputs[{place}]: {message}", hint=error.hint, row=place)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from safe_framework.config.schema import Attend
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import SampleError
 from safe_framework.interfaces.encoder import Encoder
@@ -97,6 +98,7 @@ def attached(
     *names: str,
     fusion: FusionAdapter | None = None,
     tokenizer: Any = None,
+    attend: Attend = "all",
 ) -> SafeModel:
     """The base with the toy modality under each of ``names`` (``touch`` if none is given)."""
     model = SafeModel(base, tokenizer)
@@ -107,6 +109,7 @@ def attached(
             encoder=ToyEncoder(),
             projector=ToyProjector(),
             fusion=fusion if fusion is not None else ToyFusion(layers=(number % 2,)),
+            attend=attend,
         )
     return model
 

@@ -1,6 +1,7 @@
 """Alignment: tokens learn to point where the words of their answer lie.
 
-Each token of a sample is drawn, by cosine, to the base's embedding of the sample's answer and
+Each token of a sample is drawn, by cosine, to the base's embedding of the sample's answer (of one
+of several samples, of the words that the row gives for it; without any it takes no part) and
 away from those of all other training answers: the contrastive objective of CLIP (Radford et al.
 2021, arXiv:2103.00020) towards frozen text embeddings. As a stage of its own, before fusion, it
 costs seconds, since the base does not run; while fusion is trained it can stay in the loss.
@@ -18,11 +19,12 @@ from torch import Tensor, nn
 from safe_framework.config.schema import Recipe, TrainingSpec
 from safe_framework.core.modality import Modality
 from safe_framework.core.model import SafeModel
+from safe_framework.data.examples import words_for
 from safe_framework.data.frame_cache import CachedSample, modality_inputs, stack
 from safe_framework.data.tasks import unique
 from safe_framework.errors import DataError
 from safe_framework.evaluation.alignment import answer_embeddings
-from safe_framework.interfaces.types import Frames, Tokens
+from safe_framework.interfaces.types import Frames, Tokens, each_of
 from safe_framework.training.batches import TokenizedExample, modality_columns
 from safe_framework.utils.progress import WorkProgress
 
@@ -84,29 +86,46 @@ class Alignment:
         self,
         model: SafeModel,
         batch: Mapping[str, Tensor],
-        answers: Sequence[str],
-        present: Mapping[str, Tensor] | None = None,
+        answers: Sequence[Sequence[str]],
+        aligned: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """The loss of every modality in a batch, on the rows that have it.
+        """The loss of every modality in a batch, on the samples that have words.
 
         Args:
             model: whose projectors are aligned.
             batch: with frames, or samples of encoders that train.
-            answers: of its rows.
-            present: rows that have each modality, over which the means are taken, where the
-                batch is a shard of a step; its own if None.
+            answers: of its rows, as ``aligned_words`` gives them.
+            aligned: samples of each modality that have words, over which the means are taken,
+                where the batch is a shard of a step; its own if None.
         """
-        wanted = self.indices(answers)
         total = self.targets.new_zeros(())
         for name in model.modalities:
-            rows = batch[f"{name}__present"].nonzero().flatten()
-            if len(rows):
+            present = batch[f"{name}__present"]
+            words = words_of_samples(answers, present)
+            at = [number for number, word in enumerate(words) if word is not None]
+            if at:
+                chosen = tuple(places[at] for places in present.nonzero(as_tuple=True))
                 modality, given = model.modality(name), modality_inputs(name, batch)
-                frames = modality.encode({key: value[rows] for key, value in given.items()})
+                frames = modality.encode({key: value[chosen] for key, value in given.items()})
                 tokens = modality.projector(frames)
-                share = 1 if present is None else len(rows) / present[name]
-                total = total + share * self.loss(tokens, wanted.to(rows.device)[rows])
+                wanted = self.indices([word for word in words if word is not None])
+                share = 1 if aligned is None else len(at) / aligned[name]
+                total = total + share * self.loss(tokens, wanted.to(present.device))
         return total
+
+
+def words_of_samples(answers: Sequence[Sequence[str]], present: Tensor) -> list[str | None]:
+    """The words of each sample in a batch, row after row; None where it has none.
+
+    Args:
+        answers: of its rows, as ``aligned_words`` gives them.
+        present: which samples there are, (batch,) or (batch, slots).
+    """
+    counts = present.reshape(len(present), -1).sum(1).tolist()
+    found: list[str | None] = []
+    for aligned, count in zip(answers, counts, strict=True):
+        found += words_for(aligned, count) or [None] * count
+    return found
 
 
 @attrs.frozen(eq=False)
@@ -187,12 +206,20 @@ def prepare_projectors(
                 f"no training row has a sample of modality `{name}`",
                 hint=f"add a field `{name}` to the rows that have one",
             )
-        rows = [example.frames[name] for example in having]
+        rows, words = list[CachedSample](), list[str | None]()
+        for example in having:
+            own: tuple[CachedSample, ...] = each_of(example.frames[name])
+            rows += own
+            words += words_for(example.aligned, len(own)) or [None] * len(own)
         first = _first_frames(modality, rows, model.device)
         modality.projector.fit(first)
-        stage = _stage_of(modality, rows, first, model.device, recipe.training)
-        answers = [example.aligned for example in having]
-        align(stage, alignment, answers, recipe.training, progress)
+        chosen = [number for number, word in enumerate(words) if word is not None]
+        if len(chosen) < len(rows):
+            rows, first = [rows[number] for number in chosen], first.rows(torch.tensor(chosen))
+        if rows:
+            stage = _stage_of(modality, rows, first, model.device, recipe.training)
+            answers = [word for word in words if word is not None]
+            align(stage, alignment, answers, recipe.training, progress)
 
 
 def frames_of(modality: Modality, rows: Sequence[CachedSample], device: torch.device) -> Frames:

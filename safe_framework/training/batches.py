@@ -10,13 +10,32 @@ import attrs
 import torch
 from torch import Tensor
 
+from safe_framework.config.schema import Attend
+from safe_framework.core.attend import answering
 from safe_framework.core.class_readout import CLASS_COLUMNS, ClassTarget, class_target
 from safe_framework.core.padding import pad_right
 from safe_framework.core.prompt_rows import PromptEncoder, PromptRow, Rows, as_row, groups_of
-from safe_framework.data.examples import Example
-from safe_framework.data.frame_cache import CachedSample, RawSample, prepare_inputs, stack
+from safe_framework.data.examples import Example, aligned_words
+from safe_framework.data.frame_cache import (
+    CachedSamples,
+    RawSample,
+    in_slots,
+    prepare_inputs,
+    presence,
+    stack,
+)
 from safe_framework.errors import DataError, SafeError
-from safe_framework.interfaces.types import IGNORED, Frames
+from safe_framework.interfaces.types import (
+    FRAMES,
+    FRAMES_MASK,
+    FROM,
+    IGNORED,
+    PRESENT,
+    Frames,
+    each_of,
+    sample_counts,
+    together,
+)
 
 
 @attrs.frozen(eq=False)
@@ -27,10 +46,12 @@ class TokenizedExample:
         prompt: its token ids and pictures; plain ids are a prompt without pictures.
         answer: token ids of the answer and what ends it.
         text: the answer as it was written.
-        frames: one row of frames by modality, or the sample itself if its encoder trains.
+        frames: one row of frames by modality, or the sample itself if its encoder trains; several
+            of them where it has several samples.
         dataset: the name of its dataset.
         classes: what is read at the modality's tokens instead of the answer.
-        align: the words that alignment draws its samples to, where they are not the answer.
+        align: the words that alignment draws its samples to, one for all or one for each, where
+            they are not the answer.
         label: what is balanced: the row's own answer, whatever it is asked.
         drawn: the same row with the question of its reading of some number; None where it has one.
     """
@@ -38,17 +59,17 @@ class TokenizedExample:
     prompt: PromptRow = attrs.field(converter=as_row)
     answer: Sequence[int]
     text: str
-    frames: Mapping[str, CachedSample]
+    frames: Mapping[str, CachedSamples]
     dataset: str = ""
     classes: ClassTarget | None = None
-    align: str | None = None
+    align: str | tuple[str, ...] | None = None
     label: str = attrs.field(default=attrs.Factory(lambda self: self.text, takes_self=True))
     drawn: Callable[[int], TokenizedExample] | None = None
 
     @property
-    def aligned(self) -> str:
-        """The words that alignment draws its samples to."""
-        return self.text if self.align is None else self.align
+    def aligned(self) -> tuple[str, ...]:
+        """The words that alignment draws its samples to, as ``aligned_words`` says."""
+        return aligned_words(self.text, self.align, sample_counts(self.frames))
 
     @property
     def target_ids(self) -> Sequence[int]:
@@ -65,9 +86,17 @@ class TokenizedExample:
         """What is learned at each position where the base predicts."""
         return [*[IGNORED] * len(self.prompt), *self.target_ids]
 
+    @property
+    def answer_start(self) -> int:
+        """The position that predicts the answer: the last of the prompt, or where a class is read.
+
+        From here on, a modality acts that attends to answers alone.
+        """
+        return min(self.classes.positions) if self.classes else len(self.prompt) - 1
+
 
 def tokenize(
-    prompts: PromptEncoder, example: Example, frames: Mapping[str, CachedSample]
+    prompts: PromptEncoder, example: Example, frames: Mapping[str, CachedSamples]
 ) -> TokenizedExample:
     """The row of an example's prompt, with the markers of its samples, and its answer.
 
@@ -76,10 +105,8 @@ def tokenize(
             tokens at which an encoder-decoder predicts nothing.
     """
     try:
-        prompt = prompts.prompt(example.prompt, example.images, list(frames))
+        prompt = prompts.prompt(example.prompt, example.images, sample_counts(frames))
     except SafeError as error:
-        if not (example.images or prompts.always_sees):
-            raise
         raise DataError(f"{example.place}: {error.message}", hint=error.hint) from error
     answer = prompts.answer(example.answer, example.prompt)
     if not answer:
@@ -104,28 +131,32 @@ def tokenize(
 
 
 def _drawn(
-    prompts: PromptEncoder, example: Example, frames: Mapping[str, CachedSample], turn: int
+    prompts: PromptEncoder, example: Example, frames: Mapping[str, CachedSamples], turn: int
 ) -> TokenizedExample:
     """The example with the question of its reading number ``turn``."""
     assert example.questions is not None
     return tokenize(prompts, example.ask(example.questions.drawn(turn)), frames)
 
 
-def modality_columns(name: str, rows: Sequence[CachedSample | None], dim: int) -> dict[str, Tensor]:
+def modality_columns(
+    name: str, rows: Sequence[CachedSamples | None], dim: int
+) -> dict[str, Tensor]:
     """A batch's columns of modality ``name``: finished frames of width ``dim``.
 
     Where the encoder trains, what it has prepared of the samples instead.
     """
-    raw = [row for row in rows if isinstance(row, RawSample)]
-    if raw:
-        samples = [row.sample if isinstance(row, RawSample) else None for row in rows]
-        return prepare_inputs(name, raw[0].encoder, samples)
-    frames = [row if isinstance(row, Frames) else None for row in rows]
-    stacked = stack(frames, dim)
+    present, held = presence(rows)
+    if held and isinstance(held[0], RawSample):
+        samples = [
+            together([one.sample for one in each_of(row) if isinstance(one, RawSample)])
+            for row in rows
+        ]
+        return prepare_inputs(name, held[0].encoder, samples)
+    frames = stack([one for one in held if isinstance(one, Frames)], dim)
     return {
-        f"{name}__present": torch.tensor([one is not None for one in frames]),
-        f"{name}__frames": stacked.values,
-        f"{name}__frames_mask": stacked.mask,
+        f"{name}__{PRESENT}": present,
+        f"{name}__{FRAMES}": in_slots(frames.values, present),
+        f"{name}__{FRAMES_MASK}": in_slots(frames.mask, present),
     }
 
 
@@ -137,6 +168,7 @@ class AnswerCollator:
         pad: id that fills rows up; it is masked, so any id will do.
         prompts: makes the tensors of pictures; None where no row has any.
         pixels_needed: whether a call on these rows runs the image tower.
+        attends: where in the text each modality acts.
     """
 
     def __init__(
@@ -145,24 +177,29 @@ class AnswerCollator:
         pad: int,
         prompts: PromptEncoder | None = None,
         pixels_needed: Callable[[Rows], bool] = lambda rows: True,
+        attends: Mapping[str, Attend] | None = None,
     ) -> None:
+        self.answering = answering(attends or {})
         self.dims, self.pad, self.pixels_needed = dict(dims), pad, pixels_needed
         self.prompts = prompts or PromptEncoder(None)
 
     def __call__(self, examples: Sequence[TokenizedExample]) -> dict[str, Any]:
         """``input_ids``, ``attention_mask``, ``labels``, the modalities, and ``answers``.
 
-        The examples are of one call: either all have pictures, or none has.
+        The last are what alignment alone reads: of each row the words that its samples are drawn
+        to. The examples are of one call: either all have pictures, or none has.
         """
         rows = [example.row for example in examples]
         batch: dict[str, Any] = {
             **self.prompts.collate(rows, self.pad, pixels=self.pixels_needed(rows)),
             "labels": pad_right([example.labels for example in examples], IGNORED),
-            "answers": [e.aligned for e in examples],  # which alignment alone reads
+            "answers": [e.aligned for e in examples],
             **class_columns(examples, max(map(len, rows))),
         }
         for name, dim in self.dims.items():
             batch.update(modality_columns(name, [e.frames.get(name) for e in examples], dim))
+            if name in self.answering:
+                batch[f"{name}__{FROM}"] = torch.tensor([e.answer_start for e in examples])
         return batch
 
     def calls(self, examples: Sequence[TokenizedExample]) -> dict[str, list[dict[str, Any]]]:

@@ -35,9 +35,9 @@ from torch.utils.hooks import RemovableHandle
 
 from safe_framework.core.layer_hooks import LayerCall, get_hidden_states, set_hidden_states
 from safe_framework.core.model import SafeModel
-from safe_framework.data.frame_cache import FrameCache, RawSample, RawSampleStore
+from safe_framework.data.frame_cache import CachedSamples, FrameCache, RawSample, RawSampleStore
 from safe_framework.errors import SafeError
-from safe_framework.interfaces.types import Frames, Sample
+from safe_framework.interfaces.types import Frames, Sample, Several, each_of, together
 from safe_framework.utils.progress import ProgressCallback
 
 _Row = TypeVar("_Row")
@@ -140,6 +140,27 @@ def encode_shared(
         store.frames(samples[own], progress, places[own] if places else None)
         barrier()
     return store.frames(samples, progress, places)
+
+
+def encode_rows(
+    store: FrameCache | RawSampleStore,
+    rows: Sequence[Sample | Several[Sample]],
+    progress: ProgressCallback | None = None,
+    places: Sequence[str] | None = None,
+) -> list[CachedSamples]:
+    """``encode_shared`` of rows of which some have several samples, each kept by itself."""
+    held = [each_of(row) for row in rows]
+    samples = [one for each in held for one in each]
+    named = None
+    if places is not None:
+        named = [
+            f"{place}, sample {number}" if len(each) > 1 else place
+            for place, each in zip(places, held, strict=True)
+            for number in range(1, len(each) + 1)
+        ]
+    encoded = iter(encode_shared(store, samples, progress, named))
+    found = [together([next(encoded) for _ in each]) for each in held]
+    return [one for one in found if one is not None]
 
 
 @attrs.frozen

@@ -16,7 +16,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import logits_at
 from safe_framework.core.prompt_rows import Rows
 from safe_framework.interfaces.types import IGNORED
-from safe_framework.training.alignment import Alignment
+from safe_framework.training.alignment import Alignment, words_of_samples
 from safe_framework.training.compute.activation_cache import ActivationCaches, ActivationStore
 from safe_framework.training.compute.calls import (
     ForwardCall,
@@ -162,7 +162,7 @@ class Objective(nn.Module):
 
         Args:
             calls: the shard's rows as ``AnswerCollator.calls`` puts them together: of each call
-                a batch with ``labels``, the ``answers`` as they were written, and the ``rows``.
+                a batch with ``labels``, the ``answers`` that alignment reads, and the ``rows``.
             totals: of the whole step, as ``step_totals`` adds them up.
             step: how many came before.
             shard: which shard it is.
@@ -185,9 +185,9 @@ class Objective(nn.Module):
             kept = check_finite(self.scales.retention * kept, "retention loss", step)
         loss = task + kept
         if self.alignment is not None:
-            present = dict(zip(model.modalities, totals[1:], strict=True))
+            aligned = dict(zip(model.modalities, totals[1:], strict=True))
             for call in calls:
-                alignment = self.alignment.batch_loss(model, call, call["answers"], present)
+                alignment = self.alignment.batch_loss(model, call, call["answers"], aligned)
                 loss = loss + self.align_weight * alignment
         loss = touch_parameters(loss, model.trainable_parameters().values())
         return loss, torch.stack([task.detach(), kept.detach()])
@@ -236,18 +236,23 @@ class LoadedKeys(NamedTuple):
 
 
 def step_totals(batches: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Tensor:
-    """What the task's mean is over, and rows with a sample of each modality, (1 + modalities,).
+    """What the task's mean is over, and alignment's of each modality, (1 + modalities,).
 
     Args:
         batches: of a step, each as ``AnswerCollator.calls`` gives it.
         names: of the modalities.
     """
     counts = [
-        [_scored(call), *(int(call[f"{name}__present"].sum()) for name in names)]
+        [_scored(call), *(_aligned(call, name) for name in names)]
         for batch in batches
         for call in batch["calls"]
     ]
     return torch.tensor(counts).sum(0)
+
+
+def _aligned(batch: Mapping[str, Any], name: str) -> int:
+    words = words_of_samples(batch["answers"], batch[f"{name}__present"])
+    return sum(word is not None for word in words)
 
 
 def _scored(batch: Mapping[str, Any]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import attrs
 
@@ -14,11 +14,12 @@ from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import on_device
 from safe_framework.core.prompt_rows import PromptEncoder, PromptRow
 from safe_framework.data.examples import Example, TextRow
-from safe_framework.data.frame_cache import CachedSample, FrameCache, RawSampleStore
+from safe_framework.data.frame_cache import CachedSamples, FrameCache, RawSampleStore
 from safe_framework.data.recipe_data import RecipeData
+from safe_framework.data.tasks import NO_SAMPLES
 from safe_framework.data.text_length import check_length
 from safe_framework.errors import DataError, SafeError
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.types import Sample, Several, each_of
 from safe_framework.pretrained.base_model import context_length
 from safe_framework.pretrained.location import cache_folder
 from safe_framework.training import distributed
@@ -60,7 +61,7 @@ def activation_caches(
     prompts = prompts or PromptEncoder.of(model)
     shown = [e for e in examples if e.frames][:2] or examples[:2]
     texts = [attrs.evolve(e, prompt=_without_pictures(prompts, e.prompt)) for e in shown]
-    batch = AnswerCollator(dims, pad, prompts)(texts)
+    batch = AnswerCollator(dims, pad, prompts, attends=model.attends)(texts)
     ClassReadout.taken(batch)
     given = {key: batch[key] for key in batch if key not in ("labels", "answers")}
     spec = recipe.training
@@ -93,14 +94,12 @@ def encode_examples(
         progress: the bars.
         prompts: makes the rows; the model's own if None.
     """
-    frames: list[dict[str, CachedSample]] = [{} for _ in examples]
+    frames: list[dict[str, CachedSamples]] = [{} for _ in examples]
     for name, store in stores.items():
         having = [i for i, example in enumerate(examples) if name in example.samples]
         samples = [examples[i].samples[name] for i in having]
         places = [examples[i].place for i in having]
-        encoded: Sequence[CachedSample] = distributed.encode_shared(
-            store, samples, progress, places
-        )
+        encoded = distributed.encode_rows(store, samples, progress, places)
         for i, one in zip(having, encoded, strict=True):
             frames[i][name] = one
     prompts, made = prompts or PromptEncoder.of(model), list[TokenizedExample]()
@@ -144,10 +143,7 @@ def make_retention(
             "[[retention]] needs text of the base's own domain",
             hint='add `retention = "texts.jsonl"` to [data]',
         )
-    samples = {
-        name: [e.samples[name] for e in examples if name in e.samples] for name in model.modalities
-    }
-    spec, names = recipe.training, list(model.modalities)
+    spec = recipe.training
     prompts = caches.prompts if caches else PromptEncoder.of(model)
     texts = held.texts("retention") if wanted and held else []
     context = context_length(model.base.config)
@@ -157,31 +153,61 @@ def make_retention(
         model,
         methods,
         [whole_row(prompts, row, context=context) for row in texts],
-        distractor_pools(sorted(wanted), samples, stores, spec.seed, foreign),
+        distractor_pools(sorted(wanted), task_samples(model, examples), stores, spec.seed, foreign),
         kinds=[k for e in methods if e.method.every_step for k in e.method.counterfactual],
         batch_size=spec.retention_batch_size,
         seed=spec.seed,
         pad=pad,
-        marked=[whole_row(prompts, row, names, context) for row in texts],
+        marked=[
+            whole_row(prompts, row, dict.fromkeys(_marked(model), 1), context) for row in texts
+        ],
         caches=caches,
         group_by_length=spec.group_by_length,
     )
 
 
+def task_samples(
+    model: SafeModel, examples: Sequence[Example]
+) -> dict[str, list[Sample | Several[Sample]]]:
+    """What distractors are made from: by modality the samples of each row that has some.
+
+    Of a modality with markers single ones, since a text beside a distractor is marked once.
+    """
+    found: dict[str, list[Sample | Several[Sample]]] = {}
+    for name in model.modalities:
+        rows = [e.samples[name] for e in examples if name in e.samples]
+        single = name in _marked(model)
+        found[name] = [one for row in rows for one in (each_of(row) if single else (row,))]
+    return found
+
+
+def _marked(model: SafeModel) -> list[str]:
+    """The modalities that have markers."""
+    return [name for name in model.modalities if model.modality(name).markers is not None]
+
+
 def whole_row(
     prompts: PromptEncoder,
     row: TextRow,
-    present: Collection[str] = (),
+    present: Mapping[str, int] = NO_SAMPLES,
     context: int | None = None,
 ) -> PromptRow:
-    """The row of a text that the base is to predict, with markers of the modalities ``present``.
+    """The row of a text that the base is to predict, with markers of samples that are not its own.
+
+    Args:
+        prompts: makes it.
+        row: the text.
+        present: how many samples of each modality with markers are beside it.
+        context: how many tokens the base reads; None for any number.
 
     Raises:
         DataError: its pictures cannot be used, or it has more tokens than the base's ``context``;
             the message gives its place.
     """
+    markers = prompts.markers
+    text = row.text if markers is None else markers.keep_fitting(row.text, present)
     try:
-        found = prompts.whole_text(row.text, row.images, present)
+        found = prompts.whole_text(text, row.images, present)
     except SafeError as error:
         raise DataError(f"{row.place}: {error.message}", hint=error.hint) from error
     check_length(row.place, max(len(found.ids), len(found)), context)

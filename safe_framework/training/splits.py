@@ -13,7 +13,7 @@ from safe_framework.data.frame_cache import sample_key
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import DataError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.types import Sample, each_of
 from safe_framework.training.curriculum import stage_indices
 from safe_framework.training.sampling import shuffled_slice
 
@@ -151,7 +151,11 @@ def evenly_spaced(items: Sequence[_Item], count: int) -> list[_Item]:
 
 def _sample_keys(example: Example) -> str:
     """A key of an example's samples; where it comes from if it has none."""
-    keys = [f"{name}:{sample_key(one)}" for name, one in sorted(example.samples.items())]
+    keys = [
+        f"{name}:{sample_key(one)}"
+        for name, held in sorted(example.samples.items())
+        for one in each_of(held)
+    ]
     return " ".join(keys) or example.place or str(id(example))
 
 

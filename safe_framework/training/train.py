@@ -145,7 +145,7 @@ def prepare_training(
     encoders = model.encoders
     split, prompts = split_data(recipe, examples, data, encoders), PromptEncoder.of(model)
     tokenized = encode_examples(model, split.examples, stores, progress, prompts)
-    alignment = Alignment(model, [example.aligned for example in split.examples])
+    alignment = Alignment(model, [word for one in split.examples for word in one.aligned])
     caches = activation_caches(model, recipe, tokenized, pad, prompts)
     held = encode_examples(model, split.held_out, stores, progress, prompts)
     trainer = SafeTrainer(

@@ -169,7 +169,7 @@ class SafeTrainer(Trainer):
         self._states = caches.task_texts(self._rows) if caches else None
         dims = {name: encoder.dim for name, encoder in model.encoders.items()}
         prompts = caches.prompts if caches else PromptEncoder.of(model)
-        self._collate = AnswerCollator(dims, pad, prompts, self._pixels_needed).calls
+        self._collate = AnswerCollator(dims, pad, prompts, self._pixels_needed, model.attends).calls
         dataset: Sequence[Any] = range(spec.max_steps * spec.batch_size)  # positions in the run
         if order is not None:
             dataset = self._questions.read_in(order)

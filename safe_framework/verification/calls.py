@@ -18,7 +18,7 @@ from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.modality import Modality
 from safe_framework.core.model import SafeModel
 from safe_framework.core.special_tokens import special_ids, vocabulary_size
-from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, IGNORED, PRESENT
+from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, FROM, IGNORED, PRESENT
 from safe_framework.verification.outcome import Mode
 
 ROWS, LENGTH, ANSWER, PADDING, FRAME_COUNT = 2, 8, 4, 3, 16
@@ -113,10 +113,25 @@ def made_up_samples(name: str, modality: Modality, rows: int, device: torch.devi
     mask = torch.ones(rows, FRAME_COUNT, dtype=torch.bool)
     mask[0, -1] = False
     kinds = (p.dtype for p in modality.projector.parameters() if p.is_floating_point())
+    # The text is made up too, and has no place of a sample.
+    place = torch.full((rows,), LENGTH // 2, device=device)
     return {
+        **({f"{name}__{FROM}": place} if modality.attend == "after" else {}),
         f"{name}__{PRESENT}": torch.ones(rows, dtype=torch.bool, device=device),
         f"{name}__{FRAMES}": values.to(device, next(kinds, torch.float32)),
         f"{name}__{FRAMES_MASK}": mask.to(device),
+    }
+
+
+def with_two_samples(samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each row's sample twice, in slots; a modality whose rows have several already stays so."""
+    present = {key: value for key, value in samples.items() if key.endswith(f"__{PRESENT}")}
+    single = {key.partition("__")[0] for key, value in present.items() if value.ndim == 1}
+    return {
+        key: torch.stack([value, value], dim=1)
+        if key.partition("__")[0] in single and not key.endswith(f"__{FROM}")
+        else value
+        for key, value in samples.items()
     }
 
 
@@ -253,7 +268,7 @@ def _call_gate_zero(model: SafeModel, samples: dict[str, Tensor]) -> Iterator[di
 
 @contextmanager
 def _row_gates_zero(model: SafeModel, samples: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
-    yield samples | {"gate": torch.zeros(count_rows(samples))}
+    yield with_two_samples(samples) | {"gate": torch.zeros(count_rows(samples))}
 
 
 @contextmanager

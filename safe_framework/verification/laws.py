@@ -1,8 +1,9 @@
 """The laws of docs/laws.md, each asked of a bench: a function that returns a verdict.
 
-L1 to L7 in their order, then checks without a number, which guard the laws against holding for a
-wrong reason: that a modality which is on reaches the outputs, that pictures do, that decoding with
-a cache agrees with decoding without one, and that threads cannot see each other's samples.
+L1 to L7 in their order (L8 has a module of its own, prompt.py), then checks without a number, which
+guard the laws against holding for a wrong reason: that a modality which is on reaches the outputs,
+that pictures do, that decoding with a cache agrees with decoding without one, and that threads
+cannot see each other's samples.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import combinations
@@ -38,6 +39,7 @@ from safe_framework.verification.calls import (
     Level,
     calls_to_compare,
     with_other_tokens,
+    with_two_samples,
 )
 from safe_framework.verification.certificate import Comparison, Law, law_result, not_applicable
 from safe_framework.verification.outcome import (
@@ -338,7 +340,7 @@ def rows_independent(bench: Bench) -> Law:
     """The verdict on L4, which only a base that computes rows independently can have."""
     if bench.rows < 2:
         return not_applicable(*_ROWS, "the inputs have a single row")
-    if mixes := _where_rows_mix(bench):
+    if mixes := where_rows_mix(bench):
         if not bench.model.split_rows:
             return not_applicable(*_ROWS, f"the base computes rows together: {mixes}")
         detail = "the base computes rows together; rows without a sample ran apart"
@@ -347,10 +349,10 @@ def rows_independent(bench: Bench) -> Law:
     with noisy_adapters(bench.model):
         calls = bench.supported(*_ROW_CALLS)
         findings = [found for call in calls for found in _mixed_batch_findings(bench, call)]
-    return law_result(*_ROWS, f"{detail}; {3 * len(calls)} mixed batches", findings)
+    return law_result(*_ROWS, f"{detail}; {4 * len(calls)} mixed batches", findings)
 
 
-def _where_rows_mix(bench: Bench) -> str:
+def where_rows_mix(bench: Bench) -> str:
     """Where a row of the base changes with the tokens of another row; empty if nowhere."""
     last = bench.rows - 1
     for call in bench.supported(*_ROW_CALLS):
@@ -395,20 +397,24 @@ def _row_difference(bench: Bench, seen: Outcome, base: Outcome, row: int) -> str
 
 
 def _ways_to_lack_samples(bench: Bench, present: Tensor) -> dict[str, dict[str, Any]]:
-    names = list(bench.model.modalities)
-    device = bench.samples[f"{names[0]}__{PRESENT}"].device
-    here = present.to(device)
-    absent = {f"{name}__{PRESENT}": here for name in names}
-    masked = {
-        key: value & here[:, None]
-        for key, value in bench.samples.items()
-        if value.dtype == torch.bool and value.ndim == 2
-    }
+    here = present.to(next(iter(bench.samples.values())).device)
+    masks = {key for key, value in bench.samples.items() if value.dtype == torch.bool}
+    marks = {key for key in masks if key.endswith(f"__{PRESENT}")}
+    masks -= marks
+    doubled = with_two_samples(bench.samples)
     return {
-        "absent": absent,
+        "absent": _only_in(here, bench.samples, marks),
+        "absent beside two samples": doubled | _only_in(here, doubled, marks),
         "gate 0": {"gate": here.float()},
-        **({"every token masked": masked} if masked else {}),
+        **({"every token masked": _only_in(here, bench.samples, masks)} if masks else {}),
     }
+
+
+def _only_in(
+    here: Tensor, samples: Mapping[str, Tensor], keys: Collection[str]
+) -> dict[str, Tensor]:
+    """Masks of samples, False but in some rows."""
+    return {key: samples[key] & here.view(-1, *[1] * (samples[key].ndim - 1)) for key in keys}
 
 
 # L5: a modality that was never trained leaves the outputs exactly the base's at gate 1.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safe_framework.config.schema import BaseSpec
+from safe_framework.config.schema import Attend, BaseSpec
 from safe_framework.core.adapter import CONFIG
 from safe_framework.core.build import build, load
 from safe_framework.core.model import SafeModel
@@ -59,7 +59,11 @@ def open_target(target: str, device: str | None = None) -> tuple[SafeModel, Path
 
 
 def with_made_up_modality(
-    base: Any, tokenizer: Any = None, *, example: Mapping[str, Any] | None = None
+    base: Any,
+    tokenizer: Any = None,
+    *,
+    example: Mapping[str, Any] | None = None,
+    attend: Attend = "all",
 ) -> SafeModel:
     """The base with a fresh modality of made-up frames, of the shipped plugins.
 
@@ -67,6 +71,7 @@ def with_made_up_modality(
         base: a transformers model.
         tokenizer: of it, if there is one.
         example: keyword arguments on which it runs, where it does not run on plain text.
+        attend: where in the text the modality acts.
 
     Raises:
         SafeError: the base cannot be served.
@@ -82,6 +87,7 @@ def with_made_up_modality(
             encoder=encoder,
             projector=projector(encoder.dim, facts.hidden_size, tokens=4, hidden_dim=32),
             fusion=fusion(facts, layers=_some_layers(model)),
+            attend=attend,
         )
     return model
 

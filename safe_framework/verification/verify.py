@@ -52,6 +52,7 @@ from safe_framework.verification.pictures import (
     given_pictures,
     picture_benches,
 )
+from safe_framework.verification.prompt import prompt_is_base
 from safe_framework.verification.work import VerificationProgress, Work, units_of
 
 _LAWS: Mapping[Callable[[Bench], Law], int] = {
@@ -60,6 +61,7 @@ _LAWS: Mapping[Callable[[Bench], Law], int] = {
     fresh_is_silent: 14,
     modalities_compose: 10,  # for each choice of modalities
     nothing_silent: 4,
+    prompt_is_base: 60,
     on_reaches_outputs: 12,
     cached_decoding_agrees: 18,
     threads_isolated: 6,
@@ -68,7 +70,9 @@ _LAWS: Mapping[Callable[[Bench], Law], int] = {
 _OPERATIONS, _SEEING = 80, 30
 _HASHED = 2
 """How often weights are hashed after the calls."""
-_BITWISE = (rows_independent, fresh_is_silent, modalities_compose, threads_isolated)
+_BITWISE = (
+    rows_independent, fresh_is_silent, modalities_compose, prompt_is_base, threads_isolated,
+)  # fmt: skip
 _REPEATED = (FORWARD, GREEDY)
 
 
@@ -251,5 +255,6 @@ def _modality_identity(model: SafeModel, name: str) -> dict[str, str]:
         "projector": type(modality.projector).__name__,
         "fusion": type(modality.fusion).__name__,
         "layers": ", ".join(map(str, modality.fusion.layers)),
+        "attend": modality.attend,
         "gate": str(modality.gate),
     }

@@ -139,10 +139,26 @@ def test_mistakes_are_named(part: Any, message: str) -> None:
         talking().apply_chat_template([{"role": "user", "content": [part]}])
 
 
-def test_one_sample_of_a_kind() -> None:
-    """Law: a second sample of a modality in a conversation is refused, not dropped."""
-    with pytest.raises(SampleError, match="two `touch` parts"):
-        talking().apply_chat_template([message_of(TOUCH_PART, "w3"), message_of(TOUCH_PART, "w4")])
+def test_samples_of_several_turns_keep_their_order() -> None:
+    """Law: every part of every message is heard, in order, and marked where it stood."""
+    other = {"type": "touch", "touch": 2 * TOUCH}
+    talk = [
+        message_of(TOUCH_PART, "w3 ", other, "w4"),
+        {"role": "assistant", "content": "w5"},
+        message_of("w6 ", TOUCH_PART),
+    ]
+    batch = talking().apply_chat_template([talk, talk[:1], talk[1:2]])
+    assert batch["touch__present"].tolist() == [[True] * 3, [True, True, False], [False] * 3]
+    assert batch["touch__values"][0, :, 0, 0].tolist() == [1, 2, 1]
+    marked = talking(spans=SPANS).apply_chat_template(talk)
+    expected = [9, 40, 42, 41, 3, 40, 42, 41, 4, 10, 9, 5, 10, 9, 6, 40, 42, 41, 10]
+    assert marked["input_ids"].tolist() == [expected]
+
+
+def test_a_word_that_looks_like_a_place_is_counted() -> None:
+    """Law: more places than parts in a marked conversation are an error with both numbers."""
+    with pytest.raises(SampleError, match="names 2 places `<touch>` for 1 sample"):
+        talking(spans=SPANS).apply_chat_template([message_of(TOUCH_PART, "w3 <touch> w4")])
 
 
 def seeing() -> Any:

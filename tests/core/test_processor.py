@@ -224,10 +224,91 @@ def test_markers_are_shown_in_decoded_text() -> None:
     assert processor.decode([3, 4]) == processor.tokenizer.decode([3, 4])
 
 
-def test_a_text_has_one_position_for_a_sample() -> None:
-    """Two are an error, in a text with a sample or without."""
-    with pytest.raises(SampleError, match="`<touch>` stands 2 times in '<touch> w3 <touch>'"):
-        marking()("<touch> w3 <touch>", touch=TOUCH)
+TWO = [TOUCH, 2 * TOUCH]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("w3 <touch> w4 <touch>", [3, 40, 42, 42, 41, 4, 40, 42, 42, 41]),
+        ("<touch><touch> w3", [40, 42, 42, 41, 40, 42, 42, 41, 3]),
+        ("w3 w4", [40, 42, 42, 41, 40, 42, 42, 41, 3, 4]),
+    ],
+)
+def test_each_of_several_samples_has_its_place(text: str, expected: list[int]) -> None:
+    """Law: a text names the place of each sample, or of none: then they stand at the front."""
+    assert marking()(text, touch=[TWO])["input_ids"].tolist() == [expected]
+    assert marking(edged())(text, touch=[TWO])["input_ids"].tolist() == [[38, *expected, 1]]
+    plain = tokenizer()(text.replace("<touch>", ""))["input_ids"]
+    without = SafeProcessor(tokenizer(), {"touch": ToyEncoder()})
+    assert without(text, touch=[TWO])["input_ids"].tolist() == [plain]
+
+
+@pytest.mark.parametrize("spans", [SPANS, {}])
+@pytest.mark.parametrize(
+    ("texts", "samples", "message"),
+    [
+        ("<touch> w3 <touch>", TOUCH, r"^the text names 2 places `<touch>` for 1 sample: "),
+        ("<touch> w3", [TWO], r"^the text names 1 place `<touch>` for 2 samples: "),
+        (["w3", "<touch>"], [None, TWO], r"^text 1: the text names 1 place .* for 2 samples"),
+    ],
+)
+def test_a_text_has_as_many_places_as_samples(
+    spans: Any, texts: Any, samples: Any, message: str
+) -> None:
+    """Law: more or fewer are an error with both numbers and the row, with markers or without."""
+    processor = SafeProcessor(tokenizer(), {"touch": ToyEncoder()}, spans=spans)
+    with pytest.raises(SampleError, match=message + r".*\nhint: write `<touch>` once for each"):
+        processor(texts, touch=samples)
+
+
+def test_several_samples_fill_slots(processor: SafeProcessor) -> None:
+    """Law: with several a second axis of each tensor is the slots; without there is none."""
+    batch = processor(["w3", "w4", "w5"], touch=[TWO, None, [TOUCH]])
+    assert batch["touch__present"].tolist() == [[True, True], [False, False], [True, False]]
+    assert batch["touch__values"].shape == (3, 2, 1, 4)
+    assert batch["touch__values"].sum((2, 3)).tolist() == [[4, 8], [0, 0], [4, 0]]
+    assert batch["touch__mask"].tolist() == [[[True], [True]], [[False]] * 2, [[True], [False]]]
+    alone = processor(["w3", "w4"], touch=[[TOUCH], []])
+    assert alone["touch__present"].tolist() == [True, False]
+    assert alone["touch__values"].shape == (2, 1, 4)
+
+
+@pytest.mark.parametrize("given", [TWO, tuple(TWO), [TWO], [tuple(TWO)]], ids=str)
+def test_one_text_takes_its_samples_in_a_list_or_not(processor: SafeProcessor, given: Any) -> None:
+    """Law: the samples of a text that is in no list may be in none either."""
+    assert processor("w3", touch=given)["touch__present"].tolist() == [[True, True]]
+
+
+def test_lists_of_numbers_are_samples(processor: SafeProcessor) -> None:
+    """Law: a list of numbers is one sample, a list of such lists are several."""
+    batch = processor(["w3", "w4"], audio=[[1.0] * 5, [[1.0], [2.0, 1]]], sampling_rate=100)
+    assert batch["audio__sums"].tolist() == [[[5.0], [0.0]], [[1.0], [3.0]]]
+    assert processor("w3", audio=[1.0, 2], sampling_rate=100)["audio__sums"].tolist() == [[3.0]]
+
+
+def test_the_bad_one_of_several_is_named(processor: SafeProcessor) -> None:
+    """Law: the error says which sample of which text cannot be used, or is missing."""
+    good, bad = np.zeros(2, np.float32), np.array([0, np.nan], np.float32)
+    with pytest.raises(SampleError, match=r"^`audio\[1\]\[1\]` holds NaN") as caught:
+        processor(["w3", "w4"], audio=[None, [good, bad]], sampling_rate=100)
+    assert caught.value.row == 1
+    with pytest.raises(SampleError, match=r"^`audio\[0\]\[1\]` is None among 2 samples"):
+        processor(["w3"], audio=[[good, None]], sampling_rate=100)
+
+
+def test_a_prompts_place_is_that_of_all_samples() -> None:
+    """Law: a question's own places stand instead of the prompt's one, where all stand else."""
+    processor = SafeProcessor(
+        tokenizer(), {"touch": ToyEncoder()}, spans={"touch": (40, 41)}, prompt="<touch> {question}"
+    )
+    found = processor(question=["w3", "w3 <touch> w4 <touch>", "w5"], touch=[TWO, TWO, None])
+    masked = zip(found["input_ids"], found["attention_mask"].bool(), strict=True)
+    assert [row[mask].tolist() for row, mask in masked] == [
+        [40, 41, 40, 41, 3],
+        [3, 40, 41, 4, 40, 41],
+        [5],
+    ]
 
 
 def test_a_word_of_the_base_is_no_marker() -> None:

@@ -140,7 +140,7 @@ def test_markers_stand_among_the_placeholders() -> None:
         markers=True,
     )
     text, red = "<image> what is <touch> this", picture("red")
-    row = PromptEncoder.of(model).prompt(text, [Picture(red)], ["touch"])
+    row = PromptEncoder.of(model).prompt(text, [Picture(red)], {"touch": 1})
     sample = torch.zeros(2, DIM).numpy()
     wanted = model.processor(text=[text], images=[[red]], touch=[sample])
     assert wanted["input_ids"].tolist() == [list(row.ids)]

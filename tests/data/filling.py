@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from safe_framework.core.modality import Modality
+from safe_framework.core.segments import SegmentVectors
 from safe_framework.interfaces.types import Frames
+from safe_framework.testing.bases import HIDDEN
 from safe_framework.testing.toys import ToyEncoder, ToyFusion, ToyProjector
 
 COUNT, LENGTH = 12, 4096  # files large enough to be written in several pieces
@@ -55,7 +57,9 @@ def main(cache: str, meeting: str, name: str, other: str) -> None:
     torch.manual_seed(0)
     encoder = MeetingEncoder()
     encoder.meet(Path(meeting), name, other)
-    store = Modality("touch", encoder, ToyProjector(), ToyFusion()).frame_cache(Path(cache))
+    store = Modality(
+        "touch", encoder, ToyProjector(), ToyFusion(), SegmentVectors(HIDDEN)
+    ).frame_cache(Path(cache))
     rows = store.frames(samples())
     assert encoder.turn == COUNT
     print(digest(rows))

@@ -10,12 +10,12 @@ import pytest
 import soundfile
 from torch import Tensor
 
-from safe_framework.data.examples import read_examples, read_text_rows, read_texts
+from safe_framework.data.examples import read_examples, read_text_rows, read_texts, words_for
 from safe_framework.data.readers import read_rows
 from safe_framework.data.tasks import unique
 from safe_framework.errors import DataError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import Frames
+from safe_framework.interfaces.types import Frames, Several
 
 RATE = 8000
 
@@ -184,7 +184,74 @@ def test_a_row_says_what_alignment_draws_to(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     row = {"question": "is it", "answer": "yes"}
     file.write_text(json.dumps({**row, "align": "duck"}) + "\n" + json.dumps(row), "utf-8")
-    assert [one.aligned for one in read_examples(file, {})] == ["duck", "yes"]
+    assert [one.aligned for one in read_examples(file, {})] == [("duck",), ("yes",)]
     file.write_text(json.dumps({**row, "align": 3}), "utf-8")
     with pytest.raises(DataError, match=r"rows\.jsonl:1: `align` must be a text"):
         read_examples(file, {})
+
+
+PAIR = {"question": "which is first", "answer": "a tone", "touch": ["touch.npy", "other.npy"]}
+
+
+def test_a_row_may_have_several_samples(folder: Path) -> None:
+    """Law: samples and files keep their order; a list of one is one, an empty list none."""
+    np.save(folder / "other.npy", np.ones(2))
+    rows = [PAIR, {**PAIR, "touch": ["other.npy"]}, {**PAIR, "touch": []}]
+    two, one, none = read_examples(write(folder, *rows), ENCODERS)
+    assert isinstance(two.samples["touch"], Several)
+    assert [sample.tolist() for sample in two.samples["touch"]] == [[0, 1, 2], [1, 1]]
+    assert two.files == {"touch": Several([folder / "touch.npy", folder / "other.npy"])}
+    assert (one.samples["touch"].tolist(), one.files) == ([1, 1], {"touch": folder / "other.npy"})
+    assert (none.samples, none.files) == ({}, {})
+    (folder / "train.csv").write_text(
+        'question,answer,touch\nq,a,"[""touch.npy"", ""other.npy""]"\n', "utf-8"
+    )
+    (cell,) = read_examples(folder / "train.csv", ENCODERS)
+    assert cell.files == two.files
+
+
+def test_each_sample_of_a_row_has_its_place(folder: Path) -> None:
+    """Law: a question's places stand for the template's; else all samples stand at that one."""
+    np.save(folder / "other.npy", np.ones(2))
+    named = {**PAIR, "question": "is <touch> louder than <touch>"}
+    rows = [PAIR, named, {**PAIR, "touch": "touch.npy"}]
+    found = read_examples(write(folder, *rows), ENCODERS, "<touch> {question}")
+    assert [one.prompt for one in found] == [
+        "<touch><touch> which is first",
+        " is <touch> louder than <touch>",
+        "<touch> which is first",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"question": "<touch> what"}, "text names 1 place `<touch>`, and it has 2 samples of `to"),
+        (
+            {"question": "<touch><touch> what", "touch": "touch.npy"},
+            "text names 2 places `<touch>`, and it has 1 sample of `touch`\nhint: write `<touch>`",
+        ),
+        ({"touch": ["touch.npy", None]}, r"`touch\[1\]` must be the name of a file, not None"),
+        ({"touch": ["touch.npy", ""]}, r"`touch\[1\]` must be the name of a file, not ''"),
+        ({"touch": '["touch.npy"'}, "`touch` begins as a list and is none: "),
+        ({"align": ["a", "b", "c"]}, "`align` has 3 texts, and the row's samples are 2 of `touch`"),
+        ({"align": ["a", 3]}, "`align` must hold texts that are not empty"),
+    ],
+    ids=str,
+)
+def test_several_samples_that_cannot_be_used_are_named(
+    folder: Path, change: Mapping[str, Any], words: str
+) -> None:
+    """Law: the error has the row, and which sample or how many places are wrong."""
+    np.save(folder / "other.npy", np.ones(2))
+    with pytest.raises(DataError, match=r"^train\.jsonl:1: (its )?" + words):
+        read_examples(write(folder, {**PAIR, **change}), ENCODERS)
+
+
+def test_alignment_of_several_samples_needs_words_for_each(folder: Path) -> None:
+    """Law: one text is for all, a list for each; an answer about several is no sample's word."""
+    np.save(folder / "other.npy", np.ones(2))
+    rows = [PAIR, {**PAIR, "align": "duck"}, {**PAIR, "align": ["duck", "cat"]}]
+    found = [one.aligned for one in read_examples(write(folder, *rows), ENCODERS)]
+    assert found == [(), ("duck",), ("duck", "cat")]
+    assert [list(words_for(words, 2)) for words in found] == [[], ["duck"] * 2, ["duck", "cat"]]

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from safe_framework.core.modality import Modality
+from safe_framework.core.segments import SegmentVectors
 from safe_framework.data.audio import Waveform
 from safe_framework.data.frame_cache import sample_key, stack
 from safe_framework.errors import SafeError, SampleError
@@ -46,7 +47,7 @@ class NanEncoder(CountingEncoder):
 def modality(kind: type[ToyEncoder] = CountingEncoder) -> Modality:
     """A toy modality whose weights are always the same."""
     torch.manual_seed(0)
-    return Modality("touch", kind(), ToyProjector(DIM, HIDDEN), ToyFusion())
+    return Modality("touch", kind(), ToyProjector(DIM, HIDDEN), ToyFusion(), SegmentVectors(HIDDEN))
 
 
 @pytest.fixture

@@ -171,7 +171,7 @@ def test_a_text_may_have_an_answer_that_is_not_in_it(folder: Path) -> None:
         ({"image": ""}, r"`image` must be the name of a picture, not ''"),
         ({"images": [None]}, r"`images` must be the name of a picture, not None"),
         ({"image": {"path": None}}, r"`image` must be the name of a picture, not None"),
-        ({"images": "[1"}, r"`images` begins as a list and is none: .*\nhint: write `\[\"a\.png"),
+        ({"images": "[1"}, r"`images` begins as a list and is none: .*\nhint: write `\[\"a\""),
         (
             {"image": "pictures/red.png", "images": ["pictures/red.png"]},
             r"it has both `image` and `images`\nhint: put all",

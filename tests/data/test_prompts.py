@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
+import torch
 from tokenizers import processors
 
 import safe_framework
 from safe_framework.config.read import read_recipe
 from safe_framework.config.schema import DataSpec
 from safe_framework.data.chat_template import ChatTemplate
+from safe_framework.data.preview import preview
 from safe_framework.data.prompts import EARLIER, chats_that_go_on, may_chat, recipe_chat
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import DataError
@@ -42,11 +47,11 @@ def rendered(data: DataSpec, prompt: str, words: Any) -> str:
     return chat.question(prompt)
 
 
-def asked(words: Any, *messages: tuple[str, str]) -> list[int]:
+def asked(words: Any, *messages: tuple[str, str], end: bool = True) -> list[int]:
     """The ids of a chat before its answer."""
     talk = [{"role": role, "content": content} for role, content in messages]
     ids: list[int] = words.apply_chat_template(
-        talk, tokenize=True, add_generation_prompt=True, return_dict=False
+        talk, tokenize=True, add_generation_prompt=end, return_dict=False
     )
     return ids
 
@@ -186,3 +191,35 @@ def test_a_saved_adapter_still_asks_in_the_chat(chatting: Path, tmp_path: Path) 
     model.save_pretrained(tmp_path / "adapter")
     loaded = safe_framework.load(tmp_path / "adapter")
     assert loaded.processor.prompt("w5") == model.processor.prompt("w5") != "w5"
+
+
+def test_a_recipe_reads_conversations(chatting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: rows with `messages` are read wherever a recipe names rows, and fingerprinted whole."""
+    soundfile.write(chatting.parent / "a.wav", np.zeros(1600, np.float32) + 0.1, 16_000)
+    sent = {"type": "audio", "path": "a.wav"}
+    talk = [
+        {"role": "user", "content": [sent, {"type": "text", "text": "w5"}]},
+        {"role": "assistant", "content": "w6"},
+        {"role": "user", "content": "w7"},
+        {"role": "assistant", "content": "w8"},
+    ]
+    (chatting.parent / "train.jsonl").write_text(json.dumps({"messages": talk}))
+    kept = {"messages": [{"role": "user", "content": "w5"}, *talk[1:]]}
+    (chatting.parent / "texts.jsonl").write_text(json.dumps(kept))
+    recipe, model = read_recipe(chatting), safe_framework.build(chatting)
+    assert not preview(recipe).errors
+    data = RecipeData(recipe)
+    first, second = data.examples("train", model.encoders)
+    assert (first.answer, second.answer) == ("w6", "w8")
+    monkeypatch.chdir(chatting.parent)
+    heard = model.processor.apply_chat_template(talk[:3], add_generation_prompt=True)
+    batch = model.processor(text=second.prompt, audio=[second.samples["audio"]])
+    assert batch.keys() == heard.keys()
+    assert all(torch.equal(batch[key], heard[key]) for key in heard)
+    (text,) = data.texts("retention")
+    assert model.tokenizer(text.text)["input_ids"] == asked(
+        model.tokenizer, *((one["role"], one["content"]) for one in kept["messages"]), end=False
+    )
+    before = data.digest("train")
+    soundfile.write(chatting.parent / "a.wav", np.zeros(1600, np.float32) + 0.2, 16_000)
+    assert RecipeData(recipe).digest("train") != before

@@ -52,6 +52,55 @@ def test_case_blanks_and_outer_punctuation_do_not_count(one, other):
     assert normalise(one) == normalise(other)
 
 
+SAME = [
+    ("1,000", "1000"),
+    ("12,345,678", "12345678"),
+    ("\u0663\u066b\u0665", "3\u066b5"),  # Arabic digits
+    ("\u096a\u0968", "42"),  # Devanagari
+    ("\uff13\uff12", "32"),  # of full width
+    ("\u22123", "-3"),  # the minus sign
+    ("1990\u20131995", "1990-1995"),
+    ("don\u2019t", "don't"),
+    ("caf\u00e9", "cafe\u0301"),
+    ("\ufb01sh", "fish"),  # a ligature
+    ("\uff83\uff9e\uff70\uff80", "\u30c7\u30fc\u30bf"),  # narrow katakana
+    ("stra\u00dfe", "STRASSE"),
+    ("\u0130zmir", "i\u0307zmir"),
+    ("pi\u00adano", "piano"),  # a soft hyphen
+    ("\ufeffpiano\u200b", "piano"),
+    ("a\u00a0b", "a b"),
+    ("\u1100\u1161", "\uac00"),  # Hangul in parts
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SAME)
+def test_forms_of_one_answer_are_equal(one, other):
+    """Law: what Unicode or a keyboard writes in several ways is one answer."""
+    assert exact_match([one], [other]).tolist() == [1]
+    assert token_f1([one], [other]).tolist() == [1]
+
+
+OTHER = [
+    ("10\u00b2", "102"),
+    ("\u00bd", "12"),
+    ("1\u00bd", "11/2"),
+    ("H\u2082O", "H O"),
+    ("1,5", "15"),
+    ("1,0000", "10000"),
+    ("0.1,000", "0.1000"),
+    ("3.0", "30"),
+    ("-3", "3"),
+    ("resume", "r\u00e9sum\u00e9"),
+    ("\u0645\u06cc\u200c\u0631\u0648\u0645", "\u0645\u06cc\u0631\u0648\u0645"),  # ZWNJ
+]
+
+
+@pytest.mark.parametrize(("one", "other"), OTHER)
+def test_forms_that_mean_something_else_stay_apart(one, other):
+    """Law: powers, fractions, signs, decimals, accents and joiners are not another spelling."""
+    assert exact_match([one], [other]).tolist() == [0]
+
+
 @pytest.mark.parametrize(("one", "other"), [("C#", "C"), ("3.5", "35"), ("-3", "3"), ("a b", "ab")])
 def test_what_makes_another_answer_counts(one, other):
     """Signs that are part of a name or number are kept."""
@@ -82,6 +131,43 @@ def test_languages_without_spaces_are_compared_by_character(one, other):
     assert token_f1([one], [one]).tolist() == [1]
     assert 0 < token_f1([one], [other])[0] < 1
     assert token_f1([one], ["\u94a2\u7434"]).tolist() == [0]
+
+
+def test_punctuation_within_a_text_without_spaces_is_no_word():
+    """Law: what blanks would part from words in other scripts does not count there either."""
+    plain, marked = "\u4f60\u597d\u4e16\u754c", "\u4f60\u597d\uff0c\u4e16\u754c\u3002"
+    assert token_f1([marked], [plain]).tolist() == [1]
+    assert words_of("\u3002") == ["\u3002"]
+
+
+SQUAD = [  # given, expected, F1 of the published scorer (Rajpurkar et al. 2016, arXiv:1606.05250)
+    ("1976", "1976", 1.0),
+    ("rock", "rock n roll", 0.5),
+    ("   Rock    n  Roll.", "rock n roll", 1.0),
+    ("x y z", "x y", 0.8),
+    ("2 \u6642\u9593 21 \u5206", "2 \u6642\u9593", None),  # 2 / 3 there: it knows blanks alone
+    ("Denver Broncos", "denver broncos!", 1.0),
+    ("hello there", "hello world", 0.5),
+    ("10th and 11th   centuries.", "10th and 11th centuries", 1.0),
+    ("", "", 1.0),
+    ("", "Paris", 0.0),
+    ("Paris", "", 0.0),
+    ("blue", "red", 0.0),
+    ("the the the", "the", None),  # articles are no words there
+    ("The Normans", "Normans", None),
+    ("1,000", "1000", 1.0),
+]
+
+
+@pytest.mark.parametrize(("given_", "expected", "score"), SQUAD)
+def test_f1_is_that_of_squad_but_for_articles_and_scripts(given_, expected, score):
+    """Law: where no article and no script without spaces is met, F1 is that of SQuAD's scorer."""
+    found = token_f1([given_], [expected])[0]
+    if score is not None:
+        assert found == pytest.approx(score)
+        assert exact_match([given_], [expected])[0] == (score == 1)
+    else:
+        assert 0 < found < 1
 
 
 @given(st.text(), st.text())

@@ -12,7 +12,7 @@ import attrs
 import pytest
 import torch
 
-from safe_framework.config.read import parse_recipe
+from safe_framework.config.read import parse_recipe, read_recipe
 from safe_framework.config.schema import BaseSpec
 from safe_framework.runs.finished import read_metrics
 from safe_framework.utils.catalogue import FOLDER, recipe_path
@@ -244,3 +244,18 @@ def test_the_same_seed_gives_the_same_rows(made, sprites, tmp_path):
 def rows_of(file):
     """The rows of a file."""
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+def test_the_catalogue_recipe_is_read_in_the_folder_of_a_run(flagship, made, tmp_path):
+    """Every file that it names is found from there."""
+    recipe = recipe_path("see-and-hear")
+    text = flagship.with_whole_paths(recipe.read_text("utf-8"), recipe.parent)
+    for name in ("hearing", *made.BOTH, "kept"):
+        for ending in ("", "_test"):
+            made.Writer(tmp_path / "rows", None).write(name + ending, [{"text": "a"}])
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run" / "recipe.toml"
+    file.write_text(flagship.recipe_on(text, tmp_path / "rows", 0), "utf-8")
+    scenes = read_recipe(file).base.compose.scenes
+    assert Path(scenes.texts).is_file()
+    assert Path(scenes.texts_test).is_file()

@@ -9,7 +9,7 @@ from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.core.prompt_rows import PromptEncoder
 from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
-from safe_framework.interfaces.types import IGNORED, Frames, all_real
+from safe_framework.interfaces.types import IGNORED, Frames, Several, all_real
 from safe_framework.training.batches import (
     AnswerCollator,
     TokenizedExample,
@@ -55,7 +55,7 @@ def test_alignment_is_drawn_to_the_rows_own_words() -> None:
     named = Example(prompt="w3", answer="w5", align="w7")
     plain = Example(prompt="w3", answer="w5")
     made = [tokenize(prompts, one, {}) for one in (named, plain)]
-    assert AnswerCollator({}, PAD)(made)["answers"] == ["w7", "w5"]
+    assert AnswerCollator({}, PAD)(made)["answers"] == [("w7",), ("w5",)]
     assert [one.text for one in made] == ["w5", "w5"]
 
 
@@ -93,7 +93,19 @@ def test_a_batch_carries_each_rows_frames() -> None:
     assert batch["touch__present"].tolist() == [True, False, True]
     assert batch["touch__frames_mask"].sum(1).tolist() == [2, 0, 3]
     assert batch["touch__frames"].sum((1, 2)).tolist() == [2 * DIM, 0, 6 * DIM]
-    assert batch["answers"] == ["text"] * 3
+    assert batch["answers"] == [("text",)] * 3
+
+
+def test_a_batch_carries_several_samples_in_slots() -> None:
+    """Law: a row's frames fill slots in order; rows with fewer have empty ones behind them."""
+    both = Several([frames(2), frames(1, 3)])
+    rows = [example([3], [4], touch=both), example([3], [4]), example([3], [4], touch=frames(1))]
+    batch = AnswerCollator({"touch": DIM}, PAD)(rows)
+    assert batch["touch__present"].tolist() == [[True, True], [False, False], [True, False]]
+    assert batch["touch__frames"].shape == (3, 2, 2, DIM)
+    assert batch["touch__frames"].sum((2, 3)).tolist() == [[2 * DIM, 3 * DIM], [0, 0], [DIM, 0]]
+    assert batch["touch__frames_mask"].sum(2).tolist() == [[2, 1], [0, 0], [1, 0]]
+    assert batch["answers"] == [(), ("text",), ("text",)]
 
 
 def test_a_model_takes_what_is_carried(model: SafeModel, samples: list[np.ndarray]) -> None:

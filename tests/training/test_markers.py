@@ -96,7 +96,7 @@ def test_retention_compares_the_texts_own_words(
     """Law: the penalty is that of the logits at the words, whatever stands between them."""
     prompts = PromptEncoder.of(model)
     rows = [prompts.whole_text(text) for text in TEXTS]
-    marked = [prompts.whole_text(text, present=["touch"]) for text in TEXTS]
+    marked = [prompts.whole_text(text, present={"touch": 1}) for text in TEXTS]
     pools = distractor_pools(KINDS, {"touch": samples}, {
         "touch": model.modality("touch").frame_cache(tmp_path)
     }, seed=3)  # fmt: skip

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_framework.config.schema import TrainingSpec
+from safe_framework.config.schema import Attend, TrainingSpec
 from safe_framework.core.model import SafeModel
-from safe_framework.interfaces.types import Frames
+from safe_framework.interfaces.types import Frames, Several
 from safe_framework.training.alignment import Alignment
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
 from safe_framework.training.compute.activation_cache import ActivationCaches, ActivationStore
@@ -52,7 +52,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFE_CACHE", str(tmp_path / "home"))
 
 
-def model_with_upper_modality(base: Any, dtype: torch.dtype) -> SafeModel:
+def model_with_upper_modality(base: Any, dtype: torch.dtype, attend: Attend = "all") -> SafeModel:
     """A base with a trained modality in its last layer, so that a frozen prefix lies below."""
     torch.manual_seed(0)
     model = SafeModel(base.to(dtype), tokenizer())
@@ -61,6 +61,7 @@ def model_with_upper_modality(base: Any, dtype: torch.dtype) -> SafeModel:
         encoder=ArrayEncoder(),
         projector=StandardProjector(DIM, HIDDEN, tokens=2, hidden_dim=8, dropout=0.0),
         fusion=lora(model, layers=[-1]),
+        attend=attend,
     )
     model.modalities.to(dtype)
     perturb(model)
@@ -75,16 +76,18 @@ def frames(count: int, dtype: torch.dtype) -> list[Frames]:
 
 
 def task(dtype: torch.dtype) -> list[TokenizedExample]:
-    """Four rows of unequal lengths, one of them without a sample."""
+    """Four rows of unequal lengths, one of them without a sample, and one with two."""
+    *single, second = frames(5, dtype)
+    held = [*single[:2], None, Several([single[3], second])]
     return [
-        TokenizedExample(prompt, [20 + n, END], f"w{20 + n}", {"touch": one} if n != 2 else {})
-        for n, (prompt, one) in enumerate(zip(PROMPTS, frames(4, dtype), strict=True))
+        TokenizedExample(prompt, [20 + n, END], f"w{20 + n}", {} if one is None else {"touch": one})
+        for n, (prompt, one) in enumerate(zip(PROMPTS, held, strict=True))
     ]
 
 
 def caches_for(model: SafeModel, examples: list[TokenizedExample], keep: Any) -> ActivationCaches:
     """The caches of a run on these examples."""
-    batch = AnswerCollator({"touch": DIM}, PAD)(examples[:2])
+    batch = AnswerCollator({"touch": DIM}, PAD, attends=model.attends)(examples[:2])
     inputs = {key: batch[key] for key in batch if key not in ("labels", "answers")}
     return ActivationCaches(model, keep, inputs, PAD)
 
@@ -113,7 +116,7 @@ def step_of(model: SafeModel, examples: list[TokenizedExample], *, speedups: boo
         states=states,
         speedups=speedups,
     )
-    step = AnswerCollator({"touch": DIM}, PAD).calls(examples)
+    step = AnswerCollator({"touch": DIM}, PAD, attends=model.attends).calls(examples)
     totals = step_totals([step], ["touch"])
     loss, losses = objective(step["calls"], totals, 3, WHOLE_STEP)
     parameters = model.trainable_parameters()
@@ -143,11 +146,12 @@ def assert_near(ours: Tensor, plain: Tensor, name: str) -> None:
     assert (ours - plain).norm() <= rounding * plain.norm(), name
 
 
+@pytest.mark.parametrize("attend", ["all", "answer"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("base", BASES)
-def test_a_step_is_the_same_without_speedups(base: str, dtype: str) -> None:
+def test_a_step_is_the_same_without_speedups(base: str, dtype: str, attend: Attend) -> None:
     """Law: losses and gradients with every speed-up are the plain ones, but for rounding."""
-    model = model_with_upper_modality(BASES[base](), DTYPES[dtype])
+    model = model_with_upper_modality(BASES[base](), DTYPES[dtype], attend)
     examples = task(DTYPES[dtype])
     losses, gradients, caches = step_of(model, examples, speedups=True)
     plain_losses, plain, nothing = step_of(model, examples, speedups=False)

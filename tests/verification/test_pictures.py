@@ -46,6 +46,7 @@ OF_TEXT = [
     "Fresh is silent",
     "Composition",
     "Nothing silent",
+    "The prompt is the base's",
     "On is heard",
     "Cached decoding agrees",
     "Threads",

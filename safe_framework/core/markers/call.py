@@ -26,12 +26,22 @@ class PreparedCall:
         inputs: keyword arguments.
         prompts: by modality, where its vectors stand.
         given: of ``generate``, the ids of the base's text, markers among them; None without any.
+        columns: which of the call's own columns each one of the base's holds, (batch, length),
+            where some were taken out.
     """
 
     args: Sequence[Any]
     inputs: Mapping[str, Any]
     prompts: Mapping[str, MarkerInjection] = attrs.field(factory=dict)
     given: Tensor | None = None
+    columns: Tensor | None = None
+
+    def moved(self, first: Tensor | None) -> Tensor | None:
+        """Columns of the call, (batch,), as those of what the base is given."""
+        if first is None or self.columns is None:
+            return first
+        behind = self.columns >= first.cpu()[:, None]  # (batch, length)
+        return torch.where(behind.any(1), behind.int().argmax(1), behind.shape[1])
 
     def restored(self, out: Any) -> Any:
         """What ``generate`` returned, with the markers' ids back in the prompts."""
@@ -81,14 +91,14 @@ def prepare_call(
     size = next(iter(markers.values())).vocabulary.size
     if not (ids >= size).any():
         return PreparedCall(args, inputs)
-    named = _by_keyword(method, args) | dict(inputs)
+    named = by_keyword(method, args) | dict(inputs)
     active_markers = _active_markers(ids, markers, modalities, size)
     generating = not isinstance(method, nn.Module)  # but the base's ``generate``
     call = _MarkerCall(named, markers, generating=generating)
     if bool((inactive := (ids >= size) & ~active_markers).any()):
         call.remove_markers(inactive, pad())
     if not active_markers.any():
-        return PreparedCall((), call.inputs)
+        return PreparedCall((), call.inputs, columns=call.columns)
     return _streaming(call.replace_markers(modalities), size, pad)
 
 
@@ -131,7 +141,17 @@ def _streaming(call: PreparedCall, size: int, pad: Callable[[], int]) -> Prepare
     return attrs.evolve(call, inputs={**call.inputs, "streamer": streamer})
 
 
-def _by_keyword(method: Callable[..., Any], args: Sequence[Any]) -> dict[str, Any]:
+def cached_columns(inputs: Mapping[str, Any]) -> int:
+    """How many of the text's columns ``generate`` will not read again, for they lie in a cache."""
+    length = getattr(inputs.get("past_key_values"), "get_seq_length", None)
+    ids, mask = inputs.get("input_ids", inputs.get("inputs")), inputs.get("attention_mask")
+    new_alone = (
+        isinstance(mask, Tensor) and isinstance(ids, Tensor) and mask.shape[1] != ids.shape[1]
+    )
+    return 0 if length is None or new_alone else int(length())
+
+
+def by_keyword(method: Callable[..., Any], args: Sequence[Any]) -> dict[str, Any]:
     """Positional arguments by their names."""
     function = getattr(method, "forward", method)
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
@@ -171,7 +191,8 @@ class _MarkerCall:
         self.vocabulary = next(iter(markers.values())).vocabulary
         self.key = "input_ids" if "input_ids" in inputs else "inputs"
         self.generating = generating
-        self.cached = self._cached() if generating else 0
+        self.cached = cached_columns(inputs) if generating else 0
+        self.columns: Tensor | None = None
 
     @property
     def ids(self) -> Tensor:
@@ -201,7 +222,7 @@ class _MarkerCall:
             [column for column in bounds if not row[column]]
             for row, bounds in zip(marked, rows.bounds, strict=True)
         ]
-        index = rows.index(contents, rows.width(contents))
+        self.columns = index = rows.index(contents, rows.width(contents))
         moving = per_token_inputs(
             self.inputs, ids.shape, separate_decoder=self.vocabulary.separate_decoder
         )
@@ -223,7 +244,8 @@ class _MarkerCall:
             self.inputs["labels"] = labels.masked_fill(marked, IGNORED)
         found = {active.name: self._prompt(given, marked, active) for active in modalities}
         prompts = {name: prompt for name, prompt in found.items() if prompt is not None}
-        return PreparedCall((), self.inputs, prompts, given if self.generating else None)
+        before = given if self.generating else None
+        return PreparedCall((), self.inputs, prompts, before, self.columns)
 
     def _prompt(
         self, given: Tensor, marked: Tensor, active: ActiveModality
@@ -249,17 +271,17 @@ class _MarkerCall:
     def _tokens(self, positions: Tensor, active: ActiveModality) -> Tensor:
         """The tokens that stand at ``positions``, which the mask hides where they are masked."""
         assert active.tokens is not None
-        room = active.tokens.values.shape[1]
         rows, counts = torch.unique(positions[:, 0], return_counts=True)
-        if bool((counts != room).any()):
+        samples = torch.searchsorted(active.rows, rows.to(active.rows.device))
+        room = active.tokens.lengths[samples].to(counts.device)
+        if bool((wrong := counts != room).any()):
             raise SampleError(
-                f"the text has room for {counts.max()} tokens of `{active.name}`, its projector "
-                f"gives {room}",
+                f"the text has room for {counts[wrong][0]} tokens of `{active.name}`, its "
+                f"projector gives {room[wrong][0]}",
                 hint="make the batch with this model's `processor`",
             )
-        samples = torch.searchsorted(active.rows, rows.to(active.rows.device))
-        samples = samples.repeat_interleave(room)
-        numbers = torch.arange(room, device=samples.device).repeat(len(rows))
+        samples = samples.repeat_interleave(counts.to(samples.device))
+        numbers = torch.cat([torch.arange(count) for count in counts.tolist()]).to(samples.device)
         self._hide(positions[~active.tokens.mask[samples, numbers].to(positions.device)])
         return active.tokens.values[samples, numbers]
 
@@ -271,13 +293,6 @@ class _MarkerCall:
         before = hidden.shape[1] - self.ids.shape[1]  # what lies in a cache
         hidden[positions[:, 0], positions[:, 1] + before] = 0
         self.inputs["attention_mask"] = hidden
-
-    def _cached(self) -> int:
-        """How many of the text's columns ``generate`` will not look up again."""
-        length = getattr(self.inputs.get("past_key_values"), "get_seq_length", None)
-        mask = self.inputs.get("attention_mask")
-        new_alone = isinstance(mask, Tensor) and mask.shape[1] != self.ids.shape[1]
-        return 0 if length is None or new_alone else int(length())
 
     def _check_movable(self) -> None:
         """Refuse what would silently mean another position once a span is gone."""

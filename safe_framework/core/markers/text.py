@@ -6,6 +6,7 @@ them, and what is left when they are taken out again is the text's own tokens.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -103,10 +104,14 @@ class MarkerText:
     Args:
         tokenizer: the base's processor or tokenizer.
         spans: by modality, the ids that stand where its sample is: start, tokens, end.
+        names: of all modalities, with such ids or without.
         ending: the ids that the base's processor puts behind a text of a batch for its pictures.
 
+    Attributes:
+        names: of the modalities whose ``<NAME>`` in a text with a sample is the sample's place.
+
     Raises:
-        SafeError: the base's own vocabulary has a modality's ``<NAME>``.
+        SafeError: the base's own vocabulary has the ``<NAME>`` of a modality with such ids.
     """
 
     def __init__(
@@ -114,14 +119,17 @@ class MarkerText:
         tokenizer: Any,
         spans: Mapping[str, Sequence[int]],
         *,
+        names: Collection[str] = (),
         ending: Callable[[str, Collection[str]], Sequence[int]] = lambda text, inputs: (),
     ) -> None:
         self.tokenizer = text_tokenizer(tokenizer)
         self.aligner = TokenAligner(self.tokenizer)
         self.spans = {name: tuple(span) for name, span in spans.items()}
         self.ending = ending
-        for name in self.spans if tokenizer is not None else ():
-            if self._is_word(f"<{name}>"):
+        words = () if tokenizer is None else filter(self._is_word, {*self.spans, *names})
+        self.names = tuple(sorted({*self.spans, *names} - set(words)))
+        for name in self.spans:
+            if name not in self.names:
                 raise SafeError(
                     f"modality `{name}` cannot have markers: `<{name}>` is a word of the base",
                     hint="give the modality another name",
@@ -129,7 +137,7 @@ class MarkerText:
 
     def strip_markers(self, text: str, names: Collection[str] | None = None) -> str:
         """The text without the ``<NAME>`` of these modalities; of all, if none are given."""
-        for name in self.spans:
+        for name in self.names:
             if names is None or name in names:
                 text = text.replace(f"<{name}>", "")
         return text
@@ -139,18 +147,51 @@ class MarkerText:
 
         In data, a ``<NAME>`` says where a sample is; in any other text without one, it is a word.
         """
-        return self.strip_markers(text, [name for name in self.spans if name not in present])
+        return self.strip_markers(text, [name for name in self.names if name not in present])
 
-    def insert_markers(self, text: str, ids: Sequence[int], present: Collection[str]) -> list[int]:
-        """The ids of a text with the spans of the modalities that it has a sample of.
+    def keep_fitting(self, text: str, present: Mapping[str, int]) -> str:
+        """A text beside samples of others, with as many ``<NAME>`` as there are, or none.
 
         Args:
             text: with any number of ``<NAME>``.
-            ids: of the text without those of ``present``, without padding.
-            present: modalities with a sample.
+            present: how many samples there are, by modality.
+        """
+        other = [name for name in self.names if text.count(f"<{name}>") != present.get(name, 0)]
+        return self.strip_markers(text, other)
+
+    def check_places(self, text: str, present: Mapping[str, int]) -> None:
+        """Refuse a text that names another number of places than it has samples; none is right.
+
+        Args:
+            text: with any number of ``<NAME>``.
+            present: how many samples it has, by modality.
 
         Raises:
-            SampleError: a ``<NAME>`` stands more than once, or its place is not to be found.
+            SampleError: the numbers differ.
+        """
+        for name, count in present.items():
+            places = text.count(f"<{name}>") if name in self.names else 0
+            if places and count and places != count:
+                raise SampleError(
+                    f"the text names {places} place{'s' * (places > 1)} `<{name}>` for {count} "
+                    f"sample{'s' * (count > 1)}: {text!r:.200}",
+                    hint=f"write `<{name}>` once for each sample, or nowhere: then all stand at "
+                    "the front",
+                )
+
+    def insert_markers(
+        self, text: str, ids: Sequence[int], present: Mapping[str, int]
+    ) -> list[int]:
+        """The ids of a text with the spans of its samples.
+
+        Args:
+            text: with a ``<NAME>`` for each sample of a modality, or none.
+            ids: of the text without those of ``present``, without padding.
+            present: how many samples it has, by modality.
+
+        Raises:
+            SampleError: there are more or fewer of a ``<NAME>`` than samples, or the place of one
+                is not to be found.
         """
         whole = list(ids)
         for position, span in reversed(self._positions(text, whole, present)):
@@ -158,28 +199,29 @@ class MarkerText:
         return whole
 
     def insert_into_batch(
-        self, batch: Mapping[str, Any], texts: Sequence[str], given: Mapping[str, Sequence[Any]]
+        self,
+        batch: Mapping[str, Any],
+        texts: Sequence[str],
+        present: Sequence[Mapping[str, int]],
     ) -> dict[str, Tensor]:
         """What changes in a padded batch when spans are put into its texts.
 
         Args:
             batch: of the texts without the ``<NAME>`` of the samples that they have.
             texts: as they were given, with the places of their pictures.
-            given: by modality a sample, or None, for each text.
+            present: how many samples each has, by modality.
         """
-        present = [
-            [name for name, samples in given.items() if samples[row] is not None]
-            for row in range(len(texts))
-        ]
-        if not any(name in self.spans for names in present for name in names):
+        if not any(name in self.spans for counts in present for name in counts):
             return {}
         ids: Tensor = batch["input_ids"]
         mask: Tensor = batch.get("attention_mask", torch.ones_like(ids))
         rows = PaddedRows.of(mask)
         contents, new = [], []
-        for text, names, row, bounds in zip(texts, present, ids.tolist(), rows.bounds, strict=True):
+        for text, counts, row, bounds in zip(
+            texts, present, ids.tolist(), rows.bounds, strict=True
+        ):
             ending = self.ending(text, batch.keys())
-            columns, added = self._columns(text, names, row, bounds, ending)
+            columns, added = self._columns(text, counts, row, bounds, ending)
             contents.append(columns)
             new.append(added)
         width = rows.width(contents)
@@ -214,7 +256,7 @@ class MarkerText:
     def _columns(
         self,
         text: str,
-        present: Collection[str],
+        present: Mapping[str, int],
         row: Sequence[int],
         bounds: range,
         ending: Sequence[int],
@@ -231,26 +273,25 @@ class MarkerText:
         return columns, new
 
     def _positions(
-        self, text: str, ids: Sequence[int], present: Collection[str]
+        self, text: str, ids: Sequence[int], present: Mapping[str, int]
     ) -> list[tuple[int, tuple[int, ...]]]:
         """Before which id each span comes, in the text's order."""
+        self.check_places(text, present)
         found = []
-        for name in self.spans:
-            if name not in present:
-                continue
-            if text.count(word := f"<{name}>") > 1:
-                raise SampleError(
-                    f"`{word}` stands {text.count(word)} times in {text!r}",
-                    hint="a text has one sample of a modality",
+        for name, span in self.spans.items():
+            word = f"<{name}>"
+            places = [match.start() for match in re.finditer(re.escape(word), text)]
+            for at in (places or [-1] * present[name]) if present.get(name) else ():
+                before, after = text[: max(at, 0)], text[at + len(word) :] if at >= 0 else ""
+                position = self.aligner.find(
+                    word,
+                    ids,
+                    self.strip_markers(before, present),
+                    self.strip_markers(after, present),
                 )
-            at = text.find(word)
-            before, after = text[: max(at, 0)], text[at + len(word) :] if at >= 0 else ""
-            position = self.aligner.find(
-                word, ids, self.strip_markers(before, present), self.strip_markers(after, present)
-            )
-            found.append((position, at, self.spans[name]))
+                found.append((position, at, span))
         return [(position, span) for position, _, span in sorted(found, key=lambda one: one[:2])]
 
-    def _is_word(self, word: str) -> bool:
-        found = self.tokenizer.convert_tokens_to_ids(word)
+    def _is_word(self, name: str) -> bool:
+        found = self.tokenizer.convert_tokens_to_ids(f"<{name}>")
         return found is not None and found != self.tokenizer.unk_token_id

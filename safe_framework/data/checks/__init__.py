@@ -25,6 +25,8 @@ from safe_framework.data.checks.rows import (
     picture_problems,
     sample_problems,
 )
+from safe_framework.data.conversations import last_of, turns_of, whole_of
+from safe_framework.data.examples import align_of
 from safe_framework.data.fields import FOREIGN, TEXTS, RowFields, ignoring
 from safe_framework.data.frame_cache import sample_key
 from safe_framework.data.pictures import Look, RowPictures, blind_base
@@ -133,7 +135,8 @@ class _SourceCheck:
             total += 1
             if self.key not in FOREIGN:
                 with suppress(DataError):  # of which its row's own turn comes
-                    self.pictures.of(self.fields.of(row), by_file_name=self.key in TEXTS)
+                    whole = last_of(self.fields.of(row), self.modalities)
+                    self.pictures.of(whole, by_file_name=self.key in TEXTS)
         in_files = [use for use in self.pictures.uses if isinstance(use[-1].source, Path)]
         self.pictures.uses = in_files  # the others are opened as their rows come by again
         self.looks = self.pictures.looks()
@@ -160,10 +163,17 @@ class _SourceCheck:
             return
         self.fields.note(row)
         row = self.fields.of(row)
-        if self.key in TEXTS:
-            self._text(row)
-        else:
-            self._task(row)
+        parts = whole_of if self.key in TEXTS else turns_of
+        try:
+            found = [row] if self.key in FOREIGN else parts(row, self.modalities)
+        except DataError as error:
+            self._note("bad-row", row.place, *_message_and_hint(error, row.place))
+            return
+        for part in found:
+            if self.key in TEXTS:
+                self._text(part)
+            else:
+                self._task(part)
 
     def _text(self, row: Row) -> None:
         text = self._part("empty-text", row, lambda: text_of(row))
@@ -181,6 +191,10 @@ class _SourceCheck:
         found = {} if self.key in FOREIGN else self._pictures(row)
         try:
             held = sources_of(row, self.modalities)
+            counts = {name: len(each) for name, each in held.items()}
+            if asked:
+                self.reading.prompt_of(row, counts)
+            align_of(row, counts)
         except DataError as error:
             self._note("bad-row", row.place, *_message_and_hint(error, row.place))
             return
@@ -188,8 +202,12 @@ class _SourceCheck:
             names = " or ".join(f"`{name}`" for name in self.modalities)
             hint = "add the name of its file, unless it is meant for the text alone"
             self._note("no-sample", row.place, f"it has no {names}", hint)
-        for name, source in held.items():
-            found |= self._sample(row, name, source)
+        for name, each in held.items():
+            for number, source in enumerate(each):
+                called = f"{name}[{number}]" if len(each) > 1 else name
+                for (what, file), content in self._sample(row, name, source, called).items():
+                    again = f"{file} in `{called}`"  # the same file twice in a row
+                    found[what, again if (what, file) in found else file] = content
         if found:
             self.seen.append(SeenRow(self.key, row.place, found, asked, answer))
 
@@ -214,9 +232,9 @@ class _SourceCheck:
         return found
 
     def _sample(
-        self, row: Row, name: str, source: Path | InlineSample
+        self, row: Row, name: str, source: Path | InlineSample, called: str
     ) -> dict[tuple[str, str], str]:
-        """What the row's sample holds, by what it is and its file; nothing if it is not read."""
+        """What a row's sample holds, by what it is and its file; nothing if it is not read."""
         expected = self.modalities[name]
         sample, wrong = open_sample(source, expected)
         found = {}
@@ -227,7 +245,7 @@ class _SourceCheck:
             file = str(source.resolve()) if isinstance(source, Path) else ""
             found[name, file] = sample_key(sample)
         for fault in wrong:
-            self._note(fault.kind, row.place, f"`{name}`: {fault.message}", fault.hint)
+            self._note(fault.kind, row.place, f"`{called}`: {fault.message}", fault.hint)
         return found
 
     def _part(self, kind: str, row: Row, read: Callable[[], str]) -> str:

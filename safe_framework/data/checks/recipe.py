@@ -9,16 +9,17 @@ from typing import Any
 
 from safe_framework.config.read import read_recipe
 from safe_framework.config.schema import mixed
+from safe_framework.data.addresses import listed
 from safe_framework.data.checks import check_data
 from safe_framework.data.checks.findings import DataReport
 from safe_framework.data.checks.rows import SampleRequirements
 from safe_framework.data.fields import row_fields
 from safe_framework.data.pictures import FIELDS, SUFFIXES
-from safe_framework.data.readers import READERS, is_dataset, iterate_rows
+from safe_framework.data.readers import READERS, is_archive, is_dataset, iterate_rows
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.data.samples import read_sound
 from safe_framework.data.tasks import CAPTIONS, CLASSES, QUESTIONS, TaskFormat
-from safe_framework.errors import SafeError
+from safe_framework.errors import DataError, SafeError
 from safe_framework.utils.progress import ProgressCallback, no_progress
 
 SOUNDS = frozenset({".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav"})
@@ -51,7 +52,7 @@ def check_target(
         SafeError: the recipe has mistakes, or an encoder of it cannot be had.
     """
     path = Path(target)
-    if is_dataset(target) or path.is_dir() or path.suffix.lower() in READERS:
+    if is_dataset(target) or path.is_dir() or path.suffix.lower() in READERS or is_archive(path):
         return _check_source(target, longest, rate, progress)
     from safe_framework.config.plugins import encoders_of
 
@@ -87,7 +88,8 @@ def _check_source(
     for row in islice(iterate_rows(source) if _can_open(source) else (), _ROWS_SAMPLED):
         names |= row.values.keys()
         texts &= row.error is not None or ("text" in row.values and "answer" not in row.values)
-        for field, value in row.values.items():
+        for field, held in row.values.items():
+            value = _first(held)
             if field in kinds or (field in FIELDS and not _is_array(value)):
                 continue  # a picture for the base, unless a recipe says otherwise
             if (sound := _is_sound(value)) is not None:
@@ -108,6 +110,14 @@ def _can_open(source: Path | str) -> bool:
     except SafeError:  # which the check itself reports
         return False
     return True
+
+
+def _first(value: Any) -> Any:
+    """A field's value, or the first where it holds several."""
+    try:
+        return next(iter(listed(value, "", "")), None)
+    except DataError:
+        return value
 
 
 def _is_array(value: Any) -> bool:

@@ -7,18 +7,20 @@ asked, and gives a row that cannot be read with the reason instead of stopping a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from safe_framework.config import schema
-from safe_framework.data.readers import datasets, files
+from safe_framework.data.readers import archives, datasets, files
+from safe_framework.data.readers.archives import is_archive
 from safe_framework.data.readers.row import Row
 from safe_framework.errors import DataError
 
-__all__ = ["Row", "Source", "is_dataset", "iterate_rows", "read_rows"]
+__all__ = ["Row", "Source", "is_archive", "is_dataset", "iterate_rows", "read_rows"]
 
 Source = Path | str
-"""A file, a folder, or ``hf:owner/name:split``."""
+"""A file, a folder, an archive, or ``hf:owner/name:split``."""
 
 READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": files.jsonl_rows,
@@ -44,14 +46,18 @@ def iterate_rows(source: Source) -> Iterator[Row]:
         return datasets.hub_rows(source)
     path = Path(source)
     if path.is_dir():
+        if shards := archives.shards_in(path, READERS):
+            return chain.from_iterable(archives.archive_rows(one, READERS) for one in shards)
         return datasets.folder_rows(path, READERS)
     if not path.is_file():
         raise DataError(f"the data file `{path}` does not exist")
+    if is_archive(path):
+        return archives.archive_rows(path, READERS)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(
             f"`{path}` is no kind of data file that is known",
-            hint=f"use {', '.join(READERS)}, a folder, or `hf:owner/name:split`",
+            hint=f"use {', '.join(READERS)}, a folder, a .zip or .tar, or `hf:owner/name:split`",
         )
     return reader(path)
 

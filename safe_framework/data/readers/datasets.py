@@ -6,6 +6,7 @@ holds a folder for each answer.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
@@ -50,10 +51,21 @@ def hub_rows(source: str) -> Iterator[Row]:
             streaming=True,
         )
         yield from _rows(datasets, found, label, Path.cwd(), start or 0, stop)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"the dataset `{source}` cannot be read: {error}") from error
+        raise _unread(source, match["name"], error) from error
+
+
+def _unread(source: str, name: str, error: Exception) -> DataError:
+    """The error that a dataset cannot be read."""
+    if isinstance(error, RuntimeError) and "script" in str(error):
+        return DataError(
+            f"the dataset `{source}` is made by a Python script, which is not run",
+            hint="the hub keeps most of them converted: write "
+            f"`hf:{name}@refs/convert/parquet:SPLIT`; or save it as files",
+        )
+    return DataError(f"the dataset `{source}` cannot be read: {error}")
 
 
 _SPLITS = "dataset_dict.json"
@@ -93,11 +105,41 @@ def _rows(
 def _undecoded(datasets: Any, feature: Any) -> Any:
     """The same feature with its files as they are; None if it holds no sound and no picture."""
     if isinstance(feature, (datasets.Audio, datasets.Image)):
-        return type(feature)(decode=False)
+        return _as_files(type(feature))
     inner = getattr(feature, "feature", None)  # of a list of them
     if isinstance(inner, (datasets.Audio, datasets.Image)):
-        return type(feature)(type(inner)(decode=False))
+        return type(feature)(_as_files(type(inner)))
     return None
+
+
+def _as_files(kind: type[Any]) -> Any:
+    """A feature of sounds or pictures that neither decodes nor encodes.
+
+    Those of ``datasets`` want torchcodec for every sound, be it the name of a file alone.
+    """
+
+    def encode_example(self: Any, value: Any) -> Any:
+        """The path and the bytes of a file; read where its address is no path."""
+        if isinstance(value, (str, os.PathLike)):
+            value = {"path": os.fspath(value)}
+        elif isinstance(value, (bytes, bytearray)):
+            value = {"bytes": bytes(value)}
+        if not isinstance(value, Mapping) or "array" in value:
+            return kind.encode_example(self, value)
+        path, content = value.get("path"), value.get("bytes")
+        if content is None and path is not None and "://" in path:
+            content = _content(path)
+        return {"bytes": content, "path": path}
+
+    return type(kind.__name__, (kind,), {"encode_example": encode_example})(decode=False)
+
+
+def _content(address: str) -> bytes:
+    """What is at an address of a dataset's own: on the hub, in an archive, or both."""
+    fsspec = require("fsspec", "data", _WHY)
+    with fsspec.open(address, "rb") as file:
+        found: bytes = file.read()
+    return found
 
 
 LIST = "metadata"
@@ -144,13 +186,14 @@ _LITTER = frozenset({"desktop.ini", "ehthumbs.db", "icon\r", "thumbs.db", "__mac
 """What Windows and macOS leave in folders, in lower case; names with a dot in front aside."""
 
 
-def _is_litter(name: str) -> bool:
+def is_litter(name: str) -> bool:
+    """Whether a name is that of what a file manager or a notebook leaves in folders."""
     return name.startswith(".") or name.lower() in _LITTER
 
 
 def _by_answer(folder: Path) -> Iterator[Row]:
     for file in sorted(folder.glob("*/*")):
-        if file.is_file() and not (_is_litter(file.name) or _is_litter(file.parent.name)):
+        if file.is_file() and not (is_litter(file.name) or is_litter(file.parent.name)):
             name = file.relative_to(folder).as_posix()
             values = {"file_name": name, "answer": file.parent.name}
             yield Row(f"{folder.name}/{name}", folder, values)

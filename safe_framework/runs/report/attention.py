@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safe_framework.data.audio import Waveform
 from safe_framework.evaluation.attention import AttentionSummary
 from safe_framework.evaluation.results import Answered
+from safe_framework.interfaces.types import each_of
 from safe_framework.runs.report.html import ACCENT, SOFT, Markup, element, figure
 from safe_framework.runs.report.results import table
 
@@ -64,10 +65,12 @@ def _map(row: AttentionSummary, answered: Answered | None, number: int) -> Marku
 
 
 def _wave(answered: Answered | None) -> _Values | None:
-    """The loudest sample of each stretch of a sound, (points,)."""
-    if answered is None or not isinstance(answered.sample, Waveform):
+    """The loudest sample of each stretch of a sound, or of several in a row, (points,)."""
+    sounds = () if answered is None else each_of(answered.sample)
+    if not sounds or not all(isinstance(one, Waveform) for one in sounds):
         return None
-    parts = np.array_split(np.abs(np.asarray(answered.sample.values, np.float64)), _POINTS)
+    whole = np.concatenate([np.asarray(one.values, np.float64) for one in sounds])
+    parts = np.array_split(np.abs(whole), _POINTS)
     peaks: _Values = np.array([part.max() if len(part) else 0.0 for part in parts])
     loudest: _Values = peaks / max(float(peaks.max()), 1e-9)
     return loudest

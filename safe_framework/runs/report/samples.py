@@ -6,6 +6,7 @@ import base64
 import io
 import wave
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from safe_framework.data.pictures import Picture
 from safe_framework.evaluation.metrics import normalise
 from safe_framework.evaluation.results import Answered, PictureQuestion, Seeing
 from safe_framework.evaluation.vqa import vqa_score
+from safe_framework.interfaces.types import each_of
 from safe_framework.runs.report.extras import ReportInputs
 from safe_framework.runs.report.html import Markup, element
 
@@ -82,7 +84,7 @@ def _picture_card(row: PictureQuestion, modality: str, number: int) -> Markup:
     return element(
         "article",
         *_pictures(row.images, f"{name}: {right}"),
-        *([_player(source, f"sound of {name}")] if (source := _sound_uri(row)) else []),
+        *(_player(source, f"sound of {called}") for called, source in _sounds(row, name)),
         element("p", row.question, class_="question"),
         element("dl", element("dt", "expected"), element("dd", right), *cells),
         element("p", row.place, class_="place"),
@@ -171,12 +173,27 @@ def _answer_with_verdict(answer: str, right: bool) -> Markup:
 
 
 def _player_or_image(row: Answered, name: str) -> list[Markup]:
-    """A player for a sound, an image for a picture, nothing for the rest."""
-    if source := _sound_uri(row):
-        return [_player(source, name)]
-    if image := picture(row.sample, row.file):
-        return [element("img", src=_data_uri(*image), alt=name)]
-    return []
+    """A player for each sound, an image for each picture, nothing for the rest."""
+    if sounds := _sounds(row, name):
+        return [_player(source, called) for called, source in sounds]
+    images = [(called, picture(*one)) for called, one in _named_samples(row, name)]
+    return [element("img", src=_data_uri(*i), alt=called) for called, i in images if i]
+
+
+def _named_samples(
+    row: Answered | PictureQuestion, name: str
+) -> list[tuple[str, tuple[Any, Path | None]]]:
+    """Each of a row's samples with its file, and what it is called."""
+    pairs = list(zip_longest(each_of(row.sample), each_of(row.file)))
+    numbers = [f" ({number} of {len(pairs)})" for number in range(1, len(pairs) + 1)]
+    called = [name + (number if len(pairs) > 1 else "") for number in numbers]
+    return list(zip(called, pairs, strict=True))
+
+
+def _sounds(row: Answered | PictureQuestion, name: str) -> list[tuple[str, str]]:
+    """What each of a row's sounds is called, and it as a data URI."""
+    found = [(called, _sound_uri(*one)) for called, one in _named_samples(row, name)]
+    return [(called, source) for called, source in found if source]
 
 
 def _player(source: str, name: str) -> Markup:
@@ -207,13 +224,13 @@ def thumbnail(picture: Picture) -> tuple[bytes, str]:
     return smaller.getvalue(), "image/jpeg"
 
 
-def _sound_uri(row: Answered | PictureQuestion) -> str:
+def _sound_uri(sample: Any, file: Path | None) -> str:
     """The sound as a data URI: the file itself where browsers play its kind, else a WAV."""
-    kind = _CLIP_TYPES.get(row.file.suffix.lower()) if row.file else None
-    if row.file and kind and row.file.is_file():
-        return _data_uri(row.file.read_bytes(), kind)
-    if isinstance(row.sample, Waveform):
-        return _data_uri(wav(row.sample), "audio/wav")
+    kind = _CLIP_TYPES.get(file.suffix.lower()) if file else None
+    if file and kind and file.is_file():
+        return _data_uri(file.read_bytes(), kind)
+    if isinstance(sample, Waveform):
+        return _data_uri(wav(sample), "audio/wav")
     return ""
 
 

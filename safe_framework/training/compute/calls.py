@@ -10,9 +10,9 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.padding import concatenate_rows
+from safe_framework.core.padding import concatenate_rows, pad_to_length
 from safe_framework.interfaces.retention import Comparison, LogitComparison
-from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT
+from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, FROM, PRESENT
 from safe_framework.training.compute.chunked_vocabulary import (
     SoftmaxStatistics,
     cross_entropy,
@@ -22,7 +22,8 @@ from safe_framework.training.compute.chunked_vocabulary import (
 from safe_framework.training.retention.teacher import TeacherPredictions
 
 _TEXT = ("input_ids", "attention_mask")
-_FRAMES = (PRESENT, FRAMES, FRAMES_MASK)
+_SAMPLES = (PRESENT, FRAMES, FRAMES_MASK)
+_FRAMES = (*_SAMPLES, FROM)
 
 
 @attrs.frozen(eq=False)
@@ -81,6 +82,7 @@ def merge_calls(calls: Sequence[ForwardCall]) -> ForwardCall:
     """Several calls with the same inputs as one, row after row."""
     if len(calls) == 1:
         return calls[0]
+    calls = _with_equal_slots(calls)
     first = calls[0]
     prefix_states = [row for call in calls for row in call.prefix_states or ()]
     return ForwardCall(
@@ -89,6 +91,29 @@ def merge_calls(calls: Sequence[ForwardCall]) -> ForwardCall:
         prefix_states=None if first.prefix_states is None else prefix_states,
         pictures=any(call.pictures for call in calls),
     )
+
+
+def _with_equal_slots(calls: Sequence[ForwardCall]) -> Sequence[ForwardCall]:
+    """The calls with slots for samples in each, and frames of one length, if some have several."""
+    names = {
+        key.rpartition("__")[0]
+        for call in calls
+        for key, value in call.inputs.items()
+        if key.endswith(f"__{PRESENT}") and value.ndim > 1
+    }
+    if not names:
+        return calls
+    inputs = [dict(call.inputs) for call in calls]
+    for name in names:
+        for own in inputs:
+            if own[f"{name}__{PRESENT}"].ndim == 1:
+                own |= {f"{name}__{key}": own[f"{name}__{key}"].unsqueeze(1) for key in _SAMPLES}
+        for key in (f"{name}__{FRAMES}", f"{name}__{FRAMES_MASK}"):
+            longest = max(own[key].shape[2] for own in inputs)
+            for own in inputs:  # the slots themselves are padded when calls are put together
+                flat = pad_to_length(own[key].flatten(0, 1), longest)
+                own[key] = flat.view(*own[key].shape[:2], *flat.shape[1:])
+    return [attrs.evolve(call, inputs=own) for call, own in zip(calls, inputs, strict=True)]
 
 
 def _can_merge(one: ForwardCall, other: ForwardCall) -> bool:
@@ -103,8 +128,10 @@ def _can_merge(one: ForwardCall, other: ForwardCall) -> bool:
 
 
 def _same_beyond_length(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors differ in their first two axes at most."""
-    return one.shape[2:] == other.shape[2:] and one.dtype == other.dtype
+    """Whether two tensors have the same type and width; texts, frames and slots can be padded."""
+    width = one.shape[-1] if one.is_floating_point() else 0
+    other_width = other.shape[-1] if other.is_floating_point() else 0
+    return width == other_width and one.dtype == other.dtype
 
 
 def _padding_share(calls: Sequence[ForwardCall]) -> float:

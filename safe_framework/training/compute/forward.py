@@ -11,11 +11,10 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.modality import Modality
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import hidden_at, logits_at, no_cache_option, output_head
 from safe_framework.data.frame_cache import modality_inputs
-from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT
+from safe_framework.interfaces.types import FRAMES, FROM, PRESENT
 from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.compute.base_properties import (
     BaseProperties,
@@ -137,12 +136,12 @@ class ForwardPlanner:
         """The call with frames instead of samples, since frames can be padded."""
         inputs = dict(call.inputs)
         for name in self.model.modalities:
-            columns = modality_inputs(name, inputs)
-            if FRAMES in columns or f"{name}__{PRESENT}" not in inputs:
+            columns, present = modality_inputs(name, inputs), inputs.get(f"{name}__{PRESENT}")
+            if FRAMES in columns or present is None:
                 continue
-            rows = inputs[f"{name}__{PRESENT}"].bool()
-            encoded = _encode_rows(self.model.modality(name), columns, rows)
-            inputs = {key: inputs[key] for key in inputs if key.partition("__")[0] != name}
+            encoded = self.model.modality(name).encoded({**columns, PRESENT: present})
+            kept = {key for key in inputs if key.partition("__")[0] != name}
+            inputs = {key: inputs[key] for key in inputs if key in kept | {f"{name}__{FROM}"}}
             inputs |= {f"{name}__{key}": value for key, value in encoded.items()}
         return attrs.evolve(call, inputs=inputs)
 
@@ -178,19 +177,3 @@ def _allowed_padding(known: BaseProperties) -> float:
     if known.packs:
         return math.inf
     return _PADDING if known.feed_forwards else _COMPUTED_PADDING
-
-
-def _encode_rows(
-    modality: Modality, columns: Mapping[str, Tensor], rows: Tensor
-) -> dict[str, Tensor]:
-    """A modality's part of a call, encoded; ``rows`` have a sample, (batch,)."""
-    if not rows.any():
-        values = torch.zeros(len(rows), 1, modality.encoder.dim, device=rows.device)
-        mask = torch.zeros(len(rows), 1, dtype=torch.bool, device=rows.device)
-        return {PRESENT: rows, FRAMES: values, FRAMES_MASK: mask}
-    frames = modality.encode({key: value[rows] for key, value in columns.items()})
-    values = frames.values.new_zeros(len(rows), *frames.values.shape[1:])
-    mask = frames.mask.new_zeros(len(rows), frames.mask.shape[1])
-    at = rows.nonzero().squeeze(-1).to(values.device)
-    values, mask = values.index_copy(0, at, frames.values), mask.index_copy(0, at, frames.mask)
-    return {PRESENT: rows, FRAMES: values, FRAMES_MASK: mask}

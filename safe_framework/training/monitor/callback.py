@@ -16,6 +16,7 @@ from safe_framework.core.prompt_rows import PromptEncoder
 from safe_framework.data.distractors import FOREIGN, KINDS
 from safe_framework.data.frame_cache import FrameCache, RawSampleStore
 from safe_framework.errors import DataError, SafeError
+from safe_framework.interfaces.types import sample_counts
 from safe_framework.training import distributed
 from safe_framework.training.batches import TokenizedExample
 from safe_framework.training.curriculum import Curriculum
@@ -25,7 +26,7 @@ from safe_framework.training.monitor.monitor import Monitor
 from safe_framework.training.monitor.pareto import FOLDER, ParetoSet
 from safe_framework.training.retention.counterfactual import distractor_pools
 from safe_framework.training.schedules import LearningRateScaler, TrainingScales
-from safe_framework.training.setup import whole_row
+from safe_framework.training.setup import task_samples, whole_row
 from safe_framework.training.splits import DataSplit
 from safe_framework.utils.progress import WorkProgress
 
@@ -238,10 +239,7 @@ def held_out_texts(
 
     The kinds of distractor take turns; foreign samples are one, where every modality has some.
     """
-    samples = {
-        name: [e.samples[name] for e in split.held_out if name in e.samples]
-        for name in model.modalities
-    }
+    samples = task_samples(model, split.held_out)
     available = {name: store for name, store in stores.items() if samples[name]}
     kinds = [*KINDS, *([FOREIGN] if available and all(map(split.foreign.get, available)) else [])]
     pools = distractor_pools(kinds, samples, available, seed + 1, split.foreign)
@@ -251,7 +249,7 @@ def held_out_texts(
         frames = {
             name: pool[kinds[turn]][round_ % len(pool[kinds[turn]])] for name, pool in pools.items()
         }
-        plain, marked = whole_row(prompts, text), whole_row(prompts, text, list(frames))
+        plain, marked = whole_row(prompts, text), whole_row(prompts, text, sample_counts(frames))
         texts.append(HeldOutText(plain, marked, frames))
     return texts
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from safe_framework.core.attend import whole_text_columns
 from safe_framework.core.model import SafeModel
 from safe_framework.core.padding import pad_right
 from safe_framework.core.prompt_rows import (
@@ -26,7 +27,7 @@ from safe_framework.core.prompt_rows import (
     groups_of,
     read_positions,
 )
-from safe_framework.data.frame_cache import CachedSample
+from safe_framework.data.frame_cache import CachedSamples
 from safe_framework.evaluation.answers import new_tokens
 from safe_framework.evaluation.metrics import Estimate, bootstrap, exact_match
 from safe_framework.interfaces.types import IGNORED
@@ -201,7 +202,7 @@ class HeldOutText:
 
     plain: PromptRow = attrs.field(converter=as_row)
     marked: PromptRow = attrs.field(converter=as_row)
-    frames: Mapping[str, CachedSample]
+    frames: Mapping[str, CachedSamples]
 
 
 class HeldOutEvaluator:
@@ -266,7 +267,7 @@ class HeldOutEvaluator:
         return [text.strip() for text in answers]
 
     def _loss(self, rows: Sequence[TokenizedExample]) -> tuple[float, int]:
-        batch = AnswerCollator(self.dims, self.pad, self.prompts)(rows)
+        batch = AnswerCollator(self.dims, self.pad, self.prompts, attends=self.model.attends)(rows)
         del batch["answers"]
         count = int((batch["labels"][:, 1:] != IGNORED).sum())
         return float(answer_loss(self.model, self.model.base, self._on_device(batch))), count
@@ -281,6 +282,7 @@ class HeldOutEvaluator:
             marked = [text.marked for text in rows]
             batch = self.prompts.collate(marked, self.pad)
             batch |= self._modality_columns([text.frames for text in rows])
+            batch |= whole_text_columns(self.model.attends, batch)
             predicted = self.model(**self._on_device(batch)).logits.argmax(-1).cpu()
             ids = pad_right([row.predicting for row in marked], self.pad)
             is_text = self.model.processor.markers.words(ids) & read_positions(marked)
@@ -297,7 +299,7 @@ class HeldOutEvaluator:
         read = read_positions(plain)
         return [row[at] for row, at in zip(predicted, read, strict=True)]
 
-    def _modality_columns(self, frames: Sequence[Mapping[str, CachedSample]]) -> dict[str, Tensor]:
+    def _modality_columns(self, frames: Sequence[Mapping[str, CachedSamples]]) -> dict[str, Tensor]:
         columns: dict[str, Tensor] = {}
         for name, dim in self.dims.items():
             columns |= modality_columns(name, [one.get(name) for one in frames], dim)

@@ -11,19 +11,20 @@ import attrs
 import torch
 from torch import Tensor
 
+from safe_framework.core.attend import whole_text_columns
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import on_device
 from safe_framework.core.padding import pad_right
 from safe_framework.core.prompt_rows import PromptEncoder, PromptRow, Rows, as_rows, groups_of
 from safe_framework.data.distractors import distractor
-from safe_framework.data.frame_cache import CachedSample, FrameCache, RawSampleStore, contents
+from safe_framework.data.frame_cache import CachedSamples, FrameCache, RawSampleStore, contents
 from safe_framework.errors import DataError
 from safe_framework.interfaces.retention import RetentionRegularizer, RetentionStore
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.types import Sample, Several
 from safe_framework.training.batches import modality_columns
 from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.compute.calls import ForwardCall, LossTerm, Predictions
-from safe_framework.training.distributed import WHOLE_STEP, StepShard, encode_shared
+from safe_framework.training.distributed import WHOLE_STEP, StepShard, encode_rows
 from safe_framework.training.retention.teacher import Teacher, TeacherPredictions
 from safe_framework.training.sampling import TextOrder, generator
 from safe_framework.utils.hashing import fingerprint, tensors_fingerprint, text_fingerprint
@@ -33,7 +34,7 @@ from safe_framework.utils.versions import FRAMEWORK_VERSION
 
 _NOISE_COUNT = 24
 ExampleBatches = Sequence[Mapping[str, Tensor]]
-DistractorPools = Mapping[str, Mapping[str, Sequence[CachedSample]]]
+DistractorPools = Mapping[str, Mapping[str, Sequence[CachedSamples]]]
 SampleStores = Mapping[str, FrameCache | RawSampleStore]
 
 
@@ -52,7 +53,7 @@ class WeightedRegularizer:
 
 def distractor_pools(
     kinds: Collection[str],
-    samples: Mapping[str, Sequence[Sample]],
+    samples: Mapping[str, Sequence[Sample | Several[Sample]]],
     stores: SampleStores,
     seed: int,
     foreign: Mapping[str, Sequence[Sample]] | None = None,
@@ -61,7 +62,8 @@ def distractor_pools(
 
     Args:
         kinds: of distractor, as in ``RetentionRegularizer.counterfactual``.
-        samples: training samples by modality, from which they are made.
+        samples: those of training rows by modality, from which they are made; of rows with
+            several, as many are made.
         stores: cache their frames, or the samples of an encoder that trains.
         seed: decides noise.
         foreign: samples by modality that are not of the task, for kind ``"foreign"``.
@@ -71,7 +73,7 @@ def distractor_pools(
     """
     return {
         name: {
-            kind: encode_shared(
+            kind: encode_rows(
                 store, _distractor_samples(kind, samples[name], (foreign or {}).get(name, ()), seed)
             )
             for kind in kinds
@@ -81,8 +83,8 @@ def distractor_pools(
 
 
 def _distractor_samples(
-    kind: str, samples: Sequence[Sample], foreign: Sequence[Sample], seed: int
-) -> Sequence[Sample]:
+    kind: str, samples: Sequence[Sample | Several[Sample]], foreign: Sequence[Sample], seed: int
+) -> Sequence[Sample | Several[Sample]]:
     if kind == "foreign":
         if not foreign:
             raise DataError(
@@ -119,6 +121,7 @@ class RetentionExamples(LazySequence[Mapping[str, Tensor]]):
         for name, pools in self.retention.pools.items():
             pool = pools[self.kinds[turn]]
             batch |= modality_columns(name, [pool[round_ % len(pool)]], self.retention.dims[name])
+        batch |= whole_text_columns(self.retention.model.attends, batch)
         device = self.retention.model.device
         return {key: value.to(device) for key, value in batch.items()}
 
@@ -284,14 +287,15 @@ class CounterfactualRetention:
             distractors = self._distractors(pool, step)
             frames = [distractors[place] for place in places]
             batch |= modality_columns(name, frames, self.dims[name])
+        batch |= whole_text_columns(self.model.attends, batch)
         batch, positions = on_device(batch, device), _text_positions(rows, marked).to(device)
         return ForwardCall(
             batch, positions, self._temperatures, prefix_states, pictures=bool(rows[0].images)
         )
 
     def _distractors(
-        self, pool: Mapping[str, Sequence[CachedSample]], step: int
-    ) -> list[CachedSample]:
+        self, pool: Mapping[str, Sequence[CachedSamples]], step: int
+    ) -> list[CachedSamples]:
         """One distractor for each text, the kinds in turn."""
         choose = generator(self.seed, step, 1)
         chosen = []
