@@ -55,7 +55,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _look_at_data(recipe: Recipe) -> int:
     """Say what is wrong with its data; for how many things a run would be refused."""
-    from safe_framework.data.preview import missing_sources, preview
+    from safe_framework.data.preview import lacking, missing_sources, preview
 
     with ExitStack() as bars:
         seen = preview(recipe, _bars_if_needed(bars))
@@ -69,6 +69,8 @@ def _look_at_data(recipe: Recipe) -> int:
             print(f"and {len(errors) - _MOST} more: `safe data check` lists all")
     if recipe.data is not None and (missing := missing_sources(recipe)) is not None:
         print(f"it can be built, but not run: {missing}")
+    for error in lacking(recipe) if recipe.data is not None else ():
+        print(f"it can be built, but not run: {error}")
     if seen.unopened:
         print(f"not looked at, since they are on the hub: {', '.join(seen.unopened)}")
     return len(seen.errors)

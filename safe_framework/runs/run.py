@@ -20,7 +20,7 @@ from safe_framework.core.build import build
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
 from safe_framework.data.fields import no_kind_error
-from safe_framework.data.preview import missing_sources
+from safe_framework.data.preview import lacking, missing_sources
 from safe_framework.data.recipe_data import RecipeData, listing, split_by_modality
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import answer, eval_mode
@@ -85,6 +85,8 @@ def run_recipe(
     check_base(recipe)
     if (missing := missing_sources(recipe)) is not None:
         raise missing  # only after training would it be found out
+    for error in lacking(recipe):
+        raise error
     folder = output or Path("runs") / Path(recipe.source).stem
     with distributed.distributed_context() as sharding:
         if distributed.is_main_process():
