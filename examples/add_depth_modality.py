@@ -72,7 +72,7 @@ def recipe_with_maps(source: Path, folder: Path, render: bool, base: Path | None
 
 def ask(model: SafeModel, recipe: Path, count: int = 3) -> list[tuple[Example, str, str]]:
     """Test questions about a few scenes, with the answers that see and those that do not."""
-    data = model.recipe.data
+    data = model.built_from.data
     assert data is not None
     encoders = model.encoders
     examples = read_examples(recipe.parent / data.test, encoders, data.prompt)

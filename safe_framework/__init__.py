@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from safe_framework.interfaces.projector import Projector
     from safe_framework.interfaces.retention import RetentionRegularizer, RetentionStore
     from safe_framework.interfaces.types import AttentionWeights, BaseFacts, Frames, Memory, Tokens
+    from safe_framework.runs.python import evaluate, train
     from safe_framework.serving.pipeline import pipeline
     from safe_framework.verification.verify import verify
 
@@ -29,7 +30,9 @@ _HOMES = {
     "build": "core.build",
     "compile": "core.build",
     "load": "core.build",
+    "evaluate": "runs.python",
     "pipeline": "serving.pipeline",
+    "train": "runs.python",
     "verify": "verification.verify",
     "Encoder": "interfaces.encoder",
     "SafeError": "errors",
@@ -61,8 +64,10 @@ __all__ = [
     "attach",
     "build",
     "compile",
+    "evaluate",
     "load",
     "pipeline",
+    "train",
     "verify",
 ]
 

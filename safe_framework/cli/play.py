@@ -8,7 +8,7 @@ from typing import Any
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    text = "open a page that asks base and adapter side by side, at any gate"
+    text = "open a page that asks base and adapter side by side, and converses"
     parser = commands.add_parser("play", help=text, description=text)
     parser.add_argument(
         "adapter", metavar="ADAPTER", help="folder of an adapter or of its run, or a recipe"
@@ -24,7 +24,8 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from safe_framework.serving.playground import MAX_BYTES, playground
+    from safe_framework.serving.conversation import MAX_BYTES
+    from safe_framework.serving.playground import playground
     from safe_framework.verification.target import open_target
 
     model, _ = open_target(arguments.adapter)

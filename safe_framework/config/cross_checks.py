@@ -31,6 +31,7 @@ from safe_framework.config.toml_positions import KeyPath
 from safe_framework.config.type_checks import WRONG, Checker
 from safe_framework.utils import catalogue
 from safe_framework.utils.catalogue import CatalogueError
+from safe_framework.utils.in_memory import was_in_memory
 from safe_framework.utils.suggest import nearest
 
 
@@ -142,12 +143,15 @@ def _check_question_file(
 
 
 def _to_be_files(table: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What a table names that is neither a dataset nor a folder."""
-    return {
-        key: name
-        for key, name in table.items()
-        if not (isinstance(name, str) and (is_dataset(name) or (name and (folder / name).is_dir())))
-    }
+    """What a table names that is neither a dataset, nor rows in memory, nor a folder."""
+
+    def elsewhere(name: object) -> bool:
+        """Whether the name is not that of a file."""
+        if not isinstance(name, str):
+            return False
+        return is_dataset(name) or was_in_memory(name) or bool(name and (folder / name).is_dir())
+
+    return {key: name for key, name in table.items() if not elsewhere(name)}
 
 
 def _table(document: dict[str, Any], key: str) -> dict[str, Any]:
@@ -226,12 +230,20 @@ _OF_CHATS = {
 }
 
 
-def check_tasks(document: dict[str, Any], findings: list[Finding]) -> None:
-    """Add what is wrong with the datasets of a document where each value of ``[data]`` is right."""
+def check_tasks(
+    document: dict[str, Any], findings: list[Finding], *, with_data: bool = True
+) -> None:
+    """Add what is wrong with the datasets of a document where each value of ``[data]`` is right.
+
+    Args:
+        document: of the recipe.
+        findings: where every mistake is added.
+        with_data: whether something to train on must be named.
+    """
     data = Checker([]).value(document.get("data"), DataSpec, ("data",))
     if data is WRONG:  # which has been reported, or there is none
         return
-    findings += _one_form(data)
+    findings += _one_form(data, with_data)
     chats = data.chat is None and data.prompt == DataSpec().prompt
     for key, meaning in _OF_CHATS.items():
         if getattr(data, key) not in (None, {}) and not (data.chat or chats):
@@ -267,9 +279,9 @@ def _any_inline(modalities: object) -> bool:
     return any(isinstance(spec, dict) and spec.get("inline") is True for spec in specs)
 
 
-def _one_form(data: DataSpec) -> Iterator[Finding]:
+def _one_form(data: DataSpec, with_data: bool) -> Iterator[Finding]:
     """Either one dataset, or several, each with a name."""
-    if data.train is None and not data.mix:
+    if with_data and data.train is None and not data.mix:
         hint = 'add `train = "..."`, or a table [[data.mix]] for each dataset'
         yield Finding(("data", "train"), "`data.train` is missing", hint, at="key")
     default = DataSpec()

@@ -26,21 +26,23 @@ from safe_framework.utils import catalogue
 from safe_framework.utils.suggest import suggest
 
 
-def read_recipe(source: str | Path) -> Recipe:
+def read_recipe(source: str | Path, *, with_data: bool = True) -> Recipe:
     """Read a recipe, and check that the data files it names are there.
 
     Args:
         source: a file, or the name of a recipe in the catalogue.
+        with_data: whether ``[data]`` must say what to train on, and its files be there.
 
     Raises:
         RecipeError: there is no such recipe, or it has mistakes; all of them are shown.
     """
     path = _find(source)
-    return _parse(_text_of(path), str(path), path.parent.absolute(), check_files=True)
+    text = _text_of(path)
+    return _parse(text, str(path), path.parent.absolute(), with_data, check_files=with_data)
 
 
 def read_stored_recipe(path: Path, folder: Path) -> Recipe:
-    """Read a recipe from a file; the data files it names need not be there.
+    """Read the recipe of an adapter, whose data need not be there.
 
     Args:
         path: of the file.
@@ -49,7 +51,7 @@ def read_stored_recipe(path: Path, folder: Path) -> Recipe:
     Raises:
         RecipeError: it has mistakes; all of them are shown.
     """
-    return parse_recipe(_text_of(path), str(path), folder)
+    return parse_recipe(_text_of(path), str(path), folder, with_data=False)
 
 
 def _text_of(path: Path) -> str:
@@ -59,26 +61,35 @@ def _text_of(path: Path) -> str:
         raise RecipeError(f"`{path}` is not UTF-8 text", hint="save it as UTF-8") from error
 
 
-def parse_recipe(text: str, source: str = "recipe.toml", folder: Path | None = None) -> Recipe:
-    """Check the text of a recipe; the data files it names need not be there.
+def parse_recipe(
+    text: str,
+    source: str = "recipe.toml",
+    folder: Path | None = None,
+    *,
+    with_data: bool = True,
+    check_files: bool = False,
+) -> Recipe:
+    """Check the text of a recipe.
 
     Args:
         text: TOML.
         source: what to call it in messages.
         folder: what its file names are relative to; the working directory if None.
+        with_data: whether ``[data]`` must say what to train on.
+        check_files: whether the data files that it names must be there.
 
     Raises:
         RecipeError: it has mistakes; all of them are shown.
     """
-    return _parse(text, source, folder or Path.cwd(), check_files=False)
+    return _parse(text, source, folder or Path.cwd(), with_data, check_files=check_files)
 
 
-def _parse(text: str, source: str, folder: Path, *, check_files: bool) -> Recipe:
+def _parse(text: str, source: str, folder: Path, with_data: bool, *, check_files: bool) -> Recipe:
     document = _load(text, source)
     findings: list[Finding] = []
     values = Checker(findings).record(document, schema_options(Recipe), ())
     check_modality_names(document, findings)
-    check_tasks(document, findings)
+    check_tasks(document, findings, with_data=with_data)
     check_speedups(document, findings)
     check_compose(document, findings)
     if check_files:

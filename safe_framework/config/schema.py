@@ -25,6 +25,7 @@ from safe_framework.config.validators import (
     unit_interval,
 )
 from safe_framework.utils import catalogue
+from safe_framework.utils.in_memory import was_in_memory
 
 
 @attrs.frozen
@@ -596,8 +597,18 @@ class Recipe:
     source: str = attrs.field(default="recipe.toml", metadata=UNWRITTEN)
     folder: Path = attrs.field(factory=Path.cwd, metadata=UNWRITTEN)
 
+    @property
+    def needs_objects(self) -> bool:
+        """Whether a plugin was an object of Python, which the recipe cannot make again."""
+        parts = [
+            part for m in self.modalities.values() for part in (m.encoder, m.projector, m.fusion)
+        ]
+        return any(was_in_memory(part.use) for part in parts)
+
     def data_files(self) -> dict[str, Path | str]:
-        """What ``[data]`` names by key: the absolute path of a file or folder, or a dataset.
+        """What ``[data]`` names by key: the absolute path of a file or folder, or a dataset's name.
+
+        Rows that were in memory have the name that stands for them.
 
         Data of a stage's own stand under ``stage_key`` of its number.
         """
@@ -606,7 +617,9 @@ class Recipe:
         for name, one in self.data.datasets().items() if self.data else ():
             named |= {mixed("train", name): one.train, mixed("test", name): one.test}
         return {
-            key: name if is_dataset(name) else (self.folder / name).absolute()
+            key: name
+            if is_dataset(name) or was_in_memory(name)
+            else (self.folder / name).absolute()
             for key, name in named.items()
             if name is not None
         }

@@ -31,6 +31,7 @@ from safe_framework.config.options import (
 from safe_framework.config.plugin_options import plugin_options
 from safe_framework.config.toml_positions import KeyPath
 from safe_framework.errors import PluginError
+from safe_framework.utils.in_memory import was_in_memory
 from safe_framework.utils.suggest import nearest
 
 WRONG: Any = object()
@@ -122,6 +123,8 @@ class Checker:
         """The owner and options of the plugin called ``use``; None if there is no such one."""
         if not isinstance(use, str):
             return None
+        if was_in_memory(use):  # an object, whose options no recipe could give
+            return f"`{use}`", []
         try:
             return plugin_options(path, use, schema)
         except PluginError as error:

@@ -10,15 +10,17 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 from torch import Tensor
 
+from safe_framework.config.describe import name_of
 from safe_framework.core.base_change import change_for_card
 from safe_framework.core.base_identity import recorded_weights, same_weights
 from safe_framework.core.modality import Modality
 from safe_framework.errors import AdapterError
+from safe_framework.interfaces.registry import REGISTRIES
 from safe_framework.utils.files import atomic_folder
 from safe_framework.utils.hashing import fingerprint
 from safe_framework.utils.run_folder import ADAPTER_CONFIG
@@ -46,7 +48,8 @@ class AdapterConfig:
         format: version of the folder's layout.
         framework: version of safe-framework that wrote it.
         base: class and fingerprints of the base model.
-        modalities: gate, ``attend`` and encoder fingerprint by modality.
+        modalities: by modality its gate, ``attend``, the encoder's fingerprint, the layers, and
+            who provides its plugins in which version.
         parameters: how many trainable parameters it holds.
         base_change: what stage B changed in the base; None where L1 and L2 hold.
         accepted: how the base differs from one that the adapter was made for before.
@@ -181,6 +184,11 @@ def _modality_identity(modality: Modality) -> dict[str, Any]:
         "attend": modality.attend,
         **_encoder_identity(modality),
         "layers": list(modality.fusion.layers),
+        "plugins": {
+            kind: attrs.asdict(name)
+            for kind in ("encoder", "projector", "fusion")
+            if (name := name_of(getattr(modality, kind), kind)).installed
+        },
     }
 
 
@@ -234,6 +242,17 @@ def read_config(folder: Path) -> AdapterConfig:
     return config
 
 
+def _items(table: Any) -> list[tuple[Any, Any]]:
+    """What a table holds.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(table, Mapping):
+        raise TypeError(f"{table!r:.80} is no table")
+    return list(table.items())
+
+
 def _check_types(config: AdapterConfig) -> None:
     """Refuse a config of the right keys whose values are not those that are written.
 
@@ -253,6 +272,11 @@ def _check_types(config: AdapterConfig) -> None:
         gate: Any = identity.get("gate")
         if type(gate) not in (int, float) or not 0 <= gate <= 1:
             raise TypeError(f"the gate of `{name}` is not between 0 and 1")
+        for kind, plugin in _items(identity.get("plugins", {})):
+            told = dict(_items(plugin))
+            facts = [told.get(key) for key in ("use", "distribution", "version")]
+            if kind not in REGISTRIES or not all(isinstance(fact, str) for fact in facts):
+                raise TypeError(f"it does not say the plugins of `{name}`")
     if not isinstance(config.base_change, Mapping | None):
         raise TypeError("its `base_change` is no table")
 
@@ -287,6 +311,47 @@ def copy_tensors(target: Mapping[str, Tensor], source: Mapping[str, Tensor], pat
     check_tensors(target, source, path)
     for key, tensor in target.items():
         tensor.copy_(source[key])
+
+
+class LoadedKeys(NamedTuple):
+    """What ``load_state_dict`` reports.
+
+    Attributes:
+        missing_keys: of the adapter, that the state does not have.
+        unexpected_keys: of the state, that the adapter does not have.
+    """
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+def load_state(
+    target: Mapping[str, Tensor], source: Mapping[str, Tensor], *, strict: bool
+) -> LoadedKeys:
+    """Copy the tensors of ``source`` that ``target`` has into it, in place.
+
+    Args:
+        target: the adapter's.
+        source: of a checkpoint.
+        strict: refuse names that are missing or unknown.
+
+    Raises:
+        AdapterError: a tensor is of another shape, or names differ and ``strict`` is True.
+    """
+    report = LoadedKeys(
+        [key for key in target if key not in source], [key for key in source if key not in target]
+    )
+    shared = [key for key in target if key in source]
+    shaped = [key for key in shared if target[key].shape != source[key].shape]
+    unknown = [*report.missing_keys, *report.unexpected_keys] if strict else []
+    if differing := [*shaped, *unknown]:
+        raise AdapterError(
+            f"the state does not fit the model: {', '.join(differing[:5])} differ",
+            hint="load it into a model with the same modalities",
+        )
+    for key in shared:
+        target[key].copy_(source[key])
+    return report
 
 
 def check_tensors(target: Mapping[str, Tensor], source: Mapping[str, Tensor], path: Path) -> None:

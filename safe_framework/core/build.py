@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,15 +28,12 @@ from safe_framework.core.layer_discovery import Side
 from safe_framework.core.markers.embeddings import inline_tokens
 from safe_framework.core.model import SafeModel
 from safe_framework.core.segments import is_segments
-from safe_framework.errors import AdapterError, SafeError
+from safe_framework.errors import AdapterError, PluginError, SafeError
+from safe_framework.interfaces.registry import REGISTRIES
 from safe_framework.pretrained.base_model import load_base
 from safe_framework.pretrained.probe_cache import checkpoint_key, use_probe_cache
+from safe_framework.utils.in_memory import MEMORY, was_in_memory
 from safe_framework.utils.run_folder import adapter_in
-
-if TYPE_CHECKING:
-    from safe_framework.core.model import SafeModel
-
-    pass
 
 
 @torch.inference_mode(False)  # else nothing could be trained afterwards
@@ -61,7 +58,7 @@ def build(
         CheckpointError: pretrained weights cannot be found.
         UnsupportedBaseError: the base cannot be served.
     """
-    checked = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    checked = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, with_data=False)
     base, tokenizer, origin = _loaded(checked, trust_remote_code)
     if device is not None:
         base = base.to(device)
@@ -107,7 +104,7 @@ def attach(
             example=example,
             split_rows=bool(split_rows),
         )
-    checked = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    checked = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, with_data=False)
     model = SafeModel(
         base,
         tokenizer,
@@ -116,7 +113,7 @@ def attach(
         example=example,
         split_rows=checked.base.split_rows if split_rows is None else split_rows,
     )
-    model.recipe = checked
+    model.built_from = checked
     try:
         _add_all(model, checked)
     except BaseException:
@@ -131,6 +128,7 @@ def load(
     *more: str | Path,
     base: nn.Module | None = None,
     tokenizer: Any = None,
+    model: SafeModel | None = None,
     device: str | torch.device | None = None,
     example: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
@@ -143,6 +141,8 @@ def load(
         *more: adapters of other modalities for the same base.
         base: a base already in memory; loaded as the adapter's recipe says if not given.
         tokenizer: that base's processor or tokenizer.
+        model: a model already put together, with modalities of the same names and parts, into
+            which the adapters' tensors go; of an adapter without a recipe this is the way.
         device: where to put the model.
         example: keyword arguments on which the base runs, where it runs neither on plain text
             nor on a picture as its processor or config describes one.
@@ -155,24 +155,61 @@ def load(
 
     Raises:
         AdapterError: a folder is not a whole adapter, was made for another base, or holds a
-            modality that another one holds too.
+            modality that another one holds too; or it has no recipe, or its base no name.
     """
-    folder, more = adapter_in(folder), tuple(map(adapter_in, more))
+    folder, *others = map(adapter_in, (folder, *more))
+    if model is not None:
+        return _load_into(model, [folder, *others], device, allow_other_base)
     recipe, origin = _recipe_in(folder), None
     if base is None:
-        base, tokenizer, origin = _loaded(recipe, trust_remote_code)
+        base, tokenizer, origin = _loaded(_with_named_base(recipe, folder), trust_remote_code)
     if device is not None:
         base = base.to(device)
     with use_probe_cache(base, origin if example is None else None):
         model = attach(base, tokenizer, recipe=recipe, example=example)
         try:
-            load_tensors(model, Path(folder), recipe.modalities, allow_other_base=allow_other_base)
-            for other in map(Path, more):
+            load_tensors(model, folder, recipe.modalities, allow_other_base=allow_other_base)
+            for other in others:
                 _load_beside(model, other, allow_other_base)
         except BaseException:
             model.detach()  # a caller's base keeps no hook of a model that was refused
             raise
     return model
+
+
+def _load_into(
+    model: SafeModel,
+    folders: Sequence[Path],
+    device: str | torch.device | None,
+    allow_other_base: bool,
+) -> SafeModel:
+    """The caller's model with the tensors of each adapter."""
+    if device is not None:
+        model.to(device)
+    for folder in folders:
+        names = read_config(folder).modalities
+        if lacking := [name for name in names if name not in model.modalities]:
+            raise AdapterError(
+                f"`{folder}` holds modality `{lacking[0]}`, which the model does not have",
+                hint=f"add it before: model.add_modality({lacking[0]!r}, ...)",
+            )
+        load_tensors(model, folder, names, allow_other_base=allow_other_base)
+    return model
+
+
+def _with_named_base(recipe: Recipe, folder: str | Path) -> Recipe:
+    """The recipe, if it says where its base is.
+
+    Raises:
+        AdapterError: the base was in memory.
+    """
+    if was_in_memory(recipe.base.model):
+        raise AdapterError(
+            f"the base of `{folder}` was a `{recipe.base.model.removeprefix(MEMORY)}` in memory, "
+            "which does not say where it was loaded from",
+            hint="give it: load(folder, base=..., tokenizer=...)",
+        )
+    return recipe
 
 
 def compile(model: SafeModel, **options: Any) -> SafeModel:
@@ -201,13 +238,21 @@ def _loaded(recipe: Recipe, trust_remote_code: bool) -> tuple[nn.Module, Any, st
 
 
 def _recipe_in(folder: Path) -> Recipe:
-    read_config(folder)
+    config = read_config(folder)
     if not (folder / RECIPE).is_file():
         raise AdapterError(
-            f"`{folder}` has no `{RECIPE}`: its model was put together by hand",
-            hint="add the same modalities to the base, then call "
-            "safe_framework.core.build.load_tensors",
+            f"`{folder}` has no `{RECIPE}`: it was saved without saying how its model is made",
+            hint="put the same model together, then load into it: load(folder, model=model)",
         )
+    for name, identity in config.modalities.items():
+        for kind, plugin in identity.get("plugins", {}).items():
+            try:
+                REGISTRIES[kind].point(plugin["use"])
+            except PluginError as error:
+                raise AdapterError(
+                    f"`{folder}` needs {error.message} for modality `{name}`",
+                    hint=f"pip install {plugin['distribution']}=={plugin['version']}",
+                ) from error
     return read_stored_recipe(folder / RECIPE, folder)
 
 
@@ -251,6 +296,7 @@ def _add(model: SafeModel, recipe: Recipe, name: str, spec: ModalitySpec) -> Non
         markers=spec.markers,
         inline=spec.inline,
     )
+    model.modality(name).built_from = recipe
 
 
 def load_tensors(

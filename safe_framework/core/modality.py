@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.projector import Projector
 from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, FROM, PRESENT, Frames
 from safe_framework.utils.tensors import keeping_type
+
+if TYPE_CHECKING:
+    from safe_framework.config.schema import Recipe
 
 
 class Modality(nn.Module):
@@ -44,6 +48,7 @@ class Modality(nn.Module):
         attend: where in the text it acts.
 
     Attributes:
+        built_from: the recipe that it was built from; None where it was put together in Python.
         memory: what runs the encoder on prepared inputs, or knows what it gives; None for the
             encoder itself.
     """
@@ -64,6 +69,7 @@ class Modality(nn.Module):
         self.encoder, self.projector, self.fusion = encoder, projector, fusion
         self.segments, self.markers = segments, markers
         self.gate = checked_gate(gate)
+        self.built_from: Recipe | None = None
         self.memory: Callable[[Encoder, Mapping[str, Tensor]], Frames] | None = None
 
     def train(self, mode: bool = True) -> Modality:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import partial
+from copy import deepcopy
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -15,7 +17,9 @@ from torch import Tensor, nn
 from safe_framework.config.schema import Attend
 from safe_framework.core.adapter import (
     AdapterState,
+    LoadedKeys,
     adapter_config,
+    load_state,
     modality_tensors,
     write_adapter,
 )
@@ -51,6 +55,7 @@ from safe_framework.core.layer_discovery import (
     probe_layers,
 )
 from safe_framework.core.layer_hooks import HookSet
+from safe_framework.core.loss_share import COUNT, LossShare, check_not_alone, reads_count
 from safe_framework.core.markers.embeddings import (
     Markers,
     embeddings_of,
@@ -66,6 +71,7 @@ from safe_framework.core.modality import (
 )
 from safe_framework.core.picture_example import picture_examples
 from safe_framework.core.processor import SafeProcessor
+from safe_framework.core.recipe_of import base_name, check_named, recipe_text
 from safe_framework.core.segments import SegmentVectors, is_segments
 from safe_framework.core.switched_off import is_switched_off, switched_off, warn_if_off_elsewhere
 from safe_framework.data.chat_template import QUESTION
@@ -76,6 +82,7 @@ from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.projector import Projector
 from safe_framework.interfaces.types import FROM, PRESENT, BaseFacts, Frames, Sample
 from safe_framework.pretrained.base_processor import text_tokenizer
+from safe_framework.pretrained.quantised import quantisation_of, untested
 from safe_framework.utils.tensors import changes_type
 
 if TYPE_CHECKING:
@@ -107,7 +114,10 @@ class SafeModel(nn.Module):
         modalities: the attached ones by name.
         base_change: what stage B changed in the base; None where L1 and L2 hold.
         owner: key by which hooks on the base know this model's calls.
-        recipe: what the model was built from, if it was built from a recipe.
+        layers_path: as given.
+        side: as given.
+        built_from: the recipe that the model was built from, or trained by; None for neither.
+        without_recipe: whether adapters are saved without saying how the model is made.
         base_snapshot: what the base was when it was wrapped.
         attention_probe: what text attended to, once ``configure_attention_probe`` enabled it.
 
@@ -128,13 +138,17 @@ class SafeModel(nn.Module):
         super().__init__()
         paths = find_layers(base, layers_path, side)
         check_not_compiled(base, paths)
+        if (quantised := quantisation_of(getattr(base, "config", None))) is not None:
+            warnings.warn(untested(quantised), stacklevel=2)
         self.base = freeze(base)
         self._example = example
         self.stack = self._probed(paths, tokenizer)
         self.split_rows = split_rows
+        self.layers_path, self.side = layers_path, side
         self.modalities = nn.ModuleDict()
         self.base_change: BaseChange | None = None
-        self.recipe: Recipe | None = None
+        self.built_from: Recipe | None = None
+        self.without_recipe = False
         self.base_processor = tokenizer
         self.owner = uuid4().hex
         self._processor: SafeProcessor | None = None
@@ -242,13 +256,22 @@ class SafeModel(nn.Module):
 
     # Calls
 
-    def forward(self, *args: Any, gate: Gate | None = None, **inputs: Any) -> Any:
+    def forward(
+        self,
+        *args: Any,
+        gate: Gate | None = None,
+        labels: Tensor | None = None,
+        **inputs: Any,
+    ) -> Any:
         """Call the base, with whatever modalities ``inputs`` carries.
 
         Args:
             *args: passed to the base.
             gate: strength for this call instead of the modalities' own: one number, one for
                 each row, or either by modality.
+            labels: passed to the base; named here, as Trainers look for them. In training, beside
+                ``num_items_in_batch``, the loss is their sum over so many tokens, on a base whose
+                own loss does not read it too.
             **inputs: the base's own arguments, and ``NAME__KEY`` tensors of modalities.
 
         Returns:
@@ -256,10 +279,21 @@ class SafeModel(nn.Module):
 
         Raises:
             InjectionError: a fused layer was bypassed, so the modality had no effect.
+            KeywordError: labels came alone.
         """
+        share = LossShare()
+        if labels is not None:
+            check_not_alone(args, inputs)
+            if self.training and COUNT in inputs and not self._base_reads_count:
+                share = LossShare.taken(inputs, labels, self.base)
+            inputs["labels"] = labels
         with use_checkpointing(self._recompute if self.training else None):
             own, call = self._prepare(args, without_cache(inputs), gate)
-            return call.forward(args, own)
+            return share.of(call.forward(args, own))
+
+    @cached_property
+    def _base_reads_count(self) -> bool:
+        return reads_count(self.base, self._example_inputs())
 
     def generate(self, *args: Any, gate: Gate | None = None, **inputs: Any) -> Any:
         """The base's own ``generate``, with whatever modalities ``inputs`` carries.
@@ -371,7 +405,7 @@ class SafeModel(nn.Module):
     def processor(self) -> SafeProcessor:
         """Turns texts and samples into batches for this model."""
         if self._processor is None:  # copying a tokenizer takes a while
-            data = self.recipe.data if self.recipe is not None else None
+            data = self.built_from.data if self.built_from is not None else None
             base = self.base_processor
             self._processor = SafeProcessor(
                 base,
@@ -446,6 +480,16 @@ class SafeModel(nn.Module):
         """Where the inputs of a call go."""
         return input_device(self.base)
 
+    @property
+    def config(self) -> Any:
+        """A copy of the base's config, for Trainers, which may write to it."""
+        return deepcopy(self.base.config)
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """That losses of parts of a step add up to the step's, for Trainers: always."""
+        return True
+
     def train(self, mode: bool = True) -> SafeModel:
         """Switch the trainable parts; the base stays in evaluation mode.
 
@@ -467,9 +511,17 @@ class SafeModel(nn.Module):
         """Move or cast the model, as ``to``, ``cuda`` and ``bfloat16`` do.
 
         A base that is cast here is not one that was changed behind the model's back.
+
+        Raises:
+            SafeError: the base is quantised, and would be cast.
         """
         types = {p.dtype for p in self.base.parameters() if p.is_floating_point()}
         cast = any(changes_type(fn, dtype) for dtype in types)
+        if cast and (quantised := quantisation_of(getattr(self.base, "config", None))) is not None:
+            raise SafeError(
+                f"a quantised base ({quantised}) cannot be cast to another dtype",
+                hint="load it in another one; `model.modalities.to(dtype)` casts the senses alone",
+            )
         before = BaseSnapshot.of(self.base) if cast else None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
         if before is not None:
@@ -518,27 +570,46 @@ class SafeModel(nn.Module):
             f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share:.4f}"
         )
 
-    def save_pretrained(self, folder: str | Path, is_main_process: bool = True) -> Path:
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        is_main_process: bool = True,
+        *,
+        without_recipe: bool | None = None,
+    ) -> Path:
         """Write the adapter, without the base, to ``folder`` in one step.
 
         Processes that share the base's layers all call this, and one of them writes.
+
+        Args:
+            folder: where to; an adapter that is there is replaced.
+            is_main_process: whether this process writes.
+            without_recipe: leave out how the model is made: ``load`` then needs ``model=``. For
+                parts that are no installed plugins. None does as the last training was told.
+
+        Raises:
+            AdapterError: a part is no installed plugin, and ``without_recipe`` is False; or the
+                folder cannot be written.
         """
-        state = self.adapter_state()  # every process helps to read a base that is shared out
+        # Every process helps to read a base that is shared out.
+        state = self.adapter_state(without_recipe=without_recipe)
         if is_main_process:
             write_adapter(state, Path(folder))
         return Path(folder)
 
-    def adapter_state(self) -> AdapterState:
+    def adapter_state(self, *, without_recipe: bool | None = None) -> AdapterState:
         """All that ``save_pretrained`` writes.
 
         Vectors of second samples are left out where they are zero, as before any are trained.
         """
+        without = self.without_recipe if without_recipe is None else without_recipe
         tensors, trained = self.modality_tensors(), self.trainable_parameters()
         for key in [key for key in tensors if is_segments(key) and not tensors[key].any()]:
             del tensors[key], trained[key]
         change = self.base_change
         names = list(self.modalities)
-        recipe = self.recipe
+        if not without:
+            check_named(self, "pass `without_recipe=True` and load with `load(folder, model=...)`")
         return AdapterState(
             tensors=tensors,
             config=adapter_config(
@@ -548,9 +619,26 @@ class SafeModel(nn.Module):
                 None if change is None else change.adapter_facts(self.base),
                 self.base_snapshot.accepted,
             ),
-            recipe=recipe.text if recipe and set(recipe.modalities) == set(names) else None,
+            recipe=None if without else self.recipe(),
             write_base_change=None if change is None else partial(change.write, self.base),
         )
+
+    def adopt(self, recipe: Recipe) -> None:
+        """Take a recipe, which describes the modalities as they are, for one that made the model.
+
+        From here on questions are asked in its prompt.
+        """
+        self.built_from = recipe
+        for name in self.modalities:
+            self.modality(name).built_from = recipe
+        self._processor = None
+
+    def recipe(self) -> str:
+        """The recipe of this model as TOML: how it is made, and trained if it was.
+
+        What was an object of Python and has no name stands there as ``memory:...``.
+        """
+        return recipe_text(self)
 
     def modality_tensors(self) -> dict[str, Tensor]:
         """The modalities' tensors that an adapter holds, by name.
@@ -568,10 +656,43 @@ class SafeModel(nn.Module):
         changed = named_change_parameters(self.base_change, self.base)
         return self.modality_tensors() | {key: value.detach() for key, value in changed.items()}
 
+    def state_dict(  # type: ignore[override]  # torch's own is two overloads
+        self,
+        *,
+        destination: dict[str, Any] | None = None,
+        prefix: str = "",
+        keep_vars: bool = False,
+    ) -> dict[str, Any]:
+        """``adapter_tensors``: what a checkpoint of any Trainer holds. The base is no part of it.
+
+        Args:
+            destination: where to put them; a new dictionary if None.
+            prefix: before every name.
+            keep_vars: has no effect: they are never part of a graph.
+        """
+        found = {} if destination is None else destination
+        found.update({f"{prefix}{name}": one for name, one in self.adapter_tensors().items()})
+        return found
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> LoadedKeys:
+        """Take what ``state_dict`` gave, in place.
+
+        Args:
+            state_dict: tensors by name.
+            strict: refuse names that are missing or unknown.
+            assign: has no effect: values are copied.
+
+        Raises:
+            AdapterError: a tensor is of another shape, or names differ and ``strict`` is True.
+        """
+        return load_state(self.adapter_tensors(), state_dict, strict=strict)
+
     def base_identity(self) -> dict[str, str]:
         """What tells the base, as it was before any change, from another one."""
         with self.original_base():
-            name = self.recipe.base.model if self.recipe else ""
+            name = base_name(self)
             return base_identity(self.base, self.base_processor, self.base_snapshot, name)
 
     def _recorded_base(self) -> dict[str, str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime
 from functools import cached_property
 from types import MappingProxyType
@@ -71,12 +72,27 @@ class ChatTemplate:
         self.renderer = pinned(chat_renderer(processor), day)
         self.tokenizer = text_tokenizer(processor)
         self.system, self.options = system, dict(options)
+        self.check_options(self.options)
         self._asked: dict[tuple[str, int], str] = {}
 
     @classmethod
     def of(cls, processor: Any) -> ChatTemplate | None:
         """A base's own template as it is; None where it has none."""
         return None if chat_renderer(processor) is None else cls(processor)
+
+    def check_options(self, names: Collection[str]) -> None:
+        """Refuse options that the template would pass over without a word.
+
+        Raises:
+            DataError: it does not read one of them.
+        """
+        text = str(self.renderer.chat_template)
+        for name in names:
+            if not re.search(rf"\b{re.escape(name)}\b", text):
+                raise DataError(
+                    f"the base's chat template does not read the option `{name}`",
+                    hint="leave it out of `template_options`, or correct its name",
+                )
 
     # Text
 

@@ -23,6 +23,7 @@ MESSAGES = "messages"
 IMAGE = "image"
 ASSISTANT = "assistant"
 _INSTEAD = ("question", "answer", "answers", "text", "caption", "label")
+_TURN = ", message "  # between the place of a row and a number
 _KEYS = ("path", "url")  # of a part, besides its own type
 
 
@@ -145,6 +146,20 @@ def last_of(row: Row, modalities: Collection[str]) -> Row:
     return read.upto(len(read.messages), row.place)
 
 
+def row_of(place: str) -> str:
+    """The place of a row, of that of one of its turns.
+
+    >>> row_of("train.jsonl:3, message 4"), row_of("train.jsonl:5")
+    ('train.jsonl:3', 'train.jsonl:5')
+    """
+    return place.partition(_TURN)[0]
+
+
+def sent_last(row: Row, modalities: Collection[str]) -> bool:
+    """Whether a conversation's last message brings a sample of one of these modalities."""
+    return any(part["type"] in modalities for part in row.values[MESSAGES][-1]["content"])
+
+
 def last_question(messages: Sequence[Message]) -> str:
     """The text of the last message that is not the assistant's."""
     asked = [one for one in messages if one["role"] != ASSISTANT]
@@ -212,7 +227,7 @@ class _Conversation:
 
     def before(self, turn: int) -> Row:
         """The row of one turn of the assistant's."""
-        place = f"{self.row.place}, message {turn + 1}"
+        place = f"{self.row.place}{_TURN}{turn + 1}"
         answer = "".join(part["text"] for part in self.messages[turn]["content"])
         if not answer.strip():
             raise DataError(f"{place}: the assistant says nothing", hint="leave the turn out")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import attrs
 
 from safe_framework.data.addresses import InlineSample, sources_of
-from safe_framework.data.conversations import Talk, has_messages, turns_of, whole_of
+from safe_framework.data.conversations import Talk, has_messages, sent_last, turns_of, whole_of
 from safe_framework.data.fields import RowFields, plain_fields
 from safe_framework.data.pictures import Picture, RowPictures
 from safe_framework.data.questions import Asked, RowQuestions
@@ -81,14 +81,20 @@ class Example:
         return attrs.evolve(self, questions=questions).ask(questions.first())
 
     def ask(self, asked: Asked) -> Example:
-        """The same row, asked a question of its bank."""
+        """The same row, asked a question of its bank.
+
+        Yes and no are answered as questions are, also where rows are classified.
+        """
         assert self.questions is not None
         label = self.questions.label
         prompt = self.questions.prompt_of(asked)
         align, alone = self.align, aligned_words(label, None, sample_counts(self.samples))
         if align is None and asked.answer != label and alone:  # that names the only sample
             align = label
-        return attrs.evolve(self, prompt=prompt, answer=asked.answer, align=align)
+        found = attrs.evolve(self, prompt=prompt, answer=asked.answer, align=align)
+        if asked.verdicts is None:
+            return found
+        return attrs.evolve(found, task=QUESTIONS, labels=(), at_tokens=False)
 
 
 def aligned_words(
@@ -381,6 +387,8 @@ def align_of(row: Row, present: Mapping[str, int]) -> str | tuple[str, ...] | No
         DataError: it says something else, or has words for another number of samples.
     """
     value = row.values.get("align")
+    if value is None and has_messages(row) and not sent_last(row, present):
+        return ()  # what goes on about a sample does not name it
     if not isinstance(value, (list, tuple)):
         return None if value is None else text_in(row, "align")
     if not all(isinstance(one, str) and one.strip() for one in value):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import attrs
@@ -13,6 +12,7 @@ from safe_framework.data.readers import Row
 from safe_framework.data.tasks import KIND, NO_FIELDS, OWN_ANSWER
 from safe_framework.errors import DataError
 from safe_framework.utils.suggest import nearest
+from safe_framework.utils.toml_writer import toml_text
 
 TEXTS = ("retention", "retention_test", "retention_validation")
 FOREIGN = ("foreign", "foreign_test", "foreign_validation")
@@ -138,17 +138,8 @@ def unread_error(sources: Iterable[RowFields]) -> DataError:
 def ignoring(sources: Sequence[RowFields]) -> str:
     """What to do about the fields of some sources that nobody reads."""
     names = dict.fromkeys(name for one in sources for name in one.unread)
-    line = f"ignore = [{', '.join(map(_toml, names))}]"
+    line = f"ignore = [{', '.join(map(toml_text, names))}]"
     return f"correct what is misspelt; if they are not to be read, add `{line}` to [data]"
-
-
-def _toml(text: str) -> str:
-    r"""A text as TOML writes it, whose strings are JSON's but for one character.
-
-    >>> print(_toml('a "b"'), _toml("c\x7f"))
-    "a \"b\"" "c\u007F"
-    """
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
 
 
 def plain_fields(row: Row) -> dict[str, str | int | float | bool]:

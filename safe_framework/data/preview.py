@@ -133,8 +133,8 @@ def preview(recipe: Recipe, progress: ProgressCallback = no_progress) -> Preview
         )
         try:
             faults += _faults(recipe, key, source, fields, pictures, progress)
-        except DataError as error:  # of the whole source
-            errors.append(error)
+        except DataError as error:  # of the whole source, or of a bank that several ask
+            errors += [error] if str(error) not in map(str, errors) else []
         if pictures.blind is not None:
             errors.append(blind_base(recipe.base.model, *pictures.blind))
         unread.append(fields)

@@ -29,16 +29,32 @@ from safe_framework.data.fields import FOREIGN, TEXTS, RowFields, row_fields, un
 from safe_framework.data.pictures import RowPictures, blind_base
 from safe_framework.data.prompts import chats_that_go_on, may_chat, recipe_chat
 from safe_framework.data.questions import check_bank, question_and_bank
-from safe_framework.data.readers import is_dataset, iterate_rows
+from safe_framework.data.readers import MemoryRows, Source, is_dataset, iterate_rows
 from safe_framework.data.tasks import CLASSES, NO_FIELDS, TaskFormat, unique
 from safe_framework.data.text_length import TextLimit
 from safe_framework.errors import DataError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
 from safe_framework.pretrained.base_model import load_base_processor, takes_pictures
+from safe_framework.pretrained.base_outline import BaseOutline
 from safe_framework.utils.progress import ProgressCallback, no_progress
 
 _Read = TypeVar("_Read")
+
+
+@attrs.frozen(eq=False)
+class InMemory:
+    """What a recipe could only name, since it is in memory.
+
+    Attributes:
+        rows: by the key of their source.
+        processor: the base's; that of the recipe's base is loaded if None.
+        config: the base's, likewise.
+    """
+
+    rows: Mapping[str, MemoryRows] = attrs.field(factory=dict)
+    processor: Any = None
+    config: Any = None
 
 
 class RecipeData:
@@ -47,6 +63,7 @@ class RecipeData:
     Args:
         recipe: it must have ``[data]``.
         progress: called while pictures are opened.
+        memory: what of it is in memory.
 
     Attributes:
         skipped: the error of each row that was left out, by key of ``[data]``.
@@ -55,15 +72,21 @@ class RecipeData:
         DataError: the recipe has none.
     """
 
-    def __init__(self, recipe: Recipe, progress: ProgressCallback = no_progress) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        progress: ProgressCallback = no_progress,
+        memory: InMemory | None = None,
+    ) -> None:
         if recipe.data is None:
             raise DataError("the recipe has no [data]", hint='add `train = "train.jsonl"` to it')
         self.spec: DataSpec = recipe.data
         self._recipe, self._base, self._progress = recipe, recipe.base, progress
-        self.sources = recipe.data_files()
+        self._memory = memory or InMemory()
+        self.sources: dict[str, Source] = {**recipe.data_files(), **self._memory.rows}
         self.skipped: dict[str, list[DataError]] = {}
         self._read: dict[tuple[str, ...], Any] = {}
-        self._limit = TextLimit(recipe.base, lambda: self._processor)
+        self._limit = TextLimit(recipe.base, lambda: self._processor, self._memory.config)
 
     def examples(self, key: str, encoders: Mapping[str, Encoder]) -> list[Example]:
         """The task's rows in ``train`` or ``test``, of all datasets that have it, in turn.
@@ -106,7 +129,7 @@ class RecipeData:
                 found = self._asked(key, name, one, found, encoders)
             if one.task != CLASSES or labels:
                 return found
-            own = tuple(unique([example.answer for example in found]))
+            own = tuple(unique([example.label for example in found]))
             return [attrs.evolve(example, labels=own) for example in found]
 
         return self._once((called,), read)
@@ -196,7 +219,8 @@ class RecipeData:
 
     @cached_property
     def _processor(self) -> Any:
-        return load_base_processor(self._base)
+        given = self._memory.processor
+        return load_base_processor(self._base) if given is None else given
 
     @property
     def weights(self) -> dict[str, float]:
@@ -266,6 +290,9 @@ class RecipeData:
     @cached_property
     def takes_pictures(self) -> bool:
         """Whether the base is given the rows' pictures."""
+        config = self._memory.config
+        if config is not None:
+            return BaseOutline(config.to_dict()).sees
         return takes_pictures(self._base)
 
     def samples(self, key: str, modality: str, encoder: Encoder) -> list[Sample]:
@@ -298,6 +325,9 @@ class RecipeData:
         source = self.sources[key]
         if isinstance(source, str):
             return hashlib.sha256(source.encode()).hexdigest()
+        if isinstance(source, MemoryRows):
+            digests = [source.digest(), *map(_file_digest, self._named_files(key, source))]
+            return hashlib.sha256(" ".join(digests).encode()).hexdigest()
         named = self._named_files(key, source)
         if source.is_file() and not named:
             return _file_digest(source)
@@ -309,7 +339,7 @@ class RecipeData:
         content = "".join([*lines, *(f"{one}\n" for one in digests[len(held) :])])
         return hashlib.sha256(content.encode()).hexdigest()
 
-    def _named_files(self, key: str, source: Path) -> list[Path]:
+    def _named_files(self, key: str, source: Path | MemoryRows) -> list[Path]:
         """The files of samples and pictures that a source's rows name, outside of it, in order."""
         fields, modalities = row_fields(self._recipe, key), list(self._recipe.modalities)
         pictures, files = RowPictures(modalities), dict[Path, None]()

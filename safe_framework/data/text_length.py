@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from safe_framework.errors import DataError
-from safe_framework.pretrained.base_model import load_context_length
+from safe_framework.pretrained.base_model import context_length, load_context_length
 from safe_framework.pretrained.base_processor import text_tokenizer
 
 if TYPE_CHECKING:
@@ -25,14 +25,17 @@ class TextLimit:
     Args:
         base: whose config and processor are fetched once a text is long enough to ask.
         processor: gives the base's processor or tokenizer.
+        config: the base's, which is fetched if None.
     """
 
-    def __init__(self, base: BaseSpec, processor: Callable[[], Any]) -> None:
-        self._base, self._processor = base, processor
+    def __init__(self, base: BaseSpec, processor: Callable[[], Any], config: Any = None) -> None:
+        self._base, self._processor, self._config = base, processor, config
 
     @cached_property
     def tokens(self) -> int | None:
         """The base's context; None where it has no limit that it tells of."""
+        if self._config is not None:
+            return context_length(self._config)
         return load_context_length(self._base)
 
     def check(self, place: str, text: str, answer: str = "") -> None:

@@ -271,6 +271,8 @@ def _image_features(base: Any, batch: Mapping[str, Any]) -> Tensor | None:
 def answer_embeddings(model: SafeModel, answers: Sequence[str]) -> Tensor:
     """Unit vectors towards each answer's mean input embedding, less their common mean."""
     embed: nn.Module = model.base.get_input_embeddings()  # type: ignore[operator]  # a method
+    if not answers:  # of conversations whose samples nothing names
+        return torch.zeros(0, model.stack.hidden_size, device=model.device)
     means = []
     for answer in answers:
         ids = model.tokenizer(answer, add_special_tokens=False)["input_ids"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 from torch import Tensor, nn
 
+from safe_framework.interfaces.given_options import keep_given
 from safe_framework.interfaces.types import Frames, Sample
 
 
@@ -27,6 +29,10 @@ class Encoder(nn.Module, ABC):
 
     dim: int
     sampling_rate: int | None = None
+
+    def __new__(cls, *wired: Any, **options: Any) -> Self:
+        """A plugin that knows the options it is made with."""
+        return keep_given(super().__new__(cls), options)
 
     @abstractmethod
     def prepare(self, samples: Sequence[Sample]) -> Mapping[str, Tensor]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any, Self
 
 from torch import Tensor, nn
 
+from safe_framework.interfaces.given_options import keep_given
 from safe_framework.interfaces.types import Memory, Tokens
 
 
@@ -35,6 +36,10 @@ class FusionAdapter(nn.Module, ABC):
 
     layers: tuple[int, ...]
     rebuilt: frozenset[str] = frozenset()
+
+    def __new__(cls, *wired: Any, **options: Any) -> Self:
+        """A plugin that knows the options it is made with."""
+        return keep_given(super().__new__(cls), options)
 
     @abstractmethod
     def remember(self, tokens: Tokens) -> Memory:

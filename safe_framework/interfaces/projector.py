@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any, Self
 
 from torch import nn
 
+from safe_framework.interfaces.given_options import keep_given
 from safe_framework.interfaces.types import Frames, Tokens
 
 
@@ -25,6 +27,10 @@ class Projector(nn.Module, ABC):
     """
 
     tokens: int | None = None
+
+    def __new__(cls, *wired: Any, **options: Any) -> Self:
+        """A plugin that knows the options it is made with."""
+        return keep_given(super().__new__(cls), options)
 
     @abstractmethod
     def forward(self, frames: Frames) -> Tokens:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from safe_framework.errors import PluginError
+from safe_framework.utils.in_memory import MEMORY, was_in_memory
 from safe_framework.utils.suggest import suggest
 
 if TYPE_CHECKING:
@@ -112,6 +113,10 @@ class Registry(Generic[_Plugin]):
         return plugin
 
     def _unknown(self, name: str) -> PluginError:
+        if was_in_memory(name):
+            message = f"{self.kind} `{name.removeprefix(MEMORY)}` was an object in memory"
+            hint = "put the same model together, then load into it: load(folder, model=model)"
+            return PluginError(message, hint=hint)
         if install := self._known_plugins().get(name):
             message = f"{self.kind} `{name}` is known but not installed"
             return PluginError(message, hint=f"install it: `{install}`")

@@ -10,6 +10,7 @@ from safe_framework.errors import CheckpointError
 from safe_framework.pretrained import base_outline
 from safe_framework.pretrained.base_processor import load_processor
 from safe_framework.pretrained.location import composed_folder, resolve, revision_of
+from safe_framework.pretrained.quantised import refuse_missing_library
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 from safe_framework.utils.quiet import quietly
 
@@ -24,6 +25,9 @@ def load_base(spec: BaseSpec, *, trust_remote_code: bool = False) -> tuple[nn.Mo
         spec: a hub id, a folder or the name of a card, and how to load it.
         trust_remote_code: let the checkpoint run code of its own; off, and no recipe can
             turn it on.
+
+    Raises:
+        CheckpointError: there is no such base, or it is quantised and cannot be loaded here.
     """
     set_aside_broken_torchaudio()
     if spec.compose is not None and not composed_folder(spec.model).is_dir():
@@ -38,7 +42,18 @@ def load_base(spec: BaseSpec, *, trust_remote_code: bool = False) -> tuple[nn.Mo
     with quietly():
         config = _config(place, common, trust_remote_code)
         processor = load_processor(place, config, common, trust_remote_code=trust_remote_code)
-        return _model_class(config).from_pretrained(place, **common, **options), processor
+        quantised = refuse_missing_library(spec.model, config)
+        try:
+            base = _model_class(config).from_pretrained(place, **common, **options)
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            if quantised is None:
+                raise
+            why = str(error).strip().partition("\n")[0]
+            raise CheckpointError(
+                f"`{spec.model}` is quantised ({quantised}), and cannot be loaded here: {why}",
+                hint=quantised.hint,
+            ) from error
+        return base, processor
 
 
 def load_base_processor(spec: BaseSpec, *, trust_remote_code: bool = False) -> Any:

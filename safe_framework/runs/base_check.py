@@ -21,7 +21,7 @@ from safe_framework.config.schema import Recipe
 from safe_framework.data.fields import FOREIGN, row_fields
 from safe_framework.data.pictures import FIELDS
 from safe_framework.data.readers import is_archive, is_dataset, iterate_rows
-from safe_framework.errors import SafeError
+from safe_framework.errors import CheckpointError, SafeError
 from safe_framework.pretrained.base_outline import (
     BaseOutline,
     known_release,
@@ -29,6 +29,11 @@ from safe_framework.pretrained.base_outline import (
     outline_of,
 )
 from safe_framework.pretrained.location import composed_folder, is_hub_id, unknown_checkpoint
+from safe_framework.pretrained.quantised import (
+    quantisation_of,
+    refuse_missing_library,
+    untested,
+)
 from safe_framework.utils import catalogue
 from safe_framework.utils.suggest import nearest
 
@@ -69,7 +74,7 @@ def check_base(recipe: Recipe) -> list[str]:
     else:
         findings += [*_unsupported(base), *_layers(recipe, base), *_side(recipe, base)]
         findings += [*_pictures_in_vain(base, rows), *_pictures_missing(base, rows)]
-        findings += _other_base(recipe, base)
+        findings += [*_other_base(recipe, base), *_quantised(recipe, base)]
     if findings:
         raise RecipeError.of(locate(findings, recipe.text, recipe.source))
     return [] if base is None else list(_notes(base, rows))
@@ -213,6 +218,14 @@ def _other_base(recipe: Recipe, base: BaseOutline) -> Iterator[Finding]:
         )
 
 
+def _quantised(recipe: Recipe, base: BaseOutline) -> Iterator[Finding]:
+    """A base whose quantised weights nothing here reads."""
+    try:
+        refuse_missing_library(recipe.base.model, base.config)
+    except CheckpointError as error:
+        yield Finding(_MODEL, error.message, error.hint)
+
+
 def _notes(base: BaseOutline, rows: list[Pictures]) -> Iterator[str]:
     known = base.known
     if base.sees and not base.has_processor:
@@ -220,6 +233,8 @@ def _notes(base: BaseOutline, rows: list[Pictures]) -> Iterator[str]:
     elif known is not None and known.torchvision and find_spec("torchvision") is None:
         seen = "pictures or videos" if known.torchvision == "pictures" else "videos"
         yield f"its base cannot be given {seen}: torchvision is not installed"
+    if (quantised := quantisation_of(base.config)) is not None:
+        yield untested(quantised)
     if base.sees and rows and not any(one.having for one in rows):
         yield "its base takes pictures, and no row has one: what it keeps of seeing is unknown"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
 from safe_framework.data.fields import no_kind_error
 from safe_framework.data.preview import lacking, missing_sources
-from safe_framework.data.recipe_data import RecipeData, listing, split_by_modality
+from safe_framework.data.recipe_data import InMemory, RecipeData, listing, split_by_modality
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import answer, eval_mode
 from safe_framework.evaluation.attention import ATTENTION
@@ -33,6 +33,7 @@ from safe_framework.evaluation.sweep import SWEEP
 from safe_framework.hooks import hook_manager
 from safe_framework.pretrained.location import composed_folder
 from safe_framework.runs.base_check import check_base
+from safe_framework.runs.options import recipe_with_rows
 from safe_framework.runs.report import write_report
 from safe_framework.runs.report.curves import write_monitor_figure
 from safe_framework.runs.report.extras import ReportInputs
@@ -63,7 +64,12 @@ _MAX_PRINTED = 10  # rows that were left out, on the screen
 
 
 def run_recipe(
-    source: str, *, output: Path | None = None, resume: bool = True, quiet: bool = False
+    source: str,
+    *,
+    output: Path | None = None,
+    resume: bool = True,
+    quiet: bool = False,
+    data: Mapping[str, Any] | None = None,
 ) -> Path:
     """Do everything that a recipe says, and write the run's folder.
 
@@ -76,41 +82,103 @@ def run_recipe(
         output: the run's folder; ``runs/NAME`` if None.
         resume: go on with what the folder holds; otherwise start anew.
         quiet: print nothing.
+        data: rows by key of ``[data]``, instead of what the recipe names there.
 
     Raises:
         RecipeError: the recipe has mistakes, or its base will not do.
         DataError: data are missing, or the folder holds a run of another recipe or other data.
     """
-    recipe = read_recipe(source)
+    recipe, memory = read_recipe(source, with_data=not data), InMemory()
+    if data:
+        recipe, memory = recipe_with_rows(recipe, data)
     check_base(recipe)
     if (missing := missing_sources(recipe)) is not None:
         raise missing  # only after training would it be found out
     for error in lacking(recipe):
         raise error
     folder = output or Path("runs") / Path(recipe.source).stem
-    with distributed.distributed_context() as sharding:
-        if distributed.is_main_process():
-            _claim_folder(folder, recipe, resume)
-        distributed.barrier()
-        console = Console(quiet=quiet or not distributed.is_main_process(), stderr=False)
-        _run(recipe, folder, console, resume=resume, sharding=sharding)
-        distributed.barrier()
+    run(recipe, folder, resume=resume, quiet=quiet, memory=memory)
     return folder
 
 
+@attrs.frozen(eq=False)
+class Run:
+    """What a run left.
+
+    Attributes:
+        folder: of the run: its adapter, its report and what it goes on from.
+        model: the trained one.
+        evaluation: what was measured; None where there was nothing to measure on.
+        log: one row for each logging step.
+    """
+
+    folder: Path
+    model: SafeModel
+    evaluation: Evaluation | None
+    log: Log
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter's folder, for ``load``."""
+        return self.folder / ADAPTER
+
+
+def run(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool,
+    quiet: bool,
+    memory: InMemory,
+    model: SafeModel | None = None,
+) -> Run:
+    """Train, save, evaluate and report; where several processes run it, all call this.
+
+    Args:
+        recipe: what to do.
+        folder: the run's.
+        resume: go on with what the folder holds; otherwise start anew.
+        quiet: print nothing.
+        memory: what of the recipe is in memory.
+        model: to train; built as the recipe says if None.
+
+    Raises:
+        DataError: data are missing, or the folder holds a run of another recipe or other data.
+    """
+    with distributed.distributed_context() as sharding:
+        if distributed.is_main_process():
+            _claim_folder(folder, recipe, resume, _run_identity(recipe, memory, model))
+        distributed.barrier()
+        console = Console(quiet=quiet or not distributed.is_main_process(), stderr=False)
+        done = _run(
+            recipe, folder, console, resume=resume, sharding=sharding, memory=memory, model=model
+        )
+        distributed.barrier()
+    return done
+
+
 def _run(
-    recipe: Recipe, folder: Path, console: Console, *, resume: bool, sharding: Sharding | None
-) -> None:
+    recipe: Recipe,
+    folder: Path,
+    console: Console,
+    *,
+    resume: bool,
+    sharding: Sharding | None,
+    memory: InMemory,
+    model: SafeModel | None,
+) -> Run:
     """Everything that each of the processes does."""
     clock, writes = Clock(), distributed.is_main_process()
     if (count := distributed.world_size()) > 1:
         shared = ", which share the base's layers" if sharding else ""
         console.print(f"{count} processes{shared}", highlight=False)
+    evaluation: Evaluation | None = None
     with WorkProgress(console).showing() as progress:
-        _compose_if_missing(recipe, console, progress)
-        with clock.timing("build"):
-            model = build(recipe, device=None if sharding else distributed.device())
-        data = RecipeData(recipe, progress)
+        if model is None:
+            _compose_if_missing(recipe, console, progress)
+            with clock.timing("build"):
+                model = build(recipe, device=None if sharding else distributed.device())
+        data = RecipeData(recipe, progress, memory)
         examples = _read_all_data(model, data, recipe.evaluation.by)
         shown = _print_skipped(console, data, folder) if writes else 0
         with clock.timing("train"):
@@ -121,20 +189,24 @@ def _run(
         if writes:
             _print_skipped(console, data, folder, shown)  # of `foreign`, where training wanted it
         model.save_pretrained(folder / ADAPTER, is_main_process=writes)
-        with clock.timing("evaluate"):
-            evaluation = evaluate_run(model, recipe, data, progress)
-        if writes and model.base_change is not None and evaluation.base_changed is not None:
-            # Only now is known how far the base went, which the adapter and its card say.
-            model.base_change.drift = adapter_facts(evaluation.base_changed.drift)
-            model.save_pretrained(folder / ADAPTER)
-    if writes:
+        if missing_sources(recipe) is None:
+            with clock.timing("evaluate"):
+                evaluation = evaluate_run(model, recipe, data, progress)
+            if writes and model.base_change is not None and evaluation.base_changed is not None:
+                # Only now is known how far the base went, which the adapter and its card say.
+                model.base_change.drift = adapter_facts(evaluation.base_changed.drift)
+                model.save_pretrained(folder / ADAPTER)
+    if writes and evaluation is not None:
         evaluation = _with_costs(evaluation, folder, clock)
         _write_results(folder, recipe, evaluation, log)
         console.print(table(evaluation))
         if evaluation.base_changed is not None:
             warning = describe_change(evaluation.base_changed)
             console.print(warning, style="bold red", highlight=False, markup=False)
-        console.print(f"report   {folder / REPORT}\nadapter  {folder / ADAPTER}", highlight=False)
+        console.print(f"report   {folder / REPORT}", highlight=False)
+    if writes:
+        console.print(f"adapter  {folder / ADAPTER}", highlight=False)
+    return Run(folder, model, evaluation, log)
 
 
 def _compose_if_missing(recipe: Recipe, console: Console, progress: WorkProgress) -> None:
@@ -283,17 +355,18 @@ def _print_skipped(console: Console, data: RecipeData, folder: Path, shown: int 
     return len(rows)
 
 
-def _claim_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
+def _claim_folder(folder: Path, recipe: Recipe, resume: bool, mine: dict[str, Any]) -> None:
     """Make the folder this recipe's own, or refuse to mix two runs in it."""
     state = folder / STATE
-    mine = _run_identity(recipe)
     if not resume:
         _remove_checkpoints(folder / CHECKPOINTS)
         shutil.rmtree(folder / PARETO, ignore_errors=True)
         for name in (MONITOR, FIGURE, *_MEASURED):
             (folder / name).unlink(missing_ok=True)
     elif state.exists() and not _is_same_run(held := json.loads(state.read_text("utf-8")), mine):
-        what = "another recipe" if held.get("recipe") != mine["recipe"] else "other training data"
+        same_recipe, same_base = (held.get(key) == mine.get(key) for key in ("recipe", "base"))
+        other = "other training data" if same_base else "another base"
+        what = other if same_recipe else "another recipe"
         raise DataError(
             f"`{folder}` holds a run of {what}",
             hint="start anew there with --no-resume, or choose another folder with --output",
@@ -316,9 +389,9 @@ def _remove_checkpoints(checkpoints: Path) -> None:
         shutil.rmtree(aside)
 
 
-def _run_identity(recipe: Recipe) -> dict[str, Any]:
-    """What a run's weights depend on, as far as the recipe and the files that it names go."""
-    data = RecipeData(recipe)
+def _run_identity(recipe: Recipe, memory: InMemory, model: SafeModel | None) -> dict[str, Any]:
+    """What a run's weights depend on: the recipe, what it names, and what is in memory."""
+    data = RecipeData(recipe, memory=memory)
     keys = [*data.trained_on(), *map(stage_key, range(len(recipe.curriculum)))]
     keys += ["validation", "retention_validation", "foreign_validation"] if recipe.monitor else []
     trained_on = {key: data.digest(key) for key in keys if key in data.sources}
@@ -326,7 +399,8 @@ def _run_identity(recipe: Recipe) -> dict[str, Any]:
         from safe_framework.experimental.base_finetuning.train import start_digest
 
         trained_on["start"] = start_digest(recipe.folder / recipe.stage_b.start)
-    return {"recipe": text_fingerprint(recipe.text), "data": trained_on}
+    own = {} if model is None else {"base": model.base_identity()["weights"]}
+    return {"recipe": text_fingerprint(recipe.text), "data": trained_on, **own}
 
 
 def _with_costs(evaluation: Evaluation, folder: Path, clock: Clock) -> Evaluation:

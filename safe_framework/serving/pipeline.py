@@ -222,6 +222,8 @@ class SafePipeline:
         if _is_chat(inputs[0]):
             disabled = self.model.modalities.keys() - set(enabled)
             chats = [_without(chat, disabled) for chat in inputs]
+            if template_options and processor.chat is not None:
+                processor.chat.check_options(template_options)
             way = "continue_final_message" if _continued(inputs[0]) else "add_generation_prompt"
             batch = processor.chat_batch(chats, rate, {**(template_options or {}), way: True})
         else:

@@ -1,12 +1,13 @@
-"""A page to try a sense in: a sample, a question, a gate, and both models' answers side by side.
+"""A page to try a sense in: both models' answers side by side, and a conversation of many turns.
 
-Where the base sees, a picture can be put beside the sample.
+A question is asked with a sample and, where the base sees, a picture, at any gate; in a
+conversation each turn may bring its own, and all of them stay in it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,8 @@ from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation.side_by_side import SideBySide, side_by_side
 from safe_framework.interfaces.types import Sample
 from safe_framework.pretrained.base_processor import takes_images
-from safe_framework.utils.formatting import percent, size
+from safe_framework.serving.conversation import Message, check_size, say, shown
+from safe_framework.utils.formatting import percent
 from safe_framework.utils.optional_imports import require
 
 if TYPE_CHECKING:
@@ -28,10 +30,6 @@ _STYLE = """
 .badge.same { background: #d9f2ee; color: #0a4f4f; }
 .badge.other { background: #fbe6d9; color: #7c2f10; }
 """
-
-
-MAX_BYTES = 50 * 10**6
-"""Of a file that is given to the page."""
 
 
 def respond(
@@ -70,7 +68,7 @@ def respond(
 
 def _sample(model: SafeModel, modality: str, file: Path) -> Sample:
     """The modality's sample in a file."""
-    _check_size(file)
+    check_size(file)
     return read_sample(file, model.modality(modality).encoder.sampling_rate, file.name)
 
 
@@ -80,17 +78,8 @@ def _picture(model: SafeModel, file: Path) -> Picture:
         raise DataError(
             f"`{type(model.base).__name__}` has no image processor", hint="remove the picture"
         )
-    _check_size(file)
+    check_size(file)
     return Picture(file, file.name)
-
-
-def _check_size(file: Path) -> None:
-    if file.is_file() and file.stat().st_size > MAX_BYTES:
-        found = size(file.stat().st_size)
-        raise DataError(
-            f"{file.name}: it has {found}, and the page takes at most {size(MAX_BYTES)}",
-            hint="give a shorter or smaller one",
-        )
 
 
 def badge(found: SideBySide, given: bool, gate: float) -> str:
@@ -107,6 +96,38 @@ def badge(found: SideBySide, given: bool, gate: float) -> str:
 
 def _badge(kind: str, text: str) -> str:
     return f'<div class="badge {kind}" role="status">{escape(text)}</div>'
+
+
+def converse(
+    model: SafeModel,
+    modality: str,
+    sent: dict[str, Any],
+    gate: float,
+    messages: Sequence[Message],
+    max_new_tokens: int = 128,
+) -> Iterator[tuple[list[dict[str, Any]], list[Message], dict[str, Any], str]]:
+    """A turn of the conversation, as the page shows it while the answer grows.
+
+    Args:
+        model: that answers.
+        modality: whose samples the files are, and whose gate is given.
+        sent: the ``text`` and the ``files`` of the user's message.
+        gate: strength, from 0 to 1.
+        messages: of the conversation so far.
+        max_new_tokens: limit of the answer's length.
+
+    Yields:
+        What the chat shows, the conversation, what is left to send, and what is wrong as HTML.
+        Where something is, the conversation is as it was, and the message is there to be corrected.
+    """
+    text, files = sent.get("text") or "", list(sent.get("files") or ())
+    turns = say(model, modality, messages, text, files, gate=gate, max_new_tokens=max_new_tokens)
+    try:
+        for talk in turns:
+            yield shown(talk), talk, {"text": "", "files": []}, ""
+    except SafeError as error:
+        known = list(messages)
+        yield shown(known), known, {"text": text, "files": files}, _badge("other", str(error))
 
 
 def playground(
@@ -126,34 +147,69 @@ def playground(
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # it would call home when imported
     gradio = require("gradio", "play", "the playground needs `gradio`")
 
+    with gradio.Blocks(title=f"{modality}: base and SAFE", analytics_enabled=False) as page:
+        gradio.HTML(f"<style>{_STYLE}</style>")
+        gradio.Markdown(f"# {modality}: base and SAFE")
+        with gradio.Tab("Side by side"):
+            _side_by_side(gradio, model, modality, question, max_new_tokens)
+        with gradio.Tab("Conversation"):
+            _conversation(gradio, model, modality)
+    return page
+
+
+def _side_by_side(
+    gradio: Any, model: SafeModel, modality: str, question: str, max_new_tokens: int
+) -> None:
+    """One question at a time, to both."""
+
     def ask(
         file: str | None, picture: str | None, asked: str, gate: float, chat: list[Any]
     ) -> tuple[str, str, str, list[Any]]:
         """What the page shows for a file, a picture, a question and a gate."""
-        shown, base, safe = respond(model, modality, file, asked, gate, max_new_tokens, picture)
+        badge, base, safe = respond(model, modality, file, asked, gate, max_new_tokens, picture)
         given = [path for path in (picture, file) if path is not None]
-        return shown, base, safe, [*chat, *turn(given, asked, gate, modality, base, safe)]
+        return badge, base, safe, [*chat, *turn(given, asked, gate, modality, base, safe)]
 
-    with gradio.Blocks(title=f"{modality}: base and SAFE", analytics_enabled=False) as page:
-        gradio.HTML(f"<style>{_STYLE}</style>")
-        gradio.Markdown(f"# {modality}: base and SAFE side by side")
-        with gradio.Row():
-            with gradio.Column():
-                sample = _sample_field(gradio, model, modality)
-                picture = _picture_field(gradio, model)
-                asked = gradio.Textbox(question, label="Question", elem_id="question")
-                gate = gradio.Slider(
-                    0, 1, model.gates[modality], step=0.05, label="Gate", elem_id="gate"
-                )
-                button = gradio.Button("Ask both", variant="primary", elem_id="ask")
-            with gradio.Column():
-                shown = gradio.HTML(elem_id="badge")
-                base = gradio.Textbox(label="Base", lines=3, elem_id="base")
-                safe = gradio.Textbox(label=f"With {modality}", lines=3, elem_id="safe")
-        chat = gradio.Chatbot(label="Asked so far, each by itself", elem_id="chat")
-        given, told = [sample, picture, asked, gate, chat], [shown, base, safe, chat]
-        _wire(ask, given, told, button.click, gate.release)
-    return page
+    with gradio.Row():
+        with gradio.Column():
+            sample = _sample_field(gradio, model, modality)
+            picture = _picture_field(gradio, model)
+            asked = gradio.Textbox(question, label="Question", elem_id="question")
+            gate = _gate_field(gradio, model, modality, "gate")
+            button = gradio.Button("Ask both", variant="primary", elem_id="ask")
+        with gradio.Column():
+            told = gradio.HTML(elem_id="badge")
+            base = gradio.Textbox(label="Base", lines=3, elem_id="base")
+            safe = gradio.Textbox(label=f"With {modality}", lines=3, elem_id="safe")
+    chat = gradio.Chatbot(label="Asked so far, each by itself", elem_id="chat")
+    given, results = [sample, picture, asked, gate, chat], [told, base, safe, chat]
+    _wire(ask, given, results, button.click, gate.release)
+
+
+def _conversation(gradio: Any, model: SafeModel, modality: str) -> None:
+    """Turn after turn, each with what is sent in it."""
+
+    def turns(sent: dict[str, Any], gate: float, messages: list[Message]) -> Iterator[Any]:
+        """What the page shows while a message is answered."""
+        yield from converse(model, modality, sent, gate, messages)
+
+    sound = model.modality(modality).encoder.sampling_rate is not None
+    kinds = ["audio"] if sound else ["image", ".npy", ".npz"]
+    kinds += ["image"] if sound and takes_images(model.base_processor) else []
+    messages = gradio.State([])
+    chat = gradio.Chatbot(label="Conversation", elem_id="talk")
+    told = gradio.HTML(elem_id="told")
+    message = gradio.MultimodalTextbox(
+        label="Message",
+        file_count="multiple",
+        file_types=kinds,
+        sources=["upload", "microphone"] if sound else ["upload"],
+        elem_id="message",
+    )
+    gate = _gate_field(gradio, model, modality, "talk-gate")
+    again = gradio.Button("Start again", elem_id="again")
+    message.submit(turns, inputs=[message, gate, messages], outputs=[chat, messages, message, told])
+    again.click(lambda: ([], [], ""), outputs=[chat, messages, told])
 
 
 def turn(
@@ -178,6 +234,11 @@ def _wire(
 ) -> None:
     for event in events:
         event(ask, inputs=given, outputs=shown, trigger_mode="always_last")
+
+
+def _gate_field(gradio: Any, model: SafeModel, modality: str, name: str) -> Any:
+    """Where the sense is made stronger or weaker."""
+    return gradio.Slider(0, 1, model.gates[modality], step=0.05, label="Gate", elem_id=name)
 
 
 def _sample_field(gradio: Any, model: SafeModel, modality: str) -> Any:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
 
+from safe_framework.core.adapter import LoadedKeys
 from safe_framework.core.class_readout import ClassReadout, mean_loss
 from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.model import SafeModel
@@ -209,30 +210,15 @@ class Objective(nn.Module):
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Take the adapter's tensors alone, as a checkpoint holds them, or a whole state.
+    ) -> LoadedKeys:
+        """Take the adapter's tensors, named as in a checkpoint or as in this module.
 
-        The Trainer loads a checkpoint by this. What the adapter leaves out is frozen, so nothing
-        is reported as missing.
+        The Trainer loads a checkpoint by this, and DeepSpeed its own.
         """
-        adapter = self.model.adapter_tensors()
-        if state_dict.keys() != adapter.keys():
-            return super().load_state_dict(state_dict, strict, assign)
-        for key, tensor in adapter.items():
-            tensor.copy_(state_dict[key])
-        return LoadedKeys([], [])
-
-
-class LoadedKeys(NamedTuple):
-    """What ``load_state_dict`` reports.
-
-    Attributes:
-        missing_keys: of the module, that the state does not have.
-        unexpected_keys: of the state, that the module does not have.
-    """
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
+        given = dict(state_dict)
+        if given.keys() != self.model.adapter_tensors().keys():
+            given = {key.removeprefix("model."): tensor for key, tensor in given.items()}
+        return self.model.load_state_dict(given, strict)
 
 
 def step_totals(batches: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Tensor:

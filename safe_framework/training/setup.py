@@ -32,18 +32,21 @@ from safe_framework.training.retention.counterfactual import (
     WeightedRegularizer,
     distractor_pools,
 )
+from safe_framework.utils.in_memory import was_in_memory
 from safe_framework.utils.progress import WorkProgress
 
 
 def frame_stores(model: SafeModel, recipe: Recipe) -> SampleStores:
     """Where each modality's frames are kept; its samples, if they are encoded in each step.
 
-    They are where its encoder trains, and where the recipe's ``cache`` leaves frames out.
+    They are where its encoder trains or is no installed plugin, and where the recipe's ``cache``
+    leaves frames out.
     """
     found: dict[str, FrameCache | RawSampleStore] = {}
     for name, spec in recipe.modalities.items():
         modality, folder = model.modality(name), cache_folder() / "frames"
-        if modality.encoder_trains or "frames" not in recipe.training.cache:
+        changes = modality.encoder_trains or was_in_memory(spec.encoder.use)  # its code may
+        if changes or "frames" not in recipe.training.cache:
             found[name] = RawSampleStore(modality.encoder)
         else:
             found[name] = modality.frame_cache(folder, spec.encoder.options)

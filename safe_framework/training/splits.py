@@ -8,6 +8,7 @@ from typing import TypeVar
 import attrs
 
 from safe_framework.config.schema import MonitorSpec, Recipe, stage_key
+from safe_framework.data.conversations import row_of
 from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.frame_cache import sample_key
 from safe_framework.data.preview import no_texts_to_monitor
@@ -118,7 +119,12 @@ def hold_out(
         ], list(range(len(every)))
     indices = balanced_subset(every, min(most, max(1, round(spec.held_out * len(every)))), seed)
     held_out_keys = {_sample_keys(every[index]) for index in indices}
-    remaining = [index for index, one in enumerate(every) if _sample_keys(one) not in held_out_keys]
+    conversations = {row_of(every[index].place) for index in indices} - {""}
+    remaining = [
+        index
+        for index, one in enumerate(every)
+        if _sample_keys(one) not in held_out_keys and row_of(one.place) not in conversations
+    ]
     if not remaining or not indices:
         raise DataError(
             f"there are too few training rows to hold some of the {len(every)} out",

@@ -67,7 +67,7 @@ def content_fingerprints(
             whole = whole.full_tensor()
         part = whole if cut is None else cut(name, whole)
         return b"".join(
-            _digest("", part.to(dtype) if part.is_floating_point() else part) for dtype in types
+            _digest("", part.to(dtype) if _is_plain_float(part) else part) for dtype in types
         )
 
     shared = any(hasattr(tensor, "full_tensor") for tensor in tensors.values())
@@ -153,9 +153,17 @@ def vocabulary_fingerprints(tokenizer: Any) -> dict[str, str]:
     }
 
 
+def _is_plain_float(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and not hasattr(tensor, "__tensor_flatten__")
+
+
 def _digest(name: str, tensor: Tensor) -> bytes:
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     digest = hashlib.sha256(f"{name}|{whole.dtype}|{tuple(whole.shape)}|".encode())
+    if hasattr(whole, "__tensor_flatten__"):  # of several, as quantised ones are
+        for part in sorted(whole.__tensor_flatten__()[0]):
+            digest.update(_digest(part, getattr(whole, part)))
+        return digest.digest()
     if not whole.is_meta and whole.numel():
         flat = whole.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().data)

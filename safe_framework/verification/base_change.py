@@ -60,7 +60,7 @@ def measure_base_change(bench: Bench, texts: Sequence[str] | None) -> BaseChange
 
 def _held_out(model: SafeModel) -> tuple[Sequence[TextRow], str]:
     """Texts that its recipe names, with their pictures, else some that ship; and which they are."""
-    recipe = model.recipe
+    recipe = model.built_from
     named = recipe.data_files().get("retention_test") if recipe else None
     if recipe is not None and isinstance(named, Path) and named.exists():
         fields = row_fields(recipe, "retention_test")

@@ -433,7 +433,8 @@ def fresh_is_silent(bench: Bench) -> Law:
         bench.run_on(FORWARD)
     if not trained:
         return law_result(*_FRESH, "the model is fresh", _fresh_findings(bench))
-    if bench.model.recipe is None:
+    recipe = bench.model.built_from
+    if recipe is None or recipe.needs_objects:
         why = "the model is trained, and no recipe says how to make a fresh one"
         return not_applicable(*_FRESH, why)
     with _fresh_modalities(bench) as fresh:
@@ -452,12 +453,12 @@ def _fresh_findings(bench: Bench) -> list[str]:
 def _fresh_modalities(bench: Bench) -> Iterator[Bench]:
     """The same base with new projectors and adapters, and the encoders that are there already."""
     model = bench.model
-    assert model.recipe is not None
+    assert model.built_from is not None
     with hooks_removed([placed for placed in hooks_on(model.base) if placed.ours]):
         fresh = SafeModel(model.base, layers_path=model.stack.path, example=model._example)
         fresh.split_rows = model.split_rows
         try:
-            torch.manual_seed(model.recipe.training.seed)
+            torch.manual_seed(model.built_from.training.seed)
             _add_fresh_modalities(fresh, model)
             yield attrs.evolve(bench, model=fresh)
         finally:
@@ -465,8 +466,8 @@ def _fresh_modalities(bench: Bench) -> Iterator[Bench]:
 
 
 def _add_fresh_modalities(fresh: SafeModel, model: SafeModel) -> None:
-    assert model.recipe is not None
-    for name, spec in model.recipe.modalities.items():
+    assert model.built_from is not None
+    for name, spec in model.built_from.modalities.items():
         if name not in model.modalities:
             continue
         encoder, facts = model.modality(name).encoder, fresh.facts()

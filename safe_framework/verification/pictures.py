@@ -228,7 +228,7 @@ _RecipeRow = tuple[str, Sequence[Any], Mapping[str, Sample]]
 
 def _of_recipe(model: SafeModel) -> tuple[list[PictureBench], str]:
     """A bench of rows of the recipe that hold pictures, and why there is none if there should."""
-    recipe = model.recipe
+    recipe = model.built_from
     if recipe is None or recipe.data is None:
         return [], ""
     try:
@@ -266,8 +266,8 @@ def _bench_of_rows(model: SafeModel, rows: Sequence[_RecipeRow]) -> PictureBench
 
 def _recipe_rows(model: SafeModel) -> list[_RecipeRow]:
     """The recipe's rows with pictures that were not trained on: text, pictures and samples."""
-    assert model.recipe is not None
-    data = RecipeData(model.recipe)
+    assert model.built_from is not None
+    data = RecipeData(model.built_from)
     tested = [row for row in data.examples("test", model.encoders) if row.images][:ROWS]
     texts = [row for row in data.texts("retention_test") if row.images][: ROWS - len(tested)]
     found = [

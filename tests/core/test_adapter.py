@@ -57,7 +57,7 @@ def with_modality(
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A saved adapter."""
-    return with_modality().save_pretrained(tmp_path / "adapter")
+    return with_modality().save_pretrained(tmp_path / "adapter", without_recipe=True)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -73,7 +73,7 @@ def test_a_round_trip_keeps_every_bit(tmp_path: Path, init: str) -> None:
     other = with_modality(seed=5, init=init)
     batch = texts(model.base, 2, 4) | felt(2)
     assert not all_same(forward_tensors(other, batch), forward_tensors(model, batch))
-    load_tensors(other, model.save_pretrained(tmp_path / "adapter"))
+    load_tensors(other, model.save_pretrained(tmp_path / "adapter", without_recipe=True))
     assert all_same(forward_tensors(other, batch), forward_tensors(model, batch))
     assert other.gates == {"touch": 0.25}
 
@@ -83,7 +83,7 @@ def test_special_values_survive(tmp_path: Path) -> None:
     model, other = with_modality(), with_modality(seed=1)
     parameter = next(iter(model.trainable_parameters().values()))
     parameter.data.flatten()[:4] = torch.tensor([float("nan"), -0.0, float("inf"), 1e-45])
-    load_tensors(other, model.save_pretrained(tmp_path / "adapter"))
+    load_tensors(other, model.save_pretrained(tmp_path / "adapter", without_recipe=True))
     assert tensors_fingerprint(other.adapter_tensors()) == tensors_fingerprint(
         model.adapter_tensors()
     )
@@ -99,7 +99,7 @@ def test_what_can_be_rebuilt_is_not_stored(folder: Path) -> None:
 def test_random_projections_are_stored(tmp_path: Path) -> None:
     """Frozen weights that were drawn cannot be rebuilt, so they travel along."""
     model = with_modality(init="random")
-    stored = load_file(model.save_pretrained(tmp_path / "adapter") / WEIGHTS)
+    stored = load_file(model.save_pretrained(tmp_path / "adapter", without_recipe=True) / WEIGHTS)
     frozen = [key for key in stored if "base_layer" in key and "query" in key]
     assert len(frozen) == 2
     assert all(key not in model.trainable_parameters() for key in frozen)
@@ -117,7 +117,7 @@ def test_it_is_small_and_holds_no_pickle(folder: Path) -> None:
 def test_saving_twice_writes_the_same_bytes(folder: Path) -> None:
     """An adapter is a function of its model: no time, path or order is in it."""
     first = contents(folder)
-    with_modality().save_pretrained(folder)
+    with_modality().save_pretrained(folder, without_recipe=True)
     assert contents(folder) == first
 
 
@@ -218,13 +218,13 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     """Saving into a folder that holds something else is refused and touches nothing."""
     (tmp_path / "thesis.tex").write_text("all my work")
     with pytest.raises(AdapterError, match="is not empty and holds no adapter"):
-        with_modality().save_pretrained(tmp_path)
+        with_modality().save_pretrained(tmp_path, without_recipe=True)
     assert contents(tmp_path) == {"thesis.tex": b"all my work"}
 
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     """An existing empty folder is as good as none."""
-    assert (with_modality().save_pretrained(tmp_path) / WEIGHTS).is_file()
+    assert (with_modality().save_pretrained(tmp_path, without_recipe=True) / WEIGHTS).is_file()
 
 
 @pytest.mark.parametrize("step", ["_card", "_modality_identity", "cpu_copy"])
@@ -239,7 +239,7 @@ def test_a_crash_while_writing_keeps_the_old_adapter(
 
     monkeypatch.setattr(adapter, step, crash)
     with pytest.raises(KeyboardInterrupt):
-        with_modality(seed=9).save_pretrained(folder)
+        with_modality(seed=9).save_pretrained(folder, without_recipe=True)
     assert contents(folder) == before
     assert os.listdir(folder.parent) == [folder.name]
 
@@ -259,7 +259,7 @@ def test_a_crash_while_renaming_keeps_the_old_adapter(
 
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(AdapterError, match=r"cannot be saved to `.*`: disk gone"):
-        with_modality(seed=9).save_pretrained(folder)
+        with_modality(seed=9).save_pretrained(folder, without_recipe=True)
     assert contents(folder) == before
     assert os.listdir(folder.parent) == [folder.name]
 
@@ -269,7 +269,7 @@ def test_saving_again_keeps_what_is_not_the_adapters(folder: Path) -> None:
     (folder / "notes").mkdir()
     (folder / "notes" / "mine.txt").write_text("a week of work")
     (folder / "certificate.json").write_text("{}")
-    with_modality(seed=9).save_pretrained(folder)
+    with_modality(seed=9).save_pretrained(folder, without_recipe=True)
     assert (folder / "notes" / "mine.txt").read_text() == "a week of work"
     assert not (folder / "certificate.json").exists()
 
@@ -278,7 +278,7 @@ def test_an_adapter_is_not_saved_below_a_file(tmp_path: Path) -> None:
     """Golden text: a place that cannot be written is named, with what to do."""
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(AdapterError) as caught:
-        with_modality(seed=9).save_pretrained(tmp_path / "file" / "adapter")
+        with_modality(seed=9).save_pretrained(tmp_path / "file" / "adapter", without_recipe=True)
     assert str(caught.value) == (
         f"the adapter cannot be saved to `{tmp_path / 'file' / 'adapter'}`: File exists\n"
         "hint: choose another folder, or make room in it"
@@ -289,7 +289,7 @@ def test_a_trained_encoder_travels_along(tmp_path: Path) -> None:
     """An encoder with a trainable parameter is part of the adapter; the base never is."""
     model = attached(llama(), fusion=ToyFusion(layers=(0,)), tokenizer=tokenizer())
     model.modality("touch").encoder.requires_grad_(True)
-    stored = load_file(model.save_pretrained(tmp_path / "adapter") / WEIGHTS)
+    stored = load_file(model.save_pretrained(tmp_path / "adapter", without_recipe=True) / WEIGHTS)
     assert {key for key in stored if "encoder" in key} == {
         "touch.encoder.mix.weight",
         "touch.encoder.mix.bias",

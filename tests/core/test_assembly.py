@@ -149,12 +149,13 @@ def test_two_adapters_of_one_name_are_refused(recipe: Write, tmp_path: Path) -> 
     assert installed_hooks(base) == []
 
 
-def test_a_recipe_of_other_modalities_is_not_saved(recipe: Write, tmp_path: Path) -> None:
-    """A folder says how to build what it holds, or says that it was put together by hand."""
+def test_adapters_that_were_loaded_together_are_saved_as_one(recipe: Write, tmp_path: Path) -> None:
+    """A folder says how to build all that it holds, of whichever recipes that was built."""
     both = safe_framework.load(*apart(recipe, tmp_path))
-    folder = both.save_pretrained(tmp_path / "both")
-    with pytest.raises(AdapterError, match="was put together by hand"):
-        safe_framework.load(folder)
+    again = safe_framework.load(both.save_pretrained(tmp_path / "both"))
+    assert list(again.modalities) == ["audio", "speech"]
+    batch = dict(both.processor(["w3 w4"], audio=[sound()], speech=[sound(0.9)]))
+    assert all_same(forward_tensors(again, batch), forward_tensors(both, batch))
 
 
 def test_load_takes_a_base_in_memory(recipe: Write, tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_load_refuses_a_model_made_by_hand(recipe: Write, tmp_path: Path) -> Non
     """Without a recipe the folder says how else to load it."""
     folder = trained(recipe()).save_pretrained(tmp_path / "adapter")
     (folder / RECIPE).unlink()
-    with pytest.raises(AdapterError, match=r"no `recipe.toml`.*\nhint: .*load_tensors"):
+    with pytest.raises(AdapterError, match=r"no `recipe.toml`.*\nhint: .*model=model"):
         safe_framework.load(folder)
 
 

@@ -101,8 +101,9 @@ def test_saved_again_it_is_the_same_file(name: str, tmp_path: Path) -> None:
 
     The config says all that it said, and may say more of base and encoder.
     """
-    folder = loaded(name).save_pretrained(tmp_path / name)
     stored_folder = stored.FIXTURES / name
+    unnamed = not (stored_folder / "recipe.toml").is_file()  # its parts are toys of the tests
+    folder = loaded(name).save_pretrained(tmp_path / name, without_recipe=unnamed)
     assert {p.name for p in folder.iterdir()} == {p.name for p in stored_folder.iterdir()}
     for path in folder.iterdir():
         if path.name not in ("README.md", CONFIG):  # a text for people may be worded anew

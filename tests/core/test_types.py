@@ -101,7 +101,7 @@ def test_a_cast_is_no_change_behind_the_models_back() -> None:
 def test_a_cast_adapter_is_loaded_on_the_base_as_it_was(tmp_path: Path) -> None:
     """Law: what a cast model saves loads on the same base in its own type, with a note."""
     model = attached(llama(), tokenizer=tokenizer())
-    folder = model.to(torch.bfloat16).save_pretrained(tmp_path / "adapter")
+    folder = model.to(torch.bfloat16).save_pretrained(tmp_path / "adapter", without_recipe=True)
     fresh = attached(llama(), tokenizer=tokenizer())
     with pytest.warns(UserWarning, match="its weights are float32 and were bfloat16"):
         load_tensors(fresh, folder)

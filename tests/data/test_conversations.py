@@ -19,6 +19,7 @@ from safe_framework.data.examples import Example, read_task, read_text_rows
 from safe_framework.data.readers import Row
 from safe_framework.data.tasks import TaskFormat
 from safe_framework.errors import DataError
+from safe_framework.interfaces.types import each_of
 from tests.support.chats import ENDS, TEMPLATES, speaking
 from tests.support.toys import ToyEncoder
 
@@ -93,8 +94,21 @@ def test_a_sample_is_heard_from_its_turn_on(tmp_path: Path) -> None:
     examples = read(written(tmp_path, {"messages": THREE}))
     assert ["touch" in example.samples for example in examples] == [False, True, True]
     assert [example.prompt.count("<touch>") for example in examples] == [0, 1, 1]
+    assert [example.aligned for example in examples] == [(), ("low",), ()]
     before = "<|im_start|>user\n<touch>and this<|im_end|>\n"
     assert all(before in example.prompt for example in examples[1:])
+
+
+def test_two_samples_in_two_turns(tmp_path: Path) -> None:
+    """Law: a later turn has both, in the order in which they were sent."""
+    second = {"type": "touch", "path": "2.npy"}
+    talk = [*THREE[2:4], user("and", second), says("high")]
+    one, both = read(written(tmp_path, {"messages": talk, "align": ["low", "high"]}))
+    assert (one.aligned, both.aligned) == (("low",), ("low", "high"))
+    assert [np.asarray(s).tolist() for s in each_of(both.samples["touch"])] == [
+        [[1.0] * 4], [[2.0] * 4],
+    ]  # fmt: skip
+    assert both.prompt.count("<touch>") == 2
 
 
 FORMS: dict[str, dict[str, Any]] = {

@@ -14,6 +14,7 @@ import pytest
 from safe_framework.config.diagnostics import RecipeError
 from safe_framework.config.read import parse_recipe
 from safe_framework.config.schema import QuestionForms, QuestionSpec
+from safe_framework.data.preview import preview
 from safe_framework.data.questions import (
     Asked,
     Form,
@@ -358,6 +359,29 @@ def test_a_rows_kind_chooses_among_kinds(rows: Callable[..., RecipeData]) -> Non
     assert {example.questions.drawn(turn).form.kind for turn in range(20)} == {"choose"}
     assert other.questions is not None
     assert len({other.questions.drawn(turn).form.kind for turn in range(40)}) == 3
+
+
+def test_yes_and_no_are_no_classes(rows: Callable[..., RecipeData]) -> None:
+    """Law: a row of a classification that is asked for yes or no is answered by words."""
+    data = rows(
+        '"labelled-clips"\ntask = "classification"', {"answer": "piano"}, {"answer": "harp"}
+    )
+    example = data.examples("train", {})[0]
+    assert (example.task, example.labels) == ("classification", ("piano", "harp"))
+    assert example.questions is not None
+    judged = example.ask(example.questions.ask(Form("Is it {label}?")))
+    assert (judged.task, judged.labels, judged.answer) == ("question_answering", (), "yes")
+
+
+def test_a_bad_bank_is_told_once_before_a_run(
+    rows: Callable[..., RecipeData], tmp_path: Path
+) -> None:
+    """Law: a look at a recipe's data names the line of its bank, however many sources ask it."""
+    (tmp_path / "mine.jsonl").write_text('{"question": "{lable}"}')
+    rows('"mine.jsonl"', {"answer": "piano"}, test=({"answer": "piano"},))
+    text = RECIPE.format(question='"mine.jsonl"') + 'test = "test.jsonl"\n'
+    (error,) = preview(parse_recipe(text, folder=tmp_path)).errors
+    assert str(error).startswith("mine.jsonl:1: nothing fills `{lable}`")
 
 
 def test_one_answer_cannot_be_compared(rows: Callable[..., RecipeData]) -> None:

@@ -137,7 +137,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.model.modalities)
     @rule()
     def save(self) -> None:
-        self.model.save_pretrained(Path(self.folder.name) / "adapter")
+        self.model.save_pretrained(Path(self.folder.name) / "adapter", without_recipe=True)
         self.saved = tuple(sorted(self.model.adapter_tensors()))
 
     @precondition(lambda self: self.saved == tuple(sorted(self.model.adapter_tensors())))

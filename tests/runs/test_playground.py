@@ -9,7 +9,7 @@ import safe_framework
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import DataError
 from safe_framework.pretrained import quietly
-from safe_framework.serving import playground as page
+from safe_framework.serving import conversation
 from safe_framework.serving.playground import playground, respond, turn
 from tests.support.seeing import picture, save, seeing_bases
 
@@ -149,7 +149,7 @@ def test_a_large_file_is_refused_alike(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Law: a sound and a picture beyond the limit are refused with the limit, before being read."""
-    monkeypatch.setattr(page, "MAX_BYTES", 50)
+    monkeypatch.setattr(conversation, "MAX_BYTES", 50)
     clip = str(world / "test0.wav") if which == "sample" else None
     seen = pictures["red"] if which == "picture" else None
     said = respond(seeing, "audio", clip, "what is this", 1.0, 8, seen)

@@ -223,3 +223,5 @@ def test_options_of_the_template_at_the_call() -> None:
     assert (
         quiet[0]["generated_text"] == model.tokenizer.decode(new, skip_special_tokens=True).strip()
     )
+    with pytest.raises(SafeError, match="does not read the option `enable_think`"):
+        pipe(CHAT, template_options={"enable_think": False})

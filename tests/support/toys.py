@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor, nn
+
 from safe_framework.core.model import SafeModel
 from safe_framework.testing.bases import (
     BASES,
@@ -51,6 +53,7 @@ __all__ = [
     "ToyProjector",
     "attached",
     "bart",
+    "every_tensor",
     "felt",
     "gpt2",
     "llama",
@@ -67,3 +70,8 @@ __all__ = [
 def lora(model: SafeModel, **options: Any) -> LoraFusion:
     """A fresh adapter for ``model``."""
     return LoraFusion(model.facts(), **{"layers": [0, -1], "rank": 2} | options)
+
+
+def every_tensor(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """All parameters and buffers of a model by name, the base's too."""
+    return [*model.named_parameters(), *model.named_buffers()]

@@ -33,7 +33,7 @@ from safe_framework.training.monitor.measurement import (
 from safe_framework.training.monitor.monitor import AdapterSnapshot
 from safe_framework.training.schedules import LearningRateScaler, Scales, TrainingScales
 from safe_framework.training.splits import DataSplit
-from tests.support.toys import END, PAD
+from tests.support.toys import END, PAD, every_tensor
 from tests.training.conftest import ROWS, perturb
 
 SPEC = MonitorSpec(tolerance=0.01, floor=0.9)
@@ -148,7 +148,7 @@ def test_measuring_disturbs_nothing(evaluator: HeldOutEvaluator, model: SafeMode
     model.train()
     model.set_gate(0.25)
     modes = {name: module.training for name, module in model.named_modules()}
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.clone() for name, tensor in every_tensor(model)}
     drawn = []
     for measure in (lambda: None, evaluator.count):
         torch.manual_seed(3), random.seed(3), np.random.seed(3)
@@ -157,7 +157,7 @@ def test_measuring_disturbs_nothing(evaluator: HeldOutEvaluator, model: SafeMode
     assert drawn[0] == drawn[1]
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert model.gates == {"touch": 0.25}
-    assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(weights[name], tensor) for name, tensor in every_tensor(model))
 
 
 def test_an_error_leaves_no_trace_either(model: SafeModel) -> None:

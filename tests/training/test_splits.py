@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+import attrs
 import numpy as np
 import pytest
 
@@ -74,3 +75,16 @@ def test_evenly_spaced_takes_as_many_as_there_are(count: int) -> None:
     found = evenly_spaced(range(8), count)
     assert found == sorted(set(found))
     assert len(found) == min(count, 8)
+
+
+def test_a_conversation_is_held_out_whole() -> None:
+    """Law: no turn of a conversation that is measured on is trained on, whatever it carries."""
+    turns = [
+        attrs.evolve(one, place=f"talks:{number // 3}, message {2 * (number % 3) + 2}")
+        for number, one in enumerate(rows("abc" * 4, range(12)))
+    ]
+    held, left = hold_out(MonitorSpec(held_out=0.1), 0, turns, None, {})
+    (talk,) = {one.place.partition(",")[0] for one in held}
+    assert [
+        index for index, one in enumerate(turns) if not one.place.startswith(f"{talk},")
+    ] == left

@@ -225,7 +225,7 @@ def test_a_fresh_model_is_silent() -> None:
 def test_a_trained_model_is_made_anew() -> None:
     """L5 is asked of a fresh modality by the model's recipe, on the same base."""
     model = with_lora(1.0)
-    model.recipe = parse_recipe(RECIPE)
+    model.built_from = parse_recipe(RECIPE)
     law = by_name(verify(model, calls="quick"))["Fresh is silent"]
     assert (law.verdict, law.detail) == (Verdict.HOLDS, "a fresh sense by the same recipe")
     assert len(installed_hooks(model.base)) == 2
@@ -237,7 +237,7 @@ def test_a_recipe_that_starts_with_a_delta_fails(monkeypatch: pytest.MonkeyPatch
         safe_framework.interfaces.registry.fusion_adapters, "load", lambda name: _Aloud
     )
     model = with_lora(1.0)
-    model.recipe = parse_recipe(RECIPE)
+    model.built_from = parse_recipe(RECIPE)
     law = by_name(verify(model, calls="quick"))["Fresh is silent"]
     assert law.verdict is Verdict.FAILS
     assert law.findings[0].startswith("forward at gate 1: `logits[0, 0, 0]` is ")
@@ -279,7 +279,7 @@ def test_what_is_offloaded_is_counted_apart() -> None:
 @pytest.mark.slow
 def test_another_base_than_the_recorded_one_is_found(tmp_path: Path) -> None:
     """One number written behind torch's back is found by the adapter's fingerprint."""
-    folder = with_lora(1.0).save_pretrained(tmp_path / "adapter")
+    folder = with_lora(1.0).save_pretrained(tmp_path / "adapter", without_recipe=True)
     model = with_lora(0.0)
     safe_framework.core.build.load_tensors(model, folder)
     assert (

@@ -14,13 +14,15 @@ from typing import Any
 from safe_framework.config import schema
 from safe_framework.data.readers import archives, datasets, files
 from safe_framework.data.readers.archives import is_archive
+from safe_framework.data.readers.memory import MemoryRows
 from safe_framework.data.readers.row import Row
 from safe_framework.errors import DataError
+from safe_framework.utils.in_memory import MEMORY, was_in_memory
 
-__all__ = ["Row", "Source", "is_archive", "is_dataset", "iterate_rows", "read_rows"]
+__all__ = ["MemoryRows", "Row", "Source", "is_archive", "is_dataset", "iterate_rows", "read_rows"]
 
-Source = Path | str
-"""A file, a folder, an archive, or ``hf:owner/name:split``."""
+Source = Path | str | MemoryRows
+"""A file, a folder, an archive, ``hf:owner/name:split``, or rows in memory."""
 
 READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": files.jsonl_rows,
@@ -42,8 +44,16 @@ def iterate_rows(source: Source) -> Iterator[Row]:
     Raises:
         DataError: the source is missing, of an unknown kind, or cannot be read at all.
     """
+    if isinstance(source, MemoryRows):
+        return iter(source)
     if isinstance(source, str) and is_dataset(source):
         return datasets.hub_rows(source)
+    if isinstance(source, str) and was_in_memory(source):
+        name = source.removeprefix(MEMORY)
+        raise DataError(
+            f"the rows of `{name}` were in memory, and are not at hand",
+            hint="give them again in Python: `safe_framework.train` and `safe_framework.evaluate`",
+        )
     path = Path(source)
     if path.is_dir():
         if shards := archives.shards_in(path, READERS):
@@ -80,4 +90,5 @@ def read_rows(source: Source) -> list[tuple[str, Mapping[str, Any]]]:
 
 def no_rows(source: Source) -> DataError:
     """The error that a source has nothing in it."""
-    return DataError(f"the data file `{source}` has no rows")
+    what = "" if isinstance(source, MemoryRows) else "the data file "
+    return DataError(f"{what}`{source}` has no rows")

@@ -6,6 +6,7 @@ WebDataset shard that have a name in common are one row (https://github.com/webd
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tarfile
@@ -20,7 +21,6 @@ from safe_framework.data.readers.row import Row
 from safe_framework.errors import DataError
 from safe_framework.pretrained.location import cache_folder
 from safe_framework.utils.files import atomic_folder
-from safe_framework.utils.hashing import text_fingerprint
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 SCHEMES = ("zip", "tar")
@@ -65,7 +65,8 @@ def unpacked(archive: Path) -> Path:
     if not archive.is_file():
         raise DataError(f"the archive `{archive}` does not exist")
     state = archive.stat()
-    key = text_fingerprint(str(archive.resolve()), state.st_size, state.st_mtime_ns)[:16]
+    facts = repr((str(archive.resolve()), state.st_size, state.st_mtime_ns))
+    key = hashlib.sha256(facts.encode()).hexdigest()[:16]
     stem = next(archive.name[: -len(e)] for e in ENDINGS if archive.name.lower().endswith(e))
     target = cache_folder() / "archives" / key / (stem or "archive")
     if target.is_dir():

@@ -50,7 +50,7 @@ def hub_rows(source: str) -> Iterator[Row]:
             revision=match["revision"],
             streaming=True,
         )
-        yield from _rows(datasets, found, label, Path.cwd(), start or 0, stop)
+        yield from dataset_rows(datasets, found, label, Path.cwd(), start or 0, stop)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         if isinstance(error, DataError):
             raise
@@ -80,12 +80,24 @@ def is_saved(folder: Path) -> bool:
 def saved_rows(folder: Path) -> Iterator[Row]:
     """The rows of a dataset that ``Dataset.save_to_disk`` wrote, read as they are needed."""
     datasets = require("datasets", "data", _WHY)
-    yield from _rows(datasets, datasets.load_from_disk(str(folder)), folder.name, folder, 0, None)
+    yield from dataset_rows(
+        datasets, datasets.load_from_disk(str(folder)), folder.name, folder, 0, None
+    )
 
 
-def _rows(
+def dataset_rows(
     datasets: Any, found: Any, label: str, folder: Path, start: int, stop: int | None
 ) -> Iterator[Row]:
+    """The rows of an object of ``datasets``, its sounds and pictures undecoded.
+
+    Args:
+        datasets: the library.
+        found: a ``Dataset`` or an ``IterableDataset``.
+        label: of the rows' places.
+        folder: what the names of files in them are relative to.
+        start: how many to leave out first.
+        stop: the first that is left out again; None for none.
+    """
     names: dict[str, Any] = {}
     for column, feature in (found.features or {}).items():
         if isinstance(feature, datasets.ClassLabel):

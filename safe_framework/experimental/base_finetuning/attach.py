@@ -114,7 +114,7 @@ def change_base(model: SafeModel, spec: StageBSpec, *, seed: int = 0) -> BaseCha
         lora_dropout=spec.dropout,
         target_modules=list(paths),
         fan_in_fan_out=not isinstance(model.base.get_submodule(paths[0]), torch.nn.Linear),
-        base_model_name_or_path=model.recipe.base.model if model.recipe else None,
+        base_model_name_or_path=model.built_from.base.model if model.built_from else None,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -26,7 +26,7 @@ def test_it_comes_back_bit_for_bit(spec: StageBSpec, tmp_path: Path) -> None:
     """Law: a saved model and a loaded one compute the same bits, and tell the same change."""
     model, other = changed(llama(), spec), attached(llama())
     model.base_change.drift = DRIFT
-    load_tensors(other, model.save_pretrained(tmp_path / "adapter"))
+    load_tensors(other, model.save_pretrained(tmp_path / "adapter", without_recipe=True))
     batch = texts(model.base, 2, 5)
     with torch.no_grad():
         assert bitwise_equal(other(**batch).logits, model(**batch).logits)
@@ -43,7 +43,7 @@ def test_peft_loads_the_same_base(make: object, tmp_path: Path) -> None:
     from peft import PeftModel
 
     model = changed(make())  # type: ignore[operator]  # a function that makes a base
-    folder = model.save_pretrained(tmp_path / "adapter")
+    folder = model.save_pretrained(tmp_path / "adapter", without_recipe=True)
     theirs = PeftModel.from_pretrained(make(), folder / "base_lora")  # type: ignore[operator]  # so
     batch = texts(model.base, 2, 5)
     with torch.no_grad():
@@ -54,7 +54,7 @@ def test_peft_loads_the_same_base(make: object, tmp_path: Path) -> None:
 def test_it_is_bound_to_the_original(spec: StageBSpec, tmp_path: Path) -> None:
     """Law: the recorded fingerprints are the original base's; another base is refused."""
     model, bare = changed(llama(), spec), attached(llama())
-    folder = model.save_pretrained(tmp_path / "adapter")
+    folder = model.save_pretrained(tmp_path / "adapter", without_recipe=True)
     held = json.loads((folder / "adapter_config.json").read_text())["base"]
     assert bare.base_identity() == model.base_identity()
     assert held.items() >= model.base_identity().items()
@@ -67,7 +67,9 @@ def test_it_is_bound_to_the_original(spec: StageBSpec, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", SPECS)
 def test_other_weights_are_refused(method: str, tmp_path: Path) -> None:
     """Law: a change whose tensors are not those of its config is refused; the base stays bare."""
-    folder = changed(llama(), SPECS[method]).save_pretrained(tmp_path / "adapter")
+    folder = changed(llama(), SPECS[method]).save_pretrained(
+        tmp_path / "adapter", without_recipe=True
+    )
     place, other = folder / FILES[method], attached(llama())
     save_file({key: tensor + 1 for key, tensor in load_file(place).items()}, place)
     with pytest.raises(AdapterError, match="holds other weights than it was saved with"):
@@ -81,7 +83,9 @@ def test_other_weights_are_refused(method: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", SPECS)
 def test_a_missing_file_is_refused(method: str, tmp_path: Path) -> None:
     """Law: an adapter that has lost its change is no adapter of Stage A."""
-    folder = changed(llama(), SPECS[method]).save_pretrained(tmp_path / "adapter")
+    folder = changed(llama(), SPECS[method]).save_pretrained(
+        tmp_path / "adapter", without_recipe=True
+    )
     (folder / FILES[method]).unlink()
     with pytest.raises(AdapterError, match=r"the changed base of .* cannot be read"):
         load_tensors(attached(llama()), folder)
@@ -89,6 +93,8 @@ def test_a_missing_file_is_refused(method: str, tmp_path: Path) -> None:
 
 def test_a_card_without_a_measure_says_so(tmp_path: Path) -> None:
     """Law: a card tells a drift that was measured, or that none was."""
-    card = (changed(llama()).save_pretrained(tmp_path / "adapter") / "README.md").read_text()
+    card = (
+        changed(llama()).save_pretrained(tmp_path / "adapter", without_recipe=True) / "README.md"
+    ).read_text()
     assert "L1 and L2 do not hold" in card
     assert "was not measured: `safe verify` does" in card
