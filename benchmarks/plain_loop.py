@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.config.schema import Recipe
+from safe_framework.core.attend import whole_text_columns
 from safe_framework.core.model import SafeModel
 from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.data.distractors import distractor
@@ -103,7 +104,9 @@ class PlainLoop:
         with torch.no_grad(), self.model.off():
             wanted = self.model(input_ids=words, attention_mask=mask).logits
         frames = self.model.encode(MODALITY, samples)
-        logits = self.model(**self._batch(ids, frames)).logits
+        batch = self._batch(ids, frames)
+        batch |= whole_text_columns(self.model.attends, batch)
+        logits = self.model(**batch).logits
         ours = (logits[mask] / self.temperature).log_softmax(-1)
         base = (wanted[mask] / self.temperature).log_softmax(-1)
         divergence = nn.functional.kl_div(ours, base, log_target=True, reduction="batchmean")

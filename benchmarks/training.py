@@ -30,7 +30,7 @@ from speed_turns import now, peak_gib
 from transformers import TrainerCallback
 
 from safe_framework.config.read import read_recipe
-from safe_framework.config.schema import Recipe
+from safe_framework.config.schema import Attend, Recipe
 from safe_framework.core.build import build
 from safe_framework.core.model import SafeModel
 from safe_framework.core.prompt_rows import token_ids
@@ -53,12 +53,13 @@ WARM_UP = 3
 EVERY = 10  # steps between two looks at the accuracy
 
 
-def recipe_of(arm: str, fused: Sequence[int], seed: int) -> Recipe:
-    """The quickstart with other fused layers, and what its arm keeps."""
+def recipe_of(arm: str, fused: Sequence[int], seed: int, attend: Attend) -> Recipe:
+    """The quickstart with other fused layers, where it acts, and what its arm keeps."""
     recipe = read_recipe("quickstart")
     modality = recipe.modalities[MODALITY]
     options = {**modality.fusion.options, "layers": list(fused)}
-    modality = attrs.evolve(modality, fusion=attrs.evolve(modality.fusion, options=options))
+    fusion = attrs.evolve(modality.fusion, options=options)
+    modality = attrs.evolve(modality, fusion=fusion, attend=attend)
     training = attrs.evolve(recipe.training, seed=seed, save_steps=recipe.training.max_steps)
     if arm != "cached":
         training = attrs.evolve(training, cache=(), group_by_length=False)
@@ -115,10 +116,10 @@ class TimerCallback(TrainerCallback):
 
 
 def measure(
-    arm: str, fused: Sequence[int], steps: int, until: float | None, seed: int
+    arm: str, fused: Sequence[int], steps: int, until: float | None, seed: int, attend: Attend
 ) -> dict[str, Any]:
     """One arm in this process."""
-    recipe = recipe_of(arm, fused, seed)
+    recipe = recipe_of(arm, fused, seed, attend)
     model, data = build(recipe, device=distributed.device()), RecipeData(recipe)
     examples = data.examples("train", {MODALITY: model.modality(MODALITY).encoder})
     timer = StepTimer(model, data, until, steps)
@@ -160,11 +161,13 @@ def _seconds(work: Callable[[], None]) -> float:
     return now() - start
 
 
-def child(arm: str, fused: Sequence[int], steps: int, until: float | None, seed: int) -> Any:
+def child(
+    arm: str, fused: Sequence[int], steps: int, until: float | None, seed: int, attend: Attend
+) -> Any:
     """One arm in a process of its own."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         words = ["--arm", arm, "--fused", *map(str, fused), "--steps", str(steps)]
-        words += ["--seeds", str(seed), "--output", file.name]
+        words += ["--seeds", str(seed), "--attend", attend, "--output", file.name]
         if until is not None:
             words += ["--until", str(until)]
         subprocess.run([sys.executable, __file__, *words], check=True)
@@ -176,14 +179,16 @@ def median_step(found: Mapping[str, Any]) -> float:
     return statistics.median(found["seconds"][WARM_UP:])
 
 
-def speeds(rounds: int, steps: int, seed: int, report: Callable[[str], None]) -> dict[str, Any]:
+def speeds(
+    rounds: int, steps: int, seed: int, attend: Attend, report: Callable[[str], None]
+) -> dict[str, Any]:
     """Seconds a step of every arm, at each depth of fusion, with ratios round by round."""
     results: dict[str, Any] = {}
     for depth, fused in FUSED.items():
         found: dict[str, list[Any]] = {arm: [] for arm in ARMS}
         for number in range(rounds):
             for arm in ARMS:
-                found[arm].append(child(arm, fused, steps, None, seed))
+                found[arm].append(child(arm, fused, steps, None, seed, attend))
                 report(f"{depth}, round {number + 1}, {arm}: {median_step(found[arm][-1]):.2f} s")
         results[depth] = {"fused": list(fused), "arms": _compared(found)}
     return results
@@ -224,14 +229,16 @@ def shown(results: Mapping[str, Any]) -> Table:
     return table
 
 
-def reaching(until: float, seeds: Sequence[int], report: Callable[[str], None]) -> dict[str, Any]:
+def reaching(
+    until: float, seeds: Sequence[int], attend: Attend, report: Callable[[str], None]
+) -> dict[str, Any]:
     """Seconds of training until an accuracy is reached, and the accuracy in the end."""
     recipe = read_recipe("quickstart")
     fused = recipe.modalities[MODALITY].fusion.options["layers"]
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
     for seed in seeds:
         for arm in ARMS:
-            run = child(arm, fused, recipe.training.max_steps, until, seed)
+            run = child(arm, fused, recipe.training.max_steps, until, seed, attend)
             reached = next((s for _, s, accuracy in run["curve"] if accuracy >= until), None)
             final = run["curve"][-1][2]
             found[arm].append(
@@ -248,21 +255,24 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15, help="of every measurement")
     parser.add_argument("--until", type=float, default=None, help="accuracy to be reached")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--attend", choices=("answer", "all"), default="answer")
     parser.add_argument("--output", type=Path, default=Path("runs/training.json"))
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
     parser.add_argument("--fused", type=int, nargs="+", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
     if chosen.arm:
-        found = measure(chosen.arm, chosen.fused, chosen.steps, chosen.until, chosen.seeds[0])
+        found = measure(
+            chosen.arm, chosen.fused, chosen.steps, chosen.until, chosen.seeds[0], chosen.attend
+        )
         chosen.output.write_text(json.dumps(found), "utf-8")
         return
     console = Console(width=120)
-    results = speeds(chosen.rounds, chosen.steps, chosen.seeds[0], console.print)
+    results = speeds(chosen.rounds, chosen.steps, chosen.seeds[0], chosen.attend, console.print)
     console.print(shown(results))
     content = {"speeds": results, "versions": run_versions()}
     if chosen.until is not None:
-        content["reaching"] = reaching(chosen.until, chosen.seeds, console.print)
+        content["reaching"] = reaching(chosen.until, chosen.seeds, chosen.attend, console.print)
     chosen.output.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -143,16 +144,27 @@ def _of_kinds(test: Sequence[Example], count: int, drawn: random.Random) -> list
     """Questions of every kind in held-out forms, and of all but the first in trained ones."""
     found: list[_Question] = []
     rows = [example for example in test if example.questions is not None]
-    for kind in dict.fromkeys(kind for row in rows for kind in _kinds_of(row)):
-        own = [row for row in rows if kind in _kinds_of(row)]
+    for (dataset, kind), name in _named(rows).items():
+        own = [row for row in rows if row.dataset == dataset and kind in _kinds_of(row)]
         drawn.shuffle(own)
         held = own[0].questions.of(held_out=True).get(kind, [])  # type: ignore[union-attr]  # as chosen above
         trained = own[0].questions.of(held_out=False)[kind]  # type: ignore[union-attr]  # likewise
         if held:
-            found += _asked(own, kind, HELD_OUT, drawn.sample(held, len(held)), count)
+            found += _asked(own, name, HELD_OUT, drawn.sample(held, len(held)), count)
         if any(_kinds_of(row)[0] != kind for row in own):
-            found += _asked(own, kind, TRAINED, drawn.sample(trained, len(trained)), count // 2)
+            found += _asked(own, name, TRAINED, drawn.sample(trained, len(trained)), count // 2)
     return found
+
+
+def _named(rows: Sequence[Example]) -> dict[tuple[str, str], str]:
+    """What each kind of question of each dataset is called: by its dataset too, if several have it.
+
+    Args:
+        rows: with questions.
+    """
+    pairs = list(dict.fromkeys((row.dataset, kind) for row in rows for kind in _kinds_of(row)))
+    often = Counter(kind for _, kind in pairs)
+    return {pair: pair[1] if often[pair[1]] == 1 else ": ".join(pair) for pair in pairs}
 
 
 def _kinds_of(example: Example) -> list[str]:
@@ -213,13 +225,15 @@ def _kinds(
     first: Sequence[tuple[Example, float]],
     estimate: Callable[[Sequence[float]], Estimate],
 ) -> dict[str, KindWordings]:
-    found = {}
+    found, names = {}, _named([example for example, _ in first])
     for kind in dict.fromkeys(one.kind for one in questions if one.kind):
         held = [one for one in questions if (one.kind, one.way) == (kind, HELD_OUT)]
         known = [one for one in questions if (one.kind, one.way) == (kind, TRAINED)]
         trained = [(one.expected_class, scored[id(one)]) for one in known]
         trained = trained or [
-            (normalise(e.answer), score) for e, score in first if _kinds_of(e)[0] == kind
+            (normalise(e.answer), score)
+            for e, score in first
+            if names[e.dataset, _kinds_of(e)[0]] == kind
         ]
         if not held:
             continue

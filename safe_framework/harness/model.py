@@ -16,6 +16,7 @@ from lm_eval.models.hf_vlms import HFMultimodalLM
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
+from safe_framework.core.attend import whole_text_columns
 from safe_framework.core.build import load
 from safe_framework.core.model import SafeModel
 from safe_framework.data.distractors import FOREIGN, KINDS, distractor
@@ -72,8 +73,14 @@ class ModelWithSample:
         }
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
-        """Call the model with a sample for each text."""
-        return self.safe(*args, **inputs, **self._sample_tensors(*args, **inputs))
+        """Call the model with a sample for each text.
+
+        The harness does not say where in a text the answer begins that it scores, so a modality
+        that acts on answers acts on all of it, which is harder on what is to be kept.
+        """
+        samples = self._sample_tensors(*args, **inputs)
+        samples |= whole_text_columns(self.safe.attends, samples)
+        return self.safe(*args, **inputs, **samples)
 
     def generate(self, **inputs: Any) -> Any:
         """Continue texts with a sample for each."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import attrs
+import torch
 from torch import nn
 
 from safe_framework.config.plugins import parts_of
@@ -13,6 +14,7 @@ from safe_framework.config.schema import BaseSpec, Recipe
 from safe_framework.core.base_model import base_facts
 from safe_framework.core.layer_discovery import LayerStack, find_layers, text_config
 from safe_framework.core.modality import check_layers
+from safe_framework.core.segments import SegmentVectors
 from safe_framework.errors import CheckpointError
 from safe_framework.pretrained.meta_models import base_meta_model, card_of, meta_models
 
@@ -44,7 +46,8 @@ class ModelSizes:
 
     Attributes:
         base: the frozen model.
-        modalities: encoder, projector, fusion adapter and markers of each, by its name.
+        modalities: encoder, projector, fusion adapter, segment vectors and markers of each, by its
+            name.
     """
 
     base: PartSize
@@ -121,6 +124,9 @@ def _modality(
         _part("projector", spec.projector.use, projector, tokens),
         _part("fusion", spec.fusion.use, fusion, f"layer {layers} of {stack.count}"),
     ]
+    with torch.device("meta"):
+        segments = SegmentVectors(stack.hidden_size)
+    parts.append(_part("segments", "", segments, "tell several samples apart"))
     if spec.markers or spec.inline:
         count = _VECTORS * stack.hidden_size
         parts.append(PartSize("markers", "", count, count, f"{_VECTORS} vectors"))

@@ -26,6 +26,7 @@ from safe_framework.training.compute.calls import (
     Predictions,
 )
 from safe_framework.training.compute.forward import ForwardPlanner, PlainForward
+from safe_framework.training.compute.prompt_cache import PromptCache
 from safe_framework.training.distributed import StepShard, touch_parameters
 from safe_framework.training.retention.counterfactual import CounterfactualRetention
 from safe_framework.training.schedules import TrainingScales
@@ -120,6 +121,7 @@ class Objective(nn.Module):
         align_weight: of the third.
         caches: what is kept of the frozen base; None keeps nothing.
         states: of the task's texts, among it.
+        prompt_cache: of the task's prompts; None runs them at each step.
         scales: the factor on retention; None leaves it at 1.
         merges: whether calls of the model may be made as one.
         speedups: whether a step may leave out what no loss depends on; each call runs whole and by
@@ -137,6 +139,7 @@ class Objective(nn.Module):
         *,
         caches: ActivationCaches | None = None,
         states: ActivationStore | None = None,
+        prompt_cache: PromptCache | None = None,
         scales: TrainingScales | None = None,
         merges: bool = True,
         speedups: bool = True,
@@ -148,7 +151,7 @@ class Objective(nn.Module):
             self.planner = ForwardPlanner(model, caches, merges=merges)
         self.alignment = alignment if align_weight else None
         self.align_weight = align_weight
-        self.caches, self.states = caches, states
+        self.caches, self.states, self.prompt_cache = caches, states, prompt_cache
         self.scales = scales or TrainingScales()
         self._ddp_params_and_buffers_to_ignore = _frozen_names(self)
 
@@ -206,6 +209,8 @@ class Objective(nn.Module):
             prefix_states,
             pictures=bool(rows[0].images),
         )
+        if self.prompt_cache is not None:
+            call = self.prompt_cache.behind_prompts(call, rows)
         return LossTerm(call, partial(answers.loss, count=count))
 
     def load_state_dict(

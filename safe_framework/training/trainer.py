@@ -34,6 +34,7 @@ from safe_framework.training import distributed
 from safe_framework.training.alignment import Alignment
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
 from safe_framework.training.compute.activation_cache import ActivationCaches
+from safe_framework.training.compute.prompt_cache import PromptCache
 from safe_framework.training.distributed import StepShard, average_gradients, rows_per_shard
 from safe_framework.training.monitor.callback import MonitoringState
 from safe_framework.training.objective import Objective, step_totals
@@ -167,6 +168,8 @@ class SafeTrainer(Trainer):
         self._rows = self._questions.rows(order)
         self._caches = caches
         self._states = caches.task_texts(self._rows) if caches else None
+        starts = [example.answer_start for example in self.examples]
+        self._prompt_cache = PromptCache.tried(model, caches, self._rows, starts)
         dims = {name: encoder.dim for name, encoder in model.encoders.items()}
         prompts = caches.prompts if caches else PromptEncoder.of(model)
         self._collate = AnswerCollator(dims, pad, prompts, self._pixels_needed, model.attends).calls
@@ -176,7 +179,8 @@ class SafeTrainer(Trainer):
         super().__init__(
             model=Objective(
                 model, retention, alignment, spec.align_weight,
-                caches=caches, states=self._states, scales=self.monitoring.scales,
+                caches=caches, states=self._states, prompt_cache=self._prompt_cache,
+                scales=self.monitoring.scales,
                 merges=not args.sharded, speedups=spec.speedups == "on",
             ),
             args=args,
@@ -285,6 +289,8 @@ class SafeTrainer(Trainer):
         if self._states is not None:
             needed = [row for row in self._wanted() if self._states.contains([row])]
             self._states.precompute(needed, "reading training texts", progress)
+        if self._prompt_cache is not None:
+            self._prompt_cache.precompute(progress)
         if self.retention is not None:
             autocast = self.spec.precision == "bfloat16"
             self.retention.precompute(self.spec.max_steps, progress, autocast=autocast)

@@ -142,6 +142,25 @@ def test_no_row_is_asked_twice_in_one_form(
     assert len(pairs) == 2 * len(asked)
 
 
+def test_datasets_have_kinds_of_their_own(
+    model: SafeModel, asked: list[Example], texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: a kind that two datasets have is counted for each, in the forms of its own bank."""
+    answering(monkeypatch, {"": True})
+    bank = QuestionBank((Form("a mat"), Form("on a mat", held_out=True)), {"name": 1.0})
+    halves = [
+        attrs.evolve(example, dataset="old") if number % 2 else attrs.evolve(
+            example.with_questions(attrs.evolve(example.questions, bank=bank)), dataset="new"
+        )
+        for number, example in enumerate(asked)
+    ]  # fmt: skip
+    found = measured(model, halves, texts, 12).wordings
+    assert found is not None
+    assert set(found.kinds) == {"new: name", "old: name", "judge"}
+    assert {form.form for form in found.kinds["new: name"].forms} == {"on a mat"}
+    assert found.kinds["old: name"].trained.n == found.kinds["new: name"].trained.n == 6
+
+
 def test_rows_of_one_question_are_asked_in_other_chats_alone(
     model: SafeModel, examples: list[Example], texts: list[str]
 ) -> None:

@@ -15,10 +15,10 @@ def test_the_parts_make_up_the_whole():
     """Totals are the sums of the parts, and nothing of base and encoder is trained."""
     sizes = sizes_of(read_recipe("quickstart"))
     (parts,) = sizes.modalities.values()
-    assert [part.name for part in parts] == ["encoder", "projector", "fusion"]
+    assert [part.name for part in parts] == ["encoder", "projector", "fusion", "segments"]
     assert sizes.base.trainable == parts[0].trainable == 0
     assert sizes.total == sizes.base.parameters + sum(part.parameters for part in parts)
-    assert sizes.trainable == 1_054_363  # what the README says of the quickstart
+    assert sizes.trainable == 1_058_971  # what the README says of the quickstart
 
 
 def test_markers_are_counted():
@@ -85,4 +85,4 @@ def test_check_prints_the_parts(capsys):
         ["audio", "fusion"],
     ]
     assert lines[-1][0] == "total"
-    assert lines[-1][-1] == "72,067,104"
+    assert lines[-1][-1] == "72,099,872"

@@ -77,6 +77,20 @@ def test_every_form_is_answered_in_its_order(model: SafeModel, clip: str) -> Non
     assert together == safe_framework.pipeline(model, batch_size=1)(mixed, max_new_tokens=LONGEST)
 
 
+def test_an_input_may_have_several_samples(model: SafeModel, clip: str, tmp_path: Path) -> None:
+    """Law: a list goes to the processor as parts of a chat do; alone or in a batch is the same."""
+    soundfile.write(tmp_path / "other.wav", 0.3 * np.sin(0.9 * np.arange(RATE // 5)), RATE)
+    other = str(tmp_path / "other.wav")
+    pipe = safe_framework.pipeline(model)
+    parts = [{"type": "audio", "path": path} for path in (clip, other)]
+    talks = [chat(*parts, {"type": "text", "text": "w5"}), {"text": "w5", "audio": [clip, other]}]
+    assert pipe(talks, max_new_tokens=LONGEST) == [
+        pipe(t, max_new_tokens=LONGEST)[0] for t in talks
+    ]
+    with pytest.raises(SampleError, match=r"^inputs\[1\]: .*names 1 place `<audio>` for 2 samples"):
+        pipe(["w8", {"text": "w5 <audio>", "audio": [clip, other]}], max_new_tokens=1)
+
+
 def test_options_of_a_call_are_those_of_transformers(model: SafeModel, clip: str) -> None:
     """Law: several answers come in a list for each input, and scores do not change an answer."""
     pipe = safe_framework.pipeline(model)

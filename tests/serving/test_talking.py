@@ -14,8 +14,12 @@ from transformers import TextIteratorStreamer, TextStreamer
 
 import safe_framework
 from safe_framework.core.model import SafeModel
+from safe_framework.core.prompt_rows import PromptEncoder
 from safe_framework.core.switched_off import OffElsewhere
+from safe_framework.data.examples import Example
 from safe_framework.errors import SafeError
+from safe_framework.interfaces.types import IGNORED
+from safe_framework.training.batches import tokenize
 from tests.support.chats import ENDS, WORDS, speaking
 from tests.support.marked import SAMPLE, marking
 from tests.support.toys import llama
@@ -225,3 +229,19 @@ def test_options_of_the_template_at_the_call() -> None:
     )
     with pytest.raises(SafeError, match="does not read the option `enable_think`"):
         pipe(CHAT, template_options={"enable_think": False})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_is_learned_with_the_end_of_its_turn(name: str) -> None:
+    """Law: in a run and in a loop of one's own, and no text that is no chat ends so."""
+    model = talking(name)
+    user = [{"role": "user", "content": "what is this"}]
+    chat = model.tokenizer.apply_chat_template(user, add_generation_prompt=True, tokenize=False)
+    for text, end in ((chat, ENDS[name]), ("what is this", "end")):
+        batch = model.prepare_multimodal_inputs(
+            [text], touch=[SAMPLE], answers=["high"], training_mode=True
+        )
+        own = [one for one in batch["labels"][0].tolist() if one != IGNORED]
+        run = tokenize(PromptEncoder.of(model), Example(prompt=text, answer="high"), {})
+        assert model.tokenizer.convert_ids_to_tokens(own) == ["high", end]
+        assert list(run.answer) == own

@@ -16,6 +16,7 @@ from safe_framework.training.alignment import Alignment
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
 from safe_framework.training.compute.activation_cache import ActivationCaches, ActivationStore
 from safe_framework.training.compute.forward import ForwardPlanner, PlainForward
+from safe_framework.training.compute.prompt_cache import PromptCache
 from safe_framework.training.distributed import WHOLE_STEP
 from safe_framework.training.objective import Objective, step_totals
 from safe_framework.training.retention.counterfactual import (
@@ -106,7 +107,11 @@ def retention_of(model: SafeModel, caches: ActivationCaches) -> CounterfactualRe
 def step_of(model: SafeModel, examples: list[TokenizedExample], *, speedups: bool) -> Any:
     """Both losses and all gradients of a step."""
     caches = caches_for(model, examples, ("prefix", "teacher") if speedups else ())
-    states = caches.task_texts([example.row for example in examples])
+    rows = [example.row for example in examples]
+    states = caches.task_texts(rows)
+    starts = [example.answer_start for example in examples]
+    prompt_cache = PromptCache.tried(model, caches, rows, starts)
+    assert (prompt_cache is not None) == (speedups and "answer" in model.attends.values())
     objective = Objective(
         model,
         retention_of(model, caches),
@@ -114,6 +119,7 @@ def step_of(model: SafeModel, examples: list[TokenizedExample], *, speedups: boo
         0.5,
         caches=caches,
         states=states,
+        prompt_cache=prompt_cache,
         speedups=speedups,
     )
     step = AnswerCollator({"touch": DIM}, PAD, attends=model.attends).calls(examples)

@@ -97,6 +97,11 @@ class ActivationStore:
         return found
 
     @property
+    def rows(self) -> list[PromptRow]:
+        """Every row, once."""
+        return [row for group in self._groups for row in group]
+
+    @property
     def token_count(self) -> int:
         """Tokens of all rows together, each row counted once."""
         return sum(len(row) for group in self._groups for row in group)
@@ -124,9 +129,8 @@ class ActivationStore:
                 for kind, whole in derived.items()
             }
 
-        rows = [row for group in self._groups for row in group]
         folder = self.folder.with_name(text_fingerprint([self.folder.name, name])[:32])
-        return ActivationStore(rows, grouped, (), folder, self.of_pictures)
+        return ActivationStore(self.rows, grouped, (), folder, self.of_pictures)
 
     def _load(self, number: int) -> None:
         from safetensors.torch import load_file
@@ -320,8 +324,36 @@ class ActivationCaches:
         folder = self._folder(layer, final)
         states = ActivationStore(rows, compute, kinds, folder, self._of_pictures())
         # The teacher stores as much again, derived from its states for a divergence.
+        numbers = (len(kinds) + final) * self.model.stack.hidden_size
+        return self._if_it_fits(states, numbers)
+
+    def store_of(
+        self, rows: Rows, compute: Compute, numbers: int, name: str
+    ) -> ActivationStore | None:
+        """A store of something else that is computed from rows of text; None if it is too large.
+
+        Args:
+            rows: without pictures.
+            compute: as ``ActivationStore`` takes it.
+            numbers: at most so many are kept of one position.
+            name: distinguishes it from others.
+        """
+        layer = None if self.prefix is None else self.prefix.layer
+        folder = self._folder(layer, False)
+        folder = folder.with_name(text_fingerprint([folder.name, name])[:32])
+        return self._if_it_fits(ActivationStore(rows, compute, (), folder), numbers)
+
+    def samples(self, rows: int) -> dict[str, Tensor]:
+        """The example's samples for so many rows, again and again if they are fewer."""
+        return {
+            key: value[torch.arange(rows, device=value.device) % len(value)]
+            for key, value in self._samples.items()
+        }
+
+    def _if_it_fits(self, states: ActivationStore, numbers: int) -> ActivationStore | None:
+        """The store, if so many numbers of each position are not too many."""
         itemsize = next(self.model.base.parameters()).element_size()
-        size = states.token_count * (len(kinds) + final) * self.model.stack.hidden_size * itemsize
+        size = states.token_count * numbers * itemsize
         if size <= self.max_bytes:
             return states
         self.notes.append(

@@ -37,6 +37,8 @@ class ForwardCall:
         prefix_states: what enters the first fused layer, for each row's real positions, each
             (length of the row, hidden); None where the call starts at the base's first layer.
         pictures: whether its rows have some.
+        past: the prompts' keys and values behind which its rows begin, by kind and layer, each
+            (length of the prompt, heads, width); None where they begin at their first token.
     """
 
     inputs: Mapping[str, Tensor]
@@ -44,6 +46,7 @@ class ForwardCall:
     temperatures: Sequence[float] = ()
     prefix_states: Sequence[Tensor] | None = None
     pictures: bool = False
+    past: Sequence[Mapping[str, Tensor]] | None = None
 
 
 @attrs.frozen(eq=False)
@@ -90,6 +93,7 @@ def merge_calls(calls: Sequence[ForwardCall]) -> ForwardCall:
         concatenate_rows([call.positions for call in calls]),
         prefix_states=None if first.prefix_states is None else prefix_states,
         pictures=any(call.pictures for call in calls),
+        past=None if first.past is None else [row for call in calls for row in call.past or ()],
     )
 
 
@@ -123,6 +127,7 @@ def _can_merge(one: ForwardCall, other: ForwardCall) -> bool:
         known
         and one.inputs.keys() == other.inputs.keys()
         and (one.prefix_states is None) == (other.prefix_states is None)
+        and (one.past is None) == (other.past is None)
         and all(_same_beyond_length(one.inputs[key], other.inputs[key]) for key in one.inputs)
     )
 

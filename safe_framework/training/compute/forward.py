@@ -31,6 +31,7 @@ from safe_framework.training.compute.calls import (
 )
 from safe_framework.training.compute.chunked_vocabulary import supports_chunked_loss
 from safe_framework.training.compute.packing import Packing
+from safe_framework.training.compute.prompt_cache import with_past
 
 _PADDING = 0.25  # share that merging calls may add, where feed-forward modules skip padding
 _COMPUTED_PADDING = 0.05  # where they do not
@@ -93,6 +94,9 @@ class ForwardPlanner:
 
     def _run(self, call: ForwardCall, readout: Readout, known: BaseProperties) -> Tensor | None:
         """What is read of one call, packed where that is worthwhile."""
+        if call.past is not None:
+            with self._from_prefix(call, call.prefix_states), known.computing_only(call.positions):
+                return readout(self.model, self.model.base, with_past(call), call.positions)
         packing = known.plan_packing(call) if self.merges else None
         if packing is not None and call.pictures and not self._pictures_pack(call, packing):
             packing = None
