@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from safe_framework.interfaces.projector import Projector
     from safe_framework.interfaces.retention import RetentionRegularizer, RetentionStore
     from safe_framework.interfaces.types import AttentionWeights, BaseFacts, Frames, Memory, Tokens
+    from safe_framework.runs.own_loop import prepare_training
     from safe_framework.runs.python import evaluate, train
     from safe_framework.serving.pipeline import pipeline
     from safe_framework.verification.verify import verify
@@ -32,6 +33,7 @@ _HOMES = {
     "load": "core.build",
     "evaluate": "runs.python",
     "pipeline": "serving.pipeline",
+    "prepare_training": "runs.own_loop",
     "train": "runs.python",
     "verify": "verification.verify",
     "Encoder": "interfaces.encoder",
@@ -67,6 +69,7 @@ __all__ = [
     "evaluate",
     "load",
     "pipeline",
+    "prepare_training",
     "train",
     "verify",
 ]

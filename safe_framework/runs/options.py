@@ -186,8 +186,17 @@ def _set_gates(modalities: dict[str, Any], gate: Mapping[str, Any]) -> None:
 
 
 def _methods(given: Any, held: Any, data: Mapping[str, Any]) -> list[Any]:
-    """The tables of ``[[retention]]``: distillation where there are texts and nothing else said."""
+    """The tables of ``[[retention]]``: distillation where there are texts and nothing else said.
+
+    Raises:
+        DataError: the methods that the model's recipe has are given no texts.
+    """
     if given is None:
+        if held and "retention" not in data:
+            raise DataError(
+                "the model's recipe has retention methods, and no texts are given for them",
+                hint="give retention=..., or regularizers=[] to do without",
+            )
         if held is not None:
             return list(held)
         return [{"use": "distillation"}] if "retention" in data else []

@@ -137,7 +137,7 @@ def evaluate(
     own = dict(options)
     asked = {name: own.pop(name) for name in ("batch_size",) if name in own}
     recipe, memory = recipe_for(
-        model, sources, {**own, "evaluation": asked}, "safe_framework.evaluate"
+        model, sources, {**own, "evaluation": asked, "regularizers": []}, "safe_framework.evaluate"
     )
     if (missing := missing_sources(recipe)) is not None:
         raise missing

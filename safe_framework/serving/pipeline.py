@@ -18,6 +18,7 @@ from safe_framework.errors import SafeError, SampleError
 from safe_framework.evaluation.answers import eval_mode, new_tokens
 from safe_framework.interfaces.types import each_of, sample_counts, together
 from safe_framework.pretrained.base_outline import known_types
+from safe_framework.serving.options import check_options
 from safe_framework.serving.streaming import AnswerStreamer, streamed
 from safe_framework.utils.suggest import nearest
 
@@ -101,7 +102,9 @@ class SafePipeline:
         Raises:
             SafeError: an input is none of these, or a gate is not from 0 to 1.
             SampleError: a sample cannot be used; the message names its input.
+            KeywordError: an option is none of a pipeline's nor of ``generate``.
         """
+        check_options(options, self.model.base)
         listed = [inputs] if _is_one(inputs) else list(inputs)
         enabled = self._enabled(gate)
         size = self.batch_size if batch_size is None else _checked_size(batch_size)
@@ -144,9 +147,17 @@ class SafePipeline:
         An ``off()`` block around the loop over it holds for it. The arguments are those of a call.
 
         Raises:
-            SafeError: the input is none, or several.
+            SafeError: the input is none, or several, or several answers are asked for.
             SampleError: a sample cannot be used.
+            KeywordError: an option is none of a pipeline's nor of ``generate``.
         """
+        for name in ("num_beams", "num_return_sequences"):
+            if (options.get(name) or 1) > 1:
+                raise SafeError(
+                    f"a stream gives one answer as it is made, not `{name} = {options[name]}`",
+                    hint="call the pipeline itself for several",
+                )
+        check_options(options, self.model.base)
         if not _is_one(one):
             raise SafeError(
                 "a stream answers one input, not a list of them",
@@ -273,8 +284,8 @@ class SafePipeline:
 
 
 def _checked_size(batch_size: int) -> int:
-    if batch_size < 1:
-        raise SafeError(f"`batch_size` must be at least 1, not {batch_size}")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise SafeError(f"`batch_size` must be at least 1, not {batch_size!r}")
     return batch_size
 
 

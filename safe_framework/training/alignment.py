@@ -32,6 +32,7 @@ LABEL = "aligning the projector"
 _TEMPERATURE = 0.07
 _SMOOTHING = 0.1
 _PULL = 2.0
+_RISING = 0.1  # share of the steps in which the rate rises
 _WEIGHT_DECAY = 0.05
 _BATCH = 256
 _CHUNK = 32  # samples at a time that an encoder which trains is shown before the first step
@@ -170,8 +171,9 @@ def align(
         for module, rate in stage.rates.items()
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=_WEIGHT_DECAY)
+    rising = min(max(_RISING, 1.5 / spec.align_steps), 0.9)  # torch divides by what a rise takes
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, list(stage.rates.values()), total_steps=spec.align_steps, pct_start=0.1
+        optimizer, list(stage.rates.values()), total_steps=spec.align_steps, pct_start=rising
     )
     for module in stage.rates:
         module.train()

@@ -50,7 +50,8 @@ WEIGHTS = SAFE_WEIGHTS_NAME
 """The adapter's tensors, under the name that the Trainer looks for."""
 _COMPLETE = "complete"
 _FORMAT = "2"  # of what a checkpoint holds; the first one's marker was empty
-_SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+"""What transformers calls each schedule of a recipe."""
 
 
 @dataclass
@@ -102,7 +103,7 @@ def training_arguments(
         gradient_accumulation_steps=accumulation,
         use_cpu=distributed.device().type == "cpu",
         bf16=spec.precision == "bfloat16",
-        lr_scheduler_type=_SCHEDULES[spec.schedule],
+        lr_scheduler_type=SCHEDULES[spec.schedule],
         warmup_steps=spec.warmup_steps,
         max_grad_norm=spec.max_grad_norm,
         save_steps=spec.save_steps or min(-(-spec.max_steps // 10), 100),

@@ -113,7 +113,8 @@ def by_hand(world: Path) -> SafeModel:
     model = safe_framework.attach(base, AutoTokenizer.from_pretrained(world / "base"))
     encoder = WhisperEncoder(model=str(world / "whisper"))
     model.add_modality(
-        "audio", encoder=encoder, projector=StandardProjector(encoder.dim, 16, hidden_dim=8),
+        "audio", encoder=encoder,
+        projector=StandardProjector(encoder.dim, 16, hidden_dim=8, dropout=0.0),
         fusion=LoraFusion(model.facts(), layers=[0, 1], rank=2),
     )  # fmt: skip
     return model

@@ -18,6 +18,7 @@ import safe_framework
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError, SampleError
 from tests.core.test_chat import PROMPT
+from tests.support.toys import attached, llama, tokenizer
 
 RATE = 16_000
 LONGEST = 4
@@ -216,3 +217,50 @@ def test_mistakes_are_named(inputs: Any, message: str, model: SafeModel) -> None
         safe_framework.pipeline(model, batch_size=0)
     with pytest.raises(SafeError, match="`batch_size` must be at least 1"):
         safe_framework.pipeline(model)("w5", batch_size=0)
+
+
+STRANGE = [
+    ({"return_full_text": True}, "a pipeline has no option `return_full_text`", "without what"),
+    ({"generate_kwargs": {}}, "a pipeline has no option `generate_kwargs`", "the call itself"),
+    ({"stop_sequence": "w3"}, "a pipeline has no option `stop_sequence`", "stop_strings"),
+    ({"do_smaple": True}, "`do_smaple` is no option of a pipeline, nor of `generate`", "do_sample"),
+    ({"batch_size": "2"}, "`batch_size` must be at least 1, not '2'", ""),
+    ({"batch_size": 0}, "`batch_size` must be at least 1, not 0", ""),
+    ({"num_return_sequences": 2}, "greedy decoding has one", "num_beams=2"),
+]
+
+
+@pytest.mark.parametrize(("options", "told", "hint"), STRANGE)
+def test_an_option_that_is_none_is_named(options: dict[str, Any], told: str, hint: str) -> None:
+    """Law: what a pipeline does not take is an error that says what to write instead."""
+    pipe = safe_framework.pipeline(attached(llama(), tokenizer=tokenizer()))
+    with pytest.raises(SafeError) as caught:
+        pipe("w3 w4", **options)
+    assert told in caught.value.message
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"num_return_sequences": 2}])
+def test_a_stream_of_several_answers_is_refused(options: dict[str, Any]) -> None:
+    """Law: beams and several sequences are for a call, and the error says so."""
+    pipe = safe_framework.pipeline(attached(llama(), tokenizer=tokenizer()))
+    with pytest.raises(SafeError, match=r"a stream gives one answer .*\nhint: call the pipeline"):
+        list(pipe.stream("w3", **options))
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"return_dict_in_generate": True, "output_scores": True},
+    {"batch_size": 1},
+    {"use_cache": False},
+    {"logits_processor": None},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_options_of_generate_are_taken_at_the_call(options: dict[str, Any]) -> None:
+    """Law: options that change no token give the answers of a call without them."""
+    pipe = safe_framework.pipeline(attached(llama(), tokenizer=tokenizer()))
+    texts = ["w3 w4", "w5"]
+    assert pipe(texts, max_new_tokens=LONGEST, **options) == pipe(texts, max_new_tokens=LONGEST)
+    two = {"num_beams": 2, "num_return_sequences": 2, "max_new_tokens": LONGEST}
+    assert [len(answers) for answers in pipe(texts, **two)] == [2, 2]

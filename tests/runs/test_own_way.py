@@ -1,0 +1,125 @@
+"""docs/training-your-own-way.md, as it is written, on tiny models and rows."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import safe_framework
+from safe_framework.core.model import SafeModel
+from safe_framework.training.distributed import WHOLE_STEP
+from safe_framework.training.objective import step_totals
+from tests.runs.test_python import Sources, by_hand, lines
+
+PAGE = (Path(__file__).parents[2] / "docs" / "training-your-own-way.md").read_text("utf-8")
+CALL, LOADING, LOOP, TRAINER = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+PLAIN: Sources = {
+    "max_steps": 4, "batch_size": 3, "retention_batch_size": 2, "projector_learning_rate": 1e-2,
+    "fusion_learning_rate": 1e-2, "warmup_steps": 2, "align_steps": 3, "align_weight": 0.5,
+    "balance": True, "speedups": "off", "cache": ["frames"], "question": "what is this",
+}  # fmt: skip
+
+
+def tiny(code: str, world: Path) -> str:
+    """The code of the page with tiny checkpoints and few steps."""
+    for old, new in (
+        ('"HuggingFaceTB/SmolLM2-135M-Instruct"', repr(str(world / "base"))),
+        ('"openai/whisper-tiny.en"', repr(str(world / "whisper"))),
+        ("max_steps=200", "max_steps=3, batch_size=2, evaluation={'bootstrap': 10}"),
+        ("align_steps=150", "align_steps=2"),
+    ):
+        code = code.replace(old, new)
+    return code
+
+
+def write_datasets(world: Path, folder: Path) -> None:
+    """What the page loads: datasets with a column of sounds, and of texts."""
+    from datasets import Dataset, DatasetDict
+
+    notes, texts = DatasetDict(), DatasetDict()
+    for split, name in (("train", "train"), ("test", "test")):
+        rows = lines(world / f"{name}.jsonl")
+        sounds = [(world / f"{name}{n}.wav").read_bytes() for n in range(len(rows))]
+        notes[split] = Dataset.from_list(
+            [
+                {"audio": {"bytes": sound, "path": None}, "answer": row["answer"]}
+                for row, sound in zip(rows, sounds, strict=True)
+            ]
+        )
+    for split, name in (("train", "texts"), ("test", "texts_test")):
+        texts[split] = Dataset.from_list(lines(world / f"{name}.jsonl"))
+    notes.save_to_disk(folder / "notes")
+    texts.save_to_disk(folder / "texts")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:'pin_memory'")  # of a Trainer as anyone makes it, on a CPU
+def test_the_page_is_true(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Law: what the page shows runs as it is, and what it trains loads in another process."""
+    write_datasets(world, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(tiny(CALL, world), "CALL", "exec"), names)
+    assert '[[retention]]\nuse = "distillation"' in capsys.readouterr().out
+    assert (tmp_path / "runs/notes/report.html").is_file()
+    expected = answered(names["model"])
+    telling = f"{LOADING}\nfrom tests.runs.test_own_way import answered\nprint(answered(model))"
+    found = subprocess.run(
+        [sys.executable, "-c", telling], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )  # fmt: skip
+    assert found.stdout.strip() == expected
+    loop = tiny(LOOP, world).replace(", evaluation={'bootstrap': 10}", "")
+    exec(compile(loop, "LOOP", "exec"), names)
+    exec(compile(tiny(TRAINER, world), "TRAINER", "exec"), names)
+    assert (tmp_path / "checkpoints/checkpoint-4/model.safetensors").is_file()
+    assert safe_framework.load(tmp_path / "adapter").modalities.keys() == {"audio"}
+
+
+def answered(model: SafeModel) -> str:
+    """Every bit of what a model predicts beside a sound."""
+    sound = np.sin(np.arange(4000) / 3).astype(np.float32)
+    batch = model.processor(text=["what is this"], audio=[sound], sampling_rate=16_000)
+    with torch.no_grad():
+        return model(**batch).logits.numpy().tobytes().hex()
+
+
+def seeded(world: Path) -> SafeModel:
+    """A model whose parts are the same each time; nothing in it draws in training."""
+    torch.manual_seed(0)
+    return by_hand(world)
+
+
+def test_a_plain_loop_has_the_losses_of_a_recipe(world: Path) -> None:
+    """Law: at each step, a loop's loss on its batch is the recipe's own, but for rounding."""
+    rows, texts = lines(world / "train.jsonl"), lines(world / "texts.jsonl")
+    model = seeded(world)
+    start = {name: one.clone() for name, one in model.trainable_parameters().items()}
+    ready = safe_framework.prepare_training(model, rows, retention=texts, **PLAIN)
+    trainer = ready._trainer
+    drawn: Any = trainer.train_dataset
+    optimizer = ready.optimizer()
+    model.train()
+    for step, batch in enumerate(ready.batches):
+        size = PLAIN["batch_size"]
+        calls = trainer.data_collator(drawn[step * size : (step + 1) * size])  # type: ignore[operator]
+        totals = step_totals([calls], ["audio"])
+        with torch.no_grad():
+            whole, _ = trainer.model(calls["calls"], totals, step, WHOLE_STEP)  # type: ignore[misc]
+        loss = model(**batch).loss + ready.retention_loss(step) + ready.alignment_loss(batch)
+        torch.testing.assert_close(loss.detach(), whole, rtol=1e-5, atol=1e-5)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(ready.parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert step + 1 == PLAIN["max_steps"]
+    now = model.trainable_parameters()
+    assert max((now[name] - one).abs().max() for name, one in start.items()) > 1e-3

@@ -1,0 +1,27 @@
+"""Alignment before fusion takes any number of steps."""
+
+import pytest
+import torch
+from rich.console import Console
+
+from safe_framework import Frames
+from safe_framework.config.schema import TrainingSpec
+from safe_framework.interfaces.types import all_real
+from safe_framework.training.alignment import Alignment, AlignmentStage, align
+from safe_framework.utils.progress import WorkProgress
+from safe_framework_plugins.projectors.standard import StandardProjector
+from tests.support.toys import DIM, HIDDEN, WORDS
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11, 15])
+def test_a_projector_is_aligned_in_few_steps(model, steps):
+    """The rate rises and falls within them, and the projector has moved."""
+    answers = list(WORDS[3:5]) * 4
+    values = torch.randn(len(answers), 5, DIM)
+    frames = Frames(values, all_real(values))
+    projector = StandardProjector(DIM, HIDDEN, tokens=1, hidden_dim=8)
+    before = projector.mlp[0].weight.clone()
+    spec = TrainingSpec(align_steps=steps)
+    stage = AlignmentStage(projector, frames.rows, {projector: 1e-2})
+    align(stage, Alignment(model, answers), answers, spec, WorkProgress(Console(quiet=True)))
+    assert not torch.equal(projector.mlp[0].weight, before)
