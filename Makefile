@@ -4,7 +4,7 @@ OLDEST := .venv-oldest
 PIP := $(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check
 EDITABLE := $(PIP) --constraint .ci/constraints.txt --editable
 
-.PHONY: help demo test test-fast test-portable lint bench check-real check-browser check-harness check-torchaudio check-deepspeed check-oldest check-zoo check-gpu clean
+.PHONY: help demo test test-fast test-portable lint bench check-real check-browser check-harness check-torchaudio check-deepspeed check-oldest check-zoo check-gpu fuzz clean
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make check-oldest  trainer and core laws on the oldest versions that are allowed"
 	@echo "make check-zoo   the laws on every architecture of transformers (minutes)"
 	@echo "make check-gpu   training, evaluation and the certificate on a CUDA device"
+	@echo "make fuzz        a thousand mutations of each kind of input: read, or refused by name (minutes)"
 	@echo "make clean       remove what these commands made, but for runs/"
 
 demo: $(VENV)/.demo
@@ -85,6 +86,9 @@ ON_GPU := training experimental runs evaluation pretrained data
 check-gpu: demo $(VENV)/.test
 	@SAFE_TEST_ON_GPU=1 $(VENV)/bin/pytest -m "not ($(OPTIONAL) or processes)" $(addprefix tests/,$(ON_GPU))
 	@$(VENV)/bin/python -m tests.zoo.gpu
+
+fuzz: $(VENV)/.test
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.fuzz --write-docs
 
 clean:
 	@rm -rf $(VENV) $(OLDEST) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

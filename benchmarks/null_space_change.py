@@ -20,9 +20,10 @@ from safe_framework.config.read import read_recipe
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import read_examples
 from safe_framework.evaluation.answers import model_inputs
-from safe_framework.runs.run import ADAPTER, CHECKPOINTS
+from safe_framework.runs.run import CHECKPOINTS
 from safe_framework.training.retention.counterfactual import RetentionExamples
 from safe_framework.training.setup import frame_stores, make_retention
+from safe_framework.utils.run_folder import ADAPTER
 
 
 @torch.no_grad()

@@ -23,7 +23,8 @@ from seeds import over_seeds
 from safe_framework.config.read import read_recipe
 from safe_framework.evaluation.metrics import Estimate
 from safe_framework.evaluation.results import Evaluation
-from safe_framework.runs.run import METRICS, STATE, run_recipe, run_versions
+from safe_framework.runs.run import METRICS, run_recipe, run_versions
+from safe_framework.utils.run_folder import STATE
 
 DISTILLATION = "the quickstart's own table"
 NULL_SPACE = '[[retention]]\nuse = "nullspace"\n'

@@ -38,8 +38,9 @@ from safe_framework.data.tasks import unique
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.answers import answer, without_modality
 from safe_framework.evaluation.results import Evaluation
-from safe_framework.runs.run import ADAPTER, METRICS, run_recipe
+from safe_framework.runs.run import METRICS, run_recipe
 from safe_framework.utils.catalogue import recipe_path
+from safe_framework.utils.run_folder import ADAPTER
 from safe_framework.verification.certificate import FILE, Certificate, summary
 
 SHIPPED = "../data/depth"

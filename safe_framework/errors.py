@@ -7,24 +7,33 @@ audio[0] holds NaN
 hint: drop or repair the recording
 """
 
+import re
 from functools import partial
+
+_LONG_WORD = re.compile(r"\S{400,}")
+"""Words that no person wrote: whole files, where a name was expected."""
 
 
 class SafeError(Exception):
     """Base class of the framework's errors.
 
     Args:
-        message: what is wrong, with names in backticks and no final period.
+        message: what is wrong, with names in backticks and no final period; the middle of a word
+            of hundreds of letters is left out.
         hint: the one thing to do, shown on a line of its own.
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        self.message, self.hint = message, hint
-        super().__init__(f"{message}\nhint: {hint}" if hint else message)
+        self.message, self.hint = _cut(message), _cut(hint)
+        super().__init__(f"{self.message}\nhint: {self.hint}" if hint else self.message)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle with the hint, so that the error survives a worker process."""
         return _rebuild, (type(self), self.message, self.hint)
+
+
+def _cut(text: str) -> str:
+    return _LONG_WORD.sub(lambda found: f"{found[0][:200]}...{found[0][-50:]}", text)
 
 
 def _rebuild(kind: type[SafeError], message: str, hint: str) -> SafeError:

@@ -28,6 +28,7 @@ from safe_framework.cli import (
     verify,
 )
 from safe_framework.cli import list as list_
+from safe_framework.cli.warnings import folded_warnings
 from safe_framework.errors import SafeError
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 
@@ -61,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.loads_models:
         set_aside_broken_torchaudio()
     try:
-        code: int = arguments.run(arguments)
+        with folded_warnings():
+            code: int = arguments.run(arguments)
     except SafeError as error:
         if os.environ.get("SAFE_DEBUG") == "1":
             raise

@@ -10,7 +10,9 @@ def add(commands: Any) -> None:
     """Declare the command."""
     text = "encode a recipe's samples and read its texts now, so that training finds them"
     parser = commands.add_parser("cache", help=text, description=text)
-    parser.add_argument("recipe", metavar="RECIPE", help="a file, or a name in the catalogue")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="a file, a name in the catalogue, or a run's folder"
+    )
     parser.add_argument(
         "--processes", type=_count, default=1, metavar="N", help="share samples out among so many"
     )
@@ -35,11 +37,13 @@ def _run(arguments: argparse.Namespace) -> int:
         precompute,
         precompute_in_processes,
     )
+    from safe_framework.utils.run_folder import recipe_of
 
+    source, _ = recipe_of(arguments.recipe)
     if arguments.samples:
-        encode_samples(arguments.recipe, quiet=arguments.quiet)
+        encode_samples(source, quiet=arguments.quiet)
         return 0
     if arguments.processes > 1:
-        return precompute_in_processes(arguments.processes, arguments.recipe, quiet=arguments.quiet)
-    precompute(arguments.recipe, quiet=arguments.quiet)
+        return precompute_in_processes(arguments.processes, source, quiet=arguments.quiet)
+    precompute(source, quiet=arguments.quiet)
     return 0

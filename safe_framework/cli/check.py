@@ -21,7 +21,9 @@ def add(commands: Any) -> None:
     """Declare the command."""
     text = "say whether a recipe is valid, or everything that is wrong with it"
     parser = commands.add_parser("check", help=text, description=text)
-    parser.add_argument("recipe", metavar="RECIPE", help="a file, or a name in the catalogue")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="a file, a name in the catalogue, or a run's folder"
+    )
     parser.add_argument(
         "--sizes",
         action="store_true",
@@ -33,10 +35,12 @@ def add(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from safe_framework.config.read import read_recipe
     from safe_framework.runs.base_check import check_base
+    from safe_framework.utils.run_folder import recipe_of
 
-    recipe = read_recipe(arguments.recipe)
+    source, _ = recipe_of(arguments.recipe)
+    recipe = read_recipe(source)
     notes = check_base(recipe)
-    print(f"{arguments.recipe} is a valid recipe")
+    print(f"{source} is a valid recipe")
     for note in notes:
         print(note)
     wrong = _look_at_data(recipe)
@@ -51,7 +55,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _look_at_data(recipe: Recipe) -> int:
     """Say what is wrong with its data; for how many things a run would be refused."""
-    from safe_framework.data.preview import missing_sources, preview
+    from safe_framework.data.preview import lacking, missing_sources, preview
 
     with ExitStack() as bars:
         seen = preview(recipe, _bars_if_needed(bars))
@@ -65,6 +69,8 @@ def _look_at_data(recipe: Recipe) -> int:
             print(f"and {len(errors) - _MOST} more: `safe data check` lists all")
     if recipe.data is not None and (missing := missing_sources(recipe)) is not None:
         print(f"it can be built, but not run: {missing}")
+    for error in lacking(recipe) if recipe.data is not None else ():
+        print(f"it can be built, but not run: {error}")
     if seen.unopened:
         print(f"not looked at, since they are on the hub: {', '.join(seen.unopened)}")
     return len(seen.errors)

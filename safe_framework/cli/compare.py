@@ -21,7 +21,8 @@ def add(commands: Any) -> None:
         type=Path,
         nargs="+",
         metavar="RUN",
-        help="two runs; or, with --against or beyond two, seeds of one recipe",
+        help="two runs, each by its folder or its adapter's; or, with --against or beyond two, "
+        "seeds of one recipe",
     )
     parser.add_argument(
         "--against", type=Path, nargs="+", metavar="RUN", default=[], help="seeds of the other"
@@ -38,11 +39,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from safe_framework.evaluation.compare_runs import compare_runs
     from safe_framework.runs.finished import read_metrics
+    from safe_framework.utils.run_folder import run_of
 
     first, second = arguments.runs, arguments.against
     if len(first) == 2 and not second:
         first, second = first[:1], first[1:]
-    sides = [[read_metrics(folder) for folder in side] for side in (first, second)]
+    sides = [[read_metrics(run_of(folder)) for folder in side] for side in (first, second)]
     found = compare_runs(*sides)
     names = [", ".join(map(str, side)) for side in (first, second) if side]
     console = Console()

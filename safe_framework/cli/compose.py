@@ -16,7 +16,9 @@ def add(commands: Any) -> None:
     """Declare the command."""
     text = "put an image encoder and a language model together, as [base.compose] says"
     parser = commands.add_parser("compose", help=text, description=text)
-    parser.add_argument("recipe", metavar="RECIPE", help="a file, or a name in the catalogue")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="a file, a name in the catalogue, or a run's folder"
+    )
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="where to write it; default: [base] model"
     )
@@ -30,8 +32,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from safe_framework.config.read import read_recipe
     from safe_framework.experimental.vision_language.train import compose_recipe
     from safe_framework.utils.progress import WorkProgress
+    from safe_framework.utils.run_folder import recipe_of
 
-    recipe = read_recipe(arguments.recipe)
+    recipe = read_recipe(recipe_of(arguments.recipe)[0])
     with WorkProgress(Console(stderr=True, quiet=arguments.quiet)).showing() as progress:
         folder, scores = compose_recipe(recipe, progress, arguments.output)
     if scores is not None:

@@ -24,7 +24,8 @@ def add(commands: Any) -> None:
     check.add_argument(
         "target",
         metavar="TARGET",
-        help="a recipe's file or name; or a data file, a folder, or hf:owner/name:split",
+        help="a recipe's file or name, or a run's folder; or a data file, a folder, or "
+        "hf:owner/name:split",
     )
     check.add_argument("--json", action="store_true", help="print the report for a program")
     check.add_argument(
@@ -48,11 +49,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from safe_framework.data.checks.recipe import check_target
     from safe_framework.utils.progress import WorkProgress
+    from safe_framework.utils.run_folder import STATE, recipe_of, run_of
 
+    target = arguments.target
+    if (run_of(target) / STATE).is_file():  # any other folder holds data
+        target, _ = recipe_of(target)
     console = Console(stderr=arguments.json)
     with WorkProgress(console).showing() as progress:
         report = check_target(
-            arguments.target, longest=arguments.longest, rate=arguments.rate, progress=progress
+            target, longest=arguments.longest, rate=arguments.rate, progress=progress
         )
     if arguments.json:
         print(report.to_json())

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import os
 import platform
 import re
 import signal
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from safe_framework.cli.table import table
+from safe_framework.utils.files import atomic_write
 from safe_framework.utils.optional_imports import load_torchaudio
 
 _REQUIREMENT = re.compile(r"([\w.-]+)[^;]*(?:;.*extra == ['\"]([\w-]+)['\"])?")
 _NOT_FOR_USERS = ("dev", "test")
 _ELSEWHERE = ("safe-framework", "torchaudio")  # the latter has a section of its own
+_WORKS = "works on the CPU"
 _PRODUCT = """\
 import torch
 ones = torch.ones(64, 64, dtype=torch.bfloat16)
@@ -46,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
     print("\noptional")
     print(table([_row(needed) for needed in requirements if needed.extra]))
     print(f"\ntorchaudio\n  {torchaudio_state()}")
-    print(f"\nbfloat16\n  {bfloat16_state()}")
+    print(f"\nbfloat16\n  {bfloat16_state(cache=cache_folder())}")
     missing = [needed for needed in requirements if not needed.extra and not _version(needed)]
     return 1 if missing else 0
 
@@ -74,14 +80,24 @@ def torchaudio_state() -> str:
         )
 
 
-def bfloat16_state(program: str = _PRODUCT) -> str:
+def bfloat16_state(program: str = _PRODUCT, cache: Path | None = None) -> str:
     """Whether a product of bfloat16 matrices works on this processor, tried in another process.
 
     Some virtual machines announce AMX and forbid it, so that oneDNN's products end Python.
+
+    Args:
+        program: makes such a product.
+        cache: folder where it is noted that one has worked; to import torch takes seconds.
     """
+    known = cache / "doctor" / _key(program) if cache is not None else None
+    if known is not None and known.is_file():
+        return _WORKS
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     if done.returncode == 0:
-        return "works on the CPU"
+        if known is not None:
+            with suppress(OSError):
+                atomic_write(known, b"")
+        return _WORKS
     if done.returncode == -signal.SIGILL:
         return (
             "a matrix product ends Python: the processor announces an instruction and forbids it\n"
@@ -89,6 +105,17 @@ def bfloat16_state(program: str = _PRODUCT) -> str:
         )
     lines = done.stderr.strip().splitlines() or [f"Python ended with {done.returncode}"]
     return f"cannot be tried: {lines[-1]}"
+
+
+def _key(program: str) -> str:
+    """What decides whether a program works: itself, Python, torch, the processor and oneDNN."""
+    processor = ""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        processor = "".join(line for line in lines[:40] if line.startswith(("model", "flags")))
+    onednn = sorted(name + value for name, value in os.environ.items() if "DNN" in name)
+    about = (program, sys.version, _version(_Requirement("torch", "")), processor, *onednn)
+    return hashlib.sha256("\n".join((*about, *platform.uname())).encode()).hexdigest()[:16]
 
 
 def _requirements() -> list[_Requirement]:

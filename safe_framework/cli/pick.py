@@ -11,7 +11,9 @@ def add(commands: Any) -> None:
     """Declare the command."""
     text = "show the adapters of a run that no other beats in gain and retention, and export one"
     parser = commands.add_parser("pick", help=text, description=text)
-    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run with a monitor")
+    parser.add_argument(
+        "folder", type=Path, metavar="RUN", help="folder of a run with a monitor, or its adapter's"
+    )
     parser.add_argument(
         "--retention", type=float, metavar="SHARE", help="of most gain that kept at least SHARE"
     )
@@ -27,13 +29,15 @@ def _run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from safe_framework.training.monitor import pareto
+    from safe_framework.utils.run_folder import run_of
 
-    front = pareto.read_pareto(arguments.folder)
+    folder = run_of(arguments.folder)
+    front = pareto.read_pareto(folder)
     chosen = pareto.select(front, arguments.retention, arguments.gain, arguments.step)
     console = Console()
     console.print(pareto.table(front, chosen))
     if arguments.output is None:
         console.print("--output DIR puts the marked one there", style="dim", highlight=False)
         return 0
-    print(pareto.export(arguments.folder, chosen, arguments.output))
+    print(pareto.export(folder, chosen, arguments.output))
     return 0

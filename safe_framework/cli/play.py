@@ -10,7 +10,9 @@ def add(commands: Any) -> None:
     """Declare the command."""
     text = "open a page that asks base and adapter side by side, and converses"
     parser = commands.add_parser("play", help=text, description=text)
-    parser.add_argument("adapter", metavar="ADAPTER", help="folder of an adapter, or a recipe")
+    parser.add_argument(
+        "adapter", metavar="ADAPTER", help="folder of an adapter or of its run, or a recipe"
+    )
     parser.add_argument("--modality", metavar="NAME", help="default: the first")
     parser.add_argument("--question", default="", metavar="TEXT", help="what is asked at first")
     parser.add_argument(

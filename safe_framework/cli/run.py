@@ -13,7 +13,9 @@ def add(commands: Any) -> None:
     """Declare the command."""
     text = "train, evaluate and report what a recipe describes"
     parser = commands.add_parser("run", help=text, description=text)
-    parser.add_argument("recipe", metavar="RECIPE", help="a file, or a name in the catalogue")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="a file, a name in the catalogue, or a run's folder"
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the run")
     parser.add_argument(
         "--no-resume",
@@ -28,9 +30,11 @@ def add(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from safe_framework.runs.run import run_recipe
     from safe_framework.training import distributed
+    from safe_framework.utils.run_folder import recipe_of
 
+    source, made = recipe_of(arguments.recipe)
     folder = run_recipe(
-        arguments.recipe, output=arguments.output, resume=arguments.resume, quiet=arguments.quiet
+        source, output=arguments.output or made, resume=arguments.resume, quiet=arguments.quiet
     )
     if distributed.is_main_process():
         print(folder)

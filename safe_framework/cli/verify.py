@@ -14,8 +14,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "target",
         metavar="TARGET",
-        help="folder of an adapter; a recipe's file or name; or a base, which is given a "
-        "made-up sense: a folder, a card or a hub id",
+        help="folder of an adapter or of its run; a recipe's file or name; or a base, which is "
+        "given a made-up sense: a folder, a card or a hub id",
     )
     parser.add_argument(
         "--json",
@@ -31,8 +31,9 @@ def add(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from safe_framework.core.adapter import CERTIFICATE
     from safe_framework.utils.progress import WorkProgress
-    from safe_framework.verification.certificate import FILE, summary
+    from safe_framework.verification.certificate import summary
     from safe_framework.verification.target import open_target
     from safe_framework.verification.verify import verify
 
@@ -50,7 +51,7 @@ def _run(arguments: argparse.Namespace) -> int:
         level: Any = "quick" if arguments.quick else "full"
         certificate = verify(model, calls=level, progress=progress)
     console.print(summary(certificate))
-    path = arguments.json or (folder / FILE if folder else None)
+    path = arguments.json or (folder / CERTIFICATE if folder else None)
     if path is not None:
         console.print(f"certificate  {certificate.write(path)}", highlight=False, soft_wrap=True)
     return 0 if certificate.holds else 1

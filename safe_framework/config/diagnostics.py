@@ -15,6 +15,9 @@ from safe_framework.errors import SafeError
 if TYPE_CHECKING:
     from safe_framework.config.schema import Recipe
 
+_LONGEST, _BEFORE = 200, 60
+"""Letters of a line that are shown at most, and then of those before the mistake."""
+
 _SUBJECT = re.compile(r"`([^`]+)` (.*)", re.DOTALL)
 
 
@@ -49,11 +52,14 @@ class Problem:
 
     def __str__(self) -> str:
         gutter = f"{self.line:>4} | "
-        indent = _blank(self.excerpt[: self.column - 1])
+        cut = max(0, self.column - 1 - _BEFORE) if len(self.excerpt) > _LONGEST else 0
+        seen = self.excerpt[cut : cut + _LONGEST]
+        indent = _blank(seen[: self.column - 1 - cut])
+        marked = min(max(self.width, 1), max(len(seen) - (self.column - 1 - cut), 1))
         shown = [
             f"{self.source}:{self.line}:{self.column}: {self.message}",
-            f"{gutter}{self.excerpt}".rstrip(),
-            f"{' ' * (len(gutter) - 2)}| {indent}{'^' * max(self.width, 1)}",
+            f"{gutter}{seen}".rstrip(),
+            f"{' ' * (len(gutter) - 2)}| {indent}{'^' * marked}",
         ]
         return "\n".join([*shown, f"hint: {self.hint}"] if self.hint else shown)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from safe_framework.config.diagnostics import locate_error
+from safe_framework.config.diagnostics import RecipeError, locate_error
 from safe_framework.config.schema import EncoderSpec, ModalitySpec, PluginSpec, Recipe
 from safe_framework.interfaces import registry
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
@@ -88,6 +88,12 @@ def _make(
         return plugin(*wired, **made)
     except (ValueError, TypeError) as error:
         raise locate_error(recipe, path, error, owner=f"`{use}`") from error
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+            raise
+        raise RecipeError.at(
+            recipe, path, f"`{use}` needs more memory than there is", "make its sizes smaller"
+        ) from error
 
 
 def _made(recipe: Recipe, path: tuple[str | int, ...], value: Any) -> Any:

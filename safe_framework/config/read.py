@@ -37,11 +37,28 @@ def read_recipe(source: str | Path, *, with_data: bool = True) -> Recipe:
         RecipeError: there is no such recipe, or it has mistakes; all of them are shown.
     """
     path = _find(source)
+    text = _text_of(path)
+    return _parse(text, str(path), path.parent.absolute(), with_data, check_files=with_data)
+
+
+def read_stored_recipe(path: Path, folder: Path) -> Recipe:
+    """Read the recipe of an adapter, whose data need not be there.
+
+    Args:
+        path: of the file.
+        folder: what its file names are relative to.
+
+    Raises:
+        RecipeError: it has mistakes; all of them are shown.
+    """
+    return parse_recipe(_text_of(path), str(path), folder, with_data=False)
+
+
+def _text_of(path: Path) -> str:
     try:
-        text = path.read_text("utf-8-sig")
+        return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(f"`{path}` is not UTF-8 text", hint="save it as UTF-8") from error
-    return _parse(text, str(path), path.parent.absolute(), with_data, check_files=with_data)
 
 
 def parse_recipe(

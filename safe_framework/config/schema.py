@@ -474,7 +474,8 @@ class TrainingSpec:
         align_learning_rate: rate of that stage.
         align_weight: of the alignment loss while fusion is trained; 0 for none.
         balance: draw every distinct answer equally often.
-        save_steps: steps between two saves that a run can resume from.
+        save_steps: steps between two saves that a run can resume from; a tenth of ``max_steps``,
+            and 100 at most, if None.
         report_to: tracker that is sent what is logged.
         cache: what is computed once and kept on disk: ``"frames"`` are what a frozen encoder
             gives for each sample, ``"prefix"`` the hidden states of each text below the first
@@ -504,7 +505,7 @@ class TrainingSpec:
     align_learning_rate: float = attrs.field(default=1e-3, validator=above(0))
     align_weight: float = attrs.field(default=0.0, validator=at_least(0))
     balance: bool = False
-    save_steps: int = attrs.field(default=100, validator=at_least(1))
+    save_steps: int | None = attrs.field(default=None, validator=optional(at_least(1)))
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
     cache: tuple[Literal["frames", "prefix", "teacher"], ...] = ("frames", "prefix", "teacher")
     cache_gib: float = attrs.field(default=8.0, validator=at_least(0))

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,18 +20,24 @@ from safe_framework.core.base_change import change_for_card
 from safe_framework.core.base_identity import recorded_weights, same_weights
 from safe_framework.core.modality import Modality
 from safe_framework.errors import AdapterError
+from safe_framework.interfaces.registry import REGISTRIES
 from safe_framework.utils.files import atomic_folder
 from safe_framework.utils.hashing import fingerprint
+from safe_framework.utils.run_folder import ADAPTER_CONFIG
 from safe_framework.utils.tensors import cpu_copy
 from safe_framework.utils.versions import FRAMEWORK_VERSION
 
 FORMAT = 1
 WEIGHTS, CONFIG, RECIPE, CARD = (
     "adapter_model.safetensors",
-    "adapter_config.json",
+    ADAPTER_CONFIG,
     "recipe.toml",
     "README.md",
 )
+
+
+CERTIFICATE = "certificate.json"
+"""What was measured on an adapter's weights."""
 
 
 @attrs.frozen
@@ -97,7 +104,9 @@ def write_adapter(state: AdapterState, folder: Path) -> None:
             raise AdapterError(
                 f"`{folder}` is not empty and holds no adapter", hint="choose another folder"
             )
-        atomic_folder(folder, lambda part: _write(state, part), overwrite=True, own=_is_ours)
+        atomic_folder(
+            folder, lambda part: _write_over(state, part, folder), overwrite=True, own=_is_ours
+        )
     except OSError as error:
         raise AdapterError(
             f"the adapter cannot be saved to `{folder}`: {error.strerror or error}",
@@ -107,9 +116,20 @@ def write_adapter(state: AdapterState, folder: Path) -> None:
 
 def _is_ours(name: str) -> bool:
     """Whether an adapter's folder has a file of this name, or what was measured on its weights."""
-    return name in (CONFIG, RECIPE, CARD, "certificate.json", "base_lora") or name.endswith(
-        ".safetensors"
+    return name in (CONFIG, RECIPE, CARD, CERTIFICATE, "base_lora") or name.endswith(".safetensors")
+
+
+def _write_over(state: AdapterState, new: Path, old: Path) -> None:
+    """Write an adapter, with the certificate of the one that it replaces where that is the same."""
+    _write(state, new)
+    made = [path.relative_to(new) for path in new.rglob("*") if path.is_file()]
+    same = (old / CERTIFICATE).is_file() and all(
+        (old / name).is_file() and (old / name).read_bytes() == (new / name).read_bytes()
+        for name in made
+        if name != Path(CARD)
     )
+    if same:
+        shutil.copy2(old / CERTIFICATE, new)
 
 
 def _write(state: AdapterState, folder: Path) -> None:
@@ -207,7 +227,7 @@ def read_config(folder: Path) -> AdapterConfig:
             )
     try:
         raw = dict(json.loads((folder / CONFIG).read_text("utf-8")))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise _unreadable(folder, CONFIG, error) from error
     if raw.get("format") != FORMAT:
         raise AdapterError(
@@ -215,9 +235,50 @@ def read_config(folder: Path) -> AdapterConfig:
             hint="update safe-framework",
         )
     try:
-        return AdapterConfig(**raw)
+        config = AdapterConfig(**raw)
+        _check_types(config)
     except TypeError as error:
         raise _unreadable(folder, CONFIG, error) from error
+    return config
+
+
+def _items(table: Any) -> list[tuple[Any, Any]]:
+    """What a table holds.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(table, Mapping):
+        raise TypeError(f"{table!r:.80} is no table")
+    return list(table.items())
+
+
+def _check_types(config: AdapterConfig) -> None:
+    """Refuse a config of the right keys whose values are not those that are written.
+
+    Raises:
+        TypeError: one is not; the message names it.
+    """
+    base, modalities = config.base, config.modalities
+    if not (isinstance(base, Mapping) and {"class", "model"} <= base.keys()):
+        raise TypeError("its `base` does not name a class and a model")
+    if not all(isinstance(value, str) for value in base.values()):
+        raise TypeError("its `base` holds something else than texts")
+    if not (isinstance(modalities, Mapping) and modalities):
+        raise TypeError("its `modalities` names none")
+    for name, identity in modalities.items():
+        if not (isinstance(identity, Mapping) and isinstance(identity.get("encoder"), str)):
+            raise TypeError(f"it does not say the encoder of `{name}`")
+        gate: Any = identity.get("gate")
+        if type(gate) not in (int, float) or not 0 <= gate <= 1:
+            raise TypeError(f"the gate of `{name}` is not between 0 and 1")
+        for kind, plugin in _items(identity.get("plugins", {})):
+            told = dict(_items(plugin))
+            facts = [told.get(key) for key in ("use", "distribution", "version")]
+            if kind not in REGISTRIES or not all(isinstance(fact, str) for fact in facts):
+                raise TypeError(f"it does not say the plugins of `{name}`")
+    if not isinstance(config.base_change, Mapping | None):
+        raise TypeError("its `base_change` is no table")
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -249,15 +249,16 @@ def read_change(
     Raises:
         AdapterError: the folder's tensors are not those that its config tells of.
     """
-    reader = import_module(_READERS[config["method"]])
     try:
+        weights, drift = config["weights"], dict(config["drift"])
+        reader = import_module(_READERS[config["method"]])
         change: BaseChange = reader.read(base, config, folder, owner=owner, layers_path=layers_path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise AdapterError(
             f"the changed base of `{folder}` cannot be read: {error}", hint="copy the adapter again"
         ) from error
-    change.drift = dict(config["drift"])
-    if tensors_fingerprint(change.tensors(base)) != config["weights"]:
+    change.drift = drift
+    if tensors_fingerprint(change.tensors(base)) != weights:
         change.remove(base)
         raise AdapterError(
             f"the changed base of `{folder}` holds other weights than it was saved with",

@@ -12,7 +12,7 @@ from torch import nn
 
 from safe_framework.config.diagnostics import locate_error
 from safe_framework.config.plugins import parts_of
-from safe_framework.config.read import parse_recipe, read_recipe
+from safe_framework.config.read import read_recipe, read_stored_recipe
 from safe_framework.config.schema import ModalitySpec, Recipe
 from safe_framework.core.adapter import (
     RECIPE,
@@ -33,6 +33,7 @@ from safe_framework.interfaces.registry import REGISTRIES
 from safe_framework.pretrained.base_model import load_base
 from safe_framework.pretrained.probe_cache import checkpoint_key, use_probe_cache
 from safe_framework.utils.in_memory import MEMORY, was_in_memory
+from safe_framework.utils.run_folder import adapter_in
 
 
 @torch.inference_mode(False)  # else nothing could be trained afterwards
@@ -136,7 +137,7 @@ def load(
     """Load an adapter that ``save_pretrained`` wrote, on the base that it was made for.
 
     Args:
-        folder: the adapter.
+        folder: the adapter's, or that of the run which made it.
         *more: adapters of other modalities for the same base.
         base: a base already in memory; loaded as the adapter's recipe says if not given.
         tokenizer: that base's processor or tokenizer.
@@ -156,9 +157,10 @@ def load(
         AdapterError: a folder is not a whole adapter, was made for another base, or holds a
             modality that another one holds too; or it has no recipe, or its base no name.
     """
+    folder, *others = map(adapter_in, (folder, *more))
     if model is not None:
-        return _load_into(model, [Path(folder), *map(Path, more)], device, allow_other_base)
-    recipe, origin = _recipe_in(Path(folder)), None
+        return _load_into(model, [folder, *others], device, allow_other_base)
+    recipe, origin = _recipe_in(folder), None
     if base is None:
         base, tokenizer, origin = _loaded(_with_named_base(recipe, folder), trust_remote_code)
     if device is not None:
@@ -166,8 +168,8 @@ def load(
     with use_probe_cache(base, origin if example is None else None):
         model = attach(base, tokenizer, recipe=recipe, example=example)
         try:
-            load_tensors(model, Path(folder), recipe.modalities, allow_other_base=allow_other_base)
-            for other in map(Path, more):
+            load_tensors(model, folder, recipe.modalities, allow_other_base=allow_other_base)
+            for other in others:
                 _load_beside(model, other, allow_other_base)
         except BaseException:
             model.detach()  # a caller's base keeps no hook of a model that was refused
@@ -251,8 +253,7 @@ def _recipe_in(folder: Path) -> Recipe:
                     f"`{folder}` needs {error.message} for modality `{name}`",
                     hint=f"pip install {plugin['distribution']}=={plugin['version']}",
                 ) from error
-    text = (folder / RECIPE).read_text("utf-8")
-    return parse_recipe(text, str(folder / RECIPE), folder, with_data=False)
+    return read_stored_recipe(folder / RECIPE, folder)
 
 
 def _load_beside(model: SafeModel, folder: Path, allow_other_base: bool) -> None:

@@ -24,6 +24,9 @@ from safe_framework.utils.optional_imports import require
 Channels = npt.NDArray[np.float32]
 """Amplitudes, (samples, channels)."""
 
+SOUNDS = frozenset({".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav"})
+"""Endings of the files that are taken for sounds where no encoder says what they are."""
+
 _BLOCK = 1 << 20  # samples read at a time: a stream's header may not say how many there are
 _FLAC_STREAM = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # the marker, and STREAMINFO's header
 _OGG_PAGE = struct.Struct("<4sBB8sIIIB")  # RFC 3533, section 6
@@ -186,16 +189,18 @@ def _by_pyav(content: bytes, called: str, error: Exception) -> tuple[Channels, i
             if stream is None or stream.codec_context is None:  # no sound, or of an unknown codec
                 raise DataError(f"{called} has no sound that can be read")
             rate = stream.rate
-            resampler = av.AudioResampler("fltp", stream.layout, rate)  # planes of float32
+            # Not "fltp": of 8 planes and more PyAV reads some that are none, and Python ends.
+            resampler = av.AudioResampler("flt", stream.layout, rate)
             frames = [
                 part for frame in container.decode(stream) for part in resampler.resample(frame)
             ]
             frames += resampler.resample(None)
         if not frames:
             raise DataError(f"{called} holds no samples")
-        planes = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
+        values = np.concatenate([frame.to_ndarray()[0] for frame in frames])
     except (av.FFmpegError, ValueError) as worse:
         raise DataError(
             f"{called} cannot be read: {worse}", hint="convert it: ffmpeg -i OLD NEW.wav"
         ) from worse
-    return np.ascontiguousarray(planes.T, dtype=np.float32), rate  # (samples, channels)
+    channels = values.reshape(-1, frames[0].layout.nb_channels)  # (samples, channels)
+    return channels.astype(np.float32, copy=False), rate

@@ -39,12 +39,13 @@ def read_image(source: str | os.PathLike[str] | Any) -> npt.NDArray[Any]:
 
 
 def _opened(file: Path | io.BytesIO, called: str) -> npt.NDArray[Any]:
+    pillow = require("PIL.Image", "image", _WHY)
     try:
-        with require("PIL.Image", "image", _WHY).open(file) as image:
+        with pillow.open(file) as image:
             return _pixels(image)
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three on broken files
-        if isinstance(error, DataError):
-            raise
+    except pillow.DecompressionBombError as error:
+        raise DataError(f"{called} is too large: {error}", hint="make it smaller") from error
+    except Exception as error:  # a decoder may raise anything at broken bytes
         raise DataError(f"{called} cannot be read: {error}", hint="convert it to PNG") from error
 
 

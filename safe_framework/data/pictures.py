@@ -66,8 +66,12 @@ class Picture:
         """
         if isinstance(self.source, Path):
             self._refuse_missing(self.source)
-            with self.source.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            try:
+                with self.source.open("rb") as file:
+                    return hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                why = error.strerror or error
+                raise DataError(f"the picture `{self.name}` cannot be read: {why}") from error
         if isinstance(self.source, bytes):
             return hashlib.sha256(self.source).hexdigest()
         image = self.open()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import attrs
 
 from safe_framework.config.schema import Recipe
 from safe_framework.data.addresses import sources_of
+from safe_framework.data.audio_files import SOUNDS
 from safe_framework.data.chat_template import QUESTION
 from safe_framework.data.conversations import turns_of, whole_of
 from safe_framework.data.examples import align_of
@@ -44,6 +48,50 @@ def missing_sources(recipe: Recipe) -> DataError | None:
     return None
 
 
+def lacking(recipe: Recipe) -> list[DataError]:
+    """What a run would be refused for after it has begun: data and libraries that are not there."""
+    found, named = list[DataError](), recipe.data_files() if recipe.data else {}
+    if recipe.retention and "retention" not in named:
+        found.append(no_retention_texts())
+    for spec in recipe.retention:
+        if "foreign" in (spec.options.get("counterfactual") or ()) and "foreign" not in named:
+            found.append(no_foreign_samples())
+    if recipe.monitor and not {"retention", "retention_validation"} & named.keys():
+        found.append(no_texts_to_monitor())
+    tracker = recipe.training.report_to
+    for module, needed, hint in (
+        ("matplotlib", True, "pip install 'safe-framework[report]'"),
+        (tracker, tracker != "none", f"pip install {tracker}"),
+    ):
+        if needed and find_spec(module) is None:
+            found.append(DataError(f"a run needs `{module}`, which is not installed", hint=hint))
+    return found
+
+
+def no_retention_texts() -> DataError:
+    """The error that there is nothing to hold the base to."""
+    return DataError(
+        "[[retention]] needs text of the base's own domain",
+        hint='add `retention = "texts.jsonl"` to [data]',
+    )
+
+
+def no_foreign_samples() -> DataError:
+    """The error that there are no irrelevant samples."""
+    return DataError(
+        '`counterfactual` names "foreign", but there is no foreign sample',
+        hint='add `foreign = "foreign.jsonl"` to [data]: rows that name a file each',
+    )
+
+
+def no_texts_to_monitor() -> DataError:
+    """The error that retention cannot be measured while training goes on."""
+    return DataError(
+        "[monitor] needs text of the base's own domain to measure retention on",
+        hint='add `retention_validation = "texts.jsonl"` or `retention` to [data]',
+    )
+
+
 @attrs.frozen
 class Preview:
     """What was seen.
@@ -60,14 +108,14 @@ class Preview:
 
 
 def preview(recipe: Recipe, progress: ProgressCallback = no_progress) -> Preview:
-    """Read every row of a recipe's files and folders, and open every picture.
+    """Read every row of a recipe's files and folders, and open every picture and sound.
 
-    Sounds and other samples must be there; whether they can be read is for ``check_data`` to say,
-    which needs the encoders.
+    Other samples must be there; whether they can be read is for ``check_data`` to say, which needs
+    the encoders.
 
     Args:
         recipe: its data may be none.
-        progress: called while pictures are opened.
+        progress: called while pictures and sounds are opened.
     """
     errors: list[DataError] = []
     faults: list[DataError] = []
@@ -84,7 +132,7 @@ def preview(recipe: Recipe, progress: ProgressCallback = no_progress) -> Preview
             progress=progress,
         )
         try:
-            faults += _faults(recipe, key, source, fields, pictures)
+            faults += _faults(recipe, key, source, fields, pictures, progress)
         except DataError as error:  # of the whole source, or of a bank that several ask
             errors += [error] if str(error) not in map(str, errors) else []
         if pictures.blind is not None:
@@ -120,7 +168,12 @@ def _lacks(recipe: Recipe, field: str) -> bool:
 
 
 def _faults(
-    recipe: Recipe, key: str, source: Source, fields: RowFields, pictures: RowPictures
+    recipe: Recipe,
+    key: str,
+    source: Source,
+    fields: RowFields,
+    pictures: RowPictures,
+    progress: ProgressCallback,
 ) -> Iterator[DataError]:
     """The first error of each row that has one."""
     assert recipe.data is not None
@@ -134,6 +187,7 @@ def _faults(
         labels=one.labels,
     )
     bad, rows = dict[str, DataError](), 0
+    sounds: dict[Path, tuple[str, str]] = {}
     for row in iterate_rows(source):
         rows += 1
         try:
@@ -142,16 +196,47 @@ def _faults(
             parts = whole_of if key in TEXTS else turns_of
             known = fields.of(row)
             for part in [known] if key in FOREIGN else parts(known, recipe.modalities):
-                _read(part, key, reading, recipe, pictures)
+                for name, file in _read(part, key, reading, recipe, pictures):
+                    sounds.setdefault(file, (row.place, name))
             fields.note(row)
         except DataError as error:
             bad[row.place] = error
     if not rows:
         raise no_rows(source)
-    yield from (pictures.faults() | bad).values()
+    yield from (pictures.faults() | _sound_faults(sounds, key, progress) | bad).values()
 
 
-def _read(row: Row, key: str, reading: TaskFormat, recipe: Recipe, pictures: RowPictures) -> None:
+def _sound_faults(
+    sounds: Mapping[Path, tuple[str, str]], key: str, progress: ProgressCallback
+) -> dict[str, DataError]:
+    """The error of each row whose sound cannot be read, several being read at a time."""
+    found: dict[str, DataError] = {}
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        warnings.simplefilter("ignore")  # of channels that cancel each other: training says it
+        faults = pool.map(_fault_of, sounds)
+        for done, (file, fault) in enumerate(zip(sounds, faults, strict=True), 1):
+            place, name = sounds[file]
+            if fault is not None:
+                message = f"{place}: `{name}`: {fault.message}"
+                found.setdefault(place, DataError(message, hint=fault.hint))
+            progress(f"opening sounds of {key}", done, len(sounds))
+    return found
+
+
+def _fault_of(sound: Path) -> DataError | None:
+    from safe_framework.data.audio import read_audio
+
+    try:
+        read_audio(sound)
+    except DataError as error:
+        return error
+    return None
+
+
+def _read(
+    row: Row, key: str, reading: TaskFormat, recipe: Recipe, pictures: RowPictures
+) -> Iterator[tuple[str, Path]]:
+    """Refuse a row that cannot be used, and give the sound files that it names."""
     if key in TEXTS:
         text_of(row)
         seen = pictures.of(row, by_file_name=True)
@@ -171,3 +256,5 @@ def _read(row: Row, key: str, reading: TaskFormat, recipe: Recipe, pictures: Row
                 raise DataError(
                     f"{row.place}: `{name}`: there is no file `{held}`", hint="correct its name"
                 )
+            if isinstance(held, Path) and held.suffix.lower() in SOUNDS:
+                yield name, held

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,14 +68,23 @@ def read_sound(source: Path | InlineSample, sampling_rate: int | None = None) ->
             "a sound that is an `array` needs its `sampling_rate`",
             hint="add `sampling_rate` in hertz beside it",
         )
-    waveform = Waveform(np.asarray(source["array"]), int(rate))
+    waveform = Waveform(_array_in(source), int(rate))
     return waveform if sampling_rate is None else resample(waveform, sampling_rate)
 
 
 def _inline_array(held: InlineSample) -> NDArray[Any]:
     if held.get("array") is not None:
-        return np.asarray(held["array"])
+        return _array_in(held)
     return images.read_image(held["bytes"])
+
+
+def _array_in(held: InlineSample) -> NDArray[Any]:
+    try:
+        return np.asarray(held["array"])
+    except (ValueError, TypeError, OverflowError) as error:
+        raise DataError(
+            f"its `array` is none: {error}", hint="give as many numbers in each of its rows"
+        ) from error
 
 
 def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
@@ -104,7 +111,7 @@ def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
             names = list(arrays)
             if len(names) == 1:
                 return np.asarray(arrays[names[0]])
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # NumPy and zipfile raise errors of many kinds at broken bytes
         raise DataError(
             f"`{path}` cannot be read as an array: {error}", hint="save it by numpy.save"
         ) from error

@@ -25,6 +25,7 @@ from safe_framework.evaluation.gain import (
     without_captions,
 )
 from safe_framework.evaluation.metrics import Calibration, calibration, exact_match
+from safe_framework.evaluation.overlap import trained_on
 from safe_framework.evaluation.results import Answered, Evaluation
 from safe_framework.evaluation.retention import gate_zero, retention
 from safe_framework.evaluation.seeing import as_example, picture_questions, seeing
@@ -135,6 +136,7 @@ def evaluate(
         picture_alignment=None if isinstance(beside_pictures, str) else beside_pictures,
         wordings=asked_anew,
         unmeasured=why_not,
+        trained_on=trained_on(modality, train, test),
         **drawing,
     )
 

@@ -12,6 +12,7 @@ from safe_framework.data.tasks import QUESTIONS
 from safe_framework.evaluation.alignment import CrossModal, PictureAlignment
 from safe_framework.evaluation.base_drift import BaseChanged
 from safe_framework.evaluation.metrics import Calibration, Estimate, normalise
+from safe_framework.evaluation.overlap import TrainedOn
 from safe_framework.interfaces.types import Sample, Several
 from safe_framework.utils.json_records import json_converter, to_json
 
@@ -444,6 +445,7 @@ class Evaluation:
             pictures; None where there are none.
         wordings: test rows asked in other words and chats; None where there are no others.
         unmeasured: why a result that could be expected is missing, by its name.
+        trained_on: test rows that hold what a training row holds.
     """
 
     modality: str
@@ -469,6 +471,7 @@ class Evaluation:
     picture_alignment: PictureAlignment | None = None
     wordings: Wordings | None = None
     unmeasured: Mapping[str, str] = attrs.field(factory=dict)
+    trained_on: tuple[TrainedOn, ...] = ()
 
     def to_json(self) -> str:
         """The content of ``metrics.json``."""
@@ -489,7 +492,7 @@ _CONVERTER = json_converter(
         Answered: ("kind", "blank_picture", "other_picture", "half_open"),
         Evaluation: (
             "base_changed", "by", "kinds", "seeing", "both_senses", "picture_alignment",
-            "wordings", "unmeasured",
+            "wordings", "unmeasured", "trained_on",
         ),
     },
 )  # fmt: skip

@@ -205,6 +205,7 @@ def sections(
     asked = checked_targets(targets)
     by_dataset = (Section("Gain by dataset", tuple(_datasets(evaluation))),)
     return (
+        *_not_held_out(evaluation),
         Section("Gain", tuple(_gain(evaluation, asked))),
         *(by_dataset if evaluation.datasets else ()),
         *_by_kind(evaluation),
@@ -217,6 +218,15 @@ def sections(
         *_others(evaluation),
         Section("Costs", tuple(_all_costs(evaluation))),
     )
+
+
+def _not_held_out(evaluation: Evaluation) -> Iterator[Section]:
+    """Test rows that were trained on, if there are any."""
+    if found := evaluation.trained_on:
+        first = f"such as {found[0].place}, which holds what {found[0].trained} holds"
+        value = f"{len(found)} of {len(evaluation.answers)}"
+        row = Row("test rows trained on", value, "", first, False)
+        yield Section("NOT HELD OUT: what follows is too good", (row,))
 
 
 def _gain(evaluation: Evaluation, asked: Mapping[str, float]) -> Iterator[Row]:

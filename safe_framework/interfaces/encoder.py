@@ -18,7 +18,9 @@ class Encoder(nn.Module, ABC):
     Attributes:
         dim: width of the frames it gives.
         sampling_rate: samples a second that it takes, in hertz; None where the modality is
-            not a sampled signal.
+            not a sampled signal. With a rate, samples that are read come as
+            ``safe_framework.data.audio.Waveform``, mono, float32 and resampled to it; without one,
+            as the array that a file holds.
 
     Laws:
         deterministic: the same sample gives the same frames.

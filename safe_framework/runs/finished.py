@@ -14,7 +14,6 @@ from cattrs.errors import BaseValidationError
 from safe_framework.config.plugins import encoders_of
 from safe_framework.config.read import read_recipe
 from safe_framework.config.schema import Recipe
-from safe_framework.core.adapter import CONFIG
 from safe_framework.core.build import load
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
@@ -23,10 +22,9 @@ from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation.results import Evaluation, Seeing
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Sample
-from safe_framework.runs.run import ADAPTER, CURVES, METRICS, STATE
+from safe_framework.runs.run import CURVES, METRICS
 from safe_framework.utils.hashing import text_fingerprint
-from safe_framework.verification.certificate import FILE as CERTIFICATE
-from safe_framework.verification.certificate import Certificate
+from safe_framework.utils.run_folder import ADAPTER, STATE, run_of
 
 
 @attrs.define(slots=False)
@@ -118,11 +116,6 @@ class RunFolder:
         )
         return found
 
-    def certificate(self) -> Certificate | None:
-        """What ``safe verify`` wrote into the adapter's folder, if it was asked to."""
-        path = self.folder / ADAPTER / CERTIFICATE
-        return Certificate.from_json(path.read_text("utf-8")) if path.is_file() else None
-
 
 def open_run(path: str | Path, recipe: str | None = None) -> RunFolder:
     """Open the run in a folder, or the one that the adapter in a folder came from.
@@ -134,9 +127,7 @@ def open_run(path: str | Path, recipe: str | None = None) -> RunFolder:
     Raises:
         DataError: the folder holds no finished run, or the recipe is another one than it was.
     """
-    folder = Path(path)
-    if (folder / CONFIG).is_file():
-        folder = folder.absolute().parent
+    folder = run_of(path)
     for name in (METRICS, STATE):
         if not (folder / name).is_file():
             raise DataError(

@@ -147,6 +147,6 @@ def report_on(
         versions=run_versions(),
         title=Path(run.recipe.source).stem,
         events=read_events(folder / MONITOR),
-        extras=ReportInputs(run.certificate(), read_sweeps(folder), read_attention(folder)),
+        extras=ReportInputs.of(folder),
     )
     return page

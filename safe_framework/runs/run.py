@@ -20,7 +20,7 @@ from safe_framework.core.build import build
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
 from safe_framework.data.fields import no_kind_error
-from safe_framework.data.preview import missing_sources
+from safe_framework.data.preview import lacking, missing_sources
 from safe_framework.data.recipe_data import InMemory, RecipeData, listing, split_by_modality
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import answer, eval_mode
@@ -36,6 +36,7 @@ from safe_framework.runs.base_check import check_base
 from safe_framework.runs.options import recipe_with_rows
 from safe_framework.runs.report import write_report
 from safe_framework.runs.report.curves import write_monitor_figure
+from safe_framework.runs.report.extras import ReportInputs
 from safe_framework.runs.report.samples import shown_samples
 from safe_framework.training import distributed
 from safe_framework.training.distributed import Sharding
@@ -46,16 +47,15 @@ from safe_framework.training.train import Log, train
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.hashing import text_fingerprint
 from safe_framework.utils.progress import WorkProgress
+from safe_framework.utils.run_folder import ADAPTER, STATE
 from safe_framework.utils.versions import installed_versions
 
-ADAPTER, CHECKPOINTS, CURVES, METRICS, REPORT, SKIPPED, STATE = (
-    "adapter",
+CHECKPOINTS, CURVES, METRICS, REPORT, SKIPPED = (
     "checkpoints",
     "curves.json",
     "metrics.json",
     "report.html",
     "skipped_rows.jsonl",
-    "run.json",
 )
 
 FIGURE = "monitor.svg"
@@ -94,6 +94,8 @@ def run_recipe(
     check_base(recipe)
     if (missing := missing_sources(recipe)) is not None:
         raise missing  # only after training would it be found out
+    for error in lacking(recipe):
+        raise error
     folder = output or Path("runs") / Path(recipe.source).stem
     run(recipe, folder, resume=resume, quiet=quiet, memory=memory)
     return folder
@@ -359,7 +361,7 @@ def _claim_folder(folder: Path, recipe: Recipe, resume: bool, mine: dict[str, An
     if not resume:
         _remove_checkpoints(folder / CHECKPOINTS)
         shutil.rmtree(folder / PARETO, ignore_errors=True)
-        for name in (MONITOR, FIGURE):
+        for name in (MONITOR, FIGURE, *_MEASURED):
             (folder / name).unlink(missing_ok=True)
     elif state.exists() and not _is_same_run(held := json.loads(state.read_text("utf-8")), mine):
         same_recipe, same_base = (held.get(key) == mine.get(key) for key in ("recipe", "base"))
@@ -408,13 +410,30 @@ def _with_costs(evaluation: Evaluation, folder: Path, clock: Clock) -> Evaluatio
     return attrs.evolve(evaluation, costs={"adapter_bytes": size, **seconds})
 
 
+_MEASURED = (SWEEP, ATTENTION)
+"""What other commands measured on a finished run."""
+
+
+def _measures_as_before(folder: Path, evaluation: Evaluation) -> bool:
+    """Whether the run was evaluated before with the same results: every answer, every number."""
+    path = folder / METRICS
+    if not path.is_file():
+        return False
+    found = [json.loads(text) for text in (path.read_text("utf-8"), evaluation.to_json())]
+    for one in found:
+        one.pop("costs", None)  # seconds
+    before, now = found
+    return bool(before == now)
+
+
 def _write_results(
     folder: Path, recipe: Recipe, evaluation: Evaluation, log: list[dict[str, Any]]
 ) -> None:
+    if not _measures_as_before(folder, evaluation):
+        for name in _MEASURED:  # on another adapter, or on other rows
+            (folder / name).unlink(missing_ok=True)
     atomic_write(folder / METRICS, evaluation.to_json())
     atomic_write(folder / CURVES, json.dumps(log) + "\n")
-    for name in (SWEEP, ATTENTION):  # measured on what the adapter was before this run
-        (folder / name).unlink(missing_ok=True)
     events = read_events(folder / MONITOR)
     write_monitor_figure(folder / FIGURE, events)
     write_report(
@@ -425,6 +444,7 @@ def _write_results(
         recipe_text=recipe.text,
         versions=run_versions(),
         title=Path(recipe.source).stem,
+        extras=ReportInputs.of(folder),
     )
     hook_manager().hook.safe_run_finished(
         run_folder=folder, metrics=json.loads(evaluation.to_json())

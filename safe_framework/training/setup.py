@@ -15,6 +15,7 @@ from safe_framework.core.output_head import on_device
 from safe_framework.core.prompt_rows import PromptEncoder, PromptRow
 from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.frame_cache import CachedSamples, FrameCache, RawSampleStore
+from safe_framework.data.preview import no_retention_texts
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.data.tasks import NO_SAMPLES
 from safe_framework.data.text_length import check_length
@@ -142,10 +143,7 @@ def make_retention(
     wanted = {kind for entry in methods for kind in entry.method.counterfactual}
     held = data or (RecipeData(recipe) if recipe.data else None)
     if wanted and (held is None or "retention" not in held.sources):
-        raise DataError(
-            "[[retention]] needs text of the base's own domain",
-            hint='add `retention = "texts.jsonl"` to [data]',
-        )
+        raise no_retention_texts()
     spec = recipe.training
     prompts = caches.prompts if caches else PromptEncoder.of(model)
     texts = held.texts("retention") if wanted and held else []

@@ -11,6 +11,7 @@ from safe_framework.config.schema import MonitorSpec, Recipe, stage_key
 from safe_framework.data.conversations import row_of
 from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.frame_cache import sample_key
+from safe_framework.data.preview import no_texts_to_monitor
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import DataError
 from safe_framework.interfaces.encoder import Encoder
@@ -169,10 +170,7 @@ def _texts(recipe: Recipe, spec: MonitorSpec, data: RecipeData | None) -> list[T
     named = {} if data is None else data.sources
     own = "retention_validation" in named
     if data is None or not (own or "retention" in named):
-        raise DataError(
-            "[monitor] needs text of the base's own domain to measure retention on",
-            hint='add `retention_validation = "texts.jsonl"` or `retention` to [data]',
-        )
+        raise no_texts_to_monitor()
     texts = list(dict.fromkeys(data.texts("retention_validation" if own else "retention")))
     trained = bool(recipe.retention) and not own
     share = max(1, round(spec.held_out * len(texts))) if trained else len(texts)

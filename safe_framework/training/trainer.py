@@ -106,7 +106,7 @@ def training_arguments(
         lr_scheduler_type=SCHEDULES[spec.schedule],
         warmup_steps=spec.warmup_steps,
         max_grad_norm=spec.max_grad_norm,
-        save_steps=spec.save_steps,
+        save_steps=spec.save_steps or min(-(-spec.max_steps // 10), 100),
         save_total_limit=2,
         logging_steps=min(10, spec.max_steps),
         logging_nan_inf_filter=False,

@@ -69,3 +69,14 @@ def about(seconds: float) -> str:
     """
     whole = max(round(seconds), 1)
     return f"about {whole} s" if whole < _MINUTE else f"about {duration(whole)}"
+
+
+def clock(seconds: float) -> str:
+    """A duration in few letters, as clocks show it.
+
+    >>> clock(4.21), clock(130), clock(7500)
+    ('0:04', '2:10', '2:05:00')
+    """
+    minutes, rest = divmod(round(seconds), _MINUTE)
+    hours, minutes = divmod(minutes, _MINUTE)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from safe_framework.utils.formatting import about
+from safe_framework.utils.formatting import about, clock
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,6 +17,12 @@ ProgressCallback = Callable[[str, int, int], None]
 """Called with a label, how many are done, and of how many."""
 
 _TENTHS = 10
+_SOON = 10.0
+"""Seconds after which a first line comes, where a tenth takes longer."""
+
+_FIXED, _LABEL, _BAR, _NARROW = 29, 30, 24, 4
+"""Columns of a terminal: for spinner, counts, time left and the gaps; for a label and a bar at
+most; and what is too few to show a bar or a note in."""
 
 
 def no_progress(label: str, done: int, total: int, note: str = "") -> None:
@@ -37,19 +43,28 @@ class WorkProgress:
             Progress,
             SpinnerColumn,
             TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
         )
+        from rich.table import Column
 
         self.console = console
+        spare = max(console.width - _FIXED, 0)  # for the label, the bar and the note, in this order
+        label, bar = min(_LABEL, spare), min(_BAR, max(spare - _LABEL, 0))
+        note = max(spare - label - bar, 0)
         self._bars = Progress(
             SpinnerColumn(finished_text="[green]✓[/]"),
-            TextColumn("{task.description}"),
-            BarColumn(),
+            TextColumn("{task.description}", markup=False, table_column=_cut(Column, label)),
+            *([BarColumn(bar_width=bar)] if bar >= _NARROW else []),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[note]}[/]"),
+            TextColumn("{task.fields[left]}", markup=False, justify="right"),
+            *(
+                [
+                    TextColumn(
+                        "{task.fields[note]}", "dim", markup=False, table_column=_cut(Column, note)
+                    )
+                ]
+                if note >= _NARROW
+                else []
+            ),
             console=console,
             disable=not console.is_terminal,
         )
@@ -62,22 +77,55 @@ class WorkProgress:
         self._begun.setdefault(label, (time.monotonic(), done))
         if self.console.is_terminal:
             if label not in self._tasks:
-                self._tasks[label] = self._bars.add_task(label, total=total, note=note)
-            self._bars.update(self._tasks[label], completed=done, total=total, note=note)
-        elif (tenth := done * _TENTHS // max(total, 1)) > self._tenths.get(label, 0):
-            self._tenths[label] = tenth
+                self._tasks[label] = self._bars.add_task(label, total=total, note="", left="")
+            self._bars.update(
+                self._tasks[label],
+                completed=done,
+                total=total,
+                note=note,
+                left=self._clock(label, done, total),
+            )
+        elif self._is_due(label, done, total):
             left = self._time_left(label, done, total)
-            self.console.print(f"{label}: {done} of {total}{left}  {note}", highlight=False)
+            line = f"{label}: {done} of {total}{left}  {note}".rstrip()
+            self.console.print(line, highlight=False, markup=False)
+
+    def _is_due(self, label: str, done: int, total: int) -> bool:
+        """Whether another tenth is done, or the first line is late."""
+        before, tenth = self._tenths.get(label), done * _TENTHS // max(total, 1)
+        begun, first = self._begun[label]
+        late = before is None and done > first and time.monotonic() - begun > _SOON
+        if tenth <= (before or 0) and not late:
+            return False
+        self._tenths[label] = tenth
+        return True
 
     def _time_left(self, label: str, done: int, total: int) -> str:
-        """How long the rest takes if it goes on as it went; empty at the first and the last."""
+        """How long the rest takes, for a line; empty at the first and the last."""
+        seconds = self._seconds_left(label, done, total)
+        return "" if seconds is None else f", {about(seconds)} left"
+
+    def _clock(self, label: str, done: int, total: int) -> str:
+        """The same for a bar, and how long it all took once it is done."""
+        if done >= total:
+            return clock(time.monotonic() - self._begun[label][0])
+        seconds = self._seconds_left(label, done, total)
+        return "" if seconds is None else f"{clock(seconds)} left"
+
+    def _seconds_left(self, label: str, done: int, total: int) -> float | None:
+        """How long the rest takes if it goes on as it went; None where nothing went yet."""
         start, before = self._begun[label]
         if done == before or done >= total:
-            return ""
-        return f", {about((time.monotonic() - start) / (done - before) * (total - done))} left"
+            return None
+        return (time.monotonic() - start) / (done - before) * (total - done)
 
     @contextmanager
     def showing(self) -> Iterator[WorkProgress]:
         """Show the bars within the block."""
         with self._bars:
             yield self
+
+
+def _cut(column: Any, width: int) -> Any:
+    """A column of texts that are cut at some width."""
+    return column(no_wrap=True, overflow="ellipsis", max_width=width)

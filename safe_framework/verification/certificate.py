@@ -15,7 +15,6 @@ from safe_framework.evaluation.base_drift import BaseChanged, describe_change
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.json_records import json_converter, to_json
 
-FILE = "certificate.json"
 FORMAT = 1
 
 

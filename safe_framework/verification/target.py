@@ -19,6 +19,7 @@ from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Frames, all_real
 from safe_framework.pretrained.base_model import load_base
 from safe_framework.utils import catalogue
+from safe_framework.utils.run_folder import adapter_in
 
 _DIM = 16
 
@@ -41,14 +42,14 @@ def open_target(target: str, device: str | None = None) -> tuple[SafeModel, Path
     """The model that ``target`` names, and the adapter's folder if it is one.
 
     Args:
-        target: folder of an adapter, a recipe's file or name, or a base: a folder, a card or
-            a hub id.
+        target: folder of an adapter or of its run, a recipe's file or name, or a base: a folder,
+            a card or a hub id.
         device: where to put the model; by default where it loads.
 
     Raises:
         SafeError: it is none of them, or it cannot be loaded.
     """
-    path = Path(target)
+    path = adapter_in(target)
     if (path / CONFIG).is_file():
         return load(path, device=device), path
     if path.suffix == ".toml" or target in catalogue.recipes():

@@ -4,12 +4,14 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from safe_framework.cli import main
+from safe_framework.cli.warnings import folded_warnings
 from safe_framework.errors import CheckpointError
 from safe_framework.interfaces.registry import REGISTRIES
 from safe_framework.utils import catalogue
@@ -356,3 +358,21 @@ def test_a_reader_that_leaves_early_is_no_error():
     command = f"{sys.executable} -c 'from safe_framework.cli import main; main()' | head -c 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("u", "")
+
+
+def test_warnings_of_one_kind_are_folded(capsys):
+    """A warning is a line; of many from one place the first are shown, and how many there were."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with folded_warnings():
+            for number in range(100):
+                warnings.warn(f"file {number}\nis odd", stacklevel=1)
+            for _ in range(2):
+                warnings.warn("once", stacklevel=1)
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: file 0 is odd",
+        "warning: file 1 is odd",
+        "warning: file 2 is odd",
+        "warning: once",
+        "warning: and 97 more, the last: file 99 is odd",
+    ]

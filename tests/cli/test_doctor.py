@@ -1,5 +1,7 @@
 """``safe doctor`` says what is installed, what is not, and what to do about it."""
 
+import resource
+import subprocess
 import sys
 from importlib.metadata import version
 
@@ -135,3 +137,26 @@ def test_a_product_that_cannot_be_tried_says_why():
     """Any other end is reported by its last line."""
     state = doctor.bfloat16_state("raise ImportError('no torch')")
     assert state == "cannot be tried: ImportError: no torch"
+
+
+def test_what_has_worked_is_not_tried_again(tmp_path):
+    """A product that worked is noted, by program and environment; one that failed is not."""
+    fails = doctor.bfloat16_state("raise ImportError('no')", tmp_path)
+    assert doctor.bfloat16_state("raise ImportError('no')", tmp_path) == fails
+    assert not list(tmp_path.rglob("*"))
+    marker = tmp_path / "ran"
+    program = f"open({str(marker)!r}, 'a').write('x')"
+    for _ in range(2):
+        assert doctor.bfloat16_state(program, tmp_path) == "works on the CPU"
+    assert marker.read_text() == "x"
+
+
+def test_it_takes_no_more_than_three_seconds(tmp_path, monkeypatch):
+    """The whole command, once it has run before, by the processor's clock."""
+    monkeypatch.setenv("SAFE_CACHE", str(tmp_path))
+    command = [sys.executable, "-m", "safe_framework.cli", "doctor"]
+    subprocess.run(command, check=True, capture_output=True)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import soundfile
@@ -17,12 +18,17 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import safe_framework
+from safe_framework.cli import main
 from safe_framework.errors import DataError
 from safe_framework.runs import run
+from safe_framework.runs.finished import read_metrics
 from safe_framework.runs.run import Clock, run_recipe
 from safe_framework.training import objective, trainer
 from safe_framework.utils.hashing import fingerprint
 from safe_framework.utils.progress import WorkProgress
+from safe_framework.utils.run_folder import adapter_in, recipe_of, run_of
+from safe_framework.verification.certificate import FORMAT, Certificate
+from safe_framework.verification.target import open_target
 
 
 @pytest.fixture(scope="module")
@@ -129,11 +135,47 @@ def test_training_changed_the_adapter(world: Path, finished: Path) -> None:
 def test_a_finished_run_is_not_trained_again(
     world: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Law: a second call takes no step, and writes the same adapter again."""
+    """Law: a second call takes no step, writes the same adapter, and keeps what was measured."""
     before = weights(copied)
+    write_certificate(copied)
+    main(["sweep", str(copied), "--gates", "1", "--texts", "1"])
+    names = ("sweep.json", "adapter/certificate.json")
+    measured = [(copied / name).read_bytes() for name in names]
     monkeypatch.setattr(objective.ForwardPlanner, "predictions", None)  # a step would call it
-    run_recipe(str(world / "recipe.toml"), output=copied, quiet=True)
+    assert main(["run", str(copied), "--quiet"]) == 0  # by the run's folder
     assert weights(copied) == before
+    assert [(copied / name).read_bytes() for name in names] == measured
+    assert "no certificate" not in (copied / "report.html").read_text("utf-8")
+
+
+def write_certificate(run: Path) -> None:
+    """Put a certificate that says nothing into a run's adapter."""
+    nothing: Any = {"versions": {}, "base": {}, "modalities": {}, "laws": (), "comparisons": ()}
+    Certificate(
+        format=FORMAT, made="2030-01-01", device="cpu", dtype="float32", attention="sdpa",
+        calls="quick", inputs="made up", seconds=1.0, **nothing,
+    ).write(run / "adapter" / "certificate.json")  # fmt: skip
+
+
+def test_a_certificate_goes_with_the_weights(finished: Path, tmp_path: Path) -> None:
+    """Law: saving the same adapter keeps its certificate, saving another one removes it."""
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    write_certificate(run)
+    model, path = safe_framework.load(run), run / "adapter" / "certificate.json"
+    model.save_pretrained(run / "adapter")
+    assert path.is_file()
+    with torch.no_grad():
+        next(iter(model.trainable_parameters().values())).add_(1.0)
+    model.save_pretrained(run / "adapter")
+    assert not path.is_file()
+
+
+def test_other_results_are_seen(finished: Path) -> None:
+    """Law: what was measured stays only where every answer and number is as before."""
+    old = read_metrics(finished)
+    assert run._measures_as_before(finished, attrs.evolve(old, costs={"train_seconds": 9.0}))
+    assert not run._measures_as_before(finished, attrs.evolve(old, train_examples=3))
+    assert not run._measures_as_before(finished / "adapter", old)
 
 
 @pytest.mark.slow
@@ -294,6 +336,73 @@ def test_progress_is_a_bar_on_a_terminal() -> None:
     assert not [
         word for word in ("training", "3/9", "loss 1", "encoding", "1/2") if word not in seen
     ]
+
+
+CSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 160])
+def test_a_bar_says_what_is_left_in_any_width(width: int) -> None:
+    """Law: no line of a bar is wider than the terminal, and counts and time left are never cut."""
+    stream = io.StringIO()
+    progress = WorkProgress(Console(file=stream, force_terminal=True, width=width))
+    with progress.showing():
+        for label in ("training", "reading states of retention_test"):
+            progress(label, 0, 12_000)
+            progress._begun[label] = (time.monotonic() - 60, 0)
+            progress(label, 6_000, 12_000, "loss 1.23, [kept] 99 %")
+    lines = [CSI.sub("", line).rstrip("\r") for line in stream.getvalue().splitlines()]
+    assert all(len(line) <= width for line in lines)
+    assert len([line for line in lines if re.search(r"6000/12000 +\d:\d\d left", line)]) >= 2
+    assert width < 160 or "loss 1.23, [kept] 99 %" in lines[-2]
+
+
+def test_progress_in_a_pipe_is_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: a pipe gets no control characters, short lines, and a first one after some seconds."""
+    monkeypatch.setattr("safe_framework.utils.progress._SOON", 0.0)
+    stream = io.StringIO()
+    progress = WorkProgress(Console(file=stream, width=60))
+    with progress.showing():
+        for done in range(1001):
+            progress("reading states of retention_test", done, 1000, "loss [1.2] and more words")
+    text = stream.getvalue()
+    assert all(letter.isprintable() or letter == "\n" for letter in text)
+    assert max(map(len, text.splitlines())) <= 60
+    assert "loss [1.2]" in text
+    assert re.match(r"reading states of retention_test: \d of 1000, about", text)
+    assert text.count("retention_test: ") == 11
+
+
+def test_either_folder_of_a_run_is_taken(finished: Path, world: Path, tmp_path: Path) -> None:
+    """Law: a run's folder and its adapter's name the same adapter, run and recipe."""
+    adapter, recipe = finished / "adapter", str((world / "recipe.toml").absolute())
+    assert adapter_in(finished) == adapter_in(adapter) == adapter
+    assert run_of(adapter) == run_of(finished) == finished
+    assert recipe_of(str(finished)) == recipe_of(str(adapter)) == (recipe, finished)
+    assert recipe_of("quickstart") == ("quickstart", None)
+    with pytest.raises(DataError, match="no run's"):
+        recipe_of(str(tmp_path))
+    for text in ("{}", "no", '{"source": 3}', '{"source": "/no/such/recipe.toml"}'):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(DataError, match="recipe"):
+            recipe_of(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["", "adapter"])
+def test_commands_take_either_folder(
+    name: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Law: what reads a run reads it by its own folder and by its adapter's."""
+    target = str(finished / name)
+    assert main(["check", target]) == 0
+    assert main(["data", "check", target]) == 1  # the texts are those that are trained on
+    assert main(["compare", target, str(finished)]) == 0
+    assert main(["pick", target]) == 1
+    said = capsys.readouterr()
+    assert "is a valid recipe" in said.out
+    assert "monitor" in said.err
+    assert safe_framework.load(target).modalities.keys() == {"audio"}
+    assert open_target(target)[1] == finished / "adapter"
 
 
 def test_progress_of_nothing_is_no_error() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from safe_framework.config.read import read_recipe
 from safe_framework.config.schema import mixed
 from safe_framework.data.addresses import listed
+from safe_framework.data.audio_files import SOUNDS
 from safe_framework.data.checks import check_data
 from safe_framework.data.checks.findings import DataReport
 from safe_framework.data.checks.rows import SampleRequirements
@@ -21,9 +22,6 @@ from safe_framework.data.samples import read_sound
 from safe_framework.data.tasks import CAPTIONS, CLASSES, QUESTIONS, TaskFormat
 from safe_framework.errors import DataError, SafeError
 from safe_framework.utils.progress import ProgressCallback, no_progress
-
-SOUNDS = frozenset({".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav"})
-"""Endings of the files that are taken for sounds where no recipe says what they are."""
 
 TASK_OF = {"caption": CAPTIONS, "label": CLASSES}
 """The task of a file whose rows have no ``answer`` but this."""

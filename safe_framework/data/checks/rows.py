@@ -69,6 +69,9 @@ def open_sample(
 def sample_problems(sample: Sample, expected: SampleRequirements) -> list[SampleProblem]:
     """Everything that is wrong with a sample that could be read."""
     values = sample.values if isinstance(sample, Waveform) else np.asarray(sample)
+    if not (np.issubdtype(values.dtype, np.number) or values.dtype == bool):
+        message = f"its array holds no numbers, but {values.dtype}"
+        return [SampleProblem("unreadable-file", message, "make the file anew")]
     if not np.isfinite(values).all():
         count = int((~np.isfinite(values)).sum())
         message = f"{count} of its {values.size} numbers are NaN or infinite"

@@ -18,7 +18,7 @@ from safe_framework.core.padding import pad_right
 from safe_framework.core.prompt_rows import PromptEncoder, PromptRow, Rows, as_rows, groups_of
 from safe_framework.data.distractors import distractor
 from safe_framework.data.frame_cache import CachedSamples, FrameCache, RawSampleStore, contents
-from safe_framework.errors import DataError
+from safe_framework.data.preview import no_foreign_samples
 from safe_framework.interfaces.retention import RetentionRegularizer, RetentionStore
 from safe_framework.interfaces.types import Sample, Several
 from safe_framework.training.batches import modality_columns
@@ -87,10 +87,7 @@ def _distractor_samples(
 ) -> Sequence[Sample | Several[Sample]]:
     if kind == "foreign":
         if not foreign:
-            raise DataError(
-                '`counterfactual` names "foreign", but there is no foreign sample',
-                hint='add `foreign = "foreign.jsonl"` to [data]: rows that name a file each',
-            )
+            raise no_foreign_samples()
         return foreign
     if kind == "shuffled":
         return samples
