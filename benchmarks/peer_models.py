@@ -74,6 +74,11 @@ class PrefixModel(nn.Module):
         return {self.name: 1.0}
 
     @property
+    def attends(self) -> Mapping[str, str]:
+        """A prefix acts on all that stands behind it."""
+        return {self.name: "all"}
+
+    @property
     def processor(self) -> Any:
         """Turns texts and samples into batches."""
         return self.safe.processor

@@ -72,7 +72,7 @@ from safe_framework.core.modality import (
 from safe_framework.core.picture_example import picture_examples
 from safe_framework.core.processor import SafeProcessor
 from safe_framework.core.recipe_of import base_name, check_named, recipe_text
-from safe_framework.core.segments import SegmentVectors, is_segments
+from safe_framework.core.segments import SegmentVectors, without_untaught
 from safe_framework.core.switched_off import is_switched_off, switched_off, warn_if_off_elsewhere
 from safe_framework.data.chat_template import QUESTION
 from safe_framework.data.prompts import recipe_chat
@@ -603,9 +603,8 @@ class SafeModel(nn.Module):
         Vectors of second samples are left out where they are zero, as before any are trained.
         """
         without = self.without_recipe if without_recipe is None else without_recipe
-        tensors, trained = self.modality_tensors(), self.trainable_parameters()
-        for key in [key for key in tensors if is_segments(key) and not tensors[key].any()]:
-            del tensors[key], trained[key]
+        tensors = without_untaught(self.modality_tensors())
+        trained = without_untaught(self.trainable_parameters())
         change = self.base_change
         names = list(self.modalities)
         if not without:

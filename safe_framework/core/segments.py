@@ -6,6 +6,8 @@ every other tensor has (batch, slots, ...). Where no text has more than one, the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -55,6 +57,13 @@ class SegmentVectors(nn.Module):
 def is_segments(name: str) -> bool:
     """Whether a tensor of an adapter, ``NAME.KEY``, holds such vectors; it may lack them."""
     return name.partition(".")[2] == "segments.weight"
+
+
+def without_untaught(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An adapter's tensors as they are written: without such vectors where they are zero."""
+    return {
+        name: tensor for name, tensor in tensors.items() if not is_segments(name) or tensor.any()
+    }
 
 
 def numbers_in_rows(present: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
+from safe_framework.core.segments import is_segments
 from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.utils.hashing import fingerprint
 from safe_framework.utils.tensors import bitwise_equal
@@ -68,7 +69,7 @@ def test_gradients_are_those_without(name: str, kind: str) -> None:
             assert_same_sums(seen[key], gradient, BACKWARD)
         else:
             assert bitwise_equal(seen[key], gradient)
-        assert gradient.any()
+        assert gradient.any() or is_segments(key)  # of second samples: there is none
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -232,7 +233,7 @@ def test_the_hugging_face_trainer_turns_it_on(tmp_path: Any) -> None:
         dataloader_pin_memory=False, **{name: True},
     )  # fmt: skip
     Trainer(model=model, args=arguments, train_dataset=rows).train()
-    assert counts == [2, 2]
+    assert counts == [4, 4]  # twice in the step; before it, two calls ask how the loss counts
 
 
 @pytest.mark.parametrize("choice", [{"every_n_layers": 2}, {"offload": True}])

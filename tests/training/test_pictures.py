@@ -15,6 +15,7 @@ from torch import Tensor
 from safe_framework.config.schema import TrainingSpec
 from safe_framework.core.model import SafeModel
 from safe_framework.core.prompt_rows import PromptEncoder, PromptRow
+from safe_framework.core.segments import is_segments
 from safe_framework.data.examples import Example
 from safe_framework.data.pictures import Picture
 from safe_framework.errors import DataError, SafeError
@@ -212,7 +213,7 @@ def test_a_step_with_pictures_is_the_same_without_speedups(name: str) -> None:
         losses, gradients, seen = world.run(speedups)
         assert_near(losses, plain, f"losses, {speedups}")
         for parameter, gradient, one in zip(parameters, wanted, gradients, strict=True):
-            assert gradient.norm() > 0, parameter
+            assert gradient.norm() > 0 or is_segments(parameter), parameter
             assert_near(one, gradient, f"{parameter}, {speedups}")
         if speedups == "stored" and name not in NEEDING_PIXELS and world.prompts.start is None:
             assert seen == 0
@@ -404,7 +405,7 @@ def test_only_the_answer_is_labelled() -> None:
     calls = AnswerCollator({"touch": DIM}, world.pad, world.prompts).calls(world.examples)["calls"]
     assert len(calls) == 2
     for call in calls:
-        for number, text in enumerate(call["answers"]):
+        for number, (text,) in enumerate(call["answers"]):
             ids, labels = call["input_ids"][number], call["labels"][number]
             learned, answer = labels != IGNORED, world.prompts.answer(text)
             assert labels[learned].tolist() == ids[learned].tolist() == answer

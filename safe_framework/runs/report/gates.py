@@ -104,9 +104,7 @@ def _against(sweep: GateSweep) -> Markup:
         width=_INCHES[0],
         height=_INCHES[1],
         alt="Right answers against tokens kept, a dot for each gate. On the Pareto front: "
-        f"{front}. Recommended: {best.gate:g}."
-        if (best := sweep.recommended)
-        else f"{front}.",
+        f"{front}.{f' Recommended: {best.gate:g}.' if (best := sweep.recommended) else ''}",
         caption="Gain against retention; filled dots are on the Pareto front",
     )
 

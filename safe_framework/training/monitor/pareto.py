@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
+import torch
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 
 from safe_framework.core.adapter import WEIGHTS, copy_tensors, read_config
 from safe_framework.core.model import SafeModel
+from safe_framework.core.segments import is_segments, without_untaught
 from safe_framework.errors import DataError
 from safe_framework.evaluation.metrics import interval
 from safe_framework.training.monitor.measurement import Measurement, pareto_front
@@ -73,8 +75,9 @@ class ParetoSet:
 
     def load(self, step: int) -> None:
         """Load the adapter of a step into the model."""
-        path = self.folder_of(step) / WEIGHTS
-        copy_tensors(self.model.adapter_tensors(), load_file(path), path)
+        path, target = self.folder_of(step) / WEIGHTS, self.model.adapter_tensors()
+        untaught = {name: torch.zeros_like(target[name]) for name in target if is_segments(name)}
+        copy_tensors(target, untaught | load_file(path), path)
 
     def folder_of(self, step: int) -> Path:
         """The folder of a step's adapter."""
@@ -102,9 +105,9 @@ class ParetoSet:
     def _fill(self, folder: Path) -> None:
         for name, content in (self._static_files or {}).items():
             (folder / name).write_bytes(content)
-        tensors = self.model.adapter_tensors().items()
+        tensors = without_untaught(self.model.adapter_tensors())
         save_file(
-            {name: cpu_copy(tensor) for name, tensor in tensors},
+            {name: cpu_copy(tensor) for name, tensor in tensors.items()},
             folder / WEIGHTS,
             metadata={"format": "pt"},
         )
