@@ -33,6 +33,7 @@ from vision_base import captions_with_depth_off, composed
 import safe_framework
 from safe_framework import SafeModel
 from safe_framework.config.read import read_recipe
+from safe_framework.core.adapter import CERTIFICATE
 from safe_framework.data.examples import Example, read_examples
 from safe_framework.data.tasks import unique
 from safe_framework.errors import SafeError
@@ -41,7 +42,7 @@ from safe_framework.evaluation.results import Evaluation
 from safe_framework.runs.run import METRICS, run_recipe
 from safe_framework.utils.catalogue import recipe_path
 from safe_framework.utils.run_folder import ADAPTER
-from safe_framework.verification.certificate import FILE, Certificate, summary
+from safe_framework.verification.certificate import Certificate, summary
 
 SHIPPED = "../data/depth"
 VISION_STEPS = 50
@@ -96,7 +97,7 @@ def show_pictures(model: SafeModel, folder: Path, example: Example, console: Con
 def certify(model: SafeModel, adapter: Path) -> Certificate:
     """Compare the trained model, switched off, with its unwrapped base, bit for bit."""
     certificate = safe_framework.verify(model, calls="quick")
-    certificate.write(adapter / FILE)
+    certificate.write(adapter / CERTIFICATE)
     return certificate
 
 
