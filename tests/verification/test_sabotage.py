@@ -263,7 +263,7 @@ def test_a_row_that_changes_with_another_is_named(monkeypatch: pytest.MonkeyPatc
     """Rows without a sample that change are found: which row, in which call, and where."""
     apply = ActiveModality.apply
 
-    def everywhere(self: ActiveModality, hidden: Tensor, layer: int) -> Tensor:
+    def everywhere(self: ActiveModality, hidden: Tensor, layer: int, **_: bool) -> Tensor:
         return apply(self, hidden, layer) + 1e-3
 
     monkeypatch.setattr(ActiveModality, "apply", everywhere)
@@ -295,7 +295,7 @@ def test_a_bypass_that_answers_is_caught(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_model_that_ignores_samples_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that is the base because samples never reach it does not pass."""
-    monkeypatch.setattr(ActiveModality, "apply", lambda self, hidden, layer: hidden)
+    monkeypatch.setattr(ActiveModality, "apply", lambda self, hidden, layer, **_: hidden)
     found = findings(verify(wrapped(), calls="quick"))
     assert "a made-up delta did not reach row 0" in found["On is heard"]
 
