@@ -59,9 +59,7 @@ def exit_code(*arguments):
     return caught.value.code
 
 
-@pytest.mark.parametrize(
-    "line", ["--help", "--version", "list", "check quickstart", "show fusion lora"]
-)
+@pytest.mark.parametrize("line", ["--help", "--version", "list", "show fusion lora"])
 def test_nothing_heavy_is_imported(line):
     """What only names things imports neither torch nor anything that takes as long."""
     code = (
