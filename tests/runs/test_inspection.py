@@ -135,7 +135,7 @@ def test_training_anew_forgets_what_was_measured(world: Path, copied: Path, repo
     for name in ("sweep.json", "attention.json"):
         shutil.copy(reported / name, copied)
     assert read_sweeps(copied)
-    run_recipe(str(world / "recipe.toml"), output=copied, quiet=True)
+    run_recipe(str(world / "recipe.toml"), output=copied, quiet=True, resume=False)
     assert not read_sweeps(copied)
     assert read_attention(copied) is None
 

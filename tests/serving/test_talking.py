@@ -117,7 +117,7 @@ def test_a_stream_is_the_answer() -> None:
         pieces = list(pipe.stream(one, **LONG))
         assert "".join(pieces).strip() == whole
         assert len(pieces) > 1
-    with pytest.raises(ValueError, match="beam"):
+    with pytest.raises(SafeError, match="beam"):
         list(pipe.stream(CHAT, num_beams=2))
     with pytest.raises(SafeError, match="one input"):
         list(pipe.stream(["what", "is"]))
