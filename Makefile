@@ -44,7 +44,7 @@ test-fast: $(VENV)/.test
 PORTABLE := attention core laws plugins training evaluation experimental verification runs testing
 test-portable: $(VENV)/.test
 	@ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE TORCHINDUCTOR_CACHE_DIR=$(CURDIR)/$(VENV)/inductor \
-	  $(VENV)/bin/pytest $(IN_PARALLEL) $(addprefix tests/,$(PORTABLE))
+	  $(VENV)/bin/pytest $(IN_PARALLEL) -m "not ($(OPTIONAL) or processes)" $(addprefix tests/,$(PORTABLE))
 
 lint: $(VENV)/.dev
 	@$(VENV)/bin/ruff check .
