@@ -27,7 +27,7 @@ from safe_framework.core.compilation import compile_layers
 from safe_framework.core.layer_discovery import Side
 from safe_framework.core.markers.embeddings import inline_tokens
 from safe_framework.core.model import SafeModel
-from safe_framework.core.segments import is_segments
+from safe_framework.core.segments import untaught
 from safe_framework.errors import AdapterError, PluginError, SafeError
 from safe_framework.interfaces.registry import REGISTRIES
 from safe_framework.pretrained.base_model import load_base
@@ -326,8 +326,7 @@ def load_tensors(
         for key, tensor in model.modality_tensors().items()
         if names is None or key.partition(".")[0] in names
     }
-    untaught = {key: torch.zeros_like(target[key]) for key in target if is_segments(key)}
-    copy_tensors(target, untaught | read_tensors(folder), folder)
+    copy_tensors(target, untaught(target) | read_tensors(folder), folder)
     model.restore_base_change(config.base_change, folder)
     known = (*model.base_snapshot.accepted, *config.accepted, *accepted)
     model.base_snapshot.accepted = tuple(dict.fromkeys(known))

@@ -66,6 +66,11 @@ def without_untaught(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def untaught(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Zeros for such vectors among a model's tensors, which is what an adapter without them has."""
+    return {name: torch.zeros_like(tensors[name]) for name in tensors if is_segments(name)}
+
+
 def numbers_in_rows(present: Tensor) -> Tensor:
     """Which sample of its text each one is that is present, from 0, row after row, (samples,).
 

@@ -73,6 +73,17 @@ def test_nothing_heavy_is_imported(line):
     subprocess.run([sys.executable, "-c", code, *line.split()], check=True, capture_output=True)
 
 
+def test_a_check_imports_no_transformers():
+    """A recipe that is whole is checked without it, though its sounds are opened."""
+    code = (
+        "import sys\n"
+        "from safe_framework.cli import main\n"
+        "code = main(['check', 'quickstart'])\n"
+        "sys.exit(code or ('transformers' in sys.modules) or None)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
 def test_help_imports_no_metadata_reader():
     """Help needs no look at what is installed, nor any library of ours."""
     code = (

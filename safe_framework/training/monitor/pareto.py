@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
-import torch
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 
 from safe_framework.core.adapter import WEIGHTS, copy_tensors, read_config
 from safe_framework.core.model import SafeModel
-from safe_framework.core.segments import is_segments, without_untaught
+from safe_framework.core.segments import untaught, without_untaught
 from safe_framework.errors import DataError
 from safe_framework.evaluation.metrics import interval
 from safe_framework.training.monitor.measurement import Measurement, pareto_front
@@ -76,8 +75,7 @@ class ParetoSet:
     def load(self, step: int) -> None:
         """Load the adapter of a step into the model."""
         path, target = self.folder_of(step) / WEIGHTS, self.model.adapter_tensors()
-        untaught = {name: torch.zeros_like(target[name]) for name in target if is_segments(name)}
-        copy_tensors(target, untaught | load_file(path), path)
+        copy_tensors(target, untaught(target) | load_file(path), path)
 
     def folder_of(self, step: int) -> Path:
         """The folder of a step's adapter."""
