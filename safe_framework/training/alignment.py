@@ -185,6 +185,7 @@ def align(
         optimizer.step()
         schedule.step()
         progress(LABEL, step + 1, spec.align_steps, f"loss {loss.item():.3f}")
+    optimizer.zero_grad()  # a loop of one's own would add its first step's gradients to the last
 
 
 def prepare_projectors(
