@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from contextlib import ExitStack
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from safe_framework.cli.table import table
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from safe_framework.runs.model_sizes import PartSize
     from safe_framework.utils.progress import ProgressCallback, WorkProgress
 
-
 _MOST = 20  # errors that are printed
+_BEFORE_BARS = 1.0  # seconds of work after which bars appear
 
 
 def add(commands: Any) -> None:
@@ -77,11 +78,14 @@ def _look_at_data(recipe: Recipe) -> int:
 
 
 def _bars_if_needed(stack: ExitStack) -> ProgressCallback:
-    """Bars that appear once there is work that takes long; what draws them takes a while too."""
+    """Bars that appear once the work takes long; what draws them takes a while too."""
     shown: list[WorkProgress] = []
+    begun = monotonic()
 
     def progress(label: str, done: int, total: int) -> None:
         """Draw them."""
+        if not shown and monotonic() - begun < _BEFORE_BARS:
+            return
         if not shown:
             from rich.console import Console
 

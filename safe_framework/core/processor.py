@@ -23,14 +23,8 @@ from safe_framework.data.frame_cache import prepare_inputs
 from safe_framework.data.prompts import with_places
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import (
-    IGNORED,
-    Sample,
-    Several,
-    each_of,
-    sample_counts,
-    together,
-)
+from safe_framework.interfaces.samples import Sample, Several, each_of, sample_counts, together
+from safe_framework.interfaces.types import IGNORED
 from safe_framework.pretrained.base_processor import takes_images, text_tokenizer
 
 Rate = int | Mapping[str, int] | None

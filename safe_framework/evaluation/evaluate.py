@@ -36,7 +36,7 @@ from safe_framework.utils.progress import ProgressCallback, no_progress
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
     from safe_framework.data.examples import Example, TextRow
-    from safe_framework.interfaces.types import Sample
+    from safe_framework.interfaces.samples import Sample
 
 _GATE_ZERO_EXAMPLES = 32
 

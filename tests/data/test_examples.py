@@ -10,12 +10,14 @@ import pytest
 import soundfile
 from torch import Tensor
 
-from safe_framework.data.examples import read_examples, read_text_rows, read_texts, words_for
+from safe_framework.data.aligned_words import words_for
+from safe_framework.data.examples import read_examples, read_text_rows, read_texts
 from safe_framework.data.readers import read_rows
 from safe_framework.data.tasks import unique
 from safe_framework.errors import DataError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import Frames, Several
+from safe_framework.interfaces.samples import Several
+from safe_framework.interfaces.types import Frames
 
 RATE = 8000
 
