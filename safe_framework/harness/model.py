@@ -45,7 +45,7 @@ class ModelWithSample:
         self.safe, self.modality = model, modality
         self.config: Any = model.base.config
         self._frames = None if sample is None else model.encode(modality, [sample])
-        active = self._frames is not None and model.gates[modality] > 0
+        active = self._frames is not None and model.gates[modality] != 0
         self.span = len(model.processor.markers.spans.get(modality, ())) if active else 0
 
     @property
