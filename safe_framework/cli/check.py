@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 from safe_framework.cli.table import table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from safe_framework.config.schema import Recipe
+    from safe_framework.errors import DataError
     from safe_framework.runs.model_sizes import PartSize
     from safe_framework.utils.progress import ProgressCallback, WorkProgress
 
@@ -64,10 +67,15 @@ def _look_at_data(recipe: Recipe) -> int:
         "a run would be refused for its data:": seen.errors,
         "a run would leave out rows:": seen.skipped,
     }.items():
-        if errors:
-            print("\n".join([heading, *map(str, errors[:_MOST])]))
-        if len(errors) > _MOST:
-            print(f"and {len(errors) - _MOST} more: `safe data check` lists all")
+        groups = _that_say_the_same(errors)
+        if groups:
+            print(heading)
+        for first, *others in groups[:_MOST]:
+            print(first)
+            if others:
+                print(f"and {len(others)} more rows of it, to {_place(others[-1])}")
+        if left := sum(map(len, groups[_MOST:])):
+            print(f"and {left} more: `safe data check` lists all")
     if recipe.data is not None and (missing := missing_sources(recipe)) is not None:
         print(f"it can be built, but not run: {missing}")
     for error in lacking(recipe) if recipe.data is not None else ():
@@ -75,6 +83,20 @@ def _look_at_data(recipe: Recipe) -> int:
     if seen.unopened:
         print(f"not looked at, since they are on the hub: {', '.join(seen.unopened)}")
     return len(seen.errors)
+
+
+def _that_say_the_same(errors: Sequence[DataError]) -> list[list[DataError]]:
+    """The errors of rows, those together that say the same of rows of one file."""
+    found: dict[tuple[str, str, str], list[DataError]] = {}
+    for error in errors:
+        file = _place(error).rpartition(":")[0]
+        said = error.message.removeprefix(_place(error))
+        found.setdefault((file, said, error.hint), []).append(error)
+    return list(found.values())
+
+
+def _place(error: DataError) -> str:
+    return error.message.partition(": ")[0]
 
 
 def _bars_if_needed(stack: ExitStack) -> ProgressCallback:
