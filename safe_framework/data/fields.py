@@ -111,7 +111,8 @@ def row_fields(recipe: Recipe, key: str) -> RowFields:
         )
     chosen = {field for stage in recipe.curriculum for field in stage.where}
     pictures = frozenset(PICTURES) - recipe.modalities.keys()
-    common = {*_ASKED, *ORIGINS, *PICTURES, *recipe.modalities, *chosen, recipe.evaluation.by or KIND}
+    by = recipe.evaluation.by or KIND
+    common = {*_ASKED, *ORIGINS, *PICTURES, *recipe.modalities, *chosen, by}
     if key in TEXTS:
         read = frozenset({*common, "text", "file_name"})
         return RowFields(data.fields, _dropped(data.ignore, data.fields, read - pictures), read)
