@@ -92,7 +92,8 @@ from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.projector import Projector
-from safe_framework.interfaces.types import FROM, PRESENT, BaseFacts, Frames, Sample
+from safe_framework.interfaces.samples import Sample
+from safe_framework.interfaces.types import FROM, PRESENT, BaseFacts, Frames
 from safe_framework.pretrained.base_processor import text_tokenizer
 from safe_framework.pretrained.quantised import quantisation_of, untested
 from safe_framework.utils.tensors import changes_type

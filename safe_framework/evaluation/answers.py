@@ -25,7 +25,8 @@ from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.tasks import CLASSES
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.metrics import normalise
-from safe_framework.interfaces.types import FROM, PRESENT, Sample, each_of, sample_counts
+from safe_framework.interfaces.samples import Sample, each_of, sample_counts
+from safe_framework.interfaces.types import FROM, PRESENT
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batched
 

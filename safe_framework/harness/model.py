@@ -22,7 +22,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.data.distractors import FOREIGN, KINDS, distractor
 from safe_framework.data.samples import read_sample
 from safe_framework.errors import SafeError
-from safe_framework.interfaces.types import Sample, each_of
+from safe_framework.interfaces.samples import Sample, each_of
 from safe_framework.pretrained.base_processor import takes_images
 from safe_framework.runs.finished import open_run
 from safe_framework.utils.hashing import tensors_fingerprint
