@@ -328,18 +328,21 @@ class SafeModel(nn.Module):
     ) -> tuple[Mapping[str, Any], ModelCall]:
         """The base's own keyword arguments, and the call that they are for."""
         own, given = split_by_modality(args, inputs, self.modalities)
-        call = ModelCall(
+        return own, self._call_of(self._activate(given, gate))
+
+    def _call_of(self, active: Sequence[ActiveModality]) -> ModelCall:
+        """A call in which these modalities are on."""
+        return ModelCall(
             self.base,
             self.owner,
             self.stack,
-            self._activate(given, gate),
+            active,
             self._markers(),
             self.base_change,
             self.attention_probe,
             self.tokenizer,
             self.split_rows,
         )
-        return own, call
 
     def _activate(
         self, given: Mapping[str, Mapping[str, Tensor]], gate: Gate | None
