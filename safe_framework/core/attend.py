@@ -114,6 +114,35 @@ def acting_positions(
     return ActingPositions(first, length, cached)
 
 
+def prompt_ends(
+    inputs: Mapping[str, Any], given: Tensor | None = None, *, separate_decoder: bool = False
+) -> tuple[Tensor, int]:
+    """The last position of each row's prompt, (batch,), and the length of the text that has it.
+
+    Of a decoder beside an encoder that is its first position, which chooses the first token.
+
+    Args:
+        inputs: of the base, by keyword.
+        given: ``NAME__from`` of the call, (batch,); None where it says nothing.
+        separate_decoder: whether the layers read a text of their own, beside the prompt.
+
+    Raises:
+        SampleError: the call has no text.
+    """
+    text = _text(inputs)
+    if text is None:
+        raise SampleError(
+            "the call has no text, so that nothing says whether it is about a sample",
+            hint="give `input_ids`, or a gate that is a number",
+        )
+    batch, length = text.shape[:2]
+    if separate_decoder:
+        return torch.zeros(batch, dtype=torch.long), 1
+    if given is not None:
+        return given.cpu().long().clamp(0, length - 1), length
+    return _prompt_ends(inputs, batch, length), length
+
+
 def check_attend(
     attend: Attend, base: nn.Module, stack: LayerStack, example: Mapping[str, Any], *, marked: bool
 ) -> None:

@@ -8,21 +8,22 @@ modalities, and each row is taken from the run that it belongs to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.attend import ActingPositions, acting_positions
+from safe_framework.core.attend import ActingPositions, acting_positions, prompt_ends
 from safe_framework.core.attention_probe import AttentionProbe
 from safe_framework.core.base_change import BaseChange, use_changed_base
 from safe_framework.core.base_model import generation_pad_id
 from safe_framework.core.compilation import keep_uncompiled
 from safe_framework.core.injection import ActiveModality, CallInjection
 from safe_framework.core.layer_discovery import LayerStack, decodes_separately
-from safe_framework.core.layer_hooks import use_injection
+from safe_framework.core.layer_hooks import use_injection, use_watcher
 from safe_framework.core.markers.call import (
     PreparedCall,
     by_keyword,
@@ -30,14 +31,22 @@ from safe_framework.core.markers.call import (
     prepare_call,
 )
 from safe_framework.core.markers.embeddings import Markers
+from safe_framework.core.modality import RowGates
 from safe_framework.core.processor import padding_id
+from safe_framework.core.prompt_states import (
+    PromptRead,
+    PromptReader,
+    PromptStates,
+    Silent,
+    never_read,
+)
 from safe_framework.errors import SafeError
 
-Gate = float | Tensor | Mapping[str, float | Tensor]
-"""Strength of a call: one number, one for each row, or either by modality."""
+Gate = RowGates | Mapping[str, RowGates]
+"""Strength of a call: one number or ``"auto"``, one for each row, or either by modality."""
 
 
-def gate_of(gate: Gate | None, name: str) -> float | Tensor | None:
+def gate_of(gate: Gate | None, name: str) -> RowGates | None:
     """What a call's ``gate`` says of one modality; None where it says nothing."""
     return gate.get(name) if isinstance(gate, Mapping) else gate
 
@@ -76,6 +85,23 @@ class ModelCall:
         """What the base's ``generate`` returns."""
         generate: Any = self.base.generate
         return self._run(generate, args, inputs, keep_uncompiled(self.base))
+
+    def prompt_states(
+        self, inputs: Mapping[str, Any], layers: Collection[int]
+    ) -> dict[int, Tensor]:
+        """The base's own states at the last position of each row's prompt, by layer."""
+        call = prepare_call(self.base, (), inputs, self.markers, (), self._padding_id)
+        separate = decodes_separately(self.base)
+        ends, length = prompt_ends(call.inputs, separate_decoder=separate)
+        states = PromptStates(ends, length, self.stack, frozenset(layers))
+        changed = self.base_change.call() if self.base_change is not None else None
+        reader = use_watcher(PromptReader(self.owner, states))
+        silent = use_injection(Silent(self.owner))
+        with silent, use_changed_base(changed), reader, suppress(PromptRead):
+            self.base(*call.args, **call.inputs)
+        if lacking := set(layers) - states.states.keys():
+            raise never_read(lacking)
+        return states.states
 
     def _run(
         self,

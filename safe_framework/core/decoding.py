@@ -191,7 +191,7 @@ class DecodingBatch:
         if self._takes_positions:
             inputs["position_ids"] = self._mask.sum(1, keepdim=True) - 1
         if self._call is None:
-            self._call = self.model._call_of(self._modalities)
+            self._call = self.model._call(self._modalities)
         out = self._call.forward((), inputs)
         self._cache = out.past_key_values
         logits: Tensor = out.logits[:, -1].float()

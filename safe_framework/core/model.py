@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import deepcopy
 from functools import cached_property, partial
@@ -72,6 +72,13 @@ from safe_framework.core.modality import (
 from safe_framework.core.picture_example import picture_examples
 from safe_framework.core.processor import SafeProcessor
 from safe_framework.core.recipe_of import base_name, check_named, recipe_text
+from safe_framework.core.relevance import (
+    AUTO,
+    RelevanceHead,
+    Strength,
+    check_decidable,
+    check_head,
+)
 from safe_framework.core.segments import SegmentVectors, without_untaught
 from safe_framework.core.switched_off import is_switched_off, switched_off, warn_if_off_elsewhere
 from safe_framework.data.chat_template import QUESTION
@@ -80,7 +87,8 @@ from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.projector import Projector
-from safe_framework.interfaces.types import FROM, PRESENT, BaseFacts, Frames, Sample
+from safe_framework.interfaces.samples import Sample
+from safe_framework.interfaces.types import FROM, PRESENT, BaseFacts, Frames
 from safe_framework.pretrained.base_processor import text_tokenizer
 from safe_framework.pretrained.quantised import quantisation_of, untested
 from safe_framework.utils.tensors import changes_type
@@ -167,7 +175,7 @@ class SafeModel(nn.Module):
         encoder: Encoder,
         projector: Projector,
         fusion: FusionAdapter,
-        gate: float = 1.0,
+        gate: Strength = 1.0,
         attend: Attend = "all",
         markers: bool = False,
         inline: bool = False,
@@ -179,7 +187,7 @@ class SafeModel(nn.Module):
             encoder: turns samples into frames.
             projector: maps frames into the base's hidden size.
             fusion: lets decoder layers attend to the tokens.
-            gate: strength from 0 (off) to 1.
+            gate: strength from 0 (off) to 1; or ``"auto"``, once it has a relevance head.
             attend: where in the text it acts: ``"answer"``, from the last position of the prompt
                 on; ``"after"``, from its markers on; or ``"all"``.
             markers: mark where a sample is in the text, by two words with vectors of their own.
@@ -328,15 +336,15 @@ class SafeModel(nn.Module):
     ) -> tuple[Mapping[str, Any], ModelCall]:
         """The base's own keyword arguments, and the call that they are for."""
         own, given = split_by_modality(args, inputs, self.modalities)
-        return own, self._call_of(self._activate(given, gate))
+        return own, self._call(self._activate(given, gate))
 
-    def _call_of(self, active: Sequence[ActiveModality]) -> ModelCall:
-        """A call in which these modalities are on."""
+    def _call(self, modalities: Sequence[ActiveModality]) -> ModelCall:
+        """A call with these modalities on."""
         return ModelCall(
             self.base,
             self.owner,
             self.stack,
-            active,
+            modalities,
             self._markers(),
             self.base_change,
             self.attention_probe,
@@ -353,6 +361,11 @@ class SafeModel(nn.Module):
         on = [name for name in self.modalities if name in given and self.is_enabled(name)]
         for name in on:
             warn_if_off_elsewhere(self, name)
+        if not self.training and any(
+            (self.modality(name).gate if (own := gate_of(gate, name)) is None else own) == AUTO
+            for name in on
+        ):
+            raise SafeError('`gate = "auto"` cannot be decided yet')
         device, layout = self.device, self.stack.layout
         active = [
             self.modality(name).activate(gate_of(gate, name), given[name], device, layout)
@@ -385,18 +398,61 @@ class SafeModel(nn.Module):
         return self._example or example_inputs(self.base, self.device)
 
     @property
-    def gates(self) -> dict[str, float]:
-        """The strength of each modality, from 0 (off, bit for bit the base) to 1."""
+    def gates(self) -> dict[str, Strength]:
+        """The strength of each modality, from 0 (off, bit for bit the base) to 1, or ``"auto"``."""
         return {name: self.modality(name).gate for name in self.modalities}
 
-    def set_gate(self, value: float, modality: str | None = None) -> None:
+    def set_gate(self, value: Strength, modality: str | None = None) -> None:
         """Set the strength of one modality, or of all.
 
+        Args:
+            value: from 0 to 1; or ``"auto"``, by which its relevance head opens or closes it, call
+                by call and row by row.
+            modality: whose; of all if None.
+
         Raises:
-            SafeError: the value is not from 0 to 1, or there is no such modality.
+            SafeError: the value is neither, there is no such modality, or one without a relevance
+                head was to have ``"auto"``.
         """
-        for name in [modality] if modality is not None else list(self.modalities):
-            self.modality(name).gate = checked_gate(value)
+        names = [self._known(modality)] if modality is not None else list(self.modalities)
+        if (checked := checked_gate(value)) == AUTO:
+            for name in names:
+                check_decidable(self.modality(name))
+        for name in names:
+            self.modality(name).gate = checked
+
+    def set_relevance(self, name: str, head: RelevanceHead | None) -> None:
+        """Give a modality the head that decides where its gate is ``"auto"``, or none.
+
+        Args:
+            name: of the modality.
+            head: fitted on this base; None takes it away, and leaves a gate of ``"auto"`` at 1.
+
+        Raises:
+            SafeError: there is no such modality, or the head reads another base's states.
+        """
+        modality = self.modality(name)
+        if head is None:
+            modality.relevance = None
+            modality.gate = 1.0 if modality.gate == AUTO else modality.gate
+            return
+        check_head(modality, head, self.stack.count, self.stack.hidden_size)
+        modality.relevance = head.to(self.device)
+
+    def prompt_states(self, batch: Mapping[str, Any], layers: Collection[int]) -> dict[int, Tensor]:
+        """The base's own hidden states at the last position of each row's prompt.
+
+        Args:
+            batch: what the processor made, with samples or without, which are not looked at.
+            layers: of the base, whose outputs are read, from 0.
+
+        Returns:
+            By layer, (rows, hidden), in float32.
+        """
+        own, _ = split_by_modality((), batch, self.modalities)
+        self._hooks.watch(self.stack.of(self.base), min(layers))
+        with torch.no_grad():
+            return self._call(()).prompt_states(own, layers)
 
     # Samples
 

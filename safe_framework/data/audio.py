@@ -18,7 +18,7 @@ from safe_framework.utils.optional_imports import load_torchaudio, require
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from safe_framework.interfaces.types import Sample
+    from safe_framework.interfaces.samples import Sample
 
 
 def _float32(values: Any) -> Any:

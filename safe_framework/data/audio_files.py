@@ -24,9 +24,6 @@ from safe_framework.utils.optional_imports import require
 Channels = npt.NDArray[np.float32]
 """Amplitudes, (samples, channels)."""
 
-SOUNDS = frozenset({".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav"})
-"""Endings of the files that are taken for sounds where no encoder says what they are."""
-
 _BLOCK = 1 << 20  # samples read at a time: a stream's header may not say how many there are
 _FLAC_STREAM = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # the marker, and STREAMINFO's header
 _OGG_PAGE = struct.Struct("<4sBB8sIIIB")  # RFC 3533, section 6

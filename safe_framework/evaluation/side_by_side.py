@@ -18,7 +18,7 @@ from safe_framework.evaluation.answers import (
     word_positions,
 )
 from safe_framework.evaluation.metrics import same_top_token
-from safe_framework.interfaces.types import sample_counts
+from safe_framework.interfaces.samples import sample_counts
 from safe_framework.utils.tensors import bitwise_equal
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from safe_framework.core.model import SafeModel
     from safe_framework.data.pictures import Picture
-    from safe_framework.interfaces.types import Sample, Several
+    from safe_framework.interfaces.samples import Sample, Several
 
 
 @attrs.frozen

@@ -16,7 +16,7 @@ from safe_framework.data.pictures import FIELDS
 from safe_framework.data.samples import as_sample
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.evaluation.answers import eval_mode, new_tokens
-from safe_framework.interfaces.types import each_of, sample_counts, together
+from safe_framework.interfaces.samples import each_of, sample_counts, together
 from safe_framework.pretrained.base_outline import known_types
 from safe_framework.serving.options import check_options
 from safe_framework.serving.streaming import AnswerStreamer, streamed
