@@ -12,8 +12,9 @@ from typing import Any
 
 import attrs
 
+from safe_framework.core.relevance import Strength
 from safe_framework.serving import media
-from safe_framework.serving.engine import Message, Request, Sampling, Strength
+from safe_framework.serving.engine import Message, Request, Sampling
 from safe_framework.serving.limits import Limits, RequestError
 from safe_framework.utils.suggest import nearest
 

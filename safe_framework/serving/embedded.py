@@ -30,9 +30,10 @@ from safe_framework.core.decoding import (
 )
 from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.model import SafeModel
+from safe_framework.core.relevance import AUTO, Strength, check_decidable, relevance_samples
 from safe_framework.core.turn_end import TurnEnd
-from safe_framework.errors import SafeError, SampleError
-from safe_framework.interfaces.types import together
+from safe_framework.errors import SafeError
+from safe_framework.interfaces.samples import together
 from safe_framework.serving.answer_text import AnswerText
 from safe_framework.serving.engine import (
     Event,
@@ -45,7 +46,6 @@ from safe_framework.serving.engine import (
     Sampling,
     Sink,
     StoppedError,
-    Strength,
     TokenLogprob,
     TooLongError,
 )
@@ -238,6 +238,9 @@ class EmbeddedEngine:
         length = batch["input_ids"].shape[1]
         sampling = with_defaults(request.sampling, self.model.base)
         samples = _samples(messages, self.model.modalities.keys())
+        for name in samples:
+            if gates[name] == AUTO:
+                check_decidable(self.model.modality(name))
         known = _ids(getattr(self.model.base, "generation_config", None))
         ends = [(one,) for one in known] + ([] if end is None else [end.ids])
         return PreparedRequest(
@@ -397,17 +400,28 @@ class EmbeddedEngine:
             if not self._in_steps:
                 self._answer_alone(ticket, answers)
                 return
-            prompt = read_prompt(self.model, self._on_device(asked.batch), _numbers(asked.gates))
+            batch = self._on_device(asked.batch)
+            gates = decided(self.model, batch, asked.gates)
+            if not any(gates.values()) and asked.samples:  # its head has closed all that it has
+                self._put_back(ticket, attrs.evolve(asked, gates=gates, samples={}))
+                return
+            prompt = read_prompt(self.model, batch, gates)
             if not prompt.joins:
                 self._in_steps = self._in_steps and bool(asked.batch.keys() & _PICTURES)
                 self._answer_alone(ticket, answers)
                 return
-            ticket.tell(Heard(_strengths(asked.gates, prompt.modalities)))
+            ticket.tell(Heard(_strengths(gates, prompt.modalities)))
             for answer in answers:
                 answer.take(prompt.logits)
             self._join(prompt, [answer for answer in answers if not answer.finished])
         except Exception as error:  # one request's, and no other's
             self._fail([ticket], error)
+
+    def _put_back(self, ticket: RequestTicket, request: PreparedRequest) -> None:
+        """Let a request be answered among those without a sample, before them all."""
+        ticket.request = request
+        with self._changed:
+            self._waiting.appendleft(ticket)
 
     def _join(self, prompt: ReadPrompt, answers: Sequence[Answer]) -> None:
         if not answers:
@@ -484,9 +498,10 @@ class EmbeddedEngine:
     def _answer_alone(self, ticket: RequestTicket, answers: Sequence[Answer]) -> None:
         """Answer by the base's own ``generate``, one answer after the other."""
         asked = ticket.request
-        batch, gates = self._on_device(asked.batch), _numbers(asked.gates)
+        batch = self._on_device(asked.batch)
+        gates = decided(self.model, batch, asked.gates)
         _, call = self.model._prepare((), batch, gates)
-        ticket.tell(Heard(_strengths(asked.gates, call.modalities)))
+        ticket.tell(Heard(_strengths(gates, call.modalities)))
         self._alone = len(answers)
         try:
             for answer in answers:
@@ -558,20 +573,30 @@ def _as_question(message: Message, names: Any) -> dict[str, Any]:
     return {"question": [words], **samples, **images}
 
 
-def _numbers(gates: Mapping[str, Strength]) -> dict[str, Any]:
-    """Gates as a call takes them.
+def decided(
+    model: SafeModel, batch: Mapping[str, Any], gates: Mapping[str, Strength]
+) -> dict[str, float]:
+    """Gates as numbers: what is left to a relevance head is 1 or 0, as it opens or not.
 
-    Raises:
-        SampleError: the relevance gate is asked to decide, and there is none.
+    Args:
+        model: that answers.
+        batch: of one row, on the model's device.
+        gates: by modality, of those that have a sample.
     """
-    if any(value == "auto" for value in gates.values()):
-        raise SampleError(
-            '`gate` is "auto", and the model has no relevance gate', hint="give a number"
-        )
-    return dict(gates)
+    open_ = {name: model.modality(name) for name, value in gates.items() if value == AUTO}
+    found = {name: float(value) for name, value in gates.items() if value != AUTO}
+    heads = {name: one.relevance for name, one in open_.items() if one.relevance is not None}
+    if not heads:
+        return found
+    states = model.prompt_states(batch, tuple(sorted({head.layer for head in heads.values()})))
+    for name, head in heads.items():
+        pooled = relevance_samples(model, name, batch) if head.pooled else None
+        score = head(states[head.layer], pooled)
+        found[name] = float(head.opens(score)[0])
+    return found
 
 
-def _strengths(gates: Mapping[str, Strength], active: Sequence[Any]) -> dict[str, float]:
+def _strengths(gates: Mapping[str, float], active: Sequence[Any]) -> dict[str, float]:
     """The strength at which each modality with a sample acts; 0 where it is off."""
     found = {name: 0.0 for name in gates}
     return found | {one.name: float(one.gates[0]) for one in active}

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 import attrs
 
+from safe_framework.core.relevance import Strength
 from safe_framework.errors import SafeError
 
 Message = Mapping[str, Any]
@@ -60,10 +61,6 @@ class Sampling:
     n: int = 1
     logprobs: bool = False
     top_logprobs: int = 0
-
-
-Strength = float | Literal["auto"]
-"""Of a gate: from 0 to 1, or whatever the relevance gate decides."""
 
 
 @attrs.frozen(eq=False)
@@ -124,7 +121,8 @@ class Heard:
     """What a request's answers were given besides words, told before their first piece.
 
     Attributes:
-        gates: the strength with which each modality that has a sample acts; 0 is off.
+        gates: the strength with which each modality that has a sample acts; 0 is off. What was
+            left to a relevance head is 1 where it opened and 0 where it did not.
     """
 
     gates: Mapping[str, float]

@@ -21,7 +21,8 @@ from safe_framework.core.model import SafeModel
 from safe_framework.data.audio import Waveform, check_waveform
 from safe_framework.errors import SampleError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import Frames, Sample
+from safe_framework.interfaces.samples import Sample
+from safe_framework.interfaces.types import Frames
 from safe_framework.serving.embedded import EmbeddedEngine
 from safe_framework.serving.engine import Event, Failed, Heard, Piece, Request, Sampling
 from safe_framework.serving.serve import served_model

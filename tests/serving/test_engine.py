@@ -10,11 +10,12 @@ import torch
 
 from safe_framework.core.decoding import DecodingBatch, read_prompt
 from safe_framework.core.model import SafeModel
+from safe_framework.core.relevance import RelevanceHead
 from safe_framework.errors import SafeError
 from safe_framework.serving.embedded import EmbeddedEngine
 from safe_framework.serving.engine import StoppedError, TooLongError
 from tests.serving.hearing import Told, answered, asking, hearing_model, tone
-from tests.support.toys import llama, mixtral, t5, tokenizer
+from tests.support.toys import HIDDEN, llama, mixtral, t5, tokenizer
 
 WORDS = ["w5 w6", "w7 w8 w9 w10", "w11", "w12 w13 w14", "w5 w20 w21 w22 w23"]
 
@@ -239,3 +240,25 @@ def test_settings_that_are_not_done_are_refused() -> None:
     settings.no_repeat_ngram_size = 3
     with pytest.raises(SafeError, match="ask for `no_repeat_ngram_size`"):
         EmbeddedEngine(model)
+
+
+@pytest.mark.parametrize("score", [-1.0, 1.0])
+def test_a_relevance_head_decides(score: float) -> None:
+    """Law: with "auto", a row is as at gate 1 where the head opens, and else the base's."""
+    model = hearing_model()
+    with pytest.raises(SafeError, match="has no relevance head"):
+        EmbeddedEngine(model).prepare(asking("w5 w6", tone(1), gate="auto"))
+    flat = torch.zeros(HIDDEN)
+    head = RelevanceHead(flat, flat + 1, flat, score, layer=1)
+    model.set_relevance("audio", head)
+    left, forced, off, without = answered(
+        model,
+        asking("w5 w6", tone(1), gate="auto"),
+        asking("w5 w6", tone(1), gate=1.0),
+        asking("w5 w6", tone(1), gate=0.0),
+        asking("w5 w6"),
+        max_batch=1,
+    )
+    assert left.gates == {"audio": float(score > 0)}
+    assert left.bits == (forced if score > 0 else without).bits
+    assert off.bits == without.bits != forced.bits
