@@ -64,6 +64,10 @@ class ActingPositions:
             return self._shifted(-read)
         return None if keeps or columns < self.length else self._shifted(0)
 
+    def read(self) -> ActingPositions:
+        """The same once the whole text was read."""
+        return attrs.evolve(self, cached=self.length)
+
     def _shifted(self, by: int) -> Tensor | None:
         first = (self.first + by).clamp_min(0)
         return first if bool(first.any()) else None
@@ -112,6 +116,12 @@ def acting_positions(
     else:
         first = _first_places(places, rows, batch, name)
     return ActingPositions(first, length, cached)
+
+
+def text_columns(inputs: Mapping[str, Any]) -> int | None:
+    """How many columns a call's text has; None without one."""
+    text = _text(inputs)
+    return None if text is None else text.shape[1]
 
 
 def prompt_ends(

@@ -22,6 +22,8 @@ FOREIGN = ("foreign", "foreign_test", "foreign_validation")
 _LIKENESS = 0.75  # a column that is there for another reason is not a misspelt one
 _SAMPLES = {*SOUNDS, *PICTURE_FILES, ".npy", ".npz"}
 _ASKED = ("question", "answer", "answers", "align", "messages")
+ORIGINS = ("source", "speaker")
+"""Where a row's samples come from: what the splits may not share if a test is to be of others."""
 
 
 @attrs.define
@@ -109,7 +111,8 @@ def row_fields(recipe: Recipe, key: str) -> RowFields:
         )
     chosen = {field for stage in recipe.curriculum for field in stage.where}
     pictures = frozenset(PICTURES) - recipe.modalities.keys()
-    common = {*_ASKED, *PICTURES, *recipe.modalities, *chosen, recipe.evaluation.by or KIND}
+    by = recipe.evaluation.by or KIND
+    common = {*_ASKED, *ORIGINS, *PICTURES, *recipe.modalities, *chosen, by}
     if key in TEXTS:
         read = frozenset({*common, "text", "file_name"})
         return RowFields(data.fields, _dropped(data.ignore, data.fields, read - pictures), read)
