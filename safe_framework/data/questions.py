@@ -170,11 +170,15 @@ class RowQuestions:
         return self.ask(self._random("first", self.place).choice(forms))
 
     def drawn(self, turn: int) -> Asked:
-        """The question of the row's reading number ``turn`` in training."""
+        """The question of the row's reading number ``turn`` in training.
+
+        A form does not come again before the row was asked as many as its kind has.
+        """
         own = self._random(turn, self.place)
         kinds = self.of(held_out=False)
-        (forms,) = own.choices(list(kinds.values()), [self.bank.weights[kind] for kind in kinds])
-        return self.ask(own.choice(forms), is_yes=own.random() < _HALF)
+        (kind,) = own.choices(list(kinds), [self.bank.weights[kind] for kind in kinds])
+        forms = self._random(self.place, kind).sample(kinds[kind], len(kinds[kind]))
+        return self.ask(forms[turn % len(forms)], is_yes=own.random() < _HALF)
 
     def ask(self, form: Form, *, turn: int = 0, is_yes: bool = True) -> Asked:
         """The row's question of some form.
