@@ -196,7 +196,7 @@ class RowQuestions:
                 )
             if form.names_what_is_heard and not self.heard:
                 raise DataError(
-                    f"{asks} is answered by what is heard in each sample, which the row does not say",
+                    f"{asks} is answered by what is heard in each sample, and the row lacks it",
                     hint='such as `"align": ["violin", "flute"]`',
                 )
 
