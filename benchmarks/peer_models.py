@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from safe_framework.core.base_model import freeze
 from safe_framework.core.modality import Modality, split_by_modality
 from safe_framework.core.model import SafeModel
-from safe_framework.interfaces.types import Frames, Sample, Tokens
+from safe_framework.interfaces.samples import Sample
+from safe_framework.interfaces.types import Frames, Tokens
 
 PRESENT = "present"
 LORA: dict[str, Any] = {

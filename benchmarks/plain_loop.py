@@ -18,7 +18,8 @@ from safe_framework.core.model import SafeModel
 from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.data.distractors import distractor
 from safe_framework.data.examples import Example
-from safe_framework.interfaces.types import IGNORED, Frames, Sample
+from safe_framework.interfaces.samples import Sample
+from safe_framework.interfaces.types import IGNORED, Frames
 from safe_framework.training.alignment import Alignment
 from safe_framework.training.batches import TokenizedExample
 from safe_framework.training.optimizer import parameter_groups

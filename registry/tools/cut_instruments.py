@@ -189,7 +189,7 @@ def split(found: Iterable[Note]) -> tuple[list[Note], list[Note]]:
         pitches[note.instrument].add(note.pitch)
     test = set()
     for instrument, heard in pitches.items():
-        ordered = sorted((_hash(instrument, pitch), pitch) for pitch in heard)
+        ordered = sorted((hashed(instrument, pitch), pitch) for pitch in heard)
         test |= {(instrument, pitch) for _, pitch in ordered[: round(TEST_SHARE * len(heard))]}
     return (
         [note for note in kept if (note.instrument, note.pitch) not in test],
@@ -197,7 +197,8 @@ def split(found: Iterable[Note]) -> tuple[list[Note], list[Note]]:
     )
 
 
-def _hash(*words: str) -> str:
+def hashed(*words: str) -> str:
+    """SHA-256 of some words after the salt, by which clips are divided and asked about."""
     return hashlib.sha256(":".join((SALT, *words)).encode()).hexdigest()
 
 
@@ -211,7 +212,7 @@ def write(part: list[Note], manifest: Path) -> None:
             target, note.wave, RATE, format="OGG", subtype="VORBIS", compression_level=0.6
         )
         fix_serial(target)
-        question = QUESTIONS[int(_hash("question", note.file), 16) % len(QUESTIONS)]
+        question = QUESTIONS[int(hashed("question", note.file), 16) % len(QUESTIONS)]
         rows.append({"audio": note.file, "question": question, "answer": note.instrument})
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 

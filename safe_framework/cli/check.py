@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 from contextlib import ExitStack
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from safe_framework.cli.table import table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from safe_framework.config.schema import Recipe
+    from safe_framework.errors import DataError
     from safe_framework.runs.model_sizes import PartSize
     from safe_framework.utils.progress import ProgressCallback, WorkProgress
 
-
 _MOST = 20  # errors that are printed
+_BEFORE_BARS = 1.0  # seconds of work after which bars appear
 
 
 def add(commands: Any) -> None:
@@ -48,6 +52,8 @@ def _run(arguments: argparse.Namespace) -> int:
         print("its [stage_b] changes the base: L1 and L2 will not hold")
     if recipe.training.speedups == "off":
         print("its [training] runs without speed-ups: its steps take longer")
+    if recipe.training.note:
+        print(recipe.training.note)
     if arguments.sizes:
         _print_sizes(recipe)
     return 1 if wrong else 0
@@ -63,10 +69,15 @@ def _look_at_data(recipe: Recipe) -> int:
         "a run would be refused for its data:": seen.errors,
         "a run would leave out rows:": seen.skipped,
     }.items():
-        if errors:
-            print("\n".join([heading, *map(str, errors[:_MOST])]))
-        if len(errors) > _MOST:
-            print(f"and {len(errors) - _MOST} more: `safe data check` lists all")
+        groups = _that_say_the_same(errors)
+        if groups:
+            print(heading)
+        for first, *others in groups[:_MOST]:
+            print(first)
+            if others:
+                print(f"and {len(others)} more rows of it, to {_place(others[-1])}")
+        if left := sum(map(len, groups[_MOST:])):
+            print(f"and {left} more: `safe data check` lists all")
     if recipe.data is not None and (missing := missing_sources(recipe)) is not None:
         print(f"it can be built, but not run: {missing}")
     for error in lacking(recipe) if recipe.data is not None else ():
@@ -76,12 +87,29 @@ def _look_at_data(recipe: Recipe) -> int:
     return len(seen.errors)
 
 
+def _that_say_the_same(errors: Sequence[DataError]) -> list[list[DataError]]:
+    """The errors of rows, those together that say the same of rows of one file."""
+    found: dict[tuple[str, str, str], list[DataError]] = {}
+    for error in errors:
+        file = _place(error).rpartition(":")[0]
+        said = error.message.removeprefix(_place(error))
+        found.setdefault((file, said, error.hint), []).append(error)
+    return list(found.values())
+
+
+def _place(error: DataError) -> str:
+    return error.message.partition(": ")[0]
+
+
 def _bars_if_needed(stack: ExitStack) -> ProgressCallback:
-    """Bars that appear once there is work that takes long; what draws them takes a while too."""
+    """Bars that appear once the work takes long; what draws them takes a while too."""
     shown: list[WorkProgress] = []
+    begun = monotonic()
 
     def progress(label: str, done: int, total: int) -> None:
         """Draw them."""
+        if not shown and monotonic() - begun < _BEFORE_BARS:
+            return
         if not shown:
             from rich.console import Console
 

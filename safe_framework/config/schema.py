@@ -22,6 +22,7 @@ from safe_framework.config.validators import (
     not_empty,
     open_unit_interval,
     optional,
+    or_text,
     unit_interval,
 )
 from safe_framework.utils import catalogue
@@ -240,13 +241,14 @@ class GateSpec:
     """``gate`` of a modality: how much of its delta is applied.
 
     Attributes:
-        value: the gate once training is over; 0 is off.
+        value: the gate once training is over; 0 is off, and ``"auto"`` leaves it to the relevance
+            head, call by call. While training, ``"auto"`` is 1.
         warmup_steps: training steps over which it rises from 0.
         schedule: the shape of that rise; ``"constant"`` does not rise.
         stairs: how many equally long levels below ``value`` a ``"step"`` schedule stands on.
     """
 
-    value: float = attrs.field(default=1.0, validator=at_least(0))
+    value: float | Literal["auto"] = attrs.field(default=1.0, validator=or_text(at_least(0)))
     warmup_steps: int = attrs.field(default=0, validator=at_least(0))
     schedule: Literal["linear", "cosine", "step", "constant"] = "linear"
     stairs: int = attrs.field(default=4, validator=at_least(1))
@@ -512,6 +514,16 @@ class TrainingSpec:
     speedups: Literal["on", "off"] = "on"
     group_by_length: bool = True
     seed: int = attrs.field(default=0, validator=at_least(0))
+
+    @property
+    def note(self) -> str:
+        """What is worth knowing before it runs; empty if nothing is."""
+        if 0 < self.max_steps <= self.warmup_steps:
+            return (
+                f"its rates rise for {self.warmup_steps} steps (`warmup_steps` in [training]), so "
+                f"that they never reach their peak in {self.max_steps}"
+            )
+        return ""
 
 
 @attrs.frozen

@@ -48,6 +48,17 @@ def optional(check: Validator) -> Validator:
     return validate
 
 
+def or_text(check: Validator) -> Validator:
+    """Ask ``check`` of every value but words, of which the type names those that are allowed."""
+
+    def validate(instance: Any, field: attrs.Attribute[Any], value: Any) -> None:
+        """Refuse a number that is wrong."""
+        if not isinstance(value, str):
+            check(instance, field, value)
+
+    return validate
+
+
 def not_empty(instance: Any, field: attrs.Attribute[Any], value: Sized) -> None:
     """Refuse an empty table or string."""
     if not value:

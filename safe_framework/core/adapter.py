@@ -19,6 +19,7 @@ from safe_framework.config.describe import name_of
 from safe_framework.core.base_change import change_for_card
 from safe_framework.core.base_identity import recorded_weights, same_weights
 from safe_framework.core.modality import Modality
+from safe_framework.core.relevance import AUTO, checked_settings
 from safe_framework.errors import AdapterError
 from safe_framework.interfaces.registry import REGISTRIES
 from safe_framework.utils.files import atomic_folder
@@ -48,8 +49,9 @@ class AdapterConfig:
         format: version of the folder's layout.
         framework: version of safe-framework that wrote it.
         base: class and fingerprints of the base model.
-        modalities: by modality its gate, ``attend``, the encoder's fingerprint, the layers, and
-            who provides its plugins in which version.
+        modalities: by modality its gate, ``attend``, the encoder's fingerprint, the layers, who
+            provides its plugins in which version, and the settings of its relevance head if it has
+            one.
         parameters: how many trainable parameters it holds.
         base_change: what stage B changed in the base; None where L1 and L2 hold.
         accepted: how the base differs from one that the adapter was made for before.
@@ -124,12 +126,21 @@ def _write_over(state: AdapterState, new: Path, old: Path) -> None:
     _write(state, new)
     made = [path.relative_to(new) for path in new.rglob("*") if path.is_file()]
     same = (old / CERTIFICATE).is_file() and all(
-        (old / name).is_file() and (old / name).read_bytes() == (new / name).read_bytes()
+        (old / name).is_file() and _content(old / name) == _content(new / name)
         for name in made
         if name != Path(CARD)
     )
     if same:
         shutil.copy2(old / CERTIFICATE, new)
+
+
+def _content(file: Path) -> object:
+    """What a file of an adapter holds, but for what was measured on it."""
+    if file.name != CONFIG:
+        return file.read_bytes()
+    config = json.loads(file.read_text("utf-8"))
+    (config.get("base_change") or {}).pop("drift", None)
+    return config
 
 
 def _write(state: AdapterState, folder: Path) -> None:
@@ -182,6 +193,7 @@ def _modality_identity(modality: Modality) -> dict[str, Any]:
     return {
         "gate": modality.gate,
         "attend": modality.attend,
+        **({} if modality.relevance is None else {"relevance": modality.relevance.settings()}),
         **_encoder_identity(modality),
         "layers": list(modality.fusion.layers),
         "plugins": {
@@ -270,6 +282,10 @@ def _check_types(config: AdapterConfig) -> None:
         if not (isinstance(identity, Mapping) and isinstance(identity.get("encoder"), str)):
             raise TypeError(f"it does not say the encoder of `{name}`")
         gate: Any = identity.get("gate")
+        if "relevance" in identity:
+            checked_settings(name, identity["relevance"])
+        if gate == AUTO and "relevance" in identity:
+            gate = 1.0
         if type(gate) not in (int, float) or not 0 <= gate <= 1:
             raise TypeError(f"the gate of `{name}` is not between 0 and 1")
         for kind, plugin in _items(identity.get("plugins", {})):

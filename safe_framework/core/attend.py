@@ -64,6 +64,10 @@ class ActingPositions:
             return self._shifted(-read)
         return None if keeps or columns < self.length else self._shifted(0)
 
+    def read(self) -> ActingPositions:
+        """The same once the whole text was read."""
+        return attrs.evolve(self, cached=self.length)
+
     def _shifted(self, by: int) -> Tensor | None:
         first = (self.first + by).clamp_min(0)
         return first if bool(first.any()) else None
@@ -112,6 +116,41 @@ def acting_positions(
     else:
         first = _first_places(places, rows, batch, name)
     return ActingPositions(first, length, cached)
+
+
+def text_columns(inputs: Mapping[str, Any]) -> int | None:
+    """How many columns a call's text has; None without one."""
+    text = _text(inputs)
+    return None if text is None else text.shape[1]
+
+
+def prompt_ends(
+    inputs: Mapping[str, Any], given: Tensor | None = None, *, separate_decoder: bool = False
+) -> tuple[Tensor, int]:
+    """The last position of each row's prompt, (batch,), and the length of the text that has it.
+
+    Of a decoder beside an encoder that is its first position, which chooses the first token.
+
+    Args:
+        inputs: of the base, by keyword.
+        given: ``NAME__from`` of the call, (batch,); None where it says nothing.
+        separate_decoder: whether the layers read a text of their own, beside the prompt.
+
+    Raises:
+        SampleError: the call has no text.
+    """
+    text = _text(inputs)
+    if text is None:
+        raise SampleError(
+            "the call has no text, so that nothing says whether it is about a sample",
+            hint="give `input_ids`, or a gate that is a number",
+        )
+    batch, length = text.shape[:2]
+    if separate_decoder:
+        return torch.zeros(batch, dtype=torch.long), 1
+    if given is not None:
+        return given.cpu().long().clamp(0, length - 1), length
+    return _prompt_ends(inputs, batch, length), length
 
 
 def check_attend(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from safe_framework.core.base_change import ChangeHook
 from safe_framework.core.layer_discovery import LayerStack, text_config
-from safe_framework.core.layer_hooks import EmbeddingHook, LayerHook
+from safe_framework.core.layer_hooks import EmbeddingHook, LayerHook, OutputHook
 from safe_framework.interfaces.types import AttentionWeights, BaseFacts
 from safe_framework.utils.torch_private import forward_hooks, forward_pre_hooks
 
@@ -127,11 +127,13 @@ def _repeat_heads(weight: Tensor, scale: Tensor | float, width: int, head: int) 
     return (grouped.expand(-1, width // len(weight), -1, -1) * scale).flatten(0, 2)
 
 
-def installed_hooks(base: nn.Module) -> list[LayerHook | EmbeddingHook | ChangeHook]:
+def installed_hooks(
+    base: nn.Module,
+) -> list[LayerHook | EmbeddingHook | OutputHook | ChangeHook]:
     """Every hook that a SafeModel has left on ``base``."""
     return [
         hook
         for module in base.modules()
         for hook in (*forward_pre_hooks(module).values(), *forward_hooks(module).values())
-        if isinstance(hook, (LayerHook, EmbeddingHook, ChangeHook))
+        if isinstance(hook, (LayerHook, EmbeddingHook, OutputHook, ChangeHook))
     ]

@@ -27,6 +27,7 @@ from safe_framework.core.compilation import compile_layers
 from safe_framework.core.layer_discovery import Side
 from safe_framework.core.markers.embeddings import inline_tokens
 from safe_framework.core.model import SafeModel
+from safe_framework.core.relevance import blank_head
 from safe_framework.core.segments import untaught
 from safe_framework.errors import AdapterError, PluginError, SafeError
 from safe_framework.interfaces.registry import REGISTRIES
@@ -321,12 +322,17 @@ def load_tensors(
     config = read_config(folder)
     identity = model.base_identity()
     accepted = _accepted_differences(model, config, folder, identity, allow_other_base)
+    stored = read_tensors(folder)
+    for name, recorded in config.modalities.items():
+        settings = recorded.get("relevance")
+        head = None if settings is None else blank_head(name, settings, stored, folder)
+        model.set_relevance(name, head)
     target = {
         key: tensor
         for key, tensor in model.modality_tensors().items()
         if names is None or key.partition(".")[0] in names
     }
-    copy_tensors(target, untaught(target) | read_tensors(folder), folder)
+    copy_tensors(target, untaught(target) | stored, folder)
     model.restore_base_change(config.base_change, folder)
     known = (*model.base_snapshot.accepted, *config.accepted, *accepted)
     model.base_snapshot.accepted = tuple(dict.fromkeys(known))

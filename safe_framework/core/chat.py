@@ -11,7 +11,7 @@ from safe_framework.core.pictures import opened
 from safe_framework.data.samples import as_sample
 from safe_framework.errors import SampleError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import Sample, Several, sample_counts, together
+from safe_framework.interfaces.samples import Sample, Several, sample_counts, together
 
 Message = Mapping[str, Any]
 

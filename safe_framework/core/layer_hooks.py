@@ -109,6 +109,54 @@ class EmbeddingHook:
         return injection.embed(self.modality, args[0] if args else kwargs.get("input"), output)
 
 
+class Watcher(Protocol):
+    """What a call is told of the base's layers once they have run."""
+
+    owner: str
+
+    def leave(
+        self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> Any:
+        """What the base is given for the output of layer ``layer``; None for that output."""
+        ...
+
+
+_WATCHING: ContextVar[Watcher | None] = ContextVar("safe_framework_watcher", default=None)
+
+
+@contextmanager
+def use_watcher(watcher: Watcher) -> Iterator[None]:
+    """Let ``watcher`` see what every watched layer gives that is called in this context."""
+    token = _WATCHING.set(watcher)
+    try:
+        yield
+    finally:
+        _WATCHING.reset(token)
+
+
+class OutputHook:
+    """A forward hook on a layer, as inert as a ``LayerHook``.
+
+    Args:
+        owner: key of the SafeModel that installed it.
+        layer: position of the hooked layer.
+    """
+
+    def __init__(self, owner: str, layer: int) -> None:
+        self.owner, self.layer = owner, layer
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """Change what the layer gave, or return None to leave it alone."""
+        if torch.compiler.is_dynamo_compiling():
+            return None
+        watcher = _WATCHING.get()
+        if watcher is None or watcher.owner != self.owner:
+            return None
+        return watcher.leave(self.layer, module, args, kwargs, output)
+
+
 class HookSet:
     """The hooks of one SafeModel on its base.
 
@@ -119,6 +167,7 @@ class HookSet:
     def __init__(self, owner: str) -> None:
         self.owner = owner
         self._handles: dict[str, list[RemovableHandle]] = {}
+        self._watched: dict[int, RemovableHandle] = {}
 
     def add(
         self,
@@ -138,10 +187,25 @@ class HookSet:
         handles += [module.register_forward_hook(hook, with_kwargs=True) for module in embeddings]
         self._handles[modality] = handles
 
+    def watch(self, layers: nn.ModuleList, first: int) -> None:
+        """Let a watcher see what the layers from ``first`` on give, as long as a modality is there.
+
+        Only models of which a relevance head decides are watched.
+        """
+        for number in range(first, len(layers)):
+            if number not in self._watched:
+                hook = OutputHook(self.owner, number)
+                handle = layers[number].register_forward_hook(hook, with_kwargs=True)
+                self._watched[number] = handle
+
     def remove(self, modality: str) -> None:
-        """Take the hooks of a modality off the base."""
+        """Take the hooks of a modality off the base; with the last one, those of watchers."""
         for handle in self._handles.pop(modality):
             handle.remove()
+        if not self._handles:
+            for handle in self._watched.values():
+                handle.remove()
+            self._watched.clear()
 
 
 @contextmanager

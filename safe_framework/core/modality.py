@@ -15,6 +15,7 @@ from safe_framework.config.schema import Attend
 from safe_framework.core.injection import ActiveModality, InlineTokens
 from safe_framework.core.layer_discovery import PLAIN, Layout
 from safe_framework.core.markers.embeddings import Markers
+from safe_framework.core.relevance import AUTO, RelevanceHead, Strength, pooled_frames
 from safe_framework.core.segments import SegmentVectors, joined, numbers_in_rows
 from safe_framework.data.frame_cache import FrameCache
 from safe_framework.errors import PluginError, SafeError, SampleError
@@ -43,11 +44,13 @@ class Modality(nn.Module):
         projector: maps frames into the base's hidden size.
         fusion: lets decoder layers attend to the tokens.
         segments: tells the samples of one text apart.
-        gate: strength from 0 (off) to 1.
+        gate: strength from 0 (off) to 1, or ``"auto"``.
         markers: words around its position in the text; None for none.
         attend: where in the text it acts.
 
     Attributes:
+        relevance: decides whether a call is about its sample, where the gate is ``"auto"``; None
+            where none was fitted.
         built_from: the recipe that it was built from; None where it was put together in Python.
         memory: what runs the encoder on prepared inputs, or knows what it gives; None for the
             encoder itself.
@@ -60,7 +63,7 @@ class Modality(nn.Module):
         projector: Projector,
         fusion: FusionAdapter,
         segments: SegmentVectors,
-        gate: float = 1.0,
+        gate: Strength = 1.0,
         markers: Markers | None = None,
         attend: Attend = "all",
     ) -> None:
@@ -69,6 +72,7 @@ class Modality(nn.Module):
         self.encoder, self.projector, self.fusion = encoder, projector, fusion
         self.segments, self.markers = segments, markers
         self.gate = checked_gate(gate)
+        self.relevance: RelevanceHead | None = None
         self.built_from: Recipe | None = None
         self.memory: Callable[[Encoder, Mapping[str, Tensor]], Frames] | None = None
 
@@ -82,11 +86,12 @@ class Modality(nn.Module):
         """Move or cast the parts, as ``to`` and ``half`` do.
 
         A frozen encoder keeps its type: its frames are kept on disk, and its plugin's inputs are
-        of that type.
+        of that type. So does the relevance head, whose threshold was chosen on its numbers.
         """
         if recurse:
             for child in self.children():
                 frozen = child is self.encoder and not self.encoder_trains
+                frozen = frozen or child is self.relevance
                 moved = keeping_type(fn) if frozen else fn
                 child._apply(moved)  # type: ignore[no-untyped-call]  # torch's own
         super()._apply(fn, recurse=False)  # type: ignore[no-untyped-call]  # torch's own
@@ -129,7 +134,7 @@ class Modality(nn.Module):
 
     def activate(
         self,
-        gate: float | Tensor | None,
+        gate: RowGates | None,
         inputs: Mapping[str, Tensor],
         device: torch.device,
         layout: Layout = PLAIN,
@@ -137,16 +142,17 @@ class Modality(nn.Module):
         """What this modality does in one call, or None where it is off on every row.
 
         Args:
-            gate: strength for this call: one number, one for each row, or None for its own.
+            gate: strength for this call: one number, one for each row, or None for its own. On
+                rows where a head would decide, it is 1: that is what it learns, and opens to.
             inputs: the modality's part of the batch, without the ``NAME__`` prefix.
             device: where the base's inputs go.
             layout: axes of the base's hidden states.
         """
         gate = self.gate if gate is None else gate
-        if not isinstance(gate, Tensor) and checked_gate(gate) == 0:
+        if isinstance(gate, (float, int)) and checked_gate(gate) == 0:
             return None
         inputs = {key: value.to(device) for key, value in inputs.items()}
-        gates = row_gates(gate, len(inputs[PRESENT]))
+        gates = row_gates(gate, len(inputs[PRESENT])).nan_to_num(1.0)
         present, first = inputs.pop(PRESENT).bool(), inputs.pop(FROM, None)
         closed = (gates == 0).to(present.device)
         present = present & ~(closed if present.ndim == 1 else closed.unsqueeze(1))
@@ -182,6 +188,21 @@ class Modality(nn.Module):
             attend=self.attend,
             first=first,
         )
+
+    def pooled(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The mean of each row's frames as a relevance head reads it, (rows, dim), in float32.
+
+        Args:
+            inputs: the modality's part of a batch, without the ``NAME__`` prefix; a row without a
+                sample has zeros.
+        """
+        present = inputs[PRESENT].bool()
+        rows = present.nonzero()[:, 0]  # of each sample
+        if not len(rows):
+            return torch.zeros(len(present), self.encoder.dim, device=present.device)
+        given = {k: value[present] for k, value in inputs.items() if k not in (PRESENT, FROM)}
+        frames = self.encode(given)
+        return pooled_frames(frames, rows.to(frames.values.device), len(present))
 
     def encoded(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The modality's part of a batch with finished frames instead of what the encoder takes.
@@ -246,30 +267,49 @@ def check_layers(name: str, layers: Sequence[int], count: int) -> None:
         )
 
 
-def checked_gate(value: float) -> float:
-    """A gate's strength as a float.
+def checked_gate(value: Strength) -> Strength:
+    """A gate's strength as a float, or ``"auto"``.
 
     Raises:
-        SafeError: it is not a number from 0 to 1.
+        SafeError: it is neither a number from 0 to 1 nor ``"auto"``.
     """
+    if isinstance(value, str):
+        if value == AUTO:
+            return AUTO
+        raise SafeError(f'a gate must be between 0 and 1, or "auto", not {value!r}')
     number = float(value)
     if not math.isfinite(number) or not 0 <= number <= 1:
         raise SafeError(f"a gate must be between 0 and 1, not {value}")
     return number
 
 
-def row_gates(gate: float | Tensor, rows: int) -> Tensor:
-    """Strength on each row of a call, from one number or one for each row.
+RowGates = Strength | Tensor | Sequence[Strength]
+"""One modality's gate in a call: one for all rows, or one for each."""
+
+
+def leaves_open(gate: RowGates) -> bool:
+    """Whether a call's gate of a modality leaves it to a relevance head on some row."""
+    if isinstance(gate, str):
+        return checked_gate(gate) == AUTO
+    return not isinstance(gate, (float, int, Tensor)) and AUTO in gate
+
+
+def row_gates(gate: RowGates, rows: int) -> Tensor:
+    """Strength on each row of a call, NaN where a relevance head is to decide.
 
     Raises:
         SafeError: a strength is not from 0 to 1, or there are not as many as rows.
     """
-    if not isinstance(gate, Tensor):
-        return torch.full((rows,), checked_gate(gate))
-    gates = gate.detach().float().expand(rows) if gate.ndim == 0 else gate.detach().float()
-    if gates.shape != (rows,) or not bool(((gates >= 0) & (gates <= 1)).all()):
-        raise SafeError(f"`gate` must hold {rows} numbers between 0 and 1, one for each row")
-    return gates
+    if isinstance(gate, Tensor):
+        gates = gate.detach().float().expand(rows) if gate.ndim == 0 else gate.detach().float()
+        if gates.shape != (rows,) or not bool(((gates >= 0) & (gates <= 1)).all()):
+            raise SafeError(f"`gate` must hold {rows} numbers between 0 and 1, one for each row")
+        return gates
+    each = [gate] * rows if isinstance(gate, (str, float, int)) else list(gate)
+    if len(each) != rows:
+        raise SafeError(f"`gate` must hold {rows} strengths, one for each row, not {len(each)}")
+    checked = [checked_gate(one) for one in each]
+    return torch.tensor([math.nan if one == AUTO else one for one in checked])
 
 
 def split_by_modality(

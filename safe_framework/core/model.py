@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import deepcopy
 from functools import cached_property, partial
@@ -38,6 +38,7 @@ from safe_framework.core.base_model import base_facts, freeze, input_device
 from safe_framework.core.base_snapshot import BaseSnapshot
 from safe_framework.core.call import Gate, ModelCall, gate_of
 from safe_framework.core.compilation import check_not_compiled, uncompile
+from safe_framework.core.deciding import PendingModality, latest_decided, note_decided
 from safe_framework.core.gradient_checkpointing import (
     Options,
     disable_checkpointing,
@@ -46,6 +47,7 @@ from safe_framework.core.gradient_checkpointing import (
     without_cache,
 )
 from safe_framework.core.injection import ActiveModality
+from safe_framework.core.last_position import runs_alone
 from safe_framework.core.layer_discovery import (
     LayerStack,
     Side,
@@ -64,14 +66,25 @@ from safe_framework.core.markers.embeddings import (
 )
 from safe_framework.core.modality import (
     Modality,
+    RowGates,
     check_layers,
     check_name,
     checked_gate,
+    leaves_open,
+    row_gates,
     split_by_modality,
 )
+from safe_framework.core.named_inputs import named_inputs
 from safe_framework.core.picture_example import picture_examples
 from safe_framework.core.processor import SafeProcessor
 from safe_framework.core.recipe_of import base_name, check_named, recipe_text
+from safe_framework.core.relevance import (
+    AUTO,
+    RelevanceHead,
+    Strength,
+    check_decidable,
+    check_head,
+)
 from safe_framework.core.segments import SegmentVectors, without_untaught
 from safe_framework.core.switched_off import is_switched_off, switched_off, warn_if_off_elsewhere
 from safe_framework.data.chat_template import QUESTION
@@ -80,7 +93,8 @@ from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.projector import Projector
-from safe_framework.interfaces.types import FROM, PRESENT, BaseFacts, Frames, Sample
+from safe_framework.interfaces.samples import Sample
+from safe_framework.interfaces.types import FROM, PRESENT, BaseFacts, Frames
 from safe_framework.pretrained.base_processor import text_tokenizer
 from safe_framework.pretrained.quantised import quantisation_of, untested
 from safe_framework.utils.tensors import changes_type
@@ -167,7 +181,7 @@ class SafeModel(nn.Module):
         encoder: Encoder,
         projector: Projector,
         fusion: FusionAdapter,
-        gate: float = 1.0,
+        gate: Strength = 1.0,
         attend: Attend = "all",
         markers: bool = False,
         inline: bool = False,
@@ -179,7 +193,7 @@ class SafeModel(nn.Module):
             encoder: turns samples into frames.
             projector: maps frames into the base's hidden size.
             fusion: lets decoder layers attend to the tokens.
-            gate: strength from 0 (off) to 1.
+            gate: strength from 0 (off) to 1; or ``"auto"``, once it has a relevance head.
             attend: where in the text it acts: ``"answer"``, from the last position of the prompt
                 on; ``"after"``, from its markers on; or ``"all"``.
             markers: mark where a sample is in the text, by two words with vectors of their own.
@@ -256,6 +270,7 @@ class SafeModel(nn.Module):
 
     # Calls
 
+    @named_inputs
     def forward(
         self,
         *args: Any,
@@ -328,32 +343,77 @@ class SafeModel(nn.Module):
     ) -> tuple[Mapping[str, Any], ModelCall]:
         """The base's own keyword arguments, and the call that they are for."""
         own, given = split_by_modality(args, inputs, self.modalities)
-        call = ModelCall(
+        for name in gate if isinstance(gate, Mapping) else ():
+            self._known(name)
+        gates = self._gates_of(given, gate)
+        pending = {} if self.training else self._pending(given, gates)
+        decided = {name: one for name, one in gates.items() if name not in pending}
+        note_decided(self)
+        return own, self._call(self._activate(given, decided), list(pending.values()))
+
+    def _gates_of(
+        self, given: Mapping[str, Mapping[str, Tensor]], gate: Gate | None
+    ) -> dict[str, RowGates]:
+        """The gate in this call of each modality that has a sample and is not switched off."""
+        found: dict[str, RowGates] = {}
+        for name in self.modalities:
+            if name in given and self.is_enabled(name):
+                warn_if_off_elsewhere(self, name)
+                own = gate_of(gate, name)
+                found[name] = self.modality(name).gate if own is None else own
+        return found
+
+    def _call(
+        self, modalities: Sequence[ActiveModality], pending: Sequence[PendingModality] = ()
+    ) -> ModelCall:
+        """A call with some modalities on, and some of which their heads decide."""
+        return ModelCall(
             self.base,
             self.owner,
             self.stack,
-            self._activate(given, gate),
+            modalities,
+            pending,
+            {name: self.modality(name).fusion.layers for name in self.modalities},
             self._markers(),
             self.base_change,
             self.attention_probe,
             self.tokenizer,
             self.split_rows,
+            lambda: self._runs_alone,
+            partial(note_decided, self),
         )
-        return own, call
+
+    @cached_property
+    def _runs_alone(self) -> bool:
+        return runs_alone(self.base, self.stack, self._example_inputs())
+
+    def _pending(
+        self, given: Mapping[str, Mapping[str, Tensor]], gates: Mapping[str, RowGates]
+    ) -> dict[str, PendingModality]:
+        """The modalities of which a head decides on some row."""
+        found: dict[str, PendingModality] = {}
+        for name, gate in gates.items():
+            if not leaves_open(gate):
+                continue
+            modality = self.modality(name)
+            check_decidable(modality)
+            inputs = {key: value.to(self.device) for key, value in given[name].items()}
+            each = row_gates(gate, len(inputs[PRESENT]))
+            found[name] = PendingModality(modality, inputs, each)
+        if found:
+            fused = (layer for name in gates for layer in self.modality(name).fusion.layers)
+            first = min(*fused, *(one.head.layer for one in found.values()))
+            self._hooks.watch(self.stack.of(self.base), first)
+        return found
 
     def _activate(
-        self, given: Mapping[str, Mapping[str, Tensor]], gate: Gate | None
+        self, given: Mapping[str, Mapping[str, Tensor]], gates: Mapping[str, RowGates]
     ) -> list[ActiveModality]:
-        """The modalities that have a sample, are not switched off, and whose gate is open."""
-        for name in gate if isinstance(gate, Mapping) else ():
-            self._known(name)
-        on = [name for name in self.modalities if name in given and self.is_enabled(name)]
-        for name in on:
-            warn_if_off_elsewhere(self, name)
+        """The modalities whose gate is open on a row that has a sample."""
         device, layout = self.device, self.stack.layout
         active = [
-            self.modality(name).activate(gate_of(gate, name), given[name], device, layout)
-            for name in on
+            self.modality(name).activate(gate, given[name], device, layout)
+            for name, gate in gates.items()
         ]
         return [modality for modality in active if modality is not None]
 
@@ -382,18 +442,79 @@ class SafeModel(nn.Module):
         return self._example or example_inputs(self.base, self.device)
 
     @property
-    def gates(self) -> dict[str, float]:
-        """The strength of each modality, from 0 (off, bit for bit the base) to 1."""
+    def gates(self) -> dict[str, Strength]:
+        """The strength of each modality, from 0 (off, bit for bit the base) to 1, or ``"auto"``."""
         return {name: self.modality(name).gate for name in self.modalities}
 
-    def set_gate(self, value: float, modality: str | None = None) -> None:
+    def set_gate(self, value: Strength, modality: str | None = None) -> None:
         """Set the strength of one modality, or of all.
 
+        Args:
+            value: from 0 to 1; or ``"auto"``, by which its relevance head opens or closes it, call
+                by call and row by row.
+            modality: whose; of all if None.
+
         Raises:
-            SafeError: the value is not from 0 to 1, or there is no such modality.
+            SafeError: the value is neither, there is no such modality, or one without a relevance
+                head was to have ``"auto"``.
         """
-        for name in [modality] if modality is not None else list(self.modalities):
-            self.modality(name).gate = checked_gate(value)
+        names = [self._known(modality)] if modality is not None else list(self.modalities)
+        if (checked := checked_gate(value)) == AUTO:
+            for name in names:
+                check_decidable(self.modality(name))
+        for name in names:
+            self.modality(name).gate = checked
+
+    @property
+    def last_gates(self) -> dict[str, Tensor]:
+        """What heads decided in the latest call of this thread or task.
+
+        By modality, the strength on each row, (batch,): 0 where the gate stayed closed or there
+        was no sample. Empty where the call left nothing to a head.
+        """
+        return dict(latest_decided(self).gates)
+
+    def prompt_columns(self, batch: Mapping[str, Any]) -> int:
+        """Behind how many columns the latest call's ``generate`` put what it added.
+
+        Args:
+            batch: that it was given. Where a head kept a gate closed, markers are gone from it.
+        """
+        columns = latest_decided(self).columns
+        return int(batch["input_ids"].shape[1]) if columns is None else columns
+
+    def set_relevance(self, name: str, head: RelevanceHead | None) -> None:
+        """Give a modality the head that decides where its gate is ``"auto"``, or none.
+
+        Args:
+            name: of the modality.
+            head: fitted on this base; None takes it away, and leaves a gate of ``"auto"`` at 1.
+
+        Raises:
+            SafeError: there is no such modality, or the head reads another base's states.
+        """
+        modality = self.modality(name)
+        if head is None:
+            modality.relevance = None
+            modality.gate = 1.0 if modality.gate == AUTO else modality.gate
+            return
+        check_head(modality, head, self.stack.count, self.stack.hidden_size)
+        modality.relevance = head.to(self.device)
+
+    def prompt_states(self, batch: Mapping[str, Any], layers: Collection[int]) -> dict[int, Tensor]:
+        """The base's own hidden states at the last position of each row's prompt.
+
+        Args:
+            batch: what the processor made, with samples or without, which are not looked at.
+            layers: of the base, whose outputs are read, from 0.
+
+        Returns:
+            By layer, (rows, hidden), in float32.
+        """
+        own, _ = split_by_modality((), batch, self.modalities)
+        self._hooks.watch(self.stack.of(self.base), min(layers))
+        with torch.no_grad():
+            return self._call(()).prompt_states(own, layers)
 
     # Samples
 

@@ -23,14 +23,8 @@ from safe_framework.data.frame_cache import prepare_inputs
 from safe_framework.data.prompts import with_places
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import (
-    IGNORED,
-    Sample,
-    Several,
-    each_of,
-    sample_counts,
-    together,
-)
+from safe_framework.interfaces.samples import Sample, Several, each_of, sample_counts, together
+from safe_framework.interfaces.types import IGNORED
 from safe_framework.pretrained.base_processor import takes_images, text_tokenizer
 
 Rate = int | Mapping[str, int] | None
@@ -53,7 +47,8 @@ class SafeProcessor:
             message; None where it asks in no chat.
 
     Attributes:
-        tokenizer: the copy.
+        base_processor: the copy.
+        columns: the keys of samples that it has put into batches.
         chat: as given, else the base's own chat template; None where it has none.
         markers: puts these ids into texts.
         pictures: puts the places of pictures into texts.
@@ -68,15 +63,15 @@ class SafeProcessor:
         spans: Mapping[str, Sequence[int]] | None = None,
         chat: ChatTemplate | None = None,
     ) -> None:
-        self.tokenizer = _with_padding(copy.deepcopy(tokenizer))
-        self.encoders = dict(encoders)
+        self.base_processor = _with_padding(copy.deepcopy(tokenizer))
+        self.encoders, self.columns = dict(encoders), set[str]()
         self._prompt, self._asks_in_chat = prompt, chat is not None
-        self.chat = chat or ChatTemplate.of(self.tokenizer)
+        self.chat = chat or ChatTemplate.of(self.base_processor)
         self.template = self._around(prompt)
         opening = None if chat is None else self._opening
-        self.pictures = PicturePlaces(self.tokenizer, opening)
+        self.pictures = PicturePlaces(self.base_processor, opening)
         self.markers = MarkerText(
-            self.tokenizer,
+            self.base_processor,
             spans or {},
             names=self.encoders,
             ending=self.pictures.ending,
@@ -133,11 +128,11 @@ class SafeProcessor:
             for name in list(inputs)
             if name in self.encoders
         }
-        if self.tokenizer is None:
+        if self.base_processor is None:
             raise SafeError(
                 "the model has no tokenizer", hint="pass one: attach(base, tokenizer=...)"
             )
-        check_keywords(inputs, self.tokenizer, list(self.encoders))
+        check_keywords(inputs, self.base_processor, list(self.encoders))
         present = [
             sample_counts({name: samples[row] for name, samples in given.items()})
             for row in range(len(asked))
@@ -146,11 +141,11 @@ class SafeProcessor:
         self._check_places(texts, present)
         texts = self._with_pictures(texts, inputs)
         plain = [
-            with_start_token(self.tokenizer, self.markers.strip_markers(text, names))
+            with_start_token(self.base_processor, self.markers.strip_markers(text, names))
             for text, names in zip(texts, present, strict=True)
         ]
         inputs.setdefault("padding_side", "left")
-        base = self.tokenizer if inputs.keys() & seen.keys() else self._text_alone
+        base = self.base_processor if inputs.keys() & seen.keys() else self._text_alone
         batch = base(text=plain, return_tensors="pt", padding=padding, **inputs)
         batch.update(self.markers.insert_into_batch(batch, texts, present))
         for name, samples in given.items():
@@ -201,13 +196,13 @@ class SafeProcessor:
 
         PaliGemma's processor takes no text without a picture, though the model does.
         """
-        if not takes_images(self.tokenizer):
-            return self.tokenizer
+        if not takes_images(self.base_processor):
+            return self.base_processor
         try:
-            self.tokenizer(text=["a"])
+            self.base_processor(text=["a"])
         except ValueError:
-            return text_tokenizer(self.tokenizer)
-        return self.tokenizer
+            return self.tokenizer
+        return self.base_processor
 
     def apply_chat_template(
         self,
@@ -288,11 +283,11 @@ class SafeProcessor:
         Raises:
             SafeError: nothing was.
         """
-        if self.tokenizer is None:
+        if self.base_processor is None:
             raise SafeError(
                 "the model has no tokenizer", hint="pass one: attach(base, tokenizer=...)"
             )
-        return self.tokenizer if self.chat is None else self.chat.renderer
+        return self.base_processor if self.chat is None else self.chat.renderer
 
     def _chat_batch(self, given: Conversations, rate: Rate, options: Mapping[str, Any]) -> Any:
         """The base's tokens of the text alone, and what the samples add."""
@@ -374,9 +369,14 @@ class SafeProcessor:
         return given
 
     @property
+    def tokenizer(self) -> Any:
+        """The tokenizer in the copy of the base's processor; that copy itself where it is one."""
+        return text_tokenizer(self.base_processor)
+
+    @property
     def padding(self) -> int:
         """The id that fills rows up; it is masked, so any would do."""
-        return padding_id(self.tokenizer, 0)
+        return padding_id(self.base_processor, 0)
 
     def decode(self, ids: Tensor | Sequence[int], **options: Any) -> str:
         """The text of ids, markers among them, as the tokenizer's own ``decode``."""
@@ -403,9 +403,11 @@ class SafeProcessor:
             for held in samples
         ]
         try:
-            return prepare_inputs(name, encoder, rows)
+            made = prepare_inputs(name, encoder, rows)
         except SampleError as error:
             raise _with_row(name, encoder, rows, error) from error
+        self.columns |= made.keys()
+        return made
 
     def _texts(self, text: Any, question: Any) -> list[str]:
         if (text is None) == (question is None):
@@ -464,7 +466,7 @@ class SafeProcessor:
             prompt: the text before it. Where that ends as the base's chat template opens the
                 assistant's turn, the answer ends as it ends the turn; else with the text.
         """
-        inner = text_tokenizer(self.tokenizer)
+        inner = self.tokenizer
         if self.chat is not None and self.chat.opens(prompt):
             return self.chat.answer_ids(answer)
         ids: list[int] = inner(answer, add_special_tokens=False)["input_ids"]

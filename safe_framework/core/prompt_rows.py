@@ -307,7 +307,7 @@ class PromptEncoder:
 
     def settings(self) -> str:
         """Fingerprint of all that decides what the processor makes of a picture."""
-        base = None if self.processor is None else self.processor.tokenizer
+        base = None if self.processor is None else self.processor.base_processor
         images = getattr(base, "image_processor", None)
         if images is None:
             return ""
@@ -386,7 +386,7 @@ class PromptEncoder:
     @property
     def _answers_are_typed(self) -> bool:
         """Whether an answer's tokens are of another type than a prompt's, which see each other."""
-        base = None if self.processor is None else self.processor.tokenizer
+        base = None if self.processor is None else self.processor.base_processor
         return "suffix" in inspect.signature(type(base).__call__).parameters
 
 

@@ -1,4 +1,4 @@
-"""Where the file is that a row names."""
+"""Where the file is that a row names, and whether it is a sound by its name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from urllib.request import url2pathname
 
 from safe_framework.data.readers import Row, archives
 from safe_framework.errors import DataError
+
+SOUNDS = frozenset(
+    {".aac", ".aif", ".aiff", ".au", ".caf", ".flac", ".m4a", ".mka", ".mp3", ".oga", ".ogg"}
+    | {".opus", ".w64", ".wav", ".wma"}
+)
+"""Endings of the files that are taken for sounds where no encoder says what they are."""
 
 InlineSample = Mapping[str, Any]
 """A sample in the row itself: ``bytes`` of a file, or an ``array`` with its ``sampling_rate``."""

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from safe_framework.errors import DataError
-from safe_framework.interfaces.types import Sample, Several, each_of, together
+from safe_framework.interfaces.samples import Sample, Several, each_of, together
 
 _Array = NDArray[Any]
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import attrs
 
 from safe_framework.config.schema import DataSpec, MixSpec, Recipe, mixed
+from safe_framework.data.addresses import SOUNDS
 from safe_framework.data.pictures import FIELDS as PICTURES
+from safe_framework.data.pictures import SUFFIXES as PICTURE_FILES
 from safe_framework.data.readers import Row
 from safe_framework.data.tasks import KIND, NO_FIELDS, OWN_ANSWER
 from safe_framework.errors import DataError
@@ -17,7 +20,10 @@ from safe_framework.utils.toml_writer import toml_text
 TEXTS = ("retention", "retention_test", "retention_validation")
 FOREIGN = ("foreign", "foreign_test", "foreign_validation")
 _LIKENESS = 0.75  # a column that is there for another reason is not a misspelt one
+_SAMPLES = {*SOUNDS, *PICTURE_FILES, ".npy", ".npz"}
 _ASKED = ("question", "answer", "answers", "align", "messages")
+ORIGINS = ("source", "speaker")
+"""Where a row's samples come from: what the splits may not share if a test is to be of others."""
 
 
 @attrs.define
@@ -28,12 +34,14 @@ class RowFields:
         renamed: what a field is called in the source, by the name that it has here.
         ignored: fields that are left out, as if no row had them.
         read: every field that somebody reads; None if any may be.
+        modalities: those of ``read`` that name samples.
         unread: the first row with each field that nobody reads, of those that hold something.
     """
 
     renamed: Mapping[str, str] = NO_FIELDS
     ignored: Collection[str] = ()
     read: Collection[str] | None = None
+    modalities: Collection[str] = ()
     unread: dict[str, Row] = attrs.field(init=False, factory=dict)
 
     def of(self, row: Row) -> Row:
@@ -77,7 +85,15 @@ class RowFields:
             about.append(f'`task = "{tasks[0]}"` does')
         elif meant := nearest(name.lower(), lacking, _LIKENESS):
             about.append(meant)
+        elif _names_a_sample(row.values[name]) and (
+            free := [modality for modality in self.modalities if modality in lacking]
+        ):
+            about.append(f'to make it the `{free[0]}`: `fields = {{ {free[0]} = "{name}" }}`')
         return f" ({'; '.join(about)})" if about else ""
+
+
+def _names_a_sample(value: object) -> bool:
+    return isinstance(value, str) and Path(value).suffix.lower() in _SAMPLES
 
 
 def row_fields(recipe: Recipe, key: str) -> RowFields:
@@ -95,7 +111,8 @@ def row_fields(recipe: Recipe, key: str) -> RowFields:
         )
     chosen = {field for stage in recipe.curriculum for field in stage.where}
     pictures = frozenset(PICTURES) - recipe.modalities.keys()
-    common = {*_ASKED, *PICTURES, *recipe.modalities, *chosen, recipe.evaluation.by or KIND}
+    by = recipe.evaluation.by or KIND
+    common = {*_ASKED, *ORIGINS, *PICTURES, *recipe.modalities, *chosen, by}
     if key in TEXTS:
         read = frozenset({*common, "text", "file_name"})
         return RowFields(data.fields, _dropped(data.ignore, data.fields, read - pictures), read)
@@ -103,7 +120,8 @@ def row_fields(recipe: Recipe, key: str) -> RowFields:
     own = {OWN_ANSWER[one.task]} if one.task in OWN_ANSWER else set()
     alone = {"file_name"} if len(recipe.modalities) == 1 else set()
     renamed, read = one.fields or NO_FIELDS, frozenset({*common, *own, *alone})
-    return RowFields(renamed, _dropped(one.ignore, renamed, read - pictures), read)
+    ignored = _dropped(one.ignore, renamed, read - pictures)
+    return RowFields(renamed, ignored, read, tuple(recipe.modalities))
 
 
 def _dropped(

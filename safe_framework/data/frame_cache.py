@@ -18,15 +18,8 @@ from torch import Tensor
 
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import (
-    FROM,
-    PRESENT,
-    Frames,
-    Sample,
-    Several,
-    all_real,
-    each_of,
-)
+from safe_framework.interfaces.samples import Sample, Several, each_of
+from safe_framework.interfaces.types import FROM, PRESENT, Frames, all_real
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.hashing import fingerprint, text_fingerprint
 from safe_framework.utils.progress import ProgressCallback

@@ -13,11 +13,10 @@ from pathlib import Path
 import attrs
 
 from safe_framework.config.schema import Recipe
-from safe_framework.data.addresses import sources_of
-from safe_framework.data.audio_files import SOUNDS
+from safe_framework.data.addresses import SOUNDS, sources_of
+from safe_framework.data.aligned_words import align_of
 from safe_framework.data.chat_template import QUESTION
 from safe_framework.data.conversations import turns_of, whole_of
-from safe_framework.data.examples import align_of
 from safe_framework.data.fields import (
     FOREIGN,
     TEXTS,

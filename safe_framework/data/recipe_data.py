@@ -34,7 +34,7 @@ from safe_framework.data.tasks import CLASSES, NO_FIELDS, TaskFormat, unique
 from safe_framework.data.text_length import TextLimit
 from safe_framework.errors import DataError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.samples import Sample
 from safe_framework.pretrained.base_model import load_base_processor, takes_pictures
 from safe_framework.pretrained.base_outline import BaseOutline
 from safe_framework.utils.progress import ProgressCallback, no_progress

@@ -16,7 +16,7 @@ from safe_framework.data.audio import Waveform, mono, read_audio, resample
 from safe_framework.data.pictures import SUFFIXES
 from safe_framework.errors import DataError, SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.samples import Sample
 
 
 def decoded(value: Any) -> Any:

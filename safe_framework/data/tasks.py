@@ -178,14 +178,22 @@ def text_in(row: Row, field: str, *, instead: str = "") -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(
             f"{row.place}: `{instead or field}` must be a text that is not empty, not {value!r}",
-            hint=f"{_meant(field, row)} its fields are: {', '.join(row.values)}".strip(),
+            hint=_hint(field, row),
         )
     return value
 
 
-def _meant(field: str, row: Row) -> str:
-    """The question whether another field of the row was to be this one."""
-    return "" if field in row.values else nearest(field, row.values)
+def _hint(field: str, row: Row) -> str:
+    """What to do about a field that a row lacks: it is misspelt, or called otherwise."""
+    there = f"its fields are: {', '.join(row.values)}"
+    if field in row.values:
+        return there
+    if meant := nearest(field, row.values):
+        return f"{meant} {there}"
+    renamed = f'say which of them it is by `fields = {{ {field} = "NAME" }}` in [data]'
+    if field != "question":
+        return f"{there}; {renamed}"
+    return f'{there}; ask one question of all rows by `question = "..."` in [data], or {renamed}'
 
 
 def unique(values: Sequence[str]) -> list[str]:

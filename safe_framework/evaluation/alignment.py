@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
-from safe_framework.data.examples import words_for
+from safe_framework.data.aligned_words import words_for
 from safe_framework.data.tasks import unique
 from safe_framework.evaluation.answers import example_inputs, for_logits, placeholders
 from safe_framework.evaluation.metrics import Estimate, bootstrap
-from safe_framework.interfaces.types import Sample, each_of, sample_counts
+from safe_framework.interfaces.samples import Sample, each_of, sample_counts
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batched
 

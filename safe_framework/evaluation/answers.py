@@ -19,12 +19,14 @@ from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.output_head import logits_at
 from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.core.prompt_rows import PromptEncoder, decoder_start_id, halves
+from safe_framework.core.relevance import Strength
 from safe_framework.core.turn_end import TurnEnd
 from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.tasks import CLASSES
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.metrics import normalise
-from safe_framework.interfaces.types import FROM, PRESENT, Sample, each_of, sample_counts
+from safe_framework.interfaces.samples import Sample, each_of, sample_counts
+from safe_framework.interfaces.types import FROM, PRESENT
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batched
 
@@ -172,7 +174,7 @@ def answer(
     *,
     max_new_tokens: int = 8,
     batch_size: int = 32,
-    gate: Mapping[str, float] | None = None,
+    gate: Mapping[str, Strength] | None = None,
     label: str = "answers",
     progress: ProgressCallback = no_progress,
 ) -> list[str]:
@@ -204,7 +206,7 @@ def answer_with_confidence(
     *,
     max_new_tokens: int = 8,
     batch_size: int = 32,
-    gate: Mapping[str, float] | None = None,
+    gate: Mapping[str, Strength] | None = None,
     label: str = "answers",
     progress: ProgressCallback = no_progress,
 ) -> list[tuple[str, float | None]]:
@@ -230,7 +232,7 @@ def answer_with_confidence(
     return [found[index] for index in range(len(examples))]
 
 
-def _with_open_gates(examples: Sequence[Example], gates: Mapping[str, float]) -> list[Example]:
+def _with_open_gates(examples: Sequence[Example], gates: Mapping[str, Strength]) -> list[Example]:
     """The examples with the samples whose gates are open.
 
     The others would be removed from the text with markers.
@@ -249,7 +251,7 @@ def _generated(
     examples: Sequence[Example],
     max_new_tokens: int,
     batch_size: int,
-    gate: Mapping[str, float],
+    gate: Mapping[str, Strength],
 ) -> Iterator[tuple[str, float]]:
     for rows in batched_apart(examples, batch_size):
         batch, end = example_inputs(model, rows), TurnEnd.of(model, [row.prompt for row in rows])
@@ -290,11 +292,11 @@ def new_tokens(model: SafeModel, tokens: Tensor, batch: Mapping[str, Any]) -> Te
     """What ``generate`` added: all that an encoder-decoder gave, else what follows the prompt."""
     if decodes_separately(model.base):
         return tokens
-    return tokens[:, batch["input_ids"].shape[1] :]
+    return tokens[:, model.prompt_columns(batch) :]
 
 
 def choose_label(
-    model: SafeModel, asked: Sequence[Example], *, batch_size: int, gate: Mapping[str, float]
+    model: SafeModel, asked: Sequence[Example], *, batch_size: int, gate: Mapping[str, Strength]
 ) -> list[str]:
     """The likeliest label of each example.
 
@@ -334,7 +336,7 @@ class _Labelled:
 
 
 def log_likelihoods(
-    model: SafeModel, pairs: Sequence[tuple[Example, str]], gate: Mapping[str, float]
+    model: SafeModel, pairs: Sequence[tuple[Example, str]], gate: Mapping[str, Strength]
 ) -> list[float]:
     """Log-likelihood of a label behind each example's prompt, in nats."""
     encoder = PromptEncoder.of(model)
@@ -373,7 +375,7 @@ def _answer_ids(encoder: PromptEncoder, label: str, prompt: str) -> list[int]:
     return ids
 
 
-def _read_at_tokens(model: SafeModel, example: Example, gate: Mapping[str, float]) -> str | None:
+def _read_at_tokens(model: SafeModel, example: Example, gate: Mapping[str, Strength]) -> str | None:
     """The label that stands at the modality's tokens; None where there are none to read."""
     if not example.at_tokens or not example.samples or decodes_separately(model.base):
         return None

@@ -18,7 +18,8 @@ from torch import Tensor
 from safe_framework.core.attention_probe import AttentionRecord
 from safe_framework.data.audio import Waveform
 from safe_framework.evaluation.answers import answer, eval_mode
-from safe_framework.interfaces.types import Frames, each_of
+from safe_framework.interfaces.samples import each_of
+from safe_framework.interfaces.types import Frames
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.json_records import json_converter, read_json, to_json
 from safe_framework.utils.progress import ProgressCallback, no_progress
@@ -26,7 +27,7 @@ from safe_framework.utils.progress import ProgressCallback, no_progress
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
     from safe_framework.data.examples import Example
-    from safe_framework.interfaces.types import Sample
+    from safe_framework.interfaces.samples import Sample
 
 ATTENTION = "attention.json"
 _STRETCHES = 16

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import torch
 
 from safe_framework.data.tasks import CAPTIONS, KIND
@@ -36,7 +37,7 @@ from safe_framework.utils.progress import ProgressCallback, no_progress
 if TYPE_CHECKING:
     from safe_framework.core.model import SafeModel
     from safe_framework.data.examples import Example, TextRow
-    from safe_framework.interfaces.types import Sample
+    from safe_framework.interfaces.samples import Sample
 
 _GATE_ZERO_EXAMPLES = 32
 
@@ -94,51 +95,104 @@ def evaluate(
     """
     _check(modality, train, test, texts)
     check_pictures(model, test)
-    field = by or KIND
     judge = SentenceEncoder(semantic) if semantic else None
-    asking: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": progress}
     drawing: dict[str, Any] = {"resamples": bootstrap, "seed": seed}
+    asking = _Asking(
+        model, modality, by or KIND, drawing, progress, batch_size,
+        {"max_new_tokens": max_new_tokens, "progress": progress},
+    )  # fmt: skip
     with eval_mode(model), cached_encoders(model):
         answers = answer_all_conditions(
-            model, modality, train, test, by=field, batch_size=batch_size, seed=seed, **asking
-        )
-        kept = retention(model, modality, texts, test, foreign, progress=progress, **drawing)
-        asked_anew = ask_other_wordings(
-            model, modality, test, _scores(answers), count=wordings, chats=chats,
-            batch_size=batch_size, **asking, **drawing,
+            model, modality, train, test,
+            by=asking.field, batch_size=batch_size, seed=seed, **asking.generating,
         )  # fmt: skip
-        shut = gate_zero(model, modality, _beside_samples(modality, test, texts), **asking)
-        asking_seen = {"by": field, "batch_size": batch_size, **asking, **drawing}
-        seen = seeing(model, modality, texts, test, foreign, **asking_seen)
-        likeness = cross_modal(model, modality, test, progress=progress, **drawing)
-        pictured = [*test, *(as_example(row, row.samples) for row in picture_questions(texts))]
-        beside_pictures = picture_alignment(model, modality, pictured, progress=progress, **drawing)
-        changed = measure_drift(model, texts, progress=progress, **drawing)
-    kinds = by_kind(answers, **drawing)
-    why_not = {"picture_alignment": beside_pictures} if isinstance(beside_pictures, str) else {}
-    if wordings and not (asked_anew and asked_anew.kinds):
-        why_not["wordings"] = "no bank of `question` in [data] has any for these rows"
+        other_wordings = ask_other_wordings(
+            model, modality, test, _scores(answers), count=wordings, chats=chats,
+            batch_size=batch_size, **asking.generating, **drawing,
+        )  # fmt: skip
+        measured = asking.beside(test, texts, foreign)
+    if wordings and not (other_wordings and other_wordings.kinds):
+        measured["unmeasured"]["wordings"] = (
+            "no bank of `question` in [data] has any for these rows"
+        )
+    found, seen = _of_answers(answers, _labels(train), judge, drawing), measured["seeing"]
     return Evaluation(
         modality=modality,
-        gain=gain(without_captions(answers), _labels(train), judge=judge, **drawing),
-        datasets=by_dataset(answers, **drawing),
-        retention=kept,
-        gate_zero=shut,
+        **measured,
+        **found,
         **_counts(model, train, max_new_tokens),
-        answers=answers,
-        alignment=likeness,
-        base_changed=changed,
-        calibration=_calibration(answers, drawing),
-        by=field if kinds or (seen and seen.kinds) else "",
-        kinds=kinds,
-        seeing=seen,
-        both_senses=both_senses(answers, **drawing),
-        picture_alignment=None if isinstance(beside_pictures, str) else beside_pictures,
-        wordings=asked_anew,
-        unmeasured=why_not,
+        by=asking.field if found["kinds"] or (seen and seen.kinds) else "",
+        wordings=other_wordings,
         trained_on=trained_on(modality, train, test),
         **drawing,
     )
+
+
+@attrs.frozen
+class _Asking:
+    """Which model is measured, and how.
+
+    Attributes:
+        model: in evaluation mode.
+        modality: whose gate is taken as 1.
+        field: says what kind of question a row is.
+        drawing: resamples of every interval, and the seed.
+        progress: of the work.
+        batch_size: examples at a time.
+        generating: how answers are generated.
+    """
+
+    model: SafeModel
+    modality: str
+    field: str
+    drawing: Mapping[str, Any]
+    progress: ProgressCallback
+    batch_size: int
+    generating: Mapping[str, Any]
+
+    def beside(
+        self,
+        test: Sequence[Example],
+        texts: Sequence[str | TextRow],
+        foreign: Sequence[Sample],
+    ) -> dict[str, Any]:
+        """What is measured beside the answers to the task: fields of an ``Evaluation``."""
+        model, modality, drawing = self.model, self.modality, self.drawing
+        told: dict[str, Any] = {"progress": self.progress, **drawing}
+        pictured = [*test, *(as_example(row, row.samples) for row in picture_questions(texts))]
+        beside_pictures = picture_alignment(model, modality, pictured, **told)
+        none = isinstance(beside_pictures, str)  # why there is none
+        return {
+            "retention": retention(model, modality, texts, test, foreign, **told),
+            "gate_zero": gate_zero(
+                model, modality, _beside_samples(modality, test, texts), **self.generating
+            ),
+            "seeing": seeing(
+                model, modality, texts, test, foreign,
+                by=self.field, batch_size=self.batch_size, **self.generating, **drawing,
+            ),
+            "alignment": cross_modal(model, modality, test, **told),
+            "picture_alignment": None if none else beside_pictures,
+            "base_changed": measure_drift(model, texts, **told),
+            "unmeasured": {"picture_alignment": beside_pictures} if none else {},
+        }  # fmt: skip
+
+
+def _of_answers(
+    answers: Sequence[Answered],
+    labels: Sequence[str],
+    judge: SentenceEncoder | None,
+    drawing: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The answers to the task, and what follows from them: fields of an ``Evaluation``."""
+    return {
+        "answers": answers,
+        "gain": gain(without_captions(answers), labels, judge=judge, **drawing),
+        "datasets": by_dataset(answers, **drawing),
+        "calibration": _calibration(answers, drawing),
+        "kinds": by_kind(answers, **drawing),
+        "both_senses": both_senses(answers, **drawing),
+    }
 
 
 def _beside_samples(

@@ -26,7 +26,7 @@ from safe_framework.evaluation.metrics import bootstrap, exact_match, normalise,
 from safe_framework.evaluation.probe import Features, pool, probe
 from safe_framework.evaluation.results import OTHER, Answered, Gain, GroupGain
 from safe_framework.evaluation.semantic import SentenceEncoder, similarity
-from safe_framework.interfaces.types import each_of
+from safe_framework.interfaces.samples import each_of
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.sequences import batched
 

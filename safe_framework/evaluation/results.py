@@ -13,7 +13,7 @@ from safe_framework.evaluation.alignment import CrossModal, PictureAlignment
 from safe_framework.evaluation.base_drift import BaseChanged
 from safe_framework.evaluation.metrics import Calibration, Estimate, normalise
 from safe_framework.evaluation.overlap import TrainedOn
-from safe_framework.interfaces.types import Sample, Several
+from safe_framework.interfaces.samples import Sample, Several
 from safe_framework.utils.json_records import json_converter, to_json
 
 OTHER = "(other)"

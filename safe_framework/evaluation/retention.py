@@ -22,7 +22,7 @@ from safe_framework.evaluation.answers import (
 )
 from safe_framework.evaluation.metrics import TextSums, agreement_and_kl, merge_sums, sum_text
 from safe_framework.evaluation.results import Absent, Agreement, GateZero, Retention
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.samples import Sample
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.tensors import bitwise_equal
 

@@ -31,7 +31,7 @@ from safe_framework.evaluation.results import (
 )
 from safe_framework.evaluation.retention import DistractorDraw, distractor_pools
 from safe_framework.evaluation.vqa import vqa_accuracy
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.samples import Sample
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.tensors import bitwise_equal
 

@@ -33,7 +33,7 @@ from safe_framework.evaluation.retention import (
     distractor_pools,
 )
 from safe_framework.evaluation.seeing import as_example, picture_questions, seeing_score
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.samples import Sample
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.json_records import json_converter, read_json, to_json
 from safe_framework.utils.progress import ProgressCallback, no_progress

@@ -22,7 +22,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.data.distractors import FOREIGN, KINDS, distractor
 from safe_framework.data.samples import read_sample
 from safe_framework.errors import SafeError
-from safe_framework.interfaces.types import Sample, each_of
+from safe_framework.interfaces.samples import Sample, each_of
 from safe_framework.pretrained.base_processor import takes_images
 from safe_framework.runs.finished import open_run
 from safe_framework.utils.hashing import tensors_fingerprint
@@ -45,7 +45,7 @@ class ModelWithSample:
         self.safe, self.modality = model, modality
         self.config: Any = model.base.config
         self._frames = None if sample is None else model.encode(modality, [sample])
-        active = self._frames is not None and model.gates[modality] > 0
+        active = self._frames is not None and model.gates[modality] != 0
         self.span = len(model.processor.markers.spans.get(modality, ())) if active else 0
 
     @property

@@ -9,7 +9,8 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from safe_framework.interfaces.given_options import keep_given
-from safe_framework.interfaces.types import Frames, Sample
+from safe_framework.interfaces.samples import Sample
+from safe_framework.interfaces.types import Frames
 
 
 class Encoder(nn.Module, ABC):

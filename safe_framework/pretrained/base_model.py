@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from safe_framework.errors import CheckpointError
 from safe_framework.pretrained import base_outline
 from safe_framework.pretrained.base_processor import load_processor
@@ -15,6 +13,8 @@ from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 from safe_framework.utils.quiet import quietly
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from safe_framework.config.schema import BaseSpec
 
 

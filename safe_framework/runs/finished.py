@@ -21,7 +21,7 @@ from safe_framework.data.recipe_data import RecipeData, split_by_modality
 from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation.results import Evaluation, Seeing
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.samples import Sample
 from safe_framework.runs.run import CURVES, METRICS
 from safe_framework.utils.hashing import text_fingerprint
 from safe_framework.utils.run_folder import ADAPTER, STATE, run_of

@@ -29,7 +29,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.core.recipe_of import recipe_tables
 from safe_framework.data.readers import MemoryRows
 from safe_framework.data.recipe_data import InMemory
-from safe_framework.errors import DataError, KeywordError
+from safe_framework.errors import DataError, KeywordError, SafeError
 from safe_framework.utils.in_memory import MEMORY
 from safe_framework.utils.suggest import nearest
 from safe_framework.utils.toml_writer import plain, toml_document
@@ -44,17 +44,25 @@ EVALUATION_OPTIONS = (*_OF_DATA, *_OF_EVALUATION, "seed")
 """What ``evaluate`` takes beside data."""
 
 
-def check_options(options: Mapping[str, Any], known: Sequence[str], caller: str) -> None:
-    """Refuse options that nothing takes.
+def check_call(
+    model: SafeModel, options: Mapping[str, Any], known: Sequence[str], caller: str
+) -> None:
+    """Refuse a model without modalities, and options that nothing takes.
 
     Args:
+        model: that is to be trained or measured.
         options: by name.
         known: names.
         caller: what was called.
 
     Raises:
-        KeywordError: one is unknown.
+        KeywordError: an option is unknown.
+        SafeError: the model has no modality.
     """
+    if not model.modalities:
+        raise SafeError(
+            "the model has no modality", hint="add one first: model.add_modality(name, ...)"
+        )
     for name in options:
         if name not in known:
             hint = nearest(name, known) or f"options: {', '.join(sorted(known))}"

@@ -19,7 +19,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import on_device
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import DataError
-from safe_framework.runs.options import TRAINING_OPTIONS, check_options, recipe_for
+from safe_framework.runs.options import TRAINING_OPTIONS, check_call, recipe_for
 from safe_framework.training import train as stage_a
 from safe_framework.training.alignment import prepare_projectors
 from safe_framework.training.compute.forward import PlainForward
@@ -157,8 +157,9 @@ def prepare_training(
         KeywordError: there is no such option.
         RecipeError: an option is of a wrong type or out of its range.
         DataError: rows are missing or wrong.
+        SafeError: the model has no modality.
     """
-    check_options(options, OPTIONS, "safe_framework.prepare_training")
+    check_call(model, options, OPTIONS, "safe_framework.prepare_training")
     sources = {"train": train, "retention": retention, "foreign": foreign}
     # Calls are the caller's own, so nothing is kept for them but frames.
     given = {"speedups": "off", "cache": ["frames"], **options}

@@ -13,12 +13,12 @@ from safe_framework.core.model import SafeModel
 from safe_framework.core.recipe_of import check_named
 from safe_framework.data.preview import missing_sources
 from safe_framework.data.recipe_data import RecipeData
-from safe_framework.errors import DataError, SafeError
+from safe_framework.errors import DataError
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.runs.options import (
     EVALUATION_OPTIONS,
     TRAINING_OPTIONS,
-    check_options,
+    check_call,
     recipe_for,
 )
 from safe_framework.runs.run import Run, evaluate_run, run
@@ -75,9 +75,9 @@ def train(
         RecipeError: an option is of a wrong type or out of its range.
         DataError: rows are missing or wrong, or the folder holds a run of other data or options.
         AdapterError: a part is no installed plugin, and ``without_recipe`` is False.
+        SafeError: the model has no modality.
     """
-    check_options(options, TRAINING_OPTIONS, "safe_framework.train")
-    _check_modalities(model)
+    check_call(model, options, TRAINING_OPTIONS, "safe_framework.train")
     sources = {
         "train": train, "test": test, "retention": retention, "retention_test": retention_test,
         "foreign": foreign, "foreign_test": foreign_test, "validation": validation,
@@ -128,9 +128,9 @@ def evaluate(
         KeywordError: there is no such option.
         RecipeError: an option is of a wrong type or out of its range.
         DataError: rows are missing or wrong.
+        SafeError: the model has no modality.
     """
-    check_options(options, EVALUATION_OPTIONS, "safe_framework.evaluate")
-    _check_modalities(model)
+    check_call(model, options, EVALUATION_OPTIONS, "safe_framework.evaluate")
     sources = {
         "train": train, "test": test, "retention_test": retention_test, "foreign_test": foreign_test
     }  # fmt: skip
@@ -143,10 +143,3 @@ def evaluate(
         raise missing
     with WorkProgress(Console(quiet=quiet)).showing() as progress:
         return evaluate_run(model, recipe, RecipeData(recipe, progress, memory), progress)
-
-
-def _check_modalities(model: SafeModel) -> None:
-    if not model.modalities:
-        raise SafeError(
-            "the model has no modality", hint="add one first: model.add_modality(name, ...)"
-        )

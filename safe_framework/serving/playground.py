@@ -16,7 +16,7 @@ from safe_framework.data.pictures import Picture
 from safe_framework.data.samples import read_sample
 from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation.side_by_side import SideBySide, side_by_side
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.samples import Sample
 from safe_framework.pretrained.base_processor import takes_images
 from safe_framework.serving.conversation import Message, check_size, say, shown
 from safe_framework.utils.formatting import percent

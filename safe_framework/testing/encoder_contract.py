@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import Frames, Sample
+from safe_framework.interfaces.samples import Sample
+from safe_framework.interfaces.types import Frames
 from safe_framework.testing.assertions import assert_near, check_shapes, law_settings
 from safe_framework.testing.strategies import seeds
 from safe_framework.utils.tensors import bitwise_equal

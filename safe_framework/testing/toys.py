@@ -14,7 +14,8 @@ from safe_framework.errors import SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.projector import Projector
-from safe_framework.interfaces.types import Frames, Memory, Sample, Tokens
+from safe_framework.interfaces.samples import Sample
+from safe_framework.interfaces.types import Frames, Memory, Tokens
 from safe_framework.testing.bases import HIDDEN
 
 FRAMES, DIM = 3, 4

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from safe_framework.config.schema import Recipe, TrainingSpec
 from safe_framework.core.modality import Modality
 from safe_framework.core.model import SafeModel
-from safe_framework.data.examples import words_for
+from safe_framework.data.aligned_words import words_for
 from safe_framework.data.frame_cache import CachedSample, modality_inputs, stack
 from safe_framework.data.tasks import unique
 from safe_framework.errors import DataError
 from safe_framework.evaluation.alignment import answer_embeddings
-from safe_framework.interfaces.types import Frames, Tokens, each_of
+from safe_framework.interfaces.samples import each_of
+from safe_framework.interfaces.types import Frames, Tokens
 from safe_framework.training.batches import TokenizedExample, modality_columns
 from safe_framework.utils.progress import WorkProgress
 
@@ -185,6 +186,7 @@ def align(
         optimizer.step()
         schedule.step()
         progress(LABEL, step + 1, spec.align_steps, f"loss {loss.item():.3f}")
+    optimizer.zero_grad()  # a loop of one's own would add its first step's gradients to the last
 
 
 def prepare_projectors(

@@ -15,7 +15,8 @@ from safe_framework.core.attend import answering
 from safe_framework.core.class_readout import CLASS_COLUMNS, ClassTarget, class_target
 from safe_framework.core.padding import pad_right
 from safe_framework.core.prompt_rows import PromptEncoder, PromptRow, Rows, as_row, groups_of
-from safe_framework.data.examples import Example, aligned_words
+from safe_framework.data.aligned_words import aligned_words
+from safe_framework.data.examples import Example
 from safe_framework.data.frame_cache import (
     CachedSamples,
     RawSample,
@@ -25,17 +26,8 @@ from safe_framework.data.frame_cache import (
     stack,
 )
 from safe_framework.errors import DataError, SafeError
-from safe_framework.interfaces.types import (
-    FRAMES,
-    FRAMES_MASK,
-    FROM,
-    IGNORED,
-    PRESENT,
-    Frames,
-    each_of,
-    sample_counts,
-    together,
-)
+from safe_framework.interfaces.samples import each_of, sample_counts, together
+from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, FROM, IGNORED, PRESENT, Frames
 
 
 @attrs.frozen(eq=False)

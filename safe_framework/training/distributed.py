@@ -37,7 +37,8 @@ from safe_framework.core.layer_hooks import LayerCall, get_hidden_states, set_hi
 from safe_framework.core.model import SafeModel
 from safe_framework.data.frame_cache import CachedSamples, FrameCache, RawSample, RawSampleStore
 from safe_framework.errors import SafeError
-from safe_framework.interfaces.types import Frames, Sample, Several, each_of, together
+from safe_framework.interfaces.samples import Sample, Several, each_of, together
+from safe_framework.interfaces.types import Frames
 from safe_framework.utils.progress import ProgressCallback
 
 _Row = TypeVar("_Row")

@@ -9,6 +9,7 @@ import attrs
 from transformers import TrainerCallback
 
 from safe_framework.core.model import SafeModel
+from safe_framework.core.relevance import AUTO
 
 if TYPE_CHECKING:
     from safe_framework.config.schema import GateSpec
@@ -77,16 +78,18 @@ class LearningRateScaler(TrainerCallback):
 def gate_at(step: int, spec: GateSpec) -> float:
     """The gate before update ``step`` (counted from 0), from 0 up to ``spec.value``.
 
-    A gate at exactly 0 would train nothing, so the first step is already a little open.
+    A gate at exactly 0 would train nothing, so the first step is already a little open. One that a
+    relevance head will decide on is trained to be open.
     """
+    value = 1.0 if isinstance(spec.value, str) else spec.value
     if spec.schedule == "constant" or step + 1 >= spec.warmup_steps:
-        return spec.value
+        return value
     progress = (step + 1) / spec.warmup_steps
     if spec.schedule == "cosine":
         progress = 0.5 * (1 - math.cos(math.pi * progress))
     elif spec.schedule == "step":
         progress = (math.floor(progress * spec.stairs) + 1) / (spec.stairs + 1)
-    return spec.value * progress
+    return value * progress
 
 
 class GateSchedule(TrainerCallback):
@@ -101,6 +104,7 @@ class GateSchedule(TrainerCallback):
             self.model.set_gate(gate_at(state.global_step, spec), name)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave the gates at their final value."""
+        """Leave the gates at their final value; one that waits for a head to be fitted at 1."""
         for name, spec in self.specs.items():
-            self.model.set_gate(spec.value, name)
+            undecided = spec.value == AUTO and self.model.modality(name).relevance is None
+            self.model.set_gate(1.0 if undecided else spec.value, name)

@@ -20,7 +20,7 @@ from safe_framework.data.recipe_data import RecipeData
 from safe_framework.data.tasks import NO_SAMPLES
 from safe_framework.data.text_length import check_length
 from safe_framework.errors import DataError, SafeError
-from safe_framework.interfaces.types import Sample, Several, each_of
+from safe_framework.interfaces.samples import Sample, Several, each_of
 from safe_framework.pretrained.base_model import context_length
 from safe_framework.pretrained.location import cache_folder
 from safe_framework.training import distributed

@@ -15,7 +15,7 @@ from safe_framework.data.preview import no_texts_to_monitor
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import DataError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import Sample, each_of
+from safe_framework.interfaces.samples import Sample, each_of
 from safe_framework.training.curriculum import stage_indices
 from safe_framework.training.sampling import shuffled_slice
 

@@ -29,6 +29,7 @@ from safe_framework.config.schema import TrainingSpec
 from safe_framework.core.adapter import check_tensors
 from safe_framework.core.model import SafeModel
 from safe_framework.core.prompt_rows import PromptEncoder, Rows
+from safe_framework.core.relevance import AUTO
 from safe_framework.errors import SafeError
 from safe_framework.training import distributed
 from safe_framework.training.alignment import Alignment
@@ -310,7 +311,8 @@ class SafeTrainer(Trainer):
             summed = self.accelerator.reduce(torch.stack(self._shares).sum(0), "sum")
             task, kept = (summed / steps).tolist()
             logs |= {"task_loss": task, "retention_loss": kept}
-            logs |= {f"gate/{name}": gate for name, gate in self.safe_model.gates.items()}
+            gates = self.safe_model.gates.items()
+            logs |= {f"gate/{name}": gate for name, gate in gates if gate != AUTO}
             if self.monitoring.active:
                 scales = self.monitoring.scales
                 logs |= {"rate_factor": scales.rate, "retention_factor": scales.retention}

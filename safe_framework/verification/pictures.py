@@ -18,7 +18,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.core.special_tokens import special_ids
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import SafeError
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.samples import Sample
 from safe_framework.pretrained.base_processor import sees, takes_images
 from safe_framework.utils.optional_imports import require
 from safe_framework.verification.bench import Bench, padded_batches

@@ -73,15 +73,43 @@ def test_nothing_heavy_is_imported(line):
     subprocess.run([sys.executable, "-c", code, *line.split()], check=True, capture_output=True)
 
 
-def test_a_check_imports_no_transformers():
-    """A recipe that is whole is checked without it, though its sounds are opened."""
+def test_a_check_imports_nothing_heavy_but_what_opens_sounds():
+    """A recipe that is whole is checked without torch; soundfile gives sounds as NumPy's arrays.
+
+    Rich is left out: it draws the bars, which appear where the sounds take more than a second.
+    """
     code = (
         "import sys\n"
         "from safe_framework.cli import main\n"
         "code = main(['check', 'quickstart'])\n"
-        "sys.exit(code or ('transformers' in sys.modules) or None)\n"
+        "assert 'soundfile' in sys.modules\n"
+        "sys.exit(code or sorted({'torch', 'transformers', 'peft'} & set(sys.modules)) or None)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_rows_without_sounds_are_checked_with_nothing_heavy(tmp_path):
+    """Rows of texts and arrays are read without torch, NumPy and rich."""
+    (tmp_path / "a.npy").write_bytes(b"not opened")
+    row = {"depth": "a.npy", "question": "what", "answer": "it", "align": "it"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (tmp_path / "texts.jsonl").write_text('{"text": "the cat"}')
+    (tmp_path / "recipe.toml").write_text(
+        '[base]\nmodel = "HuggingFaceTB/SmolLM2-135M-Instruct"\n[modalities.depth]\n'
+        'encoder = { use = "depth", model = "facebook/dinov2-small" }\n'
+        'projector = { use = "standard" }\n'
+        'fusion = { use = "lora" }\n[data]\ntrain = "rows.jsonl"\ntest = "rows.jsonl"\n'
+        'retention = "texts.jsonl"\nretention_test = "texts.jsonl"\n'
+    )
+    code = (
+        "import sys\n"
+        "from safe_framework.cli import main\n"
+        "code = main(['check', sys.argv[1]])\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'rich', 'PIL'}\n"
+        "sys.exit(code or sorted(heavy & set(sys.modules)) or None)\n"
+    )
+    checked = [sys.executable, "-c", code, str(tmp_path / "recipe.toml")]
+    subprocess.run(checked, check=True, capture_output=True)
 
 
 def test_help_imports_no_metadata_reader():
@@ -288,6 +316,17 @@ def test_check_says_that_training_is_plain(installed, tmp_path, capsys):
     assert main(["check", str(path)]) == 0
     assert capsys.readouterr().out == (
         f"{path} is a valid recipe\nits [training] runs without speed-ups: its steps take longer\n"
+    )
+
+
+def test_check_says_that_rates_never_reach_their_peak(installed, tmp_path, capsys):
+    """A recipe that ends before its warm-up does is valid, with a note."""
+    path = tmp_path / "a.toml"
+    path.write_text(RECIPE + "[training]\nmax_steps = 20\n")
+    assert main(["check", str(path)]) == 0
+    assert capsys.readouterr().out == (
+        f"{path} is a valid recipe\nits rates rise for 100 steps (`warmup_steps` in [training]), "
+        "so that they never reach their peak in 20\n"
     )
 
 

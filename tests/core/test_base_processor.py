@@ -49,6 +49,7 @@ def test_both_are_at_hand(world: Path) -> None:
     model = safe_framework.build(world / "recipe.toml")
     assert type(model.base_processor) is LlavaProcessor
     assert model.tokenizer is model.base_processor.tokenizer
+    assert model.processor.tokenizer is model.processor.base_processor.tokenizer
     reads = SafeModel(llama(), words := tokenizer())
     assert reads.base_processor is reads.tokenizer is words
     assert SafeModel(llama()).tokenizer is None

@@ -19,7 +19,7 @@ from safe_framework.data.examples import Example, read_task, read_text_rows
 from safe_framework.data.readers import Row
 from safe_framework.data.tasks import TaskFormat
 from safe_framework.errors import DataError
-from safe_framework.interfaces.types import each_of
+from safe_framework.interfaces.samples import each_of
 from tests.support.chats import ENDS, TEMPLATES, speaking
 from tests.support.toys import ToyEncoder
 

@@ -10,12 +10,14 @@ import pytest
 import soundfile
 from torch import Tensor
 
-from safe_framework.data.examples import read_examples, read_text_rows, read_texts, words_for
+from safe_framework.data.aligned_words import words_for
+from safe_framework.data.examples import read_examples, read_text_rows, read_texts
 from safe_framework.data.readers import read_rows
 from safe_framework.data.tasks import unique
 from safe_framework.errors import DataError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import Frames, Several
+from safe_framework.interfaces.samples import Several
+from safe_framework.interfaces.types import Frames
 
 RATE = 8000
 
@@ -114,7 +116,10 @@ def test_a_line_ends_only_where_a_newline_is(folder: Path) -> None:
     [
         ("{", r":2:2: not JSON: "),
         ("[1]", r":2: a row must be a JSON object, not list$"),
-        ({"answer": "a"}, r":2: `question` must be a text .*\nhint: its fields are: answer$"),
+        (
+            {"answer": "a"},
+            r":2: `question` must be a text .*\nhint: its fields are: answer; ask one question of ",
+        ),
         ({"question": "q"}, r":2: `answer` must be a text that is not empty, not None"),
         ({"question": "q", "answer": " "}, r":2: `answer` must be a text that is not empty"),
         ({"question": "q", "answer": 3}, r":2: `answer` must be a text .* not 3"),
@@ -170,7 +175,8 @@ def test_texts_are_read_as_they_are(folder: Path) -> None:
 def test_a_row_without_text_is_named(folder: Path) -> None:
     """Law: a retention row with neither text nor question is an error that gives its line."""
     path = write(folder, {"text": "one"}, {"title": "two"})
-    with pytest.raises(DataError, match=r"^train\.jsonl:2: `text` must be .*\nhint: .*: title$"):
+    said = r"^train\.jsonl:2: `text` must be .*\nhint: .*: title; say which of them"
+    with pytest.raises(DataError, match=said):
         read_text_rows(path)
 
 

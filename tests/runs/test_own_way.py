@@ -13,8 +13,6 @@ import torch
 
 import safe_framework
 from safe_framework.core.model import SafeModel
-from safe_framework.training.distributed import WHOLE_STEP
-from safe_framework.training.objective import step_totals
 from tests.runs.test_python import Sources, by_hand, lines
 
 PAGE = (Path(__file__).parents[2] / "docs" / "training-your-own-way.md").read_text("utf-8")
@@ -98,28 +96,32 @@ def seeded(world: Path) -> SafeModel:
     return by_hand(world)
 
 
-def test_a_plain_loop_has_the_losses_of_a_recipe(world: Path) -> None:
-    """Law: at each step, a loop's loss on its batch is the recipe's own, but for rounding."""
+def test_a_plain_loop_is_the_run(world: Path, tmp_path: Path) -> None:
+    """Law: the page's loop has a run's losses and ends with its weights, but for rounding."""
     rows, texts = lines(world / "train.jsonl"), lines(world / "texts.jsonl")
+    trained = seeded(world)
+    ran = safe_framework.train(
+        trained, rows, retention=texts, output=tmp_path / "run", quiet=True, **PLAIN
+    )
     model = seeded(world)
-    start = {name: one.clone() for name, one in model.trainable_parameters().items()}
     ready = safe_framework.prepare_training(model, rows, retention=texts, **PLAIN)
-    trainer = ready._trainer
-    drawn: Any = trainer.train_dataset
+    start = {name: one.clone() for name, one in model.trainable_parameters().items()}
+    losses = []
     optimizer = ready.optimizer()
+    schedule = ready.schedule(optimizer)
     model.train()
     for step, batch in enumerate(ready.batches):
-        size = PLAIN["batch_size"]
-        calls = trainer.data_collator(drawn[step * size : (step + 1) * size])  # type: ignore[operator]
-        totals = step_totals([calls], ["audio"])
-        with torch.no_grad():
-            whole, _ = trainer.model(calls["calls"], totals, step, WHOLE_STEP)  # type: ignore[misc]
         loss = model(**batch).loss + ready.retention_loss(step) + ready.alignment_loss(batch)
-        torch.testing.assert_close(loss.detach(), whole, rtol=1e-5, atol=1e-5)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(ready.parameters, 1.0)
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad()
-    assert step + 1 == PLAIN["max_steps"]
-    now = model.trainable_parameters()
-    assert max((now[name] - one).abs().max() for name, one in start.items()) > 1e-3
+        losses.append(loss.item())
+    assert len(losses) == PLAIN["max_steps"]
+    assert np.mean(losses) == pytest.approx(ran.log[-1]["loss"], rel=1e-5)
+    now, moved = model.trainable_parameters(), 0.0
+    for name, parameter in trained.trainable_parameters().items():
+        torch.testing.assert_close(now[name], parameter, rtol=1e-4, atol=1e-5)
+        moved = max(moved, (parameter - start[name]).abs().max().item())
+    assert moved > 1e-3

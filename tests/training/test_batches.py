@@ -9,7 +9,8 @@ from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.core.prompt_rows import PromptEncoder
 from safe_framework.data.examples import Example
 from safe_framework.errors import DataError
-from safe_framework.interfaces.types import IGNORED, Frames, Several, all_real
+from safe_framework.interfaces.samples import Several
+from safe_framework.interfaces.types import IGNORED, Frames, all_real
 from safe_framework.training.batches import (
     AnswerCollator,
     TokenizedExample,

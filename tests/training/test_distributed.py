@@ -13,7 +13,7 @@ from rich.console import Console
 from safe_framework.core.model import SafeModel
 from safe_framework.data.frame_cache import FrameCache
 from safe_framework.errors import SafeError
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.samples import Sample
 from safe_framework.training import distributed
 from safe_framework.training.callbacks import ProgressReport
 from safe_framework.training.distributed import Sharding, lowest_fused_layer, shard_layers

@@ -392,7 +392,7 @@ def test_another_picture_is_another_row() -> None:
     red, blue = (one["below"] for one in states.of(same))
     assert not torch.equal(red, blue)
     files = len(list(states.folder.iterdir()))
-    world.model.processor.tokenizer.image_processor.image_mean = [0.0, 0.0, 0.0]
+    world.model.processor.base_processor.image_processor.image_mean = [0.0, 0.0, 0.0]
     other = world.caches(("prefix",)).retention_texts(same)
     assert other is not None
     assert not torch.equal(other.of(same)[0]["below"], red)

@@ -11,7 +11,7 @@ from safe_framework.config.schema import MonitorSpec, TrainingSpec
 from safe_framework.core.model import SafeModel
 from safe_framework.core.prompt_rows import PromptEncoder
 from safe_framework.data.examples import Example, TextRow
-from safe_framework.interfaces.types import Several
+from safe_framework.interfaces.samples import Several
 from safe_framework.training.batches import TokenizedExample
 from safe_framework.training.distributed import encode_rows
 from safe_framework.training.retention.counterfactual import distractor_pools

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from safe_framework.config.schema import Attend, TrainingSpec
 from safe_framework.core.model import SafeModel
-from safe_framework.interfaces.types import Frames, Several
+from safe_framework.interfaces.samples import Several
+from safe_framework.interfaces.types import Frames
 from safe_framework.training.alignment import Alignment
 from safe_framework.training.batches import AnswerCollator, TokenizedExample
 from safe_framework.training.compute.activation_cache import ActivationCaches, ActivationStore

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from safe_framework.data.audio import Waveform, check_waveform
 from safe_framework.errors import SampleError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import Frames, Sample, all_real
+from safe_framework.interfaces.samples import Sample
+from safe_framework.interfaces.types import Frames, all_real
 from safe_framework.pretrained import load_pretrained
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 

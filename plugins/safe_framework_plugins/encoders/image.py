@@ -17,7 +17,7 @@ from torch import Tensor
 from safe_framework import Encoder, Frames
 from safe_framework.data.images import read_image
 from safe_framework.errors import DataError, SampleError
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.samples import Sample
 from safe_framework.pretrained.vision_backbone import VisionBackbone, fitted
 
 

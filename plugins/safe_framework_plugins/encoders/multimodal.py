@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from safe_framework import Encoder, Frames
 from safe_framework.data.audio import Waveform, resample
 from safe_framework.errors import SampleError
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.samples import Sample
 
 
 class MultimodalEncoder(Encoder):

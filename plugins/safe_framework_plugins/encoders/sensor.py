@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from safe_framework.data.audio import Waveform
 from safe_framework.errors import SampleError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import Frames, Sample
+from safe_framework.interfaces.samples import Sample
+from safe_framework.interfaces.types import Frames
 from safe_framework.utils.positions import sinusoidal_positions
 
 _FLAT = 1e-6  # deviations below which a channel is taken as constant

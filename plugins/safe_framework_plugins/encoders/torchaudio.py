@@ -19,7 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 from safe_framework.data.audio import check_waveform
 from safe_framework.errors import CheckpointError, SampleError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import Frames, Sample
+from safe_framework.interfaces.samples import Sample
+from safe_framework.interfaces.types import Frames
 from safe_framework.utils.optional_imports import load_torchaudio
 
 

@@ -12,7 +12,7 @@ import torch
 
 from safe_framework.data.audio import check_waveform
 from safe_framework.errors import SampleError
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.samples import Sample
 from safe_framework.pretrained import load_pretrained, quietly
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 

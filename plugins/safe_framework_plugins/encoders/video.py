@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from safe_framework.errors import CheckpointError, SampleError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import Frames, Sample
+from safe_framework.interfaces.samples import Sample
+from safe_framework.interfaces.types import Frames
 from safe_framework.pretrained import quietly, resolve
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 from safe_framework.utils.positions import sinusoidal_positions

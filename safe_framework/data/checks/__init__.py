@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from safe_framework.data.addresses import InlineSample, sources_of
+from safe_framework.data.aligned_words import align_of
 from safe_framework.data.checks.findings import (
     KINDS,
     PICTURE,
@@ -26,7 +27,6 @@ from safe_framework.data.checks.rows import (
     sample_problems,
 )
 from safe_framework.data.conversations import last_of, turns_of, whole_of
-from safe_framework.data.examples import align_of
 from safe_framework.data.fields import FOREIGN, TEXTS, RowFields, ignoring
 from safe_framework.data.frame_cache import sample_key
 from safe_framework.data.pictures import Look, RowPictures, blind_base

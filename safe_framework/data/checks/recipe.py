@@ -9,8 +9,7 @@ from typing import Any
 
 from safe_framework.config.read import read_recipe
 from safe_framework.config.schema import mixed
-from safe_framework.data.addresses import listed
-from safe_framework.data.audio_files import SOUNDS
+from safe_framework.data.addresses import SOUNDS, listed
 from safe_framework.data.checks import check_data
 from safe_framework.data.checks.findings import DataReport
 from safe_framework.data.checks.rows import SampleRequirements

@@ -17,7 +17,7 @@ from safe_framework.data.pictures import Look, Picture, look
 from safe_framework.data.samples import read_sample, read_sound
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.types import Sample
+from safe_framework.interfaces.samples import Sample
 
 _QUIET = 1e-4  # -80 dB of full scale: inaudible, and 16 bits hardly hold it
 _FULL = 0.999  # of full scale

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import numpy as np
 
 from safe_framework.data.readers.datasets import dataset_rows
 from safe_framework.data.readers.row import Row
@@ -121,6 +120,8 @@ def _each(source: Any) -> Iterator[Any]:
 
 def _plain(value: Any) -> Any:
     """The value as a data file would hold it: names of files, numbers, and arrays in a mapping."""
+    import numpy as np  # here, since rows of files are checked without it
+
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):
@@ -157,6 +158,8 @@ def _add(update: Callable[[bytes], object], value: Any) -> None:
         for item in value:
             _add(update, item)
     elif hasattr(value, "__array__"):
+        import numpy as np
+
         array = np.asarray(value)
         update(f"array {array.dtype} {array.shape} ".encode() + array.tobytes())
     else:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safe_framework.data.audio import Waveform
 from safe_framework.evaluation.attention import AttentionSummary
 from safe_framework.evaluation.results import Answered
-from safe_framework.interfaces.types import each_of
+from safe_framework.interfaces.samples import each_of
 from safe_framework.runs.report.html import ACCENT, SOFT, Markup, element, figure
 from safe_framework.runs.report.results import table
 

@@ -17,7 +17,7 @@ from safe_framework.data.pictures import Picture
 from safe_framework.evaluation.metrics import normalise
 from safe_framework.evaluation.results import Answered, PictureQuestion, Seeing
 from safe_framework.evaluation.vqa import vqa_score
-from safe_framework.interfaces.types import each_of
+from safe_framework.interfaces.samples import each_of
 from safe_framework.runs.report.extras import ReportInputs
 from safe_framework.runs.report.html import Markup, element
 

@@ -16,7 +16,7 @@ from safe_framework.core.prompt_rows import PromptEncoder
 from safe_framework.data.distractors import FOREIGN, KINDS
 from safe_framework.data.frame_cache import FrameCache, RawSampleStore
 from safe_framework.errors import DataError, SafeError
-from safe_framework.interfaces.types import sample_counts
+from safe_framework.interfaces.samples import sample_counts
 from safe_framework.training import distributed
 from safe_framework.training.batches import TokenizedExample
 from safe_framework.training.curriculum import Curriculum

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from safe_framework.core.adapter import WEIGHTS, copy_tensors, read_config
 from safe_framework.core.model import SafeModel
+from safe_framework.core.relevance import AUTO, Strength
 from safe_framework.core.segments import untaught, without_untaught
 from safe_framework.errors import DataError
 from safe_framework.evaluation.metrics import interval
@@ -36,10 +37,10 @@ class ParetoSet:
     Args:
         folder: of the set.
         model: whose adapter is saved.
-        gates: of each modality once training is over.
+        gates: of each modality once training is over; one that a head will decide is kept at 1.
     """
 
-    def __init__(self, folder: Path, model: SafeModel, gates: dict[str, float]) -> None:
+    def __init__(self, folder: Path, model: SafeModel, gates: Mapping[str, Strength]) -> None:
         self.folder, self.model, self.gates = folder, model, gates
         self._static_files: dict[str, bytes] | None = None
 
@@ -91,7 +92,7 @@ class ParetoSet:
             return
         gates, whole = self.model.gates, self.folder / ".facts"
         for name, gate in self.gates.items():
-            self.model.set_gate(gate, name)
+            self.model.set_gate(1.0 if gate == AUTO else gate, name)
         self.model.save_pretrained(whole, is_main_process=writes)
         for name, gate in gates.items():
             self.model.set_gate(gate, name)

@@ -20,7 +20,7 @@ from safe_framework.data.distractors import distractor
 from safe_framework.data.frame_cache import CachedSamples, FrameCache, RawSampleStore, contents
 from safe_framework.data.preview import no_foreign_samples
 from safe_framework.interfaces.retention import RetentionRegularizer, RetentionStore
-from safe_framework.interfaces.types import Sample, Several
+from safe_framework.interfaces.samples import Sample, Several
 from safe_framework.training.batches import modality_columns
 from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.compute.calls import ForwardCall, LossTerm, Predictions

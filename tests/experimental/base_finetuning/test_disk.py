@@ -98,3 +98,20 @@ def test_a_card_without_a_measure_says_so(tmp_path: Path) -> None:
     ).read_text()
     assert "L1 and L2 do not hold" in card
     assert "was not measured: `safe verify` does" in card
+
+
+def test_a_certificate_outlives_a_measure(tmp_path: Path) -> None:
+    """Law: a run saves before and after it has measured the drift; a certificate is of both."""
+    model, folder = changed(llama()), tmp_path / "adapter"
+    model.base_change.drift = DRIFT
+    model.save_pretrained(folder, without_recipe=True)
+    (folder / "certificate.json").write_text("{}")
+    for drift in ({}, DRIFT):
+        model.base_change.drift = drift
+        model.save_pretrained(folder, without_recipe=True)
+        assert (folder / "certificate.json").is_file()
+    assert json.loads((folder / "adapter_config.json").read_text())["base_change"]["drift"] == DRIFT
+    with torch.no_grad():
+        next(iter(model.trainable_parameters().values())).add_(1.0)
+    model.save_pretrained(folder, without_recipe=True)
+    assert not (folder / "certificate.json").exists()
