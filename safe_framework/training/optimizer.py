@@ -43,14 +43,14 @@ def parameter_groups(
     Matrices decay. Vectors and numbers (biases, norms, gates) do not, nor do the vectors of
     markers, which start as embeddings of the base and not at zero.
     """
-    rates = {"fusion": fusion_rate, "segments": fusion_rate}
+    rates = {"fusion": fusion_rate, "segments": fusion_rate}  # both start where they do nothing
     if encoder_rate is not None:
         rates["encoder"] = encoder_rate
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.trainable_parameters().items():
         kind = name.split(".")[1]  # NAME.projector..., NAME.fusion..., NAME.markers...
         rate = rates.get(kind, projector_rate)
-        decays = parameter.ndim > 1 and kind not in ("markers", "segments")
+        decays = parameter.ndim > 1 and kind != "markers"
         groups.setdefault((rate, weight_decay if decays else 0.0), []).append(parameter)
     return [
         {"params": parameters, "lr": rate, "weight_decay": decay}
