@@ -4,7 +4,7 @@ OLDEST := .venv-oldest
 PIP := $(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check
 EDITABLE := $(PIP) --constraint .ci/constraints.txt --editable
 
-.PHONY: help demo test test-fast test-portable lint bench check-real check-browser check-harness check-torchaudio check-deepspeed check-oldest check-zoo check-gpu fuzz clean
+.PHONY: help demo test test-fast test-portable lint bench check-real check-browser check-harness check-torchaudio check-deepspeed check-serve check-oldest check-zoo check-gpu fuzz clean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make check-harness  the tasks of lm-evaluation-harness on base and adapter"
 	@echo "make check-torchaudio  tests on a torchaudio that is kept apart"
 	@echo "make check-deepspeed  two processes under DeepSpeed, which is kept apart"
+	@echo "make check-serve  a server under load: 8 clients, 1,000 mangled bodies, kills; SOAK=500 requests a client"
 	@echo "make check-oldest  trainer and core laws on the oldest versions that are allowed"
 	@echo "make check-zoo   the laws on every architecture of transformers (minutes)"
 	@echo "make check-gpu   training, evaluation and the certificate on a CUDA device"
@@ -31,7 +32,7 @@ demo: $(VENV)/.demo
 WORKERS ?= 2
 IN_PARALLEL := -n $(WORKERS) --dist loadfile
 # What needs more than an install and minutes; pyproject.toml leaves out the same.
-OPTIONAL := real or torchaudio or browser or harness or deepspeed
+OPTIONAL := real or torchaudio or browser or harness or deepspeed or serve
 
 test: $(VENV)/.test
 	@$(VENV)/bin/pytest $(IN_PARALLEL)
@@ -72,6 +73,10 @@ check-torchaudio: $(VENV)/.test $(VENV)/torchaudio
 
 check-deepspeed: $(VENV)/.test $(VENV)/deepspeed
 	@PYTHONPATH=$(CURDIR)/$(VENV)/deepspeed DS_ACCELERATOR=cpu $(VENV)/bin/pytest -m deepspeed tests/runs
+
+SOAK ?= 25
+check-serve: $(VENV)/.test
+	@SAFE_SOAK=$(SOAK) $(VENV)/bin/pytest -m serve tests/serving
 
 check-oldest: $(OLDEST)/.test
 	@$(OLDEST)/bin/pytest $(addprefix tests/training/test_,trainer.py public_trainer.py speedups.py) \

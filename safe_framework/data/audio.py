@@ -119,7 +119,12 @@ def check_waveform(sample: Sample, name: str, encoder: str, rate: int) -> Wavefo
     return sample
 
 
-def read_audio(path: str | os.PathLike[str] | bytes, sampling_rate: int | None = None) -> Waveform:
+def read_audio(
+    path: str | os.PathLike[str] | bytes,
+    sampling_rate: int | None = None,
+    *,
+    longest: float | None = None,
+) -> Waveform:
     """Read a sound file; its channels are averaged, as :func:`mono` does.
 
     Args:
@@ -127,6 +132,7 @@ def read_audio(path: str | os.PathLike[str] | bytes, sampling_rate: int | None =
             PyAV is installed, of any other with sound, such as M4A, WebM or MP4; or the content of
             one.
         sampling_rate: what to resample to, in hertz; None keeps the file's own rate.
+        longest: seconds that it may last, beyond which nothing is decoded; None for any number.
 
     Raises:
         DataError: the file is missing, empty, truncated or unreadable, or an extra is not
@@ -139,7 +145,7 @@ def read_audio(path: str | os.PathLike[str] | bytes, sampling_rate: int | None =
         content = path if isinstance(path, bytes) else Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{called} cannot be read: {error}") from error
-    channels, rate = decode(content, called)
+    channels, rate = decode(content, called, longest)
     waveform = Waveform(mono(channels, called), rate)
     return waveform if sampling_rate is None else resample(waveform, sampling_rate)
 

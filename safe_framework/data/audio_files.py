@@ -31,12 +31,17 @@ _OGG_BEGINS, _OGG_ENDS = 2, 4
 _STREAMED = (0, 0xFFFFFFFF)  # sizes that a writer leaves when it cannot go back to the header
 
 
-def decode(content: bytes, called: str) -> tuple[Channels, int]:
+class SoundTooLongError(DataError):
+    """A sound that lasts longer than was allowed; no more of it was decoded."""
+
+
+def decode(content: bytes, called: str, longest: float | None = None) -> tuple[Channels, int]:
     """All the sound in a file.
 
     Args:
         content: the file's bytes.
         called: what messages call it.
+        longest: seconds that it may last; None for any number.
 
     Returns:
         Amplitudes, nominally from -1 to 1, (samples, channels), and samples a second, in hertz.
@@ -44,9 +49,13 @@ def decode(content: bytes, called: str) -> tuple[Channels, int]:
     Raises:
         DataError: it cannot be read, its end is missing, it holds no samples, or an extra is not
             installed.
+        SoundTooLongError: it lasts longer.
     """
     require("soundfile", "audio", "sound needs `soundfile`")
-    parts = [_decode_stream(stream, called) for stream in _streams(content)]
+    room, parts = longest, list[tuple[Channels, int]]()
+    for stream in _streams(content):
+        parts.append(_decode_stream(stream, called, room))
+        room = None if room is None else room - len(parts[-1][0]) / parts[-1][1]
     shapes = {(rate, channels.shape[1]) for channels, rate in parts}
     if len(shapes) > 1:
         found = " and ".join(f"{rate} Hz with {count} channels" for rate, count in sorted(shapes))
@@ -60,17 +69,21 @@ def decode(content: bytes, called: str) -> tuple[Channels, int]:
     return whole, parts[0][1]
 
 
-def _decode_stream(content: bytes, called: str) -> tuple[Channels, int]:
+def _decode_stream(content: bytes, called: str, longest: float | None) -> tuple[Channels, int]:
     import soundfile
 
     try:
         with soundfile.SoundFile(_Seekable(_sized(content))) as file:
             promised, rate = file.frames, file.samplerate
+            size = max(1, _BLOCK // file.channels)
             blocks: list[Channels] = []
             while not blocks or len(blocks[-1]):
-                blocks.append(file.read(_BLOCK, dtype="float32", always_2d=True))
+                blocks.append(file.read(size, dtype="float32", always_2d=True))
+                _check_length(sum(map(len, blocks)), rate, longest, called)
+    except SoundTooLongError:
+        raise
     except (RuntimeError, OSError, ValueError) as error:
-        return _by_pyav(content, called, error)
+        return _by_pyav(content, called, longest, error)
     whole = np.concatenate(blocks)
     missing = _missing(content)
     if not missing and len(whole) < promised < 2**62:
@@ -81,6 +94,14 @@ def _decode_stream(content: bytes, called: str) -> tuple[Channels, int]:
             hint="fetch it again; if it is all there is, write it anew: ffmpeg -i OLD NEW.wav",
         )
     return whole, rate
+
+
+def _check_length(samples: int, rate: int, longest: float | None, called: str) -> None:
+    if longest is not None and samples > longest * rate:
+        raise SoundTooLongError(
+            f"{called} lasts longer than the {longest:g} seconds that are left for it",
+            hint="send a shorter one",
+        )
 
 
 class _Seekable(io.BytesIO):
@@ -166,7 +187,9 @@ def _streams(content: bytes) -> list[bytes]:
     return [content[a:b] for a, b in zip(starts, [*starts[1:], len(content)], strict=True)]
 
 
-def _by_pyav(content: bytes, called: str, error: Exception) -> tuple[Channels, int]:
+def _by_pyav(
+    content: bytes, called: str, longest: float | None, error: Exception
+) -> tuple[Channels, int]:
     """What libsndfile could not read, by FFmpeg's decoders.
 
     Raises:
@@ -188,13 +211,17 @@ def _by_pyav(content: bytes, called: str, error: Exception) -> tuple[Channels, i
             rate = stream.rate
             # Not "fltp": of 8 planes and more PyAV reads some that are none, and Python ends.
             resampler = av.AudioResampler("flt", stream.layout, rate)
-            frames = [
-                part for frame in container.decode(stream) for part in resampler.resample(frame)
-            ]
+            frames, count = list[Any](), 0
+            for frame in container.decode(stream):
+                frames += resampler.resample(frame)
+                count += frame.samples
+                _check_length(count, rate, longest, called)
             frames += resampler.resample(None)
         if not frames:
             raise DataError(f"{called} holds no samples")
         values = np.concatenate([frame.to_ndarray()[0] for frame in frames])
+    except SoundTooLongError:
+        raise
     except (av.FFmpegError, ValueError) as worse:
         raise DataError(
             f"{called} cannot be read: {worse}", hint="convert it: ffmpeg -i OLD NEW.wav"

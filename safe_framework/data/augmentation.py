@@ -240,7 +240,8 @@ def _equalized(wave: NDArray[Any], rate: int, most: float, generator: Generator)
     spectrum = np.fft.rfft(wave, 2 * len(wave))
     hertz = np.maximum(np.fft.rfftfreq(2 * len(wave), 1 / rate), 1.0)
     decibels = np.interp(np.log(hertz), np.log(_BANDS), generator.uniform(-most, most, len(_BANDS)))
-    return np.asarray(np.fft.irfft(spectrum * 10 ** (decibels / 20)))
+    found: NDArray[Any] = np.fft.irfft(spectrum * 10 ** (decibels / 20))
+    return found
 
 
 def _echoing(wave: NDArray[Any], rate: int, most: float, generator: Generator) -> NDArray[Any]:
@@ -258,10 +259,11 @@ def _noisy(wave: NDArray[Any], least: float, generator: Generator) -> NDArray[An
     spectrum = np.fft.rfft(generator.standard_normal(len(wave)))
     steepness = generator.uniform(0, _STEEPEST_NOISE) / 2  # of the amplitude, half the power's
     spectrum /= np.maximum(np.arange(len(spectrum)), 1.0) ** steepness
-    noise = np.fft.irfft(spectrum, len(wave))
+    noise: NDArray[Any] = np.fft.irfft(spectrum, len(wave))
     ratio = 10 ** (-generator.uniform(least, least + 30) / 20)
-    power = np.square(wave).mean() / max(float(np.square(noise).mean()), 1e-20)
-    return wave + noise * ratio * np.sqrt(power)
+    power = float(np.square(wave).mean()) / max(float(np.square(noise).mean()), 1e-20)
+    noisy: NDArray[Any] = wave + noise * (ratio * power**0.5)
+    return noisy
 
 
 def _box(

@@ -64,7 +64,7 @@ def test_lanes_leave_out_the_same(root, project):
     options = project["tool"]["pytest"]["ini_options"]
     marks = dict(mark.split(": ", 1) for mark in options["markers"])
     apart = {name for name, text in marks.items() if "run by `make check-" in text}
-    assert len(apart) == 5
+    assert len(apart) == 6
     left_out = options["addopts"][options["addopts"].index("-m") + 1]
     (optional,) = re.findall(r"^OPTIONAL := (.*)$", (root / "Makefile").read_text("utf-8"), re.M)
     assert left_out == f"not ({optional})"
