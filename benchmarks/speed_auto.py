@@ -11,16 +11,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from speed_model import MODALITY, Calls, Clock
+from speed_model import MODALITY, Calls
 from speed_rows import Row, amount, ratio
-from speed_turns import compare, taking_turns
+from speed_turns import compare, spent, taking_turns
 
 from safe_framework.core.model import SafeModel
 from safe_framework.core.relevance import AUTO, RelevanceHead
 
 CLOSED, STEPS = 1.02, 1.0
 """Targets: a closed call's time by the base's, and the steps of decoding that opening costs."""
-ANSWER = 24
+ANSWER = 16
 """Words of an answer."""
 
 
@@ -61,32 +61,26 @@ def _of_call(
     options = {**text, "max_new_tokens": words, "min_new_tokens": words, "do_sample": False}
     base: Any = model.base.generate
 
-    def auto(threshold: float) -> Callable[[], None]:
-        """A call that stays closed, or opens."""
+    def timed(generate: Any, threshold: float = 0.0, **more: Any) -> Callable[[], float]:
+        """Seconds of a core that a call takes, whatever else the machine does."""
 
-        def call() -> None:
+        def call() -> float:
             """One."""
-            head.threshold = threshold
-            model.generate(**options, **given, gate=AUTO)
-            opened = bool(model.last_gates[MODALITY].any())
-            if opened != (threshold < 0):
+            head.threshold, start = threshold, spent()
+            generate(**options, **more)
+            seconds = spent() - start
+            opened = [bool(gate.any()) for gate in model.last_gates.values()]
+            if more.get("gate") == AUTO and opened != [threshold < 0]:
                 raise RuntimeError("the head did not decide as its threshold says")
+            return seconds
 
         return call
 
-    def plain() -> None:
-        """A call of the base."""
-        base(**options)
-
-    def forced() -> None:
-        """A call at gate 1."""
-        model.generate(**options, **given, gate=1.0)
-
-    arms: dict[str, Callable[[], None]] = {
-        "base": plain,
-        "closed": auto(math.inf),
-        "open": auto(-math.inf),
-        "gate 1": forced,
+    arms = {
+        "base": timed(base),
+        "closed": timed(model.generate, math.inf, **given, gate=AUTO),
+        "open": timed(model.generate, -math.inf, **given, gate=AUTO),
+        "gate 1": timed(model.generate, **given, gate=1.0),
     }
     found = taking_turns(arms, rounds, warm_up=2)
     what = f"{text['input_ids'].shape[1]} tokens, then {words}"
@@ -106,9 +100,11 @@ def _of_call(
 
 def _step(generate: Any, text: Any) -> float:
     """Seconds of a step of the base's decoding."""
-    clock = Clock()
-    generate(
-        **text, max_new_tokens=ANSWER, min_new_tokens=ANSWER, do_sample=False,
-        logits_processor=[clock],
-    )  # fmt: skip
-    return clock.step()
+
+    def taken(words: int) -> float:
+        """Of an answer."""
+        start = spent()
+        generate(**text, max_new_tokens=words, min_new_tokens=words, do_sample=False)
+        return spent() - start
+
+    return (taken(ANSWER) - taken(1)) / (ANSWER - 1)
