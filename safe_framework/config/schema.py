@@ -545,6 +545,16 @@ class TrainingSpec:
     group_by_length: bool = True
     seed: int = attrs.field(default=0, validator=at_least(0))
 
+    @property
+    def note(self) -> str:
+        """What is worth knowing before it runs; empty if nothing is."""
+        if 0 < self.max_steps <= self.warmup_steps:
+            return (
+                f"its rates rise for {self.warmup_steps} steps (`warmup_steps` in [training]), so "
+                f"that they never reach their peak in {self.max_steps}"
+            )
+        return ""
+
 
 @attrs.frozen
 class StageBSpec:

@@ -133,7 +133,8 @@ def prompt_ends(
 
     Args:
         inputs: of the base, by keyword.
-        given: ``NAME__from`` of the call, (batch,); None where it says nothing.
+        given: ``NAME__from`` of the call, (batch,); None where it says nothing. A row of which
+            nothing is prompt, but all may be answer, is read whole.
         separate_decoder: whether the layers read a text of their own, beside the prompt.
 
     Raises:
@@ -148,9 +149,11 @@ def prompt_ends(
     batch, length = text.shape[:2]
     if separate_decoder:
         return torch.zeros(batch, dtype=torch.long), 1
+    last = _prompt_ends(inputs, batch, length)
     if given is not None:
-        return given.cpu().long().clamp(0, length - 1), length
-    return _prompt_ends(inputs, batch, length), length
+        named = given.cpu().long().clamp(0, length - 1)
+        last = torch.where(named > 0, named, last)
+    return last, length
 
 
 def check_attend(

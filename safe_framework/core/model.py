@@ -74,6 +74,7 @@ from safe_framework.core.modality import (
     row_gates,
     split_by_modality,
 )
+from safe_framework.core.named_inputs import named_inputs
 from safe_framework.core.picture_example import picture_examples
 from safe_framework.core.processor import SafeProcessor
 from safe_framework.core.recipe_of import base_name, check_named, recipe_text
@@ -269,6 +270,7 @@ class SafeModel(nn.Module):
 
     # Calls
 
+    @named_inputs
     def forward(
         self,
         *args: Any,

@@ -338,6 +338,7 @@ def _example(
 ) -> Example:
     held = sources_of(row, encoders)
     counts = {name: len(each) for name, each in held.items()}
+    align = align_of(row, counts)
     return Example(
         prompt=reading.prompt_of(row, counts),
         answer=reading.answer_of(row),
@@ -350,8 +351,8 @@ def _example(
         at_tokens=reading.at_tokens,
         fields=plain_fields(row),
         images=pictures.of(row),
-        align=align_of(row, counts),
-        questions=reading.questions_of(row, counts),
+        align=align,
+        questions=reading.questions_of(row, counts, align if isinstance(align, tuple) else ()),
     )
 
 

@@ -173,6 +173,8 @@ def _run(
     if (count := distributed.world_size()) > 1:
         shared = ", which share the base's layers" if sharding else ""
         console.print(f"{count} processes{shared}", highlight=False)
+    if recipe.training.note:
+        console.print(recipe.training.note, highlight=False)
     evaluation: Evaluation | None = None
     with WorkProgress(console).showing() as progress:
         if model is None:

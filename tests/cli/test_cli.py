@@ -319,6 +319,17 @@ def test_check_says_that_training_is_plain(installed, tmp_path, capsys):
     )
 
 
+def test_check_says_that_rates_never_reach_their_peak(installed, tmp_path, capsys):
+    """A recipe that ends before its warm-up does is valid, with a note."""
+    path = tmp_path / "a.toml"
+    path.write_text(RECIPE + "[training]\nmax_steps = 20\n")
+    assert main(["check", str(path)]) == 0
+    assert capsys.readouterr().out == (
+        f"{path} is a valid recipe\nits rates rise for 100 steps (`warmup_steps` in [training]), "
+        "so that they never reach their peak in 20\n"
+    )
+
+
 def test_check_shows_every_problem(installed, tmp_path, capsys):
     """An invalid recipe leaves with 1, and the problems are on standard error."""
     path = tmp_path / "a.toml"
