@@ -48,7 +48,7 @@ def part_of(text: str) -> str:
     """Which part a text belongs to.
 
     >>> part_of("How many keys does a piano have?")
-    'test'
+    'calibration'
     """
     place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
     return next((name for name, end in _SHARES if place < end), TEST)

@@ -151,7 +151,7 @@ def safe_threshold(
 
     Args:
         irrelevant: scores of calls that must not open it, by kind.
-        relevant: scores of calls that should, for which of the valid thresholds is best.
+        relevant: scores of calls that should; may be none, since they decide nothing.
         risk: largest share of irrelevant calls that open it.
         confidence: with which that is to hold.
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
+from torch import Tensor
 
 from safe_framework.config.schema import Recipe, RelevanceSpec
 from safe_framework.core.model import SafeModel
@@ -24,13 +26,14 @@ from safe_framework.evaluation.relevance import (
 )
 from safe_framework.evaluation.relevance_risk import Counted, safe_threshold
 from safe_framework.evaluation.results import Evaluation, GainKept, Relevance
-from safe_framework.training.relevance import fit_relevance, prompt_states
+from safe_framework.training.relevance import fit_relevance
 from safe_framework.training.relevance_calls import (
     HELD_OUT,
     TRAINED,
     CallMaker,
     GateCall,
 )
+from safe_framework.training.relevance_states import prompt_states
 from safe_framework.utils.hashing import text_fingerprint
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.suggest import nearest
@@ -190,23 +193,29 @@ def calibrate(
         SafeError: the sense has no head, MAPIE is missing, or no threshold does.
     """
     head = _head(model, name)
-    scores = scores_of(model, head, [*given.calls, *given.checks], progress=progress)
-    own, checks = scores[: len(given.calls)], scores[len(given.calls) :]
+    irrelevant, relevant, checks = (
+        (calls, scores_of(model, head, calls, progress=progress))
+        for calls in (
+            [call for call in given.calls if not call.relevant],
+            [call for call in given.calls if call.relevant],
+            given.checks,
+        )
+    )
     by_kind: dict[str, list[float]] = {}
-    for call, score in zip(given.calls, own.tolist(), strict=True):
-        if not call.relevant:
-            by_kind.setdefault(call.kind, []).append(score)
-    asked = [s for c, s in zip(given.calls, own.tolist(), strict=True) if c.relevant]
+    for call, score in zip(irrelevant[0], irrelevant[1].tolist(), strict=True):
+        by_kind.setdefault(call.kind, []).append(score)
+    asked = relevant[1].tolist()
     found = safe_threshold(by_kind, asked, risk=risk, confidence=confidence)
-    kinds = [call.kind for call in given.calls]
-    counted = counted_by_kind(kinds, own, found.value)
-    relevant = {call.kind for call in given.calls if call.relevant}
     head.threshold = found.value
+    calibrated, opens, checked = (
+        counted_by_kind([call.kind for call in calls], scores, found.value)
+        for calls, scores in (irrelevant, relevant, checks)
+    )
     head.statement = statement_of(
         found,
-        {kind: one for kind, one in counted.items() if kind not in relevant},
-        counted_by_kind([call.kind for call in given.checks], checks, found.value),
-        {kind: one for kind, one in counted.items() if kind in relevant},
+        calibrated,
+        checked,
+        opens,
         sense=name,
         risk=risk,
         confidence=confidence,
@@ -222,8 +231,13 @@ def scores_of(
     calls: Sequence[GateCall],
     *,
     progress: ProgressCallback = no_progress,
-) -> Any:
-    """What a head makes of each call, (calls,), on the CPU."""
+) -> Tensor:
+    """What a head makes of each call, (calls,), on the CPU.
+
+    States are kept by the calls that are asked for together: ask for those of one part at once.
+    """
+    if not calls:
+        return torch.zeros(0)
     rows = [call.row for call in calls]
     states = prompt_states(model, rows, [head.layer], label="calls", progress=progress)
     device = next(head.buffers()).device
@@ -255,14 +269,18 @@ def measure_relevance(
     spec, encoders = recipe.evaluation, model.encoders
     maker = CallMaker(model, recipe, _spec(recipe, name))
     test, _ = split_by_modality(data.examples("test", encoders), name)
-    irrelevant = [*maker.irrelevant(TEST), *maker.retention(data.texts("retention_test", encoders))]
+    banks, texts = maker.irrelevant(TEST), maker.retention(data.texts("retention_test", encoders))
     relevant = [
         *maker.relevant(test, held_out=False), *maker.relevant(test, held_out=True)
     ]  # fmt: skip
-    calls = [*irrelevant, *relevant]
-    scores = scores_of(model, head, calls, progress=progress)
-    found = counted_by_kind([call.kind for call in calls], scores, head.threshold)
-    mine = {call.kind for call in relevant}
+    opened = [
+        counted_by_kind(
+            [call.kind for call in calls],
+            scores_of(model, head, calls, progress=progress),
+            head.threshold,
+        )
+        for calls in (banks, texts, relevant)
+    ]
     asked = [call for call in maker.questions(TEST, _ASKED)]
     foreign = data.samples("foreign_test", name, encoders[name])
     statement = head.statement or {}
@@ -275,8 +293,8 @@ def measure_relevance(
     return Relevance(
         layer=head.layer,
         threshold=head.threshold,
-        false_opens={kind: one for kind, one in found.items() if kind not in mine},
-        opens={kind: one for kind, one in found.items() if kind in mine},
+        false_opens={**opened[0], **opened[1]},
+        opens=opened[2],
         influence=influence(model, name, asked, test, foreign, seed=recipe.training.seed, **asking),
         gain=kept,
         sentence=str(statement.get("sentence", "")),

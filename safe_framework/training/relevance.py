@@ -2,7 +2,7 @@
 
 The head sees the base's own states alone, which no adapter changes before the end of a prompt (law
 L8). So it needs no second run over the data: each call is run through the frozen base once, for all
-layers that are tried, and what is read of it is kept on disk beside the other states of texts.
+layers that are tried.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from torch.nn import functional
 
 from safe_framework.config.schema import Recipe
 from safe_framework.core.model import SafeModel
-from safe_framework.core.prompt_rows import PromptRow, Rows
 from safe_framework.core.relevance import RelevanceHead
 from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.irrelevant import TRAIN
 from safe_framework.errors import DataError, SafeError
-from safe_framework.training.compute.activation_cache import ActivationCaches, Activations
 from safe_framework.training.relevance_calls import CallMaker, GateCall
+from safe_framework.training.relevance_states import prompt_states
 from safe_framework.utils.progress import ProgressCallback, no_progress
 
 _LAYERS = (0.6, 0.7, 0.8, 0.87, 0.94, 1.0)  # how deep, of all; the first half knows too little
@@ -100,39 +99,6 @@ def tried_layers(count: int) -> list[int]:
     ([17, 20, 23, 25, 27, 29], [0, 1])
     """
     return sorted({max(0, round(depth * count) - 1) for depth in _LAYERS})
-
-
-def prompt_states(
-    model: SafeModel,
-    rows: Sequence[PromptRow],
-    layers: Sequence[int],
-    *,
-    label: str = "states of the relevance gate",
-    progress: ProgressCallback = no_progress,
-) -> dict[int, Tensor]:
-    """The base's own states at the end of each row, by layer, (rows, hidden), from the cache.
-
-    Args:
-        model: in any mode; the base is always in that of evaluation.
-        rows: without samples.
-        layers: whose outputs are read, from 0.
-        label: what ``progress`` shows.
-        progress: called after every few rows.
-    """
-    caches = ActivationCaches(model, (), {}, model.processor.padding)
-
-    def compute(group: Rows) -> dict[str, Tensor]:
-        """The states of a group, each (batch, 1, hidden)."""
-        batch = caches.prompts.collate(group, caches.pad)
-        moved = {key: value.to(model.device) for key, value in batch.items()}
-        found = model.prompt_states(moved, layers)
-        return {str(layer): found[layer].unsqueeze(1) for layer in layers}
-
-    store = caches.store_of(rows, compute, len(layers), f"prompt ends {list(layers)}")
-    assert store is not None  # nothing bounds this one
-    store.precompute(rows, label, progress)
-    held: list[Activations] = store.of(rows)
-    return {layer: torch.cat([one[str(layer)] for one in held]) for layer in layers}
 
 
 def best_head(states: Mapping[int, Tensor], calls: Sequence[GateCall]) -> RelevanceHead:

@@ -32,7 +32,7 @@ RETENTION = "retention"
 TRAINED, HELD_OUT = "trained wordings", "held-out wordings"
 """The kinds of relevant calls: forms that were trained on, and others."""
 
-_MOST = 320  # relevant calls of one kind, and retention's texts
+_MOST = 240  # relevant calls of one kind, and retention's texts
 _IN_CHATS = 0.25
 _TURNS = (
     ("Thanks for your help so far.", "You're welcome. What else can I do?"),

@@ -24,6 +24,7 @@ from safe_framework.runs.relevance import own_calls, shipped_calls
 from safe_framework.runs.run import run_recipe
 from safe_framework.training.relevance import best_head
 from safe_framework.training.relevance_calls import TRAINED, GateCall
+from safe_framework.training.relevance_states import EndReader
 
 FORMS = ["what is this", "is this high", "high low", "this what is", "this", "is this low", "what"]
 BANK = [" ".join(words) for words in itertools.permutations(["cat", "sat", "mat", "dog", "ran"], 3)]
@@ -151,3 +152,14 @@ def test_a_head_tells_what_it_was_fitted_on() -> None:
     head = best_head(states, calls)
     assert head.layer == 5
     assert torch.equal(head(states[5]) > 0, wanted)
+
+
+def test_states_behind_what_calls_begin_with_are_those_of_whole_calls(finished: Path) -> None:
+    """Law: reading once what calls begin with changes their states by rounding alone."""
+    model, words = open_run(finished).model, [3, 4, 5, 6, 7]
+    rows = [PromptRow((*words, *end)) for end in ((8,), (9, 10, 11), (12, 8))]
+    reader = EndReader(model, [0, 1], rows)
+    assert list(reader.opening) == words
+    cut, whole = reader.read(rows), EndReader(model, [0, 1], rows[:1]).read(rows)
+    for layer, found in whole.items():
+        torch.testing.assert_close(cut[layer], found, rtol=1e-4, atol=1e-5)
