@@ -254,6 +254,41 @@ class GateSpec:
     stairs: int = attrs.field(default=4, validator=at_least(1))
 
 
+@attrs.frozen
+class AugmentSpec:
+    """``augment`` of a modality: how training samples are varied; 0 leaves a thing as it is.
+
+    Attributes:
+        variants: of each training sample, beside the sample itself.
+        speed: faster and higher, or slower and lower, by a factor of up to 1 + this.
+        tempo: faster or slower at the same pitch, by a factor of up to 1 + this.
+        gain: louder or softer by up to so many decibels.
+        equalizer: each octave louder or softer by up to so many decibels.
+        reverb: a room whose echoes fall by 60 dB within up to so many seconds.
+        noise: decibels by which a sound is louder than the loudest noise; no noise if None.
+        offset: later or earlier by up to so many seconds.
+        mask: of a spectrogram, up to this share of the bands and of the steps are masked.
+        crop: of a picture, up to this share of each side is cut off.
+        flip: a picture may be mirrored, left to right.
+        colour: other brightness, contrast and saturation, each by a factor of up to 1 + this.
+        blur: radius of up to so many pixels.
+    """
+
+    variants: int = attrs.field(default=8, validator=at_least(1))
+    speed: float = attrs.field(default=0.0, validator=at_least(0))
+    tempo: float = attrs.field(default=0.0, validator=at_least(0))
+    gain: float = attrs.field(default=0.0, validator=at_least(0))
+    equalizer: float = attrs.field(default=0.0, validator=at_least(0))
+    reverb: float = attrs.field(default=0.0, validator=at_least(0))
+    noise: float | None = None
+    offset: float = attrs.field(default=0.0, validator=at_least(0))
+    mask: float = attrs.field(default=0.0, validator=below(1))
+    crop: float = attrs.field(default=0.0, validator=below(1))
+    flip: bool = False
+    colour: float = attrs.field(default=0.0, validator=at_least(0))
+    blur: float = attrs.field(default=0.0, validator=at_least(0))
+
+
 Attend = Literal["answer", "after", "all"]
 """Where in the text a modality acts: see ``ModalitySpec.attend``."""
 
@@ -288,6 +323,7 @@ class ModalitySpec:
         inline: put the projected tokens between them too; implies ``markers``.
         relevance: fit the head that opens the gate where that is ``"auto"``, with the options of a
             table; if None, do so where ``attend`` is ``"answer"``.
+        augment: how training samples are varied; they are not if None.
     """
 
     encoder: PluginSpec
@@ -298,6 +334,7 @@ class ModalitySpec:
     markers: bool = False
     inline: bool = False
     relevance: bool | RelevanceSpec | None = None
+    augment: AugmentSpec | None = None
 
     @property
     def relevance_head(self) -> RelevanceSpec | None:

@@ -111,7 +111,7 @@ def gain_kept(
         batch_size: rows at a time.
         progress: called after every batch.
     """
-    expected = [example.answer for example in test]
+    expected = [example.judged(example.answer) for example in test]
     asking: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     with eval_mode(model):
         given = answer(
@@ -119,7 +119,10 @@ def gain_kept(
             **asking,
         )  # fmt: skip
         plain = answer(model, without_modality(test, modality), **asking)
-    base, auto = (float(exact_match(some, expected).mean()) for some in (plain, given))
+    base, auto = (
+        float(exact_match([e.judged(a) for e, a in zip(test, some, strict=True)], expected).mean())
+        for some in (plain, given)
+    )
     return GainKept(base, sum(right) / len(right), auto, len(test))
 
 

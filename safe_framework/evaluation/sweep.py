@@ -250,16 +250,19 @@ def sweep(
             for gate in wanted
         }
     people = [row.people for row in picture_questions(texts)]
-    expected = [example.answer for example in test]
-    base = exact_match(answers[0.0], expected)
+    expected = [example.judged(example.answer) for example in test]
+    right = {
+        gate: exact_match([e.judged(text) for e, text in zip(test, given, strict=True)], expected)
+        for gate, given in answers.items()
+    }
     estimate = partial(bootstrap, resamples=resamples, seed=seed)
 
     def point(gate: Strength) -> GatePoint:
         """What was found at one strength."""
         return GatePoint(
             gate=1.0 if gate == AUTO else float(gate),
-            accuracy=estimate(right := exact_match(answers[gate], expected)),
-            over_base=estimate(right - base),
+            accuracy=estimate(right[gate]),
+            over_base=estimate(right[gate] - right[0.0]),
             kept=agreement_of(kept[gate], resamples, seed),
             answers=tuple(answers[gate]),
             seeing=seeing_score(people, seen[0.0], [seen[gate]], resamples=resamples, seed=seed)

@@ -1,4 +1,4 @@
-"""Which question an example is asked at each of its readings."""
+"""What an example is at each of its readings: which question, which variant of its samples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _MOST_IN_ALL = 100_000
 class Questions:
     """The questions of some examples, each made once.
 
-    An example that is asked one thing alone is the same at each reading.
+    An example that is asked one thing alone, about samples that are not varied, is the same at
+    each reading.
 
     Args:
         examples: of the task.
@@ -26,7 +27,13 @@ class Questions:
         self._made: dict[tuple[int, int], TokenizedExample] = {}
 
     def of(self, index: int, turn: int) -> TokenizedExample:
-        """An example, asked the question of its reading number ``turn``."""
+        """An example, asked the question of its reading number ``turn``, with that variant.
+
+        The first reading of every example meets another variant than its neighbour's.
+        """
+        return self._asked(index, turn).varied(index + turn)
+
+    def _asked(self, index: int, turn: int) -> TokenizedExample:
         example = self.examples[index]
         if example.drawn is None:
             return example
@@ -54,4 +61,4 @@ class Questions:
             asked = [index for index in order if self.examples[index].drawn is not None]
             return found + self.read_in(asked)
         many = [index for index, example in enumerate(self.examples) if example.drawn is not None]
-        return found + [self.of(index, turn) for index in many for turn in range(self._most)]
+        return found + [self._asked(index, turn) for index in many for turn in range(self._most)]

@@ -19,6 +19,7 @@ TABLES = {
     "`[base.compose]`": schema.ComposeSpec,
     "`[base.compose.scenes]`": schema.ScenesSpec,
     "`[modalities.NAME]`": schema.ModalitySpec,
+    "`[modalities.NAME.augment]`": schema.AugmentSpec,
     "`gate`": schema.GateSpec,
     "`[[retention]]`": schema.RetentionSpec,
     "`[data]`": schema.DataSpec,
