@@ -146,6 +146,8 @@ def member_text(member: Any, module: str) -> str:
         function = member.fget if isinstance(member, property) else member.func
         settable = " settable" if isinstance(member, property) and member.fset else ""
         return f"property{settable} {signature_text(function, module, bound=True)}"
+    if not inspect.isfunction(member):
+        member = getattr(member, "__wrapped__", member)  # a descriptor around a method
     if inspect.isfunction(member):
         return signature_text(member, module, bound=True)
     raise TypeError(member)

@@ -52,6 +52,8 @@ def _run(arguments: argparse.Namespace) -> int:
         print("its [stage_b] changes the base: L1 and L2 will not hold")
     if recipe.training.speedups == "off":
         print("its [training] runs without speed-ups: its steps take longer")
+    if recipe.training.note:
+        print(recipe.training.note)
     if arguments.sizes:
         _print_sizes(recipe)
     return 1 if wrong else 0

@@ -27,7 +27,12 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--max-tokens", type=int, default=64, metavar="N", help="longest answer; default: 64"
     )
-    parser.add_argument("--gate", type=float, metavar="G", help="default: the adapter's own")
+    parser.add_argument(
+        "--gate",
+        type=_strength,
+        metavar="G",
+        help="from 0 to 1, or `auto`; default: the adapter's own",
+    )
     parser.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="default: 0, the likeliest"
     )
@@ -42,6 +47,11 @@ def add(commands: Any) -> None:
     parser.set_defaults(
         run=_run, loads_models=True, interrupted="stopped; the same command goes on"
     )
+
+
+def _strength(text: str) -> Any:
+    """A number, or ``auto``."""
+    return text if text == "auto" else float(text)
 
 
 def _run(arguments: argparse.Namespace) -> int:

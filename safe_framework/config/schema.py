@@ -254,8 +254,62 @@ class GateSpec:
     stairs: int = attrs.field(default=4, validator=at_least(1))
 
 
+@attrs.frozen
+class AugmentSpec:
+    """``augment`` of a modality: how training samples are varied; 0 leaves a thing as it is.
+
+    Attributes:
+        variants: of each training sample, beside the sample itself.
+        speed: faster and higher, or slower and lower, by a factor of up to 1 + this.
+        tempo: faster or slower at the same pitch, by a factor of up to 1 + this.
+        gain: louder or softer by up to so many decibels.
+        equalizer: each octave louder or softer by up to so many decibels.
+        reverb: a room whose echoes fall by 60 dB within up to so many seconds.
+        noise: decibels by which a sound is louder than the loudest noise; no noise if None.
+        offset: later or earlier by up to so many seconds.
+        mask: of a spectrogram, up to this share of the bands and of the steps are masked.
+        crop: of a picture, up to this share of each side is cut off.
+        flip: a picture may be mirrored, left to right.
+        colour: other brightness, contrast and saturation, each by a factor of up to 1 + this.
+        blur: radius of up to so many pixels.
+    """
+
+    variants: int = attrs.field(default=8, validator=at_least(1))
+    speed: float = attrs.field(default=0.0, validator=at_least(0))
+    tempo: float = attrs.field(default=0.0, validator=at_least(0))
+    gain: float = attrs.field(default=0.0, validator=at_least(0))
+    equalizer: float = attrs.field(default=0.0, validator=at_least(0))
+    reverb: float = attrs.field(default=0.0, validator=at_least(0))
+    noise: float | None = None
+    offset: float = attrs.field(default=0.0, validator=at_least(0))
+    mask: float = attrs.field(default=0.0, validator=below(1))
+    crop: float = attrs.field(default=0.0, validator=below(1))
+    flip: bool = False
+    colour: float = attrs.field(default=0.0, validator=at_least(0))
+    blur: float = attrs.field(default=0.0, validator=at_least(0))
+
+
 Attend = Literal["answer", "after", "all"]
 """Where in the text a modality acts: see ``ModalitySpec.attend``."""
+
+
+@attrs.frozen
+class RelevanceSpec:
+    """``relevance = { ... }`` of a modality: the head that opens its gate where that is ``"auto"``.
+
+    Attributes:
+        irrelevant: texts on which the gate stays closed: banks of the catalogue, or files of lines.
+        risk: largest share of irrelevant calls that may open the gate, of each kind.
+        confidence: with which a calibration shows that.
+        calibrate: choose the threshold once training is over, as ``safe calibrate`` does.
+    """
+
+    irrelevant: tuple[str, ...] = attrs.field(
+        default=("everyday", "music-and-sounds", "pictures-and-other-senses"), validator=not_empty
+    )
+    risk: float = attrs.field(default=0.01, validator=open_unit_interval)
+    confidence: float = attrs.field(default=0.95, validator=open_unit_interval)
+    calibrate: bool = True
 
 
 @attrs.frozen
@@ -267,6 +321,9 @@ class ModalitySpec:
             after its sample's place, which needs ``markers``; or on all of it.
         markers: mark where a sample is in the text, by two words with vectors of their own.
         inline: put the projected tokens between them too; implies ``markers``.
+        relevance: fit the head that opens the gate where that is ``"auto"``, with the options of a
+            table; if None, do so where ``attend`` is ``"answer"``.
+        augment: how training samples are varied; they are not if None.
     """
 
     encoder: PluginSpec
@@ -276,6 +333,16 @@ class ModalitySpec:
     attend: Attend = "all"
     markers: bool = False
     inline: bool = False
+    relevance: bool | RelevanceSpec | None = None
+    augment: AugmentSpec | None = None
+
+    @property
+    def relevance_head(self) -> RelevanceSpec | None:
+        """How its head is fitted; None where it gets none."""
+        if isinstance(self.relevance, RelevanceSpec):
+            return self.relevance
+        wanted = self.attend == "answer" if self.relevance is None else self.relevance
+        return RelevanceSpec() if wanted else None
 
 
 @attrs.frozen
@@ -514,6 +581,16 @@ class TrainingSpec:
     speedups: Literal["on", "off"] = "on"
     group_by_length: bool = True
     seed: int = attrs.field(default=0, validator=at_least(0))
+
+    @property
+    def note(self) -> str:
+        """What is worth knowing before it runs; empty if nothing is."""
+        if 0 < self.max_steps <= self.warmup_steps:
+            return (
+                f"its rates rise for {self.warmup_steps} steps (`warmup_steps` in [training]), so "
+                f"that they never reach their peak in {self.max_steps}"
+            )
+        return ""
 
 
 @attrs.frozen

@@ -64,6 +64,10 @@ class ActingPositions:
             return self._shifted(-read)
         return None if keeps or columns < self.length else self._shifted(0)
 
+    def read(self) -> ActingPositions:
+        """The same once the whole text was read."""
+        return attrs.evolve(self, cached=self.length)
+
     def _shifted(self, by: int) -> Tensor | None:
         first = (self.first + by).clamp_min(0)
         return first if bool(first.any()) else None
@@ -114,6 +118,12 @@ def acting_positions(
     return ActingPositions(first, length, cached)
 
 
+def text_columns(inputs: Mapping[str, Any]) -> int | None:
+    """How many columns a call's text has; None without one."""
+    text = _text(inputs)
+    return None if text is None else text.shape[1]
+
+
 def prompt_ends(
     inputs: Mapping[str, Any], given: Tensor | None = None, *, separate_decoder: bool = False
 ) -> tuple[Tensor, int]:
@@ -123,7 +133,8 @@ def prompt_ends(
 
     Args:
         inputs: of the base, by keyword.
-        given: ``NAME__from`` of the call, (batch,); None where it says nothing.
+        given: ``NAME__from`` of the call, (batch,); None where it says nothing. A row of which
+            nothing is prompt, but all may be answer, is read whole.
         separate_decoder: whether the layers read a text of their own, beside the prompt.
 
     Raises:
@@ -138,9 +149,11 @@ def prompt_ends(
     batch, length = text.shape[:2]
     if separate_decoder:
         return torch.zeros(batch, dtype=torch.long), 1
+    last = _prompt_ends(inputs, batch, length)
     if given is not None:
-        return given.cpu().long().clamp(0, length - 1), length
-    return _prompt_ends(inputs, batch, length), length
+        named = given.cpu().long().clamp(0, length - 1)
+        last = torch.where(named > 0, named, last)
+    return last, length
 
 
 def check_attend(

@@ -16,13 +16,21 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.attend import ActingPositions, acting_positions, prompt_ends
+from safe_framework.core.attend import ActingPositions, acting_positions, prompt_ends, text_columns
 from safe_framework.core.attention_probe import AttentionProbe
 from safe_framework.core.base_change import BaseChange, use_changed_base
-from safe_framework.core.base_model import generation_pad_id
-from safe_framework.core.compilation import keep_uncompiled
+from safe_framework.core.base_model import generation_pad_id, input_device
+from safe_framework.core.beginning_again import (
+    HeldStreamer,
+    RandomState,
+    keeps_states,
+)
+from safe_framework.core.compilation import compiles, keep_uncompiled
+from safe_framework.core.deciding import DecidingCall, PendingModality
 from safe_framework.core.injection import ActiveModality, CallInjection
-from safe_framework.core.layer_discovery import LayerStack, decodes_separately
+from safe_framework.core.kept_cache import KeptCache
+from safe_framework.core.last_position import LastPosition
+from safe_framework.core.layer_discovery import LayerStack, decodes_separately, in_encoder
 from safe_framework.core.layer_hooks import use_injection, use_watcher
 from safe_framework.core.markers.call import (
     PreparedCall,
@@ -60,22 +68,30 @@ class ModelCall:
         owner: key of the model, by which its hooks know the call.
         stack: the base's layers.
         modalities: those that are on, in the order in which they were added.
+        pending: those of which a relevance head decides.
+        fused: the layers of every attached modality, in that order.
         markers: of every attached modality that has some.
         base_change: what Stage B changed in the base; None where it is as it was.
         attention_probe: records what text attends to, where it is enabled.
         tokenizer: of the base, for the id that fills rows up.
         split_rows: run the rows that carry no modality apart.
+        runs_alone: whether the last position of a text can be run by itself.
+        note: is told what was decided, by modality and row, and how many columns the base read.
     """
 
     base: nn.Module
     owner: str
     stack: LayerStack
     modalities: Sequence[ActiveModality]
+    pending: Sequence[PendingModality]
+    fused: Mapping[str, Sequence[int]]
     markers: Mapping[str, Markers]
     base_change: BaseChange | None
     attention_probe: AttentionProbe
     tokenizer: Any
     split_rows: bool
+    runs_alone: Callable[[], bool]
+    note: Callable[[Mapping[str, Tensor], int | None], None]
 
     def forward(self, args: Sequence[Any], inputs: Mapping[str, Any]) -> Any:
         """What the base's ``forward`` returns."""
@@ -98,10 +114,104 @@ class ModelCall:
         reader = use_watcher(PromptReader(self.owner, states))
         silent = use_injection(Silent(self.owner))
         with silent, use_changed_base(changed), reader, suppress(PromptRead):
-            self.base(*call.args, **call.inputs)
+            if is_prompt(self.base, call.inputs):  # as it is read to be answered
+                generate: Any = self.base.generate
+                generate(**call.inputs, max_new_tokens=1, **keep_uncompiled(self.base))
+            else:
+                self.base(*call.args, **call.inputs)
         if lacking := set(layers) - states.states.keys():
             raise never_read(lacking)
         return states.states
+
+    def _decided(
+        self,
+        method: Callable[..., Any],
+        args: Sequence[Any],
+        inputs: Mapping[str, Any],
+        uncompiled: Mapping[str, Any],
+    ) -> Any:
+        """Call ``method``, in which heads decide of the pending modalities."""
+        call = prepare_call(method, args, inputs, self.markers, (), self._padding_id)
+        named = by_keyword(method, call.args) | dict(call.inputs)
+        deciding = self._deciding(call, named, method is not self.base)
+        streamer = HeldStreamer.of(named)
+        again = streamer.given(call.inputs)
+        kept, random = KeptCache.of(named.get("past_key_values")), RandomState.now()
+        changed = self.base_change.call() if self.base_change is not None else None
+        injected, watched = use_injection(deciding), use_watcher(deciding)
+        with injected, watched, use_changed_base(changed), suppress(PromptRead):
+            out = method(*call.args, **{**again, **uncompiled})
+            if deciding.gates is None:
+                raise never_read([deciding.deciding_layer])
+            if deciding.injection is not None:
+                deciding.injection.check_fired()
+            self.note(deciding.gates, text_columns(named))
+            return call.restored(out)
+        assert deciding.gates is not None
+        kept.restore()
+        random.restore()
+        known = attrs.evolve(self, modalities=deciding.modalities, pending=())
+        out = known._run(method, args, streamer.given(inputs), uncompiled)
+        read = prepare_call(method, args, inputs, self.markers, known.modalities, self._padding_id)
+        self.note(deciding.gates, text_columns(by_keyword(method, read.args) | dict(read.inputs)))
+        return out
+
+    def _deciding(
+        self, call: PreparedCall, named: Mapping[str, Any], generating: bool
+    ) -> DecidingCall:
+        """What decides in a call, and how it goes on."""
+        separate = decodes_separately(self.base) and not in_encoder(
+            self.base, self.stack.of(self.base)
+        )
+        cached = cached_columns(named) if generating else 0
+        states = {}
+        for one in self.pending:
+            ends, length = prompt_ends(named, call.moved(one.first), separate_decoder=separate)
+            wanted = frozenset([one.head.layer])
+            states[one.name] = PromptStates(ends, length, self.stack, wanted, cached)
+        ahead = compiles(self.base, named, generating)
+        whole = (
+            ahead
+            or self.split_rows
+            or call.columns is not None
+            or self.attention_probe.enabled
+            or keeps_states(self.base, named)
+            or not self.runs_alone()
+        )
+        names = {one.name for one in self.pending} | {one.name for one in self.modalities}
+        fused = min(layer for name in names for layer in self.fused[name])
+
+        def settle(gates: Mapping[str, Tensor]) -> list[ActiveModality]:
+            """The modalities that are on, in the order in which they were added."""
+            found = {one.name: one for one in self.modalities}
+            for one in self.pending:
+                active = one.activate(gates[one.name], input_device(self.base), self.stack.layout)
+                found |= {} if active is None else {one.name: active}
+            return [found[name] for name in self.fused if name in found]
+
+        def continued(modalities: Sequence[ActiveModality], columns: int) -> CallInjection | None:
+            """What is injected once the last position has been run again."""
+            for active in modalities:
+                acting = self._acting(active, call, named, generating)
+                if acting is None and not (separate and columns == 1):
+                    return None
+                if acting is not None:
+                    first = acting.first[active.rows.cpu()]
+                    if bool((first != acting.length - 1).any()):
+                        return None
+                active.acting = None if acting is None else acting.read()
+            return CallInjection(self.owner, modalities, self.stack.passes, self.stack.entry)
+
+        return DecidingCall(
+            self.owner,
+            self.pending,
+            states,
+            settle,
+            max(one.head.layer for one in self.pending) if whole else self.stack.count - 1,
+            ahead,
+            None if whole else LastPosition(fused),
+            continued,
+        )
 
     def _run(
         self,
@@ -111,6 +221,8 @@ class ModelCall:
         uncompiled: Mapping[str, Any],
     ) -> Any:
         """Call ``method``, with ``uncompiled`` among its keywords where a hook has to run."""
+        if self.pending:
+            return self._decided(method, args, inputs, uncompiled)
         call = prepare_call(method, args, inputs, self.markers, self.modalities, self._padding_id)
         changed = self.base_change.call() if self.base_change is not None else None
 
@@ -173,6 +285,16 @@ class ModelCall:
 
 
 _UNMERGED = ("past_key_values", "loss")
+
+
+def is_prompt(base: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether a call's texts are ready to be answered by ``generate`` of the base."""
+    can: Any = getattr(base, "can_generate", None)
+    if can is None or not can():
+        return False
+    mask = inputs.get("attention_mask")
+    ready = not isinstance(mask, Tensor) or mask.ndim != 2 or bool(mask[:, -1].all())
+    return ready and not any(name == "labels" or name.startswith("decoder_") for name in inputs)
 
 
 def run_rows_separately(

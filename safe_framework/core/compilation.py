@@ -9,12 +9,13 @@ layer by layer, each layer compiled, and the hooks between them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import torch
 from torch import nn
 
+from safe_framework.core.base_model import input_device
 from safe_framework.core.layer_hooks import (
     PatchedForward,
     modality_active,
@@ -88,6 +89,24 @@ def _enclosing(module: nn.Module, wanted: Set[int]) -> Iterator[nn.Module]:
 def keep_uncompiled(base: nn.Module) -> dict[str, bool]:
     """What keeps ``generate`` from compiling a decoding step by itself, which would run no hook."""
     return {"disable_compile": True} if hasattr(base, "get_compiled_call") else {}
+
+
+def compiles(base: nn.Module, inputs: Mapping[str, Any], generating: bool) -> bool:
+    """Whether the base runs a call compiled where no modality is on, so that its bits are others.
+
+    Args:
+        base: that is called.
+        inputs: of the call, by keyword.
+        generating: whether ``generate`` is called, which compiles by itself where a cache that
+            does not grow lies on an accelerator.
+    """
+    if compiled_call(base) is not None:
+        return True
+    if not generating or input_device(base).type == "cpu" or inputs.get("disable_compile"):
+        return False
+    settings = inputs.get("generation_config") or getattr(base, "generation_config", None)
+    named = (inputs.get("cache_implementation"), getattr(settings, "cache_implementation", None))
+    return any(named) or getattr(inputs.get("past_key_values"), "is_compileable", False)
 
 
 class CompiledCall:

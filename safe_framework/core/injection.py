@@ -118,6 +118,11 @@ class ActiveModality:
         out.narrow(self.layout.length, start, columns - start).copy_(fused)
         return out
 
+    def apply_everywhere(self, hidden: Tensor, layer: int) -> Tensor:
+        """The same where it acts on every position of ``hidden``."""
+        self.shown = 0, None
+        return self._fused(hidden, layer, None)
+
     def _fused(self, hidden: Tensor, layer: int, acting: Tensor | None) -> Tensor:
         """The same of positions that the adapter is shown; the delta of some may not count.
 

@@ -78,7 +78,10 @@ class LossShare:
 
 @torch.no_grad()
 def reads_count(base: nn.Module, example: Mapping[str, Any]) -> bool:
-    """Whether a base's loss depends on ``num_items_in_batch``, as one tiny call shows.
+    """Whether a base's loss depends on ``num_items_in_batch``, as two tiny calls show.
+
+    No signature says it: some bases take any keyword and ignore this one. Where the base reads it,
+    it computes the loss, so that a call without samples keeps the base's bits.
 
     Args:
         base: a transformers model.

@@ -287,6 +287,13 @@ RowGates = Strength | Tensor | Sequence[Strength]
 """One modality's gate in a call: one for all rows, or one for each."""
 
 
+def leaves_open(gate: RowGates) -> bool:
+    """Whether a call's gate of a modality leaves it to a relevance head on some row."""
+    if isinstance(gate, str):
+        return checked_gate(gate) == AUTO
+    return not isinstance(gate, (float, int, Tensor)) and AUTO in gate
+
+
 def row_gates(gate: RowGates, rows: int) -> Tensor:
     """Strength on each row of a call, NaN where a relevance head is to decide.
 

@@ -38,6 +38,7 @@ from safe_framework.core.base_model import base_facts, freeze, input_device
 from safe_framework.core.base_snapshot import BaseSnapshot
 from safe_framework.core.call import Gate, ModelCall, gate_of
 from safe_framework.core.compilation import check_not_compiled, uncompile
+from safe_framework.core.deciding import PendingModality, latest_decided, note_decided
 from safe_framework.core.gradient_checkpointing import (
     Options,
     disable_checkpointing,
@@ -46,6 +47,7 @@ from safe_framework.core.gradient_checkpointing import (
     without_cache,
 )
 from safe_framework.core.injection import ActiveModality
+from safe_framework.core.last_position import runs_alone
 from safe_framework.core.layer_discovery import (
     LayerStack,
     Side,
@@ -64,11 +66,15 @@ from safe_framework.core.markers.embeddings import (
 )
 from safe_framework.core.modality import (
     Modality,
+    RowGates,
     check_layers,
     check_name,
     checked_gate,
+    leaves_open,
+    row_gates,
     split_by_modality,
 )
+from safe_framework.core.named_inputs import named_inputs
 from safe_framework.core.picture_example import picture_examples
 from safe_framework.core.processor import SafeProcessor
 from safe_framework.core.recipe_of import base_name, check_named, recipe_text
@@ -264,6 +270,7 @@ class SafeModel(nn.Module):
 
     # Calls
 
+    @named_inputs
     def forward(
         self,
         *args: Any,
@@ -336,40 +343,77 @@ class SafeModel(nn.Module):
     ) -> tuple[Mapping[str, Any], ModelCall]:
         """The base's own keyword arguments, and the call that they are for."""
         own, given = split_by_modality(args, inputs, self.modalities)
-        return own, self._call(self._activate(given, gate))
+        for name in gate if isinstance(gate, Mapping) else ():
+            self._known(name)
+        gates = self._gates_of(given, gate)
+        pending = {} if self.training else self._pending(given, gates)
+        decided = {name: one for name, one in gates.items() if name not in pending}
+        note_decided(self)
+        return own, self._call(self._activate(given, decided), list(pending.values()))
 
-    def _call(self, modalities: Sequence[ActiveModality]) -> ModelCall:
-        """A call with these modalities on."""
+    def _gates_of(
+        self, given: Mapping[str, Mapping[str, Tensor]], gate: Gate | None
+    ) -> dict[str, RowGates]:
+        """The gate in this call of each modality that has a sample and is not switched off."""
+        found: dict[str, RowGates] = {}
+        for name in self.modalities:
+            if name in given and self.is_enabled(name):
+                warn_if_off_elsewhere(self, name)
+                own = gate_of(gate, name)
+                found[name] = self.modality(name).gate if own is None else own
+        return found
+
+    def _call(
+        self, modalities: Sequence[ActiveModality], pending: Sequence[PendingModality] = ()
+    ) -> ModelCall:
+        """A call with some modalities on, and some of which their heads decide."""
         return ModelCall(
             self.base,
             self.owner,
             self.stack,
             modalities,
+            pending,
+            {name: self.modality(name).fusion.layers for name in self.modalities},
             self._markers(),
             self.base_change,
             self.attention_probe,
             self.tokenizer,
             self.split_rows,
+            lambda: self._runs_alone,
+            partial(note_decided, self),
         )
 
+    @cached_property
+    def _runs_alone(self) -> bool:
+        return runs_alone(self.base, self.stack, self._example_inputs())
+
+    def _pending(
+        self, given: Mapping[str, Mapping[str, Tensor]], gates: Mapping[str, RowGates]
+    ) -> dict[str, PendingModality]:
+        """The modalities of which a head decides on some row."""
+        found: dict[str, PendingModality] = {}
+        for name, gate in gates.items():
+            if not leaves_open(gate):
+                continue
+            modality = self.modality(name)
+            check_decidable(modality)
+            inputs = {key: value.to(self.device) for key, value in given[name].items()}
+            each = row_gates(gate, len(inputs[PRESENT]))
+            found[name] = PendingModality(modality, inputs, each)
+        if found:
+            fused = (layer for name in gates for layer in self.modality(name).fusion.layers)
+            first = min(*fused, *(one.head.layer for one in found.values()))
+            self._hooks.watch(self.stack.of(self.base), first)
+        return found
+
     def _activate(
-        self, given: Mapping[str, Mapping[str, Tensor]], gate: Gate | None
+        self, given: Mapping[str, Mapping[str, Tensor]], gates: Mapping[str, RowGates]
     ) -> list[ActiveModality]:
-        """The modalities that have a sample, are not switched off, and whose gate is open."""
-        for name in gate if isinstance(gate, Mapping) else ():
-            self._known(name)
-        on = [name for name in self.modalities if name in given and self.is_enabled(name)]
-        for name in on:
-            warn_if_off_elsewhere(self, name)
-        if not self.training and any(
-            (self.modality(name).gate if (own := gate_of(gate, name)) is None else own) == AUTO
-            for name in on
-        ):
-            raise SafeError('`gate = "auto"` cannot be decided yet')
+        """The modalities whose gate is open on a row that has a sample."""
         device, layout = self.device, self.stack.layout
         active = [
-            self.modality(name).activate(gate_of(gate, name), given[name], device, layout)
-            for name in on
+            self.modality(name).activate(gate, given[name], device, layout)
+            for name, gate in gates.items()
         ]
         return [modality for modality in active if modality is not None]
 
@@ -420,6 +464,24 @@ class SafeModel(nn.Module):
                 check_decidable(self.modality(name))
         for name in names:
             self.modality(name).gate = checked
+
+    @property
+    def last_gates(self) -> dict[str, Tensor]:
+        """What heads decided in the latest call of this thread or task.
+
+        By modality, the strength on each row, (batch,): 0 where the gate stayed closed or there
+        was no sample. Empty where the call left nothing to a head.
+        """
+        return dict(latest_decided(self).gates)
+
+    def prompt_columns(self, batch: Mapping[str, Any]) -> int:
+        """Behind how many columns the latest call's ``generate`` put what it added.
+
+        Args:
+            batch: that it was given. Where a head kept a gate closed, markers are gone from it.
+        """
+        columns = latest_decided(self).columns
+        return int(batch["input_ids"].shape[1]) if columns is None else columns
 
     def set_relevance(self, name: str, head: RelevanceHead | None) -> None:
         """Give a modality the head that decides where its gate is ``"auto"``, or none.

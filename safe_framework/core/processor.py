@@ -48,6 +48,7 @@ class SafeProcessor:
 
     Attributes:
         base_processor: the copy.
+        columns: the keys of samples that it has put into batches.
         chat: as given, else the base's own chat template; None where it has none.
         markers: puts these ids into texts.
         pictures: puts the places of pictures into texts.
@@ -63,7 +64,7 @@ class SafeProcessor:
         chat: ChatTemplate | None = None,
     ) -> None:
         self.base_processor = _with_padding(copy.deepcopy(tokenizer))
-        self.encoders = dict(encoders)
+        self.encoders, self.columns = dict(encoders), set[str]()
         self._prompt, self._asks_in_chat = prompt, chat is not None
         self.chat = chat or ChatTemplate.of(self.base_processor)
         self.template = self._around(prompt)
@@ -402,9 +403,11 @@ class SafeProcessor:
             for held in samples
         ]
         try:
-            return prepare_inputs(name, encoder, rows)
+            made = prepare_inputs(name, encoder, rows)
         except SampleError as error:
             raise _with_row(name, encoder, rows, error) from error
+        self.columns |= made.keys()
+        return made
 
     def _texts(self, text: Any, question: Any) -> list[str]:
         if (text is None) == (question is None):

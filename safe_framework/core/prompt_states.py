@@ -36,6 +36,7 @@ class PromptStates:
         wanted: those whose output is read.
         cached: how many columns lie in a cache, and will not be read.
         states: by layer, (batch, hidden), in float32, as far as they were read.
+        beyond: whether the base read more in one go, as the drafts of an assistant.
     """
 
     ends: Tensor
@@ -44,6 +45,7 @@ class PromptStates:
     wanted: Collection[int]
     cached: int = 0
     states: dict[int, Tensor] = attrs.field(factory=dict, init=False)
+    beyond: bool = attrs.field(default=False, init=False)
     _read: Counter[int] = attrs.field(factory=Counter, init=False)
     _turns: Counter[int] = attrs.field(factory=Counter, init=False)
 
@@ -63,6 +65,7 @@ class PromptStates:
         self._read[layer] += columns
         if layer in self.wanted:
             self._keep(layer, hidden, begin, columns)
+        self.beyond |= begin + columns > self.length
         return begin + columns >= self.length
 
     def _keep(self, layer: int, hidden: Tensor, begin: int, columns: int) -> None:

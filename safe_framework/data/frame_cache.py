@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from safe_framework.data.augmentation import Variation
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.samples import Sample, Several, each_of
@@ -65,6 +66,7 @@ class FrameCache:
         samples: Sequence[Sample],
         progress: ProgressCallback | None = None,
         sources: Sequence[str] | None = None,
+        variation: Variation | None = None,
     ) -> list[Frames]:
         """One row of frames for each sample, without the padding at its end.
 
@@ -72,24 +74,32 @@ class FrameCache:
             samples: to encode, or to read where they have been encoded before.
             progress: called after each sample that had to be encoded.
             sources: where each sample comes from, for messages.
+            variation: of which variant of the samples; of themselves if None.
 
         Raises:
             SampleError: a sample cannot be encoded, or its frames are not finite.
+            DataError: the samples cannot be varied so.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        paths = [self.folder / f"{sample_key(sample)}.safetensors" for sample in samples]
+        variant = f"-{variation.key}" if variation else ""
+        paths = [self.folder / f"{sample_key(sample)}{variant}.safetensors" for sample in samples]
         named = sources or [f"samples[{i}]" for i in range(len(samples))]
         todo = {path: i for i, path in enumerate(paths) if not path.exists()}
         for done, (path, i) in enumerate(todo.items(), start=1):
-            self._encode(path, samples[i], named[i])
+            self._encode(path, samples[i], named[i], variation)
             if progress:
                 progress("encoding samples", done, len(todo))
         return [_read(path) for path in paths]
 
-    def _encode(self, path: Path, sample: Sample, place: str) -> None:
+    def _encode(self, path: Path, sample: Sample, place: str, variation: Variation | None) -> None:
         """Encode one sample alone: beside others its last bits would depend on them."""
         try:
-            prepared = self.encoder.prepare([sample])
+            if variation is None:
+                prepared = self.encoder.prepare([sample])
+            else:
+                content = sample_key(sample)
+                prepared = self.encoder.prepare([variation.of(sample, content)])
+                prepared = variation.masked(prepared, content)
         except SampleError as error:
             raise SampleError(f"{place}: {error.message}", hint=error.hint) from error
         with torch.no_grad():
@@ -185,6 +195,7 @@ class RawSampleStore:
         samples: Sequence[Sample],
         progress: ProgressCallback | None = None,
         sources: Sequence[str] | None = None,
+        variation: Variation | None = None,
     ) -> list[RawSample]:
         """One row for each sample, tried on the encoder now so that a bad one stops the run here.
 
@@ -192,11 +203,21 @@ class RawSampleStore:
             samples: to keep.
             progress: called after each sample.
             sources: where each sample comes from, for messages.
+            variation: which variant of the samples to keep; themselves if None.
 
         Raises:
             SampleError: a sample cannot be used.
+            DataError: the samples cannot be varied so.
         """
         encoder = self.encoder
+        if variation is not None:
+            if variation.spec.mask:
+                raise SafeError(
+                    "`mask` of `augment` masks what a frozen encoder prepared, which is kept; this"
+                    " one prepares its samples anew in each step",
+                    hint="leave `mask` out",
+                )
+            samples = [variation.of(sample, sample_key(sample)) for sample in samples]
         named = sources or [f"samples[{i}]" for i in range(len(samples))]
         for done, (sample, place) in enumerate(zip(samples, named, strict=True), start=1):
             try:

@@ -5,7 +5,7 @@ A bank is a file of lines, each a question, or of JSON lines with ``question`` a
 
 - ``{choices}``: which of a few answers is right, one of them and others that training has;
 - ``{label}``: whether that is the answer, which it is half of the time;
-- neither: for the row's own answer.
+- neither: for the row's own answer; where the form says how ``yes`` and ``no`` are put, for that.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ PLAIN = "name"
 _FIELDS = ("question", "kind", "answer", "yes", "no", "held_out")
 _PLACES = re.compile(r"\{([^{}]*)\}")
 _LABEL = ("label", "a label", "A label")
+_HEARD = ("heard", "Heard")
+_VERDICTS = ("yes", "no")
 _HALF = 0.5
 _FEWEST = 2  # answers, so that one of them may be wrong
 _ARTICLES = ("a ", "an ", "the ", "some ")
@@ -45,7 +48,8 @@ class Form:
         question: with any of ``{choices}``, ``{label}``, ``{a label}``, ``{A label}``, ``{thing}``.
         kind: what kind of question it is; a report counts each by itself.
         answer: to anything but yes and no; ``{label}`` is the row's own.
-        yes: the answer where the label asked about is the row's own, which may be named in it.
+        yes: the answer where the label asked about is the row's own, which may be named in it; or,
+            of a question without a label, where the row's answer is yes.
         no: the answer where it is not.
         held_out: kept for evaluation, and never trained on.
     """
@@ -63,14 +67,25 @@ class Form:
         return "{choices}" in self.question
 
     @property
-    def is_yes_no(self) -> bool:
+    def names_a_label(self) -> bool:
         """Whether it asks if something is the answer."""
         return any(f"{{{place}}}" in self.question for place in _LABEL)
 
     @property
+    def is_yes_no(self) -> bool:
+        """Whether its answer is yes or no, in words of its own."""
+        return self.names_a_label or (self.yes, self.no) != _VERDICTS
+
+    @property
+    def names_what_is_heard(self) -> bool:
+        """Whether its answer says what each sample is."""
+        texts = (self.answer, self.yes, self.no)
+        return any(f"{{{place}}}" in text for text in texts for place in _HEARD)
+
+    @property
     def compares(self) -> bool:
         """Whether it needs other answers than the row's own."""
-        return self.offers or self.is_yes_no
+        return self.offers or self.names_a_label
 
 
 @attrs.frozen
@@ -91,6 +106,27 @@ class Asked:
     answer: str
     verdicts: tuple[frozenset[str], frozenset[str]] | None = None
     is_yes: bool = False
+
+    def conclusion(self, given: str) -> str:
+        """What of an answer is right or wrong, where it says more than that.
+
+        Of yes and no that is the one whose word it has, if it has none of the other's; of a form
+        whose answer first names what is heard, what stands behind that.
+
+        >>> Asked(Form("Which was last?", answer="{Heard}, so {a label}."), "", "").conclusion(
+        ...     "A harp and an organ, so an organ."
+        ... )
+        'an organ.'
+        """
+        if self.verdicts is not None:
+            said = set(words(given))
+            yes, no = (bool(said & verdict) for verdict in self.verdicts)
+            return given if yes == no else _VERDICTS[no]
+        places = list(_PLACES.finditer(self.form.answer))
+        for place, following in pairwise(places):
+            if place[1] in _HEARD:
+                return given.rpartition(self.form.answer[place.end() : following.start()])[2]
+        return given
 
 
 @attrs.frozen
@@ -139,6 +175,7 @@ class RowQuestions:
         seed: of the run, on which draws depend.
         around: what is made of a prompt with its question: a chat, where one is asked in.
         present: how many samples the row has, by modality.
+        heard: what the samples are, one after another; empty where the row does not say.
     """
 
     bank: QuestionBank
@@ -150,6 +187,7 @@ class RowQuestions:
     seed: int = 0
     around: Callable[[str], str] = str
     present: Mapping[str, int] = attrs.field(factory=dict)
+    heard: tuple[str, ...] = ()
 
     def prompt_of(self, asked: Asked) -> str:
         """The text that the base is given of a question.
@@ -164,17 +202,41 @@ class RowQuestions:
         found = self.bank.of(held_out=held_out)
         return {kind: forms for kind, forms in found.items() if kind == self.kind or not self.kind}
 
+    def check(self) -> None:
+        """Refuse a row that lacks what a form that it may be asked is made of.
+
+        Raises:
+            DataError: a form wants yes or no, or names what is heard, and the row says neither.
+        """
+        kinds = [*self.of(held_out=False).values(), *self.of(held_out=True).values()]
+        for form in (form for forms in kinds for form in forms):
+            asks = f"{self.place}: `{form.question}` (of the kind `{form.kind}`)"
+            if form.is_yes_no and not form.names_a_label and self._verdict not in _VERDICTS:
+                raise DataError(
+                    f"{asks} is answered by yes or no, and not by {self.label!r}",
+                    hint="say in the row which kind it is to be asked: `kind`",
+                )
+            if form.names_what_is_heard and not self.heard:
+                raise DataError(
+                    f"{asks} is answered by what is heard in each sample, and the row lacks it",
+                    hint='such as `"align": ["violin", "flute"]`',
+                )
+
     def first(self) -> Asked:
         """The question that stands for the row: one of its first kind."""
         forms = next(iter(self.of(held_out=False).values()))
         return self.ask(self._random("first", self.place).choice(forms))
 
     def drawn(self, turn: int) -> Asked:
-        """The question of the row's reading number ``turn`` in training."""
+        """The question of the row's reading number ``turn`` in training.
+
+        A form does not come again before the row was asked as many as its kind has.
+        """
         own = self._random(turn, self.place)
         kinds = self.of(held_out=False)
-        (forms,) = own.choices(list(kinds.values()), [self.bank.weights[kind] for kind in kinds])
-        return self.ask(own.choice(forms), is_yes=own.random() < _HALF)
+        (kind,) = own.choices(list(kinds), [self.bank.weights[kind] for kind in kinds])
+        forms = self._random(self.place, kind).sample(kinds[kind], len(kinds[kind]))
+        return self.ask(forms[turn % len(forms)], is_yes=own.random() < _HALF)
 
     def ask(self, form: Form, *, turn: int = 0, is_yes: bool = True) -> Asked:
         """The row's question of some form.
@@ -191,7 +253,7 @@ class RowQuestions:
         known = dict.fromkeys((*self.labels, self.label))  # a test may have one of its own
         labels = own.sample(list(known), len(known))
         place = labels.index(self.label)
-        texts = {"thing": self.bank.thing}
+        texts = {"thing": self.bank.thing, **_all_named(self.heard)}
         if form.offers:
             size = own.randint(_FEWEST, min(self.bank.choices, len(labels)))
             start = min(place - place % size, len(labels) - size)
@@ -199,10 +261,16 @@ class RowQuestions:
         if not form.is_yes_no:
             answer = _filled(form.answer, texts | _named(self.label))
             return Asked(form, _filled(form.question, texts), answer)
+        if not form.names_a_label:
+            is_yes = self._verdict == "yes"
         named = self.label if is_yes else labels[(place + 1) % len(labels)]
         answer = _filled(form.yes if is_yes else form.no, texts | _named(self.label))
         question = _filled(form.question, texts | _named(named))
         return Asked(form, question, answer, _verdicts(form), is_yes)
+
+    @property
+    def _verdict(self) -> str:
+        return self.label.strip(". ").casefold()
 
     def _random(self, *key: object) -> random.Random:
         """Numbers that depend on the seed and ``key`` alone, on every machine."""
@@ -295,7 +363,7 @@ def _form(row: Row) -> Form:
 def _checked(form: Form, place: str) -> Form:
     """The form, if nothing in it would be left unfilled."""
     known: dict[str, tuple[str, ...]] = {"question": ("choices", "thing", *_LABEL)}
-    known |= dict.fromkeys(("answer", "yes", "no"), ("thing", *_LABEL))
+    known |= dict.fromkeys(("answer", "yes", "no"), ("thing", *_HEARD, *_LABEL))
     for field, names in known.items():
         for name in _PLACES.findall(getattr(form, field)):
             if name not in names:
@@ -337,6 +405,12 @@ def with_article(label: str) -> str:
 def _named(label: str) -> dict[str, str]:
     article = with_article(label)
     return {"label": label, "a label": article, "A label": article[:1].upper() + article[1:]}
+
+
+def _all_named(heard: Sequence[str]) -> dict[str, str]:
+    """What samples are, in one phrase: "a harp and an organ"."""
+    phrase = " and ".join(map(with_article, heard))
+    return {"heard": phrase, "Heard": phrase[:1].upper() + phrase[1:]} if heard else {}
 
 
 def _filled(text: str, values: Mapping[str, str]) -> str:

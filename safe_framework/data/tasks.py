@@ -89,17 +89,23 @@ class TaskFormat:
         return self.bank is not None and (self.bank.replaces or not has_own)
 
     def questions_of(
-        self, row: Row, present: Mapping[str, int] = NO_SAMPLES
+        self, row: Row, present: Mapping[str, int] = NO_SAMPLES, heard: tuple[str, ...] = ()
     ) -> RowQuestions | None:
         """What the bank asks of the row, whose labels are yet to come; None for its own question.
 
+        Args:
+            row: that is asked.
+            present: how many samples it has, by modality.
+            heard: what each of them is, if the row says so.
+
         Raises:
-            DataError: no form of the bank is of the row's kind.
+            DataError: a form that the row may be asked wants yes or no, which its answer is not,
+                or names what is heard, which it does not say.
         """
         if self.bank is None or not self.is_drawn(row):
             return None
         kinds, kind = self.bank.of(held_out=False), row.values.get(KIND)
-        return RowQuestions(
+        questions = RowQuestions(
             self.bank,
             self.answer_of(row),
             self.prompt,
@@ -107,7 +113,10 @@ class TaskFormat:
             kind if isinstance(kind, str) and kind in kinds else "",
             around=self.around,
             present=present,
+            heard=heard,
         )
+        questions.check()
+        return questions
 
     def answer_of(self, row: Row) -> str:
         """The row's ``answer``; of a caption its ``caption``, of a class its ``label``, if given.

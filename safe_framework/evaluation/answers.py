@@ -292,7 +292,7 @@ def new_tokens(model: SafeModel, tokens: Tensor, batch: Mapping[str, Any]) -> Te
     """What ``generate`` added: all that an encoder-decoder gave, else what follows the prompt."""
     if decodes_separately(model.base):
         return tokens
-    return tokens[:, batch["input_ids"].shape[1] :]
+    return tokens[:, model.prompt_columns(batch) :]
 
 
 def choose_label(

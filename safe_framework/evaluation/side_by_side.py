@@ -9,6 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from safe_framework.core.relevance import Strength
 from safe_framework.core.turn_end import TurnEnd
 from safe_framework.evaluation.answers import (
     eval_mode,
@@ -36,6 +37,7 @@ class SideBySide:
     Attributes:
         base: without the sample.
         safe: with it, at the gate that was asked for.
+        opened: whether the sample was listened to, where that was left to a relevance head.
         same_logits: whether all logits of the question are equal bit for bit.
         same_answer: whether the answers have the same tokens.
         agreement: share of the question's positions with the same next token; of an
@@ -47,6 +49,7 @@ class SideBySide:
     same_logits: bool
     same_answer: bool
     agreement: float
+    opened: bool | None = None
 
     @property
     def bitwise(self) -> bool:
@@ -61,7 +64,7 @@ def side_by_side(
     question: str,
     sample: Sample | Several[Sample] | None,
     *,
-    gate: float = 1.0,
+    gate: Strength = 1.0,
     max_new_tokens: int = 32,
     images: Sequence[Picture] = (),
 ) -> SideBySide:
@@ -72,7 +75,7 @@ def side_by_side(
         modality: whose gate is moved.
         question: put into the recipe's prompt.
         sample: of the modality, or several; None asks both without.
-        gate: strength, from 0 to 1.
+        gate: strength, from 0 to 1, or ``"auto"``.
         max_new_tokens: limit of an answer's length.
         images: pictures beside the question, which both see.
     """
@@ -90,14 +93,19 @@ def side_by_side(
             generate: Any = model.base.generate
             base = model.base(**asked).logits
             expected = generate(**plain, **options)
-        safe = model(**heard, gate={modality: gate}).logits
         replied = model.generate(**given, gate={modality: gate}, **options)
+        decided = model.last_gates.get(modality)
+        opened = None if decided is None else bool(decided[0])
+        # What was decided of the question holds for both; at gate 0, no marker of it is left.
+        gate = gate if opened is None else float(opened)
+        safe = model(**heard, gate={modality: gate}).logits
     return SideBySide(
         base=_text(model, expected, plain, end),
         safe=_text(model, replied, given if gate and samples else plain, end),
         same_logits=base.shape == safe.shape and bitwise_equal(base, safe),
         same_answer=expected.shape == replied.shape and torch.equal(expected, replied),
         agreement=_agreement(model, base, safe, asked, heard if gate else asked),
+        opened=opened,
     )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from safe_framework.core.attend import whole_text_columns
 from safe_framework.core.build import load
 from safe_framework.core.model import SafeModel
+from safe_framework.core.relevance import Strength
 from safe_framework.data.distractors import FOREIGN, KINDS, distractor
 from safe_framework.data.samples import read_sample
 from safe_framework.errors import SafeError
@@ -76,7 +77,8 @@ class ModelWithSample:
         """Call the model with a sample for each text.
 
         The harness does not say where in a text the answer begins that it scores, so a modality
-        that acts on answers acts on all of it, which is harder on what is to be kept.
+        that acts on answers acts on all of it, which is harder on what is to be kept; and a gate of
+        ``auto`` is decided at its end.
         """
         samples = self._sample_tensors(*args, **inputs)
         samples |= whole_text_columns(self.safe.attends, samples)
@@ -184,7 +186,7 @@ def _samples_of_run(
 def open_adapter(
     adapter: str,
     *,
-    gate: float | None = None,
+    gate: Strength | None = None,
     distractor: str = ABSENT,
     modality: str | None = None,
     like: str | None = None,
@@ -196,7 +198,7 @@ def open_adapter(
 
     Args:
         adapter: its folder.
-        gate: strength from 0 to 1; by default the adapter's own.
+        gate: strength from 0 to 1, or ``auto``; by default the adapter's own.
         distractor: ``none``, ``silence``, ``noise``, ``shuffled``, ``foreign``, or a file.
         modality: whose gate and sample these are, where the adapter has several.
         like: a sample's file to make silence or noise from, where there is no run.

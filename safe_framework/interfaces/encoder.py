@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+from numpy.random import Generator
 from torch import Tensor, nn
 
 from safe_framework.interfaces.given_options import keep_given
@@ -50,6 +51,21 @@ class Encoder(nn.Module, ABC):
         Raises:
             SampleError: a sample cannot be used; the message names its place and the fix.
         """
+
+    def augment(self, sample: Sample, generator: Generator) -> Sample:
+        """A training sample as it might have been recorded otherwise; the sample itself here.
+
+        It is called where the recipe gives the modality an ``augment`` table, after what that
+        table says, and never with a held-out sample.
+
+        Args:
+            sample: as ``prepare`` takes it; not to be changed in place.
+            generator: of everything random, so that a variant comes out the same again.
+
+        Returns:
+            Another sample of the same kind.
+        """
+        return sample
 
     @abstractmethod
     def forward(self, **inputs: Tensor) -> Frames:

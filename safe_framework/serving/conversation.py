@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safe_framework.core.relevance import Strength
 from safe_framework.data.pictures import SUFFIXES
 from safe_framework.errors import DataError
 from safe_framework.serving.pipeline import SafePipeline
@@ -27,7 +28,7 @@ def say(
     text: str,
     files: Sequence[str] = (),
     *,
-    gate: float | None = None,
+    gate: Strength | None = None,
     max_new_tokens: int = 128,
 ) -> Iterator[list[Message]]:
     """Send a message and have it answered: the conversation, again and again as the answer grows.
@@ -38,7 +39,7 @@ def say(
         messages: of the conversation so far; left as they were.
         text: what the user says.
         files: what the user sends: samples, and pictures where the base sees.
-        gate: strength of ``modality``; its own if None.
+        gate: strength of ``modality``, or ``"auto"``; its own if None.
         max_new_tokens: limit of the answer's length.
 
     Raises:

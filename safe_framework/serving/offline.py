@@ -19,6 +19,7 @@ from typing import Any
 import attrs
 
 from safe_framework.core.model import SafeModel
+from safe_framework.core.relevance import Strength
 from safe_framework.data.addresses import file_of, listed, named_file
 from safe_framework.data.pictures import FIELDS, Picture
 from safe_framework.data.readers import Row, iterate_rows
@@ -49,7 +50,7 @@ class GenerateOptions:
     """
 
     sampling: Sampling = attrs.field(factory=Sampling)
-    gate: float | None = None
+    gate: Strength | None = None
     max_batch: int = 8
     restart: bool = False
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from safe_framework.core.build import load
 from safe_framework.core.model import SafeModel
 from safe_framework.core.processor import held_samples
+from safe_framework.core.relevance import Strength
 from safe_framework.core.turn_end import TurnEnd
 from safe_framework.data.pictures import FIELDS
 from safe_framework.data.samples import as_sample
@@ -22,7 +24,7 @@ from safe_framework.serving.options import check_options
 from safe_framework.serving.streaming import AnswerStreamer, streamed
 from safe_framework.utils.suggest import nearest
 
-Gate = float | Mapping[str, float]
+Gate = Strength | Mapping[str, Strength]
 Rate = int | Mapping[str, int] | None
 
 _TEXTS = ("text", "question")
@@ -80,7 +82,9 @@ class SafePipeline:
     ) -> list[Any]:
         """The answer to each input as ``{"generated_text": ...}``, without what was asked.
 
-        With ``num_return_sequences`` above 1, a list of that many answers to each input.
+        With ``num_return_sequences`` above 1, a list of that many answers to each input. Where a
+        gate is ``"auto"``, ``"opened"`` beside the text says of each such modality whether it was
+        listened to.
 
         An input is a text; or ``{"text": ...}``, or ``{"question": ...}`` for the recipe's prompt,
         with samples by the names of their modalities, each one or a list of them, and, for a base
@@ -91,7 +95,8 @@ class SafePipeline:
 
         Args:
             inputs: one, or a list of them.
-            gate: strength for this call, of all modalities or by name, instead of their own.
+            gate: strength for this call, of all modalities or by name, instead of their own; or
+                ``"auto"``.
             sampling_rate: of samples that are plain arrays, in hertz.
             max_new_tokens: limit of an answer's length.
             batch_size: inputs at a time in this call, instead of the pipeline's own.
@@ -108,7 +113,7 @@ class SafePipeline:
         listed = [inputs] if _is_one(inputs) else list(inputs)
         enabled = self._enabled(gate)
         size = self.batch_size if batch_size is None else _checked_size(batch_size)
-        found = dict[int, list[dict[str, str]]]()
+        found = dict[int, list[dict[str, Any]]]()
         with eval_mode(self.model):
             for indices in self._batches(listed, size):
                 some = [listed[index] for index in indices]
@@ -125,7 +130,11 @@ class SafePipeline:
                 new = new if end is None else list(map(end.cut, new))
                 texts = self.model.processor.batch_decode(new, skip_special_tokens=True)
                 each = len(texts) // len(indices)  # answers, where several sequences are asked for
-                answers = [{"generated_text": text.strip()} for text in texts]
+                opened = _opened(self.model.last_gates, len(indices))
+                answers = [
+                    {"generated_text": text.strip(), **opened[number // each]}
+                    for number, text in enumerate(texts)
+                ]
                 found |= {i: answers[n * each : (n + 1) * each] for n, i in enumerate(indices)}
         ordered = [found[index] for index in range(len(listed))]
         if options.get("num_return_sequences", 1) > 1:
@@ -140,11 +149,14 @@ class SafePipeline:
         sampling_rate: Rate = None,
         max_new_tokens: int = 64,
         template_options: Mapping[str, Any] | None = None,
+        opened: dict[str, bool] | None = None,
         **options: Any,
     ) -> Iterator[str]:
         """The answer to one input, in pieces as it is made, that joined are the whole.
 
-        An ``off()`` block around the loop over it holds for it. The arguments are those of a call.
+        An ``off()`` block around the loop over it holds for it. The arguments are those of a call,
+        and ``opened``, into which is put, by the end of the stream, which modalities of gate
+        ``"auto"`` were listened to.
 
         Raises:
             SafeError: the input is none, or several, or several answers are asked for.
@@ -169,7 +181,14 @@ class SafePipeline:
         given = {**batch, "gate": gate, "max_new_tokens": max_new_tokens, **options, **ending}
         with eval_mode(self.model):
             streamer = AnswerStreamer(self.model.tokenizer, end)
-            yield from streamed(self.model.generate, streamer, given)
+
+            def generate(**arguments: Any) -> None:
+                """Answer, and say what was listened to."""
+                self.model.generate(**arguments)
+                if opened is not None:
+                    opened.update(_opened(self.model.last_gates, 1)[0].get("opened", {}))
+
+            yield from streamed(generate, streamer, given)
 
     def _turn_end(self, one: Any) -> TurnEnd | None:
         """Where the answer to an input ends, if that is asked in a chat."""
@@ -281,6 +300,14 @@ class SafePipeline:
                 hint='add an "image" to the input',
             )
         return text, {**given, "images": pictures} if pictures else given
+
+
+def _opened(gates: Mapping[str, Tensor], rows: int) -> list[dict[str, dict[str, bool]]]:
+    """Of each input, what is said of the gates that heads decided on; nothing if none did."""
+    if not gates:
+        return [{} for _ in range(rows)]
+    each = {name: (gate != 0).tolist() for name, gate in gates.items()}
+    return [{"opened": {name: each[name][row] for name in each}} for row in range(rows)]
 
 
 def _checked_size(batch_size: int) -> int:

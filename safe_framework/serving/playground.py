@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safe_framework.core.relevance import AUTO, Strength
 from safe_framework.data.pictures import Picture
 from safe_framework.data.samples import read_sample
 from safe_framework.errors import DataError, SafeError
@@ -37,7 +38,7 @@ def respond(
     modality: str,
     file: str | None,
     question: str,
-    gate: float,
+    gate: Strength,
     max_new_tokens: int = 32,
     picture: str | None = None,
 ) -> tuple[str, str, str]:
@@ -48,7 +49,7 @@ def respond(
         modality: whose sample and gate are given.
         file: of the sample; None for none.
         question: put into the recipe's prompt.
-        gate: strength, from 0 to 1.
+        gate: strength, from 0 to 1, or ``"auto"``.
         max_new_tokens: limit of an answer's length.
         picture: file of a picture that both see; None for none.
     """
@@ -82,16 +83,26 @@ def _picture(model: SafeModel, file: Path) -> Picture:
     return Picture(file, file.name)
 
 
-def badge(found: SideBySide, given: bool, gate: float) -> str:
+def badge(found: SideBySide, given: bool, gate: Strength) -> str:
     """Whether every bit that was compared is the base's."""
     if found.bitwise:
-        why = "no sample" if not given else f"gate {gate:g}"
+        why = "no sample" if not given else _named(gate, found.opened)
         return _badge("same", f"bitwise the base ({why}): all logits and tokens were compared")
     kept = percent(found.agreement)
     answer = "the same answer" if found.same_answer else "another answer"
     return _badge(
-        "other", f"not the base: {answer}; {kept} of the question's next tokens unchanged"
+        "other",
+        f"not the base ({_named(gate, found.opened)}): {answer}; {kept} of the question's next "
+        "tokens unchanged",
     )
+
+
+def _named(gate: Strength, opened: bool | None = None) -> str:
+    """A gate in words, with what a head decided where it was left to one."""
+    if isinstance(gate, str):
+        decided = {True: ", which opened", False: ", which stayed closed", None: ""}
+        return f"gate {gate}{decided[opened]}"
+    return f"gate {gate:g}"
 
 
 def _badge(kind: str, text: str) -> str:
@@ -102,7 +113,7 @@ def converse(
     model: SafeModel,
     modality: str,
     sent: dict[str, Any],
-    gate: float,
+    gate: Strength,
     messages: Sequence[Message],
     max_new_tokens: int = 128,
 ) -> Iterator[tuple[list[dict[str, Any]], list[Message], dict[str, Any], str]]:
@@ -112,7 +123,7 @@ def converse(
         model: that answers.
         modality: whose samples the files are, and whose gate is given.
         sent: the ``text`` and the ``files`` of the user's message.
-        gate: strength, from 0 to 1.
+        gate: strength, from 0 to 1, or ``"auto"``.
         messages: of the conversation so far.
         max_new_tokens: limit of the answer's length.
 
@@ -163,12 +174,18 @@ def _side_by_side(
     """One question at a time, to both."""
 
     def ask(
-        file: str | None, picture: str | None, asked: str, gate: float, chat: list[Any]
+        file: str | None,
+        picture: str | None,
+        asked: str,
+        gate: float,
+        chat: list[Any],
+        auto: bool,
     ) -> tuple[str, str, str, list[Any]]:
         """What the page shows for a file, a picture, a question and a gate."""
-        badge, base, safe = respond(model, modality, file, asked, gate, max_new_tokens, picture)
+        chosen = AUTO if auto else gate
+        badge, base, safe = respond(model, modality, file, asked, chosen, max_new_tokens, picture)
         given = [path for path in (picture, file) if path is not None]
-        return badge, base, safe, [*chat, *turn(given, asked, gate, modality, base, safe)]
+        return badge, base, safe, [*chat, *turn(given, asked, chosen, modality, base, safe)]
 
     with gradio.Row():
         with gradio.Column():
@@ -176,22 +193,25 @@ def _side_by_side(
             picture = _picture_field(gradio, model)
             asked = gradio.Textbox(question, label="Question", elem_id="question")
             gate = _gate_field(gradio, model, modality, "gate")
+            auto = _auto_field(gradio, model, modality, "auto")
             button = gradio.Button("Ask both", variant="primary", elem_id="ask")
         with gradio.Column():
             told = gradio.HTML(elem_id="badge")
             base = gradio.Textbox(label="Base", lines=3, elem_id="base")
             safe = gradio.Textbox(label=f"With {modality}", lines=3, elem_id="safe")
     chat = gradio.Chatbot(label="Asked so far, each by itself", elem_id="chat")
-    given, results = [sample, picture, asked, gate, chat], [told, base, safe, chat]
+    given, results = [sample, picture, asked, gate, chat, auto], [told, base, safe, chat]
     _wire(ask, given, results, button.click, gate.release)
 
 
 def _conversation(gradio: Any, model: SafeModel, modality: str) -> None:
     """Turn after turn, each with what is sent in it."""
 
-    def turns(sent: dict[str, Any], gate: float, messages: list[Message]) -> Iterator[Any]:
+    def turns(
+        sent: dict[str, Any], gate: float, messages: list[Message], auto: bool
+    ) -> Iterator[Any]:
         """What the page shows while a message is answered."""
-        yield from converse(model, modality, sent, gate, messages)
+        yield from converse(model, modality, sent, AUTO if auto else gate, messages)
 
     sound = model.modality(modality).encoder.sampling_rate is not None
     kinds = ["audio"] if sound else ["image", ".npy", ".npz"]
@@ -207,19 +227,21 @@ def _conversation(gradio: Any, model: SafeModel, modality: str) -> None:
         elem_id="message",
     )
     gate = _gate_field(gradio, model, modality, "talk-gate")
+    auto = _auto_field(gradio, model, modality, "talk-auto")
     again = gradio.Button("Start again", elem_id="again")
-    message.submit(turns, inputs=[message, gate, messages], outputs=[chat, messages, message, told])
+    given, results = [message, gate, messages, auto], [chat, messages, message, told]
+    message.submit(turns, inputs=given, outputs=results)
     again.click(lambda: ([], [], ""), outputs=[chat, messages, told])
 
 
 def turn(
-    files: Sequence[str], question: str, gate: float, modality: str, base: str, safe: str
+    files: Sequence[str], question: str, gate: Strength, modality: str, base: str, safe: str
 ) -> list[dict[str, Any]]:
     """A question and both answers as messages of a chat; none where there was no answer."""
     if not base and not safe:
         return []
     user: list[Any] = [*({"path": file} for file in files), question]
-    answers = {"Base": base, f"With {modality}, gate {gate:g}": safe}
+    answers = {"Base": base, f"With {modality}, {_named(gate)}": safe}
     return [
         *({"role": "user", "content": part} for part in user),
         *(
@@ -238,7 +260,17 @@ def _wire(
 
 def _gate_field(gradio: Any, model: SafeModel, modality: str, name: str) -> Any:
     """Where the sense is made stronger or weaker."""
-    return gradio.Slider(0, 1, model.gates[modality], step=0.05, label="Gate", elem_id=name)
+    own = model.gates[modality]
+    value = 1.0 if own == AUTO else own
+    return gradio.Slider(0, 1, value, step=0.05, label="Gate", elem_id=name)
+
+
+def _auto_field(gradio: Any, model: SafeModel, modality: str, name: str) -> Any:
+    """Where the gate is left to the relevance head; nothing without one."""
+    if model.modality(modality).relevance is None:
+        return gradio.State(False)
+    label = "Auto: listen only where the question is about it"
+    return gradio.Checkbox(model.gates[modality] == AUTO, label=label, elem_id=name)
 
 
 def _sample_field(gradio: Any, model: SafeModel, modality: str) -> Any:

@@ -198,6 +198,8 @@ def prepare_projectors(
 ) -> None:
     """Show each projector its training frames, and align it with the answers if asked to.
 
+    Frames of variants are training frames too.
+
     Where the encoder trains, the projector is shown what it gives before the first step, and
     alignment trains both.
     """
@@ -212,9 +214,10 @@ def prepare_projectors(
             )
         rows, words = list[CachedSample](), list[str | None]()
         for example in having:
-            own: tuple[CachedSample, ...] = each_of(example.frames[name])
-            rows += own
-            words += words_for(example.aligned, len(own)) or [None] * len(own)
+            for frames in (example.frames, *example.variants):
+                own: tuple[CachedSample, ...] = each_of(frames[name])
+                rows += own
+                words += words_for(example.aligned, len(own)) or [None] * len(own)
         first = _first_frames(modality, rows, model.device)
         modality.projector.fit(first)
         chosen = [number for number, word in enumerate(words) if word is not None]

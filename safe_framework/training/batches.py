@@ -46,6 +46,7 @@ class TokenizedExample:
             they are not the answer.
         label: what is balanced: the row's own answer, whatever it is asked.
         drawn: the same row with the question of its reading of some number; None where it has one.
+        variants: what stands in place of ``frames`` at other readings.
     """
 
     prompt: PromptRow = attrs.field(converter=as_row)
@@ -57,6 +58,14 @@ class TokenizedExample:
     align: str | tuple[str, ...] | None = None
     label: str = attrs.field(default=attrs.Factory(lambda self: self.text, takes_self=True))
     drawn: Callable[[int], TokenizedExample] | None = None
+    variants: Sequence[Mapping[str, CachedSamples]] = ()
+
+    def varied(self, turn: int) -> TokenizedExample:
+        """The same row with the variant of its samples that reading number ``turn`` meets."""
+        number = turn % (len(self.variants) + 1)
+        if not number:
+            return self
+        return attrs.evolve(self, frames=self.variants[number - 1])
 
     @property
     def aligned(self) -> tuple[str, ...]:
@@ -88,9 +97,18 @@ class TokenizedExample:
 
 
 def tokenize(
-    prompts: PromptEncoder, example: Example, frames: Mapping[str, CachedSamples]
+    prompts: PromptEncoder,
+    example: Example,
+    frames: Mapping[str, CachedSamples],
+    variants: Sequence[Mapping[str, CachedSamples]] = (),
 ) -> TokenizedExample:
     """The row of an example's prompt, with the markers of its samples, and its answer.
+
+    Args:
+        prompts: makes the row.
+        example: of the task.
+        frames: of its samples, by modality.
+        variants: what stands in place of ``frames`` at other readings.
 
     Raises:
         DataError: the answer has no tokens, a picture does not fit, or a class would be read at
@@ -118,16 +136,21 @@ def tokenize(
         classes,
         example.align,
         example.label,
-        None if example.questions is None else partial(_drawn, prompts, example, frames),
+        None if example.questions is None else partial(_drawn, prompts, example, frames, variants),
+        variants,
     )
 
 
 def _drawn(
-    prompts: PromptEncoder, example: Example, frames: Mapping[str, CachedSamples], turn: int
+    prompts: PromptEncoder,
+    example: Example,
+    frames: Mapping[str, CachedSamples],
+    variants: Sequence[Mapping[str, CachedSamples]],
+    turn: int,
 ) -> TokenizedExample:
     """The example with the question of its reading number ``turn``."""
     assert example.questions is not None
-    return tokenize(prompts, example.ask(example.questions.drawn(turn)), frames)
+    return tokenize(prompts, example.ask(example.questions.drawn(turn)), frames, variants)
 
 
 def modality_columns(

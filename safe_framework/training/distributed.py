@@ -35,6 +35,7 @@ from torch.utils.hooks import RemovableHandle
 
 from safe_framework.core.layer_hooks import LayerCall, get_hidden_states, set_hidden_states
 from safe_framework.core.model import SafeModel
+from safe_framework.data.augmentation import Variation
 from safe_framework.data.frame_cache import CachedSamples, FrameCache, RawSample, RawSampleStore
 from safe_framework.errors import SafeError
 from safe_framework.interfaces.samples import Sample, Several, each_of, together
@@ -134,13 +135,14 @@ def encode_shared(
     samples: Sequence[Sample],
     progress: ProgressCallback | None = None,
     places: Sequence[str] | None = None,
+    variation: Variation | None = None,
 ) -> Sequence[Frames | RawSample]:
     """``store.frames`` of samples that every process needs; each process encodes some of them."""
     if world_size() > 1:
         own = slice(rank(), None, world_size())
-        store.frames(samples[own], progress, places[own] if places else None)
+        store.frames(samples[own], progress, places[own] if places else None, variation)
         barrier()
-    return store.frames(samples, progress, places)
+    return store.frames(samples, progress, places, variation)
 
 
 def encode_rows(
@@ -148,6 +150,7 @@ def encode_rows(
     rows: Sequence[Sample | Several[Sample]],
     progress: ProgressCallback | None = None,
     places: Sequence[str] | None = None,
+    variation: Variation | None = None,
 ) -> list[CachedSamples]:
     """``encode_shared`` of rows of which some have several samples, each kept by itself."""
     held = [each_of(row) for row in rows]
@@ -159,7 +162,7 @@ def encode_rows(
             for place, each in zip(places, held, strict=True)
             for number in range(1, len(each) + 1)
         ]
-    encoded = iter(encode_shared(store, samples, progress, named))
+    encoded = iter(encode_shared(store, samples, progress, named, variation))
     found = [together([next(encoded) for _ in each]) for each in held]
     return [one for one in found if one is not None]
 

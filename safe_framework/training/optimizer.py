@@ -43,7 +43,7 @@ def parameter_groups(
     Matrices decay. Vectors and numbers (biases, norms, gates) do not, nor do the vectors of
     markers, which start as embeddings of the base and not at zero.
     """
-    rates = {"fusion": fusion_rate}
+    rates = {"fusion": fusion_rate, "segments": fusion_rate}  # both start where they do nothing
     if encoder_rate is not None:
         rates["encoder"] = encoder_rate
     groups: dict[tuple[float, float], list[Tensor]] = {}

@@ -14,7 +14,12 @@ from safe_framework.config.read import read_recipe
 from safe_framework.core.build import build
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.training import distributed
-from safe_framework.training.setup import encode_examples, frame_stores, make_retention
+from safe_framework.training.setup import (
+    encode_examples,
+    frame_stores,
+    make_retention,
+    variations_of,
+)
 from safe_framework.training.splits import split_data
 from safe_framework.training.train import prepare_training
 from safe_framework.utils.progress import WorkProgress
@@ -52,7 +57,10 @@ def encode_samples(source: str, *, quiet: bool = False) -> None:
             model, data = build(recipe, device=distributed.device()), RecipeData(recipe)
             encoders, stores = model.encoders, frame_stores(model, recipe)
             split = split_data(recipe, data.examples("train", encoders), data, encoders)
-            encode_examples(model, [*split.examples, *split.held_out], stores, progress)
+            encode_examples(
+                model, split.examples, stores, progress, variations=variations_of(model, recipe)
+            )
+            encode_examples(model, split.held_out, stores, progress)
             pad = model.tokenizer.eos_token_id
             make_retention(model, recipe, split.examples, stores, pad, data)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 import attrs
 
@@ -13,6 +14,7 @@ from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import on_device
 from safe_framework.core.prompt_rows import PromptEncoder, PromptRow
+from safe_framework.data.augmentation import Variation
 from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.frame_cache import CachedSamples, FrameCache, RawSampleStore
 from safe_framework.data.preview import no_retention_texts
@@ -34,6 +36,11 @@ from safe_framework.training.retention.counterfactual import (
 )
 from safe_framework.utils.in_memory import was_in_memory
 from safe_framework.utils.progress import WorkProgress
+
+Variations = Mapping[str, Sequence[Variation]]
+"""The variants of each modality whose training samples are varied."""
+
+NOT_VARIED: Variations = MappingProxyType({})
 
 
 def frame_stores(model: SafeModel, recipe: Recipe) -> SampleStores:
@@ -88,6 +95,7 @@ def encode_examples(
     stores: SampleStores,
     progress: WorkProgress,
     prompts: PromptEncoder | None = None,
+    variations: Variations = NOT_VARIED,
 ) -> list[TokenizedExample]:
     """Token ids, pictures and frames of every example.
 
@@ -97,25 +105,61 @@ def encode_examples(
         stores: of the frames.
         progress: the bars.
         prompts: makes the rows; the model's own if None.
+        variations: of the modalities whose samples are varied, as ``variations_of`` gives them.
     """
-    frames: list[dict[str, CachedSamples]] = [{} for _ in examples]
-    for name, store in stores.items():
-        having = [i for i, example in enumerate(examples) if name in example.samples]
-        samples = [examples[i].samples[name] for i in having]
-        places = [examples[i].place for i in having]
-        encoded = distributed.encode_rows(store, samples, progress, places)
-        for i, one in zip(having, encoded, strict=True):
-            frames[i][name] = one
+    frames = _frames(examples, stores, progress)
+    varied = []
+    for number in range(max(map(len, variations.values()), default=0)):
+        present = {name: each[number] for name, each in variations.items() if number < len(each)}
+        varied.append(_frames(examples, stores, progress, present))
+    variants = [
+        tuple({**own, **others[i]} for others in varied if others[i])
+        for i, own in enumerate(frames)
+    ]
     prompts, made = prompts or PromptEncoder.of(model), list[TokenizedExample]()
     pictures = sum(bool(example.images) for example in examples)
     context = context_length(model.base.config)
-    for example, own in zip(examples, frames, strict=True):
-        made.append(tokenize(prompts, example, own))
+    for example, own, others in zip(examples, frames, variants, strict=True):
+        made.append(tokenize(prompts, example, own, others))
         row = made[-1].row
         check_length(example.place, max(len(row.ids), len(row)), context)
         if example.images:
             progress("reading pictures", sum(bool(e.prompt.images) for e in made), pictures)
     return made
+
+
+def _frames(
+    examples: Sequence[Example],
+    stores: SampleStores,
+    progress: WorkProgress,
+    variations: Mapping[str, Variation] | None = None,
+) -> list[dict[str, CachedSamples]]:
+    """The frames of each example's samples, or of a variant of those that are varied."""
+    frames: list[dict[str, CachedSamples]] = [{} for _ in examples]
+    for name in stores if variations is None else variations:
+        having = [i for i, example in enumerate(examples) if name in example.samples]
+        encoded = distributed.encode_rows(
+            stores[name],
+            [examples[i].samples[name] for i in having],
+            progress,
+            [examples[i].place for i in having],
+            None if variations is None else variations[name],
+        )
+        for i, one in zip(having, encoded, strict=True):
+            frames[i][name] = one
+    return frames
+
+
+def variations_of(model: SafeModel, recipe: Recipe) -> Variations:
+    """The variants in which the recipe wants the training samples of each modality."""
+    return {
+        name: [
+            Variation(spec.augment, model.modality(name).encoder, recipe.training.seed, number)
+            for number in range(1, spec.augment.variants + 1)
+        ]
+        for name, spec in recipe.modalities.items()
+        if spec.augment is not None
+    }
 
 
 def make_retention(

@@ -29,6 +29,7 @@ from safe_framework.training.setup import (
     encode_examples,
     frame_stores,
     make_retention,
+    variations_of,
 )
 from safe_framework.training.splits import split_data
 from safe_framework.training.trainer import SafeTrainer, latest_complete, training_arguments
@@ -144,7 +145,8 @@ def prepare_training(
     data = data or (RecipeData(recipe) if recipe.data else None)
     encoders = model.encoders
     split, prompts = split_data(recipe, examples, data, encoders), PromptEncoder.of(model)
-    tokenized = encode_examples(model, split.examples, stores, progress, prompts)
+    varied = variations_of(model, recipe)
+    tokenized = encode_examples(model, split.examples, stores, progress, prompts, varied)
     alignment = Alignment(model, [word for one in split.examples for word in one.aligned])
     caches = activation_caches(model, recipe, tokenized, pad, prompts)
     held = encode_examples(model, split.held_out, stores, progress, prompts)

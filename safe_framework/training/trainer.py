@@ -165,12 +165,13 @@ class SafeTrainer(Trainer):
             rows_per_shard("retention_batch_size", rows, distributed.world_size(), accumulation)
         self.monitoring = monitoring or MonitoringState()
         staged = self.monitoring.curriculum is not None
-        self._questions = Questions(self.examples, staged=staged)
+        self._questions = Questions(self.examples)
         order = None if staged else self._order()
-        self._rows = self._questions.rows(order)
+        asked = self._questions.all_of(order)
+        self._rows: Rows = [example.row for example in asked]
         self._caches = caches
         self._states = caches.task_texts(self._rows) if caches else None
-        starts = [example.answer_start for example in self.examples]
+        starts = [example.answer_start for example in asked]
         self._prompt_cache = PromptCache.tried(model, caches, self._rows, starts)
         dims = {name: encoder.dim for name, encoder in model.encoders.items()}
         prompts = caches.prompts if caches else PromptEncoder.of(model)

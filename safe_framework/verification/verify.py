@@ -13,9 +13,10 @@ import torch
 from safe_framework.core.adapter import modality_tensors
 from safe_framework.core.base_model import input_device
 from safe_framework.core.model import SafeModel
+from safe_framework.core.relevance import RelevanceHead
 from safe_framework.errors import SafeError
 from safe_framework.pretrained import quietly
-from safe_framework.utils.hashing import tensors_fingerprint
+from safe_framework.utils.hashing import tensors_fingerprint, text_fingerprint
 from safe_framework.utils.versions import installed_versions
 from safe_framework.verification.base_change import apply_waivers, measure_base_change
 from safe_framework.verification.bench import Bench, frozen_state
@@ -53,6 +54,7 @@ from safe_framework.verification.pictures import (
     picture_benches,
 )
 from safe_framework.verification.prompt import prompt_is_base
+from safe_framework.verification.relevance import calibrated, irrelevant_is_absent
 from safe_framework.verification.work import VerificationProgress, Work, units_of
 
 _LAWS: Mapping[Callable[[Bench], Law], int] = {
@@ -62,6 +64,7 @@ _LAWS: Mapping[Callable[[Bench], Law], int] = {
     modalities_compose: 10,  # for each choice of modalities
     nothing_silent: 4,
     prompt_is_base: 60,
+    irrelevant_is_absent: 120,
     on_reaches_outputs: 12,
     cached_decoding_agrees: 18,
     threads_isolated: 6,
@@ -71,7 +74,8 @@ _OPERATIONS, _SEEING = 80, 30
 _HASHED = 2
 """How often weights are hashed after the calls."""
 _BITWISE = (
-    rows_independent, fresh_is_silent, modalities_compose, prompt_is_base, threads_isolated,
+    rows_independent, fresh_is_silent, modalities_compose, prompt_is_base, irrelevant_is_absent,
+    threads_isolated,
 )  # fmt: skip
 _REPEATED = (FORWARD, GREEDY)
 
@@ -257,4 +261,13 @@ def _modality_identity(model: SafeModel, name: str) -> dict[str, str]:
         "layers": ", ".join(map(str, modality.fusion.layers)),
         "attend": modality.attend,
         "gate": str(modality.gate),
+        **_relevance_identity(modality.relevance),
     }
+
+
+def _relevance_identity(head: RelevanceHead | None) -> dict[str, str]:
+    """What decides where the gate is left open, and what was shown of it."""
+    if head is None:
+        return {}
+    exact = text_fingerprint(tensors_fingerprint(head.state_dict()), head.settings())
+    return {"relevance": exact, "calibrated": calibrated(head)}

@@ -16,16 +16,8 @@ from safe_framework.core.model import SafeModel
 from safe_framework.core.relevance import RelevanceHead, relevance_samples, relevance_states
 from safe_framework.errors import AdapterError, SafeError
 from safe_framework.utils.tensors import bitwise_equal
+from tests.support.relevance import random_head
 from tests.support.toys import DIM, HIDDEN, LAYERS, attached, bart, felt, gpt2, llama, texts
-
-
-def random_head(layer: int = LAYERS - 1, sample: int = 0, **settings: Any) -> RelevanceHead:
-    """A head of random numbers on the toys' bases."""
-    generator = torch.Generator().manual_seed(1)
-    count = HIDDEN + sample
-    mean, scale, weight = torch.rand(3, count, generator=generator)
-    settings = {"layer": layer, "sample_features": sample, **settings}
-    return RelevanceHead(mean, scale + 0.5, weight, 0.1, **settings)
 
 
 def test_a_score_is_the_logistic_regressions() -> None:

@@ -175,7 +175,8 @@ def test_texts_are_read_as_they_are(folder: Path) -> None:
 def test_a_row_without_text_is_named(folder: Path) -> None:
     """Law: a retention row with neither text nor question is an error that gives its line."""
     path = write(folder, {"text": "one"}, {"title": "two"})
-    with pytest.raises(DataError, match=r"^train\.jsonl:2: `text` must be .*\nhint: .*: title; say which of them"):
+    said = r"^train\.jsonl:2: `text` must be .*\nhint: .*: title; say which of them"
+    with pytest.raises(DataError, match=said):
         read_text_rows(path)
 
 

@@ -132,6 +132,38 @@ def test_a_form_says_by_its_places_what_it_asks() -> None:
     assert min(truths.values()) > 160
 
 
+def test_a_form_may_leave_the_verdict_to_the_row() -> None:
+    """Law: such a form puts the row's own yes or no into its words, and what is heard before it."""
+    form = Form("Are they the same?", "same", yes="{Heard}, so yes.", no="{Heard}, so no.")
+    row = attrs.evolve(row_questions(form), label="no", heard=("harp", "organ"))
+    asked = row.ask(form, is_yes=True)
+    assert (asked.answer, asked.is_yes) == ("A harp and an organ, so no.", False)
+    assert asked.verdicts == ({"yes"}, {"no"})
+    assert attrs.evolve(row, label="Yes.").ask(form).answer.endswith("so yes.")
+    row.check()
+    with pytest.raises(DataError, match="answered by yes or no, and not by 'harp'"):
+        attrs.evolve(row, label="harp").check()
+    with pytest.raises(DataError, match="what is heard in each sample"):
+        attrs.evolve(row, heard=()).check()
+
+
+@pytest.mark.parametrize(
+    ("given", "counts"),
+    [
+        ("A harp and an organ, so an organ.", "an organ."),
+        ("A flute, so a harp, so an organ.", "an organ."),
+        ("organ", "organ"),
+    ],
+)
+def test_what_stands_behind_what_is_heard_counts(given: str, counts: str) -> None:
+    """Law: of an answer that names what is heard, the end is judged, whatever was named before."""
+    form = Form("Which was last?", answer="{Heard}, so {a label}.")
+    row = attrs.evolve(row_questions(form), label="organ", heard=("harp", "organ"))
+    asked = row.ask(form)
+    assert asked.answer == "A harp and an organ, so an organ."
+    assert asked.conclusion(given) == counts
+
+
 def test_rows_share_what_they_are_asked() -> None:
     """Law: of one form there are few questions, each of which several rows may be asked.
 

@@ -7,6 +7,7 @@ import pytest
 
 import safe_framework
 from safe_framework.core.model import SafeModel
+from safe_framework.core.relevance import RelevanceHead
 from safe_framework.errors import DataError
 from safe_framework.pretrained import quietly
 from safe_framework.serving import conversation
@@ -64,6 +65,28 @@ def test_the_badge_is_earned(world: Path, model: SafeModel) -> None:
     opened, _, _ = respond(model, "audio", clip, "what is this", 1.0)
     assert "not the base" in opened
     assert "bitwise" not in opened
+
+
+@pytest.mark.parametrize(
+    ("threshold", "said"),
+    [
+        (float("inf"), "bitwise the base (gate auto, which stayed closed)"),
+        (float("-inf"), "not the base (gate auto, which opened)"),
+    ],
+)
+def test_the_badge_says_what_a_head_decided(
+    world: Path, model: SafeModel, threshold: float, said: str
+) -> None:
+    """Law: at gate `auto`, closed is the base, and the page says which it was."""
+    width = model.stack.hidden_size
+    head = RelevanceHead(
+        [0.0] * width, [1.0] * width, [0.0] * width, 0.0, layer=0, threshold=threshold
+    )
+    model.set_relevance("audio", head)
+    told, base, safe = respond(model, "audio", str(world / "test0.wav"), "what is this", "auto")
+    model.set_relevance("audio", None)
+    assert said in told
+    assert threshold < 0 or base == safe
 
 
 def test_without_a_sample_both_are_the_base(model: SafeModel) -> None:

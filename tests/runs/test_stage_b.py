@@ -140,6 +140,7 @@ def test_a_certificate_of_stage_a_is_as_before(finished: dict[str, Path]) -> Non
         "L6",
         "L7",
         "L8",
+        "L9",
     }
     assert "base_changed" not in json.loads(certificate.to_json())
 

@@ -16,6 +16,7 @@ import torch
 
 import safe_framework
 from safe_framework.core.model import SafeModel
+from safe_framework.core.relevance import RelevanceHead
 from safe_framework.errors import SafeError, SampleError
 from tests.core.test_chat import PROMPT
 from tests.support.toys import attached, llama, tokenizer
@@ -264,3 +265,36 @@ def test_options_of_generate_are_taken_at_the_call(options: dict[str, Any]) -> N
     assert pipe(texts, max_new_tokens=LONGEST, **options) == pipe(texts, max_new_tokens=LONGEST)
     two = {"num_beams": 2, "num_return_sequences": 2, "max_new_tokens": LONGEST}
     assert [len(answers) for answers in pipe(texts, **two)] == [2, 2]
+
+
+def with_head(model: SafeModel, threshold: float) -> SafeModel:
+    """The model, which a head decides of that opens above a score."""
+    width = model.stack.hidden_size
+    weight = torch.randn(width, generator=torch.Generator().manual_seed(0))
+    head = RelevanceHead(
+        torch.zeros(width), torch.ones(width), weight, 0.0, layer=1, threshold=threshold
+    )
+    model.set_relevance("audio", head)
+    model.set_gate("auto")
+    return model
+
+
+def test_an_answer_says_whether_the_sample_was_listened_to(model: SafeModel, clip: str) -> None:
+    """Law: `opened` stands beside each answer at gate `auto`, in calls and streams, and is true."""
+    pipe = safe_framework.pipeline(with_head(model, float("inf")))
+    asked: list[Any] = [{"text": "w5 w6", "audio": clip}, "w8"]
+    base = [{"generated_text": answer_of_base(model, text)} for text in ("w5 w6", "w8")]
+    closed = pipe(asked, max_new_tokens=LONGEST)
+    assert closed == [{**one, "opened": {"audio": False}} for one in base]
+    opened: dict[str, bool] = {}
+    stream = pipe.stream(asked[0], max_new_tokens=LONGEST, opened=opened)
+    assert ("".join(stream).strip(), opened) == (base[0]["generated_text"], {"audio": False})
+    with_head(model, float("-inf"))
+    forced = pipe(asked, gate=1.0, max_new_tokens=LONGEST)
+    found = pipe(asked, max_new_tokens=LONGEST)
+    assert [one["opened"] for one in found] == [{"audio": True}, {"audio": False}]
+    assert [one["generated_text"] for one in found] == [one["generated_text"] for one in forced]
+    assert forced[0] != base[0]
+    list(pipe.stream(asked[0], max_new_tokens=LONGEST, opened=opened))
+    assert opened == {"audio": True}
+    assert all("opened" not in one for one in [*pipe("w8"), *forced])

@@ -22,7 +22,7 @@ def test_rates_go_to_their_parts(model: SafeModel) -> None:
     """Law: projectors get one rate and fusion adapters the other."""
     modality = model.modality("touch")
     groups = parameter_groups(model, 1e-3, 1e-4, 0.01)
-    parts = {1e-3: [modality.projector, modality.segments], 1e-4: [modality.fusion]}
+    parts = {1e-3: [modality.projector], 1e-4: [modality.fusion, modality.segments]}
     for rate, own in parts.items():
         trainable = {id(p) for part in own for p in part.parameters() if p.requires_grad}
         grouped = {id(p) for group in groups if group["lr"] == rate for p in group["params"]}

@@ -88,12 +88,27 @@ def test_a_resumed_trainer_ends_at_the_same_weights(tmp_path: Path) -> None:
         assert bitwise_equal(tensor, whole.adapter_tensors()[key])
 
 
-def test_dropped_columns_are_told_of(tmp_path: Path) -> None:
-    """Law: a Trainer that would drop samples and texts is stopped, and the fix is named."""
+@pytest.mark.parametrize("base", [llama, t5])
+def test_no_column_of_ours_is_dropped(base: Callable[[], nn.Module], tmp_path: Path) -> None:
+    """Law: with `remove_unused_columns` left as it is, every input reaches the model."""
+    weights = []
+    for drops in (False, True):
+        model = sensing(base())
+        rows = (
+            [{**row, "note": "of nobody"} for row in rows_for(model)] if drops else rows_for(model)
+        )
+        trainer(model, rows, tmp_path, remove_unused_columns=drops, save_strategy="no").train()
+        weights.append(model.adapter_tensors())
+    for key, tensor in weights[0].items():
+        assert bitwise_equal(tensor, weights[1][key])
+
+
+def test_labels_alone_are_told_of(tmp_path: Path) -> None:
+    """Law: where a Trainer has dropped texts and samples, an error names the fix."""
     model = sensing(llama())
-    dropping = trainer(model, rows_for(model), tmp_path, remove_unused_columns=True)
+    rows = [{"labels": row["labels"]} for row in rows_for(model)]
     with pytest.raises(KeywordError, match="hint: set `remove_unused_columns=False`"):
-        dropping.train()
+        trainer(model, rows, tmp_path).train()
 
 
 @pytest.mark.parametrize("base", [llama, gpt2, t5, bart])

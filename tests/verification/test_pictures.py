@@ -47,6 +47,7 @@ OF_TEXT = [
     "Composition",
     "Nothing silent",
     "The prompt is the base's",
+    "Irrelevant is absent",
     "On is heard",
     "Cached decoding agrees",
     "Threads",
