@@ -88,7 +88,7 @@ def test_commands_exist(readme, capsys):
     listed = set(re.findall(r"^safe ([a-z]+)", page, re.MULTILINE))
     assert len(listed) == 17
     assert main([]) == 0
-    shown = set(re.findall(r"^    ([a-z]+)  ", capsys.readouterr().out, re.MULTILINE))
+    shown = set(re.findall(r"^    ([a-z]+)(?:  |$)", capsys.readouterr().out, re.MULTILINE))
     assert listed == shown
     for command in listed | set(re.findall(r"(?:^|`)safe ([a-z]+)", readme, re.MULTILINE)):
         with pytest.raises(SystemExit, match="0"):
