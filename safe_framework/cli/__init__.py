@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from safe_framework.cli import (
     cache,
+    calibrate,
     check,
     compare,
     compose,
@@ -42,6 +43,7 @@ _COMMANDS = (
     cache,
     compose,
     run,
+    calibrate,
     sweep,
     report,
     compare,
