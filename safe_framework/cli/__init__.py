@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from safe_framework.cli import (
     cache,
+    calibrate,
     check,
     compare,
     compose,
@@ -44,6 +45,7 @@ _COMMANDS = (
     compose,
     probe,
     run,
+    calibrate,
     sweep,
     report,
     compare,

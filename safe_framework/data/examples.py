@@ -51,6 +51,7 @@ class Example:
         align: the words that alignment draws its samples to, one for all or one for each, where
             they are not the answer.
         questions: the others that it could be asked; None where it is one alone.
+        asked: which of them it is asked.
     """
 
     prompt: str
@@ -66,6 +67,7 @@ class Example:
     images: tuple[Picture, ...] = ()
     align: str | tuple[str, ...] | None = None
     questions: RowQuestions | None = None
+    asked: Asked | None = None
 
     @property
     def aligned(self) -> tuple[str, ...]:
@@ -76,6 +78,10 @@ class Example:
     def label(self) -> str:
         """The row's own answer, whatever it is asked."""
         return self.answer if self.questions is None else self.questions.label
+
+    def judged(self, given: str) -> str:
+        """What of an answer is compared with what of ``answer``, where either says more."""
+        return given if self.asked is None else self.asked.conclusion(given)
 
     def with_questions(self, questions: RowQuestions) -> Example:
         """The same row with other questions, asked the one that stands for it."""
@@ -92,7 +98,7 @@ class Example:
         align, alone = self.align, aligned_words(label, None, sample_counts(self.samples))
         if align is None and asked.answer != label and alone:  # that names the only sample
             align = label
-        found = attrs.evolve(self, prompt=prompt, answer=asked.answer, align=align)
+        found = attrs.evolve(self, prompt=prompt, answer=asked.answer, align=align, asked=asked)
         if asked.verdicts is None:
             return found
         return attrs.evolve(found, task=QUESTIONS, labels=(), at_tokens=False)

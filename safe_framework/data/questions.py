@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,27 @@ class Asked:
     answer: str
     verdicts: tuple[frozenset[str], frozenset[str]] | None = None
     is_yes: bool = False
+
+    def conclusion(self, given: str) -> str:
+        """What of an answer is right or wrong, where it says more than that.
+
+        Of yes and no that is the one whose word it has, if it has none of the other's; of a form
+        whose answer first names what is heard, what stands behind that.
+
+        >>> Asked(Form("Which was last?", answer="{Heard}, so {a label}."), "", "").conclusion(
+        ...     "A harp and an organ, so an organ."
+        ... )
+        'an organ.'
+        """
+        if self.verdicts is not None:
+            said = set(words(given))
+            yes, no = (bool(said & verdict) for verdict in self.verdicts)
+            return given if yes == no else _VERDICTS[no]
+        places = list(_PLACES.finditer(self.form.answer))
+        for place, following in pairwise(places):
+            if place[1] in _HEARD:
+                return given.rpartition(self.form.answer[place.end() : following.start()])[2]
+        return given
 
 
 @attrs.frozen

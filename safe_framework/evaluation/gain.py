@@ -89,10 +89,10 @@ def answer_all_conditions(
         Answered(
             place=example.place,
             question=question_of_prompt(example.prompt, template),
-            expected=example.answer,
-            answer=given,
-            shuffled=misled,
-            base=alone,
+            expected=example.judged(example.answer),
+            answer=example.judged(given),
+            shuffled=example.judged(misled),
+            base=example.judged(alone),
             probe=probed,
             confidence=sure,
             task=example.task,
@@ -172,11 +172,11 @@ def _probe_tasks(
 ) -> list[str]:
     """What a probe of each task says of the test rows, whose features follow the training rows'."""
     named = [""] * len(test)
-    of_train, of_test = tasks([(e.prompt, normalise(e.answer)) for e in train], test)
+    of_train, of_test = tasks([(e.prompt, normalise(e.judged(e.answer))) for e in train], test)
     for task in sorted(set(of_test)):
         known = [row for row, its in enumerate(of_train) if its == task]
         asked = [row for row, its in enumerate(of_test) if its == task]
-        labels = [normalise(train[row].answer) for row in known]
+        labels = [normalise(train[row].judged(train[row].answer)) for row in known]
         rows = [len(train) + row for row in asked]
         found = probe(features[known], labels, features[rows], seed=seed)
         for row, name in zip(asked, found, strict=True):

@@ -96,7 +96,8 @@ def _reduced(rows: Features) -> Features:
     if rows.shape[1] <= rows.shape[0]:
         return rows
     left, sizes, _ = torch.linalg.svd(rows, full_matrices=False)
-    return left * sizes
+    turned: Features = left * sizes
+    return turned
 
 
 def _best_penalty(train: Features, targets: Tensor, classes: int, seed: int) -> float:

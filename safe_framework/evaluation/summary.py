@@ -15,7 +15,9 @@ from safe_framework.data.tasks import CAPTIONS
 from safe_framework.errors import DataError
 from safe_framework.evaluation.base_drift import BaseChanged
 from safe_framework.evaluation.metrics import Estimate, interval, interval_points
+from safe_framework.evaluation.relevance_risk import Counted
 from safe_framework.evaluation.results import (
+    WHOLE_ANSWER,
     Agreement,
     BothSensesScores,
     Evaluation,
@@ -214,6 +216,7 @@ def sections(
         *_both_senses(evaluation),
         *_kept_when_off(evaluation),
         *_seeing(evaluation, asked),
+        *_relevance(evaluation),
         Section("Tokens kept, gate at 1", tuple(_agreements(evaluation, asked))),
         Section("KL in nats, gate at 1", tuple(_divergences(evaluation))),
         *_others(evaluation),
@@ -348,6 +351,31 @@ def _wordings(evaluation: Evaluation) -> Iterator[Section]:
         rows.append(Row("held-out forms", "none", "", why))
     if rows:
         yield Section("In other words", tuple(rows))
+
+
+def _relevance(evaluation: Evaluation) -> Iterator[Section]:
+    """Where the gate that decides opens, what it keeps, and what irrelevant samples change."""
+    found = evaluation.relevance
+    if found is None:
+        return
+    mistakes = found.false_opens.items()
+    rows = [_counted(f"opens on {kind}", one, "by mistake") for kind, one in mistakes]
+    rows += [_counted(f"opens in {kind}", one, "as it should") for kind, one in found.opens.items()]
+    for kind, kept in found.gain.items():
+        share = "none" if kept.share is None else percent(kept.share)
+        note = f"right {percent(kept.auto)}, at gate 1 {percent(kept.opened)}, n {kept.n}"
+        rows.append(Row(f"gain kept, {kind}", share, "", note))
+    for kind, one in found.influence.items():
+        opened = f"at gate 1 {percent(one.opened.share)}, {WHOLE_ANSWER} tokens"
+        rows.append(_counted(f"answers changed by {kind}", one.auto, opened))
+    if not found.sentence:
+        rows.append(Row("calibrated", "no", "", "`safe calibrate` bounds the mistakes"))
+    yield Section("Gate that decides (auto)", tuple(rows))
+
+
+def _counted(name: str, one: Counted, note: str) -> Row:
+    limits = f"{percent(one.low)} to {percent(one.high)}"
+    return Row(name, percent(one.share), limits, f"{note}, {one.count} of {one.calls}")
 
 
 def _both_senses(evaluation: Evaluation) -> Iterator[Section]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 
-from safe_framework.data.questions import Asked, words
+from safe_framework.data.questions import Asked
 from safe_framework.evaluation.answers import answer
 from safe_framework.evaluation.gain import MEASURES, question_of_prompt
 from safe_framework.evaluation.metrics import Estimate, bootstrap, exact_match, normalise
@@ -48,30 +48,17 @@ class _Question:
 
     def score(self, given: str) -> float:
         """1.0 for a right answer, 0.0 for a wrong one; of a caption its measure."""
-        if self.asked is not None and self.asked.verdicts is not None:
-            return float(judged(given, self.asked))
         _, measure = MEASURES.get(self.example.task, ("", exact_match))
-        return float(measure([given], [self.example.answer])[0])
+        return float(measure([self.example.judged(given)], [self._expected])[0])
 
     @property
     def expected_class(self) -> str:
         """Among which a balanced accuracy is the mean: yes and no, or the answers."""
-        if self.asked is not None and self.asked.verdicts is not None:
-            return "yes" if self.asked.is_yes else "no"
-        return normalise(self.example.answer)
+        return normalise(self._expected)
 
-
-def judged(given: str, asked: Asked) -> bool:
-    """Whether an answer to a question of yes or no says the right one, whatever else it says.
-
-    Args:
-        given: the answer.
-        asked: the question, with the words that either is known by.
-    """
-    assert asked.verdicts is not None
-    said = set(words(given))
-    yes, no = (bool(said & verdict) for verdict in asked.verdicts)
-    return yes != no and yes is asked.is_yes
+    @property
+    def _expected(self) -> str:
+        return self.example.judged(self.example.answer)
 
 
 def ask_other_wordings(

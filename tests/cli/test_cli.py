@@ -309,25 +309,23 @@ def test_check_says_that_a_recipe_is_valid(installed, tmp_path, capsys):
     assert capsys.readouterr().out == f"{path} is a valid recipe\n"
 
 
-def test_check_says_that_training_is_plain(installed, tmp_path, capsys):
-    """A recipe without speed-ups is valid, with a note that its steps take longer."""
+@pytest.mark.parametrize(
+    ("training", "note"),
+    [
+        ('speedups = "off"', "its [training] runs without speed-ups: its steps take longer"),
+        (
+            "max_steps = 20",
+            "its rates rise for 100 steps (`warmup_steps` in [training]), so that they never reach "
+            "their peak in 20",
+        ),
+    ],
+)
+def test_check_says_what_is_worth_knowing(installed, tmp_path, capsys, training, note):
+    """A recipe whose training is slow, or ends before its warm-up does, is valid, with a note."""
     path = tmp_path / "a.toml"
-    path.write_text(RECIPE + '[training]\nspeedups = "off"\n')
+    path.write_text(f"{RECIPE}[training]\n{training}\n")
     assert main(["check", str(path)]) == 0
-    assert capsys.readouterr().out == (
-        f"{path} is a valid recipe\nits [training] runs without speed-ups: its steps take longer\n"
-    )
-
-
-def test_check_says_that_rates_never_reach_their_peak(installed, tmp_path, capsys):
-    """A recipe that ends before its warm-up does is valid, with a note."""
-    path = tmp_path / "a.toml"
-    path.write_text(RECIPE + "[training]\nmax_steps = 20\n")
-    assert main(["check", str(path)]) == 0
-    assert capsys.readouterr().out == (
-        f"{path} is a valid recipe\nits rates rise for 100 steps (`warmup_steps` in [training]), "
-        "so that they never reach their peak in 20\n"
-    )
+    assert capsys.readouterr().out == f"{path} is a valid recipe\n{note}\n"
 
 
 def test_check_shows_every_problem(installed, tmp_path, capsys):

@@ -1,13 +1,19 @@
 """What an encoder is given that names a rate, as docs/plugins.md says, and one that does not."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
+from safe_framework.core.processor import SafeProcessor
+from safe_framework.data.addresses import sources_of
 from safe_framework.data.audio import Waveform
 from safe_framework.data.examples import read_examples
+from safe_framework.data.readers import MemoryRows
+from safe_framework.data.samples import read_sample
 from safe_framework.testing.toys import ToyEncoder
 
 
@@ -45,3 +51,34 @@ def test_an_encoder_without_a_rate_is_given_arrays(tmp_path):
     held = sample if isinstance(sample, np.ndarray) else sample[0]
     assert (held == values).all()
     assert held.dtype == values.dtype
+
+
+class Decoder:
+    """As torchcodec's, and what datasets 4 gives for a column of sounds."""
+
+    def get_all_samples(self):
+        """Two channels and their rate."""
+        return SimpleNamespace(data=torch.tensor([[0.2] * 800, [0.4] * 800]), sample_rate=8_000)
+
+
+class Listening(ToyEncoder):
+    """Keeps what it is given."""
+
+    sampling_rate = 8_000
+
+    def prepare(self, samples):
+        """Nothing of it."""
+        self.heard = list(samples)
+        return {"values": torch.zeros(len(samples), 1)}
+
+
+def test_a_decoder_is_a_sound():
+    """A caller's and a row's: its channels are averaged, at the encoder's rate."""
+    encoder = Listening()
+    SafeProcessor(None, {"audio": encoder}).modality("audio", [Decoder()])
+    (given,) = encoder.heard
+    (row,) = MemoryRows([{"audio": Decoder(), "question": "q", "answer": "a"}], "train")
+    (held,) = sources_of(row, ["audio"])["audio"]
+    for found in (given, read_sample(held, 8_000, "train[0]")):
+        assert found.sampling_rate == 8_000
+        assert found.values == pytest.approx(np.full(800, 0.3), abs=1e-6)

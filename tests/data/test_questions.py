@@ -147,6 +147,23 @@ def test_a_form_may_leave_the_verdict_to_the_row() -> None:
         attrs.evolve(row, heard=()).check()
 
 
+@pytest.mark.parametrize(
+    ("given", "counts"),
+    [
+        ("A harp and an organ, so an organ.", "an organ."),
+        ("A flute, so a harp, so an organ.", "an organ."),
+        ("organ", "organ"),
+    ],
+)
+def test_what_stands_behind_what_is_heard_counts(given: str, counts: str) -> None:
+    """Law: of an answer that names what is heard, the end is judged, whatever was named before."""
+    form = Form("Which was last?", answer="{Heard}, so {a label}.")
+    row = attrs.evolve(row_questions(form), label="organ", heard=("harp", "organ"))
+    asked = row.ask(form)
+    assert asked.answer == "A harp and an organ, so an organ."
+    assert asked.conclusion(given) == counts
+
+
 def test_rows_share_what_they_are_asked() -> None:
     """Law: of one form there are few questions, each of which several rows may be asked.
 

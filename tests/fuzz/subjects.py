@@ -154,6 +154,17 @@ def beside(world: Path, folder: Path) -> Iterator[None]:
     yield
 
 
+def refusals(*reads: Callable[[], object]) -> list[SafeError]:
+    """The error of each reading that is refused."""
+    found = []
+    for read in reads:
+        try:
+            read()
+        except SafeError as error:
+            found.append(error)
+    return found
+
+
 def manifests(world: World) -> Case:
     """JSONL, CSV and TSV: previewed, checked, and read as a task and as texts."""
     rows = [json.loads(line) for line in (world.folder / "train.jsonl").read_text().splitlines()]
@@ -192,16 +203,14 @@ def manifests(world: World) -> Case:
             seen = preview(made)
             check_target(str(folder / "recipe.toml"), longest=30.0)
             check_target(str(folder / f"rows{ending}"), longest=30.0)
-            refused: list[SafeError] = list(seen.errors)
-            for read in (
-                lambda: RecipeData(made).examples("train", encoders),
-                lambda: RecipeData(made).texts("retention", encoders),
-                lambda: RecipeData(made).digest("train"),
-            ):
-                try:
-                    read()
-                except SafeError as error:
-                    refused.append(error)
+            refused = [
+                *seen.errors,
+                *refusals(
+                    lambda: RecipeData(made).examples("train", encoders),
+                    lambda: RecipeData(made).texts("retention", encoders),
+                    lambda: RecipeData(made).digest("train"),
+                ),
+            ]
         if refused:
             raise refused[0]
 
@@ -280,18 +289,13 @@ def pictures(world: World) -> Case:
         content = mutated_bytes(random.choice(files), files, random)
         path = folder / f"picture.{random.choice(('png', 'jpg', 'tiff'))}"
         path.write_bytes(content)
-        refused: list[SafeError] = []
-        for read in (
+        refused = refusals(
             lambda: Picture(path).look(),
             lambda: Picture(content).open(),
             lambda: Picture(content).digest,
             lambda: read_image(path),
             lambda: read_image(content),
-        ):
-            try:
-                read()
-            except SafeError as error:
-                refused.append(error)
+        )
         if refused:
             raise refused[0]
 
