@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from safe_framework.cli import (
     cache,
+    calibrate,
     check,
     compare,
     compose,
@@ -22,6 +23,7 @@ from safe_framework.cli import (
     new,
     pick,
     play,
+    probe,
     report,
     run,
     serve,
@@ -41,7 +43,9 @@ _COMMANDS = (
     data,
     cache,
     compose,
+    probe,
     run,
+    calibrate,
     sweep,
     report,
     compare,

@@ -74,7 +74,7 @@ def table(sweep: GateSweep) -> Table:
     seeing = ("sees",) if sweep.points[0].seeing else ()
     for name in ("gate", "right", "95 %", "kept", "95 %", "KL", *seeing, ""):
         shown.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for point in sweep.points:
+    for point in sweep.all_points:
         shown.add_row(*_cells(sweep, point))
     return shown
 
@@ -87,7 +87,7 @@ def _cells(sweep: GateSweep, point: GatePoint) -> tuple[str, ...]:
     seen = [percent(point.seeing.accuracy.value)] if point.seeing else []
     mark = "*" if point in sweep.front else " "
     return (
-        f"{point.gate:g} {mark}", percent(point.accuracy.value), interval(point.accuracy),
+        f"{point.name} {mark}", percent(point.accuracy.value), interval(point.accuracy),
         percent(kept.value), interval(kept), f"{point.kept.kl.value:.2g}", *seen,
         "best" if point == sweep.recommended else "",
     )  # fmt: skip
@@ -102,7 +102,7 @@ def recommendation(sweep: GateSweep) -> str:
     if best is not None:
         lines.append(
             f"for at least {percent(sweep.budget)} of tokens kept: "
-            f'model.set_gate({best.gate:g}, "{sweep.modality}")'
+            f'model.set_gate({best.setting}, "{sweep.modality}")'
         )
     else:
         lines += [nothing_gained(sweep)]
@@ -126,6 +126,6 @@ def nothing_gained(sweep: GateSweep) -> str:
     most = max(sweep.hearing, key=lambda point: point.kept.agreement.value)
     kept = most.kept.agreement.value
     return (
-        f"{told}: gate {most.gate:g} gains {points(most.over_base.value)} and keeps "
+        f"{told}: gate {most.name} gains {points(most.over_base.value)} and keeps "
         f"{percent(kept)}; to allow that, --budget {math.floor(1000 * kept) / 1000:g}"
     )

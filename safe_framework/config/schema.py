@@ -294,6 +294,25 @@ Attend = Literal["answer", "after", "all"]
 
 
 @attrs.frozen
+class RelevanceSpec:
+    """``relevance = { ... }`` of a modality: the head that opens its gate where that is ``"auto"``.
+
+    Attributes:
+        irrelevant: texts on which the gate stays closed: banks of the catalogue, or files of lines.
+        risk: largest share of irrelevant calls that may open the gate, of each kind.
+        confidence: with which a calibration shows that.
+        calibrate: choose the threshold once training is over, as ``safe calibrate`` does.
+    """
+
+    irrelevant: tuple[str, ...] = attrs.field(
+        default=("everyday", "music-and-sounds", "pictures-and-other-senses"), validator=not_empty
+    )
+    risk: float = attrs.field(default=0.01, validator=open_unit_interval)
+    confidence: float = attrs.field(default=0.95, validator=open_unit_interval)
+    calibrate: bool = True
+
+
+@attrs.frozen
 class ModalitySpec:
     """``[modalities.NAME]``: what one new sense is made of.
 
@@ -302,6 +321,8 @@ class ModalitySpec:
             after its sample's place, which needs ``markers``; or on all of it.
         markers: mark where a sample is in the text, by two words with vectors of their own.
         inline: put the projected tokens between them too; implies ``markers``.
+        relevance: fit the head that opens the gate where that is ``"auto"``, with the options of a
+            table; if None, do so where ``attend`` is ``"answer"``.
         augment: how training samples are varied; they are not if None.
     """
 
@@ -312,7 +333,16 @@ class ModalitySpec:
     attend: Attend = "all"
     markers: bool = False
     inline: bool = False
+    relevance: bool | RelevanceSpec | None = None
     augment: AugmentSpec | None = None
+
+    @property
+    def relevance_head(self) -> RelevanceSpec | None:
+        """How its head is fitted; None where it gets none."""
+        if isinstance(self.relevance, RelevanceSpec):
+            return self.relevance
+        wanted = self.attend == "answer" if self.relevance is None else self.relevance
+        return RelevanceSpec() if wanted else None
 
 
 @attrs.frozen

@@ -284,10 +284,8 @@ def _check_types(config: AdapterConfig) -> None:
         gate: Any = identity.get("gate")
         if "relevance" in identity:
             checked_settings(name, identity["relevance"])
-        if gate == AUTO and "relevance" in identity:
-            gate = 1.0
-        if type(gate) not in (int, float) or not 0 <= gate <= 1:
-            raise TypeError(f"the gate of `{name}` is not between 0 and 1")
+        if gate != AUTO and (type(gate) not in (int, float) or not 0 <= gate <= 1):
+            raise TypeError(f'the gate of `{name}` is neither between 0 and 1 nor "{AUTO}"')
         for kind, plugin in _items(identity.get("plugins", {})):
             told = dict(_items(plugin))
             facts = [told.get(key) for key in ("use", "distribution", "version")]
@@ -408,7 +406,17 @@ def _card(config: AdapterConfig) -> str:
 def _what_holds(config: AdapterConfig) -> str:
     if config.base_change is not None:
         return change_for_card(config.base_change)
-    return "With the sense absent or its gate at 0, outputs are bit for bit the base model's."
+    return (
+        "With the sense absent or its gate at 0, outputs are bit for bit the base model's."
+        f"{''.join(_what_was_shown(one) for one in config.modalities.values())}"
+    )
+
+
+def _what_was_shown(modality: Mapping[str, Any]) -> str:
+    """What a calibration of its gate showed, for people to read."""
+    statement = (modality.get("relevance") or {}).get("statement") or {}
+    told = [str(statement[key]) for key in ("sentence", "limits") if key in statement]
+    return f"\n\n{' '.join(told)}" if told else ""
 
 
 def _what_was_accepted(config: AdapterConfig) -> str:

@@ -1,7 +1,9 @@
 """The head that decides whether a call is about a sense's sample at all: ``gate = "auto"``.
 
-A linear probe (Alain and Bengio 2017, arXiv:1610.01644) on the base's own hidden state at the last
-position of the prompt, where everything that was asked has been read and nothing been answered.
+A probe (Alain and Bengio 2017, arXiv:1610.01644) on the base's own hidden state at the last
+position of the prompt, where all that was asked has been read and nothing been answered: linear, or
+by likeness to states that it has seen (kernel logistic regression on landmarks, as Williams and
+Seeger 2000, "Using the Nystrom method to speed up kernel machines").
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ Strength = float | Literal["auto"]
 AUTO: Literal["auto"] = "auto"
 
 TENSORS = ("mean", "scale", "weight", "bias")
-"""Names of a head's tensors."""
+"""Names of a head's tensors; one with landmarks has these too."""
 
 _SETTINGS: Mapping[str, type | tuple[type, ...]] = {
     "layer": int,
@@ -36,7 +38,10 @@ _SETTINGS: Mapping[str, type | tuple[type, ...]] = {
 
 
 class RelevanceHead(nn.Module):
-    """A logistic regression on standardised features, ``((x - mean) / scale) w + b``.
+    """A logistic regression on standardised features ``s = (x - mean) / scale``: ``s w + b``.
+
+    With landmarks ``z`` it is one on how near they are, ``k(s) w + b`` with
+    ``k_j = exp(-mean((s - z_j)^2))``, the mean over features.
 
     The features ``x`` are the base's hidden state and, where ``pooled``, the mean of the sample's
     frames behind it. All that it holds are buffers in float32: it is fitted apart, and no optimizer
@@ -45,8 +50,10 @@ class RelevanceHead(nn.Module):
     Args:
         mean: of each feature, (features,).
         scale: standard deviation of each feature, above 0, (features,).
-        weight: of each standardised feature, (features,).
+        weight: of each standardised feature, (features,), or of each landmark, (landmarks,).
         bias: of the score.
+        landmarks: standardised features that others are compared with, (landmarks, features); None
+            for a linear head.
         layer: of the base, whose output is read, from 0.
         sample_features: how many of the features, the last ones, are the pooled sample's.
         threshold: score above which the gate opens; 0 is a probability of one half.
@@ -76,6 +83,7 @@ class RelevanceHead(nn.Module):
         bias: Any,
         *,
         layer: int,
+        landmarks: Any = None,
         sample_features: int = 0,
         threshold: float = 0.0,
         statement: Mapping[str, Any] | None = None,
@@ -84,6 +92,11 @@ class RelevanceHead(nn.Module):
         for name, values in zip(TENSORS, (mean, scale, weight, bias), strict=True):
             values = torch.as_tensor(values).detach().to(torch.float32, copy=True)
             self.register_buffer(name, values.reshape(() if name == "bias" else (-1,)))
+        self.landmarks: Tensor | None = None
+        if landmarks is not None:
+            del self.landmarks
+            found = torch.as_tensor(landmarks).detach().to(torch.float32, copy=True)
+            self.register_buffer("landmarks", found)
         self.layer, self.sample_features = int(layer), int(sample_features)
         self.threshold = float(threshold)
         self.statement = None if statement is None else dict(statement)
@@ -97,7 +110,7 @@ class RelevanceHead(nn.Module):
     @property
     def features(self) -> int:
         """How many features it reads."""
-        return len(self.weight)
+        return len(self.mean)
 
     def forward(self, states: Tensor, samples: Tensor | None = None) -> Tensor:
         """The score of each row, (rows,), in float32.
@@ -117,7 +130,18 @@ class RelevanceHead(nn.Module):
                 hint="use the head with the base and the encoder that it was fitted on",
             )
         standard = (features - self.mean) / self.scale
+        if self.landmarks is not None:
+            standard = self._likeness(standard, self.landmarks)
         return standard @ self.weight + self.bias
+
+    def _likeness(self, standard: Tensor, landmarks: Tensor) -> Tensor:
+        """How near each row is to each landmark, from 0 to 1, (rows, landmarks).
+
+        Differences are taken one by one: the usual expansion of the square cancels, and a row would
+        depend on how a library orders its sums.
+        """
+        each = [(row - landmarks).square().mean(1) for row in standard]
+        return torch.exp(-torch.stack(each)) if each else standard.new_zeros(0, len(landmarks))
 
     def opens(self, score: Tensor) -> Tensor:
         """Whether the gate opens at these scores; one that is no number keeps it closed."""
@@ -128,20 +152,31 @@ class RelevanceHead(nn.Module):
         return {name: getattr(self, name) for name in _SETTINGS}
 
     @classmethod
-    def blank(cls, features: int, settings: Mapping[str, Any]) -> RelevanceHead:
+    def blank(cls, features: int, settings: Mapping[str, Any], landmarks: int = 0) -> RelevanceHead:
         """A head of these ``settings``, into which an adapter's tensors are to be copied."""
-        ones = torch.ones(features)
-        return cls(torch.zeros(features), ones, torch.zeros(features), 0.0, **settings)
+        zeros, ones = torch.zeros(features), torch.ones(features)
+        if not landmarks:
+            return cls(zeros, ones, zeros, 0.0, **settings)
+        seen = torch.zeros(landmarks, features)
+        return cls(zeros, ones, torch.zeros(landmarks), 0.0, landmarks=seen, **settings)
 
     def _check(self) -> None:
-        sizes = {len(getattr(self, name)) for name in TENSORS if name != "bias"}
+        sizes = {len(getattr(self, name)) for name in ("mean", "scale")}
+        if self.landmarks is None:
+            sizes.add(len(self.weight))
+        elif self.landmarks.shape != (len(self.weight), len(self.mean)):
+            raise SafeError(
+                f"a relevance head has landmarks of shape {tuple(self.landmarks.shape)}, weights "
+                f"of {len(self.weight)} and {len(self.mean)} features",
+                hint="give one weight for each landmark, and each as many features as `mean` has",
+            )
         if len(sizes) > 1 or not 0 <= self.sample_features < max(sizes):
             raise SafeError(
                 f"a relevance head has `mean`, `scale` and `weight` of {sorted(sizes)} features, "
                 f"{self.sample_features} of them the sample's",
                 hint="give one number for each feature, those of the hidden state first",
             )
-        finite = all(bool(getattr(self, name).isfinite().all()) for name in TENSORS)
+        finite = all(bool(held.isfinite().all()) for held in self.buffers())
         if not finite or not bool((self.scale > 0).all()):
             raise SafeError(
                 "a relevance head holds numbers that are not finite, or a scale of 0 or below",
@@ -210,14 +245,15 @@ def blank_head(
     Raises:
         AdapterError: the adapter has none, though its config says so, or says something impossible.
     """
-    weight = tensors.get(f"{name}.relevance.weight")
-    if weight is None:
+    mean, seen = (tensors.get(f"{name}.relevance.{part}") for part in ("mean", "landmarks"))
+    if mean is None:
         raise AdapterError(
             f"`{path}` has no tensors of the relevance head of `{name}` that its config tells of",
             hint="copy or save the adapter again",
         )
     try:
-        return RelevanceHead.blank(weight.numel(), settings)
+        count = 0 if seen is None else len(seen)
+        return RelevanceHead.blank(mean.numel(), settings, count)
     except SafeError as error:
         raise AdapterError(f"`{path}`: {error.message}", hint=error.hint) from error
 

@@ -8,7 +8,8 @@ rows that only one of them answers right.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import stdev
 
 import attrs
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from safe_framework.errors import DataError
 from safe_framework.evaluation.metrics import exact_match, percentiles, token_f1
+from safe_framework.evaluation.relevance_risk import Counted
 from safe_framework.evaluation.results import HELD_OUT, Evaluation, PictureQuestion
 from safe_framework.evaluation.vqa import vqa_accuracy
 
@@ -70,6 +72,7 @@ def compare_runs(
 ) -> list[Difference]:
     """Accuracy, token F1, tokens kept and seeing of two sides, each of one run or several seeds.
 
+    How often a gate that decides opens is compared where all runs were asked as many calls.
     Accuracy in held-out forms of questions is compared where all runs asked the same.
 
     Seeing is VQA accuracy, and the share of answers that are the base's, beside irrelevant samples;
@@ -97,6 +100,10 @@ def compare_runs(
     again = {_asked_again(run) for run in (*first, *second)}
     if len(again) == 1 and again.pop():
         found.append(_measure("in other words", first, second, _held_out_scores, None, seed))
+    for what, calls in (("gate opens, not asked", _false_opens), ("gate opens, asked", _opens)):
+        shapes = {_shape(calls(run)) for run in (*first, *second)}
+        if len(shapes) == 1 and shapes.pop():
+            found.append(_measure(what, first, second, partial(_flags, calls), None, seed))
     asked = {_picture_rows(run) for run in (*first, *second)}
     if len(asked) == 1 and asked.pop():
         for name, values in (
@@ -139,6 +146,24 @@ def _asked_again(run: Evaluation) -> tuple[tuple[str, str], ...]:
 def _held_out_scores(run: Evaluation) -> _Rows:
     assert run.wordings is not None
     return np.array([one.score for one in run.wordings.asked if one.way == HELD_OUT], float)
+
+
+def _false_opens(run: Evaluation) -> Mapping[str, Counted]:
+    return run.relevance.false_opens if run.relevance else {}
+
+
+def _opens(run: Evaluation) -> Mapping[str, Counted]:
+    return run.relevance.opens if run.relevance else {}
+
+
+def _shape(calls: Mapping[str, Counted]) -> tuple[tuple[str, int], ...]:
+    """Of which kinds calls were, and how many; nothing where a run's gate did not decide."""
+    return tuple((kind, one.calls) for kind, one in calls.items())
+
+
+def _flags(calls: Callable[[Evaluation], Mapping[str, Counted]], run: Evaluation) -> _Rows:
+    """1.0 for each call on which the gate opened."""
+    return np.array([float(flag) for one in calls(run).values() for flag in one.each])
 
 
 def _picture_rows(run: Evaluation) -> tuple[tuple[object, ...], ...]:

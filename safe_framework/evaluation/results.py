@@ -11,13 +11,18 @@ from safe_framework.data.pictures import Picture
 from safe_framework.data.tasks import QUESTIONS
 from safe_framework.evaluation.alignment import CrossModal, PictureAlignment
 from safe_framework.evaluation.base_drift import BaseChanged
+from safe_framework.evaluation.limits import Limit
 from safe_framework.evaluation.metrics import Calibration, Estimate, normalise
 from safe_framework.evaluation.overlap import TrainedOn
+from safe_framework.evaluation.relevance_risk import Counted
 from safe_framework.interfaces.samples import Sample, Several
 from safe_framework.utils.json_records import json_converter, to_json
 
 OTHER = "(other)"
 """The column of answers that name no class; a normalised answer cannot be spelled so."""
+
+WHOLE_ANSWER = 24
+"""Tokens of an answer that must all be the base's for a call not to be influenced."""
 
 TRAINED, HELD_OUT = "trained", "held out"
 """Whether a question's form was trained on, or kept from training."""
@@ -165,6 +170,7 @@ class Answered:
         task: of its dataset.
         dataset: its name; empty where there is only one.
         kind: what kind of question it is; empty where the rows do not say.
+        source: of its samples; empty likewise.
         blank_picture: with the modality, beside a grey picture; None where the example has none.
         other_picture: with the modality, beside another example's picture; None likewise.
         half_open: with the modality at gate 0.5; None where that was not asked.
@@ -184,6 +190,7 @@ class Answered:
     task: str = QUESTIONS
     dataset: str = ""
     kind: str = ""
+    source: str = ""
     blank_picture: str | None = None
     other_picture: str | None = None
     half_open: str | None = None
@@ -415,6 +422,66 @@ class Wordings:
 
 
 @attrs.frozen
+class Influence:
+    """How many answers an irrelevant sample changes.
+
+    Attributes:
+        opened: with the gate at 1.
+        auto: with the gate that decides.
+    """
+
+    opened: Counted
+    auto: Counted
+
+
+@attrs.frozen
+class GainKept:
+    """What a gate that decides keeps of the gain.
+
+    Attributes:
+        base: share of right answers without the sense.
+        opened: with the gate at 1.
+        auto: with the gate that decides.
+        n: questions.
+    """
+
+    base: float
+    opened: float
+    auto: float
+    n: int
+
+    @property
+    def share(self) -> float | None:
+        """The gain that is kept, of that at gate 1; None where there is none to keep."""
+        gain = self.opened - self.base
+        return (self.auto - self.base) / gain if gain > 0 else None
+
+
+@attrs.frozen
+class Relevance:
+    """How a gate that decides does, on calls that it was neither fitted nor calibrated on.
+
+    Attributes:
+        layer: of the base, whose states it reads.
+        threshold: above which it opens.
+        false_opens: of irrelevant calls, by kind of text; beside whatever sample, since it reads
+            the text alone.
+        opens: of relevant calls, by kind of wording.
+        influence: by kind of irrelevant sample.
+        gain: by kind of wording.
+        sentence: what its calibration showed; empty before one.
+    """
+
+    layer: int
+    threshold: float
+    false_opens: Mapping[str, Counted]
+    opens: Mapping[str, Counted]
+    influence: Mapping[str, Influence] = attrs.field(factory=dict)
+    gain: Mapping[str, GainKept] = attrs.field(factory=dict)
+    sentence: str = ""
+
+
+@attrs.frozen
 class Evaluation:
     """Everything that the table, ``metrics.json`` and the report show.
 
@@ -446,6 +513,9 @@ class Evaluation:
         wordings: test rows asked in other words and chats; None where there are no others.
         unmeasured: why a result that could be expected is missing, by its name.
         trained_on: test rows that hold what a training row holds.
+        limit: whether the encoder's features or training limit the gain; None in older results.
+        sources: the same of the test rows of each source that rows name.
+        relevance: how the gate does that decides by itself; None without a head for it.
     """
 
     modality: str
@@ -472,6 +542,9 @@ class Evaluation:
     wordings: Wordings | None = None
     unmeasured: Mapping[str, str] = attrs.field(factory=dict)
     trained_on: tuple[TrainedOn, ...] = ()
+    limit: Limit | None = None
+    sources: Mapping[str, Limit] = attrs.field(factory=dict)
+    relevance: Relevance | None = None
 
     def to_json(self) -> str:
         """The content of ``metrics.json``."""
@@ -489,10 +562,10 @@ _CONVERTER = json_converter(
         PictureQuestion: ("sample", "file", "images"),
     },
     omitted_if_default={
-        Answered: ("kind", "blank_picture", "other_picture", "half_open"),
+        Answered: ("kind", "source", "blank_picture", "other_picture", "half_open"),
         Evaluation: (
             "base_changed", "by", "kinds", "seeing", "both_senses", "picture_alignment",
-            "wordings", "unmeasured", "trained_on",
+            "wordings", "unmeasured", "trained_on", "limit", "sources", "relevance",
         ),
     },
 )  # fmt: skip

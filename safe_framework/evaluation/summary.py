@@ -15,7 +15,9 @@ from safe_framework.data.tasks import CAPTIONS
 from safe_framework.errors import DataError
 from safe_framework.evaluation.base_drift import BaseChanged
 from safe_framework.evaluation.metrics import Estimate, interval, interval_points
+from safe_framework.evaluation.relevance_risk import Counted
 from safe_framework.evaluation.results import (
+    WHOLE_ANSWER,
     Agreement,
     BothSensesScores,
     Evaluation,
@@ -209,10 +211,12 @@ def sections(
         Section("Gain", tuple(_gain(evaluation, asked))),
         *(by_dataset if evaluation.datasets else ()),
         *_by_kind(evaluation),
+        *_by_source(evaluation),
         *_wordings(evaluation),
         *_both_senses(evaluation),
         *_kept_when_off(evaluation),
         *_seeing(evaluation, asked),
+        *_relevance(evaluation),
         Section("Tokens kept, gate at 1", tuple(_agreements(evaluation, asked))),
         Section("KL in nats, gate at 1", tuple(_divergences(evaluation))),
         *_others(evaluation),
@@ -239,6 +243,8 @@ def _gain(evaluation: Evaluation, asked: Mapping[str, float]) -> Iterator[Row]:
         limits = f"{alike.low:.2f} to {alike.high:.2f}"
         yield Row("semantic similarity", f"{alike.value:.2f}", limits, "cosine, 1 is the same")
     yield _share("linear probe", gain.probe, f"{evaluation.train_examples} to fit")
+    if (limit := evaluation.limit) is not None:
+        yield Row("what limits it", limit.limiting, "", limit.advice)
     yield _share(f"base without {name}", gain.base, "prompt alone")
     yield _share(f"shuffled {name}", gain.shuffled, "wrong sample")
     yield _share("chance", gain.chance, "commonest")
@@ -318,6 +324,16 @@ def _by_kind(evaluation: Evaluation) -> Iterator[Section]:
         yield Section(f"Gain by {evaluation.by}", tuple(rows))
 
 
+def _by_source(evaluation: Evaluation) -> Iterator[Section]:
+    rows = []
+    for source, limit in evaluation.sources.items():
+        name = f"{source}, never trained on" if limit.trained is False else source
+        rows.append(_share(name, limit.accuracy, f"n {limit.accuracy.n}"))
+        rows.append(_share("  its linear probe", limit.probe, limit.advice))
+    if rows:
+        yield Section("Gain by source", tuple(rows))
+
+
 def _wordings(evaluation: Evaluation) -> Iterator[Section]:
     """The same rows in forms that training never saw, and in other chats."""
     found, rows = evaluation.wordings, list[Row]()
@@ -335,6 +351,31 @@ def _wordings(evaluation: Evaluation) -> Iterator[Section]:
         rows.append(Row("held-out forms", "none", "", why))
     if rows:
         yield Section("In other words", tuple(rows))
+
+
+def _relevance(evaluation: Evaluation) -> Iterator[Section]:
+    """Where the gate that decides opens, what it keeps, and what irrelevant samples change."""
+    found = evaluation.relevance
+    if found is None:
+        return
+    mistakes = found.false_opens.items()
+    rows = [_counted(f"opens on {kind}", one, "by mistake") for kind, one in mistakes]
+    rows += [_counted(f"opens in {kind}", one, "as it should") for kind, one in found.opens.items()]
+    for kind, kept in found.gain.items():
+        share = "none" if kept.share is None else percent(kept.share)
+        note = f"right {percent(kept.auto)}, at gate 1 {percent(kept.opened)}, n {kept.n}"
+        rows.append(Row(f"gain kept, {kind}", share, "", note))
+    for kind, one in found.influence.items():
+        opened = f"at gate 1 {percent(one.opened.share)}, {WHOLE_ANSWER} tokens"
+        rows.append(_counted(f"answers changed by {kind}", one.auto, opened))
+    if not found.sentence:
+        rows.append(Row("calibrated", "no", "", "`safe calibrate` bounds the mistakes"))
+    yield Section("Gate that decides (auto)", tuple(rows))
+
+
+def _counted(name: str, one: Counted, note: str) -> Row:
+    limits = f"{percent(one.low)} to {percent(one.high)}"
+    return Row(name, percent(one.share), limits, f"{note}, {one.count} of {one.calls}")
 
 
 def _both_senses(evaluation: Evaluation) -> Iterator[Section]:

@@ -6,7 +6,7 @@ samples, so that two of them differ by the gate alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 
+from safe_framework.core.relevance import AUTO, Strength
 from safe_framework.data.distractors import distractor
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import (
     answer,
     batched_apart,
     eval_mode,
+    model_inputs,
     text_inputs,
     text_rows,
 )
@@ -60,13 +62,14 @@ class GatePoint:
     """One strength of the gate.
 
     Attributes:
-        gate: from 0 (off) to 1.
+        gate: from 0 (off) to 1; 1 where a relevance head decides, to which it opens.
         accuracy: share of test examples answered right.
         over_base: paired difference of it to the gate at 0.
         kept: how near texts with irrelevant samples of every kind stay to the base.
         answers: to each test example.
         seeing: of the questions about pictures among the texts, beside irrelevant samples of every
             kind in turn, against the gate at 0; None where there are none.
+        decides: whether a relevance head opens or closes the gate on each row.
     """
 
     gate: float
@@ -75,6 +78,17 @@ class GatePoint:
     kept: Agreement
     answers: tuple[str, ...]
     seeing: SeeingScore | None = None
+    decides: bool = False
+
+    @property
+    def name(self) -> str:
+        """The gate, in words."""
+        return AUTO if self.decides else f"{self.gate:g}"
+
+    @property
+    def setting(self) -> str:
+        """The gate as Python writes it."""
+        return f'"{AUTO}"' if self.decides else self.name
 
 
 @attrs.frozen
@@ -90,6 +104,7 @@ class GateSweep:
         resamples: of every interval.
         seed: of the intervals and the irrelevant samples.
         split: which rows of ``[data]`` were asked.
+        auto: the same with the gate that its relevance head decides on; None without a head.
     """
 
     modality: str
@@ -100,6 +115,12 @@ class GateSweep:
     resamples: int
     seed: int
     split: str = TEST
+    auto: GatePoint | None = None
+
+    @property
+    def all_points(self) -> tuple[GatePoint, ...]:
+        """The points, and the one at which a relevance head decides."""
+        return self.points if self.auto is None else (*self.points, self.auto)
 
     @property
     def recommended(self) -> GatePoint | None:
@@ -116,15 +137,15 @@ class GateSweep:
     @property
     def hearing(self) -> tuple[GatePoint, ...]:
         """The points that gain something beyond doubt."""
-        return tuple(point for point in self.points if point.over_base.low > 0)
+        return tuple(point for point in self.all_points if point.over_base.low > 0)
 
     @property
     def front(self) -> tuple[GatePoint, ...]:
         """The Pareto front: points than which no other gains more and keeps as much, or reverse."""
         return tuple(
             point
-            for point in self.points
-            if not any(_dominates(other, point) for other in self.points)
+            for point in self.all_points
+            if not any(_dominates(other, point) for other in self.all_points)
         )
 
     def at(self, gate: float) -> GatePoint | None:
@@ -145,7 +166,9 @@ def _dominates(one: GatePoint, other: GatePoint) -> bool:
     return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
 
-_CONVERTER = json_converter(omitted_if_default={GatePoint: ("seeing",)})
+_CONVERTER = json_converter(
+    omitted_if_default={GatePoint: ("seeing", "decides"), GateSweep: ("auto",)}
+)
 
 
 def read_sweeps(folder: Path) -> dict[str, GateSweep]:
@@ -210,21 +233,21 @@ def sweep(
         DataError: there is no example or no text, or a gate or the budget is not from 0 to 1.
     """
     strengths = _checked(gates, budget, test, texts)
+    decides = model.modality(modality).relevance is not None
+    wanted: list[Strength] = [*strengths, *((AUTO,) if decides else ())]
     show = progress or no_progress
     ask = partial(answer, model, test, max_new_tokens=max_new_tokens, batch_size=batch_size)
     with eval_mode(model):
         answers = {
-            gate: ask(gate={modality: gate}, label=f"answers at gate {gate:g}", progress=show)
-            for gate in strengths
+            gate: ask(gate={modality: gate}, label=f"answers at gate {gate}", progress=show)
+            for gate in wanted
         }
-        kept = _retention_by_gate(model, modality, strengths, test, texts, foreign, seed, show)
+        kept = _retention_by_gate(model, modality, wanted, test, texts, foreign, seed, show)
         asked = _about_pictures(modality, test, texts, foreign, seed)
         ask = partial(answer, model, max_new_tokens=max_new_tokens, batch_size=batch_size)
         seen = {
-            gate: ask(
-                asked, gate={modality: gate}, label=f"pictures at gate {gate:g}", progress=show
-            )
-            for gate in strengths
+            gate: ask(asked, gate={modality: gate}, label=f"pictures at gate {gate}", progress=show)
+            for gate in wanted
         }
     people = [row.people for row in picture_questions(texts)]
     expected = [example.judged(example.answer) for example in test]
@@ -233,9 +256,11 @@ def sweep(
         for gate, given in answers.items()
     }
     estimate = partial(bootstrap, resamples=resamples, seed=seed)
-    points = tuple(
-        GatePoint(
-            gate=gate,
+
+    def point(gate: Strength) -> GatePoint:
+        """What was found at one strength."""
+        return GatePoint(
+            gate=1.0 if gate == AUTO else float(gate),
             accuracy=estimate(right[gate]),
             over_base=estimate(right[gate] - right[0.0]),
             kept=agreement_of(kept[gate], resamples, seed),
@@ -243,11 +268,12 @@ def sweep(
             seeing=seeing_score(people, seen[0.0], [seen[gate]], resamples=resamples, seed=seed)
             if people
             else None,
+            decides=gate == AUTO,
         )
-        for gate in strengths
-    )
-    places = tuple(example.place for example in test)
-    return GateSweep(modality, points, places, budget, len(texts), resamples, seed, split)
+
+    points, places = tuple(map(point, strengths)), tuple(example.place for example in test)
+    auto = point(AUTO) if decides else None
+    return GateSweep(modality, points, places, budget, len(texts), resamples, seed, split, auto)
 
 
 def _checked(
@@ -282,31 +308,55 @@ def _about_pictures(
 def _retention_by_gate(
     model: SafeModel,
     modality: str,
-    gates: Sequence[float],
+    gates: Sequence[Strength],
     test: Sequence[Example],
     texts: Sequence[str | TextRow],
     foreign: Sequence[Sample],
     seed: int,
     progress: ProgressCallback,
-) -> Mapping[float, list[TextSums]]:
-    """By gate, for each text how it fares with all kinds of irrelevant samples together."""
+) -> Mapping[Strength, list[TextSums]]:
+    """By gate, for each text how it fares with all kinds of irrelevant samples together.
+
+    Where a relevance head decides, it does so at the end of the text, as of any prompt: what is
+    kept of a text is all of it, or what gate 1 keeps.
+    """
     pools = distractor_pools(modality, test, foreign)
-    found: dict[float, list[TextSums]] = {gate: [] for gate in gates}
+    found: dict[Strength, list[TextSums]] = {gate: [] for gate in gates}
     done = 0
     for rows in batched_apart(text_rows(texts), LOGIT_ROWS):
         plain = text_inputs(model, rows)
         with model.original_base():
             base = model.base(**plain).logits
         accompanied = list(_with_distractors(model, modality, rows, pools, seed + done))
+        opened = _opened(model, modality, rows) if AUTO in gates else []
         for gate in gates:
             kinds = [
-                compare_with_base(model, modality, given, plain, base, gate)
+                _decided(compare, opened) if gate == AUTO else compare(float(gate))
                 for given in accompanied
+                for compare in [partial(compare_with_base, model, modality, given, plain, base)]
             ]
             found[gate] += [merge_sums(row) for row in zip(*kinds, strict=True)]
         done += len(rows)
         progress("texts at every gate", done, len(texts))
     return found
+
+
+def _opened(model: SafeModel, modality: str, rows: Sequence[TextRow]) -> list[bool]:
+    """On which texts a relevance head opens the gate."""
+    head = model.modality(modality).relevance
+    assert head is not None
+    prompts = model_inputs(model, [row.text for row in rows], (), [row.images for row in rows])
+    states = model.prompt_states(prompts, [head.layer])[head.layer]
+    found: list[bool] = head.opens(head(states)).tolist()
+    return found
+
+
+def _decided(compare: Callable[[float], list[TextSums]], opened: Sequence[bool]) -> list[TextSums]:
+    """How texts fare at gate 1 where it opens, and at 0 where it stays closed."""
+    return [
+        at_one if opens else at_zero
+        for opens, at_one, at_zero in zip(opened, compare(1.0), compare(0.0), strict=True)
+    ]
 
 
 def _with_distractors(

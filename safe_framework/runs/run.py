@@ -22,7 +22,7 @@ from safe_framework.data.examples import Example
 from safe_framework.data.fields import no_kind_error
 from safe_framework.data.preview import lacking, missing_sources
 from safe_framework.data.recipe_data import InMemory, RecipeData, listing, split_by_modality
-from safe_framework.errors import DataError
+from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation.answers import answer, eval_mode
 from safe_framework.evaluation.attention import ATTENTION
 from safe_framework.evaluation.base_drift import adapter_facts, describe_change
@@ -34,6 +34,7 @@ from safe_framework.hooks import hook_manager
 from safe_framework.pretrained.location import composed_folder
 from safe_framework.runs.base_check import check_base
 from safe_framework.runs.options import recipe_with_rows
+from safe_framework.runs.relevance import calibrate, fit_heads, measure_relevance, shipped_calls
 from safe_framework.runs.report import write_report
 from safe_framework.runs.report.curves import write_monitor_figure
 from safe_framework.runs.report.extras import ReportInputs
@@ -190,10 +191,14 @@ def _run(
             )  # fmt: skip
         if writes:
             _print_skipped(console, data, folder, shown)  # of `foreign`, where training wanted it
+        with clock.timing("relevance"):
+            _fit_relevance(model, recipe, data, examples, progress, sharded=sharding is not None)
         model.save_pretrained(folder / ADAPTER, is_main_process=writes)
         if missing_sources(recipe) is None:
             with clock.timing("evaluate"):
                 evaluation = evaluate_run(model, recipe, data, progress)
+                found = measure_relevance(model, recipe, data, evaluation, progress)
+                evaluation = attrs.evolve(evaluation, relevance=found)
             if writes and model.base_change is not None and evaluation.base_changed is not None:
                 # Only now is known how far the base went, which the adapter and its card say.
                 model.base_change.drift = adapter_facts(evaluation.base_changed.drift)
@@ -249,6 +254,51 @@ def _train(
     return train_stages(
         model, recipe, examples, folder, progress=progress, resume=resume, data=data
     )
+
+
+def _fit_relevance(
+    model: SafeModel,
+    recipe: Recipe,
+    data: RecipeData,
+    examples: Mapping[str, Sequence[Example]],
+    progress: WorkProgress,
+    *,
+    sharded: bool,
+) -> None:
+    """Fit the heads of all senses that have some, and calibrate those that are to be.
+
+    Every process does the same with the same states, which the first one computes.
+    """
+    wanted = [name for name, spec in recipe.modalities.items() if spec.relevance_head]
+    if sharded and wanted:
+        progress.console.print(
+            "no relevance heads: devices that share the base's layers cannot run its texts apart",
+            highlight=False,
+        )
+        return
+    with distributed.main_process_first():
+        names, notes = fit_heads(
+            model, recipe, examples["train"], data.texts("retention"), progress=progress
+        )
+        for note in notes:
+            progress.console.print(note, highlight=False, markup=False)
+        for name in names:
+            spec = recipe.modalities[name].relevance_head
+            if spec is None or not spec.calibrate:
+                continue
+            given = shipped_calls(model, name, recipe, examples["test"])
+            try:
+                statement = calibrate(
+                    model, name, given, risk=spec.risk, confidence=spec.confidence,
+                    progress=progress,
+                )  # fmt: skip
+            except SafeError as error:  # a run is not lost by what can be done later
+                progress.console.print(
+                    f"the gate of {name} is not calibrated: {error.message}; {error.hint}",
+                    highlight=False, markup=False,
+                )  # fmt: skip
+            else:
+                progress.console.print(statement["sentence"], highlight=False, markup=False)
 
 
 def evaluate_run(

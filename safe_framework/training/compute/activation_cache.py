@@ -330,10 +330,10 @@ class ActivationCaches:
     def store_of(
         self, rows: Rows, compute: Compute, numbers: int, name: str
     ) -> ActivationStore | None:
-        """A store of something else that is computed from rows of text; None if it is too large.
+        """A store of something else that is computed from rows; None if it is too large.
 
         Args:
-            rows: without pictures.
+            rows: of text, with their pictures.
             compute: as ``ActivationStore`` takes it.
             numbers: at most so many are kept of one position.
             name: distinguishes it from others.
@@ -341,7 +341,8 @@ class ActivationCaches:
         layer = None if self.prefix is None else self.prefix.layer
         folder = self._folder(layer, False)
         folder = folder.with_name(text_fingerprint([folder.name, name])[:32])
-        return self._if_it_fits(ActivationStore(rows, compute, (), folder), numbers)
+        states = ActivationStore(rows, compute, (), folder, self._of_pictures())
+        return self._if_it_fits(states, numbers)
 
     def samples(self, rows: int) -> dict[str, Tensor]:
         """The example's samples for so many rows, again and again if they are fewer."""

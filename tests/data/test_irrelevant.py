@@ -1,0 +1,64 @@
+"""Banks of texts that are about no sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from safe_framework.data.irrelevant import (
+    CALIBRATION,
+    TEST,
+    TRAIN,
+    part_of,
+    read_irrelevant,
+)
+from safe_framework.data.questions import read_forms, words
+from safe_framework.errors import DataError
+from safe_framework.evaluation.relevance_risk import calls_needed
+from safe_framework.utils import catalogue
+
+
+def test_banks_are_large_enough_to_show_their_risk() -> None:
+    """Law: each bank shows 1 % at 95 %, and trains and tests on other texts."""
+    names = sorted(catalogue.irrelevant())
+    assert len(names) == 3
+    for bank in read_irrelevant(names, Path()):
+        parts = [set(bank.of(part)) for part in (TRAIN, CALIBRATION, TEST)]
+        assert sum(map(len, parts)) == len(set().union(*parts)) == len(bank.texts)
+        assert len(parts[1]) >= calls_needed(0.01, 0.95)
+        assert min(len(parts[0]), len(parts[2])) >= 180
+
+
+def test_no_text_is_a_near_copy_of_another() -> None:
+    """Law: no two texts have the same words, and none is a form of a bank of questions."""
+    texts = [
+        t for bank in read_irrelevant(sorted(catalogue.irrelevant()), Path()) for t in bank.texts
+    ]
+    bags = [" ".join(words(text)) or text for text in texts]
+    assert len(set(bags)) == len(bags)
+    forms = {
+        " ".join(words(form.question))
+        for path in catalogue.questions().values()
+        for form in read_forms(path)
+    }
+    assert not forms & set(bags)
+
+
+def test_parts_follow_the_text_alone(tmp_path: Path) -> None:
+    """Law: a text that is added moves no other from one part to another."""
+    path = tmp_path / "mine.txt"
+    path.write_text("One.\nTwo.\n", "utf-8")
+    (before,) = read_irrelevant(["mine.txt"], tmp_path)
+    path.write_text("Zero.\nOne.\nTwo.\n", "utf-8")
+    (after,) = read_irrelevant(["mine.txt"], tmp_path)
+    for part in (TRAIN, CALIBRATION, TEST):
+        assert [t for t in after.of(part) if t != "Zero."] == list(before.of(part))
+    assert part_of("One.") in (TRAIN, CALIBRATION, TEST)
+
+
+def test_a_text_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    """Law: a repeated text is an error that gives both lines."""
+    (tmp_path / "mine.txt").write_text("One.\n\nOne.\n", "utf-8")
+    with pytest.raises(DataError, match=r"^mine\.txt:3: the text stands on line 1 already"):
+        read_irrelevant(["mine.txt"], tmp_path)

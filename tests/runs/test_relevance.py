@@ -1,0 +1,165 @@
+"""The gate that decides, from a recipe to the statement in the adapter, on a tiny random base."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import safe_framework
+from safe_framework.cli import main
+from safe_framework.core.prompt_rows import PromptRow
+from safe_framework.core.relevance import AUTO
+from safe_framework.data.irrelevant import CALIBRATION, TEST, read_irrelevant
+from safe_framework.errors import DataError
+from safe_framework.evaluation.relevance_risk import risk_shown
+from safe_framework.evaluation.summary import sections
+from safe_framework.runs.finished import open_run, read_metrics
+from safe_framework.runs.inspection import sweep_gate
+from safe_framework.runs.relevance import own_calls, shipped_calls
+from safe_framework.runs.run import run_recipe
+from safe_framework.training.relevance import best_head
+from safe_framework.training.relevance_calls import TRAINED, GateCall
+from safe_framework.training.relevance_states import EndReader
+
+FORMS = ["what is this", "is this high", "high low", "this what is", "this", "is this low", "what"]
+BANK = [" ".join(words) for words in itertools.permutations(["cat", "sat", "mat", "dog", "ran"], 3)]
+
+
+@pytest.fixture(scope="module")
+def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run whose sense has a head; not to be changed."""
+    (world / "forms.txt").write_text("\n".join(FORMS) + "\n", "utf-8")
+    (world / "bank.txt").write_text("\n".join(BANK) + "\n", "utf-8")
+    text = (world / "recipe.toml").read_text()
+    text = text.replace(
+        "[modalities.audio]\n",
+        '[modalities.audio]\nattend = "answer"\nrelevance = { irrelevant = ["bank.txt"] }\n',
+    ).replace("[data]\n", '[data]\nquestion = { bank = "forms.txt", replace = true }\n')
+    (world / "deciding.toml").write_text(text, "utf-8")
+    return run_recipe(
+        str(world / "deciding.toml"), output=tmp_path_factory.mktemp("runs") / "run", quiet=True
+    )
+
+
+def test_a_run_fits_calibrates_and_measures_the_gate(finished: Path, world: Path) -> None:
+    """Law: adapter, card and numbers hold the threshold and what it bounds, for the asked kinds."""
+    model = safe_framework.load(finished)
+    head = model.modality("audio").relevance
+    assert head is not None
+    assert head.statement is not None
+    (bank,) = read_irrelevant(["bank.txt"], world)
+    told = head.statement["false_opens"]["bank"]
+    assert told["calls"] == len(bank.of(CALIBRATION)) < 299
+    assert head.statement["shown"]["bank"] == pytest.approx(risk_shown(told["calls"], 0.01, 0.95))
+    assert head.threshold == head.statement["threshold"]
+    assert head.statement["checked"]["bank"]["calls"] == len(bank.of(TEST))
+    assert head.statement["sentence"] in (finished / "adapter" / "README.md").read_text("utf-8")
+    found = read_metrics(finished).relevance
+    assert found is not None
+    assert set(found.opens) == {TRAINED}
+    assert found.influence.keys() == {"silent", "noise", "shuffled"}
+    titles = [one.title for one in sections(read_metrics(finished))]
+    assert any("auto" in title for title in titles)
+
+
+def test_a_sweep_shows_the_gate_that_decides(finished: Path) -> None:
+    """Law: a head adds a point at which texts that it stays closed on are the base's."""
+    found = sweep_gate(open_run(finished), gates=[1.0], budget=0.0)
+    assert found.auto is not None
+    assert found.auto.name == AUTO
+    assert found.all_points[-1] is found.auto
+    wide, base = found.at(1.0), found.at(0.0)
+    assert wide is not None
+    assert base is not None
+    low = wide.kept.agreement.value
+    assert low <= found.auto.kept.agreement.value <= base.kept.agreement.value == 1
+
+
+def test_calibrating_anew_changes_the_threshold_alone(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Law: `safe calibrate` writes threshold and statement, and leaves every tensor as it was."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    rows = [{"question": text, "relevant": False, "kind": "mine"} for text in BANK[:30]]
+    rows += [{"question": "what is this", "relevant": True}]
+    data = tmp_path / "mine.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    before = (run / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert main(["calibrate", str(run), "--data", str(data), "--risk", "0.2"]) == 0
+    assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == before
+    head = safe_framework.load(run).modality("audio").relevance
+    assert head is not None
+    assert head.statement is not None
+    assert head.statement["false_opens"].keys() == {"mine"}
+    assert "mine.jsonl" in head.statement["limits"]
+    assert "too few" not in capsys.readouterr().out
+    assert main(["calibrate", str(run), "--data", str(data)]) == 0
+    assert "`mine` has 30 calls, of 299" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"question": "cat"}, "`relevant` must be true or false, not None"),
+        ({"question": "cat", "relevant": "no"}, "`relevant` must be true or false, not 'no'"),
+        ({"relevant": False}, "a row must have either `question` or `text`"),
+        ({"question": "", "relevant": False}, "`question` must be a text that is not empty"),
+        ({"text": "a", "relevent": False}, "nothing reads the field `relevent`"),
+        ({"text": "a", "relevant": True}, "is irrelevant, so nothing bounds"),
+    ],
+)
+def test_a_wrong_row_is_named(
+    finished: Path, tmp_path: Path, row: dict[str, object], said: str
+) -> None:
+    """Law: a row that cannot be used is an error that gives its line and its field."""
+    run, data = open_run(finished), tmp_path / "mine.jsonl"
+    data.write_text(json.dumps(row) + "\n", "utf-8")
+    with pytest.raises(DataError) as caught:
+        own_calls(run.model, "audio", run.recipe, data)
+    assert said in caught.value.message
+    assert caught.value.message.startswith("mine.jsonl:1: ") or "irrelevant" in said
+
+
+def test_calls_are_one_draw_each(finished: Path) -> None:
+    """Law: no text is counted twice, and calibration, check and training share none."""
+    run = open_run(finished)
+    given = shipped_calls(run.model, "audio", run.recipe, run.examples("audio"))
+    texts = [call.text for call in (*given.calls, *given.checks)]
+    assert len(set(texts)) == len(texts)
+
+
+def test_a_head_tells_what_it_was_fitted_on() -> None:
+    """Law: of layers, the one that tells relevant calls from others is read, by their likeness."""
+    draw = torch.Generator().manual_seed(0)
+    calls = [
+        GateCall(
+            PromptRow((number,)),
+            TRAINED if number % 3 == 0 else "some",
+            number % 3 == 0,
+            f"{number}",
+        )
+        for number in range(90)
+    ]
+    noise = torch.randn(90, 6, generator=draw)
+    ring = torch.nn.functional.normalize(noise, dim=1)  # no plane parts an inner from an outer one
+    wanted = torch.tensor([call.relevant for call in calls])
+    states = {2: noise, 5: ring * torch.where(wanted, 0.5, 2.0).unsqueeze(1)}
+    head = best_head(states, calls)
+    assert head.layer == 5
+    assert torch.equal(head(states[5]) > 0, wanted)
+
+
+def test_states_behind_what_calls_begin_with_are_those_of_whole_calls(finished: Path) -> None:
+    """Law: reading once what calls begin with changes their states by rounding alone."""
+    model, words = open_run(finished).model, [3, 4, 5, 6, 7]
+    rows = [PromptRow((*words, *end)) for end in ((8,), (9, 10, 11), (12, 8))]
+    reader = EndReader(model, [0, 1], rows)
+    assert list(reader.opening) == words
+    cut, whole = reader.read(rows), EndReader(model, [0, 1], rows[:1]).read(rows)
+    for layer, found in whole.items():
+        torch.testing.assert_close(cut[layer], found, rtol=1e-4, atol=1e-5)
