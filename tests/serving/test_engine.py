@@ -58,7 +58,7 @@ def test_without_a_sample_the_engine_gives_the_bases_bits(attend: str) -> None:
     assert [together[n].text for n in plain] == [told.text for told in expected]
 
 
-@pytest.mark.parametrize("attend", ["answer", "all"])
+@pytest.mark.parametrize("attend", ["answer", "all", "after", "inline"])
 def test_alone_it_is_generate(attend: str) -> None:
     """Law: a request that is alone gets the very tokens and log-probabilities of ``generate``."""
     model = hearing_model(attend)
@@ -90,9 +90,10 @@ def test_nothing_is_left_for_the_next() -> None:
         assert [told.bits for told in found] == [expected[n] for n in order]
 
 
-def test_together_is_as_alone_but_for_rounding() -> None:
+@pytest.mark.parametrize("attend", ["answer", "inline"])
+def test_together_is_as_alone_but_for_rounding(attend: str) -> None:
     """Law: rows of every kind, each with its own gate, get in a batch what they get alone."""
-    model, requests = hearing_model(), mixed(24)
+    model, requests = hearing_model(attend), mixed(16)
     together = answered(model, *requests, max_batch=8)
     for told, request in zip(together, requests, strict=True):
         (alone,) = answered(model, request)
