@@ -244,7 +244,8 @@ def scores_of(
     rows = [call.row for call in calls]
     states = prompt_states(model, rows, [head.layer], label="calls", progress=progress)
     device = next(head.buffers()).device
-    return head(states[head.layer].to(device)).cpu()
+    found: Tensor = head(states[head.layer].to(device))
+    return found.cpu()
 
 
 @torch.no_grad()
