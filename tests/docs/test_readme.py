@@ -86,7 +86,7 @@ def test_commands_exist(readme, capsys):
     """The page of commands lists each of ``safe``, and all that are named answer ``--help``."""
     page = (ROOT / "docs" / "cli.md").read_text("utf-8")
     listed = set(re.findall(r"^safe ([a-z]+)", page, re.MULTILINE))
-    assert len(listed) == 17
+    assert len(listed) == 20
     assert main([]) == 0
     shown = set(re.findall(r"^    ([a-z]+)(?:  |$)", capsys.readouterr().out, re.MULTILINE))
     assert listed == shown
