@@ -21,6 +21,7 @@ import attrs
 import numpy as np
 import torch
 from rich.console import Console
+from speed_auto import auto_rows
 from speed_measures import (
     calls_of,
     certificate,
@@ -45,7 +46,17 @@ from safe_framework.data.audio import Waveform
 from safe_framework.runs.run import run_versions
 
 PAGE = Path(__file__).with_name("speed.md")
-GROUPS = ("off", "prefill", "decode", "pictures", "memory", "loading", "starting", "certificate")
+GROUPS = (
+    "off",
+    "prefill",
+    "decode",
+    "auto",
+    "pictures",
+    "memory",
+    "loading",
+    "starting",
+    "certificate",
+)
 
 
 def measured(
@@ -60,6 +71,7 @@ def measured(
         "off": lambda: operation_rows(calls_of(model, MODALITY, 128)),
         "prefill": lambda: _prefills(model, lengths, rounds),
         "decode": lambda: _decodings(model, lengths, max(3, rounds // 2)),
+        "auto": lambda: auto_rows(model, _second(), lengths, rounds),
         "pictures": lambda: picture_rows(seeing_model(), sorted(lengths)[:2], rounds),
         "memory": lambda: memory(max(lengths), lambda arm, n: in_child(arm, n, __file__)),
         "loading": lambda: loads,
@@ -73,8 +85,13 @@ def measured(
     return found
 
 
+def _second() -> Waveform:
+    """A second of sound."""
+    return Waveform(np.zeros(16_000, np.float32), 16_000)
+
+
 def _prefills(model: SafeModel, lengths: Sequence[int], rounds: int) -> list[Row]:
-    rows = encoding(model, MODALITY, Waveform(np.zeros(16_000, np.float32), 16_000), rounds)
+    rows = encoding(model, MODALITY, _second(), rounds)
     for length in lengths:
         fewer = max(3, rounds * 128 // max(length, 128))
         rows += prefill(calls_of(model, MODALITY, length), fewer)

@@ -6,7 +6,9 @@ After `make demo` and `python examples/add_depth_modality.py`:
 
 Both adapters are loaded together. Switched alone, each must give bit for bit the logits that it
 gives as the only one. The table says how many answers are right in every combination of modalities;
-interference is what a modality loses when the other one is active beside it.
+interference is what a modality loses when the other one is active beside it. Where both have a
+relevance head, a column has both gates decide by themselves, and a row says how many whole answers
+to questions about neither stay the base's.
 """
 
 import argparse
@@ -23,8 +25,10 @@ from torch import Tensor
 import safe_framework
 from safe_framework import SafeModel
 from safe_framework.data.examples import Example, read_examples
+from safe_framework.data.irrelevant import TEST, read_irrelevant
 from safe_framework.evaluation.answers import answer, model_inputs
 from safe_framework.evaluation.metrics import exact_match
+from safe_framework.evaluation.results import WHOLE_ANSWER
 from safe_framework.utils.catalogue import FOLDER
 from safe_framework.utils.tensors import bitwise_equal
 
@@ -86,9 +90,11 @@ def alone_is_as_before(
     return same
 
 
-def right(model: SafeModel, asked: Sequence[Example], enabled: Sequence[str]) -> float:
-    """The share of right answers when the modalities `enabled` are on and all others off."""
-    gate = {name: float(name in enabled) for name in model.modalities}
+Gates = Mapping[str, Any]
+
+
+def right(model: SafeModel, asked: Sequence[Example], gate: Gates) -> float:
+    """The share of right answers at these gates."""
     answers = answer(model, asked, gate=gate)
     return float(exact_match(answers, [example.answer for example in asked]).mean())
 
@@ -96,13 +102,38 @@ def right(model: SafeModel, asked: Sequence[Example], enabled: Sequence[str]) ->
 def composition(model: SafeModel, asked: Mapping[str, Sequence[Example]]) -> Table:
     """A row for the questions of each modality, a column for each combination of modalities."""
     names = list(model.modalities)
-    combinations = {"neither": [], **{f"{name} alone": [name] for name in names}, "both": names}
-    table = Table("questions about", *combinations, "interference")
+    on = {"neither": [], **{f"{name} alone": [name] for name in names}, "both": names}
+    gates: dict[str, Gates] = {
+        words: {name: float(name in enabled) for name in names} for words, enabled in on.items()
+    }
+    if all(model.modality(name).relevance is not None for name in names):
+        gates["both, auto"] = dict.fromkeys(names, "auto")
+    table = Table("questions about", *gates, "interference")
     for name, examples in asked.items():
-        shares = {words: right(model, examples, on) for words, on in combinations.items()}
-        lost = shares[f"{name} alone"] - shares["both"]
+        shares = {words: right(model, examples, gate) for words, gate in gates.items()}
+        lost = shares[f"{name} alone"] - list(shares.values())[-1]
         table.add_row(name, *(f"{share:.3f}" for share in shares.values()), f"{lost:.3f}")
+    if "both, auto" in gates:
+        nothing = about_nothing(model, next(iter(asked.values())))
+        base = answer(model, nothing, gate=gates["neither"], max_new_tokens=WHOLE_ANSWER)
+        kept = [
+            answer(model, nothing, gate=gate, max_new_tokens=WHOLE_ANSWER)
+            for gate in gates.values()
+        ]
+        same = [float(exact_match(some, base).mean()) for some in kept]
+        table.add_row("neither, as the base", *(f"{share:.3f}" for share in same), "")
     return table
+
+
+def about_nothing(model: SafeModel, beside: Sequence[Example]) -> list[Example]:
+    """Everyday questions, each beside the samples of one of these."""
+    (bank,) = read_irrelevant(["everyday"], FOLDER)
+    texts = spread(bank.of(TEST), len(beside))
+    prompt = model.processor.template
+    return [
+        Example(prompt.replace("{question}", text), "", one.samples)
+        for text, one in zip(texts, beside, strict=False)
+    ]
 
 
 def main() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
+
+from safe_framework.errors import SafeError
 
 
 def add(commands: Any) -> None:
@@ -14,6 +17,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "target",
         metavar="TARGET",
+        nargs="?",
         help="folder of an adapter or of its run; a recipe's file or name; or a base, which is "
         "given a made-up sense: a folder, a card or a hub id",
     )
@@ -25,10 +29,20 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--device", metavar="DEVICE", help="such as cuda; default: where it loads")
     parser.add_argument("--quick", action="store_true", help="compare fewer calls")
+    parser.add_argument(
+        "--server",
+        metavar="URL",
+        help="ask a running server instead, and compare it with TARGET's base if one is named",
+    )
+    parser.add_argument("--api-key", metavar="KEY", help="of that server; also $SAFE_API_KEY")
     parser.set_defaults(run=_run, loads_models=True)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.server is not None:
+        return _ask_server(arguments)
+    if arguments.target is None:
+        raise SafeError("`safe verify` needs a TARGET or `--server URL`")
     from rich.console import Console
 
     from safe_framework.core.adapter import CERTIFICATE
@@ -55,3 +69,25 @@ def _run(arguments: argparse.Namespace) -> int:
     if path is not None:
         console.print(f"certificate  {certificate.write(path)}", highlight=False, soft_wrap=True)
     return 0 if certificate.holds else 1
+
+
+def _ask_server(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from safe_framework.serving.server_laws import ServerClient, server_laws
+    from safe_framework.utils.progress import WorkProgress
+    from safe_framework.verification.certificate import Verdict
+    from safe_framework.verification.target import open_target
+
+    console, model = Console(), None
+    if arguments.target is not None:
+        model, _ = open_target(arguments.target, arguments.device)
+    key = arguments.api_key or os.environ.get("SAFE_API_KEY") or None
+    with WorkProgress(console).showing() as progress:
+        laws = server_laws(ServerClient(arguments.server, key), model, progress=progress)
+    for law in laws:
+        line = f"{law.key}  {law.name}: {law.verdict.value}, {law.detail}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        for finding in law.findings:
+            console.print(f"    {finding}", highlight=False, markup=False, soft_wrap=True)
+    return 1 if any(law.verdict is Verdict.FAILS for law in laws) else 0

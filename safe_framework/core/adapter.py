@@ -284,10 +284,8 @@ def _check_types(config: AdapterConfig) -> None:
         gate: Any = identity.get("gate")
         if "relevance" in identity:
             checked_settings(name, identity["relevance"])
-        if gate == AUTO and "relevance" in identity:
-            gate = 1.0
-        if type(gate) not in (int, float) or not 0 <= gate <= 1:
-            raise TypeError(f"the gate of `{name}` is not between 0 and 1")
+        if gate != AUTO and (type(gate) not in (int, float) or not 0 <= gate <= 1):
+            raise TypeError(f'the gate of `{name}` is neither between 0 and 1 nor "{AUTO}"')
         for kind, plugin in _items(identity.get("plugins", {})):
             told = dict(_items(plugin))
             facts = [told.get(key) for key in ("use", "distribution", "version")]

@@ -26,6 +26,7 @@ from safe_framework.core.base_identity import compare_bases
 from safe_framework.core.compilation import compile_layers
 from safe_framework.core.layer_discovery import Side
 from safe_framework.core.markers.embeddings import inline_tokens
+from safe_framework.core.modality import checked_gate
 from safe_framework.core.model import SafeModel
 from safe_framework.core.relevance import blank_head
 from safe_framework.core.segments import untaught
@@ -338,7 +339,7 @@ def load_tensors(
     model.base_snapshot.accepted = tuple(dict.fromkeys(known))
     model.base_snapshot.identity = identity
     for name, recorded in config.modalities.items():
-        model.set_gate(recorded["gate"], name)
+        model.modality(name).gate = checked_gate(recorded["gate"])
         model.modality(name).attend = recorded.get("attend", "all")  # older ones act everywhere
 
 

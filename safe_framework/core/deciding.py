@@ -171,9 +171,13 @@ class DecidingCall:
         """
         if self.gates is not None:
             return None
-        read = [states.take(layer, out) for states in self.states.values()]
         if self.last_position is not None:
             self.last_position.note(layer, module, args, kwargs, out)
+        read = [
+            states.take(layer, out)
+            for states in self.states.values()
+            if layer == self.deciding_layer or layer in states.wanted
+        ]
         if layer != self.deciding_layer or not all(read):
             return None
         with torch.no_grad():

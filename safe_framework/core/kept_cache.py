@@ -34,7 +34,7 @@ class KeptCache:
             """Put everything back."""
             for attributes, kept in puts:
                 attributes.clear()
-                attributes.update(_copied(kept, tensors=True))
+                attributes.update(kept)
 
         return cls(restore)
 

@@ -22,7 +22,8 @@ FOREIGN = ("foreign", "foreign_test", "foreign_validation")
 _LIKENESS = 0.75  # a column that is there for another reason is not a misspelt one
 _SAMPLES = {*SOUNDS, *PICTURE_FILES, ".npy", ".npz"}
 _ASKED = ("question", "answer", "answers", "align", "messages")
-ORIGINS = ("source", "speaker")
+SOURCE, SPEAKER = "source", "speaker"
+ORIGINS = (SOURCE, SPEAKER)
 """Where a row's samples come from: what the splits may not share if a test is to be of others."""
 
 

@@ -25,6 +25,7 @@ from safe_framework.evaluation.gain import (
     gain,
     without_captions,
 )
+from safe_framework.evaluation.limits import by_source, limit_of
 from safe_framework.evaluation.metrics import Calibration, calibration, exact_match
 from safe_framework.evaluation.overlap import trained_on
 from safe_framework.evaluation.results import Answered, Evaluation
@@ -123,6 +124,8 @@ def evaluate(
         **_counts(model, train, max_new_tokens),
         by=asking.field if found["kinds"] or (seen and seen.kinds) else "",
         wordings=other_wordings,
+        limit=limit_of(answers, **drawing),
+        sources=by_source(answers, train, **drawing),
         trained_on=trained_on(modality, train, test),
         **drawing,
     )

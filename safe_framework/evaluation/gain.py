@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from safe_framework.data.fields import SOURCE
 from safe_framework.data.tasks import CAPTIONS, KIND
 from safe_framework.evaluation.answers import (
     answer,
@@ -97,6 +98,7 @@ def answer_all_conditions(
             task=example.task,
             dataset=example.dataset,
             kind=kind_of(example.fields, by),
+            source=kind_of(example.fields, SOURCE),
             blank_picture=unseen,
             other_picture=deceived,
             sample=example.samples[modality],

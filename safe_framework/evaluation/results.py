@@ -11,6 +11,7 @@ from safe_framework.data.pictures import Picture
 from safe_framework.data.tasks import QUESTIONS
 from safe_framework.evaluation.alignment import CrossModal, PictureAlignment
 from safe_framework.evaluation.base_drift import BaseChanged
+from safe_framework.evaluation.limits import Limit
 from safe_framework.evaluation.metrics import Calibration, Estimate, normalise
 from safe_framework.evaluation.overlap import TrainedOn
 from safe_framework.evaluation.relevance_risk import Counted
@@ -169,6 +170,7 @@ class Answered:
         task: of its dataset.
         dataset: its name; empty where there is only one.
         kind: what kind of question it is; empty where the rows do not say.
+        source: of its samples; empty likewise.
         blank_picture: with the modality, beside a grey picture; None where the example has none.
         other_picture: with the modality, beside another example's picture; None likewise.
         half_open: with the modality at gate 0.5; None where that was not asked.
@@ -188,6 +190,7 @@ class Answered:
     task: str = QUESTIONS
     dataset: str = ""
     kind: str = ""
+    source: str = ""
     blank_picture: str | None = None
     other_picture: str | None = None
     half_open: str | None = None
@@ -510,6 +513,8 @@ class Evaluation:
         wordings: test rows asked in other words and chats; None where there are no others.
         unmeasured: why a result that could be expected is missing, by its name.
         trained_on: test rows that hold what a training row holds.
+        limit: whether the encoder's features or training limit the gain; None in older results.
+        sources: the same of the test rows of each source that rows name.
         relevance: how the gate does that decides by itself; None without a head for it.
     """
 
@@ -537,6 +542,8 @@ class Evaluation:
     wordings: Wordings | None = None
     unmeasured: Mapping[str, str] = attrs.field(factory=dict)
     trained_on: tuple[TrainedOn, ...] = ()
+    limit: Limit | None = None
+    sources: Mapping[str, Limit] = attrs.field(factory=dict)
     relevance: Relevance | None = None
 
     def to_json(self) -> str:
@@ -555,10 +562,10 @@ _CONVERTER = json_converter(
         PictureQuestion: ("sample", "file", "images"),
     },
     omitted_if_default={
-        Answered: ("kind", "blank_picture", "other_picture", "half_open"),
+        Answered: ("kind", "source", "blank_picture", "other_picture", "half_open"),
         Evaluation: (
             "base_changed", "by", "kinds", "seeing", "both_senses", "picture_alignment",
-            "wordings", "unmeasured", "trained_on", "relevance",
+            "wordings", "unmeasured", "trained_on", "limit", "sources", "relevance",
         ),
     },
 )  # fmt: skip

@@ -211,6 +211,7 @@ def sections(
         Section("Gain", tuple(_gain(evaluation, asked))),
         *(by_dataset if evaluation.datasets else ()),
         *_by_kind(evaluation),
+        *_by_source(evaluation),
         *_wordings(evaluation),
         *_both_senses(evaluation),
         *_kept_when_off(evaluation),
@@ -242,6 +243,8 @@ def _gain(evaluation: Evaluation, asked: Mapping[str, float]) -> Iterator[Row]:
         limits = f"{alike.low:.2f} to {alike.high:.2f}"
         yield Row("semantic similarity", f"{alike.value:.2f}", limits, "cosine, 1 is the same")
     yield _share("linear probe", gain.probe, f"{evaluation.train_examples} to fit")
+    if (limit := evaluation.limit) is not None:
+        yield Row("what limits it", limit.limiting, "", limit.advice)
     yield _share(f"base without {name}", gain.base, "prompt alone")
     yield _share(f"shuffled {name}", gain.shuffled, "wrong sample")
     yield _share("chance", gain.chance, "commonest")
@@ -319,6 +322,16 @@ def _by_kind(evaluation: Evaluation) -> Iterator[Section]:
             for kind, found in evaluation.kinds.items()
         ]
         yield Section(f"Gain by {evaluation.by}", tuple(rows))
+
+
+def _by_source(evaluation: Evaluation) -> Iterator[Section]:
+    rows = []
+    for source, limit in evaluation.sources.items():
+        name = f"{source}, never trained on" if limit.trained is False else source
+        rows.append(_share(name, limit.accuracy, f"n {limit.accuracy.n}"))
+        rows.append(_share("  its linear probe", limit.probe, limit.advice))
+    if rows:
+        yield Section("Gain by source", tuple(rows))
 
 
 def _wordings(evaluation: Evaluation) -> Iterator[Section]:

@@ -241,7 +241,8 @@ def scores_of(
     rows = [call.row for call in calls]
     states = prompt_states(model, rows, [head.layer], label="calls", progress=progress)
     device = next(head.buffers()).device
-    return head(states[head.layer].to(device)).cpu()
+    scores: Tensor = head(states[head.layer].to(device))
+    return scores.cpu()
 
 
 def measure_relevance(

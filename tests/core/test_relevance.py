@@ -120,7 +120,7 @@ def test_it_is_saved_and_loaded_with_the_adapter(tmp_path: Path) -> None:
 
 
 def test_a_broken_head_on_disk_is_named(tmp_path: Path) -> None:
-    """Law: settings without tensors, of other types, or a gate without a head are refused."""
+    """Law: settings of other types or of another base, and tensors without any, are refused."""
     with_head(random_head(), "auto").save_pretrained(tmp_path, without_recipe=True)
     config = json.loads((tmp_path / CONFIG).read_text())
     touch = config["modalities"]["touch"]
@@ -135,8 +135,21 @@ def test_a_broken_head_on_disk_is_named(tmp_path: Path) -> None:
             load(tmp_path, model=with_head(None))
     gateless = {key: value for key, value in touch.items() if key != "relevance"}
     (tmp_path / CONFIG).write_text(json.dumps(config | {"modalities": {"touch": gateless}}))
-    with pytest.raises(AdapterError, match="the gate of `touch`"):
+    with pytest.raises(AdapterError, match=r"touch\.relevance\.bias.* differ"):
         load(tmp_path, model=with_head(None))
+
+
+def test_auto_may_wait_for_its_head_on_disk(tmp_path: Path) -> None:
+    """Law: a recipe's `auto` is kept before a head is fitted; only a call cannot decide."""
+    model = attached(llama(), attend="answer")
+    model.modality("touch").gate = "auto"
+    model.save_pretrained(tmp_path, without_recipe=True)
+    loaded = load(tmp_path, model=attached(llama(), attend="answer"))
+    assert loaded.gates == {"touch": "auto"}
+    batch = {**texts(loaded.base, 1, 4), **felt(1)}
+    loaded.train()(**batch)
+    with pytest.raises(SafeError, match="has no relevance head"):
+        loaded.eval()(**batch)
 
 
 def test_it_is_never_trained_nor_cast() -> None:

@@ -18,6 +18,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError
 from safe_framework.interfaces.types import IGNORED
 from safe_framework.utils.tensors import bitwise_equal
+from safe_framework.verification.outcome import trace_call
 from tests.laws.calls import MODES, copy_of
 from tests.laws.test_prompt import padded
 from tests.support.marked import batch_of, marking
@@ -399,6 +400,21 @@ def test_what_cannot_be_decided_is_refused() -> None:
     for gate, said in ((["auto"], "2 strengths"), ("open", '"auto", not')):
         with pytest.raises(SafeError, match=said):
             model.generate(**batch, **felt(2), gate=gate)
+
+
+def test_a_closed_call_costs_a_few_operations_whatever_the_base() -> None:
+    """Law: as many beyond the base's own for six layers as for two, and no more than sixty."""
+    beyond = list[int]()
+    for layers in (2, 6):
+        base = llama(num_hidden_layers=layers)
+        model = deciding(base, threshold=float("inf"), layer=layers - 1)
+        batch, options = prompts(base, [4]), {"max_new_tokens": 1}
+        model.generate(**batch, **felt(1), **options)  # which probes the base
+        plain = trace_call(model.base.generate, {**batch, **options}, base)[1]
+        closed = trace_call(model.generate, {**batch, **felt(1), **options}, base)[1]
+        assert model.last_gates["touch"].tolist() == [0.0]
+        beyond.append(len(closed) - len(plain))
+    assert beyond[0] == beyond[1] <= 60
 
 
 def test_a_closed_call_runs_no_encoder() -> None:

@@ -149,7 +149,7 @@ class Told:
     @property
     def bits(self) -> list[tuple[int, float]]:
         """Ids and log-probabilities of the first answer."""
-        return [(one.id, one.logprob) for one in self.tokens[0]]
+        return [(one.id, one.logprob) for one in self.tokens.get(0, ())]
 
 
 def answered(

@@ -85,8 +85,13 @@ def render(
         "clips": clips(evaluation.answers, evaluation.modality, inputs),
         "seeing": _seeing_section(evaluation),
         "certificate": certificate_section(inputs.certificate),
-        "gates": [part for found in inputs.sweeps.values() for part in gate_sweep(found)]
-        or [_command("safe sweep RUN", "measures how far to open the gate.")],
+        "gates": [
+            *_calibrated(evaluation),
+            *(
+                [part for found in inputs.sweeps.values() for part in gate_sweep(found)]
+                or [_command("safe sweep RUN", "measures how far to open the gate.")]
+            ),
+        ],
         "attention": attention_maps(inputs.attention, evaluation.answers)
         if inputs.attention
         else [_command("safe report RUN", "looks at what the answers attend to.")],
@@ -125,6 +130,16 @@ def _seeing_section(evaluation: Evaluation) -> list[Markup]:
         return []
     title = element("h2", "What it still sees", id="seeing")
     return [element("section", title, *parts, aria_labelledby="seeing"), Markup("\n\n")]
+
+
+def _calibrated(evaluation: Evaluation) -> list[Markup]:
+    """What was shown of the gate that decides, in one sentence; nothing without one."""
+    found = evaluation.relevance
+    if found is None:
+        return []
+    if not found.sentence:
+        return [_command("safe calibrate RUN", "bounds how often the gate opens by mistake.")]
+    return [element("p", found.sentence)]
 
 
 def _command(command: str, does: str) -> Markup:
