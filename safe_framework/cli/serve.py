@@ -92,6 +92,8 @@ def _run(arguments: argparse.Namespace) -> int:
     engine = EngineOptions(arguments.max_batch, arguments.max_tokens)
     server = make_server(model, name, engine, options)
     print(f"model {name}, modalities {', '.join(model.modalities) or 'none'}", flush=True)
+    if model.base_changed:
+        print("stage B changed the base: without a sample, answers are the changed base's")
     serve(server, arguments.host, arguments.port)
     return 0
 

@@ -107,8 +107,7 @@ class ModelCall:
     ) -> dict[int, Tensor]:
         """The base's own states at the last position of each row's prompt, by layer."""
         call = prepare_call(self.base, (), inputs, self.markers, (), self._padding_id)
-        separate = decodes_separately(self.base)
-        ends, length = prompt_ends(call.inputs, separate_decoder=separate)
+        ends, length = prompt_ends(call.inputs, separate_decoder=self._separate_decoder)
         states = PromptStates(ends, length, self.stack, frozenset(layers))
         changed = self.base_change.call() if self.base_change is not None else None
         reader = use_watcher(PromptReader(self.owner, states))
@@ -160,9 +159,7 @@ class ModelCall:
         self, call: PreparedCall, named: Mapping[str, Any], generating: bool
     ) -> DecidingCall:
         """What decides in a call, and how it goes on."""
-        separate = decodes_separately(self.base) and not in_encoder(
-            self.base, self.stack.of(self.base)
-        )
+        separate = self._separate_decoder
         cached = cached_columns(named) if generating else 0
         states = {}
         for one in self.pending:
@@ -212,6 +209,12 @@ class ModelCall:
             None if whole else LastPosition(fused),
             continued,
         )
+
+    @property
+    def _separate_decoder(self) -> bool:
+        """Whether the layers read a text of their own, beside the prompt."""
+        layers = self.stack.of(self.base)
+        return decodes_separately(self.base) and not in_encoder(self.base, layers)
 
     def _run(
         self,

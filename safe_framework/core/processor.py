@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -525,14 +526,14 @@ def _is_list_of_samples(entry: Any) -> bool:
 
 
 def _wrap(name: str, encoder: Encoder, sample: Sample, rate: int | None) -> Sample:
-    """A plain array, a mapping of one or a decoder as a Waveform, if the encoder takes sound."""
+    """A file, a plain array, a mapping or a decoder as a Waveform, if the encoder takes sound."""
     if encoder.sampling_rate is None:
         return sample
     from safe_framework.data.audio import Waveform
     from safe_framework.data.samples import as_sample, decoded
 
     sample = decoded(sample)
-    if isinstance(sample, Mapping):
+    if isinstance(sample, (Mapping, str, Path)):
         return as_sample(name, sample, encoder)
     if not isinstance(sample, (np.ndarray, Tensor, list)):
         return sample

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import warnings
 from pathlib import Path
@@ -33,8 +34,13 @@ def _float32(values: Any) -> Any:
 
 
 def _whole_number(value: Any) -> Any:
-    """A whole number of numpy's as one of Python's."""
-    return int(value) if isinstance(value, np.integer) else value
+    """A whole number of NumPy's or torch's, also in an array of one, as one of Python's."""
+    if isinstance(value, bool):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return value
 
 
 _PCM = (np.int16, np.int32)

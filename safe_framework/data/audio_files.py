@@ -13,7 +13,7 @@ import re
 import struct
 from collections.abc import Iterator
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,11 @@ Channels = npt.NDArray[np.float32]
 
 _BLOCK = 1 << 20  # samples read at a time: a stream's header may not say how many there are
 _FLAC_STREAM = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # the marker, and STREAMINFO's header
+_MP3_INFO = re.compile(rb"\xff[\xe2-\xff]..\0{9,34}(?:Xing|Info)", re.DOTALL)
+"""The frame before an MP3's first, which says how many there are: a decoder stops behind them."""
 _OGG_PAGE = struct.Struct("<4sBB8sIIIB")  # RFC 3533, section 6
 _OGG_BEGINS, _OGG_ENDS = 2, 4
+_PRIMING = 0.2  # seconds by which a codec's frames may be fewer than their file says
 _STREAMED = (0, 0xFFFFFFFF)  # sizes that a writer leaves when it cannot go back to the header
 
 
@@ -83,17 +86,23 @@ def _decode_stream(content: bytes, called: str, longest: float | None) -> tuple[
     except SoundTooLongError:
         raise
     except (RuntimeError, OSError, ValueError) as error:
+        if missing := _missing(content):
+            raise _truncated(called, missing) from error
         return _by_pyav(content, called, longest, error)
     whole = np.concatenate(blocks)
     missing = _missing(content)
     if not missing and len(whole) < promised < 2**62:
         missing = f"its header says {promised} samples, and {len(whole)} can be read"
     if missing:
-        raise DataError(
-            f"{called} is truncated: {missing}",
-            hint="fetch it again; if it is all there is, write it anew: ffmpeg -i OLD NEW.wav",
-        )
+        raise _truncated(called, missing)
     return whole, rate
+
+
+def _truncated(called: str, missing: str) -> DataError:
+    return DataError(
+        f"{called} is truncated: {missing}",
+        hint="fetch it again; if it is all there is, write it anew: ffmpeg -i OLD NEW.wav",
+    )
 
 
 def _check_length(samples: int, rate: int, longest: float | None, called: str) -> None:
@@ -132,8 +141,10 @@ def _sized(content: bytes) -> bytes:
 
 def _missing(content: bytes) -> str:
     """What of a file is missing by its own words; empty if nothing is, or it does not say."""
-    if content[:4] in (b"RIFF", b"RF64", b"FORM"):
-        return next(_cut_chunks(content), "")
+    for name, at, size in _chunks(memoryview(content)):
+        there = max(len(content) - at, 0)
+        if name in (b"data", b"SSND") and size not in _STREAMED and size > there:
+            return f"its header says {size} bytes of sound, and {there} are there"
     if content[:4] == b"OggS":
         pages = list(_ogg_pages(content))
         if not pages or not pages[-1][1] & _OGG_ENDS:
@@ -141,18 +152,42 @@ def _missing(content: bytes) -> str:
     return ""
 
 
-def _cut_chunks(content: bytes) -> Iterator[str]:
-    """The sound of a RIFF (WAV) or IFF (AIFF) file, where less is there than its header says."""
-    order = ">" if content[:4] == b"FORM" else "<"
-    at, names = 12, (b"data", b"SSND")
-    while at + 8 <= len(content):
-        name, size = struct.unpack_from(f"{order}4sI", content, at)
-        there = len(content) - at - 8
-        if name in names and size not in _STREAMED and size > there:
-            yield f"its header says {size} bytes of sound, and {there} are there"
-        if size in _STREAMED:
+class _Layout(NamedTuple):
+    """How the chunks of a kind of file stand behind one another."""
+
+    header: struct.Struct  # a chunk's name and size
+    first: int  # where the first chunk begins
+    counted: int = 0  # bytes of a chunk's header that its size counts
+    multiple: int = 2  # of bytes, at which chunks begin
+
+
+_LAYOUTS = {
+    b"RIFF": _Layout(struct.Struct("<4sI"), 12),
+    b"RF64": _Layout(struct.Struct("<4sI"), 12),
+    b"FORM": _Layout(struct.Struct(">4sI"), 12),  # AIFF
+    b"caff": _Layout(struct.Struct(">4sq"), 8, multiple=1),  # CAF
+    b"riff": _Layout(struct.Struct("<16sQ"), 40, counted=24, multiple=8),  # Wave64
+}
+
+
+def _chunks(content: memoryview) -> Iterator[tuple[bytes, int, int]]:
+    """Each chunk of a file that is made of them: its name, where it begins, and its size."""
+    kind = bytes(content[:4])
+    if kind == b".snd" and len(content) >= 12:  # AU, which has one
+        yield (b"data", *struct.unpack_from(">II", content, 4))
+    if kind not in _LAYOUTS:
+        return
+    layout = _LAYOUTS[kind]
+    at = layout.first
+    while at + layout.header.size <= len(content):
+        name, size = layout.header.unpack_from(content, at)
+        at, size = at + layout.header.size, size - layout.counted
+        if name[:4] == kind:  # the next stream
             return
-        at += 8 + size + size % 2
+        yield name[:4], at, size
+        if size < 0 or size in _STREAMED:
+            return
+        at += size + -size % layout.multiple
 
 
 def _ogg_pages(content: bytes) -> Iterator[tuple[int, int]]:
@@ -179,12 +214,22 @@ def _streams(content: bytes) -> list[bytes]:
             if ended and flags & _OGG_BEGINS:
                 starts.append(at)
             ended = bool(flags & _OGG_ENDS)
-    elif content[:4] == b"RIFF" and len(content) >= 12:
-        size = int.from_bytes(content[4:8], "little")
-        at = 8 + size + size % 2
-        if size not in _STREAMED and content[at : at + 4] == b"RIFF":
-            return [content[:at], *_streams(content[at:])]
+    elif content[:3] == b"ID3" or content[:1] == b"\xff":
+        starts += [found.start() for found in _MP3_INFO.finditer(content)][1:]
+    else:
+        view = memoryview(content)
+        while end := _end_of_first(view[starts[-1] :]):
+            starts.append(starts[-1] + end)
     return [content[a:b] for a, b in zip(starts, [*starts[1:], len(content)], strict=True)]
+
+
+def _end_of_first(content: memoryview) -> int:
+    """Where another stream of the same kind begins behind the first; 0 where none does."""
+    multiple = _LAYOUTS[kind].multiple if (kind := bytes(content[:4])) in _LAYOUTS else 1
+    end = 0
+    for _, at, size in _chunks(content):
+        end = 0 if size < 0 or size in _STREAMED else at + size + -size % multiple
+    return end if content[end : end + 4] == kind else 0
 
 
 def _by_pyav(
@@ -209,6 +254,8 @@ def _by_pyav(
             if stream is None or stream.codec_context is None:  # no sound, or of an unknown codec
                 raise DataError(f"{called} has no sound that can be read")
             rate = stream.rate
+            known = container.format.name.startswith("mov,mp4") and stream.duration
+            promised = float(stream.duration * stream.time_base) if known else 0.0
             # Not "fltp": of 8 planes and more PyAV reads some that are none, and Python ends.
             resampler = av.AudioResampler("flt", stream.layout, rate)
             frames, count = list[Any](), 0
@@ -227,4 +274,6 @@ def _by_pyav(
             f"{called} cannot be read: {worse}", hint="convert it: ffmpeg -i OLD NEW.wav"
         ) from worse
     channels = values.reshape(-1, frames[0].layout.nb_channels)  # (samples, channels)
+    if len(channels) < (promised - _PRIMING) * rate:
+        raise _truncated(called, f"it says that it has {promised:.2f} s, and less can be read")
     return channels.astype(np.float32, copy=False), rate

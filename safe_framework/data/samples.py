@@ -63,12 +63,12 @@ def read_sound(source: Path | InlineSample, sampling_rate: int | None = None) ->
     if (content := source.get("bytes")) is not None:
         return read_audio(content, sampling_rate)
     rate = source.get("sampling_rate")
-    if not isinstance(rate, (int, np.integer)):
+    if rate is None:
         raise DataError(
             "a sound that is an `array` needs its `sampling_rate`",
             hint="add `sampling_rate` in hertz beside it",
         )
-    waveform = Waveform(_array_in(source), int(rate))
+    waveform = Waveform(_array_in(source), rate)
     return waveform if sampling_rate is None else resample(waveform, sampling_rate)
 
 

@@ -79,7 +79,7 @@ def cross_validate(
     best = targets.new_full(targets.shape, -1)
     for penalty in _PENALTIES:
         named = torch.empty_like(targets)
-        for number in fold.unique().tolist():
+        for number in sorted(set(fold.tolist())):
             kept, left = fold != number, fold == number
             weights = _fit(rows[kept], targets[kept], len(names), penalty)
             named[left] = _scores(rows[left], weights).argmax(dim=1)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 
+from safe_framework.core.relevance import Strength
 from safe_framework.data.questions import Asked
 from safe_framework.evaluation.answers import answer
 from safe_framework.evaluation.gain import MEASURES, question_of_prompt
@@ -73,13 +74,14 @@ def ask_other_wordings(
     batch_size: int,
     resamples: int,
     seed: int,
+    gate: Strength = 1.0,
     progress: ProgressCallback = no_progress,
 ) -> Wordings | None:
     """Ask test rows anew; None where they have no other forms and are not asked in a chat.
 
     Args:
         model: in eval mode.
-        modality: whose gate is taken as 1.
+        modality: whose gate is set.
         test: as they were asked.
         right: how right the answer to each was.
         count: questions of each kind in held-out forms, at most; 0 asks nothing.
@@ -88,6 +90,7 @@ def ask_other_wordings(
         batch_size: questions at a time.
         resamples: of the intervals.
         seed: chooses forms, rows and answers to compare with.
+        gate: of the modality.
         progress: called after every batch.
     """
     drawn = random.Random(repr((seed, "wordings")))
@@ -103,7 +106,7 @@ def ask_other_wordings(
         examples,
         max_new_tokens=max(max_new_tokens, longest + _SPARE_TOKENS),
         batch_size=batch_size,
-        gate={modality: 1.0},
+        gate={modality: gate},
         label="other wordings",
         progress=progress,
     )

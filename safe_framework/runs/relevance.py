@@ -12,12 +12,14 @@ from torch import Tensor
 
 from safe_framework.config.schema import Recipe, RelevanceSpec
 from safe_framework.core.model import SafeModel
-from safe_framework.core.relevance import RelevanceHead
+from safe_framework.core.relevance import AUTO, RelevanceHead
 from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.irrelevant import CALIBRATION, TEST
 from safe_framework.data.readers import iterate_rows
 from safe_framework.data.recipe_data import RecipeData, split_by_modality
 from safe_framework.errors import DataError, SafeError
+from safe_framework.evaluation import results
+from safe_framework.evaluation.answers import eval_mode
 from safe_framework.evaluation.relevance import (
     counted_by_kind,
     gain_kept,
@@ -25,7 +27,8 @@ from safe_framework.evaluation.relevance import (
     statement_of,
 )
 from safe_framework.evaluation.relevance_risk import Counted, safe_threshold
-from safe_framework.evaluation.results import Evaluation, GainKept, Relevance
+from safe_framework.evaluation.results import Evaluation, GainKept, Relevance, Wordings
+from safe_framework.evaluation.wordings import ask_other_wordings
 from safe_framework.training.relevance import fit_relevance
 from safe_framework.training.relevance_calls import (
     HELD_OUT,
@@ -241,10 +244,11 @@ def scores_of(
     rows = [call.row for call in calls]
     states = prompt_states(model, rows, [head.layer], label="calls", progress=progress)
     device = next(head.buffers()).device
-    scores: Tensor = head(states[head.layer].to(device))
-    return scores.cpu()
+    found: Tensor = head(states[head.layer].to(device))
+    return found.cpu()
 
 
+@torch.no_grad()
 def measure_relevance(
     model: SafeModel,
     recipe: Recipe,
@@ -286,11 +290,12 @@ def measure_relevance(
     foreign = data.samples("foreign_test", name, encoders[name])
     statement = head.statement or {}
     asking: dict[str, Any] = {"batch_size": spec.batch_size, "progress": progress}
-    kept: dict[str, GainKept] = {}
-    kept["the test's wordings"] = gain_kept(
-        model, name, test, [row.right for row in evaluation.answers],
-        max_new_tokens=spec.max_new_tokens, **asking,
-    )  # fmt: skip
+    right = [row.right for row in evaluation.answers]
+    asking["max_new_tokens"] = spec.max_new_tokens
+    kept = {"the test's wordings": gain_kept(model, name, test, right, **asking)}
+    if evaluation.wordings is not None and evaluation.wordings.kinds:
+        kept[HELD_OUT] = _held_out_gain(model, recipe, test, evaluation, right, asking)
+    del asking["max_new_tokens"]
     return Relevance(
         layer=head.layer,
         threshold=head.threshold,
@@ -300,6 +305,34 @@ def measure_relevance(
         gain=kept,
         sentence=str(statement.get("sentence", "")),
     )
+
+
+def _held_out_gain(
+    model: SafeModel,
+    recipe: Recipe,
+    test: Sequence[Example],
+    evaluation: Evaluation,
+    right: Sequence[bool],
+    asking: Mapping[str, Any],
+) -> GainKept:
+    """What the gate that decides keeps of the gain in held-out forms: the same questions again."""
+    assert evaluation.wordings is not None
+    spec, means = recipe.evaluation, list[float]()
+    with eval_mode(model):
+        for gate in (0.0, AUTO):
+            again = ask_other_wordings(
+                model, evaluation.modality, test, list(map(float, right)), count=spec.wordings,
+                chats={}, resamples=1, seed=recipe.training.seed, gate=gate, **asking,
+            )  # fmt: skip
+            assert again is not None  # as at gate 1
+            means.append(_held_out_mean(again))
+    asked = [one for one in evaluation.wordings.asked if one.way == results.HELD_OUT]
+    return GainKept(means[0], _held_out_mean(evaluation.wordings), means[1], len(asked))
+
+
+def _held_out_mean(found: Wordings) -> float:
+    scores = [one.score for one in found.asked if one.way == results.HELD_OUT]
+    return sum(scores) / len(scores)
 
 
 def _spec(recipe: Recipe, name: str) -> RelevanceSpec:

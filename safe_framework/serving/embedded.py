@@ -340,20 +340,32 @@ class EmbeddedEngine:
                 idle = not (self._waiting or self._groups)
                 late = self._stopping is not None and time.monotonic() >= self._stopping
             if self._stopping is not None and (idle or late):
-                self._give_up()
+                self._give_up(
+                    StoppedError("the server stopped before the answer was whole", hint="ask again")
+                )
                 return
-            self._turn()
+            try:
+                self._turn()
+            except Exception as error:  # nobody's own: all that run fail, and others are answered
+                self._note_error(error)
+                self._give_up(error)
 
-    def _give_up(self) -> None:
-        error = StoppedError("the server stopped before the answer was whole", hint="ask again")
+    def _give_up(self, error: Exception) -> None:
+        """Fail all requests that there are."""
         running = [answer.ticket for _, answers in self._groups.values() for answer in answers]
-        for ticket in {*self._waiting, *running}:
+        with self._changed:
+            tickets = {*self._waiting, *running}
+            self._waiting.clear()
+            self._groups.clear()
+        for ticket in tickets:
             ticket.tell(Failed(error))
-        self._waiting.clear()
-        self._groups.clear()
+            ticket.cancel()
 
     def _turn(self) -> None:
         """Let rows leave, read what there is room for, and take a step of each batch."""
+        with self._changed:
+            wanted = [ticket for ticket in self._waiting if not ticket.cancelled]
+            self._waiting = deque(wanted)
         for shape in list(self._groups):
             self._let_leave(shape)
         for with_samples in (False, True):
@@ -484,14 +496,19 @@ class EmbeddedEngine:
             self._journal.extend(entries)
 
     def _fail(self, tickets: Sequence[RequestTicket], error: Exception) -> None:
-        """Tell those who wait, and the log: where, but not of what."""
+        """Tell those who wait, and the log."""
+        self._note_error(error)
+        for ticket in {id(one): one for one in tickets}.values():
+            ticket.tell(Failed(error))
+            ticket.cancel()
+
+    @staticmethod
+    def _note_error(error: Exception) -> None:
+        """Log an error that is ours: where it was raised, but not over what."""
         if not isinstance(error, SafeError):
             frames = traceback.extract_tb(error.__traceback__)[-4:]
             at = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(frames))
             _log.error("%s while answering, at %s", type(error).__name__, at)
-        for ticket in {id(one): one for one in tickets}.values():
-            ticket.tell(Failed(error))
-            ticket.cancel()
 
     # Bases whose rows cannot share a cache
 

@@ -21,7 +21,12 @@ from typing import Any
 
 import attrs
 
-from safe_framework.errors import SafeError
+from safe_framework.errors import (
+    InjectionError,
+    PluginError,
+    SafeError,
+    UnsupportedBaseError,
+)
 from safe_framework.serving.chat_requests import (
     ChatRequest,
     ServedModel,
@@ -49,6 +54,8 @@ _READERS = 2
 """Threads that decode what requests bring."""
 _LEFT = 499
 """How logs and counters call a request whose client left; nobody is sent it."""
+_OURS = (PluginError, InjectionError, UnsupportedBaseError)
+"""Errors that no request is to blame for."""
 _NO_LIKELIER = -9999.0
 """What stands for a log-probability of minus infinity, which JSON has not."""
 
@@ -496,7 +503,7 @@ def as_request_error(error: Exception) -> RequestError:
         return RequestError("the client left", status=_LEFT)
     if isinstance(error, StoppedError):
         return RequestError(error.message, hint=error.hint, status=503)
-    if isinstance(error, SafeError):
+    if isinstance(error, SafeError) and not isinstance(error, _OURS):
         code = "context_length_exceeded" if isinstance(error, TooLongError) else ""
         return RequestError(error.message, hint=error.hint, code=code, param="messages")
     _log.error("%s in the server", type(error).__name__, exc_info=_without_message(error))

@@ -181,7 +181,9 @@ def _check_laws(bench: Bench, work: Work) -> Iterator[Law]:
 
 
 def _times(ask: Callable[[Bench], Law], bench: Bench) -> int:
-    """How often a law is asked of a bench: L6 of every choice of modalities."""
+    """How often a law is asked of a bench: L6 of every choice of modalities, L9 of heads alone."""
+    if ask is irrelevant_is_absent:
+        return int(any(bench.model.modality(n).relevance for n in bench.model.modalities))
     return 2 ** len(bench.model.modalities) - 2 if ask is modalities_compose else 1
 
 

@@ -60,7 +60,9 @@ def test_samples_of_integers_are_scaled_by_their_full_scale(kind: type) -> None:
 
 def test_a_rate_out_of_numpy_is_a_rate() -> None:
     """Law: a whole number is one whatever library it comes from."""
-    assert type(Waveform(np.zeros(5), np.int32(8000)).sampling_rate) is int
+    for rate in (np.int32(8000), np.array(8000), torch.tensor(8000)):
+        waveform = Waveform(np.zeros(5), rate)
+        assert type(waveform.sampling_rate) is int
 
 
 @pytest.mark.parametrize("rate", [0, -1, 16000.0, True])

@@ -31,7 +31,7 @@ def written(folder: Path, kind: str, hertz: float = 440.0) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["wav", "aiff", "flac", "ogg"])
+@pytest.mark.parametrize("kind", ["wav", "aiff", "flac", "ogg", "mp3", "au", "caf", "w64"])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
 def test_a_file_whose_end_is_missing_is_never_a_shorter_sound(
     tmp_path: Path, kind: str, share: float
@@ -65,7 +65,7 @@ def test_a_wave_that_was_written_to_a_pipe_is_read_whole(tmp_path: Path, size: i
     np.testing.assert_allclose(channels[:, 0], tone(), atol=2**-15)
 
 
-@pytest.mark.parametrize("kind", ["wav", "flac", "ogg"])
+@pytest.mark.parametrize("kind", ["wav", "flac", "ogg", "mp3", "aiff", "au", "caf", "w64"])
 def test_streams_behind_one_another_are_all_heard(tmp_path: Path, kind: str) -> None:
     """Law: files that were put together with `cat` give the sound of each, in order."""
     parts = [written(tmp_path, kind, hertz) for hertz in (300, 900, 500)]
@@ -121,6 +121,25 @@ def test_formats_of_phones_and_videos_are_read(tmp_path: Path, kind: str, codec:
     spectrum = np.abs(np.fft.rfft(waveform.values))
     heard = spectrum.argmax() * waveform.sampling_rate / len(waveform.values)
     assert abs(heard - 440) <= 2 * waveform.sampling_rate / len(waveform.values)
+
+
+def test_a_phones_file_whose_end_is_missing_is_refused(tmp_path: Path) -> None:
+    """Law: where FFmpeg would give a shorter sound, the file's own length is asked."""
+    path = tmp_path / "tone.m4a"
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("aac", rate=48000, layout="mono")
+        noise = np.random.default_rng(0).normal(0, 0.1, (1, 96_000)).astype("f4")
+        frame = av.AudioFrame.from_ndarray(noise, "fltp", "mono")
+        frame.sample_rate, frame.pts, frame.time_base = 48000, 0, Fraction(1, 48000)
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+    whole = path.read_bytes()
+    assert abs(len(decode(whole, "the clip")[0]) - 96_000) < 4800
+    with av.open(str(path)) as container:
+        ends = [packet.pos for packet in container.demux(audio=0) if packet.pos]
+    for share in (0.3, 0.8):  # between two packets, where nothing that can be read is broken
+        with pytest.raises(DataError, match=r"the clip is truncated: .* 2\.\d\d s"):
+            decode(whole[: ends[int(len(ends) * share)]], "the clip")
 
 
 def test_without_pyav_the_error_says_what_reads_it(

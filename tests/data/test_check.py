@@ -102,9 +102,18 @@ def plant(folder: Path) -> dict[tuple[str, str], str]:
             row("loud.wav"), row("low.wav"), row("long.wav"), row("endless.wav"),
             row("b.wav", answer=" "), row("c.wav", question=None), "{not json", row("f.wav"),
             {"question": "What?", "answer": "tone"}, row("f.wav"), row("f.wav", "bell"),
+            {**row("g.wav"), "source": "bank", "speaker": "Ann"},
         ],
     )  # fmt: skip
-    write(folder / "test.jsonl", [row("a.wav"), row("copy.flac"), row("d.wav", "gong")])
+    soundfile.write(folder / "g.wav", wave(16), RATE)
+    soundfile.write(folder / "softer.wav", soundfile.read(folder / "b.wav")[0] / 3, RATE)
+    write(
+        folder / "test.jsonl",
+        [
+            row("a.wav"), row("copy.flac"), row("d.wav", "gong"), row("softer.wav"),
+            {**row("e.wav"), "source": "bank", "speaker": "Bob"},
+        ],
+    )  # fmt: skip
     write(folder / "unseen.jsonl", [{"text": "two"}, {"text": ""}])
     return {
         ("train.jsonl:2", "missing-file"): "gone.wav",
@@ -125,6 +134,8 @@ def plant(folder: Path) -> dict[tuple[str, str], str]:
         ("test.jsonl:1", "leak"): "the same file as that of train.jsonl:1 in `train`",
         ("test.jsonl:2", "leak"): "the same content as that of train.jsonl:1 in `train`",
         ("test.jsonl:3", "untrained-answer"): "`gong` is in no row of `train`",
+        ("test.jsonl:4", "near-duplicate"): "nearly that of train.jsonl:10 in `train`",
+        ("test.jsonl:5", "shared-source"): "1 rows have the source `bank`",
         ("unseen.jsonl:1", "leak"): "same content as that of texts.jsonl:2 in `retention`",
         ("unseen.jsonl:2", "empty-text"): "`text` must be a text",
     }
@@ -222,7 +233,7 @@ def test_the_report_is_json(sound: Path) -> None:
     assert (first["severity"], first["data"], first["place"], first["kind"]) == (
         "error", "train", "train.jsonl:2", "missing-file",
     )  # fmt: skip
-    assert report["counts"]["train"]["answers"]["tone"] == 13
+    assert report["counts"]["train"]["answers"]["tone"] == 14
 
 
 @pytest.fixture

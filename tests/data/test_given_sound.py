@@ -14,6 +14,7 @@ from safe_framework.data.audio import Waveform
 from safe_framework.data.examples import read_examples
 from safe_framework.data.readers import MemoryRows
 from safe_framework.data.samples import read_sample
+from safe_framework.errors import DataError, SampleError
 from safe_framework.testing.toys import ToyEncoder
 
 
@@ -82,3 +83,16 @@ def test_a_decoder_is_a_sound():
     for found in (given, read_sample(held, 8_000, "train[0]")):
         assert found.sampling_rate == 8_000
         assert found.values == pytest.approx(np.full(800, 0.3), abs=1e-6)
+
+
+def test_a_caller_may_name_a_file(tmp_path):
+    """A path or its text is read, at the encoder's rate; what is at no such place is named."""
+    encoder, path = Listening(), tmp_path / "a.wav"
+    soundfile.write(path, np.full(1600, 0.5), 16_000)
+    processor = SafeProcessor(None, {"audio": encoder})
+    processor.modality("audio", [str(path), path, path.as_uri()])
+    assert [len(one.values) for one in encoder.heard] == [800] * 3
+    with pytest.raises(SampleError, match="is not read from the network"):
+        processor.modality("audio", ["https://x.org/a.wav"])
+    with pytest.raises(DataError, match=r"nowhere\.wav` does not exist"):
+        processor.modality("audio", ["nowhere.wav"])

@@ -23,7 +23,7 @@ from safe_framework.runs.inspection import sweep_gate
 from safe_framework.runs.relevance import own_calls, shipped_calls
 from safe_framework.runs.run import run_recipe
 from safe_framework.training.relevance import best_head
-from safe_framework.training.relevance_calls import TRAINED, GateCall
+from safe_framework.training.relevance_calls import HELD_OUT, TRAINED, GateCall
 from safe_framework.training.relevance_states import EndReader
 
 FORMS = ["what is this", "is this high", "high low", "this what is", "this", "is this low", "what"]
@@ -33,14 +33,15 @@ BANK = [" ".join(words) for words in itertools.permutations(["cat", "sat", "mat"
 @pytest.fixture(scope="module")
 def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run whose sense has a head; not to be changed."""
-    (world / "forms.txt").write_text("\n".join(FORMS) + "\n", "utf-8")
+    forms = [{"question": form, "held_out": number > 4} for number, form in enumerate(FORMS)]
+    (world / "forms.jsonl").write_text("".join(json.dumps(one) + "\n" for one in forms), "utf-8")
     (world / "bank.txt").write_text("\n".join(BANK) + "\n", "utf-8")
     text = (world / "recipe.toml").read_text()
     text = text.replace(
         "[modalities.audio]\n",
         '[modalities.audio]\nattend = "answer"\nrelevance = { irrelevant = ["bank.txt"] }\n',
-    ).replace("[data]\n", '[data]\nquestion = { bank = "forms.txt", replace = true }\n')
-    (world / "deciding.toml").write_text(text, "utf-8")
+    ).replace("[data]\n", '[data]\nquestion = { bank = "forms.jsonl", replace = true }\n')
+    (world / "deciding.toml").write_text(text + "wordings = 4\n", "utf-8")
     return run_recipe(
         str(world / "deciding.toml"), output=tmp_path_factory.mktemp("runs") / "run", quiet=True
     )
@@ -61,7 +62,8 @@ def test_a_run_fits_calibrates_and_measures_the_gate(finished: Path, world: Path
     assert head.statement["sentence"] in (finished / "adapter" / "README.md").read_text("utf-8")
     found = read_metrics(finished).relevance
     assert found is not None
-    assert set(found.opens) == {TRAINED}
+    assert set(found.opens) == {TRAINED, HELD_OUT}
+    assert found.gain[HELD_OUT].n == 4
     assert found.influence.keys() == {"silent", "noise", "shuffled"}
     titles = [one.title for one in sections(read_metrics(finished))]
     assert any("auto" in title for title in titles)

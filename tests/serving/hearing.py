@@ -83,19 +83,24 @@ class ToyHand(Encoder):
 
 
 def hearing_model(attend: str = "answer", base: Any = None, *, chat: bool = True) -> SafeModel:
-    """A tiny Llama with ``audio``, which takes sound, and ``touch``, which takes arrays."""
+    """A tiny Llama with ``audio``, which takes sound, and ``touch``, which takes arrays.
+
+    Both act as ``attend`` says: "answer", "all", "after" their markers, or "inline" in the text.
+    """
     words = tokenizer()
     words.chat_template = PROMPT if chat else None
     base = base if base is not None else llama(max_position_embeddings=256)
     model = SafeModel(base, words)
-    where: Any = attend
+    where: Any = "all" if attend == "inline" else attend
+    marked = {"markers": attend == "after", "inline": attend == "inline"}
     kinds: dict[str, type[Encoder]] = {"audio": ToyEar, "touch": ToyHand}
     for seed, (name, kind) in enumerate(kinds.items()):
         torch.manual_seed(seed)
-        encoder = kind()
+        encoder, projector = kind(), ToyProjector()
+        projector.tokens = FRAMES
         model.add_modality(
-            name, encoder=encoder, projector=ToyProjector(), fusion=ToyFusion(layers=(seed,)),
-            attend=where,
+            name, encoder=encoder, projector=projector, fusion=ToyFusion(layers=(seed,)),
+            attend=where, **marked,
         )  # fmt: skip
     return model.eval()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import pytest
@@ -58,7 +59,7 @@ def test_without_a_sample_the_engine_gives_the_bases_bits(attend: str) -> None:
     assert [together[n].text for n in plain] == [told.text for told in expected]
 
 
-@pytest.mark.parametrize("attend", ["answer", "all"])
+@pytest.mark.parametrize("attend", ["answer", "all", "after", "inline"])
 def test_alone_it_is_generate(attend: str) -> None:
     """Law: a request that is alone gets the very tokens and log-probabilities of ``generate``."""
     model = hearing_model(attend)
@@ -90,9 +91,10 @@ def test_nothing_is_left_for_the_next() -> None:
         assert [told.bits for told in found] == [expected[n] for n in order]
 
 
-def test_together_is_as_alone_but_for_rounding() -> None:
+@pytest.mark.parametrize("attend", ["answer", "inline"])
+def test_together_is_as_alone_but_for_rounding(attend: str) -> None:
     """Law: rows of every kind, each with its own gate, get in a batch what they get alone."""
-    model, requests = hearing_model(), mixed(24)
+    model, requests = hearing_model(attend), mixed(16)
     together = answered(model, *requests, max_batch=8)
     for told, request in zip(together, requests, strict=True):
         (alone,) = answered(model, request)
@@ -131,6 +133,46 @@ def test_who_leaves_is_decoded_no_further() -> None:
     assert 0 < len(known.split()) < 10
     assert expected[0].text == found[0].text
     assert engine.load.running == engine.load.waiting == 0
+
+
+def test_who_leaves_while_waiting_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: who gives up before its turn is held no longer, and a fault of ours ends no engine.
+
+    What was running when it came fails, and the next request is answered.
+    """
+    model = hearing_model()
+    engine, told = EmbeddedEngine(model, max_batch=1), [Told() for _ in range(3)]
+    tickets = [engine.submit(engine.prepare(asking("w5 w6")), one.take) for one in told]
+    engine._turn()
+    tickets[1].cancel()
+    engine._turn()
+    assert engine.load.waiting == 1
+    let_leave = engine._let_leave
+    broken = iter([True])
+
+    def once(shape: Any) -> None:
+        """Break the first time."""
+        if next(broken, False):
+            raise RuntimeError("broken")
+        let_leave(shape)
+
+    monkeypatch.setattr(engine, "_let_leave", once)
+    engine.start()
+    until(lambda: told[2].error is not None)
+    assert str(told[0].error) == "broken"
+    last = Told()
+    engine.submit(engine.prepare(asking("w5 w6")), last.take)
+    until(lambda: last.finish.get(0) is not None)
+    engine.stop()
+    assert last.error is None
+
+
+def until(done: Any) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.002)
 
 
 def test_one_that_fails_takes_nobody_along(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,12 @@ from transformers import TextIteratorStreamer
 
 import safe_framework
 from safe_framework.core.model import SafeModel
+from safe_framework.data.audio import read_audio
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.pretrained import quietly
+from safe_framework.serving.engine import Request, Sampling
 from tests.runs.conftest import RATE, write_whisper
+from tests.serving.hearing import answered
 from tests.support.seeing import picture, save, seeing_bases
 
 LONGEST = 6
@@ -183,3 +186,17 @@ def test_the_page_runs(model: SafeModel) -> None:
     exec(compile(tree, "docs/python.md", "exec"), names)
     assert len(tree.body) == 4
     assert names["batch"]["audio__present"].tolist() == [True, False]
+
+
+def test_the_engine_answers_as_the_pipeline(model: SafeModel, clip: str) -> None:
+    """Law: with pictures, sounds, both and neither, all at once, each gets what it gets alone."""
+    sound = {"type": "audio", "audio": read_audio(clip, RATE)}
+    pictures = [{"type": "image", "image": one} for one in (RED, BLUE)]
+    kinds = [seen(), seen(pictures[0]), seen(sound), seen(pictures[1], sound), seen(*pictures)]
+    pipe = safe_framework.pipeline(model)
+    expected = [pipe(one, max_new_tokens=LONGEST)[0]["generated_text"] for one in kinds]
+    told = answered(model, *(Request(one, sampling=Sampling(max_tokens=LONGEST)) for one in kinds))
+    assert [one.error for one in told] == [None] * 5
+    assert [one.text[0].strip() for one in told] == expected
+    assert [dict(one.gates) for one in told] == [{}, {}, {"audio": 1.0}, {"audio": 1.0}, {}]
+    assert len(set(expected)) >= 4

@@ -26,7 +26,8 @@ LIMITS = Limits(body_bytes=200_000, audio_seconds=1.0, pixels=10_000, samples=3,
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """The address of a server."""
-    with serving(hearing_model(), ServerOptions(limits=LIMITS)) as (address, _):
+    options = ServerOptions(limits=LIMITS)
+    with serving(hearing_model(), options, max_tokens=32) as (address, _):
         yield address
 
 

@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
+
 from safe_framework.data.addresses import InlineSample, sources_of
 from safe_framework.data.aligned_words import align_of
 from safe_framework.data.checks.findings import (
@@ -17,9 +19,12 @@ from safe_framework.data.checks.findings import (
     DataReport,
     Finding,
     SeenRow,
+    near_duplicates,
     repeats,
+    shared_origins,
     split_of,
 )
+from safe_framework.data.checks.near_duplicates import Likeness, likeness_of
 from safe_framework.data.checks.rows import (
     SampleRequirements,
     open_sample,
@@ -27,12 +32,13 @@ from safe_framework.data.checks.rows import (
     sample_problems,
 )
 from safe_framework.data.conversations import last_of, turns_of, whole_of
-from safe_framework.data.fields import FOREIGN, TEXTS, RowFields, ignoring
+from safe_framework.data.fields import FOREIGN, ORIGINS, TEXTS, RowFields, ignoring
 from safe_framework.data.frame_cache import sample_key
 from safe_framework.data.pictures import Look, RowPictures, blind_base
 from safe_framework.data.readers import Row, Source, is_dataset, iterate_rows, no_rows
 from safe_framework.data.tasks import CAPTIONS, TaskFormat, text_of
 from safe_framework.errors import DataError
+from safe_framework.interfaces.samples import Sample
 from safe_framework.utils.hashing import text_fingerprint
 from safe_framework.utils.progress import ProgressCallback, no_progress
 
@@ -86,7 +92,9 @@ def check_data(
     for check in checks:
         check.note_unread(ignoring(unread), base)
     found = [finding for check in checks for finding in check.findings]
-    found += repeats([seen for check in checks for seen in check.seen])
+    everything = [seen for check in checks for seen in check.seen]
+    for between in (repeats, shared_origins, near_duplicates):
+        found += between(everything)
     counts = {check.key: check.counts() for check in checks}
     closed = [check for check in checks if check.reading.task != CAPTIONS]
     found += [one for check in closed for one in _untrained(check.key, check.seen, counts)]
@@ -113,6 +121,7 @@ class _SourceCheck:
         self.rows, self.seconds = 0, 0.0
         self.samples, self.answers = Counter[str](), Counter[str]()
         self.opened = 0
+        self.likenesses: list[Likeness] = []  # of the row that is looked at
 
     def run(self, progress: ProgressCallback) -> None:
         """Look at every row."""
@@ -209,7 +218,13 @@ class _SourceCheck:
                     again = f"{file} in `{called}`"  # the same file twice in a row
                     found[what, again if (what, file) in found else file] = content
         if found:
-            self.seen.append(SeenRow(self.key, row.place, found, asked, answer))
+            origins = {
+                name: str(row.values[name]) for name in ORIGINS if row.values.get(name) is not None
+            }
+            likenesses, self.likenesses = tuple(self.likenesses), []
+            self.seen.append(
+                SeenRow(self.key, row.place, found, asked, answer, origins, likenesses)
+            )
 
     def _pictures(self, row: Row) -> dict[tuple[str, str], str]:
         """What the row's pictures hold, by what they are and their files; bad ones differ."""
@@ -228,6 +243,8 @@ class _SourceCheck:
             self.opened += whole
             file = str(picture.source.resolve()) if isinstance(picture.source, Path) else ""
             found[PICTURE, file or f"{number}"] = picture.digest if whole else row.place
+            if whole and self.key not in TEXTS:
+                self._note_likeness(np.asarray(picture.open()), PICTURE)
         self.pictures.uses.clear()  # so that pictures in rows are not kept in memory
         return found
 
@@ -244,9 +261,14 @@ class _SourceCheck:
             self.seconds += getattr(sample, "seconds", 0.0)
             file = str(source.resolve()) if isinstance(source, Path) else ""
             found[name, file] = sample_key(sample)
+            self._note_likeness(sample, name)
         for fault in wrong:
             self._note(fault.kind, row.place, f"`{called}`: {fault.message}", fault.hint)
         return found
+
+    def _note_likeness(self, sample: Sample, what: str) -> None:
+        likeness = likeness_of(sample, what)
+        self.likenesses += [likeness] if likeness is not None else []
 
     def _part(self, kind: str, row: Row, read: Callable[[], str]) -> str:
         try:

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import attrs
 
+from safe_framework.data.checks.near_duplicates import Likeness, nearly_same
+
 Severity = Literal["error", "warning"]
 
 KINDS: dict[str, Severity] = {
@@ -33,6 +35,8 @@ KINDS: dict[str, Severity] = {
     "too-long": "warning",
     "duplicate": "warning",
     "contradiction": "warning",
+    "near-duplicate": "warning",
+    "shared-source": "warning",
     "untrained-answer": "warning",
     "no-sample": "warning",
     "several-frames": "warning",
@@ -123,6 +127,8 @@ class SeenRow:
             resolved file name, which is none's where it is in no file.
         question: what the row asks about them.
         answer: what it should be answered.
+        origins: what the row says of where its samples come from: its source, its speaker.
+        likenesses: of its samples and pictures, by which near-duplicates are found.
     """
 
     data: str
@@ -130,6 +136,69 @@ class SeenRow:
     contents: Mapping[tuple[str, str], str]
     question: str = ""
     answer: str = ""
+    origins: Mapping[str, str] = attrs.field(factory=dict)
+    likenesses: tuple[Likeness, ...] = ()
+
+
+_TRAINED = {"train": ("test", "validation"), "foreign": ("foreign_test", "foreign_validation")}
+"""By split that training sees, those that should be new to it."""
+
+
+def shared_origins(everything: Sequence[SeenRow]) -> Iterator[Finding]:
+    """Sources and speakers of held-out rows that training rows have too: one finding for each."""
+    for trained, held_out in _TRAINED.items():
+        known = {
+            origin for seen in everything if split_of(seen.data) == trained
+            for origin in seen.origins.items()
+        }  # fmt: skip
+        first: dict[tuple[str, str, str], list[SeenRow]] = {}
+        for seen in everything:
+            if split_of(seen.data) in held_out:
+                for origin in seen.origins.items():
+                    if origin in known:
+                        first.setdefault((seen.data, *origin), []).append(seen)
+        for (data, kind, name), rows in first.items():
+            yield Finding(
+                "shared-source",
+                data,
+                rows[0].place,
+                f"{len(rows)} rows have the {kind} `{name}`, which rows of `{trained}` have too:"
+                " what is measured on them says nothing of others",
+                f"keep a {kind} for `{data}` alone, or read the results by source",
+            )
+
+
+def near_duplicates(everything: Sequence[SeenRow]) -> Iterator[Finding]:
+    """Samples of held-out rows that are nearly the same as training rows', and no exact copies."""
+    for trained, held_out in _TRAINED.items():
+        known = _likenesses(everything, (trained,))
+        for what, asked in _likenesses(everything, held_out).items():
+            rows = known.get(what, [])
+            pairs = nearly_same([one for _, one in rows], [one for _, one in asked])
+            for place, at, correlation in pairs:
+                seen, other = asked[place][0], rows[at][0]
+                if set(seen.contents.values()) & set(other.contents.values()):
+                    continue  # of which `repeats` tells
+                yield Finding(
+                    "near-duplicate",
+                    seen.data,
+                    seen.place,
+                    f"its `{what}` is nearly that of {other.place} in `{other.data}`:"
+                    f" a correlation of {correlation:.3f}",
+                    "listen to both, or look at them: what was trained on cannot be measured",
+                )
+
+
+def _likenesses(
+    everything: Sequence[SeenRow], splits: Sequence[str]
+) -> dict[str, list[tuple[SeenRow, Likeness]]]:
+    """What is compared of the rows of some splits, by what messages call it."""
+    found: dict[str, list[tuple[SeenRow, Likeness]]] = {}
+    for seen in everything:
+        if split_of(seen.data) in splits:
+            for one in seen.likenesses:
+                found.setdefault(one.what, []).append((seen, one))
+    return found
 
 
 def repeats(everything: Sequence[SeenRow]) -> Iterator[Finding]:
