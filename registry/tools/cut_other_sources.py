@@ -2,8 +2,9 @@ r"""Cut clips of the quickstart's instruments from two other sources, one second
 
 `Sonivox` is a synthesiser with samples of its own, rendered note by note; its notes are divided
 into train and test. `tonejs-instruments` are recordings of single notes by several people, and
-all of them are `test_other`: what a model is asked that never heard their source. Run once by
-hand; its output is committed. The same input gives the same bytes.
+all of them are `test_other`: what a model is asked that never heard their source. `test_all` has
+both, for results by source. Run once by hand; its output is committed. The same input gives the
+same bytes.
 
     git clone https://github.com/pedrolcl/sonivox && cd sonivox
     git checkout 3ae4c07e59017ce3eb8b4269cf04f03df16c8439
@@ -238,6 +239,7 @@ def main() -> None:
         "test": of_fluid(arguments.instruments / "test.jsonl") + write(test, folder, SONIVOX),
         "test_other": write(tonejs(arguments.unpacked), folder, TONEJS),
     }
+    rows["test_all"] = rows["test"] + rows["test_other"]
     for part, found in rows.items():
         lines = "".join(json.dumps(row) + "\n" for row in found)
         (folder / f"{part}.jsonl").write_text(lines, encoding="utf-8")

@@ -27,7 +27,7 @@ from safe_framework.errors import SafeError
 from safe_framework.serving.limits import Limits, RequestError
 from safe_framework.utils.optional_imports import require
 
-SOUNDS = ("wav", "flac", "mp3")
+SOUNDS = ("wav", "flac", "mp3", "ogg")
 PICTURES = ("png", "jpeg", "webp", "gif", "bmp")
 _RATES = (1_000, 384_000)
 _CHANNELS = 16
@@ -87,8 +87,8 @@ def _kind_of_sound(content: bytes) -> str:
     """By its first bytes; empty for none that is known."""
     if content[:4] in (b"RIFF", b"RF64") and content[8:12] == b"WAVE":
         return "wav"
-    if content[:4] == b"fLaC":
-        return "flac"
+    if content[:4] in (b"fLaC", b"OggS"):
+        return "flac" if content[:1] == b"f" else "ogg"
     framed = len(content) > 1 and content[0] == 0xFF and content[1] & 0xE0 == 0xE0
     return "mp3" if content[:3] == b"ID3" or framed else ""
 

@@ -88,6 +88,8 @@ def test_pictures_are_compared_whatever_their_size_and_light() -> None:
 def test_what_cannot_be_compared_has_no_likeness() -> None:
     """Law: silence, a sound of a few samples, and arrays of anything else are not compared."""
     for sample in (
-        Waveform(np.zeros(RATE), RATE), Waveform(note(220)[:20], RATE), np.ones((3, 4)), "text"
+        Waveform(np.zeros(RATE), RATE), Waveform(note(220)[:20], RATE), np.ones((3, 4)), "text",
+        Waveform(np.full(RATE, np.nan), RATE), Waveform(np.full(RATE, np.inf), RATE),
+        np.ones((4, 4, 7), np.uint8), np.ones((0, 4), np.uint8), np.ones(4, np.uint8),
     ):  # fmt: skip
         assert likeness_of(sample, "audio") is None

@@ -24,6 +24,8 @@ def test_a_source_is_never_heard_in_training() -> None:
     sources = {part: {row["source"] for row in rows} for part, rows in PARTS.items()}
     assert sources["train"] == sources["test"] == {"fluid-r3", "sonivox"}
     assert sources["test_other"] == {"tonejs-instruments"}
+    every = [row for _, row in read_rows(FOLDER / "test_all.jsonl")]
+    assert every == PARTS["test"] + PARTS["test_other"]
 
 
 def test_every_source_has_instruments_that_training_names() -> None:

@@ -125,7 +125,7 @@ def test_what_is_sent_reaches_the_model(url: str) -> None:
     silent = ask(url, body("w5 w6"))[2]["choices"][0]["message"]["content"]
     assert silent == answered(model, asking("w5 w6", max_tokens=6))[0].text[0]
     answers = {silent}
-    for kind in ("wav", "flac", "mp3"):
+    for kind in ("wav", "flac", "mp3", "ogg"):
         data = wav(3, 0.5, kind.upper())
         status, _, found = ask(url, body([audio(data, kind), text("w5 w6")]))
         assert (status, found["safe"]) == (200, {"gates": {"audio": 1.0}})
@@ -177,11 +177,12 @@ BAD: list[tuple[Any, int, str]] = [
 ]  # fmt: skip
 PARTS: list[tuple[Any, int, str]] = [
     ({"type": "audio", "path": "/etc/passwd"}, 400, "content[0].type"),
-    (audio(kind="ogg"), 400, "is of format 'ogg'"),
+    (audio(kind="m4a"), 400, "is of format 'm4a'"),
     (audio("####"), 400, "is no base64"),
     (audio(base64.b64encode(b"RIFF").decode()), 400, "is no wav file"),
     (audio(wav(seconds=2.0)), 413, "longer than 1 seconds"),
     (audio(wav(seconds=2.0, kind="FLAC"), "flac"), 413, "longer than 1 seconds"),
+    (audio(wav(seconds=2.0, kind="OGG"), "ogg"), 413, "longer than 1 seconds"),
     ({**audio(), "modality": "touch"}, 400, "takes no sound"),
     ({"type": "image_url", "image_url": {"url": png(10, 10)}}, 400, "takes no pictures"),
     ({"type": "safe_sample", "data": npy(np.zeros(3))}, 400, "modality"),

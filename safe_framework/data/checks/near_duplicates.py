@@ -71,9 +71,10 @@ def likeness_of(sample: Sample, what: str) -> Likeness | None:
     """What of a sound or a picture is compared; None of anything else, or where all is alike."""
     if isinstance(sample, Waveform):
         return _of_sound(sample, what)
-    if isinstance(sample, np.ndarray) and sample.dtype == np.uint8 and sample.ndim in (2, 3):
-        return _of_picture(sample, what)
-    return None
+    if not isinstance(sample, np.ndarray) or sample.dtype != np.uint8 or not sample.size:
+        return None
+    coloured = sample.ndim == 3 and sample.shape[2] == 3
+    return _of_picture(sample, what) if coloured or sample.ndim == 2 else None
 
 
 def _of_sound(sound: Waveform, what: str) -> Likeness | None:
