@@ -1,6 +1,6 @@
 """SAFE beside other ways to give the same frozen base the same modality.
 
-    python benchmarks/peers.py --task quickstart --seeds 0 1 2 --jobs 2 --output runs/peers
+    python benchmarks/peers.py --task one-question --seeds 0 1 2 --jobs 2 --output runs/peers
 
 Base, encoder, frames, data, order of batches, steps and seeds are the same for all. Each arm and
 seed is a process of its own that writes one file; finished ones are not repeated.
@@ -172,7 +172,7 @@ def results_of(chosen: argparse.Namespace) -> dict[str, Any]:
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--task", default="quickstart", help="quickstart, depth, or a recipe")
+    parser.add_argument("--task", default="one-question", help="one-question, depth, or a recipe")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(USUAL))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="of every arm; the recipe's own if left")

@@ -29,11 +29,11 @@ MODALITY = "audio"
 
 
 class PlainLoop:
-    """Trains the quickstart's modality without keeping anything.
+    """Trains a recipe's modality without keeping anything.
 
     Args:
         model: built from the recipe, its projector prepared as ours is.
-        recipe: the quickstart, perhaps with other fused layers.
+        recipe: `one-question`, perhaps with other fused layers.
         examples: of the task.
         tokenized: the same, tokenized as ours are.
         alignment: the loss that draws tokens to their answers.

@@ -1,8 +1,8 @@
-"""What each retention method gives and costs on the quickstart, over several seeds.
+"""What each retention method gives and costs on `one-question`, over several seeds.
 
     python benchmarks/retention.py --seeds 0 1 2 --output runs/retention
 
-Every arm is the quickstart with other ``[[retention]]`` tables, measured on its test clips and on
+Every arm is `one-question` with other ``[[retention]]`` tables, measured on its test clips and on
 texts and foreign sounds that no arm trained on. Finished runs are not repeated, broken ones go on.
 """
 
@@ -26,7 +26,7 @@ from safe_framework.evaluation.results import Evaluation
 from safe_framework.runs.run import METRICS, run_recipe, run_versions
 from safe_framework.utils.run_folder import STATE
 
-DISTILLATION = "the quickstart's own table"
+DISTILLATION = "the recipe's own table"
 NULL_SPACE = '[[retention]]\nuse = "nullspace"\n'
 WIDER = """[[retention]]
 use = "nullspace"
@@ -47,8 +47,8 @@ KINDS = ("silent", "noise", "shuffled", "foreign")
 
 
 def recipe_text(tables: Sequence[str], seed: int, max_steps: int | None) -> str:
-    """The quickstart with other retention tables, in whatever folder."""
-    recipe = read_recipe("quickstart")
+    """`one-question` with other retention tables, in whatever folder."""
+    recipe = read_recipe("one-question")
     before, own, after = re.split(r"(?=^\[\[retention\]\])|(?=^\[data\])", recipe.text, flags=re.M)
     text = before + "\n".join(own.rstrip() + "\n" if t is DISTILLATION else t for t in tables)
     text += "\n" + after.replace('"../data/', f'"{recipe.folder.parent / "data"}/')
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(USUAL))
     parser.add_argument("--output", type=Path, default=Path("runs/retention"))
-    parser.add_argument("--max-steps", type=int, help="of every run; the quickstart's own if left")
+    parser.add_argument("--max-steps", type=int, help="of every run; the recipe's own if left")
     parser.add_argument(
         "--change-steps", type=int, default=200, help="of the null space's run; 0: none"
     )

@@ -27,12 +27,12 @@ _FRAMES = 50  # of one second of sound
 
 
 def recipe_of(tokens: int = TOKENS, fused: Sequence[int] = FUSED) -> Recipe:
-    """The quickstart with so many tokens, fused at these layers; its text says so too."""
-    own = read_recipe("quickstart")
+    """`one-question` with so many tokens, fused at these layers; its text says so too."""
+    own = read_recipe("one-question")
     text = own.text
     for old, new in (("tokens = 4", f"tokens = {tokens}"), ("[16, 20, 24]", f"{list(fused)}")):
         if text.count(old) != 1:
-            raise ValueError(f"the quickstart's recipe does not say `{old}` once")
+            raise ValueError(f"the recipe does not say `{old}` once")
         text = text.replace(old, new)
     return parse_recipe(text, own.source, Path(own.folder))
 

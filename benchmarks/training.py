@@ -2,7 +2,7 @@
 
     python benchmarks/training.py --output runs/training.json
 
-Three arms train the quickstart with the same losses: ``plain`` runs the encoder, the teacher and
+Three arms train `one-question` with the same losses: ``plain`` runs the encoder, the teacher and
 the whole base at every step (plain_loop.py), ``uncached`` is our trainer with ``cache = []``, and
 ``cached`` is our trainer as it is. Each measurement is a process of its own, and the arms take
 turns, so that a slow minute of the machine falls on all of them. The first steps are not counted.
@@ -54,8 +54,8 @@ EVERY = 10  # steps between two looks at the accuracy
 
 
 def recipe_of(arm: str, fused: Sequence[int], seed: int, attend: Attend) -> Recipe:
-    """The quickstart with other fused layers, where it acts, and what its arm keeps."""
-    recipe = read_recipe("quickstart")
+    """`one-question` with other fused layers, where it acts, and what its arm keeps."""
+    recipe = read_recipe("one-question")
     modality = recipe.modalities[MODALITY]
     options = {**modality.fusion.options, "layers": list(fused)}
     fusion = attrs.evolve(modality.fusion, options=options)
@@ -233,7 +233,7 @@ def reaching(
     until: float, seeds: Sequence[int], attend: Attend, report: Callable[[str], None]
 ) -> dict[str, Any]:
     """Seconds of training until an accuracy is reached, and the accuracy in the end."""
-    recipe = read_recipe("quickstart")
+    recipe = read_recipe("one-question")
     fused = recipe.modalities[MODALITY].fusion.options["layers"]
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
     for seed in seeds:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from safe_framework.training.batches import TokenizedExample
 
-_MOST = 16  # questions of an example, each of which is read once; a longer run asks them again
+_MOST = 64  # questions of an example; a longer run asks them again
 _MOST_IN_ALL = 100_000
 
 

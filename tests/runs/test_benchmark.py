@@ -32,11 +32,11 @@ def test_every_arm_is_listed(script: Any) -> None:
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_an_arm_is_the_quickstart_but_for_retention(script: Any, arm: str, tmp_path: Path) -> None:
-    """Law: base, modality, data, and training are the quickstart's; files are found anywhere."""
+def test_an_arm_is_the_recipe_but_for_retention(script: Any, arm: str, tmp_path: Path) -> None:
+    """Law: base, modality, data, and training are the recipe's; files are found anywhere."""
     place = tmp_path / f"{arm}.toml"
     place.write_text(script.recipe_text(script.ARMS[arm], 4, 7), "utf-8")
-    own, made = read_recipe("quickstart"), read_recipe(str(place))
+    own, made = read_recipe("one-question"), read_recipe(str(place))
     assert (made.base, made.modalities) == (own.base, own.modalities)
     assert (made.training.seed, made.training.max_steps) == (4, 7)
     assert made.training.fusion_learning_rate == own.training.fusion_learning_rate
