@@ -58,13 +58,13 @@ def test_it_is_the_bases_own_call(processors: Processors, name: str) -> None:
     ours = processors(name)
     texts = ["what is this", "this is a red cat on the mat"]
     placed = [ours.place_images(text, 1) for text in texts]
-    wanted = ours.tokenizer(
+    wanted = ours.base_processor(
         text=placed, images=[[RED], [BLUE]], return_tensors="pt", padding=True, padding_side="left"
     )
     for images in ([RED, BLUE], [[RED], [BLUE]], ([RED], BLUE)):
         assert same(ours(text=texts, images=images), wanted)
         assert same(ours(question=placed, images=images), wanted)
-    alone = ours.tokenizer(text=placed[:1], images=[[RED]], return_tensors="pt")
+    alone = ours.base_processor(text=placed[:1], images=[[RED]], return_tensors="pt")
     for one in (RED, [RED], [[RED]]):
         assert same(ours(texts[0], images=one), alone)
 
@@ -75,7 +75,7 @@ def test_texts_alone_need_no_picture(processors: Processors, name: str) -> None:
     ours = processors(name)
     plain = ours(["what is this", "a cat"])
     refuses = name == "paligemma"  # its processor, not the model
-    base = ours.tokenizer.tokenizer if refuses else ours.tokenizer
+    base = ours.tokenizer if refuses else ours.base_processor
     options: Any = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
     assert same(plain, base(text=["what is this", "a cat"], **options))
     assert same(ours(["what is this", "a cat"], images=[None, []]), plain)
@@ -92,7 +92,7 @@ def test_rows_with_pictures_and_rows_without(processors: Processors, name: str) 
     counts = [2, 0, 1]
     placed = [ours.place_images(text, n) for text, n in zip(texts, counts, strict=True)]
     images = [[RED, BLUE], [], [RED]]
-    wanted = ours.tokenizer(
+    wanted = ours.base_processor(
         text=placed, images=images, return_tensors="pt", padding=True, padding_side="left"
     )
     assert same(ours(texts, images=[[RED, BLUE], None, RED]), wanted)
@@ -206,7 +206,7 @@ def test_the_bases_own_keywords_reach_it(processors: Processors, known: dict[str
     texts = ["what is this thing that ran"] if not images else ["<image>what"]
     assert same(
         ours(texts, **images, **known),
-        ours.tokenizer(text=texts, return_tensors="pt", padding=True, **images, **known),
+        ours.base_processor(text=texts, return_tensors="pt", padding=True, **images, **known),
     )
 
 
@@ -273,7 +273,7 @@ def test_markers_stand_in_texts_with_pictures(name: str) -> None:
         place = ids.index(START)
         assert ids[:place] + ids[place + 2 :] == words
         behind = text.partition("<sense>")[2] if not text.startswith("<sense>") else ""
-        after = ours.tokenizer.tokenizer(behind, add_special_tokens=False)["input_ids"]
+        after = ours.tokenizer(behind, add_special_tokens=False)["input_ids"]
         assert ids[place + 2 :][: len(after)] == after
 
 
@@ -294,7 +294,7 @@ def test_a_part_may_be_any_form_of_a_picture(processors: Processors, tmp_path: P
     """Law: a file, its name and a picture of a row are the picture, which the base is shown."""
     ours, file = processors("llava"), tmp_path / "blue.png"
     BLUE.save(file)
-    wanted = ours.tokenizer.apply_chat_template(
+    wanted = ours.base_processor.apply_chat_template(
         talk_of({"type": "image", "image": BLUE}, {"type": "image", "image": RED}), **BATCH
     )
     assert len(wanted["pixel_values"]) == 2
