@@ -129,7 +129,7 @@ def test_sound_of_many_channels(channels):
     file = io.BytesIO()
     values = np.linspace(-0.5, 0.5, 160 * channels, dtype="f4").reshape(160, channels)
     soundfile.write(file, values, 16_000, format="WAV", subtype="FLOAT")
-    found, rate = _by_pyav(file.getvalue(), "the sound", ValueError())
+    found, rate = _by_pyav(file.getvalue(), "the sound", None, ValueError())
     assert (rate, found.shape) == (16_000, values.shape)
     assert (found == values).all()
 
