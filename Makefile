@@ -42,7 +42,7 @@ test-fast: $(VENV)/.test
 
 # Compiled code lies apart: torch's cache mistakes that for vectors of one width for that of another,
 # and the process aborts.
-PORTABLE := attention core laws plugins training evaluation experimental verification runs testing
+PORTABLE := attention core laws plugins training
 test-portable: $(VENV)/.test
 	@ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE TORCHINDUCTOR_CACHE_DIR=$(CURDIR)/$(VENV)/inductor \
 	  $(VENV)/bin/pytest $(IN_PARALLEL) -m "not ($(OPTIONAL) or processes)" $(addprefix tests/,$(PORTABLE))

@@ -104,6 +104,10 @@ class PrefixModel(nn.Module):
 
     # Calls
 
+    def prompt_columns(self, batch: Mapping[str, Any]) -> int:
+        """How many columns of what ``generate`` returns are the prompt's."""
+        return int(batch["input_ids"].shape[1])
+
     def train(self, mode: bool = True) -> PrefixModel:
         """Switch what is trained; a frozen base stays in evaluation mode."""
         super().train(mode)
