@@ -36,7 +36,9 @@ def recipe(tmp_path: Path) -> Path:
         text = text.replace(str(data / name / "test.jsonl"), str(short))
     text = re.sub(r"^max_steps = \d+", f"max_steps = {STEPS}", text, flags=re.MULTILINE)
     text = re.sub(r"^save_steps = \d+", f"save_steps = {SAVED}", text, flags=re.MULTILINE)
+    text = text.replace('attend = "answer"', 'attend = "answer"\nrelevance = false', 1)
     assert f"max_steps = {STEPS}" in text
+    assert "relevance = false" in text
     assert f"save_steps = {SAVED}" in text
     path = tmp_path / "short.toml"
     path.write_text(text, "utf-8")
