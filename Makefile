@@ -45,7 +45,7 @@ test-fast: $(VENV)/.test
 PORTABLE := attention core laws plugins training
 test-portable: $(VENV)/.test
 	@ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE TORCHINDUCTOR_CACHE_DIR=$(CURDIR)/$(VENV)/inductor \
-	  $(VENV)/bin/pytest $(IN_PARALLEL) -m "not ($(OPTIONAL) or processes)" $(addprefix tests/,$(PORTABLE))
+	  $(VENV)/bin/pytest $(IN_PARALLEL) -m "not ($(OPTIONAL) or processes or slow)" $(addprefix tests/,$(PORTABLE))
 
 lint: $(VENV)/.dev
 	@$(VENV)/bin/ruff check .
