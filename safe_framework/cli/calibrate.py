@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,8 +143,8 @@ def _recipe_and_rows(model: SafeModel, name: str, folder: Path) -> tuple[Recipe,
         recipe = read_recipe(source)
         if run is not None and name in recipe.modalities and recipe.data is not None:
             return recipe, RecipeData(recipe).examples("test", model.encoders)
-    except SafeError:  # moved, or somebody else's: without rows only the power is not told
-        pass
+    except SafeError as error:  # moved, or somebody else's
+        print(f"how often it opens is not told, since no test is read: {error}", file=sys.stderr)
     recipe_of_adapter = model.modality(name).built_from
     if recipe_of_adapter is None:
         raise SafeError(
