@@ -18,7 +18,8 @@ def files(root):
 
     def walk(folder):
         for path in folder.iterdir():
-            if any(path.match(pattern) for pattern in patterns):
+            anchored = "/" + path.relative_to(root).as_posix()  # as a pattern with a slash in front
+            if anchored in patterns or any(path.match(pattern) for pattern in patterns):
                 continue
             if path.is_dir():
                 yield from walk(path)
