@@ -298,8 +298,9 @@ def test_a_picture_can_be_dropped(browser: Browser, seeing_address: str) -> None
     driver = opened(browser, seeing_address)
     field = driver.find_element("css selector", "#picture input[type=file]")
     target = browser.run("return arguments[0].closest('button') || arguments[0].parentNode", field)
+    assert not driver.find_elements("css selector", "#picture img")
     browser.run(DROP, target, "dropped.png", "blue")
-    preview(browser)
+    assert preview(browser).is_displayed()
 
 
 def test_a_broken_picture_is_told(
