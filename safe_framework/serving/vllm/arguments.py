@@ -129,6 +129,25 @@ def _refused(folder: Path, why: str, hint: str = _ELSEWHERE) -> AdapterError:
     return AdapterError(f"vLLM cannot serve `{folder}`: {why}", hint=hint)
 
 
+def check_arguments(given: Any) -> None:
+    """Refuse what would have to be passed over, since the adapter says it.
+
+    Args:
+        given: vLLM's own arguments.
+
+    Raises:
+        AdapterError: one of them is there; the message names it.
+    """
+    own = {"--worker-cls": given.worker_cls != "auto", "--hf-overrides": bool(given.hf_overrides)}
+    for name in ("tokenizer", "revision", "tokenizer_revision"):
+        own[f"--{name.replace('_', '-')}"] = getattr(given, name) is not None
+    if found := [name for name, there in own.items() if there]:
+        raise AdapterError(
+            f"{', '.join(found)} cannot be given: the adapter's recipe says what its base is",
+            hint="leave it out",
+        )
+
+
 def check_engine(config: Any) -> None:
     """Refuse what vLLM would do in ways in which nobody has seen an adapter heard.
 

@@ -51,6 +51,7 @@ class VllmTicket:
         sink: is told what becomes of it.
         cancelled: whether nobody wants it any more.
         begun: whether a token of it has come.
+        task: that answers it.
     """
 
     number: int
@@ -58,10 +59,13 @@ class VllmTicket:
     sink: Sink
     cancelled: bool = False
     begun: bool = False
+    task: Future[None] | None = None
 
     def cancel(self) -> None:
         """Give it up: it is decoded no further, and its sink is told no more."""
         self.cancelled = True
+        if self.task is not None:
+            self.task.cancel()
 
     def tell(self, event: Any) -> None:
         """Pass an event on, unless nobody wants it."""
@@ -153,9 +157,12 @@ class VllmEngine:
         """
         if self._stopping:
             raise StoppedError("the server is stopping", hint="ask again when it runs")
+        if self._engine.errored:
+            raise StoppedError("vLLM has stopped", hint="start the server again; its log says why")
         ticket = VllmTicket(next(self._numbers), prepared, sink)
         self._tickets[ticket.number] = ticket
-        asyncio.run_coroutine_threadsafe(self._answer(ticket), self._loop)
+        ticket.task = asyncio.run_coroutine_threadsafe(self._answer(ticket), self._loop)
+        ticket.task.add_done_callback(lambda _: self._tickets.pop(ticket.number, None))
         return ticket
 
     def stop(self, wait: float = 0.0) -> None:
@@ -190,8 +197,6 @@ class VllmEngine:
                     group.create_task(self._one(ticket, index))
         except BaseExceptionGroup as found:
             ticket.tell(Failed(_first(found)))
-        finally:
-            del self._tickets[ticket.number]
 
     async def _one(self, ticket: VllmTicket, index: int) -> None:
         """One answer of a request, until it ends or nobody wants it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import wraps
 from typing import Any
 
@@ -34,6 +35,7 @@ def _of_adapters(create: Any) -> Any:
     def created(arguments: Any, *args: Any, **kwargs: Any) -> Any:
         """The config, once it is known that the adapter can be served by it."""
         from safe_framework.serving.vllm.arguments import (
+            check_arguments,
             check_engine,
             engine_arguments,
             find_adapter,
@@ -44,13 +46,11 @@ def _of_adapters(create: Any) -> Any:
         if folder is None:
             return create(arguments, *args, **kwargs)
         check_versions()
-        named = arguments.served_model_name or [arguments.model]
-        own = engine_arguments(folder, arguments.dtype)
-        given = arguments.hf_overrides if isinstance(arguments.hf_overrides, dict) else {}
-        own["hf_overrides"] = {**given, **own["hf_overrides"]}
-        for name, value in own.items():
+        check_arguments(arguments)
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # whose insides are other ones
+        arguments.served_model_name = arguments.served_model_name or [arguments.model]
+        for name, value in engine_arguments(folder, arguments.dtype).items():
             setattr(arguments, name, value)
-        arguments.served_model_name = named
         config = create(arguments, *args, **kwargs)
         check_engine(config)
         return config

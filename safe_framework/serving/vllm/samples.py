@@ -124,11 +124,11 @@ class AdapterProcessor(BaseMultiModalProcessor[AdapterInfo]):
         Raises:
             VLLMValidationError: a sound or the gate cannot be used.
         """
-        ids, sounds = list(inputs.prompt), inputs.mm_data_items.get(KIND)
+        ids, items = list(inputs.prompt), inputs.mm_data_items.get(KIND)
         given = self.info.ctx.get_merged_mm_kwargs(inputs.hf_processor_mm_kwargs)
         try:
             gate = self._gate(given)
-            prepared = self._prepared(sounds.get_all())
+            prepared = self._prepared([] if items is None else items.get_all())
         except SafeError as error:
             raise VLLMValidationError(str(error), parameter=KIND) from error
         fields = {**prepared, GATE: torch.tensor([gate], dtype=torch.float64)}
@@ -166,6 +166,8 @@ class AdapterProcessor(BaseMultiModalProcessor[AdapterInfo]):
 
     def _prepared(self, sounds: Sequence[Any]) -> dict[str, Tensor]:
         """The modality's part of a batch of one row."""
+        if not sounds:
+            raise SafeError("there is no sound", hint="send one, or a request of text alone")
         if len(sounds) == 1 and isinstance(sounds[0], PreparedSample):
             return dict(sounds[0].inputs)
         model = self.info.adapter

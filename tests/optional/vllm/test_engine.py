@@ -159,6 +159,7 @@ def test_a_layer_that_does_not_listen_is_an_error(deaf: Any, monkeypatch: Any) -
         ({"tensor_parallel_size": 2}, "--tensor-parallel-size"),
         ({"enable_lora": True}, "--enable-lora"),
         ({"enable_prompt_embeds": True}, "--enable-prompt-embeds"),
+        ({"revision": "main"}, "--revision cannot be given"),
     ],
 )
 def test_what_was_never_heard_is_refused_at_the_start(
