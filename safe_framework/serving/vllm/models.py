@@ -89,15 +89,15 @@ _register = MULTIMODAL_REGISTRY.register_processor(
 
 
 @_register
-class ListeningLlama(ListeningBase, LlamaForCausalLM, SupportsMultiModal):
+class ListeningLlama(ListeningBase, LlamaForCausalLM, SupportsMultiModal):  # type: ignore[misc]  # vLLM is not typed
     """Llama, SmolLM2 and others of their architecture."""
 
 
 @_register
-class ListeningQwen2(ListeningBase, Qwen2ForCausalLM, SupportsMultiModal):
+class ListeningQwen2(ListeningBase, Qwen2ForCausalLM, SupportsMultiModal):  # type: ignore[misc]  # vLLM is not typed
     """Qwen 2 and 2.5."""
 
 
 @_register
-class ListeningQwen3(ListeningBase, Qwen3ForCausalLM, SupportsMultiModal):
+class ListeningQwen3(ListeningBase, Qwen3ForCausalLM, SupportsMultiModal):  # type: ignore[misc]  # vLLM is not typed
     """Qwen 3."""

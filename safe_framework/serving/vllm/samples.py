@@ -52,11 +52,11 @@ class PreparedSample:
     inputs: Mapping[str, Tensor]
 
 
-class SampleItems(ProcessorBatchItems[Any]):
+class SampleItems(ProcessorBatchItems[Any]):  # type: ignore[misc]  # vLLM is not typed
     """The sounds of a request: arrays with their rates, or what was prepared of them."""
 
 
-class SampleParser(MultiModalDataParser):
+class SampleParser(MultiModalDataParser):  # type: ignore[misc]  # vLLM is not typed
     """Takes sounds as they came: the framework resamples them itself."""
 
     def _parse_audio_data(self, data: Any) -> SampleItems:
@@ -64,7 +64,7 @@ class SampleParser(MultiModalDataParser):
         return SampleItems([data] if one else list(data), KIND)
 
 
-class AdapterInfo(BaseProcessingInfo):
+class AdapterInfo(BaseProcessingInfo):  # type: ignore[misc]  # vLLM is not typed
     """What vLLM asks about an adapter's samples."""
 
     @property
@@ -95,7 +95,7 @@ class AdapterInfo(BaseProcessingInfo):
         return {}
 
 
-class AdapterDummies(BaseDummyInputsBuilder[AdapterInfo]):
+class AdapterDummies(BaseDummyInputsBuilder[AdapterInfo]):  # type: ignore[misc]  # vLLM is not typed
     """Sounds of no meaning, with which vLLM measures its memory."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
@@ -109,7 +109,7 @@ class AdapterDummies(BaseDummyInputsBuilder[AdapterInfo]):
         return {KIND: [(np.zeros(rate, np.float32), rate)] * mm_counts.get(KIND, 0)}
 
 
-class AdapterProcessor(BaseMultiModalProcessor[AdapterInfo]):
+class AdapterProcessor(BaseMultiModalProcessor[AdapterInfo]):  # type: ignore[misc]  # vLLM is not typed
     """Prepares a request's sounds; they are one item to vLLM, however many there are."""
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Any:

@@ -31,7 +31,7 @@ class _Heard:
     first: int
 
 
-class ListeningRunner(CPUModelRunner):
+class ListeningRunner(CPUModelRunner):  # type: ignore[misc]  # vLLM is not typed
     """Runs a base whose layers listen."""
 
     listens: ListeningModel
@@ -95,7 +95,7 @@ class ListeningRunner(CPUModelRunner):
         return _Heard(feature.identifier, sample, 0 if modality.attend == "all" else prompt - 1)
 
 
-class ListeningWorker(CPUWorker):
+class ListeningWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not typed
     """vLLM's worker on processors, whose runner is the one above."""
 
     def init_device(self) -> None:
