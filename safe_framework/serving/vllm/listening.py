@@ -123,7 +123,7 @@ def _nothing(hidden: Tensor, residual: Tensor, layer: int, key: str) -> None:
     """What tracing sees of ``fuse``."""
 
 
-_LIBRARY = Library("safe_framework", "FRAGMENT")
+_LIBRARY: Any = Library("safe_framework", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch's own
 direct_register_custom_op("fuse_first", fuse_first, ["hidden"], _nothing_first, target_lib=_LIBRARY)
 direct_register_custom_op("fuse", fuse, ["hidden", "residual"], _nothing, target_lib=_LIBRARY)
 

@@ -90,7 +90,7 @@ def test_preempted_rows_go_on_as_they_were(adapter: Making) -> None:
     Those without a sample have plain vLLM's bits, and those with one are answered as alone.
     """
     folder = adapter()
-    few = {"num_gpu_blocks_override": 8, "max_num_batched_tokens": 256}
+    few = {"num_gpu_blocks_override": 8, "max_num_batched_tokens": 256, "max_model_len": 128}
     cases = [Case(60), Case(61, 0), Case(62, 1), Case(60, 0, 0.5), Case(59)]
     with engine(folder, **few) as llm:
         found = asked(llm, cases)
