@@ -60,8 +60,7 @@ class SampleParser(MultiModalDataParser):  # type: ignore[misc]  # vLLM is not t
     """Takes sounds as they came: the framework resamples them itself."""
 
     def _parse_audio_data(self, data: Any) -> SampleItems:
-        one = isinstance(data, (tuple, PreparedSample))
-        return SampleItems([data] if one else list(data), KIND)
+        return SampleItems(data if isinstance(data, list) else [data], KIND)
 
 
 class AdapterInfo(BaseProcessingInfo):  # type: ignore[misc]  # vLLM is not typed

@@ -120,6 +120,8 @@ def preemptions(llm: Any) -> float:
 )
 def test_what_cannot_be_heard_is_refused(deaf: Any, more: dict[str, Any], told: str) -> None:
     """Law: a gate or a sound that cannot be used is refused by name, and the engine goes on."""
+    from vllm.exceptions import VLLMValidationError
+
     wave = sound(0)
     values, own = wave.values.copy(), dict(more)
     rate = own.pop("rate", wave.sampling_rate)
@@ -130,7 +132,7 @@ def test_what_cannot_be_heard_is_refused(deaf: Any, more: dict[str, Any], told: 
         "multi_modal_data": {"audio": values if rate is None else (values, rate)},
         "mm_processor_kwargs": own,
     }
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(VLLMValidationError, match=told):
         deaf.generate([prompt], use_tqdm=False)
     assert len(bits(outputs(deaf, [Case(5, 0)])[0])) == 8
 
