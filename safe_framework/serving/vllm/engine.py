@@ -117,14 +117,18 @@ class VllmEngine:
         Raises:
             SafeError: it cannot be answered as it is.
         """
+        given = request.gate if isinstance(request.gate, Mapping) else {"": request.gate}
+        if AUTO in given.values() and self._has_samples(request):
+            raise _undecided()
         prepared = self._reader.prepare(request)
-        if AUTO in prepared.gates.values():
-            raise SafeError(
-                'the engine `vllm` has no gate "auto": it reads a prompt once, and a relevance '
-                "head decides on what was read",
-                hint="give the request a `gate` from 0 to 1",
-            )
+        if AUTO in prepared.gates.values():  # the adapter's own
+            raise _undecided()
         return prepared
+
+    def _has_samples(self, request: Request) -> bool:
+        contents = [message["content"] for message in request.messages]
+        kinds = {part["type"] for one in contents if not isinstance(one, str) for part in one}
+        return bool(kinds & self.model.modalities.keys())
 
     # Running
 
@@ -317,6 +321,14 @@ def _seed(own: Sampling, index: int) -> int | None:
         return None
     made = hashlib.sha256(f"{own.seed}/{index}".encode()).digest()
     return int.from_bytes(made[:7], "little")
+
+
+def _undecided() -> SafeError:
+    return SafeError(
+        'the engine `vllm` has no gate "auto": it reads a prompt once, and a relevance head '
+        "decides on what was read",
+        hint="give the request a `gate` from 0 to 1",
+    )
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> Exception:
