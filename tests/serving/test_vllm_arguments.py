@@ -59,7 +59,7 @@ def test_vllm_is_told_the_base_and_the_adapter(
             "`audio` has markers in the text",
         ),
         (
-            [("[[retention]]", '[modalities.touch]\nencoder = { use = "sensor", channels = 2 }\n'
+            [("[[retention]]", '[modalities.touch]\nencoder = { use = "sensor", channels = 2, rate = 10 }\n'
               'projector = { use = "standard" }\nfusion = { use = "lora" }\n\n[[retention]]')],
             "it has 2 modalities (`audio`, `touch`), not one",
         ),
