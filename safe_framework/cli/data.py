@@ -45,16 +45,15 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from safe_framework.data.checks.recipe import check_target
+    from safe_framework.utils.console import plain_console
     from safe_framework.utils.progress import WorkProgress
     from safe_framework.utils.run_folder import STATE, recipe_of, run_of
 
     target = arguments.target
     if (run_of(target) / STATE).is_file():  # any other folder holds data
         target, _ = recipe_of(target)
-    console = Console(stderr=arguments.json)
+    console = plain_console(stderr=arguments.json)
     with WorkProgress(console).showing() as progress:
         report = check_target(
             target, longest=arguments.longest, rate=arguments.rate, progress=progress
@@ -82,7 +81,7 @@ def _show(console: Console, report: DataReport) -> None:
         console.print()
     console.print(_counts(report))
     warnings = len(report.findings) - report.errors
-    console.print(f"\n{report.errors} errors, {warnings} warnings", highlight=False)
+    console.print(f"\n{report.errors} errors, {warnings} warnings")
 
 
 def _counts(report: DataReport) -> Any:

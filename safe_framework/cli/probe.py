@@ -36,15 +36,14 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from safe_framework.config.read import read_recipe
     from safe_framework.evaluation.encoder_comparison import compare_encoders
+    from safe_framework.utils.console import plain_console
     from safe_framework.utils.progress import WorkProgress
     from safe_framework.utils.run_folder import recipe_of
 
     source, _ = recipe_of(arguments.recipe)
-    console = Console(stderr=arguments.json)
+    console = plain_console(stderr=arguments.json)
     with WorkProgress(console).showing() as progress:
         found = compare_encoders(
             read_recipe(source),
@@ -58,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print(json.dumps([_plain(score) for score in found], indent=2))
         return 0
     console.print(table(found))
-    console.print(advice(found), highlight=False)
+    console.print(advice(found))
     return 0
 
 
