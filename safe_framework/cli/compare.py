@@ -68,10 +68,10 @@ def table(found: list[Difference]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("", no_wrap=True)
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    shown.add_column("")
     for name in ("A", "B", "B - A", "95 %", "p"):
-        shown.add_column(name, justify="right")
+        shown.add_column(name, justify="right", no_wrap=name != "95 %")
     for row in found:
         shown.add_row(row.name, *_cells(row))
     return shown

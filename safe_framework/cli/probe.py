@@ -77,10 +77,15 @@ def table(scores: Sequence[EncoderScore]) -> Table:
 
     sources = any(score.other_sources for score in scores)
     shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("model", "layer", "width", "right", "95 %"):
-        shown.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
-    for name in ("new source", "95 %") if sources else ():
-        shown.add_column(name, justify="right", no_wrap=True)
+    columns = ["model", "layer", "width", "right", "95 %"]
+    columns += ["new source", "95 %"] if sources else []
+    for name in columns:
+        shown.add_column(
+            name,
+            justify="left" if name == "model" else "right",
+            no_wrap=name not in ("model", "95 %"),
+            overflow="fold",
+        )
     for score in scores:
         layer = score.options.get("layer")
         cells = [

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from safe_framework.utils.formatting import about, clock
 
@@ -121,9 +123,34 @@ class WorkProgress:
 
     @contextmanager
     def showing(self) -> Iterator[WorkProgress]:
-        """Show the bars within the block."""
-        with self._bars:
+        """Show the bars within the block; what is logged meanwhile appears above them."""
+        written_to = sys.stderr
+        with self._bars, _logs_follow(written_to):
             yield self
+
+
+@contextmanager
+def _logs_follow(stream: TextIO) -> Iterator[None]:
+    """Within the block, log to what stands in place of a stream where that was logged to.
+
+    Bars put a stream of their own in place of ``sys.stderr``; a handler that holds the one before,
+    as that of transformers does, would write into the middle of them.
+    """
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    held = [
+        handler
+        for logger in loggers
+        if isinstance(logger, logging.Logger)
+        for handler in logger.handlers
+        if isinstance(handler, logging.StreamHandler) and handler.stream is stream
+    ]
+    for handler in held:
+        handler.setStream(sys.stderr)
+    try:
+        yield
+    finally:
+        for handler in held:
+            handler.setStream(stream)
 
 
 def _cut(column: Any, width: int) -> Any:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import re
 import shutil
 import time
@@ -336,6 +337,21 @@ def test_progress_is_a_bar_on_a_terminal() -> None:
     assert not [
         word for word in ("training", "3/9", "loss 1", "encoding", "1/2") if word not in seen
     ]
+
+
+def test_a_log_stands_above_the_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: what is logged to standard error while bars show is a line of its own above them."""
+    stream, errors = io.StringIO(), io.StringIO()
+    monkeypatch.setattr("sys.stderr", errors)
+    logger, handler = logging.getLogger("acme"), logging.StreamHandler()
+    monkeypatch.setattr(logger, "handlers", [handler])
+    progress = WorkProgress(Console(file=stream, force_terminal=True, width=100))
+    with progress.showing():
+        progress("training", 3, 9)
+        logger.warning("a note")
+    logger.warning("afterwards")
+    assert "a note" in [CSI.sub("", line).strip() for line in stream.getvalue().splitlines()]
+    assert errors.getvalue() == "afterwards\n"
 
 
 CSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
