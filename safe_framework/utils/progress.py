@@ -22,6 +22,9 @@ _TENTHS = 10
 _SOON = 10.0
 """Seconds after which a first line comes, where a tenth takes longer."""
 
+_APART = 1.0
+"""Seconds between two lines of one work; its last comes all the same."""
+
 _FIXED, _LABEL, _BAR, _NARROW = 29, 30, 24, 4
 """Columns of a terminal: for spinner, counts, time left and the gaps; for a label and a bar at
 most; and what is too few to show a bar or a note in."""
@@ -72,6 +75,7 @@ class WorkProgress:
         )
         self._tasks: dict[str, TaskID] = {}
         self._tenths: dict[str, int] = {}
+        self._said: dict[str, float] = {}
         self._begun: dict[str, tuple[float, int]] = {}
 
     def __call__(self, label: str, done: int, total: int, note: str = "") -> None:
@@ -93,13 +97,16 @@ class WorkProgress:
             self.console.print(line, highlight=False, markup=False)
 
     def _is_due(self, label: str, done: int, total: int) -> bool:
-        """Whether another tenth is done, or the first line is late."""
+        """Whether another tenth is done, some time after the last line, or the first is late."""
         before, tenth = self._tenths.get(label), done * _TENTHS // max(total, 1)
         begun, first = self._begun[label]
         late = before is None and done > first and time.monotonic() - begun > _SOON
         if tenth <= (before or 0) and not late:
             return False
-        self._tenths[label] = tenth
+        now = time.monotonic()
+        if done < total and now - self._said.get(label, begun) < _APART:
+            return False  # quick work says that it is done
+        self._tenths[label], self._said[label] = tenth, now
         return True
 
     def _time_left(self, label: str, done: int, total: int) -> str:
