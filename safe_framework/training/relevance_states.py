@@ -6,23 +6,18 @@ it, where the base gives the same but for rounding; a chat's opening is longer t
 
 from __future__ import annotations
 
-import copy
-import inspect
-import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.model import SafeModel
+from safe_framework.core.output_head import on_device
 from safe_framework.core.prompt_rows import PromptRow, Rows
 from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.compute.base_properties import near
+from safe_framework.training.compute.shared_opening import SharedOpening, behind, common_opening
 from safe_framework.utils.progress import ProgressCallback, no_progress
-
-_WORTH = 4  # tokens: reading fewer again costs nothing
 
 
 def prompt_states(
@@ -61,82 +56,49 @@ class EndReader:
 
     Attributes:
         caches: makes batches, and knows where states are kept.
-        opening: ids that are read once; none where the base must read each row whole.
     """
 
     def __init__(self, model: SafeModel, layers: Sequence[int], rows: Rows) -> None:
         self.model, self.layers = model, tuple(layers)
         self.caches = ActivationCaches(model, (), {}, model.processor.padding)
-        self._past: Any = None
-        self.opening: tuple[int, ...] = ()
+        self._shared = SharedOpening(model, self.caches.prompts, self.caches.pad)
         plain = [row for row in rows if not row.images]
         if len(plain) > 1:
             self._begin(plain)
 
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """Ids that are read once; none where the base must read each row whole."""
+        return self._shared.ids
+
     def read(self, group: Rows) -> dict[str, Tensor]:
         """The states of a group of rows, each (batch, 1, hidden)."""
-        count = len(self.opening)
-        cut = count and not group[0].images
-        if cut and all(row.ids[:count] == self.opening and len(row) > count for row in group):
-            found = self._behind_opening(group)
-        else:
-            found = self._whole(group)
+        cut = bool(self.opening) and not group[0].images and self._shared.begins(group)
+        found = self._behind_opening(group) if cut else self._whole(group)
         return {str(layer): found[layer].unsqueeze(1) for layer in self.layers}
 
     def _begin(self, rows: Rows) -> None:
         """Read what rows begin with, if most do and the base can go on behind it."""
-        base: Any = self.model.base
-        if decodes_separately(base) or "position_ids" not in _parameters(base):
-            return
-        ordered = sorted(row.ids for row in rows)
+        ordered = sorted(rows, key=lambda row: row.ids)
         eighth = len(ordered) // 8  # some are texts outside prompts
-        middle = ordered[eighth : len(ordered) - eighth]
-        pairs = zip(middle[0], middle[-1], strict=False)  # the first and the last in order
-        opening = tuple(
-            one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
-        )
-        tried = [row for row in rows if row.ids[: len(opening)] == opening]
-        tried = [row for row in tried if len(row) > len(opening)][:2]
-        if len(opening) < _WORTH or len(tried) < 2:
+        found = common_opening(self.model, ordered[eighth : len(ordered) - eighth])
+        if not found:
             return
+        whole = self._shared
         try:
-            self.opening, self._past = opening, self._read_opening(opening)
-            whole, cut = self._whole(tried), self._behind_opening(tried)
-            same = all(near(cut[layer], whole[layer]) for layer in self.layers)
+            self._shared = SharedOpening(self.model, self.caches.prompts, self.caches.pad, found)
+            tried = [row for row in rows if self._shared.begins([row])][:2]
+            expected, cut = self._whole(tried), self._behind_opening(tried)
+            same = all(near(cut[layer], expected[layer]) for layer in self.layers)
         except Exception:  # whatever a third-party base raises, its rows are read whole
             same = False
         if not same:
-            self.opening, self._past = (), None
-
-    @torch.no_grad()
-    def _read_opening(self, opening: Sequence[int]) -> Any:
-        ids = torch.tensor([opening], device=self.model.device)
-        with self.model.off():
-            found = self.model(
-                input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True
-            ).past_key_values
-        return found
+            self._shared = whole
 
     def _whole(self, group: Rows) -> Mapping[int, Tensor]:
-        batch = self.caches.prompts.collate(group, self.caches.pad)
-        moved = {key: value.to(self.model.device) for key, value in batch.items()}
-        return self.model.prompt_states(moved, self.layers)
+        batch = on_device(self.caches.prompts.collate(group, self.caches.pad), self.model.device)
+        return self.model.prompt_states(batch, self.layers)
 
     def _behind_opening(self, group: Rows) -> Mapping[int, Tensor]:
-        count = len(self.opening)
-        rows = [PromptRow(row.ids[count:]) for row in group]
-        batch = self.caches.prompts.collate(rows, self.caches.pad)
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        past = copy.deepcopy(self._past)
-        past.batch_repeat_interleave(len(group))
-        inputs = {
-            "input_ids": ids,
-            "attention_mask": torch.cat([mask.new_ones(len(group), count), mask], dim=1),
-            "position_ids": (count + torch.arange(ids.shape[1])).expand(len(group), -1),
-        }
-        moved = {key: value.to(self.model.device) for key, value in inputs.items()}
-        return self.model.prompt_states({**moved, "past_key_values": past}, self.layers)
-
-
-def _parameters(base: Any) -> Mapping[str, Any]:
-    return inspect.signature(base.forward).parameters
+        rows = [behind(row, self.opening) for row in group]
+        return self.model.prompt_states(self._shared.inputs(rows), self.layers)
