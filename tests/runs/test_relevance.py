@@ -16,8 +16,16 @@ from safe_framework.core.prompt_rows import PromptRow
 from safe_framework.core.relevance import AUTO
 from safe_framework.data.irrelevant import CALIBRATION, TEST, read_irrelevant
 from safe_framework.errors import DataError
+from safe_framework.evaluation.answers import (
+    answer,
+    eval_mode,
+    example_inputs,
+    without_modality,
+)
+from safe_framework.evaluation.relevance import opens
 from safe_framework.evaluation.relevance_risk import risk_shown
 from safe_framework.evaluation.summary import sections
+from safe_framework.evaluation.wordings import drawn_by, other_questions
 from safe_framework.runs.finished import open_run, read_metrics
 from safe_framework.runs.inspection import sweep_gate
 from safe_framework.runs.relevance import own_calls, shipped_calls
@@ -165,3 +173,24 @@ def test_states_behind_what_calls_begin_with_are_those_of_whole_calls(finished: 
     cut, whole = reader.read(rows), EndReader(model, [0, 1], rows[:1]).read(rows)
     for layer, found in whole.items():
         torch.testing.assert_close(cut[layer], found, rtol=1e-4, atol=1e-5)
+
+
+def test_where_the_gate_opens_tells_the_answers(finished: Path) -> None:
+    """Law: with the gate that decides, an answer is gate 1's where it opens, else the base's."""
+    done = open_run(finished)
+    model, test = done.model, done.data.examples("test", done.model.encoders)
+    examples = [one.example for one in other_questions(test, 8, drawn_by(0))]
+    head = model.modality("audio").relevance
+    assert head is not None
+    with eval_mode(model):
+        batch = example_inputs(model, without_modality(examples, "audio"))
+        head.threshold = float(head(model.prompt_states(batch, [head.layer])[head.layer]).median())
+        heard = opens(model, "audio", examples, batch_size=3)
+        assert 0 < sum(heard) < len(heard)
+        plain, opened, auto = (
+            answer(model, examples, gate={"audio": gate}, batch_size=3) for gate in (0.0, 1.0, AUTO)
+        )
+    assert auto == [
+        one if hears else base for base, one, hears in zip(plain, opened, heard, strict=True)
+    ]
+    assert plain != opened
