@@ -10,6 +10,7 @@ import copy
 import inspect
 import itertools
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from safe_framework.core.output_head import on_device
 from safe_framework.core.prompt_rows import PromptEncoder, PromptRow, Rows
 
 _WORTH = 4  # tokens: reading fewer again costs nothing
+_FEW = 16  # rows that are read together
 
 
 class SharedOpening:
@@ -37,12 +39,6 @@ class SharedOpening:
     ) -> None:
         self.model, self.prompts, self.pad = model, prompts, pad
         self.ids = tuple(ids)
-        self.past: Any = self._read() if self.ids else None
-
-    def begins(self, group: Rows) -> bool:
-        """Whether each row begins with it, and goes on."""
-        count = len(self.ids)
-        return all(row.ids[:count] == self.ids and len(row) > count for row in group)
 
     def inputs(self, rows: Rows) -> dict[str, Any]:
         """Of a call on rows that lack what they begin with, padded on the right, on the device.
@@ -64,10 +60,11 @@ class SharedOpening:
             "past_key_values": past,
         }
 
-    @torch.no_grad()
-    def _read(self) -> Any:
+    @cached_property
+    def past(self) -> Any:
+        """The base's cache behind it, of one row."""
         ids = torch.tensor([self.ids], device=self.model.device)
-        with self.model.off():
+        with torch.no_grad(), self.model.off():
             out = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
         return out.past_key_values
 
@@ -82,10 +79,39 @@ def common_opening(model: SafeModel, rows: Rows) -> tuple[int, ...]:
     if len(rows) < 2 or not _goes_on(model.base):
         return ()
     ordered = sorted(row.ids for row in rows)
-    pairs = zip(ordered[0], ordered[-1], strict=False)  # the first and the last in order
-    same = [one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
-    found = tuple(same[: min(map(len, ordered)) - 1])
+    shortest = min(map(len, ordered))
+    found = ordered[0][: min(_alike(ordered[0], ordered[-1]), shortest - 1)]
     return found if len(found) >= _WORTH else ()
+
+
+def openings(model: SafeModel, rows: Rows) -> dict[tuple[int, ...], list[PromptRow]]:
+    """Rows by the longest beginning that each shares with at least as many as make a group.
+
+    Args:
+        model: whose base would go on behind a beginning; there is none where it could not.
+        rows: in any order. Those with pictures, and those that share none worth while, are under
+            an empty beginning.
+    """
+    plain = sorted({row for row in rows if not row.images}, key=lambda row: row.ids)
+    shared = [0] * len(plain)
+    few = range(len(plain) - _FEW + 1) if _goes_on(model.base) else ()
+    for first in few:
+        own = range(first, first + _FEW)
+        count = _alike(plain[first].ids, plain[own[-1]].ids)
+        for number in own:
+            shared[number] = max(shared[number], min(count, len(plain[number]) - 1))
+    found: dict[tuple[int, ...], list[PromptRow]] = {}
+    for row, count in zip(plain, shared, strict=True):
+        found.setdefault(row.ids[:count] if count >= _WORTH else (), []).append(row)
+    if pictured := [row for row in dict.fromkeys(rows) if row.images]:
+        found.setdefault((), []).extend(pictured)
+    return found
+
+
+def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids two rows have in common before they differ."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def behind(row: PromptRow, opening: Sequence[int]) -> PromptRow:
