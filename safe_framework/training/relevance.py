@@ -32,7 +32,7 @@ _PENALTIES = (10.0, 1.0, 0.1)
 _LANDMARKS = 512  # of relevant calls, and of irrelevant ones
 _FOLDS = 3
 _CLUSTERS = 24  # of forms that are alike, each in one fold
-_TIMES = 4  # that a form is asked, of other rows and in other chats
+_TIMES = 2  # that a form is asked, of other rows and in other chats
 _TAIL = 0.99  # of irrelevant calls of each kind that a head is judged beyond
 _ITERATIONS = 80
 
