@@ -172,7 +172,7 @@ def prepare_training(
     trainer.add_callback(GateSchedule(model, gates))
     trainer.add_callback(ProgressReport(progress))
     for note in caches.notes:
-        progress.console.print(note, highlight=False)
+        progress.console.print(note)
     return PreparedTraining(trainer, alignment, caches)
 
 
