@@ -13,6 +13,15 @@ from safe_framework.serving.vllm.arguments import engine_arguments, find_adapter
 from safe_framework.serving.vllm.versions import check_versions
 
 
+TOUCH = """
+[modalities.touch]
+encoder = { use = "sensor", channels = 2, rate = 10 }
+projector = { use = "standard" }
+fusion = { use = "lora" }
+
+[[retention]]"""
+
+
 def saved(recipe: Path, folder: Path, *changes: tuple[str, str]) -> Path:
     """The adapter of a recipe that was changed."""
     text = recipe.read_text("utf-8")
@@ -59,8 +68,7 @@ def test_vllm_is_told_the_base_and_the_adapter(
             "`audio` has markers in the text",
         ),
         (
-            [("[[retention]]", '[modalities.touch]\nencoder = { use = "sensor", channels = 2, rate = 10 }\n'
-              'projector = { use = "standard" }\nfusion = { use = "lora" }\n\n[[retention]]')],
+            [("[[retention]]", TOUCH)],
             "it has 2 modalities (`audio`, `touch`), not one",
         ),
     ],
