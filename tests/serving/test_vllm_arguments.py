@@ -12,7 +12,6 @@ from safe_framework.errors import AdapterError, DataError
 from safe_framework.serving.vllm.arguments import engine_arguments, find_adapter, fingerprint
 from safe_framework.serving.vllm.versions import check_versions
 
-
 TOUCH = """
 [modalities.touch]
 encoder = { use = "sensor", channels = 2, rate = 10 }
