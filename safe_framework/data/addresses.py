@@ -110,6 +110,21 @@ def _joined(value: Mapping[str, Any], name: str, folder: Path, place: str) -> In
     return {"joined": tuple(parts), "seconds": seconds}
 
 
+def opened(source: Path | InlineSample, place: str) -> Path | InlineSample:
+    """What a ``.json`` file joins, as a row itself could; any other source as it is.
+
+    Raises:
+        DataError: it cannot be read, or is not of this form.
+    """
+    if not isinstance(source, Path) or source.suffix != ".json":
+        return source
+    try:
+        held = json.loads(source.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{place}: `{source}` cannot be read: {error}") from error
+    return _joined(held if isinstance(held, dict) else {}, str(source), source.parent, place)
+
+
 def sources_of(
     row: Row, modalities: Collection[str], *, by_file_name: bool = True
 ) -> dict[str, tuple[Path | InlineSample, ...]]:

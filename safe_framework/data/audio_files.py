@@ -28,6 +28,7 @@ Channels = npt.NDArray[np.float32]
 """Amplitudes, (samples, channels)."""
 
 _BLOCK = 1 << 20  # samples read at a time: a stream's header may not say how many there are
+_STREAMED_BLOCK = 1 << 16  # the same where no more than that is to be held
 _FLAC_STREAM = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # the marker, and STREAMINFO's header
 _MP3_INFO = re.compile(rb"\xff[\xe2-\xff]..\0{9,34}(?:Xing|Info)", re.DOTALL)
 """The frame before an MP3's first, which says how many there are: a decoder stops behind them."""
@@ -323,7 +324,7 @@ def decode_blocks(path: Path, called: str) -> Iterator[tuple[Channels, int]]:
         yield from _pyav_blocks(str(path), called, error)
         return
     with file:
-        size, read = max(1, _BLOCK // file.channels), 0
+        size, read = max(1, _STREAMED_BLOCK // file.channels), 0
         try:
             while len(block := file.read(size, dtype="float32", always_2d=True)):
                 read += len(block)

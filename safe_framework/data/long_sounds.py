@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +138,14 @@ class JoinedSound(LongSound):
         """Of the files' bytes, their times, the length and the rate."""
         digest = hashlib.sha256(f"joined|{self.sampling_rate}|{self.seconds}".encode())
         for path, at in self.parts:
-            digest.update(f"|{at}|{hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
+            digest.update(f"|{at}|{_content_key(path, path.stat().st_mtime_ns)}".encode())
         return digest.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _content_key(path: Path, written: int) -> str:
+    """SHA-256 of a file's bytes, which stand in many joined sounds."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def loaded(sample: Sample) -> Sample:

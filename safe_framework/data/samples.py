@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe_framework.data import images
-from safe_framework.data.addresses import InlineSample, local_file, named_file
+from safe_framework.data.addresses import InlineSample, local_file, named_file, opened
 from safe_framework.data.audio import Waveform, mono, read_audio, resample
 from safe_framework.data.long_sounds import JoinedSound, long_sound
 from safe_framework.data.pictures import SUFFIXES
@@ -60,6 +60,7 @@ def read_for(encoder: Encoder, source: Path | InlineSample, place: str) -> Sampl
     rate, windows = encoder.sampling_rate, encoder.windows
     if rate is None or windows is None:
         return read_sample(source, rate, place)
+    source = opened(source, place)
     longer_than = windows.window.steps / rate
     if isinstance(source, Path):
         return long_sound(source, rate, longer_than) or read_sample(source, rate, place)
@@ -75,6 +76,7 @@ def read_sound(source: Path | InlineSample, sampling_rate: int | None = None) ->
         DataError: it cannot be read.
         SampleError: it is no waveform.
     """
+    source = opened(source, "it")
     if isinstance(source, Path):
         return read_audio(source, sampling_rate)
     if (content := source.get("bytes")) is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -98,7 +99,8 @@ def is_long(sample: Sample, windows: Windows) -> bool:
 def _steps(sample: Sample) -> int:
     if isinstance(sample, LongSound):
         return round(sample.seconds * sample.sampling_rate)
-    shape = getattr(getattr(sample, "values", sample), "shape", ())
+    values = sample.values if attrs.has(type(sample)) else sample
+    shape = getattr(values, "shape", ())
     return int(shape[0]) if shape else 0
 
 
