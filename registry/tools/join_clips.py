@@ -9,6 +9,7 @@ the seconds at which they begin, which is read as one sound.
 import argparse
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -50,7 +51,7 @@ def questions(names: list[str], split: str, random: Random) -> Iterator[dict[str
     for place, name in enumerate(names):
         for second in random.sample(range(2, PART - 1), TIMES[split]):
             yield {"kind": "at", "time": f"{PART * place + second} seconds", "answer": name}
-    pairs = list(zip(names, names[1:], strict=False))
+    pairs = list(pairwise(names))
     for before, name in pairs if split == "train" else random.sample(pairs, 2):
         yield {"kind": "after", "other": before, "answer": name}
     for name in names if split == "train" else random.sample(names, 2):

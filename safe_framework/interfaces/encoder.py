@@ -32,6 +32,8 @@ class Encoder(nn.Module, ABC):
         row_independent: a sample's valid frames depend on nothing else in the batch.
         prepare_on_cpu: ``prepare`` gives CPU tensors that pickle, one row for each sample.
         frames_shape: ``forward`` gives (batch, frames, dim) with a mask (batch, frames).
+        window_frames: of as many steps as ``whole_window`` says it gives as many frames as that
+            says, and of no sample more.
     """
 
     dim: int

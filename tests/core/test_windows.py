@@ -196,9 +196,7 @@ def test_what_cannot_be_cut_is_refused() -> None:
     model = SafeModel(llama(), tokenizer())
     parts: Any = {"projector": ToyProjector(), "fusion": lora(model)}
     with pytest.raises(SafeError, match="`inline` of modality `touch` puts as many tokens"):
-        model.add_modality(
-            "touch", encoder=CutEncoder().cut_into_windows(), inline=True, **parts
-        )
+        model.add_modality("touch", encoder=CutEncoder().cut_into_windows(), inline=True, **parts)
 
 
 def test_a_series_is_cut_by_its_own_clock() -> None:
@@ -351,5 +349,5 @@ projector = { use = "standard" }
 fusion = { use = "lora" }
 windows = { hop = 3.0 }
 """
-    with pytest.raises(RecipeError, match="8:19: `hop` of `windows` must be from 0.1 s to"):
+    with pytest.raises(RecipeError, match="8:19: `hop` of `windows` must be from"):
         encoders_of(parse_recipe(text, tmp_path / "recipe.toml"))
