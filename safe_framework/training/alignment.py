@@ -232,7 +232,10 @@ def prepare_projectors(
         modality.projector.fit(first)
         chosen = [number for number, word in enumerate(words) if word is not None]
         if len(chosen) < len(rows):
-            rows, first = [rows[number] for number in chosen], first.rows(torch.tensor(chosen))
+            rows, first = (
+                [rows[number] for number in chosen],
+                first.rows(torch.tensor(chosen, dtype=torch.long)),
+            )
         if rows:
             stage = _stage_of(modality, rows, first, model.device, recipe.training)
             answers = [word for word in words if word is not None]
