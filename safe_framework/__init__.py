@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from safe_framework.core.build import attach, build, compile, load
     from safe_framework.core.model import SafeModel
     from safe_framework.errors import SafeError
-    from safe_framework.interfaces.encoder import Encoder
+    from safe_framework.interfaces.encoder import Encoder, Transcriber, TranscribingEncoder
     from safe_framework.interfaces.fusion import FusionAdapter
     from safe_framework.interfaces.projector import Projector
     from safe_framework.interfaces.retention import RetentionRegularizer, RetentionStore
@@ -37,6 +37,8 @@ _HOMES = {
     "train": "runs.python",
     "verify": "verification.verify",
     "Encoder": "interfaces.encoder",
+    "Transcriber": "interfaces.encoder",
+    "TranscribingEncoder": "interfaces.encoder",
     "SafeError": "errors",
     "FusionAdapter": "interfaces.fusion",
     "SafeModel": "core.model",
@@ -63,6 +65,8 @@ __all__ = [
     "SafeError",
     "SafeModel",
     "Tokens",
+    "Transcriber",
+    "TranscribingEncoder",
     "attach",
     "build",
     "compile",

@@ -84,3 +84,11 @@ class CheckpointError(SafeError, LookupError):
 
 class KeywordError(SafeError, TypeError):
     """A keyword argument that nothing takes, so that it would have been dropped."""
+
+
+def cannot_transcribe(encoder: str, name: str) -> SafeError:
+    """The error about an encoder of modality ``name`` that writes no transcripts."""
+    return SafeError(
+        f"`transcript` of `{name}` needs an encoder that can transcribe, and `{encoder}` cannot",
+        hint='use one that can, such as `encoder = { use = "whisper", ... }`, or leave it out',
+    )

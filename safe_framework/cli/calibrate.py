@@ -50,14 +50,13 @@ def _share(text: str) -> float:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from safe_framework.core.build import load
     from safe_framework.runs.relevance import calibrate, own_calls, shipped_calls
+    from safe_framework.utils.console import plain_console
     from safe_framework.utils.progress import WorkProgress
     from safe_framework.utils.run_folder import adapter_in
 
-    folder, console = adapter_in(arguments.adapter), Console()
+    folder, console = adapter_in(arguments.adapter), plain_console()
     model = load(folder)
     for name in _senses(model, arguments.modality):
         recipe, examples = _recipe_and_rows(model, name, folder)
@@ -74,7 +73,7 @@ def _run(arguments: argparse.Namespace) -> int:
             )
         show(console, name, statement)
     model.save_pretrained(folder)
-    console.print(f"adapter  {folder}", highlight=False, soft_wrap=True)
+    console.print(f"adapter  {folder}", soft_wrap=True)
     return 0
 
 
@@ -92,8 +91,8 @@ def show(console: Any, name: str, statement: Mapping[str, Any]) -> None:
     calls = {kind: int(one["calls"]) for kind, one in statement["false_opens"].items()}
     few = shortage(calls, statement["risk"], statement["confidence"])
     if few:
-        console.print(f"too few: {few}", style="bold yellow", highlight=False, markup=False)
-    console.print(statement["sentence"], highlight=False, markup=False)
+        console.print(f"too few: {few}", style="bold yellow")
+    console.print(statement["sentence"])
 
 
 def table(name: str, statement: Mapping[str, Any]) -> Table:

@@ -111,11 +111,10 @@ def _bars_if_needed(stack: ExitStack) -> ProgressCallback:
         if not shown and monotonic() - begun < _BEFORE_BARS:
             return
         if not shown:
-            from rich.console import Console
-
+            from safe_framework.utils.console import plain_console
             from safe_framework.utils.progress import WorkProgress
 
-            shown.append(stack.enter_context(WorkProgress(Console(stderr=True)).showing()))
+            shown.append(stack.enter_context(WorkProgress(plain_console(stderr=True)).showing()))
         shown[0](label, done, total)
 
     return progress

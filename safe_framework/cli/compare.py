@@ -35,10 +35,10 @@ def _run(arguments: argparse.Namespace) -> int:
     import json
 
     import attrs
-    from rich.console import Console
 
     from safe_framework.evaluation.compare_runs import compare_runs
     from safe_framework.runs.finished import read_metrics
+    from safe_framework.utils.console import plain_console
     from safe_framework.utils.run_folder import run_of
 
     first, second = arguments.runs, arguments.against
@@ -47,15 +47,15 @@ def _run(arguments: argparse.Namespace) -> int:
     sides = [[read_metrics(run_of(folder)) for folder in side] for side in (first, second)]
     found = compare_runs(*sides)
     names = [", ".join(map(str, side)) for side in (first, second) if side]
-    console = Console()
+    console = plain_console()
     for place, name in zip("AB", names, strict=False):
         runs = len(sides["AB".index(place)])
         seeds = f" ({runs} runs: mean ± standard deviation)" if runs > 1 else ""
-        console.print(f"{place}  {name}{seeds}", highlight=False, soft_wrap=True)
+        console.print(f"{place}  {name}{seeds}", soft_wrap=True)
     console.print(table(found))
     for test in dict.fromkeys(row.test for row in found if row.test):
         measures = ", ".join(row.name for row in found if row.test == test)
-        console.print(f"p of {measures}: {test}", highlight=False, soft_wrap=True)
+        console.print(f"p of {measures}: {test}", soft_wrap=True)
     if arguments.json:
         rows = [attrs.asdict(row) for row in found]
         content = {"first": list(map(str, first)), "second": list(map(str, second)), "rows": rows}
@@ -68,10 +68,10 @@ def table(found: list[Difference]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("", no_wrap=True)
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    shown.add_column("")
     for name in ("A", "B", "B - A", "95 %", "p"):
-        shown.add_column(name, justify="right")
+        shown.add_column(name, justify="right", no_wrap=name != "95 %")
     for row in found:
         shown.add_row(row.name, *_cells(row))
     return shown

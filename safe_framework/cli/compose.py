@@ -27,15 +27,14 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from safe_framework.config.read import read_recipe
     from safe_framework.experimental.vision_language.train import compose_recipe
+    from safe_framework.utils.console import plain_console
     from safe_framework.utils.progress import WorkProgress
     from safe_framework.utils.run_folder import recipe_of
 
     recipe = read_recipe(recipe_of(arguments.recipe)[0])
-    with WorkProgress(Console(stderr=True, quiet=arguments.quiet)).showing() as progress:
+    with WorkProgress(plain_console(stderr=True, quiet=arguments.quiet)).showing() as progress:
         folder, scores = compose_recipe(recipe, progress, arguments.output)
     if scores is not None:
         print("\n".join(lines(scores)))

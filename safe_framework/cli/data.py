@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from safe_framework.data.checks import DataReport
 
 _ANSWERS = 30  # of a source, in the table of counts
+_TABLE = 100  # columns of a terminal that a table of findings needs
 _STYLES = {"error": "red", "warning": "yellow"}
 
 
@@ -45,16 +47,15 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from safe_framework.data.checks.recipe import check_target
+    from safe_framework.utils.console import plain_console
     from safe_framework.utils.progress import WorkProgress
     from safe_framework.utils.run_folder import STATE, recipe_of, run_of
 
     target = arguments.target
     if (run_of(target) / STATE).is_file():  # any other folder holds data
         target, _ = recipe_of(target)
-    console = Console(stderr=arguments.json)
+    console = plain_console(stderr=arguments.json)
     with WorkProgress(console).showing() as progress:
         report = check_target(
             target, longest=arguments.longest, rate=arguments.rate, progress=progress
@@ -67,6 +68,18 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _show(console: Console, report: DataReport) -> None:
+    if report.findings and console.width >= _TABLE:
+        console.print(_findings(report))
+        console.print()
+    elif report.findings:
+        _print_findings(console, report)
+    console.print(_counts(report))
+    warnings = len(report.findings) - report.errors
+    console.print(f"\n{report.errors} errors, {warnings} warnings")
+
+
+def _findings(report: DataReport) -> Table:
+    """A line for each finding."""
     from rich.table import Table
     from rich.text import Text
 
@@ -77,12 +90,18 @@ def _show(console: Console, report: DataReport) -> None:
         kind = Text(found.kind, style=_STYLES[found.severity])
         cells = Text(found.message), Text(found.hint, style="dim")
         table.add_row(Text(found.data), Text(found.place), kind, *cells)
-    if report.findings:
-        console.print(table)
-        console.print()
-    console.print(_counts(report))
-    warnings = len(report.findings) - report.errors
-    console.print(f"\n{report.errors} errors, {warnings} warnings", highlight=False)
+    return table
+
+
+def _print_findings(console: Console, report: DataReport) -> None:
+    """The same where a table would fold its cells: as errors are shown, each place whole."""
+    from rich.text import Text
+
+    for found in report.findings:
+        kind = Text(found.kind, style=_STYLES[found.severity])
+        said = Text.assemble(f"{found.place}: ", kind, f" in {found.data}: {found.message}")
+        console.print(said, soft_wrap=True)
+        console.print(f"hint: {found.hint}\n", style="dim", soft_wrap=True)
 
 
 def _counts(report: DataReport) -> Any:

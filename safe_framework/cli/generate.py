@@ -55,15 +55,14 @@ def _strength(text: str) -> Any:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from safe_framework.serving.engine import Sampling
     from safe_framework.serving.offline import GenerateOptions, generate
+    from safe_framework.utils.console import plain_console
     from safe_framework.utils.hashing import tensors_fingerprint
     from safe_framework.utils.progress import WorkProgress
     from safe_framework.verification.target import open_target
 
-    console = Console()
+    console = plain_console()
     model, _ = open_target(arguments.adapter, arguments.device)
     sampling = Sampling(
         max_tokens=arguments.max_tokens,
@@ -80,7 +79,7 @@ def _run(arguments: argparse.Namespace) -> int:
         failed = generate(
             model, arguments.data, arguments.out, options, identity=identity, progress=progress
         )
-    console.print(f"answers  {arguments.out}", highlight=False, soft_wrap=True)
+    console.print(f"answers  {arguments.out}", soft_wrap=True)
     if failed:
         console.print(f"{failed} rows could not be answered; their lines say why")
     return 1 if failed else 0

@@ -26,18 +26,17 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from safe_framework.training.monitor import pareto
+    from safe_framework.utils.console import plain_console
     from safe_framework.utils.run_folder import run_of
 
     folder = run_of(arguments.folder)
     front = pareto.read_pareto(folder)
     chosen = pareto.select(front, arguments.retention, arguments.gain, arguments.step)
-    console = Console()
+    console = plain_console()
     console.print(pareto.table(front, chosen))
     if arguments.output is None:
-        console.print("--output DIR puts the marked one there", style="dim", highlight=False)
+        console.print("--output DIR puts the marked one there", style="dim")
         return 0
     print(pareto.export(folder, chosen, arguments.output))
     return 0

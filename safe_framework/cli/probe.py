@@ -36,15 +36,14 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from safe_framework.config.read import read_recipe
     from safe_framework.evaluation.encoder_comparison import compare_encoders
+    from safe_framework.utils.console import plain_console
     from safe_framework.utils.progress import WorkProgress
     from safe_framework.utils.run_folder import recipe_of
 
     source, _ = recipe_of(arguments.recipe)
-    console = Console(stderr=arguments.json)
+    console = plain_console(stderr=arguments.json)
     with WorkProgress(console).showing() as progress:
         found = compare_encoders(
             read_recipe(source),
@@ -58,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print(json.dumps([_plain(score) for score in found], indent=2))
         return 0
     console.print(table(found))
-    console.print(advice(found), highlight=False)
+    console.print(advice(found))
     return 0
 
 
@@ -78,10 +77,15 @@ def table(scores: Sequence[EncoderScore]) -> Table:
 
     sources = any(score.other_sources for score in scores)
     shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("model", "layer", "width", "right", "95 %"):
-        shown.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
-    for name in ("new source", "95 %") if sources else ():
-        shown.add_column(name, justify="right", no_wrap=True)
+    columns = ["model", "layer", "width", "right", "95 %"]
+    columns += ["new source", "95 %"] if sources else []
+    for name in columns:
+        shown.add_column(
+            name,
+            justify="left" if name == "model" else "right",
+            no_wrap=name not in ("model", "95 %"),
+            overflow="fold",
+        )
     for score in scores:
         layer = score.options.get("layer")
         cells = [

@@ -35,17 +35,16 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from safe_framework.runs.finished import open_run
     from safe_framework.runs.inspection import report_on
+    from safe_framework.utils.console import plain_console
     from safe_framework.utils.progress import WorkProgress
 
-    run, console = open_run(arguments.run_folder, arguments.recipe), Console()
+    run, console = open_run(arguments.run_folder, arguments.recipe), plain_console()
     with WorkProgress(console).showing() as progress:
         page = report_on(
             run, output=arguments.output, measure=arguments.measure,
             most_texts=arguments.texts, progress=progress,
         )  # fmt: skip
-    console.print(f"report   {page}", highlight=False, soft_wrap=True)
+    console.print(f"report   {page}", soft_wrap=True)
     return 0

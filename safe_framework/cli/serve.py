@@ -66,6 +66,7 @@ def _positive(text: str) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from safe_framework.serving.address import check_address
     from safe_framework.serving.limits import Limits
     from safe_framework.serving.serve import EngineOptions, make_server, serve
     from safe_framework.serving.server import ServerOptions
@@ -73,6 +74,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from safe_framework.verification.target import open_target
 
     require("uvicorn", "serve", "`safe serve` needs `uvicorn`")  # before a model is loaded
+    check_address(arguments.host, arguments.port)
     model, folder = open_target(arguments.adapter, arguments.device)
     limits = Limits(
         body_bytes=arguments.max_body_mib * 2**20,

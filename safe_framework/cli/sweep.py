@@ -44,14 +44,13 @@ def _numbers(text: str) -> list[float]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from safe_framework.evaluation.sweep import BUDGET, GATES, write_sweep
     from safe_framework.runs.finished import open_run
     from safe_framework.runs.inspection import sweep_gate
+    from safe_framework.utils.console import plain_console
     from safe_framework.utils.progress import WorkProgress
 
-    run, console = open_run(arguments.run_folder, arguments.recipe), Console()
+    run, console = open_run(arguments.run_folder, arguments.recipe), plain_console()
     budget = BUDGET if arguments.budget is None else arguments.budget
     with WorkProgress(console).showing() as progress:
         found = sweep_gate(
@@ -60,8 +59,8 @@ def _run(arguments: argparse.Namespace) -> int:
         )  # fmt: skip
     path = write_sweep(run.folder, found)
     console.print(table(found))
-    console.print(recommendation(found), highlight=False)
-    console.print(f"sweep    {path}\nreport   safe report {run.folder}", highlight=False)
+    console.print(recommendation(found))
+    console.print(f"sweep    {path}\nreport   safe report {run.folder}", soft_wrap=True)
     return 0
 
 
@@ -70,10 +69,10 @@ def table(sweep: GateSweep) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     seeing = ("sees",) if sweep.points[0].seeing else ()
     for name in ("gate", "right", "95 %", "kept", "95 %", "KL", *seeing, ""):
-        shown.add_column(name, justify="right" if name else "left", no_wrap=True)
+        shown.add_column(name, justify="right" if name else "left", no_wrap=name != "95 %")
     for point in sweep.all_points:
         shown.add_row(*_cells(sweep, point))
     return shown

@@ -43,23 +43,22 @@ def _run(arguments: argparse.Namespace) -> int:
         return _ask_server(arguments)
     if arguments.target is None:
         raise SafeError("`safe verify` needs a TARGET or `--server URL`")
-    from rich.console import Console
-
     from safe_framework.core.adapter import CERTIFICATE
+    from safe_framework.utils.console import plain_console
     from safe_framework.utils.progress import WorkProgress
     from safe_framework.verification.certificate import summary
     from safe_framework.verification.target import open_target
     from safe_framework.verification.verify import verify
 
-    console = Console()
-    console.print(f"loading {arguments.target} ...", highlight=False, markup=False, soft_wrap=True)
+    console = plain_console()
+    console.print(f"loading {arguments.target} ...", soft_wrap=True)
     model, folder = open_target(arguments.target, arguments.device)
     with WorkProgress(console).showing() as bars:
 
         def progress(label: str, done: int, total: int, note: str) -> None:
             """Say at once what it takes, and then how far it is."""
             if not done:
-                console.print(f"{label}: {note}", highlight=False)
+                console.print(f"{label}: {note}")
             bars(label, done, total, note if done else "")
 
         level: Any = "quick" if arguments.quick else "full"
@@ -67,19 +66,18 @@ def _run(arguments: argparse.Namespace) -> int:
     console.print(summary(certificate))
     path = arguments.json or (folder / CERTIFICATE if folder else None)
     if path is not None:
-        console.print(f"certificate  {certificate.write(path)}", highlight=False, soft_wrap=True)
+        console.print(f"certificate  {certificate.write(path)}", soft_wrap=True)
     return 0 if certificate.holds else 1
 
 
 def _ask_server(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from safe_framework.serving.server_laws import ServerClient, server_laws
+    from safe_framework.utils.console import plain_console
     from safe_framework.utils.progress import WorkProgress
     from safe_framework.verification.certificate import Verdict
     from safe_framework.verification.target import open_target
 
-    console, model = Console(), None
+    console, model = plain_console(), None
     if arguments.target is not None:
         model, _ = open_target(arguments.target, arguments.device)
     key = arguments.api_key or os.environ.get("SAFE_API_KEY") or None
@@ -87,7 +85,7 @@ def _ask_server(arguments: argparse.Namespace) -> int:
         laws = server_laws(ServerClient(arguments.server, key), model, progress=progress)
     for law in laws:
         line = f"{law.key}  {law.name}: {law.verdict.value}, {law.detail}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
         for finding in law.findings:
-            console.print(f"    {finding}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"    {finding}", soft_wrap=True)
     return 1 if any(law.verdict is Verdict.FAILS for law in laws) else 0

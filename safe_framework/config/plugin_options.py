@@ -199,7 +199,13 @@ def _subscript(node: ast.Subscript, constants: Mapping[str, ast.expr]) -> Any:
         raise UnreadableError(f"annotation `{ast.unparse(node)}`") from error
 
 
-_INTERFACES = ("Encoder", "FusionAdapter", "Projector", "RetentionRegularizer")
+_INTERFACES = (
+    "Encoder",
+    "FusionAdapter",
+    "Projector",
+    "RetentionRegularizer",
+    "TranscribingEncoder",
+)
 
 
 def read_options(registry: Registry[Any], name: str) -> list[Option]:
@@ -270,7 +276,7 @@ def _constructor(node: ast.ClassDef, source: ClassSource) -> ast.FunctionDef | N
 
 
 def _is_interface(base: str, source: ClassSource) -> bool:
-    """Whether a base is one of the four interfaces, whose constructors take no options."""
+    """Whether a base is one of the interfaces, whose constructors take no options."""
     package, _, name = base.rpartition(".")
     if package == "safe_framework":
         return name in _INTERFACES

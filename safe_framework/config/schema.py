@@ -328,6 +328,23 @@ class RelevanceSpec:
 
 
 @attrs.frozen
+class TranscriptSpec:
+    """``transcript = { ... }`` of a modality: what was said in a sample, as text in the prompt.
+
+    Attributes:
+        language: what is spoken, such as ``"german"`` or ``"de"``; found out if None.
+        timestamps: write when each phrase begins and ends, in seconds.
+        form: what stands in the prompt, around ``{transcript}``.
+        max_tokens: what is longer, in the base's tokens, is cut, with a warning; None cuts nothing.
+    """
+
+    language: str | None = attrs.field(default=None, validator=optional(not_empty))
+    timestamps: bool = False
+    form: str = attrs.field(default='"{transcript}"\n', validator=contains("{transcript}"))
+    max_tokens: int | None = attrs.field(default=None, validator=optional(at_least(1)))
+
+
+@attrs.frozen
 class ModalitySpec:
     """``[modalities.NAME]``: what one new sense is made of.
 
@@ -340,6 +357,9 @@ class ModalitySpec:
             table; if None, do so where ``attend`` is ``"answer"``.
         augment: how training samples are varied; they are not if None.
         windows: how what is longer than the encoder's window is cut; it is refused if None.
+        transcript: where a sample is heard, put what was said in it into the prompt at its place,
+            with the options of a table; for an encoder that can transcribe.
+        features: let the base attend to what the encoder hears; without, its transcript is all.
     """
 
     encoder: PluginSpec
@@ -352,6 +372,15 @@ class ModalitySpec:
     relevance: bool | RelevanceSpec | None = None
     augment: AugmentSpec | None = None
     windows: WindowSpec | None = None
+    transcript: bool | TranscriptSpec = False
+    features: bool = True
+
+    @property
+    def written(self) -> TranscriptSpec | None:
+        """How its transcripts are made; None where there are none."""
+        if isinstance(self.transcript, TranscriptSpec):
+            return self.transcript
+        return TranscriptSpec() if self.transcript else None
 
     @property
     def relevance_head(self) -> RelevanceSpec | None:

@@ -30,6 +30,7 @@ from safe_framework.core.modality import checked_gate
 from safe_framework.core.model import SafeModel
 from safe_framework.core.relevance import blank_head
 from safe_framework.core.segments import untaught
+from safe_framework.data.transcripts import Transcripts
 from safe_framework.errors import AdapterError, PluginError, SafeError
 from safe_framework.interfaces.registry import REGISTRIES
 from safe_framework.pretrained.base_model import load_base
@@ -288,6 +289,12 @@ def _add(model: SafeModel, recipe: Recipe, name: str, spec: ModalitySpec) -> Non
             inline_tokens(projector)
         except SafeError as error:
             raise locate_error(recipe, ("modalities", name), error, f"`{name}`") from error
+    transcripts = None
+    if spec.written is not None:
+        try:
+            transcripts = Transcripts(name, encoder, spec.written)
+        except SafeError as error:
+            raise locate_error(recipe, ("modalities", name), error, f"`{name}`") from error
     model.add_modality(
         name,
         encoder=encoder,
@@ -297,6 +304,8 @@ def _add(model: SafeModel, recipe: Recipe, name: str, spec: ModalitySpec) -> Non
         attend=spec.attend,
         markers=spec.markers,
         inline=spec.inline,
+        transcript=transcripts or False,
+        features=spec.features,
     )
     model.modality(name).built_from = recipe
 

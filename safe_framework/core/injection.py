@@ -26,7 +26,7 @@ from safe_framework.core.layer_hooks import (
 from safe_framework.core.markers.embeddings import MarkerInjection
 from safe_framework.errors import InjectionError, PluginError
 from safe_framework.interfaces.fusion import FusionAdapter
-from safe_framework.interfaces.types import Memory
+from safe_framework.interfaces.types import Memory, Tokens
 from safe_framework.utils.torch_private import write_count
 
 
@@ -43,6 +43,20 @@ class InlineTokens:
     values: Tensor
     mask: Tensor
     lengths: Tensor
+
+
+class Unfused(FusionAdapter):
+    """In place of a fusion adapter where a modality gives nothing but words: it has no layer."""
+
+    layers = ()
+
+    def remember(self, tokens: Tokens) -> Memory:
+        """Nothing."""
+        return Memory({}, tokens.mask)
+
+    def forward(self, hidden: Tensor, memory: Memory, layer: int) -> Tensor:
+        """No delta; never asked for."""
+        return torch.zeros_like(hidden)
 
 
 @attrs.define(eq=False)
@@ -240,7 +254,7 @@ class CallInjection:
             return args, kwargs
         hidden = get_hidden_states(args, kwargs)
         for active in self.modalities:
-            if active.name == modality:
+            if active.name == modality and layer in active.fusion.layers:
                 keeps = active.acting is not None and has_cache(args, kwargs)
                 hidden = active.apply(hidden, layer, keeps=keeps)
         return set_hidden_states(args, kwargs, hidden)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.config.schema import Attend
-from safe_framework.core.injection import ActiveModality, InlineTokens
+from safe_framework.core.injection import ActiveModality, InlineTokens, Unfused
 from safe_framework.core.layer_discovery import PLAIN, Layout
 from safe_framework.core.markers.embeddings import Markers
 from safe_framework.core.relevance import AUTO, RelevanceHead, Strength, pooled_frames
@@ -24,6 +24,7 @@ from safe_framework.core.segments import (
     window_frames,
 )
 from safe_framework.data.frame_cache import FrameCache, in_a_row
+from safe_framework.data.transcripts import Transcripts
 from safe_framework.errors import PluginError, SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
@@ -35,6 +36,7 @@ from safe_framework.interfaces.types import (
     PRESENT,
     WINDOW_COUNT,
     Frames,
+    Memory,
     Tokens,
 )
 from safe_framework.utils.tensors import keeping_type
@@ -65,8 +67,11 @@ class Modality(nn.Module):
         fusion: lets decoder layers attend to the tokens.
         segments: tells the samples of one text apart.
         gate: strength from 0 (off) to 1, or ``"auto"``.
-        markers: words around its position in the text; None for none.
+        markers: what it puts into the text: words around its position, or a transcript's; None for
+            nothing.
         attend: where in the text it acts.
+        transcripts: what was said in its samples; None where nobody asks.
+        features: let the base attend to what the encoder hears; without, the transcript is all.
 
     Attributes:
         times: tells the windows of one sample apart; None where its encoder cuts none.
@@ -87,9 +92,13 @@ class Modality(nn.Module):
         gate: Strength = 1.0,
         markers: Markers | None = None,
         attend: Attend = "all",
+        transcripts: Transcripts | None = None,
+        *,
+        features: bool = True,
     ) -> None:
         super().__init__()
         self.name, self.attend = name, attend
+        self.transcripts, self.features = transcripts, features
         self.encoder, self.projector, self.fusion = encoder, projector, fusion
         self.segments, self.markers = segments, markers
         hidden = segments.weight.shape[1]
@@ -118,7 +127,14 @@ class Modality(nn.Module):
                 moved = keeping_type(fn) if frozen else fn
                 child._apply(moved)  # type: ignore[no-untyped-call]  # torch's own
         super()._apply(fn, recurse=False)  # type: ignore[no-untyped-call]  # torch's own
+        if self.transcripts is not None:
+            self.transcripts.transcriber.to(next(self.projector.parameters()).device)
         return self
+
+    @property
+    def marked(self) -> bool:
+        """Whether markers stand around its samples in the text."""
+        return self.markers is not None and self.markers.marked
 
     @property
     def encoder_trains(self) -> bool:
@@ -228,6 +244,8 @@ class Modality(nn.Module):
         samples = present.nonzero()[:, 0]  # the row of each
         if not len(samples):
             return None
+        if not self.features:
+            return self._words_alone(torch.unique_consecutive(samples), gates, len(present), layout)
         frames = self.encode({key: value[present] for key, value in inputs.items()})
         tokens = self.tokens(frames)
         each = tokens.values.shape[1]
@@ -255,6 +273,16 @@ class Modality(nn.Module):
             inline,
             attend=self.attend,
             first=first,
+        )
+
+    def _words_alone(
+        self, rows: Tensor, gates: Tensor, batch: int, layout: Layout
+    ) -> ActiveModality:
+        """A modality that is on, of which the base is given transcripts and nothing else."""
+        nothing = Memory({}, torch.zeros(len(rows), 0, dtype=torch.bool, device=rows.device))
+        strengths = gates.to(rows.device)[rows]
+        return ActiveModality(
+            self.name, Unfused(), nothing, rows, strengths, batch, layout, attend=self.attend
         )
 
     def pooled(self, inputs: Mapping[str, Tensor]) -> Tensor:

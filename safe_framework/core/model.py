@@ -14,7 +14,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor, nn
 
-from safe_framework.config.schema import Attend
+from safe_framework.config.schema import Attend, TranscriptSpec
 from safe_framework.core.adapter import (
     AdapterState,
     LoadedKeys,
@@ -89,6 +89,7 @@ from safe_framework.core.segments import SegmentVectors, without_untaught
 from safe_framework.core.switched_off import is_switched_off, switched_off, warn_if_off_elsewhere
 from safe_framework.data.chat_template import QUESTION
 from safe_framework.data.prompts import recipe_chat
+from safe_framework.data.transcripts import Transcripts
 from safe_framework.data.windows import prepare_samples
 from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.interfaces.encoder import Encoder
@@ -96,6 +97,7 @@ from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.projector import Projector
 from safe_framework.interfaces.samples import Sample
 from safe_framework.interfaces.types import FROM, PRESENT, BaseFacts, Frames
+from safe_framework.pretrained.base_model import context_length
 from safe_framework.pretrained.base_processor import text_tokenizer
 from safe_framework.pretrained.quantised import quantisation_of, untested
 from safe_framework.utils.tensors import changes_type
@@ -186,6 +188,8 @@ class SafeModel(nn.Module):
         attend: Attend = "all",
         markers: bool = False,
         inline: bool = False,
+        transcript: bool | TranscriptSpec | Transcripts = False,
+        features: bool = True,
     ) -> None:
         """Attach a modality: untrained and without markers, outputs stay exactly the base's.
 
@@ -199,11 +203,13 @@ class SafeModel(nn.Module):
                 on; ``"after"``, from its markers on; or ``"all"``.
             markers: mark where a sample is in the text, by two words with vectors of their own.
             inline: put the projected tokens between them too.
+            transcript: where a sample is heard, put what was said in it into the prompt.
+            features: let the base attend to what the encoder hears; without, the transcript is all.
 
         Raises:
             SafeError: the name is taken or cannot be a keyword, a fused layer does not exist,
-                ``attend`` asks for a position that the text does not have, or its encoder cuts
-                windows and ``inline`` is given.
+                ``attend`` asks for a position that the text does not have, the encoder cannot
+                transcribe, or it cuts windows and ``inline`` is given.
             UnsupportedBaseError: what is added at a fused layer does not reach the outputs.
         """
         check_name(name, self.modalities)
@@ -216,20 +222,33 @@ class SafeModel(nn.Module):
                 hint="leave out `inline` or `windows`",
             )
         check_attend(attend, self.base, self.stack, self._example_inputs(), marked=marked)
+        written = _transcripts(name, encoder, transcript)
+        if written is None and not features:
+            raise SafeError(
+                f"`{name}` would give the base nothing: it has neither features nor a transcript",
+                hint="leave `features` as it is, or set `transcript`",
+            )
         taken, tokens = self._markers().values(), inline_tokens(projector) if inline else None
-        marks = (
-            make_markers(self.base, self.device, self.stack.hidden_size, taken, tokens)
-            if marked
-            else None
-        )
+        marks = None
+        if marked or written is not None:
+            marks = make_markers(
+                self.base,
+                self.device,
+                self.stack.hidden_size,
+                taken,
+                tokens,
+                marked=marked,
+                transcript=written is not None,
+            )
         segments = SegmentVectors(self.stack.hidden_size)
-        modality = Modality(name, encoder, projector, fusion, segments, gate, marks, attend)
+        parts = encoder, projector, fusion, segments
+        modality = Modality(name, *parts, gate, marks, attend, written, features=features)
         modality.encoder.eval()
         check_layers(name, fusion.layers, self.stack.count)
         check_layers_reach_output(self.base, self.stack, fusion.layers, self._example_inputs())
         self.modalities[name] = modality.to(self.device).train(self.training)
         self._processor = None
-        embeddings = embeddings_of(self.base) if marks is not None else ()
+        embeddings = embeddings_of(self.base) if marked else ()
         self._hooks.add(name, self.stack.of(self.base), fusion.layers, embeddings)
 
     def remove_modality(self, name: str) -> None:
@@ -536,12 +555,16 @@ class SafeModel(nn.Module):
         if self._processor is None:  # copying a tokenizer takes a while
             data = self.built_from.data if self.built_from is not None else None
             base = self.base_processor
+            written = {name: self.modality(name).transcripts for name in self.modalities}
             self._processor = SafeProcessor(
                 base,
                 self.encoders,
                 prompt=QUESTION if data is None else data.prompt,
                 spans={name: markers.span for name, markers in self._markers().items()},
                 chat=recipe_chat(data, base),
+                words={name: markers.words for name, markers in self._markers().items()},
+                transcripts={name: one for name, one in written.items() if one is not None},
+                context=context_length(self.base.config),
             )
         return self._processor
 
@@ -881,3 +904,14 @@ class SafeModel(nn.Module):
             known = ", ".join(self.modalities) or "none"
             raise SafeError(f"there is no modality `{name}`", hint=f"attached modalities: {known}")
         return name
+
+
+def _transcripts(
+    name: str, encoder: Encoder, given: bool | TranscriptSpec | Transcripts
+) -> Transcripts | None:
+    """What writes down the samples of a modality, as ``add_modality`` was told."""
+    if isinstance(given, Transcripts):
+        return given
+    if given is False:
+        return None
+    return Transcripts(name, encoder, TranscriptSpec() if given is True else given)

@@ -30,7 +30,7 @@ def logits_at(
     """
     chosen = int(positions.sum())
     options = no_cache_option(base)
-    with _shown_only(base, positions):
+    with shown_only(base, positions):
         logits: Tensor = model(**inputs, **options).logits
     if logits.shape[:2] == (1, chosen):
         return logits[0]
@@ -94,8 +94,13 @@ def _picked(args: tuple[Any, ...], positions: Tensor) -> Tensor | None:
 
 
 @contextmanager
-def _shown_only(base: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Within the block, the output embeddings see the hidden states at ``positions`` as one row."""
+def shown_only(base: nn.Module, positions: Tensor) -> Iterator[None]:
+    """Within the block, the output embeddings see the hidden states at ``positions`` as one row.
+
+    Args:
+        base: that will be called.
+        positions: True at each that is seen, (batch, length).
+    """
 
     def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """The chosen positions of what goes into the output embeddings."""
@@ -123,7 +128,7 @@ class _Reached(Exception):  # noqa: N818  # it ends a run, and is no error
 @torch.no_grad()
 def run_until(
     model: SafeModel,
-    inputs: Mapping[str, Tensor],
+    inputs: Mapping[str, Any],
     *,
     layer: int | None = None,
     final: bool = False,
@@ -173,9 +178,12 @@ def output_head(base: nn.Module) -> nn.Module:
     return head
 
 
-def on_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The same batch where the model is."""
-    return {key: value.to(device) for key, value in batch.items()}
+def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The same batch where the model is; what is no tensor stays as it is."""
+    return {
+        key: value.to(device) if isinstance(value, Tensor) else value
+        for key, value in batch.items()
+    }
 
 
 @torch.no_grad()

@@ -6,7 +6,9 @@ import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,13 @@ from torch import Tensor
 
 from safe_framework.core.chat import Conversations, split_samples
 from safe_framework.core.keywords import check_keywords
-from safe_framework.core.markers.text import MarkerText
+from safe_framework.core.markers.text import NOTHING_SAID, MarkerText, Said
 from safe_framework.core.padding import PaddedRows, append_columns, gather_columns, per_token_inputs
 from safe_framework.core.pictures import PicturePlaces, pictures_by_text
 from safe_framework.data.chat_template import QUESTION, ChatTemplate
 from safe_framework.data.frame_cache import prepare_inputs
-from safe_framework.data.prompts import with_places
+from safe_framework.data.prompts import EARLIER, with_places
+from safe_framework.data.transcripts import Transcripts
 from safe_framework.data.windows import try_sample
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
@@ -47,6 +50,9 @@ class SafeProcessor:
         spans: by modality with markers, the ids that stand where its sample is.
         chat: the base's chat template as the recipe uses it, in which the prompt is a user's
             message; None where it asks in no chat.
+        words: by modality whose samples are transcribed, the ids of the base's words there.
+        transcripts: what writes them.
+        context: how many tokens the base reads; None where it does not say.
 
     Attributes:
         base_processor: the copy.
@@ -64,8 +70,12 @@ class SafeProcessor:
         prompt: str = "{question}",
         spans: Mapping[str, Sequence[int]] | None = None,
         chat: ChatTemplate | None = None,
+        words: Mapping[str, range] = MappingProxyType({}),
+        transcripts: Mapping[str, Transcripts] = MappingProxyType({}),
+        context: int | None = None,
     ) -> None:
         self.base_processor = _with_padding(copy.deepcopy(tokenizer))
+        self.transcripts, self._context = dict(transcripts), context
         self.encoders, self.columns = dict(encoders), set[str]()
         self._prompt, self._asks_in_chat = prompt, chat is not None
         self.chat = chat or ChatTemplate.of(self.base_processor)
@@ -77,6 +87,8 @@ class SafeProcessor:
             spans or {},
             names=self.encoders,
             ending=self.pictures.ending,
+            words=words,
+            opening=self._turn_opening,
         )
 
     def __call__(
@@ -149,11 +161,91 @@ class SafeProcessor:
         inputs.setdefault("padding_side", "left")
         base = self.base_processor if inputs.keys() & seen.keys() else self._text_alone
         batch = base(text=plain, return_tensors="pt", padding=padding, **inputs)
-        batch.update(self.markers.insert_into_batch(batch, texts, present))
-        for name, samples in given.items():
-            rate = sampling_rate.get(name) if isinstance(sampling_rate, Mapping) else sampling_rate
-            batch.update(self.modality(name, samples, rate))
+        heard = self._heard(given, sampling_rate)
+        self._insert(batch, texts, present, given)
+        batch.update(heard)
         return batch
+
+    def _heard(self, given: Mapping[str, list[Any]], rate: Rate) -> dict[str, Tensor]:
+        """What modalities add to a batch; the samples in ``given`` are then as encoders take them.
+
+        Args:
+            given: by modality the samples of each text.
+            rate: of plain arrays, in hertz.
+        """
+        found = dict[str, Tensor]()
+        for name, rows in given.items():
+            own = rate.get(name) if isinstance(rate, Mapping) else rate
+            rows[:] = self._wrapped(name, rows, own)
+            found |= self.modality(name, rows)
+        return found
+
+    def _insert(
+        self,
+        batch: Any,
+        texts: Sequence[str],
+        present: Sequence[Mapping[str, int]],
+        given: Mapping[str, Sequence[Any]],
+    ) -> None:
+        """Put markers and what was said into a batch, where it is to stand.
+
+        Args:
+            batch: of the texts without either.
+            texts: with the places of their samples.
+            present: how many samples each has, by modality.
+            given: these samples, by modality.
+
+        Raises:
+            SampleError: with what was said, a text is longer than the base reads.
+        """
+        rows = range(len(texts))
+        said = [self.said({name: held[row] for name, held in given.items()}) for row in rows]
+        batch.update(self.markers.insert_into_batch(batch, texts, present, said))
+        if self._context is None or not any(said):
+            return
+        lengths = batch["attention_mask"].sum(1).tolist()
+        for row, (length, own) in enumerate(zip(lengths, said, strict=True)):
+            if own and length > self._context:
+                raise SampleError(
+                    f"text {row} has {length} tokens with what was said in its samples, and the "
+                    f"base reads {self._context}",
+                    hint="set `max_tokens` of `transcript`, or cut the recording",
+                    row=row,
+                )
+
+    def said(self, samples: Mapping[str, Sample | Several[Sample] | None]) -> Said:
+        """What was said in one text's samples, of those modalities that are transcribed.
+
+        Args:
+            samples: by modality, as encoders take them.
+
+        Raises:
+            SampleError: one cannot be used.
+        """
+        if not self.transcripts:
+            return NOTHING_SAID
+        return {
+            name: [transcripts(sample, self.tokenizer) for sample in each_of(samples[name])]
+            for name, transcripts in self.transcripts.items()
+            if samples.get(name) is not None
+        }
+
+    @cached_property
+    def _ends_before_user(self) -> str:
+        """What the base's chat writes before what a user says, at the start and later on."""
+        if self.chat is None:
+            return ""
+        asked = {"role": "user", "content": QUESTION}
+        try:
+            talks = [self.chat.question(QUESTION), self.chat.before_answer([*EARLIER, asked])]
+        except SafeError:  # it takes no lone question
+            return ""
+        before = [reversed(talk.rpartition(QUESTION)[0]) for talk in talks]
+        shared = takewhile(lambda letters: len(set(letters)) == 1, zip(*before, strict=False))
+        return "".join(letter for letter, _ in shared)[::-1]
+
+    def _turn_opening(self) -> str:
+        return self._ends_before_user
 
     def place_images(self, text: str, count: int) -> str:
         """A text with the base's own placeholder for each of its pictures.
@@ -295,13 +387,13 @@ class SafeProcessor:
         """The base's tokens of the text alone, and what the samples add."""
         whole = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
         batch = self._apply(given.without_samples, {**_padded(self._chat, options), **whole})
-        if given.samples.keys() & self.markers.spans:
+        samples = {name: list(rows) for name, rows in given.samples.items()}
+        heard = self._heard(samples, rate)
+        if samples.keys() & self.markers.spans:
             texts, present = self._render(given, options), given.present
             self._check_places(texts, present)
-            batch.update(self.markers.insert_into_batch(batch, texts, present))
-        for name, samples in given.samples.items():
-            own = rate.get(name) if isinstance(rate, Mapping) else rate
-            batch.update(self.modality(name, samples, own))
+            self._insert(batch, texts, present, samples)
+        batch.update(heard)
         return batch
 
     def _render(self, given: Conversations, options: Mapping[str, Any]) -> list[str]:
@@ -399,17 +491,22 @@ class SafeProcessor:
         Raises:
             SampleError: a sample cannot be used.
         """
-        encoder = self.encoders[name]
-        rows = [
-            together([_wrap(name, encoder, one, sampling_rate) for one in each_of(held)])
-            for held in samples
-        ]
+        encoder, rows = self.encoders[name], self._wrapped(name, samples, sampling_rate)
         try:
             made = prepare_inputs(name, encoder, rows)
         except SampleError as error:
             raise _with_row(name, encoder, rows, error) from error
         self.columns |= made.keys()
         return made
+
+    def _wrapped(
+        self, name: str, samples: Sequence[Any], rate: int | None
+    ) -> list[Sample | Several[Sample] | None]:
+        """Each text's samples as the encoder takes them."""
+        encoder = self.encoders[name]
+        return [
+            together([_wrap(name, encoder, one, rate) for one in each_of(held)]) for held in samples
+        ]
 
     def _texts(self, text: Any, question: Any) -> list[str]:
         if (text is None) == (question is None):

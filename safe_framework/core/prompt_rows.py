@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.layer_discovery import decodes_separately
-from safe_framework.core.markers.text import MarkerText
+from safe_framework.core.markers.text import NOTHING_SAID, MarkerText, Said
 from safe_framework.core.model import SafeModel
 from safe_framework.core.padding import (
     is_per_token,
@@ -62,6 +62,8 @@ class PromptRow:
         text: of which the base's processor makes the ids; only needed with pictures.
         marked: the modality of each sample whose markers are among the ids.
         placeholders: ids that stand for a part of a picture, where nobody reads what comes next.
+        said: in its samples, by modality; only needed with pictures.
+        always: whether what was said stands there as the base's own words, whatever the gate is.
     """
 
     ids: tuple[int, ...] = attrs.field(converter=_ids)
@@ -70,6 +72,8 @@ class PromptRow:
     text: str = attrs.field(default="", eq=False, repr=False)
     marked: tuple[str, ...] = attrs.field(default=(), eq=False, repr=False, converter=_names)
     placeholders: frozenset[int] = attrs.field(default=frozenset(), eq=False, repr=False)
+    said: Said = attrs.field(default=NOTHING_SAID, eq=False, repr=False)
+    always: bool = attrs.field(default=False, eq=False, repr=False)
 
     def __len__(self) -> int:
         """At how many positions the base predicts a next token."""
@@ -142,6 +146,7 @@ def token_ids(
     text: str,
     present: Mapping[str, int] = NO_SAMPLES,
     markers: MarkerText | None = None,
+    said: Said = NOTHING_SAID,
 ) -> list[int]:
     """Token ids of a text, with the markers of its samples, which are counted by modality."""
     if markers is None:
@@ -149,7 +154,7 @@ def token_ids(
         return ids
     text = markers.leave_out_absent(text, present)
     plain = with_start_token(tokenizer, markers.strip_markers(text))
-    return markers.insert_markers(text, tokenizer(plain)["input_ids"], present)
+    return markers.insert_markers(text, tokenizer(plain)["input_ids"], present, said)
 
 
 class PromptEncoder:
@@ -202,7 +207,13 @@ class PromptEncoder:
     # Rows
 
     def prompt(
-        self, text: str, images: Sequence[Picture] = (), present: Mapping[str, int] = NO_SAMPLES
+        self,
+        text: str,
+        images: Sequence[Picture] = (),
+        present: Mapping[str, int] = NO_SAMPLES,
+        said: Said = NOTHING_SAID,
+        *,
+        always: bool = False,
     ) -> PromptRow:
         """The row of a text that the base is to continue.
 
@@ -210,6 +221,9 @@ class PromptEncoder:
             text: with the base's placeholders of its pictures, or without any.
             images: its pictures.
             present: how many samples it has of each modality, whose markers it gets.
+            said: in these samples, by modality, where they are transcribed.
+            always: put what was said there as the base's own words, whatever the gate is; else it
+                is only there where the modality is on.
 
         Raises:
             SafeError: there are pictures, and the base takes none.
@@ -222,8 +236,8 @@ class PromptEncoder:
                 "this base reads no text without a picture", hint="give the row an `image`"
             )
         if not images:
-            ids = token_ids(self.tokenizer, text, present, self.markers)
-            return PromptRow(ids, target=target)
+            ids = token_ids(self.tokenizer, text, present, self.markers, said)
+            return PromptRow(self._as_said(ids, always), target=target)
         if self.processor is None:
             raise SafeError("pictures need the model's processor")
         markers = self.processor.markers
@@ -232,7 +246,7 @@ class PromptEncoder:
         marked = [name for name, n in present.items() for _ in range(n) if name in markers.spans]
         text = markers.leave_out_absent(text, marked)
         placed = self.processor.place_images(text, len(images))
-        row = PromptRow((), images, target, placed, marked, self.placeholders)
+        row = PromptRow((), images, target, placed, marked, self.placeholders, said, always)
         made = self._processed(row)
         found = attrs.evolve(row, ids=made["input_ids"][0].tolist())
         self._remember(found, made)
@@ -332,13 +346,19 @@ class PromptEncoder:
                 hint="give as many pictures as the text has placeholders",
             ) from error
         present = [Counter(row.marked)]
-        made.update(self.processor.markers.insert_into_batch(made, [row.text], present))
+        markers = self.processor.markers
+        made.update(markers.insert_into_batch(made, [row.text], present, [row.said]))
+        made["input_ids"] = torch.tensor([self._as_said(made["input_ids"][0].tolist(), row.always)])
         made.setdefault("attention_mask", torch.ones_like(made["input_ids"]))
         return {
             name: value.to(self.dtype) if value.is_floating_point() and self.dtype else value
             for name, value in made.items()
             if isinstance(value, Tensor) and name != "labels"
         }
+
+    def _as_said(self, ids: Sequence[int], always: bool) -> Sequence[int]:
+        """Ids with the base's own for what was said, if it is there whatever the gate is."""
+        return self.markers.as_own(ids) if always and self.markers is not None else ids
 
     def _remember(self, row: PromptRow, made: Mapping[str, Tensor]) -> None:
         """Keep what is small, so that a row whose image tower has run is not processed again."""
@@ -392,7 +412,8 @@ class PromptEncoder:
 
 def _prompt_of(row: PromptRow) -> Any:
     """What the base's processor is given of a row."""
-    return row.text, row.images, row.marked
+    said = tuple((name, *texts) for name, texts in row.said.items())
+    return row.text, row.images, row.marked, said, row.always
 
 
 def _joined(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import tomli
 
 from safe_framework.config.describe import table_of
+from safe_framework.config.schema import TranscriptSpec
 from safe_framework.core.modality import Modality
 from safe_framework.errors import AdapterError
 from safe_framework.interfaces.registry import REGISTRIES
@@ -89,10 +91,16 @@ def _modality_table(modality: Modality) -> dict[str, Any]:
     if windows := modality.encoder.windows:
         rate = windows.window.rate or 1
         table["windows"] = {"hop": windows.hop / rate, "longest": windows.longest / rate}
-    if modality.markers is not None:
+    if modality.markers is not None and modality.marked:
         table["markers"] = True
         if modality.markers.tokens is not None:
             table["inline"] = True
+    if modality.transcripts is not None:
+        given = attrs.asdict(modality.transcripts.spec)
+        plain = attrs.asdict(TranscriptSpec())
+        table["transcript"] = {k: v for k, v in given.items() if v != plain[k]} or True
+    if not modality.features:
+        table["features"] = False
     return table
 
 

@@ -57,6 +57,8 @@ def lacking(recipe: Recipe) -> list[DataError]:
             found.append(no_foreign_samples())
     if recipe.monitor and not {"retention", "retention_validation"} & named.keys():
         found.append(no_texts_to_monitor())
+    if not any(spec.features for spec in recipe.modalities.values()):
+        found.append(nothing_to_train())
     tracker = recipe.training.report_to
     for module, needed, hint in (
         ("matplotlib", True, "pip install 'safe-framework[report]'"),
@@ -65,6 +67,14 @@ def lacking(recipe: Recipe) -> list[DataError]:
         if needed and find_spec(module) is None:
             found.append(DataError(f"a run needs `{module}`, which is not installed", hint=hint))
     return found
+
+
+def nothing_to_train() -> DataError:
+    """The error that no modality of a run gives more than its transcript."""
+    return DataError(
+        "no modality has features, so that nothing of an adapter could be trained",
+        hint="build the model and save it: `safe_framework.build(...).save_pretrained(...)`",
+    )
 
 
 def no_retention_texts() -> DataError:

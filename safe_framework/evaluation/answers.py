@@ -339,9 +339,10 @@ def log_likelihoods(
     model: SafeModel, pairs: Sequence[tuple[Example, str]], gate: Mapping[str, Strength]
 ) -> list[float]:
     """Log-likelihood of a label behind each example's prompt, in nats."""
-    encoder = PromptEncoder.of(model)
+    encoder, said = PromptEncoder.of(model), model.processor.said
     prompts = [
-        encoder.prompt(one.prompt, one.images, sample_counts(one.samples)) for one, _ in pairs
+        encoder.prompt(one.prompt, one.images, sample_counts(one.samples), said(one.samples))
+        for one, _ in pairs
     ]
     answers = [_answer_ids(encoder, label, one.prompt) for one, label in pairs]
     rows = [row.followed_by(answer) for row, answer in zip(prompts, answers, strict=True)]

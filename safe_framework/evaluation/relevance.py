@@ -13,10 +13,14 @@ import attrs
 import torch
 from torch import Tensor
 
-from safe_framework.core.relevance import AUTO
 from safe_framework.data.examples import Example
-from safe_framework.evaluation.answers import answer, eval_mode, without_modality
-from safe_framework.evaluation.metrics import exact_match
+from safe_framework.evaluation.answers import (
+    answer,
+    batched_apart,
+    eval_mode,
+    example_inputs,
+    without_modality,
+)
 from safe_framework.evaluation.relevance_risk import Counted, Threshold, calls_needed, upper_bound
 from safe_framework.evaluation.results import WHOLE_ANSWER, GainKept, Influence
 from safe_framework.evaluation.retention import DistractorDraw, distractor_pools
@@ -42,6 +46,35 @@ def counted_by_kind(kinds: Sequence[str], scores: Tensor, threshold: float) -> d
         kind: Counted.of([one for one, own in zip(opened, kinds, strict=True) if own == kind])
         for kind in dict.fromkeys(kinds)
     }
+
+
+@torch.no_grad()
+def opens(
+    model: SafeModel, modality: str, examples: Sequence[Example], *, batch_size: int
+) -> list[bool]:
+    """Whether a modality's head opens its gate on each example.
+
+    Where it does not, a call is the base's bit for bit (law L9). Where it does, the call is that
+    of gate 1 but for rounding, since its last position is run again with the modality on. So
+    answers are known without another call, where those of both gates are.
+
+    Args:
+        model: with the head, which reads the base's state alone, whatever the sample.
+        modality: whose head decides.
+        examples: with samples or without.
+        batch_size: of them at a time.
+    """
+    head = model.modality(modality).relevance
+    assert head is not None
+    found: dict[int, bool] = {}
+    order = sorted(range(len(examples)), key=lambda index: bool(examples[index].images))
+    asked = without_modality([examples[index] for index in order], modality)
+    with eval_mode(model):
+        for rows in batched_apart(asked, batch_size):
+            states = model.prompt_states(example_inputs(model, rows), [head.layer])[head.layer]
+            chosen: list[bool] = (head(states) > head.threshold).tolist()
+            found |= dict(zip(order[len(found) :], chosen, strict=False))
+    return [found[index] for index in range(len(examples))]
 
 
 @torch.no_grad()
@@ -71,6 +104,7 @@ def influence(
     pools = distractor_pools(modality, examples, foreign)
     draw, found = DistractorDraw(modality, pools, seed), dict[str, Influence]()
     asking: dict[str, Any] = {"max_new_tokens": WHOLE_ANSWER, "batch_size": batch_size}
+    heard = opens(model, modality, questions, batch_size=batch_size)
     with eval_mode(model):
         base = answer(model, questions, label="whole answers", progress=progress, **asking)
         for kind in pools:
@@ -78,52 +112,28 @@ def influence(
                 attrs.evolve(question, samples=sample)
                 for question, sample in zip(questions, draw(kind, len(questions)), strict=True)
             ]
-            changed = {}
-            for gate in (1.0, AUTO):
-                label = f"whole answers beside {kind}, gate {gate}"
-                given = answer(
-                    model, beside, gate={modality: gate}, label=label, progress=progress, **asking
-                )
-                changed[gate] = Counted.of([a != b for a, b in zip(given, base, strict=True)])
-            found[kind] = Influence(changed[1.0], changed[AUTO])
+            label = f"whole answers beside {kind}"
+            given = answer(
+                model, beside, gate={modality: 1.0}, label=label, progress=progress, **asking
+            )
+            changed = [a != b for a, b in zip(given, base, strict=True)]
+            both = [a and b for a, b in zip(changed, heard, strict=True)]
+            found[kind] = Influence(Counted.of(changed), Counted.of(both))
     return found
 
 
-@torch.no_grad()
-def gain_kept(
-    model: SafeModel,
-    modality: str,
-    test: Sequence[Example],
-    right: Sequence[bool],
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    progress: ProgressCallback = no_progress,
-) -> GainKept:
-    """What the gate that decides keeps of the gain on test rows.
+def gain_kept(base: Sequence[float], opened: Sequence[float], heard: Sequence[bool]) -> GainKept:
+    """What the gate that decides keeps of the gain, in means over the same questions.
 
     Args:
-        model: with a relevance head.
-        modality: whose gate it is.
-        test: rows with a sample of it.
-        right: whether each was answered right at gate 1.
-        max_new_tokens: limit of an answer's length.
-        batch_size: rows at a time.
-        progress: called after every batch.
+        base: how right each answer is without the modality.
+        opened: the same at gate 1.
+        heard: where the gate opens.
     """
-    expected = [example.judged(example.answer) for example in test]
-    asking: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    with eval_mode(model):
-        given = answer(
-            model, test, gate={modality: AUTO}, label="answers, gate auto", progress=progress,
-            **asking,
-        )  # fmt: skip
-        plain = answer(model, without_modality(test, modality), **asking)
-    base, auto = (
-        float(exact_match([e.judged(a) for e, a in zip(test, some, strict=True)], expected).mean())
-        for some in (plain, given)
-    )
-    return GainKept(base, sum(right) / len(right), auto, len(test))
+    rows = list(zip(base, opened, heard, strict=True))
+    auto = [one if hears else without for without, one, hears in rows]
+    plain, always, decided = (sum(some) / len(rows) for some in (base, opened, auto))
+    return GainKept(plain, always, decided, len(rows))
 
 
 # What a calibration showed

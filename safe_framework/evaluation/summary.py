@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
 from rich.box import SIMPLE_HEAD
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -544,7 +544,7 @@ def table(evaluation: Evaluation, targets: Mapping[str, float] | None = None) ->
     Raises:
         DataError: a target is unknown.
     """
-    return Group(_headlines(headlines(evaluation)), _details(sections(evaluation, targets)))
+    return Group(_headlines(headlines(evaluation)), _Details(sections(evaluation, targets)))
 
 
 def _headlines(three: tuple[Headline, ...]) -> Table:
@@ -564,17 +564,29 @@ def _panel(headline: Headline) -> Panel:
     return Panel(Group(*lines), title=headline.name, padding=(0, 1))
 
 
-def _details(groups: tuple[Section, ...]) -> Table:
-    details = Table(box=SIMPLE_HEAD, pad_edge=False)
-    details.add_column("", no_wrap=True)
-    details.add_column("result", justify="right", no_wrap=True)
-    details.add_column("95 % interval", justify="right", no_wrap=True)
-    details.add_column("", no_wrap=True)  # met or not
-    details.add_column("", style="dim")
-    for group in groups:
-        details.add_row(Text(group.title, "bold"))
-        for row in group.rows:
-            name, value, interval = map(Text, (f"  {row.name}", row.value, row.interval))
-            details.add_row(name, value, interval, _MARKS[row.met], Text(row.note))
-        details.add_section()
-    return details
+_NOTES = 76
+"""Columns of a terminal that has room for notes beside the figures."""
+
+
+@attrs.frozen
+class _Details:
+    """The groups as a table whose figures are whole in any usual width."""
+
+    groups: tuple[Section, ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        notes = options.max_width >= _NOTES
+        details = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        details.add_column("")
+        details.add_column("result", justify="right", no_wrap=True)
+        details.add_column("95 % interval", justify="right", no_wrap=True)
+        details.add_column("", no_wrap=True)  # met or not
+        if notes:
+            details.add_column("", style="dim")
+        for group in self.groups:
+            details.add_row(Text(group.title, "bold"))
+            for row in group.rows:
+                cells = map(Text, (f"  {row.name}", row.value, row.interval))
+                details.add_row(*cells, _MARKS[row.met], *([Text(row.note)] if notes else []))
+            details.add_section()
+        yield details

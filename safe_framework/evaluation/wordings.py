@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 
-from safe_framework.core.relevance import Strength
 from safe_framework.data.questions import Asked
 from safe_framework.evaluation.answers import answer
 from safe_framework.evaluation.gain import MEASURES, question_of_prompt
@@ -38,7 +37,7 @@ _SPARE_TOKENS = 2
 
 
 @attrs.frozen
-class _Question:
+class Question:
     """A question to ask, and how its answer is judged."""
 
     example: Example
@@ -74,14 +73,13 @@ def ask_other_wordings(
     batch_size: int,
     resamples: int,
     seed: int,
-    gate: Strength = 1.0,
     progress: ProgressCallback = no_progress,
 ) -> Wordings | None:
     """Ask test rows anew; None where they have no other forms and are not asked in a chat.
 
     Args:
         model: in eval mode.
-        modality: whose gate is set.
+        modality: whose gate is 1.
         test: as they were asked.
         right: how right the answer to each was.
         count: questions of each kind in held-out forms, at most; 0 asks nothing.
@@ -90,23 +88,21 @@ def ask_other_wordings(
         batch_size: questions at a time.
         resamples: of the intervals.
         seed: chooses forms, rows and answers to compare with.
-        gate: of the modality.
         progress: called after every batch.
     """
-    drawn = random.Random(repr((seed, "wordings")))
-    questions = [*_of_kinds(test, count, drawn)] if count else []
+    drawn = drawn_by(seed)
+    questions = other_questions(test, count, drawn)
     beside = _in_chats(model, test, right, count // 2 or count, chats, drawn) if count else {}
     questions += [one for some in beside.values() for one, _ in some]
     if not questions:
         return None
     examples = [one.example for one in questions]
-    longest = max(_tokens(model, example.answer) for example in examples)
     given = answer(
         model,
         examples,
-        max_new_tokens=max(max_new_tokens, longest + _SPARE_TOKENS),
+        max_new_tokens=longest_answer(model, examples, max_new_tokens),
         batch_size=batch_size,
-        gate={modality: gate},
+        gate={modality: 1.0},
         label="other wordings",
         progress=progress,
     )
@@ -130,11 +126,24 @@ def ask_other_wordings(
     )  # fmt: skip
 
 
-def _of_kinds(test: Sequence[Example], count: int, drawn: random.Random) -> list[_Question]:
-    """Questions of every kind in held-out forms, and of all but the first in trained ones."""
-    found: list[_Question] = []
+def drawn_by(seed: int) -> random.Random:
+    """What draws the other wordings of a run with this seed."""
+    return random.Random(repr((seed, "wordings")))
+
+
+def other_questions(test: Sequence[Example], count: int, drawn: random.Random) -> list[Question]:
+    """Questions of every kind in held-out forms, and of all but the first in trained ones.
+
+    They are the first that ``ask_other_wordings`` asks, for the same draw.
+
+    Args:
+        test: rows, those with a bank among them are asked.
+        count: of each kind in held-out forms, at most, and half as many in trained ones.
+        drawn: chooses forms and rows.
+    """
     rows = [example for example in test if example.questions is not None]
-    for (dataset, kind), name in _named(rows).items():
+    found: list[Question] = []
+    for (dataset, kind), name in _named(rows).items() if count else ():
         own = [row for row in rows if row.dataset == dataset and kind in _kinds_of(row)]
         drawn.shuffle(own)
         held = own[0].questions.of(held_out=True).get(kind, [])  # type: ignore[union-attr]  # as chosen above
@@ -164,7 +173,7 @@ def _kinds_of(example: Example) -> list[str]:
 
 def _asked(
     rows: Sequence[Example], kind: str, way: str, forms: Sequence[Any], count: int
-) -> list[_Question]:
+) -> list[Question]:
     """A few forms, each asked of as many rows in turn, half of them so that yes is right."""
     count = min(count, len(rows) * len(forms))
     if way == HELD_OUT:
@@ -177,7 +186,7 @@ def _asked(
         row = rows[(number + number // math.lcm(len(rows), len(forms))) % len(rows)]
         assert row.questions is not None
         asked = row.questions.ask(form, turn=number, is_yes=(turn + place) % 2 == 0)
-        found.append(_Question(row.ask(asked), way, kind, form.question, asked))
+        found.append(Question(row.ask(asked), way, kind, form.question, asked))
     return found
 
 
@@ -188,7 +197,7 @@ def _in_chats(
     count: int,
     chats: Mapping[str, str],
     drawn: random.Random,
-) -> dict[str, list[tuple[_Question, float]]]:
+) -> dict[str, list[tuple[Question, float]]]:
     """Rows as they were asked, but in other chats; each with how right it was answered before."""
     before, _, after = model.processor.template.partition("{question}")
     rows = [
@@ -199,18 +208,18 @@ def _in_chats(
         and example.prompt.endswith(after)
     ]
     rows = drawn.sample(rows, min(count, len(rows)))
-    found: dict[str, list[tuple[_Question, float]]] = {}
+    found: dict[str, list[tuple[Question, float]]] = {}
     for way, template in chats.items() if rows else ():
         found[way] = []
         for example, was in rows:
             asked = question_of_prompt(example.prompt, model.processor.template)
             again = attrs.evolve(example, prompt=template.replace("{question}", asked))
-            found[way].append((_Question(again, way, "", asked), was))
+            found[way].append((Question(again, way, "", asked), was))
     return found
 
 
 def _kinds(
-    questions: Sequence[_Question],
+    questions: Sequence[Question],
     scored: Mapping[int, float],
     first: Sequence[tuple[Example, float]],
     estimate: Callable[[Sequence[float]], Estimate],
@@ -255,11 +264,13 @@ def balanced(pairs: Sequence[tuple[str, float]]) -> float:
     return float(np.mean(means))
 
 
-def _text_of(one: _Question, model: SafeModel, chats: Mapping[str, str]) -> str:
+def _text_of(one: Question, model: SafeModel, chats: Mapping[str, str]) -> str:
     if one.asked is not None:
         return one.asked.question
     return question_of_prompt(one.example.prompt, chats[one.way])
 
 
-def _tokens(model: SafeModel, text: str) -> int:
-    return len(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+def longest_answer(model: SafeModel, examples: Sequence[Example], least: int) -> int:
+    """Tokens that leave room for each expected answer, and at least so many."""
+    ids = (model.tokenizer(e.answer, add_special_tokens=False)["input_ids"] for e in examples)
+    return max(least, max(map(len, ids)) + _SPARE_TOKENS)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import attrs
+import torch
 from numpy.random import Generator
 from torch import Tensor, nn
 
@@ -105,3 +106,56 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, **inputs: Tensor) -> Frames:
         """Encode what ``prepare`` gave, on whatever device it has been moved to."""
+
+
+class Transcriber(ABC):
+    """Writes down what is said in samples.
+
+    Laws:
+        one_text_each: each sample has one text, which may be empty.
+        alone: a sample's text depends on nothing else in the batch.
+        deterministic: the same sample has the same text.
+    """
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """What tells it from every transcriber that could write something else: weights, options.
+
+        A transcript that is kept is kept under it.
+        """
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> Transcriber:
+        """Move what it computes with to a device."""
+
+    @abstractmethod
+    def __call__(self, samples: Sequence[Sample]) -> list[str]:
+        """The words of each sample.
+
+        Args:
+            samples: as the encoder's ``prepare`` takes them.
+
+        Raises:
+            SampleError: a sample cannot be used.
+        """
+
+
+class TranscribingEncoder(Encoder):
+    """An encoder whose model can also write down what is said in a sample.
+
+    By this a recipe may ask for ``transcript = true``.
+    """
+
+    @abstractmethod
+    def transcriber(self, *, language: str | None = None, timestamps: bool = False) -> Transcriber:
+        """What writes transcripts, on the device on which the encoder is.
+
+        Args:
+            language: what is spoken; None lets the model find out.
+            timestamps: write when each phrase begins and ends, too.
+
+        Raises:
+            ValueError: the model cannot be told a language, or knows no such one, or no times;
+                the message names the argument.
+        """

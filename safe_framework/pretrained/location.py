@@ -188,9 +188,9 @@ def _converter(kind: str) -> Callable[[Path, Path], None]:
 
 @contextmanager
 def _working(message: str, quiet: bool) -> Iterator[None]:
-    from rich.console import Console
+    from safe_framework.utils.console import plain_console
 
-    console = Console(file=sys.stderr, quiet=quiet)  # the stream itself: it may be redirected
+    console = plain_console(file=sys.stderr, quiet=quiet)  # the stream itself: it may be redirected
     if console.is_terminal:
         with console.status(message):
             yield

@@ -21,7 +21,8 @@ from safe_framework.config.schema import Recipe
 from safe_framework.data.fields import FOREIGN, row_fields
 from safe_framework.data.pictures import FIELDS
 from safe_framework.data.readers import is_archive, is_dataset, iterate_rows
-from safe_framework.errors import CheckpointError, SafeError
+from safe_framework.errors import CheckpointError, SafeError, cannot_transcribe
+from safe_framework.interfaces import registry
 from safe_framework.pretrained.base_outline import (
     BaseOutline,
     known_release,
@@ -58,6 +59,22 @@ class Pictures:
     lacking: str = ""
 
 
+def _transcripts(recipe: Recipe) -> Iterator[Finding]:
+    """Modalities that want transcripts of an encoder that writes none, or give nothing at all."""
+    for name, spec in recipe.modalities.items():
+        path = ("modalities", name)
+        if spec.written is None and not spec.features:
+            message = f"`{name}` would give the base nothing: it has no transcript either"
+            yield Finding((*path, "features"), message, "set `transcript`, or leave it out")
+        if spec.written is None:
+            continue
+        from safe_framework.interfaces.encoder import TranscribingEncoder
+
+        if not issubclass(registry.encoders.load(spec.encoder.use), TranscribingEncoder):
+            found = cannot_transcribe(spec.encoder.use, name)
+            yield Finding((*path, "transcript"), found.message, found.hint)
+
+
 def check_base(recipe: Recipe) -> list[str]:
     """What is worth knowing of a recipe's base, a line for each thing.
 
@@ -66,7 +83,7 @@ def check_base(recipe: Recipe) -> list[str]:
     Raises:
         RecipeError: the base will not do for this recipe; every reason is shown.
     """
-    findings: list[Finding] = []
+    findings: list[Finding] = [*_transcripts(recipe)]
     base = outline_of(recipe.base)
     rows = [_pictures(key, source, recipe) for key, source in recipe.data_files().items()]
     if base is None:

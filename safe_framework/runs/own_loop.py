@@ -11,7 +11,6 @@ from typing import Any
 from weakref import finalize
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from safe_framework.config.schema import Recipe
@@ -26,6 +25,7 @@ from safe_framework.training.compute.forward import PlainForward
 from safe_framework.training.distributed import WHOLE_STEP
 from safe_framework.training.optimizer import make_optimizer
 from safe_framework.training.trainer import SCHEDULES
+from safe_framework.utils.console import plain_console
 from safe_framework.utils.progress import WorkProgress
 
 _RUNS_ONLY = ("monitor", "curriculum", "stage_b", "evaluation", "gate")
@@ -167,7 +167,7 @@ def prepare_training(
     model.adopt(recipe)
     folder = Path(mkdtemp(prefix="safe-framework-"))
     place = folder / "checkpoints"
-    with WorkProgress(Console(quiet=quiet)).showing() as progress:
+    with WorkProgress(plain_console(quiet=quiet)).showing() as progress:
         data = RecipeData(recipe, progress, memory)
         examples = data.examples("train", model.encoders)
         ready = stage_a.prepare_training(model, recipe, examples, place, progress, data)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from rich.console import Console
 
 from safe_framework.config.schema import Recipe
 from safe_framework.core.model import SafeModel
@@ -22,6 +21,7 @@ from safe_framework.runs.options import (
     recipe_for,
 )
 from safe_framework.runs.run import Run, evaluate_run, run
+from safe_framework.utils.console import plain_console
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.progress import WorkProgress
 
@@ -141,5 +141,5 @@ def evaluate(
     )
     if (missing := missing_sources(recipe)) is not None:
         raise missing
-    with WorkProgress(Console(quiet=quiet)).showing() as progress:
+    with WorkProgress(plain_console(quiet=quiet)).showing() as progress:
         return evaluate_run(model, recipe, RecipeData(recipe, progress, memory), progress)

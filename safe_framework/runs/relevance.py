@@ -12,23 +12,25 @@ from torch import Tensor
 
 from safe_framework.config.schema import Recipe, RelevanceSpec
 from safe_framework.core.model import SafeModel
-from safe_framework.core.relevance import AUTO, RelevanceHead
+from safe_framework.core.relevance import RelevanceHead
 from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.irrelevant import CALIBRATION, TEST
 from safe_framework.data.readers import iterate_rows
 from safe_framework.data.recipe_data import RecipeData, split_by_modality
 from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation import results
-from safe_framework.evaluation.answers import eval_mode
+from safe_framework.evaluation.answers import answer, eval_mode, without_modality
+from safe_framework.evaluation.metrics import normalise
 from safe_framework.evaluation.relevance import (
     counted_by_kind,
     gain_kept,
     influence,
+    opens,
     statement_of,
 )
 from safe_framework.evaluation.relevance_risk import Counted, safe_threshold
-from safe_framework.evaluation.results import Evaluation, GainKept, Relevance, Wordings
-from safe_framework.evaluation.wordings import ask_other_wordings
+from safe_framework.evaluation.results import Evaluation, GainKept, Relevance
+from safe_framework.evaluation.wordings import drawn_by, longest_answer, other_questions
 from safe_framework.training.relevance import fit_relevance
 from safe_framework.training.relevance_calls import (
     HELD_OUT,
@@ -286,53 +288,53 @@ def measure_relevance(
         )
         for calls in (banks, texts, relevant)
     ]
-    asked = [call for call in maker.questions(TEST, _ASKED)]
     foreign = data.samples("foreign_test", name, encoders[name])
     statement = head.statement or {}
-    asking: dict[str, Any] = {"batch_size": spec.batch_size, "progress": progress}
-    right = [row.right for row in evaluation.answers]
-    asking["max_new_tokens"] = spec.max_new_tokens
-    kept = {"the test's wordings": gain_kept(model, name, test, right, **asking)}
-    if evaluation.wordings is not None and evaluation.wordings.kinds:
-        kept[HELD_OUT] = _held_out_gain(model, recipe, test, evaluation, right, asking)
-    del asking["max_new_tokens"]
     return Relevance(
         layer=head.layer,
         threshold=head.threshold,
         false_opens={**opened[0], **opened[1]},
         opens=opened[2],
-        influence=influence(model, name, asked, test, foreign, seed=recipe.training.seed, **asking),
-        gain=kept,
+        influence=influence(
+            model, name, maker.questions(TEST, _ASKED), test, foreign,
+            batch_size=spec.batch_size, seed=recipe.training.seed, progress=progress,
+        ),
+        gain=_gain(model, recipe, test, evaluation, progress),
         sentence=str(statement.get("sentence", "")),
-    )
+    )  # fmt: skip
 
 
-def _held_out_gain(
+def _gain(
     model: SafeModel,
     recipe: Recipe,
     test: Sequence[Example],
     evaluation: Evaluation,
-    right: Sequence[bool],
-    asking: Mapping[str, Any],
-) -> GainKept:
-    """What the gate that decides keeps of the gain in held-out forms: the same questions again."""
-    assert evaluation.wordings is not None
-    spec, means = recipe.evaluation, list[float]()
+    progress: ProgressCallback,
+) -> dict[str, GainKept]:
+    """What the gate that decides keeps of the gain, as the rows ask and in held-out forms."""
+    name, spec = evaluation.modality, recipe.evaluation
+    base = [float(normalise(row.base) == normalise(row.expected)) for row in evaluation.answers]
+    right = [float(row.right) for row in evaluation.answers]
+    heard = opens(model, name, test, batch_size=spec.batch_size)
+    kept = {"the test's wordings": gain_kept(base, right, heard)}
+    if evaluation.wordings is None or not evaluation.wordings.kinds:
+        return kept
+    asked = other_questions(test, spec.wordings, drawn_by(recipe.training.seed))
+    pairs = zip(asked, evaluation.wordings.asked, strict=False)  # behind them those in chats
+    held = [(question, again) for question, again in pairs if question.way == results.HELD_OUT]
+    examples = [question.example for question, _ in held]
     with eval_mode(model):
-        for gate in (0.0, AUTO):
-            again = ask_other_wordings(
-                model, evaluation.modality, test, list(map(float, right)), count=spec.wordings,
-                chats={}, resamples=1, seed=recipe.training.seed, gate=gate, **asking,
-            )  # fmt: skip
-            assert again is not None  # as at gate 1
-            means.append(_held_out_mean(again))
-    asked = [one for one in evaluation.wordings.asked if one.way == results.HELD_OUT]
-    return GainKept(means[0], _held_out_mean(evaluation.wordings), means[1], len(asked))
-
-
-def _held_out_mean(found: Wordings) -> float:
-    scores = [one.score for one in found.asked if one.way == results.HELD_OUT]
-    return sum(scores) / len(scores)
+        given = answer(
+            model, without_modality(examples, name),
+            max_new_tokens=longest_answer(model, examples, spec.max_new_tokens),
+            batch_size=spec.batch_size, label="held-out wordings, gate 0", progress=progress,
+        )  # fmt: skip
+    kept[HELD_OUT] = gain_kept(
+        [question.score(text) for (question, _), text in zip(held, given, strict=True)],
+        [again.score for _, again in held],
+        opens(model, name, examples, batch_size=spec.batch_size),
+    )
+    return kept
 
 
 def _spec(recipe: Recipe, name: str) -> RelevanceSpec:

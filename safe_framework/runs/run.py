@@ -45,6 +45,7 @@ from safe_framework.training.monitor.event_log import FILE as MONITOR
 from safe_framework.training.monitor.event_log import read_events
 from safe_framework.training.monitor.pareto import FOLDER as PARETO
 from safe_framework.training.train import Log, train
+from safe_framework.utils.console import plain_console
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.hashing import text_fingerprint
 from safe_framework.utils.progress import WorkProgress
@@ -150,7 +151,7 @@ def run(
         if distributed.is_main_process():
             _claim_folder(folder, recipe, resume, _run_identity(recipe, memory, model))
         distributed.barrier()
-        console = Console(quiet=quiet or not distributed.is_main_process(), stderr=False)
+        console = plain_console(quiet=quiet or not distributed.is_main_process())
         done = _run(
             recipe, folder, console, resume=resume, sharding=sharding, memory=memory, model=model
         )
@@ -172,9 +173,9 @@ def _run(
     clock, writes = Clock(), distributed.is_main_process()
     if (count := distributed.world_size()) > 1:
         shared = ", which share the base's layers" if sharding else ""
-        console.print(f"{count} processes{shared}", highlight=False)
+        console.print(f"{count} processes{shared}")
     if recipe.training.note:
-        console.print(recipe.training.note, highlight=False)
+        console.print(recipe.training.note)
     evaluation: Evaluation | None = None
     with WorkProgress(console).showing() as progress:
         if model is None:
@@ -209,10 +210,10 @@ def _run(
         console.print(table(evaluation))
         if evaluation.base_changed is not None:
             warning = describe_change(evaluation.base_changed)
-            console.print(warning, style="bold red", highlight=False, markup=False)
-        console.print(f"report   {folder / REPORT}", highlight=False)
+            console.print(warning, style="bold red")
+        console.print(f"report   {folder / REPORT}", soft_wrap=True)
     if writes:
-        console.print(f"adapter  {folder / ADAPTER}", highlight=False)
+        console.print(f"adapter  {folder / ADAPTER}", soft_wrap=True)
     return Run(folder, model, evaluation, log)
 
 
@@ -225,8 +226,7 @@ def _compose_if_missing(recipe: Recipe, console: Console, progress: WorkProgress
         from safe_framework.experimental.vision_language.train import compose_recipe
 
         console.print(
-            f"the base `{base.model}` is made first, once, as `safe compose {recipe.source}` does",
-            highlight=False,
+            f"the base `{base.model}` is made first, once, as `safe compose {recipe.source}` does"
         )
         compose_recipe(recipe, progress)
     distributed.barrier()
@@ -272,8 +272,7 @@ def _fit_relevance(
     wanted = [name for name, spec in recipe.modalities.items() if spec.relevance_head]
     if sharded and wanted:
         progress.console.print(
-            "no relevance heads: devices that share the base's layers cannot run its texts apart",
-            highlight=False,
+            "no relevance heads: devices that share the base's layers cannot run its texts apart"
         )
         return
     with distributed.main_process_first():
@@ -281,7 +280,7 @@ def _fit_relevance(
             model, recipe, examples["train"], data.texts("retention"), progress=progress
         )
         for note in notes:
-            progress.console.print(note, highlight=False, markup=False)
+            progress.console.print(note)
         for name in names:
             spec = recipe.modalities[name].relevance_head
             if spec is None or not spec.calibrate:
@@ -294,11 +293,10 @@ def _fit_relevance(
                 )  # fmt: skip
             except SafeError as error:  # a run is not lost by what can be done later
                 progress.console.print(
-                    f"the gate of {name} is not calibrated: {error.message}; {error.hint}",
-                    highlight=False, markup=False,
-                )  # fmt: skip
+                    f"the gate of {name} is not calibrated: {error.message}; {error.hint}"
+                )
             else:
-                progress.console.print(statement["sentence"], highlight=False, markup=False)
+                progress.console.print(statement["sentence"])
 
 
 def evaluate_run(
@@ -316,8 +314,7 @@ def evaluate_run(
         having[key], lacking = split_by_modality(data.examples(key, encoders), modality)
         if lacking:
             progress.console.print(
-                f"{len(lacking)} rows of `{key}` have no `{modality}`: not evaluated",
-                highlight=False,
+                f"{len(lacking)} rows of `{key}` have no `{modality}`: not evaluated"
             )
     found = evaluate(
         model,
@@ -401,9 +398,9 @@ def _print_skipped(console: Console, data: RecipeData, folder: Path, shown: int 
         (folder / SKIPPED).unlink(missing_ok=True)
     if len(rows) > shown:
         counts = ", ".join(f"{len(errors)} of `{key}`" for key, errors in data.skipped.items())
-        console.print(f"left out {counts}: {folder / SKIPPED}", highlight=False, soft_wrap=True)
+        console.print(f"left out {counts}: {folder / SKIPPED}", soft_wrap=True)
         for row in rows[shown : shown + _MAX_PRINTED]:
-            console.print(f"  {row['problem']}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"  {row['problem']}", soft_wrap=True)
     return len(rows)
 
 

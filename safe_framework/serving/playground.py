@@ -141,6 +141,16 @@ def converse(
         yield shown(known), known, {"text": text, "files": files}, _badge("other", str(error))
 
 
+def needed_gradio() -> Any:
+    """Gradio, which then does not call home.
+
+    Raises:
+        DataError: it is not installed.
+    """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when it is imported
+    return require("gradio", "play", "the playground needs `gradio`")
+
+
 def playground(
     model: SafeModel, modality: str, *, question: str = "", max_new_tokens: int = 32
 ) -> Any:
@@ -155,9 +165,7 @@ def playground(
     Raises:
         DataError: Gradio is not installed.
     """
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # it would call home when imported
-    gradio = require("gradio", "play", "the playground needs `gradio`")
-
+    gradio = needed_gradio()
     with gradio.Blocks(title=f"{modality}: base and SAFE", analytics_enabled=False) as page:
         gradio.HTML(f"<style>{_STYLE}</style>")
         gradio.Markdown(f"# {modality}: base and SAFE")

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from safe_framework.testing.fusion_contract import FusionAdapterContract
     from safe_framework.testing.projector_contract import ProjectorContract
     from safe_framework.testing.retention_contract import RetentionRegularizerContract
+    from safe_framework.testing.transcriber_contract import TranscriberContract
 
 _HOMES = {
     "EncoderContract": "encoder_contract",
     "FusionAdapterContract": "fusion_contract",
     "ProjectorContract": "projector_contract",
     "RetentionRegularizerContract": "retention_contract",
+    "TranscriberContract": "transcriber_contract",
     "check_shapes": "assertions",
 }
 _MODULES = ("bases", "strategies", "toys")
@@ -31,6 +33,7 @@ __all__ = [
     "FusionAdapterContract",
     "ProjectorContract",
     "RetentionRegularizerContract",
+    "TranscriberContract",
     "bases",
     "check_shapes",
     "strategies",

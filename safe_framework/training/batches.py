@@ -13,6 +13,7 @@ from torch import Tensor
 from safe_framework.config.schema import Attend
 from safe_framework.core.attend import answering
 from safe_framework.core.class_readout import CLASS_COLUMNS, ClassTarget, class_target
+from safe_framework.core.markers.text import NOTHING_SAID, Said
 from safe_framework.core.padding import pad_right
 from safe_framework.core.prompt_rows import PromptEncoder, PromptRow, Rows, as_row, groups_of
 from safe_framework.data.aligned_words import aligned_words
@@ -101,6 +102,7 @@ def tokenize(
     example: Example,
     frames: Mapping[str, CachedSamples],
     variants: Sequence[Mapping[str, CachedSamples]] = (),
+    said: Said = NOTHING_SAID,
 ) -> TokenizedExample:
     """The row of an example's prompt, with the markers of its samples, and its answer.
 
@@ -109,13 +111,15 @@ def tokenize(
         example: of the task.
         frames: of its samples, by modality.
         variants: what stands in place of ``frames`` at other readings.
+        said: in its samples, where they are transcribed; learned from whatever the gate is.
 
     Raises:
         DataError: the answer has no tokens, a picture does not fit, or a class would be read at
             tokens at which an encoder-decoder predicts nothing.
     """
     try:
-        prompt = prompts.prompt(example.prompt, example.images, sample_counts(frames))
+        counts = sample_counts(frames)
+        prompt = prompts.prompt(example.prompt, example.images, counts, said, always=True)
     except SafeError as error:
         raise DataError(f"{example.place}: {error.message}", hint=error.hint) from error
     answer = prompts.answer(example.answer, example.prompt)
@@ -136,7 +140,9 @@ def tokenize(
         classes,
         example.align,
         example.label,
-        None if example.questions is None else partial(_drawn, prompts, example, frames, variants),
+        None
+        if example.questions is None
+        else partial(_drawn, prompts, example, frames, variants, said),
         variants,
     )
 
@@ -146,11 +152,13 @@ def _drawn(
     example: Example,
     frames: Mapping[str, CachedSamples],
     variants: Sequence[Mapping[str, CachedSamples]],
+    said: Said,
     turn: int,
 ) -> TokenizedExample:
     """The example with the question of its reading number ``turn``."""
     assert example.questions is not None
-    return tokenize(prompts, example.ask(example.questions.drawn(turn)), frames, variants)
+    asked = example.ask(example.questions.drawn(turn))
+    return tokenize(prompts, asked, frames, variants, said)
 
 
 def modality_columns(

@@ -333,7 +333,7 @@ def shard_layers(model: SafeModel, sharding: Sharding, device: torch.device) -> 
 def lowest_fused_layer(model: SafeModel) -> int:
     """The lowest layer whose input some modality can change; 0 where one has markers."""
     modalities = [model.modality(name) for name in model.modalities]
-    if any(modality.markers is not None for modality in modalities):
+    if any(modality.marked for modality in modalities):
         return 0
     return min(layer for modality in modalities for layer in modality.fusion.layers)
 

@@ -199,18 +199,18 @@ class Objective(nn.Module):
     def _task(self, batch: Mapping[str, Any], count: Tensor) -> LossTerm:
         rows: Rows = batch["rows"]
         tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
-        answers, prefix_states = Answers.of(tensors), None
-        if self.caches is not None:
-            prefix_states = self.caches.prefix_states(self.states, rows)
+        answers = Answers.of(tensors)
         call = ForwardCall(
             answers.inputs,
             answers.positions,
             answers.temperatures,
-            prefix_states,
             pictures=bool(rows[0].images),
         )
         if self.prompt_cache is not None:
             call = self.prompt_cache.behind_prompts(call, rows)
+        if self.caches is not None and call.past is None:
+            states = self.caches.prefix_states(self.states, rows)
+            call = attrs.evolve(call, prefix_states=states)
         return LossTerm(call, partial(answers.loss, count=count))
 
     def load_state_dict(

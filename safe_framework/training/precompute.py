@@ -8,8 +8,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rich.console import Console
-
 from safe_framework.config.read import read_recipe
 from safe_framework.core.build import build
 from safe_framework.data.recipe_data import RecipeData
@@ -22,6 +20,7 @@ from safe_framework.training.setup import (
 )
 from safe_framework.training.splits import split_data
 from safe_framework.training.train import prepare_training
+from safe_framework.utils.console import plain_console
 from safe_framework.utils.progress import WorkProgress
 
 
@@ -37,7 +36,7 @@ def precompute(source: str, *, quiet: bool = False) -> None:
         DataError: data are missing.
     """
     recipe = read_recipe(source)
-    with WorkProgress(Console(quiet=quiet)).showing() as progress:
+    with WorkProgress(plain_console(quiet=quiet)).showing() as progress:
         model, data = build(recipe, device=distributed.device()), RecipeData(recipe)
         examples = data.examples("train", model.encoders)
         with tempfile.TemporaryDirectory() as folder:
@@ -52,7 +51,7 @@ def encode_samples(source: str, *, quiet: bool = False) -> None:
     """Encode the samples alone, shared out among the processes of a launcher."""
     recipe = read_recipe(source)
     with distributed.distributed_context():
-        console = Console(quiet=quiet or not distributed.is_main_process())
+        console = plain_console(quiet=quiet or not distributed.is_main_process())
         with WorkProgress(console).showing() as progress:
             model, data = build(recipe, device=distributed.device()), RecipeData(recipe)
             encoders, stores = model.encoders, frame_stores(model, recipe)

@@ -29,8 +29,10 @@ from safe_framework.utils.progress import ProgressCallback, no_progress
 _LAYERS = (0.6, 0.7, 0.8, 0.87, 0.94, 1.0)  # how deep, of all; the first half knows too little
 _REACHES = (1.0, 2.0)  # of a landmark: squares of distances are multiplied by it
 _PENALTIES = (10.0, 1.0, 0.1)
-_LANDMARKS = 256  # of relevant calls, and of irrelevant ones
+_LANDMARKS = 512  # of relevant calls, and of irrelevant ones
 _FOLDS = 3
+_CLUSTERS = 24  # of forms that are alike, each in one fold
+_TIMES = 2  # that a form is asked, of other rows and in other chats
 _TAIL = 0.99  # of irrelevant calls of each kind that a head is judged beyond
 _ITERATIONS = 80
 
@@ -83,7 +85,7 @@ def fit_relevance(
         )
     maker = CallMaker(model, recipe, spec)
     having = [example for example in examples if name in example.samples]
-    relevant = maker.relevant(having, held_out=False)
+    relevant = maker.relevant(having, held_out=False, times=_TIMES)
     if not relevant:
         raise DataError(f"no training row has a sample of `{name}`")
     calls = [*relevant, *maker.irrelevant(TRAIN), *maker.retention(texts)]
@@ -119,7 +121,7 @@ def best_head(states: Mapping[int, Tensor], calls: Sequence[GateCall]) -> Releva
             hint="give `question` in [data] more forms, or a bank",
         )
     kinds = [call.kind for call in calls]
-    fold = _folds(calls)
+    fold = _folds(calls, states[max(states)])
 
     def judged(choice: HeadChoice) -> tuple[float, float]:
         """How well a head that is fitted so does."""
@@ -131,15 +133,47 @@ def best_head(states: Mapping[int, Tensor], calls: Sequence[GateCall]) -> Releva
     return _fit(states[best.layer], relevant, best)
 
 
-def _folds(calls: Sequence[GateCall]) -> Tensor:
-    """The fold of each call: what is asked in one form stays together, and kinds are spread."""
-    number: dict[tuple[str, str], int] = {}
-    of_kind = Counter[str]()
+def _folds(calls: Sequence[GateCall], states: Tensor) -> Tensor:
+    """The fold of each call, (calls,): what is asked alike stays together.
+
+    A head is to open for forms that are unlike those that it was fitted on. So forms are put into
+    clusters by their mean state, and whole clusters into folds. Other texts are spread one by one.
+
+    Args:
+        calls: relevant ones and others.
+        states: by which forms are alike, (calls, hidden).
+    """
+    forms = dict.fromkeys(call.text for call in calls if call.relevant)
+    number = {text: index for index, text in enumerate(forms)}
+    own = torch.tensor([number[call.text] for call in calls if call.relevant])
+    asked = states[torch.tensor([call.relevant for call in calls])].double()
+    sums = asked.new_zeros(len(forms), asked.shape[1]).index_add(0, own, asked)
+    means = sums / torch.bincount(own)[:, None]
+    clusters = _clusters((means - means.mean(0)) / means.std(0, correction=0).clamp_min(1e-6))
+    found, of_kind = dict[tuple[str, str], int](), Counter[str]()
     for call in calls:
-        if (call.kind, call.text) not in number:
-            number[call.kind, call.text] = of_kind[call.kind] % _FOLDS
+        key = call.kind, call.text
+        if call.relevant:
+            found[key] = clusters[number[call.text]] % _FOLDS
+        elif key not in found:
+            found[key] = of_kind[call.kind] % _FOLDS
             of_kind[call.kind] += 1
-    return torch.tensor([number[call.kind, call.text] for call in calls])
+    return torch.tensor([found[call.kind, call.text] for call in calls])
+
+
+def _clusters(points: Tensor) -> list[int]:
+    """The cluster of each point: that of the nearest of some that lie far apart.
+
+    They are found one after another, each the farthest from those before (Gonzalez 1985,
+    "Clustering to minimize the maximum intercluster distance").
+    """
+    nearest = torch.cdist(points, points[:1]).squeeze(1)
+    cluster = torch.zeros(len(points), dtype=torch.long)
+    for number in range(1, min(_CLUSTERS, len(points))):
+        distance = torch.cdist(points, points[nearest.argmax()][None]).squeeze(1)
+        cluster[distance < nearest] = number
+        nearest = torch.minimum(nearest, distance)
+    return cluster.tolist()
 
 
 def _judged(

@@ -9,7 +9,7 @@ alone, so that what it decides holds beside every sample.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import attrs
@@ -83,33 +83,45 @@ class CallMaker:
             for text in bank.of(part)
         ]
 
-    def relevant(self, examples: Sequence[Example], *, held_out: bool) -> list[GateCall]:
-        """Questions of the sense's examples: each form once, of rows in turn.
+    def relevant(
+        self, examples: Sequence[Example], *, held_out: bool, times: int = 1
+    ) -> list[GateCall]:
+        """Questions of the sense's examples: each form so many times, of rows in turn.
 
         Args:
             examples: with a sample of the sense; those without a bank have their own question.
             held_out: in forms that were kept from training, of which only banks have some.
+            times: how often each is asked, of another row or in another place.
         """
-        asked = [e for e in examples if e.questions is not None]
-        kind, drawn = HELD_OUT if held_out else TRAINED, random.Random(repr((self._seed, "forms")))
-        found: dict[tuple[str, int], GateCall] = {}
-        if asked and asked[0].questions:
-            by_kind = asked[0].questions.bank.of(held_out=held_out)
-            forms = [form for some in by_kind.values() for form in some]
-            for number, form in enumerate(drawn.sample(forms, len(forms))):
-                fitting = [e for e in asked if e.questions and form.kind in _kinds(e, held_out)]
-                if not fitting:
-                    continue
-                row = fitting[number % len(fitting)]
-                assert row.questions is not None
-                again = row.ask(row.questions.ask(form, turn=number, is_yes=number % 2 == 0))
-                text = form.question
-                found[again.prompt, len(again.images)] = self._of(again, text, kind)
-        own = [] if held_out else [e for e in examples if e.questions is None]
-        for example in own:
-            place = example.prompt, len(example.images)
-            found.setdefault(place, self._of(example, example.prompt, kind))
-        return _spread(list(found.values()), _MOST)
+        kind, found = HELD_OUT if held_out else TRAINED, dict[PromptRow, GateCall]()
+        asked = [example for example in examples if example.questions is not None]
+        own = [] if held_out else [example for example in examples if example.questions is None]
+        for turn in range(times):
+            for text, example in self._in_forms(asked, held_out, turn):
+                call = self._of(example, text, kind, turn)
+                found.setdefault(call.row, call)
+            for example in own:
+                call = self._of(example, example.prompt, kind, turn)
+                found.setdefault(call.row, call)
+        return _spread(list(found.values()), _MOST * times)
+
+    def _in_forms(
+        self, asked: Sequence[Example], held_out: bool, turn: int
+    ) -> Iterator[tuple[str, Example]]:
+        """Each form of a bank, and a row that is asked it; another row at another ``turn``."""
+        if not asked or not asked[0].questions:
+            return
+        by_kind = asked[0].questions.bank.of(held_out=held_out)
+        forms = [form for some in by_kind.values() for form in some]
+        drawn = random.Random(repr((self._seed, "forms")))
+        for number, form in enumerate(drawn.sample(forms, len(forms)), turn * len(forms)):
+            fitting = [e for e in asked if e.questions and form.kind in _kinds(e, held_out)]
+            if not fitting:
+                continue
+            row = fitting[(number + turn) % len(fitting)]
+            assert row.questions is not None
+            question = row.questions.ask(form, turn=number, is_yes=(number + turn) % 2 == 0)
+            yield form.question, row.ask(question)
 
     def own(self, text: str, kind: str, *, relevant: bool, whole: bool) -> GateCall:
         """A user's text: the whole of what the base reads, or a question in the recipe's prompt."""
@@ -140,18 +152,18 @@ class CallMaker:
         """What every prompt ends with; a text that does not is no prompt."""
         return self._template.partition(QUESTION)[2] or "\0"
 
-    def _of(self, example: Example, text: str, kind: str) -> GateCall:
+    def _of(self, example: Example, text: str, kind: str, turn: int) -> GateCall:
         before, _, after = self._template.partition(QUESTION)
         prompt = example.prompt
         plain = prompt.startswith(before) and prompt.endswith(after) and not example.images
         if plain:
             asked = prompt.removeprefix(before)
-            prompt = self._around(asked.removesuffix(after) if after else asked)
+            prompt = self._around(asked.removesuffix(after) if after else asked, turn)
         return self._call(prompt, text, kind, relevant=True, images=example.images)
 
-    def _around(self, text: str) -> str:
+    def _around(self, text: str, turn: int = 0) -> str:
         """A question in the prompt, a quarter of all in a chat that has gone on before."""
-        drawn = self._random(text)
+        drawn = self._random((text, turn) if turn else text)
         chat = drawn.choice(self._chats) if self._chats and drawn.random() < _IN_CHATS else None
         return (chat or self._template).replace(QUESTION, text)
 
@@ -166,8 +178,8 @@ class CallMaker:
     ) -> GateCall:
         return GateCall(self._prompts.prompt(prompt, images), kind, relevant, text)
 
-    def _random(self, text: str) -> random.Random:
-        return random.Random(repr((self._seed, text)))
+    def _random(self, what: object) -> random.Random:
+        return random.Random(repr((self._seed, what)))
 
 
 def _chats(model: SafeModel, recipe: Recipe) -> list[str]:

@@ -11,6 +11,7 @@ from safe_framework.config.plugins import regularizers
 from safe_framework.config.schema import Recipe
 from safe_framework.core.class_readout import ClassReadout
 from safe_framework.core.layer_discovery import decodes_separately
+from safe_framework.core.markers.text import NOTHING_SAID, Said
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import on_device
 from safe_framework.core.prompt_rows import PromptEncoder, PromptRow
@@ -21,7 +22,7 @@ from safe_framework.data.preview import no_retention_texts
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.data.tasks import NO_SAMPLES
 from safe_framework.data.text_length import check_length
-from safe_framework.errors import DataError, SafeError
+from safe_framework.errors import DataError, SafeError, SampleError
 from safe_framework.interfaces.samples import Sample, Several, each_of
 from safe_framework.pretrained.base_model import context_length
 from safe_framework.pretrained.location import cache_folder
@@ -52,6 +53,8 @@ def frame_stores(model: SafeModel, recipe: Recipe) -> SampleStores:
     found: dict[str, FrameCache | RawSampleStore] = {}
     for name, spec in recipe.modalities.items():
         modality, folder = model.modality(name), cache_folder() / "frames"
+        if modality.transcripts is not None and "frames" in recipe.training.cache:
+            modality.transcripts.folder = cache_folder() / "transcripts"
         changes = modality.encoder_trains or was_in_memory(spec.encoder.use)  # its code may
         if changes or "frames" not in recipe.training.cache:
             found[name] = RawSampleStore(modality.encoder)
@@ -119,13 +122,30 @@ def encode_examples(
     prompts, made = prompts or PromptEncoder.of(model), list[TokenizedExample]()
     pictures = sum(bool(example.images) for example in examples)
     context = context_length(model.base.config)
-    for example, own, others in zip(examples, frames, variants, strict=True):
-        made.append(tokenize(prompts, example, own, others))
+    said = _said(prompts, examples, progress)
+    for example, own, others, words in zip(examples, frames, variants, said, strict=True):
+        made.append(tokenize(prompts, example, own, others, words))
         row = made[-1].row
         check_length(example.place, max(len(row.ids), len(row)), context)
         if example.images:
             progress("reading pictures", sum(bool(e.prompt.images) for e in made), pictures)
     return made
+
+
+def _said(
+    prompts: PromptEncoder, examples: Sequence[Example], progress: WorkProgress
+) -> list[Said]:
+    """What was said in each example's samples; also where these are varied."""
+    found, processor = list[Said](), prompts.processor
+    for example in examples:
+        try:
+            own = NOTHING_SAID if processor is None else processor.said(example.samples)
+        except SampleError as error:
+            raise DataError(f"{example.place}: {error.message}", hint=error.hint) from error
+        found.append(own)
+        if own:
+            progress("transcribing samples", len(found), len(examples))
+    return found
 
 
 def _frames(
@@ -228,7 +248,7 @@ def task_samples(
 
 def _marked(model: SafeModel) -> list[str]:
     """The modalities that have markers."""
-    return [name for name in model.modalities if model.modality(name).markers is not None]
+    return [name for name in model.modalities if model.modality(name).marked]
 
 
 def whole_row(

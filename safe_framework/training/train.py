@@ -15,6 +15,7 @@ from safe_framework.config.schema import Recipe
 from safe_framework.core.model import SafeModel
 from safe_framework.core.prompt_rows import PromptEncoder, Rows, groups_of
 from safe_framework.data.examples import Example
+from safe_framework.data.preview import nothing_to_train
 from safe_framework.data.recipe_data import RecipeData
 from safe_framework.errors import SafeError
 from safe_framework.training import distributed
@@ -141,6 +142,8 @@ def prepare_training(
     sharding: Sharding | None = None,
 ) -> PreparedTraining:
     """The trainer of a recipe, with every sample encoded; the arguments are those of ``train``."""
+    if not any(model.modality(name).features for name in model.modalities):
+        raise nothing_to_train()
     stores, pad = frame_stores(model, recipe), model.tokenizer.eos_token_id
     data = data or (RecipeData(recipe) if recipe.data else None)
     encoders = model.encoders
@@ -169,7 +172,7 @@ def prepare_training(
     trainer.add_callback(GateSchedule(model, gates))
     trainer.add_callback(ProgressReport(progress))
     for note in caches.notes:
-        progress.console.print(note, highlight=False)
+        progress.console.print(note)
     return PreparedTraining(trainer, alignment, caches)
 
 

@@ -290,7 +290,9 @@ class SafeTrainer(Trainer):
     def precompute(self, progress: ProgressCallback) -> None:
         """Compute what shall be kept of the frozen base, for all steps of the run."""
         if self._states is not None:
-            needed = [row for row in self._wanted() if self._states.contains([row])]
+            cached = self._prompt_cache
+            needed = [row for row in self._wanted() if cached is None or not cached.holds([row])]
+            needed = [row for row in needed if self._states.contains([row])]
             self._states.precompute(needed, "reading training texts", progress)
         if self._prompt_cache is not None:
             self._prompt_cache.precompute(progress)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from safe_framework.utils.formatting import about, clock
 
@@ -19,6 +21,9 @@ ProgressCallback = Callable[[str, int, int], None]
 _TENTHS = 10
 _SOON = 10.0
 """Seconds after which a first line comes, where a tenth takes longer."""
+
+_APART = 1.0
+"""Seconds between two lines of one work; its last comes all the same."""
 
 _FIXED, _LABEL, _BAR, _NARROW = 29, 30, 24, 4
 """Columns of a terminal: for spinner, counts, time left and the gaps; for a label and a bar at
@@ -70,6 +75,7 @@ class WorkProgress:
         )
         self._tasks: dict[str, TaskID] = {}
         self._tenths: dict[str, int] = {}
+        self._said: dict[str, float] = {}
         self._begun: dict[str, tuple[float, int]] = {}
 
     def __call__(self, label: str, done: int, total: int, note: str = "") -> None:
@@ -91,13 +97,16 @@ class WorkProgress:
             self.console.print(line, highlight=False, markup=False)
 
     def _is_due(self, label: str, done: int, total: int) -> bool:
-        """Whether another tenth is done, or the first line is late."""
+        """Whether another tenth is done, some time after the last line, or the first is late."""
         before, tenth = self._tenths.get(label), done * _TENTHS // max(total, 1)
         begun, first = self._begun[label]
         late = before is None and done > first and time.monotonic() - begun > _SOON
         if tenth <= (before or 0) and not late:
             return False
-        self._tenths[label] = tenth
+        now = time.monotonic()
+        if done < total and now - self._said.get(label, begun) < _APART:
+            return False  # quick work says that it is done
+        self._tenths[label], self._said[label] = tenth, now
         return True
 
     def _time_left(self, label: str, done: int, total: int) -> str:
@@ -121,9 +130,34 @@ class WorkProgress:
 
     @contextmanager
     def showing(self) -> Iterator[WorkProgress]:
-        """Show the bars within the block."""
-        with self._bars:
+        """Show the bars within the block; what is logged meanwhile appears above them."""
+        written_to = sys.stderr
+        with self._bars, _logs_follow(written_to):
             yield self
+
+
+@contextmanager
+def _logs_follow(stream: TextIO) -> Iterator[None]:
+    """Within the block, log to what stands in place of a stream where that was logged to.
+
+    Bars put a stream of their own in place of ``sys.stderr``; a handler that holds the one before,
+    as that of transformers does, would write into the middle of them.
+    """
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    held = [
+        handler
+        for logger in loggers
+        if isinstance(logger, logging.Logger)
+        for handler in logger.handlers
+        if isinstance(handler, logging.StreamHandler) and handler.stream is stream
+    ]
+    for handler in held:
+        handler.setStream(sys.stderr)
+    try:
+        yield
+    finally:
+        for handler in held:
+            handler.setStream(stream)
 
 
 def _cut(column: Any, width: int) -> Any:

@@ -21,6 +21,7 @@ TABLES = {
     "`[modalities.NAME]`": schema.ModalitySpec,
     "`[modalities.NAME.augment]`": schema.AugmentSpec,
     "`[modalities.NAME.windows]`": schema.WindowSpec,
+    "`[modalities.NAME.transcript]`": schema.TranscriptSpec,
     "`gate`": schema.GateSpec,
     "`[[retention]]`": schema.RetentionSpec,
     "`[data]`": schema.DataSpec,

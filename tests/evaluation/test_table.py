@@ -45,7 +45,7 @@ def test_costs_are_in_units_of_people(evaluation):
     assert (found["adapter"].value, found["train"].value) == ("51.2 kB", "2 min 10 s")
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [60, 80, 120])
 def test_every_result_is_shown_whole(evaluation, width):
     """Neither a name, a number nor an interval is cut at usual widths."""
     text = printed(evaluation, width=width)

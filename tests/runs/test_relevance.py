@@ -16,15 +16,24 @@ from safe_framework.core.prompt_rows import PromptRow
 from safe_framework.core.relevance import AUTO
 from safe_framework.data.irrelevant import CALIBRATION, TEST, read_irrelevant
 from safe_framework.errors import DataError
+from safe_framework.evaluation.answers import (
+    answer,
+    eval_mode,
+    example_inputs,
+    without_modality,
+)
+from safe_framework.evaluation.relevance import opens
 from safe_framework.evaluation.relevance_risk import risk_shown
 from safe_framework.evaluation.summary import sections
+from safe_framework.evaluation.wordings import drawn_by, other_questions
 from safe_framework.runs.finished import open_run, read_metrics
 from safe_framework.runs.inspection import sweep_gate
 from safe_framework.runs.relevance import own_calls, shipped_calls
 from safe_framework.runs.run import run_recipe
+from safe_framework.training.compute.shared_opening import openings
 from safe_framework.training.relevance import best_head
 from safe_framework.training.relevance_calls import HELD_OUT, TRAINED, GateCall
-from safe_framework.training.relevance_states import EndReader
+from safe_framework.training.relevance_states import prompt_states
 
 FORMS = ["what is this", "is this high", "high low", "this what is", "this", "is this low", "what"]
 BANK = [" ".join(words) for words in itertools.permutations(["cat", "sat", "mat", "dog", "ran"], 3)]
@@ -156,12 +165,39 @@ def test_a_head_tells_what_it_was_fitted_on() -> None:
     assert torch.equal(head(states[5]) > 0, wanted)
 
 
-def test_states_behind_what_calls_begin_with_are_those_of_whole_calls(finished: Path) -> None:
+def test_states_behind_what_calls_begin_with_are_those_of_whole_calls(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Law: reading once what calls begin with changes their states by rounding alone."""
-    model, words = open_run(finished).model, [3, 4, 5, 6, 7]
-    rows = [PromptRow((*words, *end)) for end in ((8,), (9, 10, 11), (12, 8))]
-    reader = EndReader(model, [0, 1], rows)
-    assert list(reader.opening) == words
-    cut, whole = reader.read(rows), EndReader(model, [0, 1], rows[:1]).read(rows)
-    for layer, found in whole.items():
-        torch.testing.assert_close(cut[layer], found, rtol=1e-4, atol=1e-5)
+    monkeypatch.setenv("SAFE_CACHE", str(tmp_path))  # so that none is known
+    model, words, others = open_run(finished).model, (3, 4, 5, 6, 7), (8, 9, 10, 11, 12, 13)
+    ends = [(one, two, *[8] * (one % 3)) for one in range(3, 9) for two in range(9, 12)]
+    rows = [PromptRow((*begin, *end)) for end in ends for begin in (words, others)]
+    rows.append(PromptRow((12, 3)))
+    parts = openings(model, rows)
+    assert {ids: len(own) for ids, own in parts.items()} == {words: 18, others: 18, (): 1}
+    found = prompt_states(model, rows, [0, 1])
+    for number, row in enumerate(rows):
+        for layer, states in prompt_states(model, [row], [0, 1]).items():
+            torch.testing.assert_close(found[layer][[number]], states, rtol=1e-4, atol=1e-5)
+
+
+def test_where_the_gate_opens_tells_the_answers(finished: Path) -> None:
+    """Law: with the gate that decides, an answer is gate 1's where it opens, else the base's."""
+    done = open_run(finished)
+    model, test = done.model, done.data.examples("test", done.model.encoders)
+    examples = [one.example for one in other_questions(test, 8, drawn_by(0))]
+    head = model.modality("audio").relevance
+    assert head is not None
+    with eval_mode(model):
+        batch = example_inputs(model, without_modality(examples, "audio"))
+        head.threshold = float(head(model.prompt_states(batch, [head.layer])[head.layer]).median())
+        heard = opens(model, "audio", examples, batch_size=3)
+        assert 0 < sum(heard) < len(heard)
+        plain, opened, auto = (
+            answer(model, examples, gate={"audio": gate}, batch_size=3) for gate in (0.0, 1.0, AUTO)
+        )
+    assert auto == [
+        one if hears else base for base, one, hears in zip(plain, opened, heard, strict=True)
+    ]
+    assert plain != opened

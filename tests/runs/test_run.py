@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import re
 import shutil
 import time
@@ -313,11 +314,17 @@ def shown(*calls: tuple[Any, ...], terminal: bool = False) -> str:
     return stream.getvalue()
 
 
-def test_progress_is_a_line_for_each_tenth_where_nobody_watches() -> None:
+def test_progress_is_a_line_for_each_tenth_where_nobody_watches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Law: off a terminal, work prints one line for each tenth, and what time is left till the end.
 
-    What comes at once, since it was done before, is no measure of the rest.
+    What comes at once, since it was done before, is no measure of the rest. Quick work prints its
+    end alone.
     """
+    quick = shown(*[("training", done, 1000) for done in range(1, 1001)])
+    assert quick == "training: 1000 of 1000\n"
+    monkeypatch.setattr("safe_framework.utils.progress._APART", 0.0)
     lines = shown(*[("training", done, 1000, "loss 1") for done in range(1, 1001)]).splitlines()
     assert [re.sub(r", about \d+ s left", ", LEFT", line) for line in lines] == [
         *[f"training: {tenth}00 of 1000, LEFT  loss 1" for tenth in range(1, 10)],
@@ -336,6 +343,21 @@ def test_progress_is_a_bar_on_a_terminal() -> None:
     assert not [
         word for word in ("training", "3/9", "loss 1", "encoding", "1/2") if word not in seen
     ]
+
+
+def test_a_log_stands_above_the_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: what is logged to standard error while bars show is a line of its own above them."""
+    stream, errors = io.StringIO(), io.StringIO()
+    monkeypatch.setattr("sys.stderr", errors)
+    logger, handler = logging.getLogger("acme"), logging.StreamHandler()
+    monkeypatch.setattr(logger, "handlers", [handler])
+    progress = WorkProgress(Console(file=stream, force_terminal=True, width=100))
+    with progress.showing():
+        progress("training", 3, 9)
+        logger.warning("a note")
+    logger.warning("afterwards")
+    assert "a note" in [CSI.sub("", line).strip() for line in stream.getvalue().splitlines()]
+    assert errors.getvalue() == "afterwards\n"
 
 
 CSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -360,6 +382,7 @@ def test_a_bar_says_what_is_left_in_any_width(width: int) -> None:
 def test_progress_in_a_pipe_is_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Law: a pipe gets no control characters, short lines, and a first one after some seconds."""
     monkeypatch.setattr("safe_framework.utils.progress._SOON", 0.0)
+    monkeypatch.setattr("safe_framework.utils.progress._APART", 0.0)
     stream = io.StringIO()
     progress = WorkProgress(Console(file=stream, width=60))
     with progress.showing():

@@ -9,11 +9,11 @@ from hypothesis import Phase, settings
 from torch import nn
 
 import safe_framework
-from safe_framework import Frames, Memory, RetentionRegularizer, Tokens, testing
+from safe_framework import Frames, Memory, RetentionRegularizer, Tokens, Transcriber, testing
 from safe_framework.interfaces.windows import Window
 from safe_framework.testing.toys import ToyEncoder, ToyFusion, ToyProjector
 
-INTERFACES = ("Encoder", "Projector", "FusionAdapter", "RetentionRegularizer")
+INTERFACES = ("Encoder", "Projector", "FusionAdapter", "RetentionRegularizer", "Transcriber")
 
 
 def laws(interface):
@@ -208,6 +208,39 @@ class TrainsTheBase(Regularizes):
         next(model.base.parameters()).data.add_(1)
 
 
+class Writes(Transcriber):
+    """Keeps every law but the one that a subclass breaks."""
+
+    fingerprint = "writes"
+
+    def to(self, device):
+        return self
+
+    def __call__(self, samples):
+        return [str(float(sample.sum())) for sample in samples]
+
+
+class LeavesOneOut(Writes):
+    breaks = "one_text_each"
+
+    def __call__(self, samples):
+        return super().__call__(samples)[1:]
+
+
+class HearsTheOthers(Writes):
+    breaks = "alone"
+
+    def __call__(self, samples):
+        return [" ".join(super().__call__(samples))] * len(samples)
+
+
+class DrawsWords(Writes):
+    breaks = "deterministic"
+
+    def __call__(self, samples):
+        return [str(float(torch.rand(()))) for _ in samples]
+
+
 def broken(kind):
     """The classes above that break a law of an interface."""
     found = list(kind.__subclasses__())
@@ -257,7 +290,7 @@ def test_a_contract_catches_what_breaks_a_law(plugin, monkeypatch):
         getattr(held(plugin), f"test_{plugin.breaks}")()
 
 
-@pytest.mark.parametrize("plugin", [ToyEncoder, ToyProjector, Silent, Regularizes])
+@pytest.mark.parametrize("plugin", [ToyEncoder, ToyProjector, Silent, Regularizes, Writes])
 def test_a_contract_holds_for_what_keeps_the_laws(plugin):
     """Every test of a contract passes for a plugin that is as it should be."""
     contract = held(plugin)

@@ -5,28 +5,31 @@ Radford et al. 2022, Robust Speech Recognition via Large-Scale Weak Supervision 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from safe_framework.data.audio import check_waveform
-from safe_framework.errors import SampleError
+from safe_framework.interfaces.encoder import Transcriber
 from safe_framework.interfaces.samples import Sample
 from safe_framework.pretrained import load_pretrained, quietly
+from safe_framework.utils.hashing import fingerprint, text_fingerprint
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 
+_LONGEST = 224  # tokens of what was said within a window, as Whisper was trained
 
-class Transcriber:
+
+class WhisperTranscriber(Transcriber):
     """Writes down speech with a whole Whisper, so that a prompt can quote it.
 
     Frames carry how a recording sounds, a transcript its words; a question may use either or
-    both. The encoder ``whisper`` keeps no decoder: this loads the checkpoint a second time. In
-    training, put the transcripts into the questions of the data, as here::
+    both. The encoder ``whisper`` keeps no decoder: this loads the checkpoint a second time.
+    ``transcript = true`` in a recipe does so, and puts what was said where the sample is; by hand::
 
-        heard = Transcriber("openai/whisper-small")([wave])
-        question = f"Someone said: {heard[0]} What mood are they in?"
-        batch = model.processor(question=[question], audio=[wave])
+        heard = WhisperTranscriber("openai/whisper-small")([wave])
 
     Whisper writes words down for sounds that hold none, music and silence among them.
 
@@ -34,7 +37,8 @@ class Transcriber:
         model: a Whisper checkpoint: a card such as ``"whisper-tiny.en"``, a folder or a hub id.
         language: what is spoken, such as ``"german"`` or ``"de"``; None lets a multilingual
             Whisper find out. One for English alone takes none.
-        max_new_tokens: longest transcript.
+        timestamps: write from when to when each phrase was said: ``[0.0 to 2.4 s] Hello.``
+        max_new_tokens: longest transcript of a window of 30 s; None for 224, or what it can.
 
     Raises:
         CheckpointError: the model cannot be had, or is no Whisper.
@@ -42,7 +46,12 @@ class Transcriber:
     """
 
     def __init__(
-        self, model: str, *, language: str | None = None, max_new_tokens: int = 224
+        self,
+        model: str,
+        *,
+        language: str | None = None,
+        timestamps: bool = False,
+        max_new_tokens: int | None = None,
     ) -> None:
         set_aside_broken_torchaudio()
         from transformers import (
@@ -60,6 +69,8 @@ class Transcriber:
             title="Whisper",
         )
         most = self._model.config.max_target_positions - 4  # the decoder is prompted with up to 4
+        if max_new_tokens is None:
+            max_new_tokens = min(_LONGEST, most)
         if not 1 <= max_new_tokens <= most:
             raise ValueError(f"`max_new_tokens` must be from 1 to {most}, not {max_new_tokens}")
         self._options: dict[str, Any] = {"max_new_tokens": max_new_tokens}
@@ -71,9 +82,15 @@ class Transcriber:
         elif language is not None:
             raise ValueError(f"`language` must be left out, since `{model}` knows English alone")
         self._model.requires_grad_(False).eval()
+        self._timestamps = timestamps
         self.sampling_rate: int = self._extractor.sampling_rate
 
-    def to(self, device: torch.device | str) -> Transcriber:
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the weights and the options."""
+        return text_fingerprint(fingerprint(self._model), self._timestamps, self._options)
+
+    def to(self, device: torch.device | str) -> WhisperTranscriber:
         """Move the model to a device."""
         self._model.to(device)
         return self
@@ -82,32 +99,46 @@ class Transcriber:
         """The words of each recording, decoded greedily and one by one.
 
         Args:
-            samples: ``Waveform``s at Whisper's rate of 16 kHz, up to 30 s long.
+            samples: ``Waveform``s at Whisper's rate of 16 kHz. What is longer than its window of
+                30 s is read window after window, each from where the last whole phrase ended.
 
         Raises:
-            SampleError: a sample is no waveform, has another rate, holds NaN or Inf, or is
-                longer than Whisper's window.
+            SampleError: a sample is no waveform, has another rate, or holds NaN or Inf.
         """
         return [self._write(sample, f"`samples[{i}]`") for i, sample in enumerate(samples)]
 
     @torch.no_grad()
     def _write(self, sample: Sample, name: str) -> str:
         waveform = check_waveform(sample, name, "whisper", self.sampling_rate)
-        window = self._extractor.chunk_length
-        if waveform.seconds > window:
-            raise SampleError(
-                f"{name} lasts {waveform.seconds:.2f} s, longer than Whisper's {window} s",
-                hint="cut the recording at a pause, and join the transcripts",
-            )
+        several = waveform.seconds > self._extractor.chunk_length
+        how = {"padding": "longest", "truncation": False} if several else {}
         inputs = self._extractor(
             [waveform.values],
             sampling_rate=self.sampling_rate,
             return_attention_mask=True,
             return_tensors="pt",
+            **how,
         ).to(self._model.device)
+        options = {"return_timestamps": True} if several or self._timestamps else {}
         with quietly():
-            ids = self._model.generate(**inputs, do_sample=False, num_beams=1, **self._options)
-        return str(self._tokenizer.decode(ids[0], skip_special_tokens=True)).strip()
+            ids = self._model.generate(
+                **inputs, do_sample=False, num_beams=1, **self._options, **options
+            )
+        if not self._timestamps:
+            return str(self._tokenizer.decode(ids[0], skip_special_tokens=True)).strip()
+        phrases = self._tokenizer.decode(ids[0], skip_special_tokens=True, output_offsets=True)
+        return "\n".join(_timed(**one, last=waveform.seconds) for one in phrases["offsets"])
+
+
+def _timed(text: str, timestamp: tuple[float, float | None], last: float) -> str:
+    """A phrase with its times, in seconds; one that is cut ends with the recording.
+
+    >>> _timed(" Hello.", (0.0, 2.4), 3.0)
+    '[0.0 to 2.4 s] Hello.'
+    """
+    begin, end = timestamp
+    end = last if end is None or math.isnan(end) else min(end, last)
+    return f"[{begin:.1f} to {end:.1f} s] {text.strip()}"
 
 
 def _check_language(language: str | None, known: Sequence[str]) -> None:

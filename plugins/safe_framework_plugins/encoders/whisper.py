@@ -14,25 +14,26 @@ from torch import Tensor, nn
 
 from safe_framework.data.audio import Waveform, check_waveform
 from safe_framework.errors import SampleError
-from safe_framework.interfaces.encoder import Encoder
+from safe_framework.interfaces.encoder import TranscribingEncoder
 from safe_framework.interfaces.samples import Sample
 from safe_framework.interfaces.types import Frames
 from safe_framework.interfaces.windows import Window
 from safe_framework.pretrained import load_pretrained
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 from safe_framework.utils.tensors import float32_by_default
+from safe_framework_plugins.encoders.transcript import WhisperTranscriber
 
 if TYPE_CHECKING:
     from transformers import WhisperFeatureExtractor
 
 
-class WhisperEncoder(Encoder):
+class WhisperEncoder(TranscribingEncoder):
     """Frames of Whisper's frozen encoder, 50 a second (Radford et al. 2022, arXiv:2212.04356).
 
     Whisper pads every recording to one window and attends to all of it; the mask leaves out the
     frames beyond the recording's end. A window shorter than Whisper's 30 s keeps the first
-    positions only, and costs that much less. For the words of a recording as text, see
-    ``safe_framework_plugins.encoders.transcript``.
+    positions only, and costs that much less. It can transcribe: ``transcript = true`` beside it
+    puts what was said into the prompt.
 
     Args:
         model: a Whisper checkpoint: a card such as ``"whisper-tiny.en"``, a folder or a hub id.
@@ -54,6 +55,7 @@ class WhisperEncoder(Encoder):
         from transformers.models.whisper.modeling_whisper import WhisperEncoder as Architecture
 
         super().__init__()
+        self._checkpoint = model
         self.encoder, self._extractor = load_pretrained(
             model,
             Architecture,
@@ -113,6 +115,13 @@ class WhisperEncoder(Encoder):
         values = self.encoder(inputs["input_features"]).last_hidden_state
         places = torch.arange(values.shape[1], device=values.device)
         return Frames(values, places < inputs["lengths"][:, None])
+
+    def transcriber(
+        self, *, language: str | None = None, timestamps: bool = False
+    ) -> WhisperTranscriber:
+        """The whole of the checkpoint, whose decoder writes down what is said."""
+        made = WhisperTranscriber(self._checkpoint, language=language, timestamps=timestamps)
+        return made.to(next(self.encoder.parameters()).device)
 
     def _spectrogram(self, sample: Waveform) -> Tensor:
         with float32_by_default():  # the extractor's filters are of torch's default type

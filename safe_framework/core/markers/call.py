@@ -26,6 +26,7 @@ class PreparedCall:
         inputs: keyword arguments.
         prompts: by modality, where its vectors stand.
         given: of ``generate``, the ids of the base's text, markers among them; None without any.
+        fed: the same as the base is shown them.
         columns: which of the call's own columns each one of the base's holds, (batch, length),
             where some were taken out.
     """
@@ -34,6 +35,7 @@ class PreparedCall:
     inputs: Mapping[str, Any]
     prompts: Mapping[str, MarkerInjection] = attrs.field(factory=dict)
     given: Tensor | None = None
+    fed: Tensor | None = None
     columns: Tensor | None = None
 
     def moved(self, first: Tensor | None) -> Tensor | None:
@@ -45,7 +47,7 @@ class PreparedCall:
 
     def restored(self, out: Any) -> Any:
         """What ``generate`` returned, with the markers' ids back in the prompts."""
-        if self.given is None or not self.prompts:
+        if self.given is None:
             return out
         if isinstance(out, Tensor):
             return self._restored(out)
@@ -54,9 +56,9 @@ class PreparedCall:
 
     def _restored(self, sequences: Tensor) -> Tensor:
         assert self.given is not None
-        fed = next(iter(self.prompts.values())).ids
-        copies, width = len(sequences) // len(fed), fed.shape[1]
-        begins = fed.to(sequences.device).repeat_interleave(copies, 0)
+        assert self.fed is not None
+        copies, width = len(sequences) // len(self.fed), self.fed.shape[1]
+        begins = self.fed.to(sequences.device).repeat_interleave(copies, 0)
         if not torch.equal(sequences[:, :width], begins):  # an answer alone, without its prompt
             return sequences
         given = self.given.to(sequences.device).repeat_interleave(copies, 0)
@@ -134,7 +136,8 @@ def _streaming(call: PreparedCall, size: int, pad: Callable[[], int]) -> Prepare
     """
     if call.inputs.get("streamer") is None or call.given is None:
         return call
-    given, fed = call.given, next(iter(call.prompts.values())).ids
+    given, fed = call.given, call.fed
+    assert fed is not None
     own = given < size
     words = given[own][None] if len(given) == 1 else given.masked_fill(~own, pad())
     streamer = _WordsStreamer(call.inputs["streamer"], fed, words)
@@ -231,10 +234,13 @@ class _MarkerCall:
         self.inputs |= gather_columns(moving, index, pad)
 
     def replace_markers(self, modalities: Sequence[ActiveModality]) -> PreparedCall:
-        """The call with an ordinary word instead of every marker."""
+        """The call with an ordinary word instead of every marker, and those of transcripts."""
         given = self.ids
         marked = given >= self.vocabulary.size
-        self.inputs[self.key] = given.masked_fill(marked, self.vocabulary.placeholder_id)
+        shown = given.masked_fill(marked, self.vocabulary.placeholder_id)
+        for one in self.markers.values():
+            shown = torch.where(one.says(given), given - one.words.start, shown)
+        self.inputs[self.key] = shown
         labels = self.inputs.get("labels")
         if (
             isinstance(labels, Tensor)
@@ -244,20 +250,21 @@ class _MarkerCall:
             self.inputs["labels"] = labels.masked_fill(marked, IGNORED)
         found = {active.name: self._prompt(given, marked, active) for active in modalities}
         prompts = {name: prompt for name, prompt in found.items() if prompt is not None}
-        before = given if self.generating else None
-        return PreparedCall((), self.inputs, prompts, before, self.columns)
+        before, fed = (given, shown) if self.generating else (None, None)
+        return PreparedCall((), self.inputs, prompts, before, fed, self.columns)
 
     def _prompt(
         self, given: Tensor, marked: Tensor, active: ActiveModality
     ) -> MarkerInjection | None:
         markers = self.markers.get(active.name)
-        if markers is None or not (mine := markers.holds(given)).any():
+        if markers is None or not (mine := markers.marks(given)).any():
             return None
         positions = mine.nonzero()  # by row, then column
         kinds = given[mine] - markers.first
         inside = None
         if bool((kinds == 2).any()):
             inside = self._tokens(positions[kinds == 2], active)
+        assert markers.table is not None
         special = torch.tensor(self.vocabulary.special, device=given.device)
         return MarkerInjection(
             self.ids,

@@ -4,6 +4,9 @@ A base's vocabulary is never resized. The ids of markers lie behind it, ``size +
 the two that follow, and the base is never shown one: :mod:`safe_framework.core.markers.call`
 replaces them, and a hook on the input embeddings puts their vectors where the replaced ids were
 looked up.
+
+The words of a transcript are the base's own, under ids that lie behind those of all markers: so
+they can be told from the text's own words, and leave it where the modality is off.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.interfaces.projector import Projector
 
 _IDS = 3
+_MOST = 4096  # modalities whose markers lie before all words of transcripts
 _SAMPLE = 1024
 
 
@@ -48,40 +52,66 @@ class Vocabulary:
 
 
 class Markers(nn.Module):
-    """The trainable vectors of one modality's start and end marker.
+    """What one modality puts into a text: two markers with vectors of their own, or words.
 
-    Both begin as the mean of the base's word vectors. Tokens that stand between them are
+    Both vectors begin as the mean of the base's word vectors. Tokens that stand between them are
     multiplied with the words' root mean square, so that tokens of unit size lie among the words.
 
     Args:
         vocabulary: of the base.
-        number: of the modality among those with markers, which decides its ids.
-        sample: word vectors of the base, (words, width).
+        number: of the modality among those with such ids, which decides them.
+        sample: word vectors of the base, (words, width); None where there are no markers.
         tokens: how many tokens stand between the markers; None for none.
+        transcript: whether words of the base may follow.
 
     Attributes:
-        table: vectors of the start and the end, (2, width).
+        table: vectors of the start and the end, (2, width); None where there are no markers.
         first: id of the start; the end's and that of every position between follow.
-        span: the ids that stand in a text.
+        span: the ids that stand in a text for every sample.
+        words: the ids of the base's words, in its own order, where they are a transcript's; empty
+            where there are none.
     """
 
     scale: Tensor
 
     def __init__(
-        self, vocabulary: Vocabulary, number: int, sample: Tensor, tokens: int | None = None
+        self,
+        vocabulary: Vocabulary,
+        number: int,
+        sample: Tensor | None,
+        tokens: int | None = None,
+        *,
+        transcript: bool = False,
     ) -> None:
         super().__init__()
         self.vocabulary, self.number, self.tokens = vocabulary, number, tokens
-        self.first = vocabulary.size + _IDS * number
-        self.span = (self.first, *[self.first + 2] * (tokens or 0), self.first + 1)
-        words = sample.detach().float()
-        self.table = nn.Parameter(words.mean(0).repeat(2, 1))
-        self.register_buffer("scale", words.square().mean().sqrt())
+        self.first, self.span = vocabulary.size + _IDS * number, tuple[int, ...]()
+        first = vocabulary.size * (1 + number) + _IDS * _MOST
+        self.words = range(first, first + vocabulary.size * transcript)
+        self.table: nn.Parameter | None = None
+        if sample is not None:
+            self.span = (self.first, *[self.first + 2] * (tokens or 0), self.first + 1)
+            words = sample.detach().float()
+            self.table = nn.Parameter(words.mean(0).repeat(2, 1))
+            self.register_buffer("scale", words.square().mean().sqrt())
+
+    @property
+    def marked(self) -> bool:
+        """Whether it has markers, and not words alone."""
+        return self.table is not None
 
     def holds(self, ids: Tensor) -> Tensor:
         """Where ``ids`` are this modality's."""
-        count = 2 if self.tokens is None else _IDS
+        return self.marks(ids) | self.says(ids)
+
+    def marks(self, ids: Tensor) -> Tensor:
+        """Where ``ids`` are its markers', or those of tokens between them."""
+        count = 0 if not self.marked else 2 if self.tokens is None else _IDS
         return (ids >= self.first) & (ids < self.first + count)
+
+    def says(self, ids: Tensor) -> Tensor:
+        """Where ``ids`` are words of its transcripts."""
+        return (ids >= self.words.start) & (ids < self.words.stop)
 
     def vectors(self, kinds: Tensor, inside: Tensor | None = None) -> Tensor:
         """The vectors of some positions of a text, (positions, width).
@@ -90,6 +120,7 @@ class Markers(nn.Module):
             kinds: 0 for the start, 1 for the end, 2 for a token, (positions,).
             inside: the tokens of those that are, in order, (tokens, width).
         """
+        assert self.table is not None
         vectors = self.table[kinds.clamp_max(1)]
         if inside is None:
             return vectors
@@ -103,6 +134,9 @@ def make_markers(
     hidden_size: int,
     taken: Iterable[Markers],
     tokens: int | None = None,
+    *,
+    marked: bool = True,
+    transcript: bool = False,
 ) -> Markers:
     """Fresh markers with the first free ids.
 
@@ -112,6 +146,8 @@ def make_markers(
         hidden_size: of the base's layers.
         taken: markers of its other modalities.
         tokens: how many tokens stand between them; None for none.
+        marked: whether there are any, and not the words of transcripts alone.
+        transcript: whether there are such words.
 
     Raises:
         UnsupportedBaseError: the tokens are not as wide as the words.
@@ -119,6 +155,8 @@ def make_markers(
     numbers = {markers.number for markers in taken}
     free = next(number for number in range(len(numbers) + 1) if number not in numbers)
     vocabulary = Vocabulary.of(base)
+    if not marked:
+        return Markers(vocabulary, free, None, transcript=transcript)
     words = _word_vectors(base, vocabulary, device)
     width = words.shape[1]
     if tokens is not None and width != hidden_size:
@@ -126,7 +164,7 @@ def make_markers(
             f"`inline` cannot put tokens of width {hidden_size} among words of width {width}",
             hint="leave `inline` out; `markers` alone work with this base",
         )
-    return Markers(vocabulary, free, words, tokens)
+    return Markers(vocabulary, free, words, tokens, transcript=transcript)
 
 
 def inline_tokens(projector: Projector) -> int:

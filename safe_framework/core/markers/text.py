@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +20,11 @@ from torch import Tensor
 from safe_framework.core.padding import PaddedRows, append_columns, gather_columns, per_token_inputs
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.pretrained.base_processor import text_tokenizer
+
+Said = Mapping[str, Sequence[str]]
+"""What was said in a text's samples, by modality and in order, as it stands in the text."""
+
+NOTHING_SAID: Said = MappingProxyType({})
 
 _MERGED = 3  # ids at the edge of a cut that may come out otherwise in the whole text
 
@@ -99,13 +105,17 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 class MarkerText:
-    """Puts the markers of modalities into texts and shows them in decoded ones.
+    """Puts the markers of modalities, and what was said, into texts; shows them in decoded ones.
 
     Args:
         tokenizer: the base's processor or tokenizer.
-        spans: by modality, the ids that stand where its sample is: start, tokens, end.
+        spans: by modality, the ids that stand where its sample is: start, tokens, end; there may be
+            none where there are words.
         names: of all modalities, with such ids or without.
         ending: the ids that the base's processor puts behind a text of a batch for its pictures.
+        words: by modality whose samples are transcribed, the ids of the base's words there.
+        opening: what stands before a user's words in a text; without a place of their own,
+            transcripts stand behind its last occurrence.
 
     Attributes:
         names: of the modalities whose ``<NAME>`` in a text with a sample is the sample's place.
@@ -121,17 +131,21 @@ class MarkerText:
         *,
         names: Collection[str] = (),
         ending: Callable[[str, Collection[str]], Sequence[int]] = lambda text, inputs: (),
+        words: Mapping[str, range] = MappingProxyType({}),
+        opening: Callable[[], str] = str,
     ) -> None:
         self.tokenizer = text_tokenizer(tokenizer)
         self.aligner = TokenAligner(self.tokenizer)
         self.spans = {name: tuple(span) for name, span in spans.items()}
-        self.ending = ending
-        words = () if tokenizer is None else filter(self._is_word, {*self.spans, *names})
-        self.names = tuple(sorted({*self.spans, *names} - set(words)))
+        self.word_ids = {name: ids for name, ids in words.items() if len(ids)}
+        self.ending, self.opening = ending, opening
+        taken = () if tokenizer is None else filter(self._is_word, {*self.spans, *names})
+        self.names = tuple(sorted({*self.spans, *names} - set(taken)))
         for name in self.spans:
             if name not in self.names:
                 raise SafeError(
-                    f"modality `{name}` cannot have markers: `<{name}>` is a word of the base",
+                    f"modality `{name}` cannot have a place in texts, as markers and transcripts "
+                    f"need: `<{name}>` is a word of the base",
                     hint="give the modality another name",
                 )
 
@@ -180,7 +194,11 @@ class MarkerText:
                 )
 
     def insert_markers(
-        self, text: str, ids: Sequence[int], present: Mapping[str, int]
+        self,
+        text: str,
+        ids: Sequence[int],
+        present: Mapping[str, int],
+        said: Said = NOTHING_SAID,
     ) -> list[int]:
         """The ids of a text with the spans of its samples.
 
@@ -188,13 +206,14 @@ class MarkerText:
             text: with a ``<NAME>`` for each sample of a modality, or none.
             ids: of the text without those of ``present``, without padding.
             present: how many samples it has, by modality.
+            said: in the samples that are transcribed.
 
         Raises:
             SampleError: there are more or fewer of a ``<NAME>`` than samples, or the place of one
                 is not to be found.
         """
         whole = list(ids)
-        for position, span in reversed(self._positions(text, whole, present)):
+        for position, span in reversed(self._positions(text, whole, present, said)):
             whole[position:position] = span
         return whole
 
@@ -203,6 +222,7 @@ class MarkerText:
         batch: Mapping[str, Any],
         texts: Sequence[str],
         present: Sequence[Mapping[str, int]],
+        said: Sequence[Said] = (),
     ) -> dict[str, Tensor]:
         """What changes in a padded batch when spans are put into its texts.
 
@@ -210,6 +230,7 @@ class MarkerText:
             batch: of the texts without the ``<NAME>`` of the samples that they have.
             texts: as they were given, with the places of their pictures.
             present: how many samples each has, by modality.
+            said: in those of each text that are transcribed; in none if empty.
         """
         if not any(name in self.spans for counts in present for name in counts):
             return {}
@@ -217,11 +238,12 @@ class MarkerText:
         mask: Tensor = batch.get("attention_mask", torch.ones_like(ids))
         rows = PaddedRows.of(mask)
         contents, new = [], []
-        for text, counts, row, bounds in zip(
-            texts, present, ids.tolist(), rows.bounds, strict=True
+        spoken = said or [NOTHING_SAID] * len(texts)
+        for text, counts, own, row, bounds in zip(
+            texts, present, spoken, ids.tolist(), rows.bounds, strict=True
         ):
             ending = self.ending(text, batch.keys())
-            columns, added = self._columns(text, counts, row, bounds, ending)
+            columns, added = self._columns(text, counts, own, row, bounds, ending)
             contents.append(columns)
             new.append(added)
         width = rows.width(contents)
@@ -230,19 +252,30 @@ class MarkerText:
         return gather_columns(longer, rows.index(contents, width), self.tokenizer.pad_token_id)
 
     def words(self, ids: Tensor) -> Tensor:
-        """Where ids are the text's own and no markers."""
+        """Where ids are the text's own, and neither markers nor what was said."""
         markers = [marker for span in self.spans.values() for marker in span]
-        return ~torch.isin(ids, torch.tensor(markers, dtype=ids.dtype, device=ids.device))
+        own = ~torch.isin(ids, torch.tensor(markers, dtype=ids.dtype, device=ids.device))
+        for words in self.word_ids.values():
+            own &= (ids < words.start) | (ids >= words.stop)
+        return own
+
+    def as_own(self, ids: Sequence[int]) -> list[int]:
+        """Ids with the base's own for words that were said."""
+        found = list(ids)
+        for words in self.word_ids.values():
+            found = [one - words.start if one in words else one for one in found]
+        return found
 
     def decode(self, ids: Tensor | Sequence[int], **options: Any) -> str:
         """The text of ids; markers are shown as ``<NAME>`` and ``</NAME>``, as special tokens."""
-        names = {span[0]: f"<{name}>" for name, span in self.spans.items()}
-        names |= {span[-1]: f"</{name}>" for name, span in self.spans.items()}
+        spans = {name: span for name, span in self.spans.items() if span}
+        names = {span[0]: f"<{name}>" for name, span in spans.items()}
+        names |= {span[-1]: f"</{name}>" for name, span in spans.items()}
         names |= {inside: "" for span in self.spans.values() for inside in span[1:-1]}
         if options.get("skip_special_tokens"):
             names = dict.fromkeys(names, "")
         listed = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-        return "".join(self._shown(listed, names, options))
+        return "".join(self._shown(self.as_own(listed), names, options))
 
     def _shown(
         self, ids: Sequence[int], names: Mapping[int, str], options: Mapping[str, Any]
@@ -257,6 +290,7 @@ class MarkerText:
         self,
         text: str,
         present: Mapping[str, int],
+        said: Said,
         row: Sequence[int],
         bounds: range,
         ending: Sequence[int],
@@ -266,31 +300,54 @@ class MarkerText:
         ids = [row[column] for column in bounds]
         if ending and _begins(ids[::-1], ending[::-1]):
             ids = ids[: -len(ending)]
-        positions = self._positions(text, ids, present)
+        positions = self._positions(text, ids, present, said)
         for position, span in reversed(positions):
             columns[position:position] = range(len(row) + len(new), len(row) + len(new) + len(span))
             new += span
         return columns, new
 
     def _positions(
-        self, text: str, ids: Sequence[int], present: Mapping[str, int]
+        self, text: str, ids: Sequence[int], present: Mapping[str, int], said: Said
     ) -> list[tuple[int, tuple[int, ...]]]:
         """Before which id each span comes, in the text's order."""
         self.check_places(text, present)
         found = []
         for name, span in self.spans.items():
-            word = f"<{name}>"
-            places = [match.start() for match in re.finditer(re.escape(word), text)]
-            for at in (places or [-1] * present[name]) if present.get(name) else ():
-                before, after = text[: max(at, 0)], text[at + len(word) :] if at >= 0 else ""
+            spoken = said.get(name, ())
+            for number, (at, end) in enumerate(self._places(text, name, present.get(name, 0))):
+                words = self._words(name, spoken[number]) if spoken else ()
+                if not (span or words):
+                    continue
                 position = self.aligner.find(
-                    word,
+                    f"<{name}>",
                     ids,
-                    self.strip_markers(before, present),
-                    self.strip_markers(after, present),
+                    self.strip_markers(text[: max(at, 0)], present),
+                    self.strip_markers(text[end:], present),
                 )
-                found.append((position, at, span))
+                found.append((position, at, (*span, *words)))
         return [(position, span) for position, _, span in sorted(found, key=lambda one: one[:2])]
+
+    def _places(self, text: str, name: str, count: int) -> list[tuple[int, int]]:
+        """From where to where each sample's ``<NAME>`` stands; at one place if it stands nowhere.
+
+        That is the front of the text, or the user's words of what was said: there it was heard.
+        """
+        if not count:
+            return []
+        if places := [match.span() for match in re.finditer(re.escape(f"<{name}>"), text)]:
+            return places
+        opening = self.opening() if name in self.word_ids else ""
+        at = text.rfind(opening) if opening else -1
+        at = -1 if at < 0 else at + len(opening)
+        return [(at, max(at, 0))] * count
+
+    def _words(self, name: str, said: str) -> tuple[int, ...]:
+        """The ids of what was said, none of which is a special token, whatever it sounds like."""
+        ids: list[int] = self.tokenizer(said, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
+        special = set(self.tokenizer.all_special_ids)
+        return tuple(self.word_ids[name][one] for one in ids if one not in special)
 
     def _is_word(self, name: str) -> bool:
         found = self.tokenizer.convert_tokens_to_ids(f"<{name}>")

@@ -48,6 +48,7 @@ class ActivationStore:
         kinds: names of the states.
         folder: where they are stored; shared by all runs of the same base.
         of_pictures: fingerprint of all that states of pictures depend on beside these.
+        length: of what is kept of a row; by its kind if None.
     """
 
     def __init__(
@@ -57,9 +58,10 @@ class ActivationStore:
         kinds: Sequence[str],
         folder: Path,
         of_pictures: str = "",
+        length: Callable[[PromptRow], int] | None = None,
     ) -> None:
         self.compute, self.kinds, self.folder = compute, tuple(kinds), folder
-        self.of_pictures = of_pictures
+        self.of_pictures, self._length = of_pictures, length
         unique = sorted(set(as_rows(rows)), key=_order)
         alike = [[unique[i] for i in group] for group in groups_of(unique)]
         self._groups = [
@@ -159,16 +161,17 @@ class ActivationStore:
         with torch.no_grad():
             states = self.compute(group)
         tensors = {
-            f"{index}.{name}": state[index, : _length(row, name)].cpu().clone()
+            f"{index}.{name}": state[index, : self._length_of(row, name)].cpu().clone()
             for name, state in states.items()
             for index, row in enumerate(group)
         }
         atomic_write(path, save(tensors))
 
-
-def _length(row: PromptRow, kind: str) -> int:
-    """Of a row's states: what enters the first fused layer is needed of placeholders too."""
-    return len(row) if kind == PREFIX else row.words
+    def _length_of(self, row: PromptRow, kind: str) -> int:
+        """Of what is kept: what enters the first fused layer is needed of placeholders too."""
+        if self._length is not None:
+            return self._length(row)
+        return len(row) if kind == PREFIX else row.words
 
 
 def _order(row: PromptRow) -> tuple[int, tuple[int, ...], list[str]]:
@@ -328,7 +331,12 @@ class ActivationCaches:
         return self._if_it_fits(states, numbers)
 
     def store_of(
-        self, rows: Rows, compute: Compute, numbers: int, name: str
+        self,
+        rows: Rows,
+        compute: Compute,
+        numbers: int,
+        name: str,
+        length: Callable[[PromptRow], int] | None = None,
     ) -> ActivationStore | None:
         """A store of something else that is computed from rows; None if it is too large.
 
@@ -337,11 +345,12 @@ class ActivationCaches:
             compute: as ``ActivationStore`` takes it.
             numbers: at most so many are kept of one position.
             name: distinguishes it from others.
+            length: how many positions are kept of a row; all if None.
         """
         layer = None if self.prefix is None else self.prefix.layer
         folder = self._folder(layer, False)
         folder = folder.with_name(text_fingerprint([folder.name, name])[:32])
-        states = ActivationStore(rows, compute, (), folder, self._of_pictures())
+        states = ActivationStore(rows, compute, (), folder, self._of_pictures(), length)
         return self._if_it_fits(states, numbers)
 
     def samples(self, rows: int) -> dict[str, Tensor]:

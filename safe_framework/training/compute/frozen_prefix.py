@@ -151,7 +151,7 @@ def first_fused_layer(model: SafeModel) -> int:
     layers run several times in a call, or where hidden states are not laid out as usual.
     """
     modalities = [model.modality(name) for name in model.modalities]
-    marked = any(modality.markers is not None for modality in modalities)
+    marked = any(modality.marked for modality in modalities)
     changed = model.base_change is not None
     if (
         changed

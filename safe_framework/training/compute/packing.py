@@ -127,7 +127,7 @@ def can_pack(model: SafeModel) -> bool:
         and model.stack.passes == 1
         and model.stack.layout is PLAIN
         and compiled_call(model.base) is None
-        and not any(modality.markers for modality in modalities)
+        and not any(modality.marked for modality in modalities)
         and not any(windows)
     )
 

@@ -2,13 +2,14 @@
 
 Where every modality acts on answers (law L8), nothing of a prompt before its last position depends
 on a sample or on anything that trains, at any layer. What later positions read of it are its keys
-and values at the layers from the first fused one on. They are stored for each distinct prompt, and
-a step begins at the prompt's last position, as decoding does behind a cache.
+and values. They are stored for each distinct prompt, behind what all of them begin with, which is
+read once; and for each answer to it what enters the first fused layer, from the last position of
+the prompt on. There a step begins, as decoding does behind a cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -17,14 +18,22 @@ from torch import Tensor
 
 from safe_framework.core.attend import answering
 from safe_framework.core.model import SafeModel
-from safe_framework.core.output_head import no_cache_option, on_device
+from safe_framework.core.output_head import (
+    PREFIX,
+    no_cache_option,
+    on_device,
+    run_until,
+    shown_only,
+)
 from safe_framework.core.padding import pad_to_length
 from safe_framework.core.prompt_rows import PromptRow, Rows
 from safe_framework.interfaces.types import FROM
-from safe_framework.training.compute.activation_cache import ActivationCaches, ActivationStore
+from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.compute.base_properties import near
 from safe_framework.training.compute.calls import ForwardCall
 from safe_framework.training.compute.packing import can_pack
+from safe_framework.training.compute.shared_opening import SharedOpening, behind, common_opening
+from safe_framework.utils.hashing import text_fingerprint
 from safe_framework.utils.progress import ProgressCallback
 
 _KEY, _VALUE = "key.", "value."
@@ -36,16 +45,39 @@ class PromptCache:
     Args:
         model: about to be trained, in eval mode.
         caches: of the run, by which calls start at the first fused layer.
-        prompts: of the task's rows, without their last position.
+        rows: of the task, each with the last position of its prompt; it is not 0 of all.
+
+    Attributes:
+        fits: whether all of it may be kept.
     """
 
-    def __init__(self, model: SafeModel, caches: ActivationCaches, prompts: Rows) -> None:
+    def __init__(
+        self, model: SafeModel, caches: ActivationCaches, rows: Sequence[tuple[PromptRow, int]]
+    ) -> None:
         assert caches.prefix is not None
         self.model, self.caches, self.layer = model, caches, caches.prefix.layer
         self.names = answering(model.attends)
-        self.store: ActivationStore | None = caches.store_of(
-            [row for row in prompts if len(row)], self._computed, self._sizes(), "prompts"
-        )
+        heads = [PromptRow(row.ids[:start]) for row, start in rows if start]
+        opening = common_opening(model, sorted(set(heads), key=lambda head: head.ids))
+        self._opening = SharedOpening(model, caches.prompts, caches.pad, opening)
+        self._opened = _kept(self._opening.past) if opening else {}
+        self._start: dict[PromptRow, int] = {}
+        for row, start in rows:  # where a row is asked in two ways, the first position of both
+            self._start[row] = min(start, self._start.get(row, start))
+        one = self._read_prompts([self._behind(heads[0])])
+        self._nothing = {name: kept[0, :0].cpu() for name, kept in one.items()}
+        numbers = sum(kept[0, 0].numel() for kept in one.values())
+        hidden = model.stack.hidden_size
+        self._prompts = caches.store_of(
+            [self._behind(head) for head in heads], self._read_prompts, numbers,
+            f"prompts behind {list(opening)}",
+        )  # fmt: skip
+        starts = text_fingerprint(sorted((row.ids, start) for row, start in self._start.items()))
+        self._answers = caches.store_of(
+            list(self._start), self._read_answers, hidden, f"answers {starts}",
+            length=lambda row: len(row) - self._start[row],
+        )  # fmt: skip
+        self.fits = self._prompts is not None and self._answers is not None
 
     @classmethod
     def tried(
@@ -56,42 +88,46 @@ class PromptCache:
         Args:
             model: about to be trained, in eval mode.
             caches: of the run.
-            rows: of the task, without those with pictures.
+            rows: of the task.
             starts: the last position of each row's prompt.
         """
         everywhere = any(attend != "answer" for attend in model.attends.values())
         if caches is None or caches.prefix is None or everywhere or not can_pack(model):
             return None
-        plain = [(r, s) for r, s in zip(rows, starts, strict=True) if s and not r.images]
-        if not plain:
+        plain = [(r, s) for r, s in zip(rows, starts, strict=True) if not r.images]
+        plain.sort(key=lambda pair: not pair[1])  # a prompt of one token leaves nothing
+        if not plain or not plain[0][1]:
             return None
-        made = cls(model, caches, [PromptRow(row.ids[:start]) for row, start in plain])
-        if made.store is None or not made._agrees(plain[:2]):
+        try:
+            made = cls(model, caches, plain)
+            return made if made.fits and made._agrees(plain[:2]) else None
+        except Exception:  # whatever a third-party base raises, its prompts are not left out
             return None
-        return made
 
     def precompute(self, progress: ProgressCallback) -> None:
         """Compute what is missing."""
-        assert self.store is not None
-        self.store.precompute(self.store.rows, "reading prompts", progress)
+        assert self._prompts is not None
+        assert self._answers is not None
+        self._prompts.precompute(self._prompts.rows, "reading prompts", progress)
+        self._answers.precompute(self._answers.rows, "reading answers", progress)
+
+    def holds(self, rows: Rows) -> bool:
+        """Whether calls on these rows begin behind their prompts."""
+        # A layer that is computed again is computed whole.
+        known = all(row in self._start for row in rows)
+        return known and not self.model.is_gradient_checkpointing
 
     def behind_prompts(self, call: ForwardCall, rows: Rows) -> ForwardCall:
         """The call without its prompts but for their last positions; as it is, where one is new.
 
         Args:
-            call: on these rows, padded on the right, from the first fused layer on.
+            call: on these rows, padded on the right.
             rows: of the call.
         """
         first = next((call.inputs.get(f"{name}__{FROM}") for name in self.names), None)
-        if first is None or call.prefix_states is None or self.model.is_gradient_checkpointing:
+        if first is None or call.pictures or not self.holds(rows):
             return call
         starts = first.tolist()
-        heads = [PromptRow(row.ids[:start]) for row, start in zip(rows, starts, strict=True)]
-        longer = [head for head in heads if len(head)]
-        if call.pictures or self.store is None or not longer or not self.store.contains(longer):
-            return call
-        known = dict(zip(longer, self.store.of(longer), strict=True))
-        nothing = {name: kept[:0] for name, kept in known[longer[0]].items()}
         width = max(len(row) - start for row, start in zip(rows, starts, strict=True))
         index = first[:, None] + torch.arange(width, device=first.device)  # (batch, width)
         inside = index < call.positions.shape[1]
@@ -99,64 +135,93 @@ class PromptCache:
         own = {key: call.inputs[key].gather(1, index) for key in ("input_ids", "attention_mask")}
         own["attention_mask"] = own["attention_mask"] * inside
         begun = {f"{name}__{FROM}": torch.zeros_like(first) for name in self.names}
+        assert self._answers is not None
+        entering = [state[PREFIX] for state in self._answers.of(rows)]
         return attrs.evolve(
             call,
             inputs={**call.inputs, **own, **begun},
             positions=call.positions.gather(1, index) & inside,
             prefix_states=[
-                state[start:] for state, start in zip(call.prefix_states, starts, strict=True)
+                state[start - self._start[row] :]
+                for row, state, start in zip(rows, entering, starts, strict=True)
             ],
-            past=[known.get(head, nothing) for head in heads],
+            past=self._past(rows, starts, lambda number: number >= self.layer),
         )
+
+    def _past(
+        self, rows: Rows, starts: Sequence[int], wanted: Callable[[int], bool]
+    ) -> list[Mapping[str, Tensor]]:
+        """What the prompts of rows left at the layers that are wanted."""
+        assert self._prompts is not None
+        names = [n for n in self._nothing if wanted(int(n.rpartition(".")[2]))]
+        found = list[Mapping[str, Tensor]]()
+        for row, start in zip(rows, starts, strict=True):
+            own: Mapping[str, Tensor] = self._nothing
+            if start:
+                (own,) = self._prompts.of([self._behind(PromptRow(row.ids[:start]))])
+            opened = self._opened if start else {}
+            found.append({n: torch.cat([opened[n], own[n]]) if opened else own[n] for n in names})
+        return found
 
     def _agrees(self, rows: Sequence[tuple[PromptRow, int]]) -> bool:
         """Whether rows give behind their prompts what they give whole, but for rounding."""
         texts, device = [row for row, _ in rows], self.model.device
-        states = self.caches.task_texts(texts)
-        if states is None:
-            return False
         batch = self.caches.prompts.collate(texts, self.caches.pad)
         first = torch.tensor([start for _, start in rows])
         samples = self.caches.samples(len(rows)) | {f"{name}__{FROM}": first for name in self.names}
         inputs = on_device(batch | samples, device)
         columns = torch.arange(batch["input_ids"].shape[1])
-        read = (columns >= first[:, None]) & batch["attention_mask"].bool()
-        whole = ForwardCall(
-            inputs, read.to(device), prefix_states=self.caches.prefix_states(states, texts)
+        read = ((columns >= first[:, None]) & batch["attention_mask"].bool()).to(device)
+        cut = self.behind_prompts(ForwardCall(inputs, read), texts)
+        if cut.past is None or cut.prefix_states is None:
+            return False
+        with torch.no_grad():
+            expected = self.model(**inputs, **no_cache_option(self.model.base)).logits[read]
+            with self.caches.start_from_prefix(cut.prefix_states):
+                out = self.model(**with_past(cut), **no_cache_option(self.model.base))
+        given = out.logits[cut.positions]
+        if expected.dtype == torch.float64:  # beside which adapters compute some in float32
+            expected, given = expected.float(), given.float()
+        return near(given, expected)
+
+    def _behind(self, head: PromptRow) -> PromptRow:
+        return behind(head, self._opening.ids)
+
+    def _read_prompts(self, rows: Rows) -> dict[str, Tensor]:
+        """Keys and values behind the opening, each (batch, length, heads, width of a head)."""
+        inputs = self._opening.inputs(rows)
+        unread = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+        with torch.no_grad(), self.model.off(), shown_only(self.model.base, unread):
+            past = self.model(**inputs, use_cache=True).past_key_values
+        return {
+            name: kept[:, len(self._opening.ids) :] for name, kept in _kept_of_rows(past).items()
+        }
+
+    def _read_answers(self, rows: Rows) -> dict[str, Tensor]:
+        """What enters the first fused layer from each prompt's last position on."""
+        starts = [self._start[row] for row in rows]
+        texts = [PromptRow(row.ids[start:]) for row, start in zip(rows, starts, strict=True)]
+        batch = self.caches.prompts.collate(texts, self.caches.pad)
+        call = ForwardCall(
+            on_device(batch, self.model.device),
+            batch["attention_mask"].bool(),
+            past=self._past(rows, starts, lambda number: number < self.layer),
         )
-        cut = self.behind_prompts(whole, texts)
-        if cut.past is None:
-            return False
-        try:
-            with torch.no_grad():
-                expected, given = self._logits(whole, inputs), self._logits(cut, with_past(cut))
-            if expected.dtype == torch.float64:  # beside which adapters compute some in float32
-                expected, given = expected.float(), given.float()
-            return near(given, expected)
-        except Exception:  # whatever a third-party base raises, its prompts are not left out
-            return False
+        return run_until(self.model, with_past(call), layer=self.layer)
 
-    def _logits(self, call: ForwardCall, inputs: Mapping[str, Any]) -> Tensor:
-        assert call.prefix_states is not None
-        with self.caches.start_from_prefix(call.prefix_states):
-            out = self.model(**inputs, **no_cache_option(self.model.base))
-        logits: Tensor = out.logits[call.positions]
-        return logits
 
-    def _computed(self, rows: Rows) -> dict[str, Tensor]:
-        """Keys and values of some prompts, each (batch, length, heads, width of a head)."""
-        inputs = on_device(self.caches.prompts.collate(rows, self.caches.pad), self.model.device)
-        with self.model.off():
-            layers = self.model(**inputs, use_cache=True).past_key_values.layers
-        found = {}
-        for number in range(self.layer, len(layers)):
-            found[f"{_KEY}{number}"] = layers[number].keys.transpose(1, 2).contiguous()
-            found[f"{_VALUE}{number}"] = layers[number].values.transpose(1, 2).contiguous()
-        return found
+def _kept_of_rows(past: Any) -> dict[str, Tensor]:
+    """Keys and values of a cache by kind and layer, (batch, length, heads, width of a head)."""
+    return {
+        f"{kind}{number}": values.transpose(1, 2).contiguous()
+        for number, layer in enumerate(past.layers)
+        for kind, values in ((_KEY, layer.keys), (_VALUE, layer.values))
+    }
 
-    def _sizes(self) -> int:
-        """Numbers that are kept of one position: as if each head had keys of its own."""
-        return 2 * (self.model.stack.count - self.layer) * self.model.stack.hidden_size
+
+def _kept(past: Any) -> dict[str, Tensor]:
+    """The same of the only row, (length, heads, width of a head), on the CPU."""
+    return {name: kept[0].cpu() for name, kept in _kept_of_rows(past).items()}
 
 
 def with_past(call: ForwardCall) -> dict[str, Any]:
