@@ -67,6 +67,10 @@ def test_vllm_is_told_the_base_and_the_adapter(
             "`audio` has markers in the text",
         ),
         (
+            [("gate =", "transcript = true\ngate =")],
+            "what was said in a sample of `audio` is put into the prompt",
+        ),
+        (
             [("[[retention]]", TOUCH)],
             "it has 2 modalities (`audio`, `touch`), not one",
         ),

@@ -107,6 +107,8 @@ def _check_modality(
 ) -> None:
     if spec.markers or spec.inline:
         raise _refused(folder, f"`{name}` has markers in the text")
+    if spec.transcript or not spec.features:
+        raise _refused(folder, f"what was said in a sample of `{name}` is put into the prompt")
     if recorded.get("attend", "all") not in ("answer", "all"):
         raise _refused(folder, f"`{name}` acts `{recorded['attend']}` its place in the text")
 
