@@ -18,6 +18,8 @@ SOUNDS = frozenset(
 )
 """Endings of the files that are taken for sounds where no encoder says what they are."""
 
+_SHOWN = 200  # letters of an address, in messages
+
 InlineSample = Mapping[str, Any]
 """A sample in the row itself: ``bytes`` of a file, or an ``array`` with its ``sampling_rate``."""
 
@@ -33,7 +35,7 @@ def local_file(value: str, folder: Path) -> Path | None:
     >>> local_file("file:///data/a%20b.wav", Path("/"))
     PosixPath('/data/a b.wav')
     """
-    if "://" not in value:
+    if "://" not in value and not value.startswith("data:"):
         return folder / value
     address = urlsplit(value)
     if address.scheme == "file" and address.netloc in ("", "localhost"):
@@ -57,7 +59,7 @@ def file_of(value: str, name: str, folder: Path, place: str) -> Path:
         raise DataError(f"{place}: `{name}`: {error.message}", hint=error.hint) from error
     if found is None:
         raise DataError(
-            f"{place}: `{name}` is at `{value}`, which is not read from there",
+            f"{place}: `{name}` is at `{value[:_SHOWN]}`, which is not read from there",
             hint="download it and give its path; in an archive, `zip://a.wav::clips.zip`",
         )
     return found
@@ -76,12 +78,31 @@ def named_file(value: Any, name: str, folder: Path, place: str) -> Path | Inline
     if isinstance(value, (bytes, bytearray)) and value:
         return {"bytes": bytes(value)}
     if isinstance(value, Mapping):
-        if value.get("bytes") is not None or value.get("array") is not None:
+        if value.get("bytes") is not None:
+            return {**value, "bytes": _content(value["bytes"], name, place)}
+        if value.get("array") is not None:
             return value
         value = value.get("path")
     if not isinstance(value, str) or not value:
         raise DataError(f"{place}: `{name}` must be the name of a file, not {value!r}")
     return file_of(value, name, folder, place)
+
+
+def _content(held: Any, name: str, place: str) -> bytes:
+    """The content of a file in a row; in JSON, where there are no bytes, a list of numbers.
+
+    Raises:
+        DataError: it is neither.
+    """
+    try:
+        if not isinstance(held, (str, int)):
+            return bytes(held)
+    except (TypeError, ValueError):
+        pass
+    raise DataError(
+        f"{place}: `bytes` of `{name}` must be the content of a file, not {type(held).__name__}",
+        hint="a text in base64 is not read: write it into a file and name that",
+    )
 
 
 def sources_of(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from safe_framework.data.unread import what_it_is
 from safe_framework.errors import DataError
 from safe_framework.utils.optional_imports import require
 
@@ -31,6 +33,7 @@ _MP3_INFO = re.compile(rb"\xff[\xe2-\xff]..\0{9,34}(?:Xing|Info)", re.DOTALL)
 _OGG_PAGE = struct.Struct("<4sBB8sIIIB")  # RFC 3533, section 6
 _OGG_BEGINS, _OGG_ENDS = 2, 4
 _PRIMING = 0.2  # seconds by which a codec's frames may be fewer than their file says
+_TRAILING = 1024  # bytes that programs may leave behind the chunks of a file
 _STREAMED = (0, 0xFFFFFFFF)  # sizes that a writer leaves when it cannot go back to the header
 
 
@@ -58,6 +61,8 @@ def decode(content: bytes, called: str, longest: float | None = None) -> tuple[C
     room, parts = longest, list[tuple[Channels, int]]()
     for stream in _streams(content):
         parts.append(_decode_stream(stream, called, room))
+        if unread := _unread(stream):
+            warnings.warn(f"{called} {unread}", stacklevel=2)
         room = None if room is None else room - len(parts[-1][0]) / parts[-1][1]
     shapes = {(rate, channels.shape[1]) for channels, rate in parts}
     if len(shapes) > 1:
@@ -88,6 +93,9 @@ def _decode_stream(content: bytes, called: str, longest: float | None) -> tuple[
     except (RuntimeError, OSError, ValueError) as error:
         if missing := _missing(content):
             raise _truncated(called, missing) from error
+        if instead := what_it_is(content):
+            why, hint = instead
+            raise DataError(f"{called} cannot be read: {why}", hint=hint) from error
         return _by_pyav(content, called, longest, error)
     whole = np.concatenate(blocks)
     missing = _missing(content)
@@ -149,6 +157,19 @@ def _missing(content: bytes) -> str:
         pages = list(_ogg_pages(content))
         if not pages or not pages[-1][1] & _OGG_ENDS:
             return "it has no last page"
+    return ""
+
+
+def _unread(content: bytes) -> str:
+    """What stands behind the sound of a WAV file and is no chunk of it; empty if nothing does."""
+    sound = 0
+    for name, at, size in _chunks(memoryview(content)) if content[:2] == b"RI" else ():
+        if name == b"data" and sound:
+            return f"has {size} bytes of sound more, in a chunk of their own, which are not read"
+        behind = len(content) - at + 8
+        if sound and not name.decode("latin-1").isprintable() and behind > _TRAILING:
+            return f"says that it has {sound} bytes of sound; {behind} more behind it are not read"
+        sound = size if name == b"data" else sound
     return ""
 
 
@@ -267,7 +288,7 @@ def _by_pyav(
         if not frames:
             raise DataError(f"{called} holds no samples")
         values = np.concatenate([frame.to_ndarray()[0] for frame in frames])
-    except SoundTooLongError:
+    except DataError:
         raise
     except (av.FFmpegError, ValueError) as worse:
         raise DataError(

@@ -14,6 +14,7 @@ from safe_framework.data import images
 from safe_framework.data.addresses import InlineSample, local_file, named_file
 from safe_framework.data.audio import Waveform, mono, read_audio, resample
 from safe_framework.data.pictures import SUFFIXES
+from safe_framework.data.unread import first_bytes, missing_file, what_it_is
 from safe_framework.errors import DataError, SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.samples import Sample
@@ -102,7 +103,7 @@ def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
             hint=f"save it as .npy, .npz or an image: {', '.join(sorted(SUFFIXES))}",
         )
     if not os.path.isfile(path):
-        raise DataError(f"the file `{path}` does not exist")
+        raise missing_file(path, f"the file `{path}`")
     try:
         found = np.load(path, allow_pickle=False)
         if isinstance(found, np.ndarray):
@@ -112,9 +113,8 @@ def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
             if len(names) == 1:
                 return np.asarray(arrays[names[0]])
     except Exception as error:  # NumPy and zipfile raise errors of many kinds at broken bytes
-        raise DataError(
-            f"`{path}` cannot be read as an array: {error}", hint="save it by numpy.save"
-        ) from error
+        why, hint = what_it_is(first_bytes(Path(path))) or (error, "save it by numpy.save")
+        raise DataError(f"`{path}` cannot be read as an array: {why}", hint=hint) from error
     raise DataError(
         f"`{path}` holds {len(names)} arrays, a sample is one", hint="save one array in each file"
     )
