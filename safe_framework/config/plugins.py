@@ -24,13 +24,20 @@ if TYPE_CHECKING:
 
 def encoders_of(recipe: Recipe) -> dict[str, Encoder]:
     """The encoder of each modality, without the base."""
-    return {
-        name: _make(
-            recipe, ("modalities", name, "encoder"), "encoders", spec.encoder.use,
-            spec.encoder.options,
-        )
-        for name, spec in recipe.modalities.items()
-    }  # fmt: skip
+    return {name: _encoder(recipe, name, spec) for name, spec in recipe.modalities.items()}
+
+
+def _encoder(recipe: Recipe, name: str, spec: ModalitySpec) -> Encoder:
+    """A modality's encoder, which takes longer samples if the recipe says so."""
+    path = ("modalities", name)
+    own = spec.encoder
+    made: Encoder = _make(recipe, (*path, "encoder"), "encoders", own.use, own.options)
+    if spec.windows is not None:
+        try:
+            made.cut_into_windows(hop=spec.windows.hop, longest=spec.windows.longest)
+        except ValueError as error:
+            raise locate_error(recipe, (*path, "windows"), error, owner="`windows`") from error
+    return made
 
 
 def regularizers(
@@ -67,7 +74,7 @@ def parts_of(
         return _make(recipe, path, kind, plugin.use, plugin.options, *wired)
 
     with float32_by_default():
-        encoder = part("encoders", "encoder", spec.encoder)
+        encoder = _encoder(recipe, name, spec)
         if not any(p.requires_grad for p in encoder.parameters()):
             encoder.eval()
         with torch.device(device) if device is not None else nullcontext():

@@ -289,6 +289,21 @@ class AugmentSpec:
     blur: float = attrs.field(default=0.0, validator=at_least(0))
 
 
+@attrs.frozen
+class WindowSpec:
+    """``windows`` of a modality: how what is longer than its encoder's window is cut.
+
+    Both are in seconds; of pictures of a film, and what else has no clock, in steps.
+
+    Attributes:
+        hop: from the beginning of one window to that of the next; windows do not overlap if None.
+        longest: what a sample may last.
+    """
+
+    hop: float | None = None
+    longest: float = attrs.field(default=600.0, validator=above(0))
+
+
 Attend = Literal["answer", "after", "all"]
 """Where in the text a modality acts: see ``ModalitySpec.attend``."""
 
@@ -341,6 +356,7 @@ class ModalitySpec:
         relevance: fit the head that opens the gate where that is ``"auto"``, with the options of a
             table; if None, do so where ``attend`` is ``"answer"``.
         augment: how training samples are varied; they are not if None.
+        windows: how what is longer than the encoder's window is cut; it is refused if None.
         transcript: where a sample is heard, put what was said in it into the prompt at its place,
             with the options of a table; for an encoder that can transcribe.
         features: let the base attend to what the encoder hears; without, its transcript is all.
@@ -355,6 +371,7 @@ class ModalitySpec:
     inline: bool = False
     relevance: bool | RelevanceSpec | None = None
     augment: AugmentSpec | None = None
+    windows: WindowSpec | None = None
     transcript: bool | TranscriptSpec = False
     features: bool = True
 

@@ -16,18 +16,37 @@ from safe_framework.core.injection import ActiveModality, InlineTokens, Unfused
 from safe_framework.core.layer_discovery import PLAIN, Layout
 from safe_framework.core.markers.embeddings import Markers
 from safe_framework.core.relevance import AUTO, RelevanceHead, Strength, pooled_frames
-from safe_framework.core.segments import SegmentVectors, joined, numbers_in_rows
-from safe_framework.data.frame_cache import FrameCache
+from safe_framework.core.segments import (
+    SegmentVectors,
+    TimeVectors,
+    joined,
+    numbers_in_rows,
+    window_frames,
+)
+from safe_framework.data.frame_cache import FrameCache, in_a_row
 from safe_framework.data.transcripts import Transcripts
 from safe_framework.errors import PluginError, SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.projector import Projector
-from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, FROM, PRESENT, Frames, Memory
+from safe_framework.interfaces.types import (
+    FRAMES,
+    FRAMES_MASK,
+    FROM,
+    PRESENT,
+    WINDOW_COUNT,
+    Frames,
+    Memory,
+    Tokens,
+)
 from safe_framework.utils.tensors import keeping_type
 
 if TYPE_CHECKING:
     from safe_framework.config.schema import Recipe
+
+
+_WINDOWS_AT_ONCE = 16
+"""That an encoder is given of one batch, so that its memory does not grow with a recording."""
 
 
 class Modality(nn.Module):
@@ -38,6 +57,8 @@ class Modality(nn.Module):
     ``frames_mask``. ``from`` may say at which text position it begins to act, (batch,); where it is
     missing, ``attend`` says so. Every tensor has one row for each row of the call. Where a row has
     several samples, a second axis of every other tensor is its slots, filled from the first on.
+    Where a sample has several windows, the next axis of what ``prepare`` gave is for them, and
+    ``window_count`` says how many it has; finished frames of windows stand behind one another.
 
     Args:
         name: of the modality, such as ``"audio"``.
@@ -53,6 +74,7 @@ class Modality(nn.Module):
         features: let the base attend to what the encoder hears; without, the transcript is all.
 
     Attributes:
+        times: tells the windows of one sample apart; None where its encoder cuts none.
         relevance: decides whether a call is about its sample, where the gate is ``"auto"``; None
             where none was fitted.
         built_from: the recipe that it was built from; None where it was put together in Python.
@@ -79,6 +101,8 @@ class Modality(nn.Module):
         self.transcripts, self.features = transcripts, features
         self.encoder, self.projector, self.fusion = encoder, projector, fusion
         self.segments, self.markers = segments, markers
+        hidden = segments.weight.shape[1]
+        self.times = None if encoder.windows is None else TimeVectors(hidden)
         self.gate = checked_gate(gate)
         self.relevance: RelevanceHead | None = None
         self.built_from: Recipe | None = None
@@ -122,14 +146,60 @@ class Modality(nn.Module):
         if FRAMES in inputs:
             return Frames(inputs[FRAMES], inputs[FRAMES_MASK])
         with nullcontext() if self.encoder_trains else torch.no_grad():
-            known = self.memory
             inputs = {key: _as_type_of(self.encoder, value) for key, value in inputs.items()}
-            frames = self.encoder(**inputs) if known is None else known(self.encoder, inputs)
+            counts = inputs.pop(WINDOW_COUNT, None)
+            return self._run(inputs) if counts is None else self._run_windows(inputs, counts)
+
+    def _run(self, inputs: Mapping[str, Tensor]) -> Frames:
+        known = self.memory
+        frames = self.encoder(**inputs) if known is None else known(self.encoder, inputs)
         if not isinstance(frames, Frames):
             raise PluginError(
                 f"encoder of modality `{self.name}` gave {type(frames).__name__}, not Frames"
             )
         return frames
+
+    def _run_windows(self, inputs: Mapping[str, Tensor], counts: Tensor) -> Frames:
+        """Frames of samples whose windows stand behind one another, a few windows at a time."""
+        assert self.encoder.windows is not None
+        width = self.encoder.windows.window.frames
+        most = next(iter(inputs.values())).shape[1]
+        real = torch.arange(most, device=counts.device) < counts[:, None]  # (samples, windows)
+        windows = {key: value[real] for key, value in inputs.items()}
+        parts = []
+        for start in range(0, int(real.sum()), _WINDOWS_AT_ONCE):
+            some = {k: value[start : start + _WINDOWS_AT_ONCE] for k, value in windows.items()}
+            frames = self._run(some)
+            one_each = torch.ones(len(frames.mask), 1, dtype=torch.bool, device=frames.mask.device)
+            parts.append(in_a_row(frames, width, one_each))
+        values = torch.cat([part.values for part in parts])
+        return in_a_row(Frames(values, torch.cat([part.mask for part in parts])), width, real)
+
+    def tokens(self, frames: Frames) -> Tokens:
+        """What the projector gives of samples, of each its windows' tokens one after another.
+
+        Args:
+            frames: of samples, (samples, frames, dim), as ``encode`` gives them.
+        """
+        frames = Frames(_as_type_of(self.projector, frames.values), frames.mask)
+        if self.times is None or self.encoder.windows is None:
+            found: Tokens = self.projector(frames)
+            return found
+        windows = self.encoder.windows
+        frames, samples, number = window_frames(frames, windows.window.frames)
+        start = number * (windows.hop / windows.window.steps)
+        return joined(self.times(self.projector(frames), start), samples, number)
+
+    def split(self, frames: Frames) -> tuple[Frames, Tensor]:
+        """What the projector is given at once, the frames of each window; and the sample of each.
+
+        Args:
+            frames: of samples, (samples, frames, dim), as ``encode`` gives them.
+        """
+        windows = self.encoder.windows
+        if windows is None:
+            return frames, torch.arange(len(frames.mask), device=frames.mask.device)
+        return window_frames(frames, windows.window.frames)[:2]
 
     def frame_cache(self, folder: Path, options: object = None) -> FrameCache:
         """Frames of this modality's samples on disk, each computed once.
@@ -177,8 +247,7 @@ class Modality(nn.Module):
         if not self.features:
             return self._words_alone(torch.unique_consecutive(samples), gates, len(present), layout)
         frames = self.encode({key: value[present] for key, value in inputs.items()})
-        values = _as_type_of(self.projector, frames.values)
-        tokens = self.projector(Frames(values, frames.mask))
+        tokens = self.tokens(frames)
         each = tokens.values.shape[1]
         number = numbers_in_rows(present)
         tokens = joined(self.segments(tokens, number), samples, number)

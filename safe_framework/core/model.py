@@ -90,6 +90,7 @@ from safe_framework.core.switched_off import is_switched_off, switched_off, warn
 from safe_framework.data.chat_template import QUESTION
 from safe_framework.data.prompts import recipe_chat
 from safe_framework.data.transcripts import Transcripts
+from safe_framework.data.windows import prepare_samples
 from safe_framework.errors import SafeError, UnsupportedBaseError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.fusion import FusionAdapter
@@ -207,13 +208,19 @@ class SafeModel(nn.Module):
 
         Raises:
             SafeError: the name is taken or cannot be a keyword, a fused layer does not exist,
-                ``attend`` asks for a position that the text does not have, or the encoder cannot
-                transcribe.
+                ``attend`` asks for a position that the text does not have, the encoder cannot
+                transcribe, or it cuts windows and ``inline`` is given.
             UnsupportedBaseError: what is added at a fused layer does not reach the outputs.
         """
         check_name(name, self.modalities)
         refuse_changed(self.base_change)
         marked = markers or inline
+        if inline and encoder.windows is not None:
+            raise SafeError(
+                f"`inline` of modality `{name}` puts as many tokens into each text, and a sample "
+                "that is cut into windows has more of them the longer it is",
+                hint="leave out `inline` or `windows`",
+            )
         check_attend(attend, self.base, self.stack, self._example_inputs(), marked=marked)
         written = _transcripts(name, encoder, transcript, features=features)
         taken, tokens = self._markers().values(), inline_tokens(projector) if inline else None
@@ -603,7 +610,7 @@ class SafeModel(nn.Module):
     def encode(self, name: str, samples: Sequence[Sample]) -> Frames:
         """The encoder's frames of raw samples, without gradient."""
         modality = self.modality(name)
-        inputs = modality.encoder.prepare(samples)
+        inputs = prepare_samples(modality.encoder, samples)
         with torch.no_grad():
             return modality.encode({key: value.to(self.device) for key, value in inputs.items()})
 

@@ -25,6 +25,7 @@ from safe_framework.data.chat_template import QUESTION, ChatTemplate
 from safe_framework.data.frame_cache import prepare_inputs
 from safe_framework.data.prompts import EARLIER, with_places
 from safe_framework.data.transcripts import Transcripts
+from safe_framework.data.windows import try_sample
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.samples import Sample, Several, each_of, sample_counts, together
@@ -654,7 +655,7 @@ def _with_row(
     for row, held in enumerate(rows):
         for number, sample in enumerate(each_of(held)):
             try:
-                encoder.prepare([sample])
+                try_sample(encoder, sample)
             except SampleError as own:
                 where = f"`{name}[{row}]`"
                 if isinstance(held, Several):

@@ -88,6 +88,9 @@ def _modality_table(modality: Modality) -> dict[str, Any]:
         table["gate"] = {"value": modality.gate}
     if modality.attend != "all":
         table["attend"] = modality.attend
+    if windows := modality.encoder.windows:
+        rate = windows.window.rate or 1
+        table["windows"] = {"hop": windows.hop / rate, "longest": windows.longest / rate}
     if modality.markers is not None and modality.marked:
         table["markers"] = True
         if modality.markers.tokens is not None:

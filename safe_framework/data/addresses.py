@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ SOUNDS = frozenset(
 )
 """Endings of the files that are taken for sounds where no encoder says what they are."""
 
+_SHOWN = 200  # letters of an address, in messages
+
 InlineSample = Mapping[str, Any]
-"""A sample in the row itself: ``bytes`` of a file, or an ``array`` with its ``sampling_rate``."""
+"""A sample in the row itself: ``bytes`` of a file, an ``array`` with its ``sampling_rate``, or
+files that are ``joined``, each with the second at which it begins, and the ``seconds`` of all."""
 
 
 def local_file(value: str, folder: Path) -> Path | None:
@@ -33,7 +37,7 @@ def local_file(value: str, folder: Path) -> Path | None:
     >>> local_file("file:///data/a%20b.wav", Path("/"))
     PosixPath('/data/a b.wav')
     """
-    if "://" not in value:
+    if "://" not in value and not value.startswith("data:"):
         return folder / value
     address = urlsplit(value)
     if address.scheme == "file" and address.netloc in ("", "localhost"):
@@ -57,7 +61,7 @@ def file_of(value: str, name: str, folder: Path, place: str) -> Path:
         raise DataError(f"{place}: `{name}`: {error.message}", hint=error.hint) from error
     if found is None:
         raise DataError(
-            f"{place}: `{name}` is at `{value}`, which is not read from there",
+            f"{place}: `{name}` is at `{value[:_SHOWN]}`, which is not read from there",
             hint="download it and give its path; in an archive, `zip://a.wav::clips.zip`",
         )
     return found
@@ -76,12 +80,70 @@ def named_file(value: Any, name: str, folder: Path, place: str) -> Path | Inline
     if isinstance(value, (bytes, bytearray)) and value:
         return {"bytes": bytes(value)}
     if isinstance(value, Mapping):
-        if value.get("bytes") is not None or value.get("array") is not None:
+        if value.get("bytes") is not None:
+            return {**value, "bytes": _content(value["bytes"], name, place)}
+        if value.get("array") is not None:
             return value
+        if "joined" in value:
+            return _joined(value, name, folder, place)
         value = value.get("path")
     if not isinstance(value, str) or not value:
         raise DataError(f"{place}: `{name}` must be the name of a file, not {value!r}")
     return file_of(value, name, folder, place)
+
+
+def _joined(value: Mapping[str, Any], name: str, folder: Path, place: str) -> InlineSample:
+    """What ``{"joined": [["a.wav", 0.0], ["b.wav", 7.5]], "seconds": 60}`` names.
+
+    Raises:
+        DataError: it is not of this form.
+    """
+    try:
+        seconds = float(value["seconds"])
+        parts = [(file_of(str(one), name, folder, place), float(at)) for one, at in value["joined"]]
+    except (KeyError, TypeError, ValueError) as error:
+        seconds, parts = 0.0, []
+        cause: Exception | None = error
+    else:
+        cause = None
+    if not parts or not 0 < seconds < math.inf or not all(0 <= at < seconds for _, at in parts):
+        raise DataError(
+            f"{place}: `{name}` joins no files, each with its time, in a number of seconds",
+            hint='such as {"joined": [["a.wav", 0.0], ["b.wav", 7.5]], "seconds": 60}',
+        ) from cause
+    return {"joined": tuple(parts), "seconds": seconds}
+
+
+def opened(source: Path | InlineSample, place: str) -> Path | InlineSample:
+    """What a ``.json`` file joins, as a row itself could; any other source as it is.
+
+    Raises:
+        DataError: it cannot be read, or is not of this form.
+    """
+    if not isinstance(source, Path) or source.suffix != ".json":
+        return source
+    try:
+        held = json.loads(source.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{place}: `{source}` cannot be read: {error}") from error
+    return _joined(held if isinstance(held, dict) else {}, str(source), source.parent, place)
+
+
+def _content(held: Any, name: str, place: str) -> bytes:
+    """The content of a file in a row; in JSON, where there are no bytes, a list of numbers.
+
+    Raises:
+        DataError: it is neither.
+    """
+    try:
+        if not isinstance(held, (str, int)):
+            return bytes(held)
+    except (TypeError, ValueError):
+        pass
+    raise DataError(
+        f"{place}: `bytes` of `{name}` must be the content of a file, not {type(held).__name__}",
+        hint="a text in base64 is not read: write it into a file and name that",
+    )
 
 
 def sources_of(

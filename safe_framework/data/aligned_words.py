@@ -13,6 +13,8 @@ from safe_framework.errors import DataError
 def align_of(row: Row, present: Mapping[str, int]) -> str | tuple[str, ...] | None:
     """The words that alignment draws the row's samples to: a text, one for each, or nothing.
 
+    An empty list draws them nowhere.
+
     Args:
         row: that may say it.
         present: how many samples it has, by modality.
@@ -29,7 +31,7 @@ def align_of(row: Row, present: Mapping[str, int]) -> str | tuple[str, ...] | No
         raise DataError(f"{row.place}: `align` must hold texts that are not empty, not {value!r}")
     if has_messages(row):  # whose later samples are yet to come
         value = value[: max(present.values(), default=0)]
-    if present and len(value) not in present.values():
+    if value and present and len(value) not in present.values():
         found = ", ".join(f"{count} of `{name}`" for name, count in present.items())
         raise DataError(
             f"{row.place}: `align` has {len(value)} texts, and the row's samples are {found}",

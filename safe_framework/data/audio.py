@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from safe_framework.data.audio_files import decode
+from safe_framework.data.unread import missing_file
 from safe_framework.errors import DataError, SampleError
 from safe_framework.utils.optional_imports import load_torchaudio, require
 
@@ -28,7 +29,7 @@ def _float32(values: Any) -> Any:
         return values
     if np.issubdtype(values.dtype, np.floating):
         return np.ascontiguousarray(values, dtype=np.float32)
-    if values.dtype in _PCM:
+    if values.dtype.newbyteorder("=") in _PCM:
         return (values / -float(np.iinfo(values.dtype).min)).astype(np.float32)
     return values
 
@@ -42,6 +43,9 @@ def _whole_number(value: Any) -> Any:
     except TypeError:
         return value
 
+
+_LOUDEST = 100.0
+"""Of floats that are nominally from -1 to 1: what is far beyond any headroom."""
 
 _PCM = (np.int16, np.int32)
 """What sound cards and readers of WAV files give. Whole numbers of other widths do not say what
@@ -122,6 +126,13 @@ def check_waveform(sample: Sample, name: str, encoder: str, rate: int) -> Wavefo
         )
     if not np.isfinite(sample.values).all():
         raise SampleError(f"{name} holds NaN or Inf", hint="drop or repair the recording")
+    loudest = float(np.abs(sample.values).max())
+    if loudest > _LOUDEST:
+        warnings.warn(
+            f"{name} has amplitudes up to {loudest:.0f}, as whole numbers that became floats: "
+            "divide them by their full scale, as 32768 of 16 bits",
+            stacklevel=2,
+        )
     return sample
 
 
@@ -146,7 +157,7 @@ def read_audio(
     """
     called = "the sound in the row" if isinstance(path, bytes) else f"the sound file `{path}`"
     if not isinstance(path, bytes) and not os.path.isfile(path):
-        raise DataError(f"{called} does not exist")
+        raise missing_file(path, called)
     try:
         content = path if isinstance(path, bytes) else Path(path).read_bytes()
     except OSError as error:

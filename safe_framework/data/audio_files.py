@@ -11,13 +11,18 @@ from __future__ import annotations
 import io
 import re
 import struct
+import warnings
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import chain
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from safe_framework.data.unread import what_it_is
 from safe_framework.errors import DataError
 from safe_framework.utils.optional_imports import require
 
@@ -25,12 +30,14 @@ Channels = npt.NDArray[np.float32]
 """Amplitudes, (samples, channels)."""
 
 _BLOCK = 1 << 20  # samples read at a time: a stream's header may not say how many there are
+_STREAMED_BLOCK = 1 << 16  # the same where no more than that is to be held
 _FLAC_STREAM = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # the marker, and STREAMINFO's header
 _MP3_INFO = re.compile(rb"\xff[\xe2-\xff]..\0{9,34}(?:Xing|Info)", re.DOTALL)
 """The frame before an MP3's first, which says how many there are: a decoder stops behind them."""
 _OGG_PAGE = struct.Struct("<4sBB8sIIIB")  # RFC 3533, section 6
 _OGG_BEGINS, _OGG_ENDS = 2, 4
 _PRIMING = 0.2  # seconds by which a codec's frames may be fewer than their file says
+_TRAILING = 1024  # bytes that programs may leave behind the chunks of a file
 _STREAMED = (0, 0xFFFFFFFF)  # sizes that a writer leaves when it cannot go back to the header
 
 
@@ -58,6 +65,8 @@ def decode(content: bytes, called: str, longest: float | None = None) -> tuple[C
     room, parts = longest, list[tuple[Channels, int]]()
     for stream in _streams(content):
         parts.append(_decode_stream(stream, called, room))
+        if unread := _unread(stream):
+            warnings.warn(f"{called} {unread}", stacklevel=2)
         room = None if room is None else room - len(parts[-1][0]) / parts[-1][1]
     shapes = {(rate, channels.shape[1]) for channels, rate in parts}
     if len(shapes) > 1:
@@ -88,6 +97,9 @@ def _decode_stream(content: bytes, called: str, longest: float | None) -> tuple[
     except (RuntimeError, OSError, ValueError) as error:
         if missing := _missing(content):
             raise _truncated(called, missing) from error
+        if instead := what_it_is(content):
+            why, hint = instead
+            raise DataError(f"{called} cannot be read: {why}", hint=hint) from error
         return _by_pyav(content, called, longest, error)
     whole = np.concatenate(blocks)
     missing = _missing(content)
@@ -139,7 +151,7 @@ def _sized(content: bytes) -> bytes:
     )
 
 
-def _missing(content: bytes) -> str:
+def _missing(content: bytes | mmap) -> str:
     """What of a file is missing by its own words; empty if nothing is, or it does not say."""
     for name, at, size in _chunks(memoryview(content)):
         there = max(len(content) - at, 0)
@@ -149,6 +161,19 @@ def _missing(content: bytes) -> str:
         pages = list(_ogg_pages(content))
         if not pages or not pages[-1][1] & _OGG_ENDS:
             return "it has no last page"
+    return ""
+
+
+def _unread(content: bytes) -> str:
+    """What stands behind the sound of a WAV file and is no chunk of it; empty if nothing does."""
+    sound = 0
+    for name, at, size in _chunks(memoryview(content)) if content[:2] == b"RI" else ():
+        if name == b"data" and sound:
+            return f"has {size} bytes of sound more, in a chunk of their own, which are not read"
+        behind = len(content) - at + 8
+        if sound and not name.decode("latin-1").isprintable() and behind > _TRAILING:
+            return f"says that it has {sound} bytes of sound; {behind} more behind it are not read"
+        sound = size if name == b"data" else sound
     return ""
 
 
@@ -190,7 +215,7 @@ def _chunks(content: memoryview) -> Iterator[tuple[bytes, int, int]]:
         at += size + -size % layout.multiple
 
 
-def _ogg_pages(content: bytes) -> Iterator[tuple[int, int]]:
+def _ogg_pages(content: bytes | mmap) -> Iterator[tuple[int, int]]:
     """Where each whole page of an Ogg file begins, and its flags."""
     at = 0
     while at + _OGG_PAGE.size <= len(content):
@@ -205,6 +230,11 @@ def _ogg_pages(content: bytes) -> Iterator[tuple[int, int]]:
 
 def _streams(content: bytes) -> list[bytes]:
     """The streams that stand behind one another in a file; most files have one."""
+    starts = _stream_starts(content)
+    return [content[a:b] for a, b in zip(starts, [*starts[1:], len(content)], strict=True)]
+
+
+def _stream_starts(content: bytes | mmap) -> list[int]:
     starts = [0]
     if content[:4] == b"fLaC":
         starts = [found.start() for found in _FLAC_STREAM.finditer(content)] or [0]
@@ -220,7 +250,7 @@ def _streams(content: bytes) -> list[bytes]:
         view = memoryview(content)
         while end := _end_of_first(view[starts[-1] :]):
             starts.append(starts[-1] + end)
-    return [content[a:b] for a, b in zip(starts, [*starts[1:], len(content)], strict=True)]
+    return starts
 
 
 def _end_of_first(content: memoryview) -> int:
@@ -240,16 +270,25 @@ def _by_pyav(
     Raises:
         DataError: PyAV is not installed, or cannot read it either.
     """
+    parts, count, rate = list[Channels](), 0, 0
+    for channels, rate in _pyav_blocks(io.BytesIO(content), called, error):
+        parts.append(channels)
+        count += len(channels)
+        _check_length(count, rate, longest, called)
+    return np.concatenate(parts), rate
+
+
+def _pyav_blocks(
+    file: io.BytesIO | str, called: str, error: Exception
+) -> Iterator[tuple[Channels, int]]:
+    """The sound of a file frame by frame, by FFmpeg's decoders, with samples a second.
+
+    Raises:
+        DataError: PyAV is not installed, or cannot read it, or its end is missing.
+    """
+    av = _pyav(called, error)
     try:
-        av: Any = import_module("av")
-    except (ImportError, OSError):
-        raise DataError(
-            f"{called} cannot be read: {error}",
-            hint="for M4A, WebM, MP4 and other formats: pip install 'safe-framework[media]'; "
-            "or convert it: ffmpeg -i OLD NEW.wav",
-        ) from error
-    try:
-        with av.open(io.BytesIO(content)) as container:
+        with av.open(file) as container:
             stream = next(iter(container.streams.audio), None)
             if stream is None or stream.codec_context is None:  # no sound, or of an unknown codec
                 raise DataError(f"{called} has no sound that can be read")
@@ -257,23 +296,94 @@ def _by_pyav(
             known = container.format.name.startswith("mov,mp4") and stream.duration
             promised = float(stream.duration * stream.time_base) if known else 0.0
             # Not "fltp": of 8 planes and more PyAV reads some that are none, and Python ends.
-            resampler = av.AudioResampler("flt", stream.layout, rate)
-            frames, count = list[Any](), 0
-            for frame in container.decode(stream):
-                frames += resampler.resample(frame)
-                count += frame.samples
-                _check_length(count, rate, longest, called)
-            frames += resampler.resample(None)
-        if not frames:
-            raise DataError(f"{called} holds no samples")
-        values = np.concatenate([frame.to_ndarray()[0] for frame in frames])
-    except SoundTooLongError:
+            resampler, count = av.AudioResampler("flt", stream.layout, rate), 0
+            for frame in chain(container.decode(stream), [None]):
+                for made in resampler.resample(frame):
+                    values = made.to_ndarray()[0].reshape(-1, made.layout.nb_channels)
+                    count += len(values)
+                    yield values.astype(np.float32, copy=False), rate
+    except DataError:
         raise
     except (av.FFmpegError, ValueError) as worse:
         raise DataError(
             f"{called} cannot be read: {worse}", hint="convert it: ffmpeg -i OLD NEW.wav"
         ) from worse
-    channels = values.reshape(-1, frames[0].layout.nb_channels)  # (samples, channels)
-    if len(channels) < (promised - _PRIMING) * rate:
+    if not count:
+        raise DataError(f"{called} holds no samples")
+    if count < (promised - _PRIMING) * rate:
         raise _truncated(called, f"it says that it has {promised:.2f} s, and less can be read")
-    return channels.astype(np.float32, copy=False), rate
+
+
+def _pyav(called: str, error: Exception) -> Any:
+    try:
+        return import_module("av")
+    except (ImportError, OSError):
+        raise DataError(
+            f"{called} cannot be read: {error}",
+            hint="for M4A, WebM, MP4 and other formats: pip install 'safe-framework[media]'; "
+            "or convert it: ffmpeg -i OLD NEW.wav",
+        ) from error
+
+
+def decode_blocks(path: Path, called: str) -> Iterator[tuple[Channels, int]]:
+    """The sound of a file from its beginning to its end, a block at a time.
+
+    Args:
+        path: of a file with one stream of sound, as those are of which ``length_of`` says a length.
+        called: what messages call it.
+
+    Returns:
+        Amplitudes, (samples, channels), and samples a second, in hertz.
+
+    Raises:
+        DataError: as :func:`decode`.
+    """
+    require("soundfile", "audio", "sound needs `soundfile`")
+    import soundfile
+
+    try:
+        file = soundfile.SoundFile(path)
+    except (RuntimeError, OSError, ValueError) as error:
+        yield from _pyav_blocks(str(path), called, error)
+        return
+    with file:
+        size, read = max(1, _STREAMED_BLOCK // file.channels), 0
+        try:
+            while len(block := file.read(size, dtype="float32", always_2d=True)):
+                read += len(block)
+                yield block, file.samplerate
+        except (RuntimeError, OSError) as error:
+            raise _truncated(called, f"{read} samples of it can be read") from error
+        if read < file.frames < 2**62:
+            said = f"its header says {file.frames} samples, and {read} can be read"
+            raise _truncated(called, said)
+
+
+def length_of(path: Path) -> float | None:
+    """How many seconds a file's sound lasts by its header.
+
+    None where that cannot be read or is not said, or where the file's end is missing or several
+    streams stand one behind another: then :func:`decode` says more.
+    """
+    soundfile = require("soundfile", "audio", "sound needs `soundfile`")
+    try:
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+            if len(_stream_starts(content)) > 1 or _missing(content):
+                return None
+        try:
+            found = soundfile.info(path)
+            frames, rate = found.frames, found.samplerate
+        except (RuntimeError, OSError):
+            return _length_by_pyav(path)
+    except (OSError, ValueError, DataError):  # no such file, or an empty one
+        return None
+    return frames / rate if 0 < frames < 2**62 else None
+
+
+def _length_by_pyav(path: Path) -> float | None:
+    av = _pyav("", OSError())
+    try:
+        with av.open(str(path)) as container:
+            return container.duration / av.time_base if container.duration else None
+    except (av.FFmpegError, ValueError):
+        return None

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from safe_framework.data.long_sounds import LongSound, loaded
 from safe_framework.errors import DataError
 from safe_framework.interfaces.samples import Sample, Several, each_of, together
 
@@ -39,8 +40,13 @@ def distractor(
             f"there is no sample to make `{kind}` ones from", hint="give at least one sample"
         )
     like = pool[int(torch.randint(len(pool), (), generator=generator))]
+    if _MAKERS[kind] is _shuffled and any(isinstance(one, LongSound) for one in each_of(like)):
+        return like  # as it is, so that it is known again without being read
     return together(
-        [_with_values(one, _MAKERS[kind](_values(one), generator)) for one in each_of(like)]
+        [
+            _with_values(one, _MAKERS[kind](_values(one), generator))
+            for one in map(loaded, each_of(like))
+        ]
     )
 
 

@@ -19,9 +19,10 @@ from safe_framework.data.fields import RowFields, plain_fields
 from safe_framework.data.pictures import Picture, RowPictures
 from safe_framework.data.questions import Asked, RowQuestions
 from safe_framework.data.readers import Row, Source, iterate_rows, no_rows
-from safe_framework.data.samples import read_sample
+from safe_framework.data.samples import read_for
 from safe_framework.data.tasks import NO_FIELDS, QUESTIONS, TaskFormat, text_in, text_of
 from safe_framework.data.text_length import TextLimit
+from safe_framework.data.windows import try_sample
 from safe_framework.errors import DataError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.samples import Sample, Several, each_of, sample_counts, together
@@ -369,7 +370,7 @@ def _read_samples(
     held: _Held, encoders: Mapping[str, Encoder], row: Row
 ) -> dict[str, Sample | Several[Sample]]:
     return {
-        name: together([read_sample(one, encoders[name].sampling_rate, row.place) for one in each])
+        name: together([read_for(encoders[name], one, row.place) for one in each])
         for name, each in held.items()
     }
 
@@ -406,6 +407,6 @@ def _try(place: str, samples: Mapping[str, Any], encoders: Mapping[str, Encoder]
     for name, held in samples.items():
         try:
             for sample in each_of(held):
-                encoders[name].prepare([sample])
+                try_sample(encoders[name], sample)
         except SampleError as error:
             raise DataError(f"{place}: {error.message}", hint=error.hint) from error

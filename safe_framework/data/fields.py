@@ -11,6 +11,7 @@ from safe_framework.config.schema import DataSpec, MixSpec, Recipe, mixed
 from safe_framework.data.addresses import SOUNDS
 from safe_framework.data.pictures import FIELDS as PICTURES
 from safe_framework.data.pictures import SUFFIXES as PICTURE_FILES
+from safe_framework.data.questions import OF_ROW
 from safe_framework.data.readers import Row
 from safe_framework.data.tasks import KIND, NO_FIELDS, OWN_ANSWER
 from safe_framework.errors import DataError
@@ -113,7 +114,7 @@ def row_fields(recipe: Recipe, key: str) -> RowFields:
     chosen = {field for stage in recipe.curriculum for field in stage.where}
     pictures = frozenset(PICTURES) - recipe.modalities.keys()
     by = recipe.evaluation.by or KIND
-    common = {*_ASKED, *ORIGINS, *PICTURES, *recipe.modalities, *chosen, by}
+    common = {*_ASKED, *OF_ROW, *ORIGINS, *PICTURES, *recipe.modalities, *chosen, by}
     if key in TEXTS:
         read = frozenset({*common, "text", "file_name"})
         return RowFields(data.fields, _dropped(data.ignore, data.fields, read - pictures), read)

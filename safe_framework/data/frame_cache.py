@@ -7,7 +7,10 @@ ever stale. Files are written whole or not at all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +20,14 @@ import torch
 from torch import Tensor
 
 from safe_framework.data.augmentation import Variation
+from safe_framework.data.long_sounds import LongSound, loaded
+from safe_framework.data.windows import (
+    each_window,
+    in_slots,
+    is_long,
+    prepare_samples,
+    try_sample,
+)
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.samples import Sample, Several, each_of
@@ -81,8 +92,7 @@ class FrameCache:
             DataError: the samples cannot be varied so.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        variant = f"-{variation.key}" if variation else ""
-        paths = [self.folder / f"{sample_key(sample)}{variant}.safetensors" for sample in samples]
+        paths = [self.folder / f"{self._name(s, variation)}.safetensors" for s in samples]
         named = sources or [f"samples[{i}]" for i in range(len(samples))]
         todo = {path: i for i, path in enumerate(paths) if not path.exists()}
         for done, (path, i) in enumerate(todo.items(), start=1):
@@ -91,20 +101,37 @@ class FrameCache:
                 progress("encoding samples", done, len(todo))
         return [_read(path) for path in paths]
 
+    def _name(self, sample: Sample, variation: Variation | None) -> str:
+        """What a sample's file is called: a longer one's frames depend on the hop too."""
+        name, windows = sample_key(sample), self.encoder.windows
+        if windows and is_long(sample, windows):
+            name += f"-every-{windows.hop}"
+        return f"{name}-{variation.key}" if variation else name
+
     def _encode(self, path: Path, sample: Sample, place: str, variation: Variation | None) -> None:
         """Encode one sample alone: beside others its last bits would depend on them."""
         try:
-            if variation is None:
-                prepared = self.encoder.prepare([sample])
-            else:
-                content = sample_key(sample)
-                prepared = self.encoder.prepare([variation.of(sample, content)])
-                prepared = variation.masked(prepared, content)
+            _write(path, self._frames_of_windows(sample, variation), place)
         except SampleError as error:
+            if error.message.startswith(place):
+                raise
             raise SampleError(f"{place}: {error.message}", hint=error.hint) from error
-        with torch.no_grad():
-            frames = self.encode(prepared)
-        _write(path, frames.values[0].cpu(), frames.mask[0].cpu(), place)
+
+    def _frames_of_windows(self, sample: Sample, variation: Variation | None) -> Iterator[Frames]:
+        """The frames of each window, (1, frames, dim); of several, padded to as many each."""
+        content = "" if variation is None else sample_key(sample)
+        if variation is not None:
+            sample = variation.of(loaded(sample), content)
+        windows = self.encoder.windows
+        width = windows.window.frames if windows and is_long(sample, windows) else None
+        for number, window in enumerate(each_window(self.encoder, sample, "`samples[0]`")):
+            prepared = self.encoder.prepare([window])
+            if variation is not None:
+                own = text_fingerprint(content, number) if number else content
+                prepared = variation.masked(prepared, own)
+            with torch.no_grad():
+                frames = self.encode(prepared)
+            yield frames if width is None else in_a_row(frames, width)
 
 
 def sample_key(sample: Sample) -> str:
@@ -113,6 +140,8 @@ def sample_key(sample: Sample) -> str:
     Raises:
         SampleError: it holds no array.
     """
+    if isinstance(sample, LongSound):
+        return sample.key
     values = sample if isinstance(sample, Tensor) else getattr(sample, "values", sample)
     if isinstance(values, Tensor):
         values = values.detach().cpu().numpy()
@@ -144,20 +173,84 @@ def _read(path: Path) -> Frames:
     return Frames(values, mask)
 
 
-def _write(path: Path, values: Tensor, mask: Tensor, place: str) -> None:
+def _write(path: Path, windows: Iterator[Frames], place: str) -> None:
     """Keep frames up to the last real one; the mask too where one before it is not real."""
     from safetensors.torch import save
 
-    if not torch.isfinite(values[mask]).all():
-        raise SampleError(
-            f"{place}: the encoder gave NaN or infinite frames", hint="check the recording"
-        )
+    parts = (_checked(frames, place) for frames in windows)
+    first = next(parts)
+    second = next(parts, None)
+    if second is not None:
+        atomic_write(path, partial(_write_parts, chain([first, second], parts)))
+        return
+    values, mask = first.values[0], first.mask[0]
     length = int(mask.nonzero().max()) + 1 if mask.any() else 0
-    values, mask = values[:length].float(), mask[:length]
+    values, mask = values[:length], mask[:length]
     held = {"frames": torch.where(mask.unsqueeze(-1), values, 0.0).contiguous()}
     if not mask.all():
         held["mask"] = mask.contiguous()
     atomic_write(path, save(held))
+
+
+def _checked(frames: Frames, place: str) -> Frames:
+    """Frames in float32 on the CPU, if those that are real are finite."""
+    values, mask = frames.values.cpu().float(), frames.mask.cpu()
+    if not torch.isfinite(values[mask]).all():
+        raise SampleError(
+            f"{place}: the encoder gave NaN or infinite frames", hint="check the recording"
+        )
+    return Frames(values, mask)
+
+
+_HEADER = 512
+"""Bytes of the header of a file that is written window by window, filled up with spaces."""
+
+
+def _write_parts(parts: Iterator[Frames], path: Path) -> None:
+    """Write a safetensors file of frames and mask, of which only one part is held at a time.
+
+    Its format has the tensors' sizes first, which are known last.
+    """
+    masks = list[Tensor]()
+    with path.open("wb") as file:
+        file.write(b" " * _HEADER)
+        for one in parts:
+            kept = torch.where(one.mask.unsqueeze(-1), one.values, 0.0)
+            file.write(np.ascontiguousarray(kept[0].numpy()).astype("<f4", copy=False).tobytes())
+            masks.append(one.mask[0])
+            width = one.values.shape[2]
+        mask = torch.cat(masks)
+        length = int(mask.nonzero().max()) + 1 if mask.any() else 0
+        end = length * width * 4
+        file.truncate(_HEADER + end)
+        file.seek(_HEADER + end)
+        file.write(mask[:length].numpy().tobytes())
+        about = {
+            "frames": {"dtype": "F32", "shape": [length, width], "data_offsets": [0, end]},
+            "mask": {"dtype": "BOOL", "shape": [length], "data_offsets": [end, end + length]},
+        }
+        file.seek(0)
+        file.write((_HEADER - 8).to_bytes(8, "little"))
+        file.write(json.dumps(about).encode().ljust(_HEADER - 8))
+
+
+def in_a_row(frames: Frames, width: int, real: Tensor | None = None) -> Frames:
+    """The frames of windows one after another, each padded to ``width``.
+
+    Args:
+        frames: of the windows, (windows, frames, dim).
+        width: frames of a whole window.
+        real: which windows each sample has, (samples, windows); all of them one sample's if None.
+
+    Returns:
+        (samples, windows * width, dim).
+    """
+    room = (0, width - frames.values.shape[1])
+    values = torch.nn.functional.pad(frames.values, (0, 0, *room))
+    mask = torch.nn.functional.pad(frames.mask, room)
+    if real is None:
+        real = torch.ones(1, len(values), dtype=torch.bool, device=values.device)
+    return Frames(in_slots(values, real).flatten(1, 2), in_slots(mask, real).flatten(1, 2))
 
 
 @attrs.frozen(eq=False)
@@ -217,11 +310,11 @@ class RawSampleStore:
                     " one prepares its samples anew in each step",
                     hint="leave `mask` out",
                 )
-            samples = [variation.of(sample, sample_key(sample)) for sample in samples]
+            samples = [variation.of(loaded(sample), sample_key(sample)) for sample in samples]
         named = sources or [f"samples[{i}]" for i in range(len(samples))]
         for done, (sample, place) in enumerate(zip(samples, named, strict=True), start=1):
             try:
-                encoder.prepare([sample])
+                try_sample(encoder, sample)
             except SampleError as error:
                 raise SampleError(f"{place}: {error.message}", hint=error.hint) from error
             if progress:
@@ -242,7 +335,7 @@ def prepare_inputs(
     present, real = presence(samples)
     batch = {f"{name}__{PRESENT}": present}
     if real:
-        for key, values in encoder.prepare(real).items():
+        for key, values in prepare_samples(encoder, real).items():
             batch[f"{name}__{key}"] = in_slots(values, present)
     return batch
 
@@ -259,13 +352,6 @@ def presence(rows: Sequence[_Item | Several[_Item] | None]) -> tuple[Tensor, lis
     most = int(counts.max()) if held else 0
     present = torch.arange(most) < counts[:, None] if most > 1 else counts > 0
     return present, [one for each in held for one in each]
-
-
-def in_slots(values: Tensor, present: Tensor) -> Tensor:
-    """``values`` (samples, ...) where ``present`` is True, in its order, and zeros elsewhere."""
-    rows = values.new_zeros(*present.shape, *values.shape[1:])
-    rows[present] = values
-    return rows
 
 
 def modality_inputs(name: str, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from safe_framework.data.unread import first_bytes, missing_file, what_it_is
 from safe_framework.errors import DataError
 from safe_framework.utils.optional_imports import require
 
@@ -34,7 +35,7 @@ def read_image(source: str | os.PathLike[str] | Any) -> npt.NDArray[Any]:
         return _pixels(source)
     path = Path(source)
     if not os.path.isfile(path):
-        raise DataError(f"the image `{path}` does not exist")
+        raise missing_file(path, f"the image `{path}`")
     return _opened(path, f"the image `{path}`")
 
 
@@ -46,7 +47,9 @@ def _opened(file: Path | io.BytesIO, called: str) -> npt.NDArray[Any]:
     except pillow.DecompressionBombError as error:
         raise DataError(f"{called} is too large: {error}", hint="make it smaller") from error
     except Exception as error:  # a decoder may raise anything at broken bytes
-        raise DataError(f"{called} cannot be read: {error}", hint="convert it to PNG") from error
+        instead = what_it_is(first_bytes(file) if isinstance(file, Path) else file.getvalue())
+        why, hint = instead or (error, "convert it to PNG")
+        raise DataError(f"{called} cannot be read: {why}", hint=hint) from error
 
 
 def _pixels(image: Any) -> npt.NDArray[Any]:

@@ -16,6 +16,7 @@ import attrs
 
 from safe_framework.data.addresses import file_of, listed
 from safe_framework.data.readers import Row
+from safe_framework.data.unread import Instead, first_bytes, missing_file, what_it_is
 from safe_framework.errors import DataError
 from safe_framework.utils.optional_imports import require
 from safe_framework.utils.progress import ProgressCallback, no_progress
@@ -110,15 +111,16 @@ class Picture:
                 f"the picture `{self.name}` is too large: {error}", hint="make it smaller"
             ) from error
         except Exception as error:  # a decoder may raise anything at broken bytes
+            why, hint = _reason(error, self.source)
             raise DataError(
-                f"the picture `{self.name}` cannot be read: {_reason(error, self.source)}",
-                hint="convert it to PNG",
+                f"the picture `{self.name}` cannot be read: {why}", hint=hint
             ) from error
 
     def _refuse_missing(self, file: Path) -> None:
         if not os.path.isfile(file):
-            raise DataError(
-                f"the picture `{self.name}` does not exist",
+            raise missing_file(
+                file,
+                f"the picture `{self.name}`",
                 hint="correct its name: it is relative to the file of rows",
             )
 
@@ -129,12 +131,14 @@ class Picture:
         return hash(self.digest)
 
 
-def _reason(error: Exception, source: Any) -> str:
+def _reason(error: Exception, source: Any) -> Instead:
     """What is wrong, without Pillow's own name for bytes in memory."""
-    if source == b"" or (isinstance(source, Path) and not source.stat().st_size):
-        return "it is empty"
+    content = first_bytes(source) if isinstance(source, Path) else source
+    if isinstance(content, bytes) and (instead := what_it_is(content)):
+        return instead
     text = str(error) or type(error).__name__
-    return "it is no picture" if text.startswith("cannot identify image file") else text
+    unknown = text.startswith("cannot identify image file")
+    return Instead("it is no picture" if unknown else text, "convert it to PNG")
 
 
 def _frames(image: Any) -> int:

@@ -6,6 +6,9 @@ A bank is a file of lines, each a question, or of JSON lines with ``question`` a
 - ``{choices}``: which of a few answers is right, one of them and others that training has;
 - ``{label}``: whether that is the answer, which it is half of the time;
 - neither: for the row's own answer; where the form says how ``yes`` and ``no`` are put, for that.
+
+``{time}`` and ``{other}`` are what the row says under these names: when something is heard, and
+what else is heard in a recording.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ _FIELDS = ("question", "kind", "answer", "yes", "no", "held_out")
 _PLACES = re.compile(r"\{([^{}]*)\}")
 _LABEL = ("label", "a label", "A label")
 _HEARD = ("heard", "Heard")
+OF_ROW = ("time", "other")
+"""Fields of a row that a form may be made of."""
 _VERDICTS = ("yes", "no")
 _HALF = 0.5
 _FEWEST = 2  # answers, so that one of them may be wrong
@@ -45,7 +50,8 @@ class Form:
     """One way of asking.
 
     Attributes:
-        question: with any of ``{choices}``, ``{label}``, ``{a label}``, ``{A label}``, ``{thing}``.
+        question: with any of ``{choices}``, ``{label}``, ``{a label}``, ``{A label}``, ``{thing}``,
+            ``{time}``, ``{other}``.
         kind: what kind of question it is; a report counts each by itself.
         answer: to anything but yes and no; ``{label}`` is the row's own.
         yes: the answer where the label asked about is the row's own, which may be named in it; or,
@@ -81,6 +87,12 @@ class Form:
         """Whether its answer says what each sample is."""
         texts = (self.answer, self.yes, self.no)
         return any(f"{{{place}}}" in text for text in texts for place in _HEARD)
+
+    @property
+    def of_row(self) -> tuple[str, ...]:
+        """The fields of a row that it is made of."""
+        texts = (self.question, self.answer, self.yes, self.no)
+        return tuple(name for name in OF_ROW if any(f"{{{name}}}" in text for text in texts))
 
     @property
     def compares(self) -> bool:
@@ -176,6 +188,7 @@ class RowQuestions:
         around: what is made of a prompt with its question: a chat, where one is asked in.
         present: how many samples the row has, by modality.
         heard: what the samples are, one after another; empty where the row does not say.
+        said: the row's own ``time`` and ``other``, as far as it has them.
     """
 
     bank: QuestionBank
@@ -188,6 +201,7 @@ class RowQuestions:
     around: Callable[[str], str] = str
     present: Mapping[str, int] = attrs.field(factory=dict)
     heard: tuple[str, ...] = ()
+    said: Mapping[str, str] = attrs.field(factory=dict)
 
     def prompt_of(self, asked: Asked) -> str:
         """The text that the base is given of a question.
@@ -206,7 +220,8 @@ class RowQuestions:
         """Refuse a row that lacks what a form that it may be asked is made of.
 
         Raises:
-            DataError: a form wants yes or no, or names what is heard, and the row says neither.
+            DataError: a form wants yes or no, names what is heard, or is made of a field, and the
+                row says none of it.
         """
         kinds = [*self.of(held_out=False).values(), *self.of(held_out=True).values()]
         for form in (form for forms in kinds for form in forms):
@@ -220,6 +235,11 @@ class RowQuestions:
                 raise DataError(
                     f"{asks} is answered by what is heard in each sample, and the row lacks it",
                     hint='such as `"align": ["violin", "flute"]`',
+                )
+            if lacking := [name for name in form.of_row if name not in self.said]:
+                raise DataError(
+                    f"{asks} is made of the row's `{lacking[0]}`, and the row lacks it",
+                    hint="say in the row which kind it is to be asked: `kind`",
                 )
 
     def first(self) -> Asked:
@@ -253,7 +273,7 @@ class RowQuestions:
         known = dict.fromkeys((*self.labels, self.label))  # a test may have one of its own
         labels = own.sample(list(known), len(known))
         place = labels.index(self.label)
-        texts = {"thing": self.bank.thing, **_all_named(self.heard)}
+        texts = {"thing": self.bank.thing, **_all_named(self.heard), **self.said}
         if form.offers:
             size = own.randint(_FEWEST, min(self.bank.choices, len(labels)))
             start = min(place - place % size, len(labels) - size)
@@ -275,6 +295,12 @@ class RowQuestions:
     def _random(self, *key: object) -> random.Random:
         """Numbers that depend on the seed and ``key`` alone, on every machine."""
         return random.Random(repr((self.seed, *key)))
+
+
+def said_in(row: Row) -> dict[str, str]:
+    """The texts of a row that forms may be made of."""
+    found = {name: row.values.get(name) for name in OF_ROW}
+    return {name: value for name, value in found.items() if isinstance(value, str) and value}
 
 
 def read_bank(question: QuestionForms, folder: Path) -> QuestionBank:
@@ -362,8 +388,8 @@ def _form(row: Row) -> Form:
 
 def _checked(form: Form, place: str) -> Form:
     """The form, if nothing in it would be left unfilled."""
-    known: dict[str, tuple[str, ...]] = {"question": ("choices", "thing", *_LABEL)}
-    known |= dict.fromkeys(("answer", "yes", "no"), ("thing", *_HEARD, *_LABEL))
+    known: dict[str, tuple[str, ...]] = {"question": ("choices", "thing", *OF_ROW, *_LABEL)}
+    known |= dict.fromkeys(("answer", "yes", "no"), ("thing", *_HEARD, *OF_ROW, *_LABEL))
     for field, names in known.items():
         for name in _PLACES.findall(getattr(form, field)):
             if name not in names:

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe_framework.data import images
-from safe_framework.data.addresses import InlineSample, local_file, named_file
+from safe_framework.data.addresses import InlineSample, local_file, named_file, opened
 from safe_framework.data.audio import Waveform, mono, read_audio, resample
+from safe_framework.data.long_sounds import JoinedSound, long_sound
 from safe_framework.data.pictures import SUFFIXES
+from safe_framework.data.unread import first_bytes, missing_file, what_it_is
 from safe_framework.errors import DataError, SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.samples import Sample
@@ -51,6 +53,23 @@ def read_sample(source: Path | InlineSample, sampling_rate: int | None, place: s
         raise DataError(f"{place}: {error.message}", hint=error.hint) from error
 
 
+def read_for(encoder: Encoder, source: Path | InlineSample, place: str) -> Sample:
+    """A sample as an encoder takes it; a sound of several of its windows is read as it is needed.
+
+    The arguments and errors are those of :func:`read_sample`.
+    """
+    rate, windows = encoder.sampling_rate, encoder.windows
+    if rate is None or windows is None:
+        return read_sample(source, rate, place)
+    source = opened(source, place)
+    longer_than = windows.window.steps / rate
+    if isinstance(source, Path):
+        return long_sound(source, rate, longer_than) or read_sample(source, rate, place)
+    if "joined" in source and source["seconds"] > longer_than:
+        return JoinedSound(source["joined"], rate, source["seconds"])
+    return read_sample(source, rate, place)
+
+
 def read_sound(source: Path | InlineSample, sampling_rate: int | None = None) -> Waveform:
     """The sound in a file or in a row, at its own rate if ``sampling_rate`` is None.
 
@@ -58,10 +77,15 @@ def read_sound(source: Path | InlineSample, sampling_rate: int | None = None) ->
         DataError: it cannot be read.
         SampleError: it is no waveform.
     """
+    source = opened(source, "it")
     if isinstance(source, Path):
         return read_audio(source, sampling_rate)
     if (content := source.get("bytes")) is not None:
         return read_audio(content, sampling_rate)
+    if "joined" in source:
+        first = read_audio(source["joined"][0][0], sampling_rate)
+        joined = JoinedSound(source["joined"], first.sampling_rate, source["seconds"])
+        return Waveform(joined.values, joined.sampling_rate)
     rate = source.get("sampling_rate")
     if rate is None:
         raise DataError(
@@ -102,7 +126,7 @@ def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
             hint=f"save it as .npy, .npz or an image: {', '.join(sorted(SUFFIXES))}",
         )
     if not os.path.isfile(path):
-        raise DataError(f"the file `{path}` does not exist")
+        raise missing_file(path, f"the file `{path}`")
     try:
         found = np.load(path, allow_pickle=False)
         if isinstance(found, np.ndarray):
@@ -112,9 +136,8 @@ def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
             if len(names) == 1:
                 return np.asarray(arrays[names[0]])
     except Exception as error:  # NumPy and zipfile raise errors of many kinds at broken bytes
-        raise DataError(
-            f"`{path}` cannot be read as an array: {error}", hint="save it by numpy.save"
-        ) from error
+        why, hint = what_it_is(first_bytes(Path(path))) or (error, "save it by numpy.save")
+        raise DataError(f"`{path}` cannot be read as an array: {why}", hint=hint) from error
     raise DataError(
         f"`{path}` holds {len(names)} arrays, a sample is one", hint="save one array in each file"
     )
@@ -141,4 +164,4 @@ def as_sample(name: str, value: Any, encoder: Encoder) -> Sample:
     if not isinstance(value, (str, Path, Mapping)):
         return value
     source = value if isinstance(value, Path) else named_file(value, name, Path(), f"`{name}`")
-    return read_sample(source, encoder.sampling_rate, f"`{name}`")
+    return read_for(encoder, source, f"`{name}`")

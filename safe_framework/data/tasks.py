@@ -9,7 +9,7 @@ import attrs
 
 from safe_framework.data.conversations import MESSAGES, Talk, has_messages, last_question
 from safe_framework.data.prompts import filled
-from safe_framework.data.questions import QuestionBank, RowQuestions
+from safe_framework.data.questions import QuestionBank, RowQuestions, said_in
 from safe_framework.data.readers import Row
 from safe_framework.errors import DataError
 from safe_framework.utils.suggest import nearest
@@ -114,6 +114,7 @@ class TaskFormat:
             around=self.around,
             present=present,
             heard=heard,
+            said=said_in(row),
         )
         questions.check()
         return questions

@@ -10,6 +10,7 @@ from typing import Any
 
 from safe_framework.config.schema import TranscriptSpec
 from safe_framework.data.frame_cache import sample_key
+from safe_framework.data.long_sounds import loaded
 from safe_framework.errors import SafeError, cannot_transcribe
 from safe_framework.interfaces.encoder import Encoder, TranscribingEncoder
 from safe_framework.interfaces.samples import Sample
@@ -98,7 +99,7 @@ class Transcripts:
         return path.read_text("utf-8")
 
     def _write(self, sample: Sample) -> str:
-        return " ".join(self.transcriber([sample])[0].split())
+        return " ".join(self.transcriber([loaded(sample)])[0].split())
 
     def _cut(self, said: str, tokenizer: Any) -> str:
         most = self.spec.max_tokens

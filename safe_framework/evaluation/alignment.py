@@ -130,7 +130,7 @@ def _mean_tokens(
     rows: list[Tensor] = []
     for some in batched(samples, batch_size):
         frames = model.encode(modality, some)
-        tokens = model.modality(modality).projector(frames)
+        tokens = model.modality(modality).tokens(frames)
         mask = tokens.mask.unsqueeze(-1)
         mean = torch.where(mask, tokens.values, 0.0).sum(1) / mask.sum(1).clamp_min(1)
         rows += mean.float().cpu()

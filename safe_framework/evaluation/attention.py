@@ -17,6 +17,7 @@ from torch import Tensor
 
 from safe_framework.core.attention_probe import AttentionRecord
 from safe_framework.data.audio import Waveform
+from safe_framework.data.long_sounds import LongSound
 from safe_framework.evaluation.answers import answer, eval_mode
 from safe_framework.interfaces.samples import each_of
 from safe_framework.interfaces.types import Frames
@@ -124,17 +125,17 @@ def dependence(
         stretches: how many; fewer where there are fewer frames.
     """
     frames = model.encode(modality, [sample])
-    projector = model.modality(modality).projector
+    tokens = model.modality(modality).tokens
     real = frames.mask[0].nonzero().flatten()
     parts = torch.tensor_split(real, min(stretches, len(real)))
-    whole = projector(frames)
+    whole = tokens(frames)
     kept = whole.mask[0]
     if len(parts) == 1:  # nothing would be left
         return torch.ones(int(kept.sum()), 1)
     mask = frames.mask.repeat(len(parts), 1)
     for row, part in enumerate(parts):
         mask[row, part] = False
-    without = projector(Frames(frames.values.expand(len(parts), -1, -1), mask))
+    without = tokens(Frames(frames.values.expand(len(parts), -1, -1), mask))
     moved = (without.values - whole.values).norm(dim=-1)[:, kept].T.float().cpu()
     moved = torch.where(moved.sum(1, keepdim=True) > 0, moved, 1.0)
     return moved / moved.sum(1, keepdim=True)
@@ -148,7 +149,7 @@ def _block_diagonal(parts: Sequence[Tensor]) -> Tensor:
 
 def _summary(example: Example, record: AttentionRecord, parts: Tensor) -> AttentionSummary:
     held = each_of(example.samples[record.modality])
-    sounds = [one for one in held if isinstance(one, Waveform)]
+    sounds = [one for one in held if isinstance(one, (Waveform, LongSound))]
     seconds = sum(one.seconds for one in sounds) if len(sounds) == len(held) else None
     return AttentionSummary(
         place=example.place,

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+import attrs
 import torch
 from numpy.random import Generator
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from safe_framework.interfaces.given_options import keep_given
 from safe_framework.interfaces.samples import Sample
 from safe_framework.interfaces.types import Frames
+from safe_framework.interfaces.windows import Window, Windows
 
 
 class Encoder(nn.Module, ABC):
@@ -24,16 +26,20 @@ class Encoder(nn.Module, ABC):
             not a sampled signal. With a rate, samples that are read come as
             ``safe_framework.data.audio.Waveform``, mono, float32 and resampled to it; without one,
             as the array that a file holds.
+        windows: how what is longer than ``whole_window`` is cut; None where it is not.
 
     Laws:
         deterministic: the same sample gives the same frames.
         row_independent: a sample's valid frames depend on nothing else in the batch.
         prepare_on_cpu: ``prepare`` gives CPU tensors that pickle, one row for each sample.
         frames_shape: ``forward`` gives (batch, frames, dim) with a mask (batch, frames).
+        window_frames: of as many steps as ``whole_window`` says it gives as many frames as that
+            says, and of no sample more.
     """
 
     dim: int
     sampling_rate: int | None = None
+    windows: Windows | None = None
 
     def __new__(cls, *wired: Any, **options: Any) -> Self:
         """A plugin that knows the options it is made with."""
@@ -67,6 +73,35 @@ class Encoder(nn.Module, ABC):
             Another sample of the same kind.
         """
         return sample
+
+    def whole_window(self) -> Window | None:
+        """The most that it takes at once; None, as here, where samples cannot be cut."""
+        return None
+
+    def cut(self, sample: Sample, start: int, stop: int) -> Sample:
+        """Steps ``start`` to ``stop`` of a sample, along the first axis of its array."""
+        if attrs.has(type(sample)):
+            return attrs.evolve(sample, values=sample.values[start:stop])
+        return sample[start:stop]
+
+    def cut_into_windows(self, *, hop: float | None = None, longest: float = 600.0) -> Self:
+        """From now on, take samples longer than one window: each window is encoded by itself.
+
+        Args:
+            hop: from the beginning of one window to that of the next, in seconds, or in steps of
+                what has no clock, as pictures; None for windows that do not overlap.
+            longest: what a sample may last, in the same.
+
+        Raises:
+            ValueError: the encoder has no window, or an argument is out of its range.
+        """
+        window = self.whole_window()
+        if window is None:
+            raise ValueError(
+                f"`windows` cannot be: a {type(self).__name__} does not say what it takes at once"
+            )
+        self.windows = Windows.of(window, hop, longest)
+        return self
 
     @abstractmethod
     def forward(self, **inputs: Tensor) -> Frames:

@@ -140,5 +140,8 @@ FROM = "from"
 FRAMES, FRAMES_MASK = "frames", "frames_mask"
 """Keys of frames that are encoded already: ``NAME__frames`` and ``NAME__frames_mask``."""
 
+WINDOW_COUNT = "window_count"
+"""Key of how many windows each sample has, where one has several: ``NAME__window_count``."""
+
 IGNORED = -100
 """The label of a position that no loss counts, as torch and transformers have it."""

@@ -14,8 +14,9 @@ from safe_framework.config.schema import BaseSpec, Recipe
 from safe_framework.core.base_model import base_facts
 from safe_framework.core.layer_discovery import LayerStack, find_layers, text_config
 from safe_framework.core.modality import check_layers
-from safe_framework.core.segments import SegmentVectors
+from safe_framework.core.segments import SegmentVectors, TimeVectors
 from safe_framework.errors import CheckpointError
+from safe_framework.interfaces.windows import Windows
 from safe_framework.pretrained.meta_models import base_meta_model, card_of, meta_models
 
 _VECTORS = 2  # a start and an end marker
@@ -125,12 +126,21 @@ def _modality(
         _part("fusion", spec.fusion.use, fusion, f"layer {layers} of {stack.count}"),
     ]
     with torch.device("meta"):
-        segments = SegmentVectors(stack.hidden_size)
+        segments, times = SegmentVectors(stack.hidden_size), TimeVectors(stack.hidden_size)
     parts.append(_part("segments", "", segments, "tell several samples apart"))
+    if windows := encoder.windows:
+        parts.append(_part("times", "", times, _windows(windows, projector.tokens)))
     if spec.markers or spec.inline:
         count = _VECTORS * stack.hidden_size
         parts.append(PartSize("markers", "", count, count, f"{_VECTORS} vectors"))
     return tuple(parts)
+
+
+def _windows(windows: Windows, tokens: int | None) -> str:
+    """How many windows the longest sample has, and tokens."""
+    said = windows.window.said
+    found = f"{said(windows.longest)} are {windows.most} windows of {said(windows.window.steps)}"
+    return f"{found}, {windows.most * tokens} tokens" if tokens else found
 
 
 def _part(name: str, made_of: str, module: nn.Module, note: str) -> PartSize:

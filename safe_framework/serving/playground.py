@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from safe_framework.core.relevance import AUTO, Strength
 from safe_framework.data.pictures import Picture
-from safe_framework.data.samples import read_sample
+from safe_framework.data.samples import read_for
 from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation.side_by_side import SideBySide, side_by_side
 from safe_framework.interfaces.samples import Sample
@@ -70,7 +70,7 @@ def respond(
 def _sample(model: SafeModel, modality: str, file: Path) -> Sample:
     """The modality's sample in a file."""
     check_size(file)
-    return read_sample(file, model.modality(modality).encoder.sampling_rate, file.name)
+    return read_for(model.modality(modality).encoder, file, file.name)
 
 
 def _picture(model: SafeModel, file: Path) -> Picture:

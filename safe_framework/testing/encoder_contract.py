@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 
+import attrs
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -92,9 +94,29 @@ class EncoderContract(ABC):
         assert frames.mask.dtype == torch.bool
         assert torch.isfinite(frames.values[frames.mask]).all()
 
+    @law_settings(_EXAMPLES)
+    @given(seeds())
+    def test_window_frames(self, seed: int) -> None:
+        """Law: a whole window gives the frames that it says, and no sample gives more."""
+        window = self.encoder.whole_window()
+        if window is None:
+            return
+        sample = self.sample(seed)
+        assert self._encode([sample]).mask.shape[1] <= window.frames
+        assert self._encode([_repeated(sample, window.steps)]).mask.shape[1] == window.frames
+
     def _encode(self, samples: Sequence[Sample]) -> Frames:
         sizes = {"batch": len(samples), "dim": self.encoder.dim}
         inputs = self.encoder.prepare(samples)
         with torch.no_grad():
             frames: Frames = check_shapes(self.encoder, sizes=sizes, **inputs)
         return frames
+
+
+def _repeated(sample: Sample, steps: int) -> Sample:
+    """The sample again and again, up to so many steps."""
+    held = attrs.has(type(sample))
+    values = sample.values if held else sample
+    times = [-(-steps // len(values)), *[1] * (values.ndim - 1)]
+    long = values.tile(times) if isinstance(values, torch.Tensor) else np.tile(values, times)
+    return attrs.evolve(sample, values=long[:steps]) if held else long[:steps]

@@ -36,6 +36,7 @@ _PULL = 2.0
 _RISING = 0.1  # share of the steps in which the rate rises
 _WEIGHT_DECAY = 0.05
 _BATCH = 256
+_MOST_WINDOWS = 512  # with words, and without, whose frames are held at once
 _CHUNK = 32  # samples at a time that an encoder which trains is shown before the first step
 
 
@@ -109,10 +110,11 @@ class Alignment:
                 chosen = tuple(places[at] for places in present.nonzero(as_tuple=True))
                 modality, given = model.modality(name), modality_inputs(name, batch)
                 frames = modality.encode({key: value[chosen] for key, value in given.items()})
-                tokens = modality.projector(frames)
                 wanted = self.indices([word for word in words if word is not None])
                 share = 1 if aligned is None else len(at) / aligned[name]
-                total = total + share * self.loss(tokens, wanted.to(present.device))
+                frames, own = modality.split(frames)
+                tokens = modality.projector(frames)
+                total = total + share * self.loss(tokens, wanted.to(present.device)[own])
         return total
 
 
@@ -140,12 +142,15 @@ class AlignmentStage:
         rates: peak rate of each module that is trained: the projector, and its encoder if that
             trains.
         batch: rows of a step.
+        split: into what the projector is given at once, and the row of each; None for rows as they
+            are.
     """
 
     projector: nn.Module
     frames: Callable[[Tensor], Frames]
     rates: Mapping[nn.Module, float]
     batch: int = _BATCH
+    split: Callable[[Frames], tuple[Frames, Tensor]] | None = None
 
 
 def align(
@@ -180,7 +185,11 @@ def align(
         module.train()
     for step in range(spec.align_steps):
         rows = torch.randperm(len(answers))[: stage.batch]
-        loss = alignment.loss(stage.projector(stage.frames(rows)), wanted[rows])
+        frames, words = stage.frames(rows), wanted[rows]
+        if stage.split is not None:
+            frames, own = stage.split(frames)
+            words = words[own.cpu()]
+        loss = alignment.loss(stage.projector(frames), words)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
         optimizer.step()
@@ -218,15 +227,45 @@ def prepare_projectors(
                 own: tuple[CachedSample, ...] = each_of(frames[name])
                 rows += own
                 words += words_for(example.aligned, len(own)) or [None] * len(own)
+        rows, words = _window_rows(modality, rows, words)
         first = _first_frames(modality, rows, model.device)
         modality.projector.fit(first)
         chosen = [number for number, word in enumerate(words) if word is not None]
         if len(chosen) < len(rows):
-            rows, first = [rows[number] for number in chosen], first.rows(torch.tensor(chosen))
+            rows, first = (
+                [rows[number] for number in chosen],
+                first.rows(torch.tensor(chosen, dtype=torch.long)),
+            )
         if rows:
             stage = _stage_of(modality, rows, first, model.device, recipe.training)
             answers = [word for word in words if word is not None]
             align(stage, alignment, answers, recipe.training, progress)
+
+
+def _window_rows(
+    modality: Modality, rows: list[CachedSample], words: list[str | None]
+) -> tuple[list[CachedSample], list[str | None]]:
+    """A row for each window of finished frames, and its words; of very many, evenly many."""
+    windows = modality.encoder.windows
+    if windows is None:
+        return rows, words
+    found, own, width = list[CachedSample](), list[str | None](), windows.window.frames
+    for row, word in zip(rows, words, strict=True):
+        parts = [row]
+        if isinstance(row, Frames):
+            starts = range(0, row.mask.shape[1], width)
+            cut = [(row.values[:, at : at + width], row.mask[:, at : at + width]) for at in starts]
+            parts = [Frames(values, mask) for values, mask in cut if mask.any()]
+        found += parts
+        own += [word] * len(parts)
+    named = [number for number, word in enumerate(own) if word is not None]
+    others = [number for number, word in enumerate(own) if word is None]
+    kept = sorted(
+        each[place * len(each) // min(len(each), _MOST_WINDOWS)]
+        for each in (named, others)
+        for place in range(min(len(each), _MOST_WINDOWS))
+    )
+    return [found[number] for number in kept], [own[number] for number in kept]
 
 
 def frames_of(modality: Modality, rows: Sequence[CachedSample], device: torch.device) -> Frames:
@@ -268,4 +307,4 @@ def _stage_of(
         """The frames of chosen rows."""
         return frames_of(modality, [rows[row] for row in chosen.tolist()], device)
 
-    return AlignmentStage(modality.projector, read, rates, batch=spec.batch_size)
+    return AlignmentStage(modality.projector, read, rates, spec.batch_size, modality.split)

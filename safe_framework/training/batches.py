@@ -21,11 +21,11 @@ from safe_framework.data.examples import Example
 from safe_framework.data.frame_cache import (
     CachedSamples,
     RawSample,
-    in_slots,
     prepare_inputs,
     presence,
     stack,
 )
+from safe_framework.data.windows import in_slots
 from safe_framework.errors import DataError, SafeError
 from safe_framework.interfaces.samples import each_of, sample_counts, together
 from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, FROM, IGNORED, PRESENT, Frames

@@ -43,7 +43,8 @@ def parameter_groups(
     Matrices decay. Vectors and numbers (biases, norms, gates) do not, nor do the vectors of
     markers, which start as embeddings of the base and not at zero.
     """
-    rates = {"fusion": fusion_rate, "segments": fusion_rate}  # both start where they do nothing
+    kinds = ("fusion", "segments", "times")  # which start where they do nothing
+    rates = dict.fromkeys(kinds, fusion_rate)
     if encoder_rate is not None:
         rates["encoder"] = encoder_rate
     groups: dict[tuple[float, float], list[Tensor]] = {}

@@ -10,7 +10,9 @@ import soundfile
 import soxr
 import torch
 
-from safe_framework.data.audio import Waveform, read_audio, resample
+from safe_framework.data.audio import Waveform, check_waveform, read_audio, resample
+from safe_framework.data.images import read_image
+from safe_framework.data.samples import read_array
 from safe_framework.errors import DataError, SampleError
 
 
@@ -56,6 +58,20 @@ def test_samples_of_integers_are_scaled_by_their_full_scale(kind: type) -> None:
     full = -float(np.iinfo(kind).min)
     whole = np.array([-full, -full / 2, 0, full / 4], dtype=kind)
     assert Waveform(whole, 16000).values.tolist() == [-1, -0.5, 0, 0.25]
+
+
+def test_samples_in_another_byte_order_are_the_same() -> None:
+    """Law: integers as AIFF and AU hold them are scaled as those of this machine."""
+    whole = np.array([-(2**15), 2**14, 3], dtype=np.int16)
+    values = Waveform(whole.astype(">i2"), 16000).values
+    assert values.tolist() == Waveform(whole, 16000).values.tolist()
+
+
+def test_whole_numbers_that_became_floats_are_told_of() -> None:
+    """Law: amplitudes far beyond 1 are named with the loudest; those with some headroom are not."""
+    with pytest.warns(UserWarning, match="`audio` has amplitudes up to 9830, as whole numbers"):
+        check_waveform(Waveform(tone(8000) / 0.5 * 9830, 8000), "`audio`", "whisper", 8000)
+    check_waveform(Waveform(tone(8000) * 8, 8000), "`audio`", "whisper", 8000)
 
 
 def test_a_rate_out_of_numpy_is_a_rate() -> None:
@@ -112,6 +128,42 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """Law: the error for a missing file names its path."""
     with pytest.raises(DataError, match=r"gone\.wav` does not exist"):
         read_audio(tmp_path / "gone.wav")
+
+
+@pytest.mark.parametrize(
+    ("there", "named", "hint"),
+    [
+        ("a b.wav", "a b.wav ", "did you mean `a b.wav`"),
+        ("A.WAV", "a.wav", "did you mean `A.WAV`"),
+        ("\u00fc.wav", "u\u0308.wav", "its letters are composed otherwise"),
+        ("in/a.wav", "in\\a.wav", "did you mean `.*in/a.wav`"),
+        ("in/a.wav", "in", "name a file in it"),
+    ],
+)
+def test_a_name_that_is_nearly_right_is_told(
+    tmp_path: Path, there: str, named: str, hint: str
+) -> None:
+    """Law: where a file of nearly the name is there, the error names it."""
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).write_bytes(b"x")
+    with pytest.raises(DataError, match=f"(does not exist|is a folder)\nhint: {hint}"):
+        read_audio(f"{tmp_path}/{named}")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "pointer of Git LFS"),
+        (b"<!DOCTYPE html><html>404</html>", "it is text, which begins with '<!DOCTYPE html>"),
+    ],
+)
+def test_what_stands_in_place_of_a_file_is_said(tmp_path: Path, content: bytes, words: str) -> None:
+    """Law: of what a failed download or checkout leaves, the error says what it is."""
+    for name, read in (("a.wav", read_audio), ("a.png", read_image), ("a.npy", read_array)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=rf"{name}` cannot be read.*: .*{words}"):
+            read(tmp_path / name)
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:

@@ -55,6 +55,18 @@ def test_a_truncated_wave_says_what_is_missing(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["short", "two"])
+def test_sound_that_a_wave_does_not_count_is_told_of(tmp_path: Path, kind: str) -> None:
+    """Law: samples behind what the header counts, or in a second chunk, are told of."""
+    content = written(tmp_path, "wav")
+    short = content[:40] + (100).to_bytes(4, "little") + content[44:]
+    two = content + content[36:]
+    with pytest.warns(UserWarning, match="the clip (says that it has 100 bytes|has 16000 bytes)"):
+        decode(short if kind == "short" else two, "the clip")
+    tagged = content + b"id3 \x04\0\0\0abcd" + bytes(600)  # a chunk, and zeros behind it
+    assert len(decode(tagged, "the clip")[0]) == RATE
+
+
 @pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
 def test_a_wave_that_was_written_to_a_pipe_is_read_whole(tmp_path: Path, size: int) -> None:
     """Law: a header that could not say how much follows is no truncated file."""

@@ -9,7 +9,7 @@ import soundfile
 import torch
 
 from safe_framework.core.processor import SafeProcessor
-from safe_framework.data.addresses import sources_of
+from safe_framework.data.addresses import named_file, sources_of
 from safe_framework.data.audio import Waveform
 from safe_framework.data.examples import read_examples
 from safe_framework.data.readers import MemoryRows
@@ -96,3 +96,14 @@ def test_a_caller_may_name_a_file(tmp_path):
         processor.modality("audio", ["https://x.org/a.wav"])
     with pytest.raises(DataError, match=r"nowhere\.wav` does not exist"):
         processor.modality("audio", ["nowhere.wav"])
+
+
+@pytest.mark.parametrize("held", ["UklGRg==", 7, [300], ["a"]])
+def test_bytes_that_are_none_are_refused(held, tmp_path):
+    """What JSON made of a file's bytes is read where it is a list of them, else refused by name."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.full(1600, 0.5), 16_000)
+    found = named_file({"bytes": list(path.read_bytes())}, "audio", tmp_path, "rows.jsonl:1")
+    assert len(read_sample(found, 16_000, "rows.jsonl:1").values) == 1600
+    with pytest.raises(DataError, match=r"^rows\.jsonl:1: `bytes` of `audio` must be the content"):
+        named_file({"bytes": held}, "audio", tmp_path, "rows.jsonl:1")

@@ -258,7 +258,7 @@ def gradient(mode: str) -> Any:
 
 BROKEN = {
     "empty": (b"", "it is empty"),
-    "text": (b"no picture", "it is no picture"),
+    "text": (b"no picture", "it is text, which begins with 'no picture'"),
     "torn png": (encoded(gradient("RGB"))[:-30], "truncated|broken|unrecognized|chunk|not enough"),
     "torn jpeg": (encoded(gradient("RGB"), "JPEG")[:-300], "truncated"),
     "floats": (encoded(gradient("F"), "TIFF"), "of 32 bits .mode F., do not say what is white"),

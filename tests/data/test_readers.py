@@ -139,6 +139,12 @@ def test_sounds_of_every_format_come_at_the_encoders_rate(tmp_path: Path, ending
         ("a,b\n1,2\n1,2,3\n", r"^train\.csv:3: the row has 3 cells, the first line names 2\nhint"),
         ("a,b\n1\n", r"^train\.csv:2: the row has 1 cells, the first line names 2\nhint"),
         ('a,b\n"1"x,2\n', r"^train\.csv:2: not CSV: "),
+        (
+            "a;b\n1;2\n",
+            r":1: the first line names one column, `a;b`\nhint: .*not by ';'$",
+        ),
+        ("sep=;\na;b\n1;2\n", r"^train\.csv:1: the first line names one column"),
+        ("a\tb\n1\t2\n", r"not by '\\t', or call the file \.tsv$"),
         ("a,b\n", r"has no rows"),
         ("", r"has no rows"),
     ],
@@ -328,10 +334,12 @@ def test_foreign_samples_that_the_encoder_refuses_are_left_out(tmp_path: Path) -
 
 
 def test_litter_of_other_programs_is_no_row(tmp_path: Path) -> None:
-    """Law: what Jupyter, Windows and macOS leave in folders is neither an answer nor a sample."""
+    """Law: what systems, notebooks and downloads leave is neither an answer nor a sample."""
     for name in (
         "piano/a.wav", "flute/a.wav", ".ipynb_checkpoints/a.wav", "__MACOSX/a.wav",
         "piano/Thumbs.db", "piano/.DS_Store", "flute/desktop.ini", "flute/._a.wav",
+        "$RECYCLE.BIN/a.wav", "System Volume Information/a.wav", "@eaDir/a.wav", "piano/a.wav~",
+        "piano/a.wav.part", "flute/b.wav.crdownload", "flute/~$a.wav", "flute/#a.wav#",
     ):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")

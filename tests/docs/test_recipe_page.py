@@ -20,6 +20,7 @@ TABLES = {
     "`[base.compose.scenes]`": schema.ScenesSpec,
     "`[modalities.NAME]`": schema.ModalitySpec,
     "`[modalities.NAME.augment]`": schema.AugmentSpec,
+    "`[modalities.NAME.windows]`": schema.WindowSpec,
     "`[modalities.NAME.transcript]`": schema.TranscriptSpec,
     "`gate`": schema.GateSpec,
     "`[[retention]]`": schema.RetentionSpec,

@@ -22,7 +22,7 @@ SMALLER = {
     "whisper": {
         "d_model": WIDTH, "encoder_layers": LAYERS, "decoder_layers": 1,
         "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": WIDTH,
-        "decoder_ffn_dim": WIDTH, "vocab_size": 20, "max_source_positions": 100,
+        "decoder_ffn_dim": WIDTH, "vocab_size": 20, "max_source_positions": 250,
         "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 1,
     },
     "clap": {
@@ -53,7 +53,7 @@ SMALLER = {
 }  # fmt: skip
 """What makes an encoder's config tiny, by its type."""
 SHORTER = {
-    "whisper": {"chunk_length": 2},
+    "whisper": {"chunk_length": 5},
     "clap": {},
     "clip": {"crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 32}},
     "dinov2": {"crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 32}},

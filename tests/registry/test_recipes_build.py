@@ -41,6 +41,7 @@ def examples(model, recipe, folder):
     rows = [row for _, row in read_rows(path)][:4]
     for row in rows:
         row |= {name: str(path.parent / row[name]) for name in model.modalities}
+        row.setdefault("question", "What is it?")  # of a bank, where the row has none
     few = folder / "few.jsonl"
     few.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     encoders = model.encoders

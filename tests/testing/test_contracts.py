@@ -10,6 +10,7 @@ from torch import nn
 
 import safe_framework
 from safe_framework import Frames, Memory, RetentionRegularizer, Tokens, Transcriber, testing
+from safe_framework.interfaces.windows import Window
 from safe_framework.testing.toys import ToyEncoder, ToyFusion, ToyProjector
 
 INTERFACES = ("Encoder", "Projector", "FusionAdapter", "RetentionRegularizer", "Transcriber")
@@ -66,6 +67,13 @@ class SwapsAxes(ToyEncoder):
     def forward(self, **inputs):
         frames = super().forward(**inputs)
         return Frames(frames.values.mT, frames.mask)
+
+
+class GivesFewerThanItSays(ToyEncoder):
+    breaks = "window_frames"
+
+    def whole_window(self):
+        return Window(8, 9)
 
 
 class SaysNothingOfItsWidth(ToyProjector):

@@ -19,6 +19,7 @@ from safe_framework.errors import SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.samples import Sample
 from safe_framework.interfaces.types import Frames, all_real
+from safe_framework.interfaces.windows import Window
 from safe_framework.pretrained import load_pretrained
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 
@@ -83,6 +84,16 @@ class ClapEncoder(Encoder):
     def train(self, mode: bool = True) -> ClapEncoder:
         """Stay in evaluation mode, trainable or not: its batch norm would mix the rows."""
         return super().train(False)
+
+    def whole_window(self) -> Window | None:
+        """The window of waveforms; finished spectrograms are not cut."""
+        if self.sampling_rate is None:
+            return None
+        frames, config = 1, self._config
+        if self.projection is None:  # the picture of the sound, merged by 2 after each stage
+            steps = config.spec_size // config.num_mel_bins * config.spec_size
+            frames = steps // config.patch_stride[1] // 2 ** (len(config.depths) - 1)
+        return Window(self._extractor.nb_max_samples, frames, self.sampling_rate)
 
     def prepare(self, samples: Sequence[Sample]) -> Mapping[str, Tensor]:
         """Log-mel spectrograms of waveforms, or a check of ready ones.

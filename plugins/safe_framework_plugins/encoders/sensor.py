@@ -21,6 +21,7 @@ from safe_framework.errors import SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.samples import Sample
 from safe_framework.interfaces.types import Frames
+from safe_framework.interfaces.windows import Window
 from safe_framework.utils.positions import sinusoidal_positions
 
 _FLAT = 1e-6  # deviations below which a channel is taken as constant
@@ -87,6 +88,11 @@ class SensorEncoder(Encoder):
         self.window, self.normalise, self.gaps = window, normalise, gaps
         self.embed = _embedding(embedding, 2 * channels, patch, dim)
         self.requires_grad_(trainable)
+
+    def whole_window(self) -> Window:
+        """``window`` seconds at ``rate``."""
+        steps = round(self.window * self.rate)
+        return Window(steps, math.ceil(steps / self.patch), self.rate)
 
     def prepare(self, samples: Sequence[Sample]) -> Mapping[str, Tensor]:
         """Readings, normalised and padded to whole patches.

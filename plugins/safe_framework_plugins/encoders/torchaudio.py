@@ -21,6 +21,7 @@ from safe_framework.errors import CheckpointError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.samples import Sample
 from safe_framework.interfaces.types import Frames
+from safe_framework.interfaces.windows import Window
 from safe_framework.utils.optional_imports import load_torchaudio
 
 
@@ -76,6 +77,11 @@ class TorchaudioEncoder(Encoder):
     def train(self, mode: bool = True) -> TorchaudioEncoder:
         """Stay in evaluation mode, trainable or not: frames are the same at every call."""
         return super().train(False)
+
+    def whole_window(self) -> Window:
+        """``seconds`` at the bundle's rate."""
+        steps = int(self.seconds * self._rate)
+        return Window(steps, self._frames(steps), self._rate, self._shortest())
 
     def prepare(self, samples: Sequence[Sample]) -> Mapping[str, Tensor]:
         """Waveforms, padded with zeros to the longest.

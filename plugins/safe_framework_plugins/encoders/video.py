@@ -15,6 +15,7 @@ from safe_framework.errors import CheckpointError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.samples import Sample
 from safe_framework.interfaces.types import Frames
+from safe_framework.interfaces.windows import Window
 from safe_framework.pretrained import quietly, resolve
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 from safe_framework.utils.positions import sinusoidal_positions
@@ -66,6 +67,10 @@ class VideoEncoder(Encoder):
     def train(self, mode: bool = True) -> VideoEncoder:
         """Stay in evaluation mode while frozen: a frozen encoder drops nothing out."""
         return super().train(mode and self._trainable)
+
+    def whole_window(self) -> Window:
+        """So many pictures, at no rate of their own."""
+        return Window(self.pictures, self.pictures * self.per_picture)
 
     def prepare(self, samples: Sequence[Sample]) -> Mapping[str, Tensor]:
         """Pictures in the backbone's size and colours, padded to the longest film.

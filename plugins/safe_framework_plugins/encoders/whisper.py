@@ -17,6 +17,7 @@ from safe_framework.errors import SampleError
 from safe_framework.interfaces.encoder import TranscribingEncoder
 from safe_framework.interfaces.samples import Sample
 from safe_framework.interfaces.types import Frames
+from safe_framework.interfaces.windows import Window
 from safe_framework.pretrained import load_pretrained
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
 from safe_framework.utils.tensors import float32_by_default
@@ -83,6 +84,11 @@ class WhisperEncoder(TranscribingEncoder):
     def train(self, mode: bool = True) -> WhisperEncoder:
         """Stay in evaluation mode: a frozen encoder drops nothing out."""
         return super().train(False)
+
+    def whole_window(self) -> Window:
+        """The window, at the extractor's rate."""
+        rate = self._extractor.sampling_rate
+        return Window(self._window, self.encoder.max_source_positions, rate)
 
     def prepare(self, samples: Sequence[Sample]) -> Mapping[str, Tensor]:
         """Log-mel spectrograms of waveforms, each padded with silence to the window.

@@ -15,6 +15,7 @@ from safe_framework.data.addresses import InlineSample
 from safe_framework.data.audio import Waveform, resample
 from safe_framework.data.pictures import Look, Picture, look
 from safe_framework.data.samples import read_sample, read_sound
+from safe_framework.data.windows import try_sample
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.samples import Sample
@@ -124,7 +125,7 @@ def _refused(sample: Sample, expected: SampleRequirements) -> Iterator[SamplePro
     try:
         if isinstance(sample, Waveform) and encoder.sampling_rate is not None:
             sample = resample(sample, encoder.sampling_rate)
-        encoder.prepare([sample])
+        try_sample(encoder, sample)
     except SampleError as error:
         message = error.message.replace("`samples[0]`", "it").replace("samples[0]", "it")
         hint = error.hint or "leave the row out"

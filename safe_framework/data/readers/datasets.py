@@ -194,13 +194,20 @@ def folder_rows(
     return _by_answer(folder)
 
 
-_LITTER = frozenset({"desktop.ini", "ehthumbs.db", "icon\r", "thumbs.db", "__macosx"})
-"""What Windows and macOS leave in folders, in lower case; names with a dot in front aside."""
+_LITTER = frozenset(
+    {"desktop.ini", "ehthumbs.db", "icon\r", "thumbs.db", "__macosx", "$recycle.bin"}
+    | {"system volume information", "lost+found", "@eadir", "__pycache__"}
+)
+"""What systems and programs leave in folders, in lower case; names with a dot in front aside."""
+
+_BEGUN, _LEFT = ("~$", "#"), ("~", ".part", ".crdownload", ".download", ".tmp", ":zone.identifier")
+"""How names begin and end of what is being edited or downloaded."""
 
 
 def is_litter(name: str) -> bool:
-    """Whether a name is that of what a file manager or a notebook leaves in folders."""
-    return name.startswith(".") or name.lower() in _LITTER
+    """Whether a name is that of what a file manager, a notebook or a download leaves in folders."""
+    low = name.lower()
+    return low.startswith((".", *_BEGUN)) or low.endswith(_LEFT) or low in _LITTER
 
 
 def _by_answer(folder: Path) -> Iterator[Row]:

@@ -14,6 +14,9 @@ from safe_framework.errors import DataError
 from safe_framework.utils.optional_imports import require
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_ENDINGS = {",": ", or call the file .csv", "\t": ", or call the file .tsv"}
+_MET = ",;\t|"
+"""What programs separate cells by."""
 
 
 def separated_rows(path: Path) -> Iterator[Row]:
@@ -22,14 +25,21 @@ def separated_rows(path: Path) -> Iterator[Row]:
     A row that is not CSV costs that row alone, and a quote that is never closed its line alone.
 
     Raises:
-        DataError: a name in the first line is empty or stands there twice.
+        DataError: a name in the first line is empty, stands there twice, or is all names at once.
     """
-    records = _records(utf8(path), _SEPARATORS[path.suffix.lower()])
+    separator = _SEPARATORS[path.suffix.lower()]
+    records = _records(utf8(path), separator)
     _, names = next(records, (1, []))
     if isinstance(names, str) or len(set(names)) != len(names) or "" in names:
         raise DataError(
             f"{path.name}:1: the first line must name every column once, not {names}",
             hint="write a first line such as `audio,question,answer`",
+        )
+    others = _MET.replace(separator, "")
+    if len(names) == 1 and (other := next((one for one in others if one in names[0]), None)):
+        raise DataError(
+            f"{path.name}:1: the first line names one column, `{names[0]}`",
+            hint=f"separate cells by {separator!r}, not by {other!r}{_ENDINGS.get(other, '')}",
         )
     for number, cells in records:
         place = f"{path.name}:{number}"
