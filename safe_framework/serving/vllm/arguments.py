@@ -1,0 +1,182 @@
+"""From an adapter's folder to what vLLM is told, and what it is refused."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safe_framework.config.read import read_stored_recipe
+from safe_framework.config.schema import BaseSpec, ModalitySpec
+from safe_framework.core.adapter import CONFIG, RECIPE, WEIGHTS, AdapterConfig, read_config
+from safe_framework.errors import AdapterError
+from safe_framework.pretrained.location import resolve, revision_of
+from safe_framework.utils.in_memory import was_in_memory
+from safe_framework.utils.run_folder import adapter_in
+
+ARCHITECTURES: Mapping[str, str] = {
+    "LlamaForCausalLM": "ListeningLlama",
+    "Qwen2ForCausalLM": "ListeningQwen2",
+    "Qwen3ForCausalLM": "ListeningQwen3",
+}
+"""The bases that are served, by transformers' names, and the classes in ``models`` that do it."""
+
+WORKER = "safe_framework.serving.vllm.worker.ListeningWorker"
+
+_ELSEWHERE = "serve it by `safe serve --engine transformers`"
+
+
+def find_adapter(model: str) -> Path | None:
+    """The adapter's folder that vLLM's ``model`` names, if it names one or its run."""
+    folder = adapter_in(model)
+    return folder.resolve() if (folder / CONFIG).is_file() else None
+
+
+def engine_arguments(folder: Path, dtype: str = "auto") -> dict[str, Any]:
+    """What vLLM is told so that it serves an adapter on its base.
+
+    Args:
+        folder: the adapter's.
+        dtype: of the base, as the command line has it.
+
+    Raises:
+        AdapterError: the adapter asks for what this engine does not do; the message names it.
+    """
+    config = read_config(folder)
+    base = _checked(folder, config)
+    place, revision = resolve(base.model), base.revision or revision_of(base.model)
+    outline = _outline(place, revision)
+    (name,) = outline.get("architectures") or ["none"]
+    if name not in ARCHITECTURES:
+        raise _refused(folder, f"its base is a `{name}`", f"bases: {', '.join(ARCHITECTURES)}")
+    if outline.get("quantization_config"):
+        raise _refused(folder, "its base is quantised")
+    own = base.dtype if base.dtype != "auto" else _dtype(outline)
+    return {
+        "model": place,
+        "tokenizer": place,
+        "revision": revision,
+        "tokenizer_revision": revision,
+        "dtype": own if dtype == "auto" else dtype,
+        "hf_overrides": {
+            "architectures": [ARCHITECTURES[name]],
+            "safe_adapter": str(folder),
+            "safe_fingerprint": fingerprint(folder),
+        },
+        "worker_cls": WORKER,
+        "enforce_eager": True,
+    }
+
+
+def fingerprint(folder: Path) -> str:
+    """What tells an adapter from every other: of its tensors, its config and its recipe."""
+    digest = hashlib.sha256()
+    for name in (CONFIG, RECIPE, WEIGHTS):
+        content = (folder / name).read_bytes()
+        digest.update(f"{name} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _checked(folder: Path, config: AdapterConfig) -> BaseSpec:
+    """The base of an adapter that can be served.
+
+    Raises:
+        AdapterError: it cannot.
+    """
+    if config.base_change is not None:
+        raise _refused(folder, "stage B changed its base")
+    if not (folder / RECIPE).is_file():
+        raise _refused(folder, f"it has no `{RECIPE}`, which says where its base is", "")
+    recipe = read_stored_recipe(folder / RECIPE, folder)
+    if was_in_memory(recipe.base.model):
+        raise _refused(folder, "its base was in memory", "train it on a checkpoint")
+    if recipe.base.gguf_file is not None:
+        raise _refused(folder, "its base is read from a GGUF file")
+    if len(recipe.modalities) != 1:
+        names = ", ".join(f"`{name}`" for name in recipe.modalities)
+        raise _refused(folder, f"it has {len(recipe.modalities)} modalities ({names}), not one")
+    ((name, spec),) = recipe.modalities.items()
+    _check_modality(folder, name, spec, config.modalities[name])
+    return recipe.base
+
+
+def _check_modality(
+    folder: Path, name: str, spec: ModalitySpec, recorded: Mapping[str, Any]
+) -> None:
+    if spec.markers or spec.inline:
+        raise _refused(folder, f"`{name}` has markers in the text")
+    if spec.transcript or not spec.features:
+        raise _refused(folder, f"what was said in a sample of `{name}` is put into the prompt")
+    if recorded.get("attend", "all") not in ("answer", "all"):
+        raise _refused(folder, f"`{name}` acts `{recorded['attend']}` its place in the text")
+
+
+def _outline(place: str, revision: str | None) -> Mapping[str, Any]:
+    """The base's config, as it is written."""
+    from transformers import PretrainedConfig
+
+    found, _ = PretrainedConfig.get_config_dict(place, revision=revision)
+    return found
+
+
+def _dtype(outline: Mapping[str, Any]) -> str:
+    """The type in which transformers loads a checkpoint that says no other."""
+    found = outline.get("dtype") or outline.get("torch_dtype") or "float32"
+    return str(found).removeprefix("torch.")
+
+
+def _refused(folder: Path, why: str, hint: str = _ELSEWHERE) -> AdapterError:
+    return AdapterError(f"vLLM cannot serve `{folder}`: {why}", hint=hint)
+
+
+def check_arguments(given: Any) -> None:
+    """Refuse what would have to be passed over, since the adapter says it.
+
+    Args:
+        given: vLLM's own arguments.
+
+    Raises:
+        AdapterError: one of them is there; the message names it.
+    """
+    own = {"--worker-cls": given.worker_cls != "auto", "--hf-overrides": bool(given.hf_overrides)}
+    for name in ("tokenizer", "revision", "tokenizer_revision"):
+        own[f"--{name.replace('_', '-')}"] = getattr(given, name) is not None
+    if found := [name for name, there in own.items() if there]:
+        raise AdapterError(
+            f"{', '.join(found)} cannot be given: the adapter's recipe says what its base is",
+            hint="leave it out",
+        )
+
+
+def check_engine(config: Any) -> None:
+    """Refuse what vLLM would do in ways in which nobody has seen an adapter heard.
+
+    Args:
+        config: vLLM's, of the whole engine.
+
+    Raises:
+        AdapterError: it asks for one of them; the message names the option.
+    """
+    parallel, compilation = config.parallel_config, config.compilation_config
+    asked = {
+        "--tensor-parallel-size": parallel.tensor_parallel_size > 1,
+        "--pipeline-parallel-size": parallel.pipeline_parallel_size > 1,
+        "--data-parallel-size": parallel.data_parallel_size > 1,
+        "--speculative-config": config.speculative_config is not None,
+        "--enable-lora": config.lora_config is not None,
+        "--quantization": config.quant_config is not None,
+        "--ec-transfer-config": getattr(config, "ec_transfer_config", None) is not None,
+        "--kv-transfer-config": config.kv_transfer_config is not None,
+        "--enable-prompt-embeds": config.model_config.enable_prompt_embeds,
+        "--enable-mm-embeds": config.model_config.multimodal_config.enable_mm_embeds,
+        "a compiled graph": bool(compilation.mode) or bool(compilation.cudagraph_mode.value),
+        "VLLM_USE_V2_MODEL_RUNNER": config.use_v2_model_runner,
+        "a device other than the CPU": config.device_config.device_type != "cpu",
+    }
+    if found := [name for name, wanted in asked.items() if wanted]:
+        raise AdapterError(
+            f"an adapter cannot be served with {', '.join(found)}: it was never heard there",
+            hint="leave it out, or serve by `safe serve --engine transformers`",
+        )

@@ -1,0 +1,184 @@
+"""Tiny bases on disk, adapters that are heard on them, and vLLM in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import safe_framework
+from safe_framework.data.audio import Waveform
+from safe_framework.pretrained import quietly
+from tests.core.conftest import checkpoints as checkpoints
+from tests.core.test_chat import PROMPT
+from tests.support.toys import llama, tokenizer
+
+RATE, TOKENS = 16_000, 8
+SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "max_position_embeddings": 256}
+"""Of a tiny base; vLLM has kernels for heads of 32 numbers and more."""
+
+RECIPE = """
+[base]
+model = "{folder}/base"
+
+[modalities.audio]
+attend = "{attend}"
+encoder = {{ use = "whisper", model = "{whisper}/whisper" }}
+projector = {{ use = "standard", tokens = 2, hidden_dim = 8 }}
+fusion = {{ use = "{fusion}", layers = [0, 2] }}
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _environment() -> Iterator[None]:
+    """VLLM in this process, on one thread."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        patch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
+        yield
+
+
+def base(kind: str = "Llama", **changes: Any) -> Any:
+    """A tiny base of an architecture."""
+    import transformers
+
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "eos_token_id": None}
+    if kind == "Llama":
+        return llama(**SIZES, **heads, **changes)
+    plain = llama(**SIZES, **heads).config.to_dict()
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+             "num_attention_heads", "num_key_value_heads", "max_position_embeddings",
+             "pad_token_id", "eos_token_id", "bos_token_id")  # fmt: skip
+    config = getattr(transformers, f"{kind}Config")(
+        **{name: plain[name] for name in names}, head_dim=32
+    )
+    return getattr(transformers, f"{kind}ForCausalLM")(config)
+
+
+Making = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def adapter(tmp_path_factory: pytest.TempPathFactory, checkpoints: Path) -> Making:
+    """What makes an adapter that is heard, and gives its folder; its base lies beside it."""
+    made = dict[tuple[str, str, str], Path]()
+
+    def make(fusion: str = "lora", attend: str = "answer", kind: str = "Llama") -> Path:
+        key = (fusion, attend, kind)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("-".join(key))
+            torch.manual_seed(0)
+            words = tokenizer()
+            words.chat_template = PROMPT
+            with quietly():
+                base(kind).save_pretrained(folder / "base")
+            words.save_pretrained(folder / "base")
+            text = RECIPE.format(folder=folder, whisper=checkpoints, fusion=fusion, attend=attend)
+            (folder / "recipe.toml").write_text(text, "utf-8")
+            model = safe_framework.build(folder / "recipe.toml")
+            for parameter in model.modality("audio").parameters():
+                if parameter.requires_grad:
+                    parameter.data.normal_(std=0.5)
+            model.save_pretrained(folder / "adapter")
+            made[key] = folder / "adapter"
+        return made[key]
+
+    return make
+
+
+def sound(number: int) -> Waveform:
+    """A sound, another for each number."""
+    random = np.random.default_rng(number)
+    return Waveform(random.uniform(-0.5, 0.5, RATE // 2).astype(np.float32), RATE)
+
+
+@contextmanager
+def engine(folder: Path, **options: Any) -> Iterator[Any]:
+    """VLLM on an adapter or a base, in this process.
+
+    Prompts are read 32 tokens at a time, and blocks of the prefix cache are as long.
+    """
+    from vllm import LLM
+
+    given = {
+        "enforce_eager": True, "max_num_seqs": 8, "distributed_executor_backend": "uni",
+        "dtype": "float32", "max_num_batched_tokens": 32, "block_size": 32,
+        "disable_log_stats": False, **options,
+    }  # fmt: skip
+    threads = torch.set_num_threads
+    llm = LLM(model=str(folder), **given)
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        torch.set_num_threads = threads  # type: ignore[assignment]  # vLLM replaces it
+        del llm
+
+
+class Case:
+    """What a request asks.
+
+    Args:
+        length: of its prompt, in tokens.
+        heard: number of its sound; None for none.
+        gate: of the request; None for the adapter's own.
+    """
+
+    def __init__(self, length: int, heard: int | None = None, gate: float | None = None) -> None:
+        self.heard, self.gate = heard, gate
+        self.ids = [3 + number % 30 for number in range(length)]
+
+    def prompt(self, *, hearing: bool = True) -> dict[str, Any]:
+        """As vLLM takes it."""
+        found: dict[str, Any] = {"prompt_token_ids": self.ids}
+        if hearing and self.heard is not None:
+            wave = sound(self.heard)
+            found["multi_modal_data"] = {"audio": (wave.values, wave.sampling_rate)}
+            if self.gate is not None:
+                found["mm_processor_kwargs"] = {"gate": self.gate}
+        return found
+
+
+Bits = list[tuple[int, float]]
+
+
+def asked(llm: Any, cases: list[Case], *, hearing: bool = True) -> list[Bits]:
+    """Tokens and log-probabilities of the answers to requests that come at once."""
+    return [bits(one) for one in outputs(llm, cases, hearing=hearing)]
+
+
+def outputs(llm: Any, cases: list[Case], *, hearing: bool = True) -> list[Any]:
+    """What vLLM tells of them."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(max_tokens=TOKENS, temperature=0, logprobs=0, ignore_eos=True)
+    prompts = [case.prompt(hearing=hearing) for case in cases]
+    found: list[Any] = llm.generate(prompts, params, use_tqdm=False)
+    return found
+
+
+def bits(output: Any) -> Bits:
+    """Tokens and log-probabilities of one answer."""
+    (answer,) = output.outputs
+    pairs = zip(answer.token_ids, answer.logprobs, strict=True)
+    return [(token, known[token].logprob) for token, known in pairs]
+
+
+def by_transformers(folder: Path, case: Case) -> Bits:
+    """The same request, answered by the adapter in transformers."""
+    model = safe_framework.load(folder)
+    ids = torch.tensor([case.ids])
+    own = {} if case.heard is None else model.processor.modality("audio", [sound(case.heard)])
+    out = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), **own, gate=case.gate,
+        max_new_tokens=TOKENS, do_sample=False, return_dict_in_generate=True, output_logits=True,
+    )  # fmt: skip
+    logs = [step[0].log_softmax(-1) for step in out.logits]
+    return [(int(one.argmax()), float(one.max())) for one in logs]

@@ -1,0 +1,186 @@
+"""An adapter in vLLM: who has no sample gets plain vLLM's bits, who has one is heard."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.optional.vllm.conftest import (
+    Case,
+    Making,
+    asked,
+    bits,
+    by_transformers,
+    engine,
+    outputs,
+    sound,
+)
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
+
+ROUNDING = 1e-4
+"""In nats: of sums of at most 64 numbers of float32 in another order, through three layers."""
+
+MIXED = [
+    Case(5), Case(5, 0), Case(70, 1), Case(70), Case(9, 1, 0.0), Case(70, 0, 0.5), Case(11),
+]  # fmt: skip
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether tokens are the same, and log-probabilities but for rounding."""
+    pairs = zip(one, other, strict=True)
+    return all(a == b and abs(x - y) < ROUNDING for (a, x), (b, y) in pairs)
+
+
+KINDS = [
+    ("lora", "answer", "Llama"), ("gated", "all", "Llama"), ("multilayer", "answer", "Llama"),
+    ("tanh_gated", "answer", "Llama"), ("cross_attention", "all", "Llama"),
+    ("lora", "answer", "Qwen2"), ("lora", "answer", "Qwen3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_heard_as_in_transformers_beside_rows_of_plain_bits(
+    adapter: Making, kind: tuple[str, str, str]
+) -> None:
+    """Law: rows with a sample are answered as in transformers, all others to plain vLLM's bits.
+
+    The batch is mixed, and its prompts are read in pieces; plain vLLM has one of the same shape.
+    """
+    folder = adapter(*kind)
+    with engine(folder) as listening:
+        found = asked(listening, MIXED)
+    with engine(folder.parent / "base") as plain:
+        expected = asked(plain, MIXED, hearing=False)
+    moved = list[bool]()
+    for case, one, other in zip(MIXED, found, expected, strict=True):
+        assert same(one, by_transformers(folder, case))
+        if case.heard is None or case.gate == 0:
+            assert one == other
+        else:
+            moved.append(one != other)
+    assert moved == [True] * 3
+
+
+@pytest.mark.parametrize("attend", ["answer", "all"])
+def test_prefix_cache_leaks_nothing(adapter: Making, attend: str) -> None:
+    """Law: one prompt without a sound, with two and with another gate is answered as ever.
+
+    Asked in every order behind each other with the prefix cache on. Prompts of who hears in the
+    answer alone share the base's blocks, and others none of them.
+    """
+    cases = [Case(70), Case(70, 0), Case(70, 1), Case(70, 0, 0.5)]
+    with engine(adapter("lora", attend)) as llm:
+        first = [asked(llm, [case])[0] for case in cases]
+        assert len({tuple(one) for one in first}) == len(cases)
+        for order in itertools.permutations(range(len(cases))):
+            assert [asked(llm, [cases[n]])[0] for n in order] == [first[n] for n in order]
+        (again,) = outputs(llm, [cases[1]])
+        assert again.num_cached_tokens == 64
+        (fresh,) = outputs(llm, [Case(70, 2)])
+        assert fresh.num_cached_tokens == (64 if attend == "answer" else 0)
+
+
+def test_preempted_rows_go_on_as_they_were(adapter: Making) -> None:
+    """Law: rows that are thrown out for want of memory, and read again, are answered as ever.
+
+    Those without a sample have plain vLLM's bits, and those with one are answered as alone.
+    """
+    folder = adapter()
+    few = {"num_gpu_blocks_override": 8, "max_num_batched_tokens": 256, "max_model_len": 128}
+    cases = [Case(60), Case(61, 0), Case(62, 1), Case(60, 0, 0.5), Case(59)]
+    with engine(folder, **few) as llm:
+        found = asked(llm, cases)
+        assert preemptions(llm) > 0
+    with engine(folder.parent / "base", **few) as plain:
+        expected = asked(plain, cases, hearing=False)
+    for case, one, other in zip(cases, found, expected, strict=True):
+        assert same(one, by_transformers(folder, case))
+        assert case.heard is not None or one == other
+
+
+def preemptions(llm: Any) -> float:
+    """How often rows were thrown out."""
+    named = "vllm:num_preemptions"
+    return sum(float(one.value) for one in llm.get_metrics() if one.name == named)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"gate": "auto"}, 'the gate is "auto"'),
+        ({"gate": 2}, "a gate must be between 0 and 1"),
+        ({"gain": 1}, "`mm_processor_kwargs` has `gain`"),
+        ({"rate": None}, "without its sampling rate"),
+        ({"broken": True}, "holds NaN or Inf"),
+    ],
+)
+def test_what_cannot_be_heard_is_refused(deaf: Any, more: dict[str, Any], told: str) -> None:
+    """Law: a gate or a sound that cannot be used is refused by name, and the engine goes on."""
+    from vllm.exceptions import VLLMValidationError
+
+    wave = sound(0)
+    values, own = wave.values.copy(), dict(more)
+    rate = own.pop("rate", wave.sampling_rate)
+    if own.pop("broken", False):
+        values[7] = float("nan")
+    prompt = {
+        "prompt_token_ids": [3, 4, 5],
+        "multi_modal_data": {"audio": values if rate is None else (values, rate)},
+        "mm_processor_kwargs": own,
+    }
+    with pytest.raises(VLLMValidationError, match=told):
+        deaf.generate([prompt], use_tqdm=False)
+    assert len(bits(outputs(deaf, [Case(5, 0)])[0])) == 8
+
+
+@pytest.fixture(scope="module")
+def deaf(adapter: Making) -> Any:
+    """An engine that stays."""
+    with engine(adapter()) as llm:
+        yield llm
+
+
+def test_a_layer_that_does_not_listen_is_an_error(deaf: Any, monkeypatch: Any) -> None:
+    """Law: a pass in which a fused layer was not reached ends in an error, and not in an answer."""
+    from safe_framework.errors import InjectionError
+
+    runner = deaf.llm_engine.model_executor.driver_worker.worker.model_runner
+    layer = runner.model.model.layers[2]
+    monkeypatch.setattr(layer, "__class__", type(layer).__mro__[1])
+    with pytest.raises(InjectionError, match=r"not heard at layers \[2\]"):
+        outputs(deaf, [Case(5, 0)])
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"tensor_parallel_size": 2}, "--tensor-parallel-size"),
+        ({"enable_lora": True}, "--enable-lora"),
+        ({"enable_prompt_embeds": True}, "--enable-prompt-embeds"),
+        ({"revision": "main"}, "--revision cannot be given"),
+    ],
+)
+def test_what_was_never_heard_is_refused_at_the_start(
+    adapter: Making, options: dict[str, Any], named: str
+) -> None:
+    """Law: an option of vLLM's under which nobody has seen an adapter work is refused by name."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    from safe_framework.errors import AdapterError
+
+    with pytest.raises(AdapterError, match=named):
+        EngineArgs(model=str(adapter()), **options).create_engine_config()
+
+
+def test_other_models_are_vllm_s_own(adapter: Making) -> None:
+    """Law: a model that is no adapter is configured as without the plugin."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    base: Path = adapter().parent / "base"
+    config = EngineArgs(model=str(base)).create_engine_config()
+    assert config.model_config.architectures == ["LlamaForCausalLM"]
+    assert config.parallel_config.worker_cls == "vllm.v1.worker.cpu_worker.CPUWorker"
