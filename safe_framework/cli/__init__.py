@@ -6,6 +6,7 @@ Whatever a command needs beyond names is imported inside it, so that help comes 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -62,6 +63,7 @@ _COMMANDS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code: 0, 1 for an error, 130 for an interrupt."""
+    _print_in_any_encoding()
     parser = _parser()
     arguments = parser.parse_args(argv)
     if "run" not in arguments:
@@ -84,6 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code
+
+
+def _print_in_any_encoding() -> None:
+    """Let a terminal or a pipe without UTF-8 show a question mark where it has no such letter."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def _parser() -> argparse.ArgumentParser:

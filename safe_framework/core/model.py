@@ -222,23 +222,12 @@ class SafeModel(nn.Module):
                 hint="leave out `inline` or `windows`",
             )
         check_attend(attend, self.base, self.stack, self._example_inputs(), marked=marked)
-        written = _transcripts(name, encoder, transcript)
-        if written is None and not features:
-            raise SafeError(
-                f"`{name}` would give the base nothing: it has neither features nor a transcript",
-                hint="leave `features` as it is, or set `transcript`",
-            )
+        written = _transcripts(name, encoder, transcript, features=features)
         taken, tokens = self._markers().values(), inline_tokens(projector) if inline else None
-        marks = None
-        if marked or written is not None:
+        size, spoken, marks = self.stack.hidden_size, written is not None, None
+        if marked or spoken:
             marks = make_markers(
-                self.base,
-                self.device,
-                self.stack.hidden_size,
-                taken,
-                tokens,
-                marked=marked,
-                transcript=written is not None,
+                self.base, self.device, size, taken, tokens, marked=marked, transcript=spoken
             )
         segments = SegmentVectors(self.stack.hidden_size)
         parts = encoder, projector, fusion, segments
@@ -907,11 +896,20 @@ class SafeModel(nn.Module):
 
 
 def _transcripts(
-    name: str, encoder: Encoder, given: bool | TranscriptSpec | Transcripts
+    name: str, encoder: Encoder, given: bool | TranscriptSpec | Transcripts, *, features: bool
 ) -> Transcripts | None:
-    """What writes down the samples of a modality, as ``add_modality`` was told."""
+    """What writes down the samples of a modality, as ``add_modality`` was told.
+
+    Raises:
+        SafeError: the encoder cannot transcribe, or nothing would be given to the base.
+    """
     if isinstance(given, Transcripts):
         return given
+    if given is False and not features:
+        raise SafeError(
+            f"`{name}` would give the base nothing: it has neither features nor a transcript",
+            hint="leave `features` as it is, or set `transcript`",
+        )
     if given is False:
         return None
     return Transcripts(name, encoder, TranscriptSpec() if given is True else given)

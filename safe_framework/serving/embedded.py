@@ -15,6 +15,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -32,6 +33,7 @@ from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.model import SafeModel
 from safe_framework.core.relevance import AUTO, Strength, check_decidable, relevance_samples
 from safe_framework.core.turn_end import TurnEnd
+from safe_framework.data.samples import as_sample
 from safe_framework.errors import SafeError
 from safe_framework.interfaces.samples import together
 from safe_framework.serving.answer_text import AnswerText
@@ -233,6 +235,7 @@ class EmbeddedEngine:
         """
         gates = self._gates(request)
         messages = [_without(message, gates) for message in request.messages]
+        self._write_down(messages)
         with self._tokenizing:
             batch, end = self._batch(messages, as_question=request.as_question)
         length = batch["input_ids"].shape[1]
@@ -252,6 +255,18 @@ class EmbeddedEngine:
             samples,
             ends,
         )
+
+    def _write_down(self, messages: Sequence[Message]) -> None:
+        """Transcribe samples while others may use the tokenizer: it takes as long as many texts."""
+        processor = self.model.processor
+        for message in messages if processor.transcripts else ():
+            parts = message["content"]
+            for part in () if isinstance(parts, str) else parts:
+                name = part["type"]
+                if name in processor.transcripts and part.get(name) is not None:
+                    with suppress(SafeError):  # which the processor raises, with its place
+                        sample = as_sample(name, part[name], processor.encoders[name])
+                        processor.transcripts[name].words(sample)
 
     def _longest(self, prompt: int, asked: int | None) -> int:
         context = None if decodes_separately(self.model.base) else self.context

@@ -1,5 +1,6 @@
 """The command ``safe`` answers at once, plainly, and with an exit code that scripts can use."""
 
+import io
 import json
 import re
 import subprocess
@@ -422,3 +423,13 @@ def test_warnings_of_one_kind_are_folded(capsys):
         "warning: once",
         "warning: and 97 more, the last: file 99 is odd",
     ]
+
+
+def test_a_terminal_without_utf8_is_printed_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: a letter that the stream's encoding lacks is a question mark, not the command's end."""
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    assert main(["check", "\u00fcber.toml"]) == 1
+    streams[1].flush()
+    assert b"`?ber.toml`" in streams[1].buffer.getvalue()  # type: ignore[attr-defined]
