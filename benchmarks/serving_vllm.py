@@ -3,7 +3,8 @@
 Rounds of three arms, one after the other so that a busy machine troubles all of them alike: plain
 vLLM on the base, vLLM on the adapter without a sample, and with a sound in every request. Each
 round gives a ratio; their median and range are printed. Prompts differ from round to round, so that
-no arm finds them in a prefix cache.
+no arm finds them in a prefix cache. Times are the process's own on the processor, of one thread, so
+that what else runs on the machine does not count.
 
     python benchmarks/serving_vllm.py runs/quickstart [--rounds 7 --requests 16 --tokens 24]
 """
@@ -33,6 +34,8 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     plain, listening = engines(arguments.adapter, arguments.max_batch)
     arms = {"base": (plain, False), "without": (listening, False), "hearing": (listening, True)}
     seconds: dict[str, list[float]] = {name: [] for name in arms}
@@ -70,7 +73,7 @@ def engines(adapter: str, max_batch: int) -> tuple[Any, Any]:
 
 
 def measured(llm: Any, number: int, requests: int, tokens: int, *, hearing: bool) -> float:
-    """Seconds in which all are answered, each to its last token.
+    """Seconds of the processor in which all are answered, each to its last token.
 
     Args:
         llm: that answers.
@@ -91,9 +94,9 @@ def measured(llm: Any, number: int, requests: int, tokens: int, *, hearing: bool
         if hearing:
             noise = np.random.default_rng(one).normal(0, 0.1, RATE).astype(np.float32)
             prompts[-1]["multi_modal_data"] = {"audio": (noise, RATE)}
-    start = time.perf_counter()
+    start = time.process_time()
     found = llm.generate(prompts, params, use_tqdm=False)
-    took = time.perf_counter() - start
+    took = time.process_time() - start
     assert all(len(one.outputs[0].token_ids) == tokens for one in found)
     return took
 
