@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tracemalloc
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,17 @@ from safe_framework.data.frame_cache import FrameCache, stack
 from safe_framework.data.long_sounds import FileSound, JoinedSound, LongSound
 from safe_framework.data.samples import read_for
 from safe_framework.errors import DataError, SafeError, SampleError
-from safe_framework.interfaces.encoder import Encoder
-from safe_framework.interfaces.samples import Sample
-from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT, Frames
+from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, PRESENT
 from safe_framework.interfaces.windows import Window, Windows
 from safe_framework.utils.tensors import bitwise_equal
 from safe_framework_plugins.encoders.sensor import SensorEncoder
+from tests.support.levels import RATE, LevelEncoder, write_m4a
 from tests.support.tolerance import FORWARD, assert_same_sums
 from tests.support.toys import DIM, ToyEncoder, ToyProjector, llama, lora, tokenizer
 
 STEPS = 4
 SHORT = torch.linspace(-1, 1, STEPS * DIM).reshape(STEPS, DIM)
 LONG = torch.randn(11, DIM, generator=torch.Generator().manual_seed(1))
-RATE = 1000
 
 
 class CutEncoder(ToyEncoder):
@@ -42,35 +39,6 @@ class CutEncoder(ToyEncoder):
 
     def whole_window(self) -> Window:
         return Window(STEPS, STEPS)
-
-
-class LevelEncoder(Encoder):
-    """The loudness of each tenth of a second of sound, of at most so many seconds."""
-
-    dim, sampling_rate = 1, RATE
-
-    def __init__(self, seconds: int = 1) -> None:
-        super().__init__()
-        self.seconds = seconds
-        self.scale = nn.Parameter(torch.ones(1), requires_grad=False)
-
-    def whole_window(self) -> Window:
-        return Window(self.seconds * RATE, self.seconds * 10, RATE)
-
-    def prepare(self, samples: Sequence[Sample]) -> Mapping[str, Tensor]:
-        longest = max(len(sample.values) for sample in samples)
-        values = torch.zeros(len(samples), math.ceil(longest / 100) * 100)
-        there = torch.zeros(values.shape, dtype=torch.bool)
-        for row, sample in enumerate(samples):
-            if len(sample.values) > self.seconds * RATE:
-                raise SampleError(f"`samples[{row}]` is longer than {self.seconds} s")
-            values[row, : len(sample.values)] = torch.from_numpy(sample.values)
-            there[row, : len(sample.values)] = True
-        return {"values": values, "there": there}
-
-    def forward(self, **inputs: Tensor) -> Frames:
-        tenths = inputs["values"].unflatten(1, (-1, 100)).square().mean(2, keepdim=True)
-        return Frames(self.scale * tenths, inputs["there"].unflatten(1, (-1, 100)).any(2))
 
 
 def hearing(*, windows: bool = True, **options: Any) -> SafeModel:
@@ -244,16 +212,8 @@ def test_a_long_file_is_read_as_it_is_needed(tmp_path: Path) -> None:
 
 def test_what_pyav_reads_is_read_as_it_is_needed(tmp_path: Path) -> None:
     """Law: so is a recording that libsndfile cannot read."""
-    import av
-
     path, rate = tmp_path / "long.m4a", 16_000
-    tone = 0.5 * np.sin(np.arange(3 * rate) / 20).astype(np.float32)
-    with av.open(str(path), "w") as file:
-        stream = file.add_stream("aac", rate=rate, layout="mono")
-        frame = av.AudioFrame.from_ndarray(tone[None], format="fltp", layout="mono")
-        frame.sample_rate = rate
-        for packet in (*stream.encode(frame), *stream.encode(None)):
-            file.mux(packet)
+    write_m4a(path, 0.5 * np.sin(np.arange(3 * rate) / 20), rate)
     sound = read_for(LevelEncoder().cut_into_windows(), path, "row 1")
     assert isinstance(sound, FileSound)
     assert np.allclose(sound.values, read_audio(path, RATE).values, atol=1e-2)

@@ -18,6 +18,7 @@ from safe_framework.serving import conversation
 from safe_framework.serving.conversation import part_of, say, shown
 from safe_framework.serving.playground import converse
 from tests.support.chats import speaking
+from tests.support.levels import LevelEncoder, write_m4a
 from tests.support.toys import ToyEncoder, ToyFusion, ToyProjector, llama
 
 
@@ -118,3 +119,26 @@ def test_large_files_and_bases_without_a_chat(
     monkeypatch.setattr(model.processor, "chat", None)
     with pytest.raises(DataError, match=r"has no chat template.*\nhint: ask it one question"):
         next(say(model, "touch", [], "what"))
+
+
+def test_a_long_recording_is_asked_about_in_turns(tmp_path: Path) -> None:
+    """Law: five minutes from a phone are heard whole, and still in the next turn."""
+    words = speaking("chatml")
+    model = SafeModel(llama(vocab_size=len(words), max_position_embeddings=512), words)
+    encoder = LevelEncoder(seconds=10).cut_into_windows(longest=300.5)
+    parts: Any = {"projector": ToyProjector(encoder.dim), "fusion": ToyFusion()}
+    model.add_modality("touch", encoder=encoder, **parts)
+    path, rate = tmp_path / "mine.m4a", 8_000
+    write_m4a(path, np.sin(np.arange(300 * rate) / 8), rate)
+    pipe, talk = safe_framework.pipeline(model), list[Any]()
+    for text, sent in (("what is this", [str(path)]), ("and that", [])):
+        given = {"text": text, "files": sent}
+        *_, (_, talk, _, wrong) = converse(model, "touch", given, 1.0, talk, max_new_tokens=4)
+        assert not wrong
+        (whole,) = pipe(talk[:-1], max_new_tokens=4, do_sample=False)
+        assert talk[-1]["content"] == whole["generated_text"]
+    batch = model.processor.apply_chat_template(talk[:-1], add_generation_prompt=True)
+    heard = model(**batch).logits
+    assert batch["touch__window_count"].item() in (30, 31)  # of 10 s, and a codec's padding
+    batch["touch__values"][0, 29] += 1
+    assert not torch.equal(heard, model(**batch).logits)
