@@ -188,6 +188,6 @@ class TestWhisperTranscriber(TranscriberContract):
 
 
 def test_times_are_written_beside_phrases() -> None:
-    """Law: from when to when, in seconds; a phrase that is cut ends with the recording."""
-    assert _timed(" Hello.", (0.0, 2.4), 3.0) == "[0.0 to 2.4 s] Hello."
-    assert _timed(" Good", (2.4, None), 3.0) == "[2.4 to 3.0 s] Good"
+    """Law: from when to when, in seconds; no phrase ends behind the recording."""
+    assert _timed("Hello.", 0.0, 2.4, 3.0) == "[0.0 to 2.4 s] Hello."
+    assert _timed("Good", 2.4, 30.0, 3.0) == "[2.4 to 3.0 s] Good"

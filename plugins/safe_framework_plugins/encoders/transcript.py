@@ -5,7 +5,6 @@ Radford et al. 2022, Robust Speech Recognition via Large-Scale Weak Supervision 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -120,25 +119,34 @@ class WhisperTranscriber(Transcriber):
             **how,
         ).to(self._model.device)
         options = {"return_timestamps": True} if several or self._timestamps else {}
+        if self._timestamps:
+            options["return_segments"] = True
         with quietly():
-            ids = self._model.generate(
+            out = self._model.generate(
                 **inputs, do_sample=False, num_beams=1, **self._options, **options
             )
         if not self._timestamps:
-            return str(self._tokenizer.decode(ids[0], skip_special_tokens=True)).strip()
-        phrases = self._tokenizer.decode(ids[0], skip_special_tokens=True, output_offsets=True)
-        return "\n".join(_timed(**one, last=waveform.seconds) for one in phrases["offsets"])
+            return self._text(out[0])
+        phrases = ((one["start"], one["end"], one["tokens"]) for one in out["segments"][0])
+        return "\n".join(
+            _timed(self._text(tokens), float(begin), float(end), waveform.seconds)
+            for begin, end, tokens in phrases
+        )
+
+    def _text(self, ids: torch.Tensor) -> str:
+        """The words of some ids, of which those behind all words are times."""
+        last = self._model.generation_config.no_timestamps_token_id
+        words = ids if last is None else ids[ids <= last]
+        return str(self._tokenizer.decode(words, skip_special_tokens=True)).strip()
 
 
-def _timed(text: str, timestamp: tuple[float, float | None], last: float) -> str:
-    """A phrase with its times, in seconds; one that is cut ends with the recording.
+def _timed(text: str, begin: float, end: float, last: float) -> str:
+    """A phrase with its times, in seconds, none of which is behind the recording's last.
 
-    >>> _timed(" Hello.", (0.0, 2.4), 3.0)
+    >>> _timed("Hello.", 0.0, 2.4, 3.0)
     '[0.0 to 2.4 s] Hello.'
     """
-    begin, end = timestamp
-    end = last if end is None or math.isnan(end) else min(end, last)
-    return f"[{begin:.1f} to {end:.1f} s] {text.strip()}"
+    return f"[{min(begin, last):.1f} to {min(end, last):.1f} s] {text}"
 
 
 def _check_language(language: str | None, known: Sequence[str]) -> None:
