@@ -31,7 +31,7 @@ from safe_framework.runs.inspection import sweep_gate
 from safe_framework.runs.relevance import own_calls, shipped_calls
 from safe_framework.runs.run import run_recipe
 from safe_framework.training.compute.shared_opening import openings
-from safe_framework.training.relevance import best_head
+from safe_framework.training.relevance import fit_head
 from safe_framework.training.relevance_calls import HELD_OUT, TRAINED, GateCall
 from safe_framework.training.relevance_states import prompt_states
 
@@ -145,7 +145,7 @@ def test_calls_are_one_draw_each(finished: Path) -> None:
 
 
 def test_a_head_tells_what_it_was_fitted_on() -> None:
-    """Law: of layers, the one that tells relevant calls from others is read, by their likeness."""
+    """Law: relevant calls are told from others by their likeness to those that were seen."""
     draw = torch.Generator().manual_seed(0)
     calls = [
         GateCall(
@@ -159,10 +159,10 @@ def test_a_head_tells_what_it_was_fitted_on() -> None:
     noise = torch.randn(90, 6, generator=draw)
     ring = torch.nn.functional.normalize(noise, dim=1)  # no plane parts an inner from an outer one
     wanted = torch.tensor([call.relevant for call in calls])
-    states = {2: noise, 5: ring * torch.where(wanted, 0.5, 2.0).unsqueeze(1)}
-    head = best_head(states, calls)
+    states = ring * torch.where(wanted, 0.5, 2.0).unsqueeze(1)
+    head = fit_head(states, calls, layer=5)
     assert head.layer == 5
-    assert torch.equal(head(states[5]) > 0, wanted)
+    assert torch.equal(head(states) > 0, wanted)
 
 
 def test_states_behind_what_calls_begin_with_are_those_of_whole_calls(
@@ -191,7 +191,8 @@ def test_where_the_gate_opens_tells_the_answers(finished: Path) -> None:
     assert head is not None
     with eval_mode(model):
         batch = example_inputs(model, without_modality(examples, "audio"))
-        head.threshold = float(head(model.prompt_states(batch, [head.layer])[head.layer]).median())
+        scores = head(model.prompt_states(batch, [head.layer])[head.layer])
+        head.threshold = float(scores.min() + scores.max()) / 2
         heard = opens(model, "audio", examples, batch_size=3)
         assert 0 < sum(heard) < len(heard)
         plain, opened, auto = (
