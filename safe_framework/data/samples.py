@@ -128,13 +128,14 @@ def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
     if not os.path.isfile(path):
         raise missing_file(path, f"the file `{path}`")
     try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        with found as arrays:
-            names = list(arrays)
-            if len(names) == 1:
-                return np.asarray(arrays[names[0]])
+        with Path(path).open("rb") as file:  # NumPy leaves its own open where bytes are broken
+            found = np.load(file, allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                return found
+            with found as arrays:
+                names = list(arrays)
+                if len(names) == 1:
+                    return np.asarray(arrays[names[0]])
     except Exception as error:  # NumPy and zipfile raise errors of many kinds at broken bytes
         why, hint = what_it_is(first_bytes(Path(path))) or (error, "save it by numpy.save")
         raise DataError(f"`{path}` cannot be read as an array: {why}", hint=hint) from error
