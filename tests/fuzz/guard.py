@@ -97,10 +97,12 @@ class _Audit:
     def watching(self, folders: tuple[Path, ...]) -> Iterator[list[str]]:
         """Within the block, note what changes outside of ``folders``."""
         self.seen, self.folders = [], folders
+        compiled = sys.dont_write_bytecode
+        sys.dont_write_bytecode = True  # of modules that are first imported here
         try:
             yield self.seen
         finally:
-            self.folders = ()
+            self.folders, sys.dont_write_bytecode = (), compiled
 
 
 _AUDIT = _Audit()  # a hook stays for as long as the process does
