@@ -135,15 +135,16 @@ def _content(held: Any, name: str, place: str) -> bytes:
     Raises:
         DataError: it is neither.
     """
-    try:
-        if not isinstance(held, (str, int)):
+    cause: Exception | None = None
+    if not isinstance(held, (str, int)):
+        try:
             return bytes(held)
-    except (TypeError, ValueError):
-        pass
+        except (TypeError, ValueError) as error:
+            cause = error
     raise DataError(
         f"{place}: `bytes` of `{name}` must be the content of a file, not {type(held).__name__}",
         hint="a text in base64 is not read: write it into a file and name that",
-    )
+    ) from cause
 
 
 def sources_of(

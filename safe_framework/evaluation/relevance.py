@@ -64,17 +64,24 @@ def opens(
         examples: with samples or without.
         batch_size: of them at a time.
     """
-    head = model.modality(modality).relevance
-    assert head is not None
     found: dict[int, bool] = {}
     order = sorted(range(len(examples)), key=lambda index: bool(examples[index].images))
     asked = without_modality([examples[index] for index in order], modality)
     with eval_mode(model):
         for rows in batched_apart(asked, batch_size):
-            states = model.prompt_states(example_inputs(model, rows), [head.layer])[head.layer]
-            chosen: list[bool] = (head(states) > head.threshold).tolist()
+            chosen = opened_rows(model, modality, example_inputs(model, rows))
             found |= dict(zip(order[len(found) :], chosen, strict=False))
     return [found[index] for index in range(len(examples))]
+
+
+@torch.no_grad()
+def opened_rows(model: SafeModel, modality: str, batch: Mapping[str, Any]) -> list[bool]:
+    """On which rows of processed texts a modality's head, which it must have, opens its gate."""
+    head = model.modality(modality).relevance
+    assert head is not None
+    states = model.prompt_states(batch, [head.layer])[head.layer]
+    found: list[bool] = head.opens(head(states)).tolist()
+    return found
 
 
 @torch.no_grad()

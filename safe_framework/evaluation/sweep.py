@@ -26,6 +26,7 @@ from safe_framework.evaluation.answers import (
     text_rows,
 )
 from safe_framework.evaluation.metrics import Estimate, TextSums, bootstrap, exact_match, merge_sums
+from safe_framework.evaluation.relevance import opened_rows
 from safe_framework.evaluation.results import Agreement, SeeingScore
 from safe_framework.evaluation.retention import (
     LOGIT_ROWS,
@@ -343,12 +344,8 @@ def _retention_by_gate(
 
 def _opened(model: SafeModel, modality: str, rows: Sequence[TextRow]) -> list[bool]:
     """On which texts a relevance head opens the gate."""
-    head = model.modality(modality).relevance
-    assert head is not None
     prompts = model_inputs(model, [row.text for row in rows], (), [row.images for row in rows])
-    states = model.prompt_states(prompts, [head.layer])[head.layer]
-    found: list[bool] = head.opens(head(states)).tolist()
-    return found
+    return opened_rows(model, modality, prompts)
 
 
 def _decided(compare: Callable[[float], list[TextSums]], opened: Sequence[bool]) -> list[TextSums]:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from safe_framework.core.model import SafeModel
-from safe_framework.core.output_head import on_device
 from safe_framework.core.prompt_rows import PromptRow, Rows
 from safe_framework.training.compute.activation_cache import (
     ActivationCaches,
@@ -83,12 +82,8 @@ class EndReader:
 
     def read(self, shared: SharedOpening, rows: Rows) -> dict[str, Tensor]:
         """The states of rows, each (batch, 1, hidden)."""
-        if shared.ids:
-            inputs = shared.inputs([behind(row, shared.ids) for row in rows])
-        else:
-            batch = self._caches.prompts.collate(rows, self._caches.pad)
-            inputs = on_device(batch, self.model.device)
-        found = self.model.prompt_states(inputs, self.layers)
+        left = [behind(row, shared.ids) for row in rows] if shared.ids else rows
+        found = self.model.prompt_states(shared.inputs(left), self.layers)
         return {str(layer): found[layer].unsqueeze(1) for layer in self.layers}
 
     def goes_on(self, parts: Mapping[tuple[int, ...], Rows]) -> bool:

@@ -24,7 +24,12 @@ from safe_framework.core.model import SafeModel
 from safe_framework.core.relevance import AUTO
 from safe_framework.errors import SafeError
 from safe_framework.serving.answer_text import AnswerText
-from safe_framework.serving.embedded import EmbeddedEngine, EngineLoad, PreparedRequest
+from safe_framework.serving.embedded import (
+    EmbeddedEngine,
+    EngineLoad,
+    PreparedRequest,
+    RequestTicket,
+)
 from safe_framework.serving.engine import (
     Failed,
     FinishReason,
@@ -42,22 +47,14 @@ from safe_framework.utils.suggest import nearest
 
 
 @attrs.define(eq=False)
-class VllmTicket:
+class VllmTicket(RequestTicket):
     """A request in the engine.
 
     Attributes:
-        number: of the request, in the order in which they came.
-        request: that is answered.
-        sink: is told what becomes of it.
-        cancelled: whether nobody wants it any more.
         begun: whether a token of it has come.
         task: that answers it.
     """
 
-    number: int
-    request: PreparedRequest
-    sink: Sink
-    cancelled: bool = False
     begun: bool = False
     task: Future[None] | None = None
 
@@ -66,11 +63,6 @@ class VllmTicket:
         self.cancelled = True
         if self.task is not None:
             self.task.cancel()
-
-    def tell(self, event: Any) -> None:
-        """Pass an event on, unless nobody wants it."""
-        if not self.cancelled:
-            self.sink(event)
 
 
 class VllmEngine:
