@@ -347,8 +347,11 @@ def test_rows_that_are_gone_are_said(recipe: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_says_what_it_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_what_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """In a pipe, the first lines name the target and the time; later ones how far it is."""
+    monkeypatch.setattr("safe_framework.utils.progress._APART", 0.0)  # as if it took long
     with quietly():
         base = save(tmp_path / "base", *seeing_bases()["llava"]())
     assert main(["verify", str(base), "--quick"]) == 0
