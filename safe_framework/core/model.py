@@ -88,8 +88,8 @@ from safe_framework.core.relevance import (
 from safe_framework.core.segments import SegmentVectors, without_untaught
 from safe_framework.core.switched_off import is_switched_off, switched_off, warn_if_off_elsewhere
 from safe_framework.data.chat_template import QUESTION
-from safe_framework.data.prompts import recipe_chat
 from safe_framework.data.listening import Listener
+from safe_framework.data.prompts import recipe_chat
 from safe_framework.data.transcripts import Transcripts
 from safe_framework.data.windows import prepare_samples
 from safe_framework.errors import SafeError, UnsupportedBaseError

@@ -197,7 +197,10 @@ class Listener:
     def _append(self, values: Mono) -> None:
         self._total += len(values)
         kept = values[-self._most :]
-        np.put(self._sound, np.arange(self._total - len(kept), self._total), kept, mode="wrap")
+        at = (self._total - len(kept)) % self._most
+        room = self._most - at
+        self._sound[at : at + len(kept)] = kept[:room]
+        self._sound[: len(kept[room:])] = kept[room:]
         if self._hop is None:
             return
         first = self._first()
@@ -216,8 +219,9 @@ class Listener:
         return over if self._hop is None else -(-over // self._hop) * self._hop
 
     def _part(self, start: int, stop: int) -> Mono:
-        part: Mono = np.take(self._sound, np.arange(start, stop), mode="wrap")
-        return part
+        at, length = start % self._most, stop - start
+        part = self._sound[at : at + length]
+        return np.concatenate([part, self._sound[: length - len(part)]])
 
     def _encoded(self, start: int, stop: int) -> Frames:
         """The frames of one window, alone: beside others its last bits would depend on them."""

@@ -1,4 +1,4 @@
-"""A recording that goes on: the last of it is a sample like any other, and costs its newest part."""
+"""A recording that goes on: its last part is a sample, and costs what is new in it."""
 
 from __future__ import annotations
 
@@ -42,11 +42,13 @@ class Counting(LevelEncoder):
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """So many seconds of it."""
     found = np.random.default_rng(seed).uniform(-0.5, 0.5, round(seconds * RATE))
     return found.astype(np.float32)
 
 
 def listener(encoder: LevelEncoder, seconds: float | None = None, **options: Any) -> Listener:
+    """What hears by an encoder alone."""
     return Listener("ear", encoder.eval(), lambda given: encoder(**given), seconds, **options)
 
 
@@ -196,6 +198,7 @@ def test_the_model_hears_it_as_the_same_recording() -> None:
 
 
 def ears_of(model: SafeModel, values: Any) -> Sample:
+    """A sample of what a model heard."""
     ears = model.listen("ear")
     ears.add(values)
     return ears.heard()
