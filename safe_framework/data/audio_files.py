@@ -38,7 +38,7 @@ _OGG_PAGE = struct.Struct("<4sBB8sIIIB")  # RFC 3533, section 6
 _OGG_BEGINS, _OGG_ENDS = 2, 4
 _PRIMING = 0.2  # seconds by which a codec's frames may be fewer than their file says
 _TRAILING = 1024  # bytes that programs may leave behind the chunks of a file
-_STREAMED = (0, 0xFFFFFFFF)  # sizes that a writer leaves when it cannot go back to the header
+_MOST = 0xFFFFFFFF  # that a chunk's size can say
 
 
 class SoundTooLongError(DataError):
@@ -155,7 +155,7 @@ def _missing(content: bytes | mmap) -> str:
     """What of a file is missing by its own words; empty if nothing is, or it does not say."""
     for name, at, size in _chunks(memoryview(content)):
         there = max(len(content) - at, 0)
-        if name in (b"data", b"SSND") and size not in _STREAMED and size > there:
+        if name in (b"data", b"SSND") and not _streamed(at, size) and size > there:
             return f"its header says {size} bytes of sound, and {there} are there"
     if content[:4] == b"OggS":
         pages = list(_ogg_pages(content))
@@ -210,9 +210,17 @@ def _chunks(content: memoryview) -> Iterator[tuple[bytes, int, int]]:
         if name[:4] == kind:  # the next stream
             return
         yield name[:4], at, size
-        if size < 0 or size in _STREAMED:
+        if size < 0 or _streamed(at, size):
             return
         at += size + -size % layout.multiple
+
+
+def _streamed(at: int, size: int) -> bool:
+    """Whether a chunk's size is what a writer leaves when it cannot go back to the header.
+
+    That is nothing, or all that a header can say, of the chunk or of the file to its end.
+    """
+    return size in (0, _MOST, _MOST - at)
 
 
 def _ogg_pages(content: bytes | mmap) -> Iterator[tuple[int, int]]:
@@ -258,7 +266,7 @@ def _end_of_first(content: memoryview) -> int:
     multiple = _LAYOUTS[kind].multiple if (kind := bytes(content[:4])) in _LAYOUTS else 1
     end = 0
     for _, at, size in _chunks(content):
-        end = 0 if size < 0 or size in _STREAMED else at + size + -size % multiple
+        end = 0 if size < 0 or _streamed(at, size) else at + size + -size % multiple
     return end if content[end : end + 4] == kind else 0
 
 

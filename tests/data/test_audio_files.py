@@ -67,7 +67,7 @@ def test_sound_that_a_wave_does_not_count_is_told_of(tmp_path: Path, kind: str) 
     assert len(decode(tagged, "the clip")[0]) == RATE
 
 
-@pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0xFFFFFFFF - 44])  # ffmpeg, browsers
 def test_a_wave_that_was_written_to_a_pipe_is_read_whole(tmp_path: Path, size: int) -> None:
     """Law: a header that could not say how much follows is no truncated file."""
     content = bytearray(written(tmp_path, "wav"))

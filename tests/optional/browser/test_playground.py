@@ -73,14 +73,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @contextlib.contextmanager
-def played(adapter: Path) -> Iterator[str]:
+def played(adapter: Path, *more: str) -> Iterator[str]:
     """Play an adapter within the block, in a process whose warnings are its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     command = [str(Path(sys.executable).with_name("safe")), "play", str(adapter)]
     options = ["--port", port, "--question", "what is this", "--max-new-tokens", "3"]
-    served = subprocess.Popen([*command, *options])
+    served = subprocess.Popen([*command, *options, *more])
     try:
         url = f"http://127.0.0.1:{port}/"
         _wait_for(url, served)
@@ -92,7 +92,7 @@ def played(adapter: Path) -> Iterator[str]:
 
 def _wait_for(url: str, served: subprocess.Popen[bytes]) -> None:
     """Come back once the page answers."""
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 1800  # of a machine that does much else
     while time.monotonic() < deadline and served.poll() is None:
         with contextlib.suppress(OSError), urlopen(url):
             return
