@@ -58,7 +58,10 @@ def _add_limits(group: Any) -> None:
     ):
         group.add_argument(name, type=_positive, default=default, metavar="N", help=text)
     group.add_argument(
-        "--max-audio-seconds", type=float, default=60.0, metavar="S", help="of a sound"
+        "--max-audio-seconds",
+        type=float,
+        metavar="S",
+        help="of a sound; `longest` of its `windows`, or 60, if not given",
     )
     group.add_argument(
         "--timeout", type=float, default=300.0, metavar="S", help="from a request to its end"

@@ -367,8 +367,15 @@ def decode_blocks(path: Path, called: str) -> Iterator[tuple[Channels, int]]:
             raise _truncated(called, said)
 
 
-def length_of(path: Path) -> float | None:
-    """How many seconds a file's sound lasts by its header.
+class Length(NamedTuple):
+    """What a file's header says of its sound: how long it lasts, and its samples a second."""
+
+    seconds: float
+    rate: int
+
+
+def length_of(path: Path) -> Length | None:
+    """How long a file's sound lasts by its header.
 
     None where that cannot be read or is not said, or where the file's end is missing or several
     streams stand one behind another: then :func:`decode` says more.
@@ -385,13 +392,16 @@ def length_of(path: Path) -> float | None:
             return _length_by_pyav(path)
     except (OSError, ValueError, DataError):  # no such file, or an empty one
         return None
-    return frames / rate if 0 < frames < 2**62 else None
+    return Length(frames / rate, rate) if 0 < frames < 2**62 else None
 
 
-def _length_by_pyav(path: Path) -> float | None:
+def _length_by_pyav(path: Path) -> Length | None:
     av = _pyav("", OSError())
     try:
         with av.open(str(path)) as container:
-            return container.duration / av.time_base if container.duration else None
+            sound = next(iter(container.streams.audio), None)
+            if sound is None or sound.codec_context is None or not container.duration:
+                return None
+            return Length(container.duration / av.time_base, sound.rate)
     except (av.FFmpegError, ValueError):
         return None

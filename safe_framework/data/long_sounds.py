@@ -187,12 +187,17 @@ def loaded(sample: Sample) -> Sample:
     return sample
 
 
-def long_sound(path: Path, sampling_rate: int, longer_than: float) -> FileSound | None:
+def long_sound(path: Path, sampling_rate: int | None, longer_than: float) -> FileSound | None:
     """A file's sound, to be read as it is needed; None where reading it whole is as good.
 
     That is where it lasts no more than ``longer_than`` seconds, or does not say how long.
+
+    Args:
+        path: of any format that ``read_audio`` reads.
+        sampling_rate: what it is resampled to, in hertz; None for its own.
+        longer_than: seconds up to which it is read whole.
     """
-    seconds = length_of(path)
-    if seconds is None or seconds <= longer_than:
+    said = length_of(path)
+    if said is None or said.seconds <= longer_than:
         return None
-    return FileSound(path, sampling_rate, seconds)
+    return FileSound(path, sampling_rate or said.rate, said.seconds)

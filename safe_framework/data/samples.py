@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safe_framework.data import images
 from safe_framework.data.addresses import InlineSample, local_file, named_file, opened
 from safe_framework.data.audio import Waveform, mono, read_audio, resample
-from safe_framework.data.long_sounds import JoinedSound, long_sound
+from safe_framework.data.long_sounds import FileSound, JoinedSound, long_sound
 from safe_framework.data.pictures import SUFFIXES
 from safe_framework.data.unread import first_bytes, missing_file, what_it_is
 from safe_framework.errors import DataError, SafeError, SampleError
@@ -34,20 +34,27 @@ def decoded(value: Any) -> Any:
     return {"array": mono(channels, "a decoded sound"), "sampling_rate": int(found.sample_rate)}
 
 
-def read_sample(source: Path | InlineSample, sampling_rate: int | None, place: str) -> Sample:
+def read_sample(
+    source: Path | InlineSample,
+    sampling_rate: int | None,
+    place: str,
+    *,
+    longest: float | None = None,
+) -> Sample:
     """A sample: sound at ``sampling_rate`` if there is one, otherwise an array.
 
     Args:
         source: its file, or what the row holds.
         sampling_rate: what to resample to, in hertz; None for what is no sampled signal.
         place: of the row, for messages.
+        longest: seconds that a sound may last, beyond which nothing is decoded; None for any.
 
     Raises:
         DataError: it cannot be read; the message begins with the row's place.
     """
     try:
         if sampling_rate is not None:
-            return read_sound(source, sampling_rate)
+            return read_sound(source, sampling_rate, longest=longest)
         return read_array(source) if isinstance(source, Path) else _inline_array(source)
     except SafeError as error:
         raise DataError(f"{place}: {error.message}", hint=error.hint) from error
@@ -56,22 +63,50 @@ def read_sample(source: Path | InlineSample, sampling_rate: int | None, place: s
 def read_for(encoder: Encoder, source: Path | InlineSample, place: str) -> Sample:
     """A sample as an encoder takes it; a sound of several of its windows is read as it is needed.
 
-    The arguments and errors are those of :func:`read_sample`.
+    One that does not say how long it lasts is decoded no further than the windows allow. The
+    arguments and errors are those of :func:`read_sample`.
     """
     rate, windows = encoder.sampling_rate, encoder.windows
     if rate is None or windows is None:
         return read_sample(source, rate, place)
     source = opened(source, place)
-    longer_than = windows.window.steps / rate
+    longer_than, longest = windows.window.steps / rate, windows.longest / rate
     if isinstance(source, Path):
-        return long_sound(source, rate, longer_than) or read_sample(source, rate, place)
+        found = long_sound(source, rate, longer_than)
+        return found or read_sample(source, rate, place, longest=longest)
     if "joined" in source and source["seconds"] > longer_than:
         return JoinedSound(source["joined"], rate, source["seconds"])
-    return read_sample(source, rate, place)
+    return read_sample(source, rate, place, longest=longest)
 
 
-def read_sound(source: Path | InlineSample, sampling_rate: int | None = None) -> Waveform:
+def open_sound(source: Path | InlineSample, longer_than: float) -> Waveform | FileSound:
+    """The sound in a file or in a row at its own rate, a file's to be read as it is needed.
+
+    Args:
+        source: its file, or what the row holds.
+        longer_than: seconds up to which a file is read at once.
+
+    Raises:
+        DataError: it cannot be read.
+        SampleError: it is no waveform.
+    """
+    source = opened(source, "it")
+    found = long_sound(source, None, longer_than) if isinstance(source, Path) else None
+    return read_sound(source) if found is None else found
+
+
+def read_sound(
+    source: Path | InlineSample,
+    sampling_rate: int | None = None,
+    *,
+    longest: float | None = None,
+) -> Waveform:
     """The sound in a file or in a row, at its own rate if ``sampling_rate`` is None.
+
+    Args:
+        source: its file, or what the row holds.
+        sampling_rate: what to resample to, in hertz.
+        longest: seconds that it may last, beyond which nothing is decoded; None for any number.
 
     Raises:
         DataError: it cannot be read.
@@ -79,9 +114,9 @@ def read_sound(source: Path | InlineSample, sampling_rate: int | None = None) ->
     """
     source = opened(source, "it")
     if isinstance(source, Path):
-        return read_audio(source, sampling_rate)
+        return read_audio(source, sampling_rate, longest=longest)
     if (content := source.get("bytes")) is not None:
-        return read_audio(content, sampling_rate)
+        return read_audio(content, sampling_rate, longest=longest)
     if "joined" in source:
         first = read_audio(source["joined"][0][0], sampling_rate)
         joined = JoinedSound(source["joined"], first.sampling_rate, source["seconds"])

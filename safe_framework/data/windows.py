@@ -7,6 +7,7 @@ Where some sample of a batch has several windows, what was prepared has a second
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 import attrs
 import torch
@@ -34,23 +35,53 @@ def prepare_samples(encoder: Encoder, samples: Sequence[Sample]) -> Mapping[str,
     Raises:
         SampleError: a sample cannot be used, or is longer than ``windows`` allow.
     """
-    if encoder.windows is None:
+    windows = encoder.windows
+    if windows is None or not any(is_long(sample, windows) for sample in samples):
         return encoder.prepare([loaded(sample) for sample in samples])
-    cut = [
-        list(each_window(encoder, sample, f"`samples[{number}]`"))
-        for number, sample in enumerate(samples)
+    names = [f"samples[{number}]" for number in range(len(samples))]
+    named = list(zip(samples, names, strict=True))
+    cuts = [each_window(encoder, sample, f"`{name}`") for sample, name in named]
+    firsts = [next(cut) for cut in cuts]
+    longest = max(range(len(firsts)), key=lambda number: _steps(firsts[number]))
+    whole = firsts[longest]
+    _prepare_last(encoder, [whole], names[longest])  # what is wrong with it is no other's fault
+    prepared = [
+        [_prepare_last(encoder, _beside(whole, window), name) for window in chain([first], cut)]
+        for first, cut, name in zip(firsts, cuts, names, strict=True)
     ]
-    try:
-        prepared = encoder.prepare([window for windows in cut for window in windows])
-    except SampleError as error:
-        raise _of_its_sample(encoder, cut) or error from error
-    counts = torch.tensor([len(windows) for windows in cut])
+    counts = torch.tensor([len(each) for each in prepared])
     most = int(counts.max())
+    in_rows = {
+        key: value.new_zeros(len(samples), most, *value.shape)
+        for key, value in prepared[0][0].items()
+    }
+    for row, each in enumerate(prepared):
+        for slot, window in enumerate(each):
+            for key, value in window.items():
+                in_rows[key][row, slot] = value
     if most == 1:
-        return prepared
-    real = torch.arange(most) < counts[:, None]  # (samples, windows)
-    in_rows = {key: in_slots(value, real) for key, value in prepared.items()}
+        return {key: value[:, 0] for key, value in in_rows.items()}
     return {**in_rows, WINDOW_COUNT: counts}
+
+
+def _beside(whole: Sample, window: Sample) -> list[Sample]:
+    """A window behind a whole one, to which it is padded; by itself if it is as long."""
+    return [window] if _steps(window) == _steps(whole) else [whole, window]
+
+
+def _prepare_last(encoder: Encoder, windows: Sequence[Sample], name: str) -> dict[str, Tensor]:
+    """What an encoder prepares of the last of some windows, padded to the longest.
+
+    Raises:
+        SampleError: it cannot be used; the message names its sample.
+    """
+    last = len(windows) - 1
+    try:
+        prepared = encoder.prepare(windows)
+    except SampleError as error:
+        message = error.message.replace(f"samples[{last}]", name)
+        raise SampleError(message, hint=error.hint) from error
+    return {key: value[last].clone() for key, value in prepared.items()}
 
 
 def try_sample(encoder: Encoder, sample: Sample) -> None:
@@ -112,18 +143,6 @@ def _too_long(windows: Windows, steps: int, name: str) -> SampleError:
         " `longest` of its `windows` allows",
         hint=f"`windows = {{ longest = {longest} }}`, or cut the recording",
     )
-
-
-def _of_its_sample(encoder: Encoder, cut: Sequence[Sequence[Sample]]) -> SampleError | None:
-    """What is wrong with the first window that is wrong by itself, under its sample's name."""
-    for number, windows in enumerate(cut):
-        for window in windows:
-            try:
-                encoder.prepare([window])
-            except SampleError as error:
-                message = error.message.replace("samples[0]", f"samples[{number}]")
-                return SampleError(message, hint=error.hint)
-    return None
 
 
 def in_slots(values: Tensor, present: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from safe_framework.core.build import load
 from safe_framework.core.model import SafeModel
 from safe_framework.core.relevance import Strength
 from safe_framework.data.distractors import FOREIGN, KINDS, distractor
-from safe_framework.data.samples import read_sample
+from safe_framework.data.samples import read_for
 from safe_framework.errors import SafeError
 from safe_framework.interfaces.samples import Sample, each_of
 from safe_framework.pretrained.base_processor import takes_images
@@ -149,7 +149,7 @@ def choose_distractor(
     """
     if kind == ABSENT:
         return None
-    rate = model.modality(modality).encoder.sampling_rate
+    encoder = model.modality(modality).encoder
     if kind not in _NAMES:
         if not Path(kind).is_file():
             known = ", ".join(f"`{name}`" for name in (ABSENT, *_NAMES))
@@ -157,10 +157,10 @@ def choose_distractor(
                 f"`distractor={kind}` is neither a kind of irrelevant sample nor a file",
                 hint=f"use one of {known}, or the file of a sample",
             )
-        return read_sample(Path(kind), rate, f"distractor={kind}")
+        return read_for(encoder, Path(kind), f"distractor={kind}")
     name = _NAMES[kind]
     if like is not None:
-        pool: Sequence[Sample] = [read_sample(Path(like), rate, f"like={like}")]
+        pool: Sequence[Sample] = [read_for(encoder, Path(like), f"like={like}")]
     else:
         pool = _samples_of_run(adapter, recipe, modality, kind)
     return distractor(name, pool, torch.Generator().manual_seed(seed))

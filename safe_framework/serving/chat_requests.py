@@ -28,6 +28,8 @@ _FIELDS = (
     "user", "response_format", "modalities",
 )  # fmt: skip
 _NESTED = 64
+_SECONDS = 60.0
+"""That a sound may last whose sense does not say how long it takes."""
 
 
 @attrs.frozen(eq=False)
@@ -39,12 +41,14 @@ class ServedModel:
         rates: samples a second that each modality takes, in hertz; None for what is no sound.
         sees: whether the base takes pictures.
         vocabulary: how many tokens there are.
+        longest: seconds that a sound of a modality may last, where it takes several windows.
     """
 
     name: str
     rates: Mapping[str, int | None]
     sees: bool
     vocabulary: int
+    longest: Mapping[str, float] = attrs.field(factory=dict)
 
     @property
     def hears(self) -> list[str]:
@@ -319,7 +323,7 @@ class _Reader:
         _check_keys(inner, at, ("data", "format"))
         content, rate = media.decoded(inner.get("data"), f"{at}.data"), self.model.rates[name]
         assert rate is not None
-        found = media.sound(content, inner.get("format"), at, rate, self.limits)
+        found = media.sound(content, inner.get("format"), at, rate, self._longest(name))
         return {"type": name, name: found}
 
     def _image(self, given: Any, place: str) -> dict[str, Any]:
@@ -338,7 +342,13 @@ class _Reader:
     def _sample(self, given: Any, place: str) -> dict[str, Any]:
         _check_keys(given, place, ("type", "modality", "data", "format"))
         name = self._modality(given.get("modality"), list(self.model.rates), place, "sample")
-        return {"type": name, name: media.sample(given, place, self.model.rates[name], self.limits)}
+        rate, longest = self.model.rates[name], self._longest(name)
+        return {"type": name, name: media.sample(given, place, rate, longest, self.limits)}
+
+    def _longest(self, name: str) -> float:
+        """Seconds that a sound of a modality may last."""
+        own = self.model.longest.get(name, _SECONDS)
+        return own if self.limits.audio_seconds is None else self.limits.audio_seconds
 
     def _modality(self, given: Any, known: Sequence[str], place: str, what: str) -> str:
         """The modality that a part names, or the only one that it can be of."""

@@ -15,7 +15,7 @@ class Limits:
 
     Attributes:
         body_bytes: of its body.
-        audio_seconds: that each of its sounds may last.
+        audio_seconds: that each of its sounds may last; None for what its sense takes.
         pixels: that each of its pictures may have.
         samples: sounds, pictures and samples of other senses together.
         answers: to one conversation.
@@ -23,7 +23,7 @@ class Limits:
     """
 
     body_bytes: int = 32 * 2**20
-    audio_seconds: float = 60.0
+    audio_seconds: float | None = None
     pixels: int = 16_000_000
     samples: int = 16
     answers: int = 8

@@ -52,7 +52,7 @@ def decoded(text: Any, place: str) -> bytes:
     return found
 
 
-def sound(content: bytes, kind: Any, place: str, rate: int, limits: Limits) -> Waveform:
+def sound(content: bytes, kind: Any, place: str, rate: int, longest: float) -> Waveform:
     """A sound at the rate that its encoder takes.
 
     Args:
@@ -60,7 +60,7 @@ def sound(content: bytes, kind: Any, place: str, rate: int, limits: Limits) -> W
         kind: of file, as the request says.
         place: in the request, for messages.
         rate: samples a second, in hertz.
-        limits: of a request.
+        longest: seconds that it may last.
 
     Raises:
         RequestError: it cannot be read, or lasts too long.
@@ -73,11 +73,11 @@ def sound(content: bytes, kind: Any, place: str, rate: int, limits: Limits) -> W
         )
     if _kind_of_sound(content) != kind:
         raise RequestError(f"`{place}` is no {kind} file", param=place)
-    _check_header(content, place, limits)
+    _check_header(content, place, longest)
     try:
-        return read_audio(content, rate, longest=limits.audio_seconds)
+        return read_audio(content, rate, longest=longest)
     except SoundTooLongError as error:
-        raise _too_long(place, limits) from error
+        raise _too_long(place, longest) from error
     except SafeError as error:
         message = error.message.replace("the sound in the row", f"`{place}`")
         raise RequestError(message, hint=error.hint, param=place) from error
@@ -93,7 +93,7 @@ def _kind_of_sound(content: bytes) -> str:
     return "mp3" if content[:3] == b"ID3" or framed else ""
 
 
-def _check_header(content: bytes, place: str, limits: Limits) -> None:
+def _check_header(content: bytes, place: str, longest: float) -> None:
     """Refuse a sound by what its header says of it.
 
     Raises:
@@ -109,13 +109,13 @@ def _check_header(content: bytes, place: str, limits: Limits) -> None:
         raise RequestError(f"`{place}` is sampled at {rate} Hz", param=place)
     if channels > _CHANNELS:
         raise RequestError(f"`{place}` has {channels} channels", param=place)
-    if limits.audio_seconds * rate < frames < 2**62:  # more is what a stream's header says
-        raise _too_long(place, limits)
+    if longest * rate < frames < 2**62:  # more is what a stream's header says
+        raise _too_long(place, longest)
 
 
-def _too_long(place: str, limits: Limits) -> RequestError:
+def _too_long(place: str, longest: float) -> RequestError:
     return RequestError(
-        f"`{place}` lasts longer than {limits.audio_seconds:g} seconds",
+        f"`{place}` lasts longer than {longest:g} seconds",
         hint="send a shorter one",
         status=413,
         param=place,
@@ -260,13 +260,16 @@ def _npy_header(content: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
-def sample(part: Mapping[str, Any], place: str, rate: int | None, limits: Limits) -> Any:
+def sample(
+    part: Mapping[str, Any], place: str, rate: int | None, longest: float, limits: Limits
+) -> Any:
     """The sample of a part of type ``safe_sample``.
 
     Args:
         part: with ``data`` in base64, and its ``format``.
         place: in the request, for messages.
         rate: that its encoder takes, in hertz; None for what is no sound.
+        longest: seconds that a sound may last.
         limits: of a request.
 
     Raises:
@@ -274,7 +277,7 @@ def sample(part: Mapping[str, Any], place: str, rate: int | None, limits: Limits
     """
     kind, content = part.get("format"), decoded(part.get("data"), f"{place}.data")
     if rate is not None:
-        return sound(content, kind, f"{place}.data", rate, limits)
+        return sound(content, kind, f"{place}.data", rate, longest)
     if kind == "npy":
         return array(content, f"{place}.data", limits)
     if kind in PICTURES:

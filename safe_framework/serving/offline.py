@@ -23,7 +23,7 @@ from safe_framework.core.relevance import Strength
 from safe_framework.data.addresses import file_of, listed, named_file
 from safe_framework.data.pictures import FIELDS, Picture
 from safe_framework.data.readers import Row, iterate_rows
-from safe_framework.data.samples import read_sample
+from safe_framework.data.samples import read_for
 from safe_framework.errors import DataError, SafeError
 from safe_framework.serving.embedded import EmbeddedEngine, PreparedRequest
 from safe_framework.serving.engine import Event, Failed, Heard, Message, Piece, Request, Sampling
@@ -239,8 +239,7 @@ def _part(model: SafeModel, part: Any, row: Row) -> Message:
 
 def _sample(model: SafeModel, name: str, value: Any, row: Row) -> Any:
     source = named_file(value, name, row.folder, row.place)
-    rate = model.modality(name).encoder.sampling_rate
-    return read_sample(source, rate, f"{row.place}: `{name}`")
+    return read_for(model.modality(name).encoder, source, f"{row.place}: `{name}`")
 
 
 def _picture(value: Any, row: Row) -> Message:

@@ -42,6 +42,11 @@ def served_model(model: SafeModel, name: str) -> ServedModel:
         {one: encoder.sampling_rate for one, encoder in model.encoders.items()},
         takes_images(model.base_processor),
         config.get_text_config().vocab_size,
+        {
+            one: encoder.windows.longest / encoder.sampling_rate
+            for one, encoder in model.encoders.items()
+            if encoder.windows is not None and encoder.sampling_rate is not None
+        },
     )
 
 

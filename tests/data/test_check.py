@@ -1,6 +1,7 @@
 """The check of data finds what is planted, names it with its row, and is content with the rest."""
 
 import json
+import tracemalloc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from safe_framework.data.audio import check_waveform
 from safe_framework.data.checks import DataReport, SampleRequirements, check_data
+from safe_framework.data.checks import rows as samples_checked
 from safe_framework.data.checks.findings import KINDS
+from safe_framework.data.checks.near_duplicates import likeness_of
 from safe_framework.data.checks.recipe import check_target
 from safe_framework.data.fields import RowFields
 from safe_framework.errors import SampleError
@@ -139,6 +142,38 @@ def plant(folder: Path) -> dict[tuple[str, str], str]:
         ("unseen.jsonl:1", "leak"): "same content as that of texts.jsonl:2 in `retention`",
         ("unseen.jsonl:2", "empty-text"): "`text` must be a text",
     }
+
+
+@pytest.mark.parametrize("held", [0.01, 1.0])
+def test_a_long_recording_is_checked_as_a_short_one(
+    held: float, sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: the same is found of a recording that is read piece by piece as of one read at once."""
+    plant(sound)
+    expected = check(sound)
+    monkeypatch.setattr(samples_checked, "_HELD", held)
+    assert check(sound) == expected
+
+
+def test_an_hour_is_checked_in_little_memory(tmp_path: Path) -> None:
+    """Law: no more of a recording is held, the longer it is."""
+    rate = 1000
+    values = wave(0, 3600, rate).astype(np.float32)
+    soundfile.write(tmp_path / "hour.wav", values, rate)
+    expected = SampleRequirements(None, True, 4000.0)
+    tracemalloc.start()
+    sample, wrong = samples_checked.open_sample(tmp_path / "hour.wav", expected)
+    assert sample is not None
+    wrong += samples_checked.sample_problems(sample, expected)
+    likeness = likeness_of(sample, "audio")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert wrong == []
+    assert likeness is not None
+    assert likeness.wave is not None
+    assert len(likeness.wave) == 16_000
+    assert (sample.seconds, sample.sampling_rate) == (3600.0, rate)
+    assert peak < values.nbytes / 2
 
 
 def test_every_planted_fault_is_found_and_named(sound: Path) -> None:

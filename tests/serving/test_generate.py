@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import soundfile
 
+from safe_framework.data import samples
+from safe_framework.data.audio import Waveform
 from safe_framework.errors import DataError
-from safe_framework.serving.engine import Sampling
+from safe_framework.serving.engine import Request, Sampling
 from safe_framework.serving.offline import GenerateOptions, generate
 from tests.serving.hearing import RATE, answered, asking, hearing_model, tone
+from tests.support import levels
+from tests.support.toys import ToyFusion, ToyProjector
 
 OPTIONS = GenerateOptions(Sampling(max_tokens=6), max_batch=2)
 COUNT = 37
@@ -58,6 +62,26 @@ def test_a_file_is_answered_in_its_order(rows: Path, tmp_path: Path) -> None:
     (told,) = answered(hearing_model(), asking("w8 w9", tone(1), max_tokens=6))
     assert lines[3]["answer"] == told.text[0]
     assert seen[-1] == ("answers", COUNT, COUNT)
+
+
+def test_a_long_sound_is_read_as_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: a sense with windows hears all of a long file, which is never read at once."""
+    model, encoder = hearing_model(), levels.LevelEncoder().cut_into_windows(longest=5.0)
+    parts: Any = {"projector": ToyProjector(encoder.dim), "fusion": ToyFusion(layers=(0,))}
+    model.add_modality("ear", encoder=encoder, attend="answer", **parts)
+    rate = levels.RATE
+    values = np.random.default_rng(0).uniform(-1, 1, round(3.5 * rate)).astype(np.float32)
+    soundfile.write(tmp_path / "long.wav", values, rate, subtype="FLOAT")
+    path, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    path.write_text('{"question": "w5 w6", "ear": "long.wav"}', "utf-8")
+    monkeypatch.setattr(samples, "read_audio", None)
+    assert generate(model, path, out, OPTIONS) == 0
+    asked = [{"type": "ear", "ear": Waveform(values, rate)}, {"type": "text", "text": "w5 w6"}]
+    talk = [{"role": "user", "content": asked}]
+    (told,) = answered(model, Request(talk, None, OPTIONS.sampling, as_question=True))
+    assert json.loads(out.read_text("utf-8"))["answer"] == told.text[0]
 
 
 def test_a_killed_run_goes_on(rows: Path, tmp_path: Path) -> None:

@@ -13,12 +13,17 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+import soundfile
 from PIL import Image
 
-from safe_framework.serving.limits import Limits
+from safe_framework.serving.chat_requests import read_request
+from safe_framework.serving.limits import Limits, RequestError
+from safe_framework.serving.serve import served_model
 from safe_framework.serving.server import ServerOptions
 from tests.serving.hearing import answered, asking, hearing_model, serving, tone, wav
 from tests.serving.mangled import MANGLERS, mangled
+from tests.support.levels import LevelEncoder
+from tests.support.toys import ToyFusion, ToyProjector
 
 LIMITS = Limits(body_bytes=200_000, audio_seconds=1.0, pixels=10_000, samples=3, answers=4)
 
@@ -351,3 +356,26 @@ def test_metrics_count_what_was_asked(caplog: pytest.LogCaptureFixture) -> None:
 def test_tones_differ() -> None:
     """Law: the sounds of these tests are not one and the same."""
     assert not np.array_equal(tone(1).values, tone(2).values)
+
+
+def test_a_sound_may_last_as_long_as_its_sense_takes() -> None:
+    """Law: a sense with windows takes `longest` of them; a limit that was given stands instead."""
+    model, encoder = hearing_model(), LevelEncoder().cut_into_windows(longest=90.0)
+    parts: Any = {"projector": ToyProjector(encoder.dim), "fusion": ToyFusion()}
+    model.add_modality("ear", encoder=encoder, **parts)
+    served = served_model(model, "toy")
+    for name, given, most in (("audio", None, 60), ("ear", None, 90), ("ear", 70.0, 70)):
+        limits = Limits(audio_seconds=given)
+        for seconds in (most - 1, most + 1):
+            file = io.BytesIO()
+            soundfile.write(file, np.full(seconds * 1000, 0.1), 1000, format="WAV")
+            sound = {"data": base64.b64encode(file.getvalue()).decode(), "format": "wav"}
+            part = {"type": "input_audio", "input_audio": sound, "modality": name}
+            words = {"type": "text", "text": "w5"}
+            body = {"model": "toy", "messages": [{"role": "user", "content": [part, words]}]}
+            if seconds < most:
+                (message,) = read_request(body, served, limits).request.messages
+                assert message["content"][0][name].seconds == seconds
+            else:
+                with pytest.raises(RequestError, match=f"longer than {most} seconds"):
+                    read_request(body, served, limits)

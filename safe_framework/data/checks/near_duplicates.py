@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe_framework.data.audio import Waveform, resample
+from safe_framework.data.checks.rows import CheckedSound
 from safe_framework.errors import SafeError
 from safe_framework.interfaces.samples import Sample
 from safe_framework.utils.optional_imports import require
@@ -71,6 +72,8 @@ def likeness_of(sample: Sample, what: str) -> Likeness | None:
     """What of a sound or a picture is compared; None of anything else, or where all is alike."""
     if isinstance(sample, Waveform):
         return _of_sound(sample, what)
+    if isinstance(sample, CheckedSound):
+        return _of_wave(_beginning(sample), what)
     if not isinstance(sample, np.ndarray) or sample.dtype != np.uint8 or not sample.size:
         return None
     coloured = sample.ndim == 3 and sample.shape[2] == 3
@@ -83,7 +86,24 @@ def _of_sound(sound: Waveform, what: str) -> Likeness | None:
     except SafeError:  # too short to have one sample at that rate
         return None
     loud = np.abs(wave)
-    wave = wave[int((loud > _ONSET * loud.max()).argmax()) :][: _SECONDS * _RATE]
+    begins = int((loud > _ONSET * loud.max()).argmax())
+    return _of_wave(wave[begins:][: _SECONDS * _RATE], what)
+
+
+def _beginning(sound: CheckedSound) -> NDArray[np.float32]:
+    """What is compared of a sound, read no further than that."""
+    size, wave = _SECONDS * _RATE, np.zeros(0, np.float32)
+    for block in sound.at(_RATE).blocks():
+        if not len(wave):
+            loud = np.abs(block) > _ONSET * sound.levels.loudest
+            block = block[int(loud.argmax()) :] if loud.any() else block[:0]
+        wave = np.concatenate([wave, block])
+        if len(wave) >= size:
+            break
+    return wave[:size]
+
+
+def _of_wave(wave: NDArray[np.float32], what: str) -> Likeness | None:
     if len(wave) < _SHORTEST or not np.isfinite(wave).all() or not wave.any():
         return None
     padded = np.pad(wave, (0, max(0, _WINDOW - len(wave))))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import attrs
 import numpy as np
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 
 from safe_framework.data.addresses import InlineSample
 from safe_framework.data.audio import Waveform, resample
+from safe_framework.data.long_sounds import FileSound, LongSound, Mono
 from safe_framework.data.pictures import Look, Picture, look
-from safe_framework.data.samples import read_sample, read_sound
+from safe_framework.data.samples import open_sound, read_sample
 from safe_framework.data.windows import try_sample
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
@@ -23,6 +25,8 @@ from safe_framework.interfaces.samples import Sample
 _QUIET = 1e-4  # -80 dB of full scale: inaudible, and 16 bits hardly hold it
 _FULL = 0.999  # of full scale
 _CLIPPED = 1e-3  # part of a recording's samples at full scale
+_HELD = 60.0
+"""Seconds of a recording that are held at once; of a longer one, only what is being looked at."""
 
 
 class SampleProblem(NamedTuple):
@@ -50,6 +54,75 @@ class SampleRequirements:
     rate: int | None = None
 
 
+@attrs.frozen
+class Levels:
+    """What is seen of a sound from its beginning to its end.
+
+    Attributes:
+        count: samples.
+        bad: of them, how many are NaN or infinite.
+        loudest: amplitude.
+        full: samples at full scale.
+        digest: SHA-256 of them all.
+    """
+
+    count: int
+    bad: int
+    loudest: float
+    full: int
+    digest: str
+
+    @classmethod
+    def of(cls, blocks: Iterable[Mono]) -> Self:
+        """Of a sound that comes in pieces."""
+        count = bad = full = 0
+        loudest, digest = 0.0, hashlib.sha256()
+        for block in blocks:
+            loud = np.abs(block)
+            count += len(block)
+            bad += int((~np.isfinite(block)).sum())
+            loudest = max(loudest, float(loud.max(initial=0.0)))
+            full += int((loud >= _FULL).sum())
+            digest.update(np.ascontiguousarray(block).tobytes())
+        return cls(count, bad, loudest, full, digest.hexdigest())
+
+
+@attrs.frozen(eq=False)
+class CheckedSound(LongSound):
+    """A long recording in a file that could be read to its end.
+
+    Attributes:
+        sound: itself, at the file's own rate.
+        levels: of all of it.
+    """
+
+    sound: FileSound
+    levels: Levels
+    sampling_rate: int = attrs.field(init=False)
+    seconds: float = attrs.field(init=False)
+
+    @sampling_rate.default
+    def _sampling_rate(self) -> int:
+        return self.sound.sampling_rate
+
+    @seconds.default
+    def _seconds(self) -> float:
+        return self.levels.count / self.sound.sampling_rate
+
+    def blocks(self) -> Iterator[Mono]:
+        """As the file has it."""
+        return self.sound.blocks()
+
+    def at(self, rate: int) -> FileSound:
+        """The same sound with so many samples a second."""
+        return attrs.evolve(self.sound, sampling_rate=rate, seconds=self.seconds)
+
+    @property
+    def key(self) -> str:
+        """Of its amplitudes, however they are stored, and its rate."""
+        return hashlib.sha256(f"{self.sampling_rate}|{self.levels.digest}".encode()).hexdigest()
+
+
 def open_sample(
     source: Path | InlineSample, expected: SampleRequirements
 ) -> tuple[Sample | None, list[SampleProblem]]:
@@ -60,7 +133,10 @@ def open_sample(
         ]
     try:
         if expected.sound:
-            return read_sound(source), []
+            sound = open_sound(source, _HELD)
+            if isinstance(sound, FileSound):
+                return CheckedSound(sound, Levels.of(sound.blocks())), []
+            return sound, []
         return read_sample(source, None, ""), []
     except SafeError as error:
         message = error.message.removeprefix(": ")
@@ -69,24 +145,41 @@ def open_sample(
 
 def sample_problems(sample: Sample, expected: SampleRequirements) -> list[SampleProblem]:
     """Everything that is wrong with a sample that could be read."""
-    values = sample.values if isinstance(sample, Waveform) else np.asarray(sample)
+    if isinstance(sample, CheckedSound):
+        return _whole_sound(sample, sample.levels, expected)
+    if isinstance(sample, Waveform):
+        return _whole_sound(sample, Levels.of([sample.values]), expected)
+    values = np.asarray(sample)
     if not (np.issubdtype(values.dtype, np.number) or values.dtype == bool):
         message = f"its array holds no numbers, but {values.dtype}"
         return [SampleProblem("unreadable-file", message, "make the file anew")]
-    if not np.isfinite(values).all():
-        count = int((~np.isfinite(values)).sum())
-        message = f"{count} of its {values.size} numbers are NaN or infinite"
-        return [SampleProblem("not-finite", message, "repair the recording, or leave the row out")]
-    found = list(_sound(sample, expected)) if isinstance(sample, Waveform) else list(_array(values))
-    return [*found, *_refused(sample, expected)]
+    if bad := int((~np.isfinite(values)).sum()):
+        return [_not_finite(bad, values.size)]
+    return [*_array(values), *_refused(sample, expected)]
 
 
-def _sound(sample: Waveform, expected: SampleRequirements) -> Iterator[SampleProblem]:
-    loudest = float(np.abs(sample.values).max())
-    full = float((np.abs(sample.values) >= _FULL).mean())
-    if loudest < _QUIET:
+def _whole_sound(
+    sample: Waveform | CheckedSound, levels: Levels, expected: SampleRequirements
+) -> list[SampleProblem]:
+    if levels.bad:
+        return [_not_finite(levels.bad, levels.count)]
+    return [*_sound(sample, levels, expected), *_refused(sample, expected)]
+
+
+def _not_finite(bad: int, size: int) -> SampleProblem:
+    message = f"{bad} of its {size} numbers are NaN or infinite"
+    return SampleProblem("not-finite", message, "repair the recording, or leave the row out")
+
+
+def _sound(
+    sample: Waveform | CheckedSound, levels: Levels, expected: SampleRequirements
+) -> Iterator[SampleProblem]:
+    full = levels.full / levels.count
+    if levels.loudest < _QUIET:
         yield SampleProblem(
-            "silence", f"it is silent: its peak is {loudest:.1g}", "check how it was recorded"
+            "silence",
+            f"it is silent: its peak is {levels.loudest:.1g}",
+            "check how it was recorded",
         )
     if full > _CLIPPED:
         yield SampleProblem(
@@ -123,8 +216,11 @@ def _refused(sample: Sample, expected: SampleRequirements) -> Iterator[SamplePro
     if encoder is None:
         return
     try:
-        if isinstance(sample, Waveform) and encoder.sampling_rate is not None:
-            sample = resample(sample, encoder.sampling_rate)
+        if encoder.sampling_rate is not None:
+            if isinstance(sample, Waveform):
+                sample = resample(sample, encoder.sampling_rate)
+            elif isinstance(sample, CheckedSound):
+                sample = sample.at(encoder.sampling_rate)
         try_sample(encoder, sample)
     except SampleError as error:
         message = error.message.replace("`samples[0]`", "it").replace("samples[0]", "it")
