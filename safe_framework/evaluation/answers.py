@@ -25,6 +25,7 @@ from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.tasks import CLASSES
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.metrics import normalise
+from safe_framework.evaluation.read_once import behind_prompts
 from safe_framework.interfaces.samples import Sample, each_of, sample_counts
 from safe_framework.interfaces.types import FROM, PRESENT
 from safe_framework.utils.progress import ProgressCallback, no_progress
@@ -223,7 +224,8 @@ def answer_with_confidence(
         found |= {index: (text, None) for index, text in zip(rows, chosen, strict=True)}
         progress(label, len(found), len(examples))
     free = [index for index in range(len(examples)) if index not in found]
-    free.sort(key=lambda index: bool(examples[index].images))  # the order of batched_apart
+    # In the order of batched_apart; prompts that begin alike are read together.
+    free.sort(key=lambda index: (bool(examples[index].images), examples[index].prompt))
     generated = _generated(model, [active[i] for i in free], max_new_tokens, batch_size, gate or {})
     for index, pair in zip(free, generated, strict=True):
         found[index] = pair
@@ -257,8 +259,8 @@ def _generated(
         batch, end = example_inputs(model, rows), TurnEnd.of(model, [row.prompt for row in rows])
         ending = {} if end is None else end.options({})
         out = model.generate(
-            **batch, gate=dict(gate), max_new_tokens=max_new_tokens, do_sample=False,
-            return_dict_in_generate=True, output_scores=True, **ending,
+            **behind_prompts(model, batch), gate=dict(gate), max_new_tokens=max_new_tokens,
+            do_sample=False, return_dict_in_generate=True, output_scores=True, **ending,
         )  # fmt: skip
         new = list(new_tokens(model, out.sequences, batch))
         new = new if end is None else list(map(end.cut, new))
