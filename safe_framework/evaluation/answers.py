@@ -185,7 +185,8 @@ def answer(
 
     Args:
         model: in eval mode.
-        examples: questions and their samples; the expected answers are not looked at.
+        examples: questions and their samples; of the expected answers no more than their lengths
+            is looked at, to put answers of like length into one batch.
         max_new_tokens: limit of an answer's length.
         batch_size: examples at a time.
         gate: strengths by modality for these answers, instead of the model's own.
@@ -224,14 +225,22 @@ def answer_with_confidence(
         found |= {index: (text, None) for index, text in zip(rows, chosen, strict=True)}
         progress(label, len(found), len(examples))
     free = [index for index in range(len(examples)) if index not in found]
-    # In the order of batched_apart; prompts that begin alike are read together.
-    free.sort(key=lambda index: (bool(examples[index].images), examples[index].prompt))
+    free.sort(key=lambda index: _together(examples[index]))
     generated = _generated(model, [active[i] for i in free], max_new_tokens, batch_size, gate or {})
     for index, pair in zip(free, generated, strict=True):
         found[index] = pair
         if len(found) % batch_size == 0 or len(found) == len(examples):
             progress(label, len(found), len(examples))
     return [found[index] for index in range(len(examples))]
+
+
+def _together(example: Example) -> tuple[bool, int, str]:
+    """What an example is put in order by: in that of ``batched_apart``, beside others like it.
+
+    A batch takes as long as its longest answer, which is likely as long as the expected one; and
+    prompts that begin alike are read together. Neither decides what is answered.
+    """
+    return bool(example.images), len(example.answer), example.prompt
 
 
 def _with_open_gates(examples: Sequence[Example], gates: Mapping[str, Strength]) -> list[Example]:

@@ -115,18 +115,19 @@ def influence(
     heard = opens(model, modality, questions, batch_size=batch_size)
     with eval_mode(model):
         base = answer(model, questions, label="whole answers", progress=progress, **asking)
-        for kind in pools:
-            beside = [
-                attrs.evolve(question, samples=sample)
-                for question, sample in zip(questions, draw(kind, len(questions)), strict=True)
-            ]
-            label = f"whole answers beside {kind}"
-            given = answer(
-                model, beside, gate={modality: 1.0}, label=label, progress=progress, **asking
-            )
-            changed = [a != b for a, b in zip(given, base, strict=True)]
-            both = [a and b for a, b in zip(changed, heard, strict=True)]
-            found[kind] = Influence(Counted.of(changed), Counted.of(both))
+        beside = [
+            attrs.evolve(question, samples=sample)
+            for kind in pools
+            for question, sample in zip(questions, draw(kind, len(questions)), strict=True)
+        ]
+        label = "whole answers beside samples"
+        given = iter(
+            answer(model, beside, gate={modality: 1.0}, label=label, progress=progress, **asking)
+        )
+    for kind in pools:
+        changed = [next(given) != without for without in base]
+        both = [a and b for a, b in zip(changed, heard, strict=True)]
+        found[kind] = Influence(Counted.of(changed), Counted.of(both))
     return found
 
 
