@@ -30,7 +30,7 @@ from safe_framework.evaluation.relevance import (
 )
 from safe_framework.evaluation.relevance_risk import Counted, safe_threshold
 from safe_framework.evaluation.results import Evaluation, GainKept, Relevance
-from safe_framework.evaluation.wordings import drawn_by, longest_answer, other_questions
+from safe_framework.evaluation.wordings import drawn_by, other_questions
 from safe_framework.training.relevance import fit_relevance
 from safe_framework.training.relevance_calls import (
     HELD_OUT,
@@ -330,7 +330,7 @@ def _gain(
     with eval_mode(model):
         given = answer(
             model, without_modality(examples, name),
-            max_new_tokens=longest_answer(model, examples, spec.max_new_tokens),
+            max_new_tokens=spec.max_new_tokens,
             batch_size=spec.batch_size, label="held-out wordings, gate 0", progress=progress,
         )  # fmt: skip
     kept[HELD_OUT] = gain_kept(
