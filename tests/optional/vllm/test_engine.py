@@ -125,17 +125,28 @@ def test_what_was_decided_is_kept_for_its_request(adapter: Making) -> None:
         assert again.num_cached_tokens == 64
 
 
-def test_answers_to_one_request_share_what_was_decided(adapter: Making) -> None:
-    """Law: all answers to a request are heard or none is, also those that begin later."""
+def test_answers_to_one_request_share_what_was_decided(adapter: Making, monkeypatch: Any) -> None:
+    """Law: a head is asked once for all answers to a request, also for those that begin later."""
     from vllm import SamplingParams
 
-    params = SamplingParams(n=3, max_tokens=8, temperature=0, logprobs=0, ignore_eos=True)
+    from safe_framework.serving.vllm.worker import _Hearer
+
+    asks, own = list[int](), _Hearer.asks
+
+    def counted(self: Any, state: Any) -> bool:
+        """As its own."""
+        asks.append(self.number)
+        return own(self, state)
+
+    monkeypatch.setattr(_Hearer, "asks", counted)
+    likeliest = SamplingParams(n=3, max_tokens=TOKENS, temperature=0.01, seed=0, ignore_eos=True)
     with engine(adapter(), max_num_seqs=2) as llm:
         for case, hears in ((Case(70, 0, "auto"), True), (Case(62, 0, "auto"), False)):
             (one,) = asked(llm, [Case(len(case.ids), 0 if hears else None)])
-            (found,) = llm.generate([case.prompt()], params, use_tqdm=False)
+            (found,) = llm.generate([case.prompt()], likeliest, use_tqdm=False)
             tokens = [list(answer.token_ids) for answer in found.outputs]
             assert tokens == [[token for token, _ in one]] * 3
+    assert len(asks) == 2
 
 
 def test_preempted_rows_go_on_as_they_were(adapter: Making) -> None:
