@@ -173,6 +173,20 @@ class ListeningRunner(CPUModelRunner):  # type: ignore[misc]  # vLLM is not type
             self._decide(undecided, watched, kwargs["positions"], out)
         return out
 
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """As vLLM's own, in which no row whose prompt is not read yet draws from its own seed.
+
+        vLLM lets such rows draw too and turns their generators back, which those of processors
+        cannot: a prompt in pieces and a seed would end the engine.
+        """
+        generators = self.input_batch.generators
+        unread = self.discard_request_mask.np[: self.input_batch.num_reqs].nonzero()[0].tolist()
+        kept = {row: generators.pop(row) for row in unread if row in generators}
+        try:
+            return super().sample_tokens(grammar_output)
+        finally:
+            generators.update(kept)
+
     def _stretches(self) -> Iterator[_Stretch]:
         """Where requests of this batch hear, or would.
 

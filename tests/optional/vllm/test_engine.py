@@ -149,6 +149,18 @@ def test_answers_to_one_request_share_what_was_decided(adapter: Making, monkeypa
     assert len(asks) == 2
 
 
+def test_a_seed_and_a_prompt_in_pieces(deaf: Any) -> None:
+    """Law: a seed ends no engine that reads a prompt in pieces, and draws what it would at once."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(max_tokens=TOKENS, temperature=2.0, seed=7, ignore_eos=True)
+    prompts = [Case(95).prompt()] * 2  # in three pieces; then its blocks are known
+    found = [deaf.generate([one], params, use_tqdm=False)[0] for one in prompts]
+    assert [one.num_cached_tokens for one in found] == [0, 64]
+    first, second = (list(one.outputs[0].token_ids) for one in found)
+    assert first == second
+
+
 def test_preempted_rows_go_on_as_they_were(adapter: Making) -> None:
     """Law: rows that are thrown out for want of memory, and read again, are answered as ever.
 
