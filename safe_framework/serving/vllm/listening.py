@@ -120,7 +120,7 @@ class ListeningLayers:
         current.fired.add(layer)
         for row in current.rows:
             places = row.places.flatten()
-            states = _at(places, hidden, residual).unflatten(0, row.places.shape)
+            states = _at(places, hidden, residual).view(*row.places.shape, -1)
             fused = row.sample.apply_everywhere(states, layer)  # (rows, tokens, hidden)
             hidden.index_copy_(0, places, fused.flatten(0, 1))
             if residual is not None:
@@ -149,9 +149,9 @@ class ListeningLayers:
                 if current is None:
                     return kind.forward(self, positions, hidden_states, residual, **more)
                 listening._enter(number, hidden_states, residual, current)
-                out = kind.forward(self, positions, hidden_states, residual, **more)
-                listening._leave(number, *out, current)
-                return out
+                hidden, rest = kind.forward(self, positions, hidden_states, residual, **more)
+                listening._leave(number, hidden, rest, current)
+                return hidden, rest
 
         layer.__class__ = ListeningLayer
 
