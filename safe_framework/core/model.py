@@ -70,6 +70,7 @@ from safe_framework.core.modality import (
     check_layers,
     check_name,
     checked_gate,
+    checked_gates,
     leaves_open,
     row_gates,
     split_by_modality,
@@ -373,9 +374,10 @@ class SafeModel(nn.Module):
         """The gate in this call of each modality that has a sample and is not switched off."""
         found: dict[str, RowGates] = {}
         for name in self.modalities:
+            asked = gate_of(gate, name)
+            own = None if asked is None else checked_gates(asked)  # also where nothing is heard
             if name in given and self.is_enabled(name):
                 warn_if_off_elsewhere(self, name)
-                own = gate_of(gate, name)
                 found[name] = self.modality(name).gate if own is None else own
         return found
 

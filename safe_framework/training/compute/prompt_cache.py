@@ -9,7 +9,8 @@ the prompt on. There a step begins, as decoding does behind a cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -27,6 +28,7 @@ from safe_framework.core.output_head import (
 )
 from safe_framework.core.padding import pad_to_length
 from safe_framework.core.prompt_rows import PromptRow, Rows
+from safe_framework.errors import InjectionError, SafeError, UnsupportedBaseError
 from safe_framework.interfaces.types import FROM
 from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.compute.base_properties import near
@@ -35,6 +37,7 @@ from safe_framework.training.compute.packing import can_pack
 from safe_framework.training.compute.shared_opening import SharedOpening, behind, common_opening
 from safe_framework.utils.hashing import text_fingerprint
 from safe_framework.utils.progress import ProgressCallback
+from safe_framework.utils.tensors import is_out_of_memory
 
 _KEY, _VALUE = "key.", "value."
 
@@ -60,7 +63,9 @@ class PromptCache:
         heads = [PromptRow(row.ids[:start]) for row, start in rows if start]
         opening = common_opening(model, sorted(set(heads), key=lambda head: head.ids))
         self._opening = SharedOpening(model, caches.prompts, caches.pad, opening)
-        self._opened = _kept(self._opening.past) if opening else {}
+        with base_errors():
+            opened = self._opening.past if opening else None
+        self._opened = {} if opened is None else _kept(opened, len(opening))
         self._start: dict[PromptRow, int] = {}
         for row, start in rows:  # where a row is asked in two ways, the first position of both
             self._start[row] = min(start, self._start.get(row, start))
@@ -85,6 +90,9 @@ class PromptCache:
     ) -> PromptCache | None:
         """The cache of some rows' prompts, if calls that begin behind them give the same.
 
+        Where the base cannot do that, the caches note why. What is none of the base's doing, such
+        as a full disk, is raised.
+
         Args:
             model: about to be trained, in eval mode.
             caches: of the run.
@@ -100,9 +108,18 @@ class PromptCache:
             return None
         try:
             made = cls(model, caches, plain)
-            return made if made.fits and made._agrees(plain[:2]) else None
-        except Exception:  # whatever a third-party base raises, its prompts are not left out
+            if not made.fits:  # which the caches have noted
+                return None
+            refused = "" if made._agrees(plain[:2]) else "it gives other numbers behind them"
+        except (UnsupportedBaseError, InjectionError) as error:
+            refused = error.message
+        if refused:
+            caches.notes.append(
+                f"prompts: they run at each step, since this base cannot go on from kept ones "
+                f"({refused})"
+            )
             return None
+        return made
 
     def precompute(self, progress: ProgressCallback) -> None:
         """Compute what is missing."""
@@ -177,8 +194,9 @@ class PromptCache:
             return False
         with torch.no_grad():
             expected = self.model(**inputs, **no_cache_option(self.model.base)).logits[read]
-            with self.caches.start_from_prefix(cut.prefix_states):
-                out = self.model(**with_past(cut), **no_cache_option(self.model.base))
+            behind_past = with_past(cut)
+            with self.caches.start_from_prefix(cut.prefix_states), base_errors():
+                out = self.model(**behind_past, **no_cache_option(self.model.base))
         given = out.logits[cut.positions]
         if expected.dtype == torch.float64:  # beside which adapters compute some in float32
             expected, given = expected.float(), given.float()
@@ -191,11 +209,11 @@ class PromptCache:
         """Keys and values behind the opening, each (batch, length, heads, width of a head)."""
         inputs = self._opening.inputs(rows)
         unread = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
-        with torch.no_grad(), self.model.off(), shown_only(self.model.base, unread):
+        with torch.no_grad(), self.model.off(), shown_only(self.model.base, unread), base_errors():
             past = self.model(**inputs, use_cache=True).past_key_values
-        return {
-            name: kept[:, len(self._opening.ids) :] for name, kept in _kept_of_rows(past).items()
-        }
+        opening = len(self._opening.ids)
+        found = _kept_of_rows(past, opening + inputs["input_ids"].shape[1])
+        return {name: kept[:, opening:] for name, kept in found.items()}
 
     def _read_answers(self, rows: Rows) -> dict[str, Tensor]:
         """What enters the first fused layer from each prompt's last position on."""
@@ -207,21 +225,48 @@ class PromptCache:
             batch["attention_mask"].bool(),
             past=self._past(rows, starts, lambda number: number < self.layer),
         )
-        return run_until(self.model, with_past(call), layer=self.layer)
+        behind_past = with_past(call)
+        with base_errors():
+            return run_until(self.model, behind_past, layer=self.layer)
 
 
-def _kept_of_rows(past: Any) -> dict[str, Tensor]:
-    """Keys and values of a cache by kind and layer, (batch, length, heads, width of a head)."""
-    return {
-        f"{kind}{number}": values.transpose(1, 2).contiguous()
-        for number, layer in enumerate(past.layers)
-        for kind, values in ((_KEY, layer.keys), (_VALUE, layer.values))
+@contextmanager
+def base_errors() -> Iterator[None]:
+    """Within the block a base is called; what it raises is an ``UnsupportedBaseError``.
+
+    But for errors of this library, and of the machine: of its disk or its memory.
+    """
+    try:
+        yield
+    except (SafeError, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever a third-party base raises
+        if is_out_of_memory(error):
+            raise
+        raise UnsupportedBaseError(f"{type(error).__name__}: {error}") from error
+
+
+def _kept_of_rows(past: Any, length: int) -> dict[str, Tensor]:
+    """Keys and values of a cache by kind and layer, (batch, length, heads, width of a head).
+
+    Raises:
+        UnsupportedBaseError: the cache keeps something else, or of other positions.
+    """
+    found = {
+        f"{kind}{number}": getattr(layer, name, None)
+        for number, layer in enumerate(getattr(past, "layers", ()))
+        for kind, name in ((_KEY, "keys"), (_VALUE, "values"))
     }
+    fits = [isinstance(v, Tensor) and v.ndim == 4 and v.shape[2] == length for v in found.values()]
+    if not fits or not all(fits):
+        kind = type(past).__name__
+        raise UnsupportedBaseError(f"a `{kind}` holds no keys of each position at each layer")
+    return {name: values.transpose(1, 2).contiguous() for name, values in found.items()}
 
 
-def _kept(past: Any) -> dict[str, Tensor]:
+def _kept(past: Any, length: int) -> dict[str, Tensor]:
     """The same of the only row, (length, heads, width of a head), on the CPU."""
-    return {name: kept[0].cpu() for name, kept in _kept_of_rows(past).items()}
+    return {name: kept[0].cpu() for name, kept in _kept_of_rows(past, length).items()}
 
 
 def with_past(call: ForwardCall) -> dict[str, Any]:
