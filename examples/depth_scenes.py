@@ -154,8 +154,10 @@ def write(folder: Path) -> None:
         for number, scene in enumerate(scenes(split, count)):
             file = f"maps/{split}-{number:03d}.npz"
             np.savez_compressed(folder / file, depth=scene.depth)
-            for question, answer in ((NEAREST, scene.nearest), (HOW_FAR, scene.distance)):
-                rows.append({"depth": file, "question": question, "answer": answer})
+            asked = (("nearest", NEAREST, scene.nearest), ("distance", HOW_FAR, scene.distance))
+            for kind, question, answer in asked:
+                row = {"depth": file, "kind": kind, "question": question, "answer": answer}
+                rows.append(row)
         text = "".join(f"{json.dumps(row)}\n" for row in rows)
         (folder / f"{split}.jsonl").write_text(text, "utf-8")
         print(f"{split}: {len(rows)} questions about {len(rows) // 2} maps")

@@ -24,6 +24,7 @@ from safe_framework.core.segments import (
     window_frames,
 )
 from safe_framework.data.frame_cache import FrameCache, in_a_row
+from safe_framework.data.listening import Listener
 from safe_framework.data.transcripts import Transcripts
 from safe_framework.errors import PluginError, SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
@@ -212,6 +213,18 @@ class Modality(nn.Module):
             SafeError: the encoder is trainable: what it gave once would not stay true.
         """
         return FrameCache(self.name, self.encoder, self._encode_prepared, folder, options)
+
+    def listen(self, seconds: float | None = None, sampling_rate: int | None = None) -> Listener:
+        """What takes a running recording in chunks, and gives the last of it as a sample.
+
+        Args:
+            seconds: of the recording that a sample has at most; None for as much as it takes.
+            sampling_rate: of the chunks, in hertz; None for the encoder's own.
+
+        Raises:
+            SafeError: the modality takes no sound, or less than ``seconds`` of it.
+        """
+        return Listener(self.name, self.encoder, self._encode_prepared, seconds, sampling_rate)
 
     def _encode_prepared(self, prepared: Mapping[str, Tensor]) -> Frames:
         device = next(iter(self.projector.parameters())).device

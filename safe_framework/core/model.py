@@ -89,6 +89,7 @@ from safe_framework.core.relevance import (
 from safe_framework.core.segments import SegmentVectors, without_untaught
 from safe_framework.core.switched_off import is_switched_off, switched_off, warn_if_off_elsewhere
 from safe_framework.data.chat_template import QUESTION
+from safe_framework.data.listening import Listener
 from safe_framework.data.prompts import recipe_chat
 from safe_framework.data.transcripts import Transcripts
 from safe_framework.data.windows import prepare_samples
@@ -608,6 +609,24 @@ class SafeModel(nn.Module):
             acting = [name for name in answering(self.attends) if f"{name}__{PRESENT}" in batch]
             batch.update({f"{name}__{FROM}": starts for name in acting})
         return batch
+
+    def listen(
+        self, name: str, seconds: float | None = None, *, sampling_rate: int | None = None
+    ) -> Listener:
+        """What hears a running recording, and asks about the last of it at any moment.
+
+        Its ``add`` takes chunks of sound, and its ``heard()`` is a sample, to be given wherever one
+        is: ``model.processor(question=..., audio=listener.heard())``.
+
+        Args:
+            name: of the modality.
+            seconds: of the recording that is heard at most; None for as much as the modality takes.
+            sampling_rate: of the chunks, in hertz; None for the encoder's own.
+
+        Raises:
+            SafeError: there is no such modality, or it takes no sound, or less than ``seconds``.
+        """
+        return self.modality(name).listen(seconds, sampling_rate)
 
     def encode(self, name: str, samples: Sequence[Sample]) -> Frames:
         """The encoder's frames of raw samples, without gradient."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from safe_framework.data.augmentation import Variation
-from safe_framework.data.long_sounds import LongSound, loaded
+from safe_framework.data.long_sounds import HeardSound, LongSound, loaded
 from safe_framework.data.windows import (
     each_window,
     in_slots,
@@ -31,7 +31,7 @@ from safe_framework.data.windows import (
 from safe_framework.errors import SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.samples import Sample, Several, each_of
-from safe_framework.interfaces.types import FROM, PRESENT, Frames, all_real
+from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, FROM, PRESENT, Frames, all_real
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.hashing import fingerprint, text_fingerprint
 from safe_framework.utils.progress import ProgressCallback
@@ -164,6 +164,24 @@ def stack(frames: Sequence[Frames | None], dim: int) -> Frames:
     return Frames(values, mask)
 
 
+def finite_frames(frames: Frames, place: str) -> Frames:
+    """Frames in float32 on the CPU, if those that are real are finite.
+
+    Args:
+        frames: as an encoder gave them.
+        place: of their sample, for messages.
+
+    Raises:
+        SampleError: one is not.
+    """
+    values, mask = frames.values.cpu().float(), frames.mask.cpu()
+    if not torch.isfinite(values[mask]).all():
+        raise SampleError(
+            f"{place}: the encoder gave NaN or infinite frames", hint="check the recording"
+        )
+    return Frames(values, mask)
+
+
 def _read(path: Path) -> Frames:
     from safetensors.torch import load_file
 
@@ -177,7 +195,7 @@ def _write(path: Path, windows: Iterator[Frames], place: str) -> None:
     """Keep frames up to the last real one; the mask too where one before it is not real."""
     from safetensors.torch import save
 
-    parts = (_checked(frames, place) for frames in windows)
+    parts = (finite_frames(frames, place) for frames in windows)
     first = next(parts)
     second = next(parts, None)
     if second is not None:
@@ -190,16 +208,6 @@ def _write(path: Path, windows: Iterator[Frames], place: str) -> None:
     if not mask.all():
         held["mask"] = mask.contiguous()
     atomic_write(path, save(held))
-
-
-def _checked(frames: Frames, place: str) -> Frames:
-    """Frames in float32 on the CPU, if those that are real are finite."""
-    values, mask = frames.values.cpu().float(), frames.mask.cpu()
-    if not torch.isfinite(values[mask]).all():
-        raise SampleError(
-            f"{place}: the encoder gave NaN or infinite frames", hint="check the recording"
-        )
-    return Frames(values, mask)
 
 
 _HEADER = 512
@@ -335,9 +343,18 @@ def prepare_inputs(
     present, real = presence(samples)
     batch = {f"{name}__{PRESENT}": present}
     if real:
-        for key, values in prepare_samples(encoder, real).items():
+        for key, values in _prepared(encoder, real).items():
             batch[f"{name}__{key}"] = in_slots(values, present)
     return batch
+
+
+def _prepared(encoder: Encoder, samples: Sequence[Sample]) -> Mapping[str, Tensor]:
+    """What the encoder prepares of samples, or their frames where a listener has all of them."""
+    heard = [one for one in samples if isinstance(one, HeardSound) and one.encoder is encoder]
+    if len(heard) < len(samples) or encoder.training:
+        return prepare_samples(encoder, samples)
+    frames = stack([one.frames for one in heard], encoder.dim)
+    return {FRAMES: frames.values, FRAMES_MASK: frames.mask}
 
 
 def presence(rows: Sequence[_Item | Several[_Item] | None]) -> tuple[Tensor, list[_Item]]:

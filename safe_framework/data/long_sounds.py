@@ -7,16 +7,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from safe_framework.data.audio import Waveform, mono, read_audio
+from safe_framework.data.audio import StreamResampler, Waveform, mono, read_audio
 from safe_framework.data.audio_files import decode_blocks, length_of
+from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.samples import Sample
-from safe_framework.utils.optional_imports import require
+from safe_framework.interfaces.types import Frames
 
 Mono = NDArray[np.float32]
 """Amplitudes of one channel, (samples,)."""
@@ -87,18 +87,14 @@ class FileSound(LongSound):
 
     def blocks(self) -> Iterator[Mono]:
         """As ``read_audio`` reads it, but that a block whose channels cancel is by itself."""
-        resampler: Any = None
+        resampler: StreamResampler | None = None
         for channels, rate in decode_blocks(self.path, f"the sound file `{self.path}`"):
-            values = mono(channels, f"the sound file `{self.path}`")
-            if rate != self.sampling_rate:
-                if resampler is None:
-                    soxr = require("soxr", "audio", "sound needs `soxr`")
-                    resampler = soxr.ResampleStream(rate, self.sampling_rate, 1)
-                values = resampler.resample_chunk(values)
+            resampler = resampler or StreamResampler(rate, self.sampling_rate)
+            values = resampler(mono(channels, f"the sound file `{self.path}`"))
             if len(values):
                 yield values
-        if resampler is not None:
-            yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+        if resampler is not None and len(values := resampler.end()):
+            yield values
 
     @property
     def key(self) -> str:
@@ -139,6 +135,42 @@ class JoinedSound(LongSound):
         digest = hashlib.sha256(f"joined|{self.sampling_rate}|{self.seconds}".encode())
         for path, at in self.parts:
             digest.update(f"|{at}|{_content_key(path, path.stat().st_mtime_ns)}".encode())
+        return digest.hexdigest()
+
+
+@attrs.frozen(eq=False)
+class HeardSound(LongSound):
+    """The last of a running recording, as a ``Listener`` heard it.
+
+    Attributes:
+        sound: itself, which is encoded anew where it stands beside samples that are not heard so.
+        encoder: whose frames these are.
+        frames: of the sound, (1, frames, dim).
+    """
+
+    sound: Waveform
+    encoder: Encoder
+    frames: Frames
+    sampling_rate: int = attrs.field(init=False)
+    seconds: float = attrs.field(init=False)
+
+    @sampling_rate.default
+    def _sampling_rate(self) -> int:
+        return self.sound.sampling_rate
+
+    @seconds.default
+    def _seconds(self) -> float:
+        return self.sound.seconds
+
+    def blocks(self) -> Iterator[Mono]:
+        """All of it at once."""
+        yield self.sound.values
+
+    @property
+    def key(self) -> str:
+        """Of its amplitudes and the rate."""
+        digest = hashlib.sha256(f"heard|{self.sampling_rate}|".encode())
+        digest.update(self.sound.values.tobytes())
         return digest.hexdigest()
 
 

@@ -1,7 +1,8 @@
 """A page to try a sense in: both models' answers side by side, and a conversation of many turns.
 
 A question is asked with a sample and, where the base sees, a picture, at any gate; in a
-conversation each turn may bring its own, and all of them stay in it.
+conversation each turn may bring its own, and all of them stay in it. A sense of sound also listens
+to the microphone, and is asked about the last of what it heard.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safe_framework.core.relevance import AUTO, Strength
+from safe_framework.data.audio import read_audio
+from safe_framework.data.listening import Listener
 from safe_framework.data.pictures import Picture
 from safe_framework.data.samples import read_for
 from safe_framework.errors import DataError, SafeError
@@ -20,7 +23,8 @@ from safe_framework.evaluation.side_by_side import SideBySide, side_by_side
 from safe_framework.interfaces.samples import Sample
 from safe_framework.pretrained.base_processor import takes_images
 from safe_framework.serving.conversation import Message, check_size, say, shown
-from safe_framework.utils.formatting import percent
+from safe_framework.serving.listening import listen, reply
+from safe_framework.utils.formatting import clock, percent
 from safe_framework.utils.optional_imports import require
 
 if TYPE_CHECKING:
@@ -141,6 +145,66 @@ def converse(
         yield shown(known), known, {"text": text, "files": files}, _badge("other", str(error))
 
 
+def hear(
+    model: SafeModel,
+    modality: str,
+    seconds: float | None,
+    file: str | None,
+    listener: Listener | None,
+) -> tuple[Listener | None, str]:
+    """A listener that has heard one chunk more, and what the page says of it as HTML.
+
+    Args:
+        model: that listens.
+        modality: by which it does.
+        seconds: that are heard at most; None for what it takes, up to half a minute.
+        file: of the chunk; None where there is none.
+        listener: to the recording so far; None where it begins.
+    """
+    if file is None:
+        return listener, ""
+    try:
+        chunk = read_audio(file)
+        listener = listener or listen(model, modality, seconds, chunk.sampling_rate)
+        listener.add(chunk)
+    except SafeError as error:
+        return listener, _badge("other", str(error))
+    last = min(listener.total, listener.seconds)
+    return listener, _badge("same", f"heard {clock(listener.total)}, of it the last {last:.1f} s")
+
+
+def ask_heard(
+    model: SafeModel,
+    listener: Listener | None,
+    question: str,
+    gate: Strength,
+    chat: Sequence[Any],
+    max_new_tokens: int = 32,
+) -> tuple[list[Any], str]:
+    """The chat with an answer about what is heard now, and what is wrong as HTML.
+
+    Args:
+        model: that answers; left as it was.
+        listener: to the recording; None where none has begun.
+        question: put into the recipe's prompt.
+        gate: strength, from 0 to 1, or ``"auto"``.
+        chat: so far, in which every question is by itself.
+        max_new_tokens: limit of the answer's length.
+    """
+    try:
+        if listener is None:
+            raise DataError("nothing was heard yet", hint="record with the microphone")
+        if not question.strip():
+            raise DataError("there is no question", hint="write one")
+        now, last = listener.total, listener.heard().seconds
+        answer = reply(model, listener, question, gate, max_new_tokens)
+    except SafeError as error:
+        return list(chat), _badge("other", str(error))
+    asked = f"{question}\n\n*at {clock(now)}, about the last {last:.1f} s*"
+    said = {"role": "assistant", "content": answer, "metadata": {"title": _named(gate)}}
+    return [*chat, {"role": "user", "content": asked}, said], ""
+
+
 def needed_gradio() -> Any:
     """Gradio, which then does not call home.
 
@@ -152,7 +216,13 @@ def needed_gradio() -> Any:
 
 
 def playground(
-    model: SafeModel, modality: str, *, question: str = "", max_new_tokens: int = 32
+    model: SafeModel,
+    modality: str,
+    *,
+    question: str = "",
+    max_new_tokens: int = 32,
+    listening: bool = False,
+    seconds: float | None = None,
 ) -> Any:
     """The page, a ``gradio.Blocks`` to launch.
 
@@ -161,18 +231,29 @@ def playground(
         modality: the sense to try.
         question: what stands in its field at first.
         max_new_tokens: limit of an answer's length.
+        listening: show at first where the microphone is listened to.
+        seconds: of its sound that are heard at most; None for what the sense takes, up to half a
+            minute.
 
     Raises:
         DataError: Gradio is not installed.
+        SafeError: it is to listen, and the sense is none of sound, or takes less than ``seconds``.
     """
     gradio = needed_gradio()
+    sound = model.modality(modality).encoder.sampling_rate is not None
+    if listening:
+        listen(model, modality, seconds)
     with gradio.Blocks(title=f"{modality}: base and SAFE", analytics_enabled=False) as page:
         gradio.HTML(f"<style>{_STYLE}</style>")
         gradio.Markdown(f"# {modality}: base and SAFE")
-        with gradio.Tab("Side by side"):
-            _side_by_side(gradio, model, modality, question, max_new_tokens)
-        with gradio.Tab("Conversation"):
-            _conversation(gradio, model, modality)
+        with gradio.Tabs(selected="listen" if listening else "side"):
+            with gradio.Tab("Side by side", id="side"):
+                _side_by_side(gradio, model, modality, question, max_new_tokens)
+            with gradio.Tab("Conversation", id="talk"):
+                _conversation(gradio, model, modality)
+            if sound:
+                with gradio.Tab("Listen", id="listen"):
+                    _listening(gradio, model, modality, question, max_new_tokens, seconds)
     return page
 
 
@@ -240,6 +321,55 @@ def _conversation(gradio: Any, model: SafeModel, modality: str) -> None:
     given, results = [message, gate, messages, auto], [chat, messages, message, told]
     message.submit(turns, inputs=given, outputs=results)
     again.click(lambda: ([], [], ""), outputs=[chat, messages, told])
+
+
+def _listening(
+    gradio: Any,
+    model: SafeModel,
+    modality: str,
+    question: str,
+    max_new_tokens: int,
+    seconds: float | None,
+) -> None:
+    """Questions about the last of what the microphone hears."""
+
+    def heard(file: str | None, listener: Listener | None) -> tuple[Listener | None, str]:
+        """What is kept and shown when a chunk has come."""
+        return hear(model, modality, seconds, file, listener)
+
+    def ask_now(
+        asked: str, gate: float, chat: list[Any], listener: Listener | None, auto: bool
+    ) -> tuple[list[Any], str]:
+        """What the page shows for a question."""
+        chosen = AUTO if auto else gate
+        return ask_heard(model, listener, asked, chosen, chat, max_new_tokens)
+
+    listener = gradio.State(None)
+    with gradio.Row():
+        with gradio.Column():
+            microphone = gradio.Audio(
+                sources=["microphone"],
+                streaming=True,
+                type="filepath",
+                label=modality,
+                elem_id="microphone",
+            )
+            told = gradio.HTML(elem_id="heard")
+            asked = gradio.Textbox(question, label="Question", elem_id="heard-question")
+            gate = _gate_field(gradio, model, modality, "heard-gate")
+            auto = _auto_field(gradio, model, modality, "heard-auto")
+            button = gradio.Button("Ask now", variant="primary", elem_id="ask-heard")
+        with gradio.Column():
+            chat = gradio.Chatbot(label="Asked so far, each by itself", elem_id="heard-chat")
+            wrong = gradio.HTML(elem_id="heard-wrong")
+    microphone.start_recording(lambda: None, outputs=[listener])
+    microphone.stream(
+        heard, inputs=[microphone, listener], outputs=[listener, told], stream_every=0.5,
+        time_limit=None, show_progress="hidden",
+    )  # fmt: skip
+    given = [asked, gate, chat, listener, auto]
+    for event in (button.click, asked.submit):
+        event(ask_now, inputs=given, outputs=[chat, wrong])
 
 
 def turn(

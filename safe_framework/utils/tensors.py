@@ -19,6 +19,10 @@ from torch import Tensor
 
 from safe_framework.errors import SafeError
 
+TERMS = 64
+"""Roundings by which two sums of the same terms may differ: errors of random signs grow with the
+root of their number, here of 4,096 products."""
+
 
 def cpu_copy(tensor: Tensor) -> Tensor:
     """A contiguous copy on the CPU that shares no memory, as safetensors wants it."""
@@ -30,6 +34,12 @@ def bitwise_equal(first: Tensor, second: Tensor) -> bool:
     if first.dtype != second.dtype or first.shape != second.shape:
         return False
     return torch.equal(as_bytes(first), as_bytes(second).to(first.device))
+
+
+def near(given: Tensor, wanted: Tensor) -> bool:
+    """Whether two computations differ by no more than rounding, of which bfloat16 has much."""
+    rounding = min(TERMS * torch.finfo(wanted.dtype).eps, 0.05)
+    return bool((given - wanted).float().norm() <= rounding * wanted.float().norm())
 
 
 def as_bytes(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -15,18 +16,35 @@ from safe_framework.data.irrelevant import (
 )
 from safe_framework.data.questions import read_forms, words
 from safe_framework.errors import DataError
-from safe_framework.evaluation.relevance_risk import calls_needed
 from safe_framework.utils import catalogue
+
+MISTAKES = {
+    "everyday": 4,
+    "music-and-sounds": 2,
+    "pictures-and-other-senses": 2,
+    "depth-and-distance": 0,
+}
+"""How many texts of a bank may open while it shows its risk."""
+
+
+def tail(mistakes: int, calls: int, risk: float) -> float:
+    """The probability of so few mistakes where each call is one with that risk."""
+    return sum(
+        math.comb(calls, k) * risk**k * (1 - risk) ** (calls - k) for k in range(mistakes + 1)
+    )
 
 
 def test_banks_are_large_enough_to_show_their_risk() -> None:
-    """Law: each bank shows 1 % at 95 %, and trains and tests on other texts."""
+    """Law: each bank shows 1 % at 95 %, and trains and tests on others.
+
+    Of those that any sense has, texts may open meanwhile: no threshold is its worst text's.
+    """
     names = sorted(catalogue.irrelevant())
-    assert len(names) == 3
+    assert names == sorted(MISTAKES)
     for bank in read_irrelevant(names, Path()):
         parts = [set(bank.of(part)) for part in (TRAIN, CALIBRATION, TEST)]
         assert sum(map(len, parts)) == len(set().union(*parts)) == len(bank.texts)
-        assert len(parts[1]) >= calls_needed(0.01, 0.95)
+        assert tail(MISTAKES[bank.name], len(parts[1]), 0.01) <= 0.05
         assert min(len(parts[0]), len(parts[2])) >= 180
 
 

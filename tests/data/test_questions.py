@@ -80,7 +80,7 @@ def by_kind(forms: Iterable[Form], *, held_out: bool) -> dict[str, list[str]]:
 def test_banks_ship() -> None:
     """Law: there is a bank for each of the kinds of data that recipes are made of."""
     wanted = {"labelled-clips", "two-clips", "captions", "transcripts", "counting"}
-    wanted |= {"pictures-and-sounds"}
+    wanted |= {"pictures-and-sounds", "depth"}
     assert wanted <= set(BANKS)
 
 
@@ -110,6 +110,19 @@ def test_no_held_out_form_is_nearly_a_trained_one(name: str) -> None:
         for question in questions:
             nearest = max(known, key=lambda one: overlap(known[one], content(question)))
             assert overlap(known[nearest], content(question)) < 0.75, (question, nearest)
+
+
+def test_shipped_rows_of_depth_are_of_the_banks_kinds() -> None:
+    """Law: each row says whether it is asked what is nearest or how far, and is answered so."""
+    kinds = read_bank("depth", Path()).weights.keys()
+    folder = catalogue.recipe_path("depth").parent.parent / "data/depth"
+    for split in ("train", "test"):
+        answers: dict[str, set[str]] = {kind: set() for kind in kinds}
+        for line in (folder / f"{split}.jsonl").read_text("utf-8").splitlines():
+            row = json.loads(line)
+            answers[row["kind"]].add(row["answer"])
+        assert answers["distance"] == {"one metre", "two metres", "three metres"}
+        assert len(answers["nearest"] - answers["distance"]) == len(answers["nearest"]) == 6
 
 
 def test_a_form_says_by_its_places_what_it_asks() -> None:

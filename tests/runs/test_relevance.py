@@ -14,6 +14,7 @@ import safe_framework
 from safe_framework.cli import main
 from safe_framework.core.prompt_rows import PromptRow
 from safe_framework.core.relevance import AUTO
+from safe_framework.core.shared_opening import openings
 from safe_framework.data.irrelevant import CALIBRATION, TEST, read_irrelevant
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import (
@@ -30,7 +31,6 @@ from safe_framework.runs.finished import open_run, read_metrics
 from safe_framework.runs.inspection import sweep_gate
 from safe_framework.runs.relevance import own_calls, shipped_calls
 from safe_framework.runs.run import run_recipe
-from safe_framework.training.compute.shared_opening import openings
 from safe_framework.training.relevance import fit_head
 from safe_framework.training.relevance_calls import HELD_OUT, TRAINED, GateCall
 from safe_framework.training.relevance_states import prompt_states

@@ -26,20 +26,17 @@ from safe_framework.core.output_head import (
     run_until,
     shown_only,
 )
-from safe_framework.core.padding import pad_to_length
+from safe_framework.core.past_rows import cache_of, past_of_rows
 from safe_framework.core.prompt_rows import PromptRow, Rows
+from safe_framework.core.shared_opening import SharedOpening, behind, common_opening
 from safe_framework.errors import InjectionError, SafeError, UnsupportedBaseError
 from safe_framework.interfaces.types import FROM
 from safe_framework.training.compute.activation_cache import ActivationCaches
-from safe_framework.training.compute.base_properties import near
 from safe_framework.training.compute.calls import ForwardCall
 from safe_framework.training.compute.packing import can_pack
-from safe_framework.training.compute.shared_opening import SharedOpening, behind, common_opening
 from safe_framework.utils.hashing import text_fingerprint
 from safe_framework.utils.progress import ProgressCallback
-from safe_framework.utils.tensors import is_out_of_memory
-
-_KEY, _VALUE = "key.", "value."
+from safe_framework.utils.tensors import is_out_of_memory, near
 
 
 class PromptCache:
@@ -64,8 +61,8 @@ class PromptCache:
         opening = common_opening(model, sorted(set(heads), key=lambda head: head.ids))
         self._opening = SharedOpening(model, caches.prompts, caches.pad, opening)
         with base_errors():
-            opened = self._opening.past if opening else None
-        self._opened = {} if opened is None else _kept(opened, len(opening))
+            opened = self._opening.kept
+        self._opened = {name: kept.cpu() for name, kept in opened.items()}
         self._start: dict[PromptRow, int] = {}
         for row, start in rows:  # where a row is asked in two ways, the first position of both
             self._start[row] = min(start, self._start.get(row, start))
@@ -212,7 +209,9 @@ class PromptCache:
         with torch.no_grad(), self.model.off(), shown_only(self.model.base, unread), base_errors():
             past = self.model(**inputs, use_cache=True).past_key_values
         opening = len(self._opening.ids)
-        found = _kept_of_rows(past, opening + inputs["input_ids"].shape[1])
+        found = past_of_rows(past)
+        if any(kept.shape[1] != opening + inputs["input_ids"].shape[1] for kept in found.values()):
+            raise UnsupportedBaseError("its cache does not hold keys of each position")
         return {name: kept[:, opening:] for name, kept in found.items()}
 
     def _read_answers(self, rows: Rows) -> dict[str, Tensor]:
@@ -246,72 +245,17 @@ def base_errors() -> Iterator[None]:
         raise UnsupportedBaseError(f"{type(error).__name__}: {error}") from error
 
 
-def _kept_of_rows(past: Any, length: int) -> dict[str, Tensor]:
-    """Keys and values of a cache by kind and layer, (batch, length, heads, width of a head).
-
-    Raises:
-        UnsupportedBaseError: the cache keeps something else, or of other positions.
-    """
-    found = {
-        f"{kind}{number}": getattr(layer, name, None)
-        for number, layer in enumerate(getattr(past, "layers", ()))
-        for kind, name in ((_KEY, "keys"), (_VALUE, "values"))
-    }
-    fits = [isinstance(v, Tensor) and v.ndim == 4 and v.shape[2] == length for v in found.values()]
-    if not fits or not all(fits):
-        kind = type(past).__name__
-        raise UnsupportedBaseError(f"a `{kind}` holds no keys of each position at each layer")
-    return {name: values.transpose(1, 2).contiguous() for name, values in found.items()}
-
-
-def _kept(past: Any, length: int) -> dict[str, Tensor]:
-    """The same of the only row, (length, heads, width of a head), on the CPU."""
-    return {name: kept[0].cpu() for name, kept in _kept_of_rows(past, length).items()}
-
-
 def with_past(call: ForwardCall) -> dict[str, Any]:
     """A call's inputs, with what its prompts left: keys, values, their mask and positions."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
     assert call.past is not None
     ids, mask = call.inputs["input_ids"], call.inputs["attention_mask"]
     lengths = torch.tensor([len(next(iter(row.values()))) for row in call.past])
-    longest, layers = int(lengths.max()), dict[int, tuple[Tensor, Tensor]]()
-    for name in call.past[0]:
-        if name.startswith(_KEY):
-            number = int(name.removeprefix(_KEY))
-            keys, values = (
-                _padded_left([row[f"{kind}{number}"] for row in call.past], longest).to(ids.device)
-                for kind in (_KEY, _VALUE)
-            )
-            layers[number] = _in_autocast(keys), _in_autocast(values)
-    lowest = min(layers)
-    unread = layers[lowest][0].new_zeros(1).expand_as(layers[lowest][0])  # below, nothing runs
-    cache = DynamicCache()
-    for number in range(max(layers) + 1):
-        keys, values = layers.get(number, (unread, unread))
-        layer: Any = DynamicLayer()  # type: ignore[no-untyped-call]  # transformers' own is untyped
-        layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values
-        cache.layers.append(layer)
+    longest = int(lengths.max())
     known = torch.arange(longest) >= longest - lengths[:, None]  # (batch, longest)
     positions = lengths[:, None] + torch.arange(ids.shape[1])  # (batch, width)
     return {
         **call.inputs,
-        "past_key_values": cache,
+        "past_key_values": cache_of([[row] for row in call.past], ids.device),
         "attention_mask": torch.cat([known.to(mask), mask], dim=1),
         "position_ids": positions.to(ids.device),
     }
-
-
-def _in_autocast(values: Tensor) -> Tensor:
-    """In the type that a layer computes in now, beside whose own keys they will stand."""
-    kind = values.device.type
-    return values.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else values
-
-
-def _padded_left(rows: Sequence[Tensor], longest: int) -> Tensor:
-    """Keys of (length, heads, width) each, as (batch, heads, longest, width)."""
-    flipped = [pad_to_length(row.flip(0)[None], longest) for row in rows]
-    return torch.cat(flipped).flip(1).transpose(1, 2)
