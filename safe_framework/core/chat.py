@@ -115,7 +115,7 @@ def _checked(message: Any) -> Message:
             f"a chat holds {message!r:.80}, which is no message with a `role`",
             hint='write {"role": "user", "content": "..."}',
         )
-    content = message.get("content")
+    content: Any = message.get("content")
     if hasattr(content, "tolist"):  # of NumPy, as pandas and Parquet hold lists
         return {**message, "content": content.tolist()}
     if content is None or isinstance(content, (str, list, tuple)):

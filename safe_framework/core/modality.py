@@ -418,9 +418,8 @@ def checked_gates(gate: RowGates) -> Strength | Tensor | list[Strength]:
         return gate
     given: Any = gate
     given = given.tolist() if hasattr(given, "tolist") else given  # of NumPy and pandas
-    if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
-        return checked_gate(given)
-    return [checked_gate(one) for one in given]
+    several = isinstance(given, Sequence) and not isinstance(given, (str, bytes))
+    return [checked_gate(one) for one in given] if several else checked_gate(given)
 
 
 def leaves_open(gate: RowGates) -> bool:

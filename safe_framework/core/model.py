@@ -37,7 +37,11 @@ from safe_framework.core.base_identity import base_identity, recorded_base
 from safe_framework.core.base_model import base_facts, freeze, input_device
 from safe_framework.core.base_snapshot import BaseSnapshot
 from safe_framework.core.call import Gate, ModelCall, gate_of
-from safe_framework.core.compilation import check_not_compiled, uncompile
+from safe_framework.core.compilation import (
+    check_not_compiled,
+    prepare_to_stay_eager,
+    uncompile,
+)
 from safe_framework.core.deciding import PendingModality, latest_decided, note_decided
 from safe_framework.core.gradient_checkpointing import (
     Options,
@@ -157,6 +161,7 @@ class SafeModel(nn.Module):
         super().__init__()
         paths = find_layers(base, layers_path, side)
         check_not_compiled(base, paths)
+        prepare_to_stay_eager()
         if (quantised := quantisation_of(getattr(base, "config", None))) is not None:
             warnings.warn(untested(quantised), stacklevel=2)
         self.base = freeze(base)
@@ -646,6 +651,11 @@ class SafeModel(nn.Module):
     def config(self) -> Any:
         """A copy of the base's config, for Trainers, which may write to it."""
         return deepcopy(self.base.config)
+
+    @property
+    def generation_config(self) -> Any:
+        """A copy of the base's settings of ``generate``, for Trainers, which may write to it."""
+        return deepcopy(getattr(self.base, "generation_config", None))
 
     @property
     def accepts_loss_kwargs(self) -> bool:

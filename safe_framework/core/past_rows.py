@@ -22,7 +22,7 @@ def past_of_rows(cache: Any) -> dict[str, Tensor]:
     Raises:
         UnsupportedBaseError: it keeps something else.
     """
-    found = {
+    found: dict[str, Any] = {
         f"{kind}{number}": getattr(layer, name, None)
         for number, layer in enumerate(getattr(cache, "layers", ()))
         for kind, name in ((KEY, "keys"), (VALUE, "values"))

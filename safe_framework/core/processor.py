@@ -481,6 +481,17 @@ class SafeProcessor:
         batch.update(with_answers(batch, targets, self.padding))
         return batch
 
+    def save_pretrained(self, folder: str | Path, **options: Any) -> Any:
+        """Write the base's own processor, as a Trainer does beside its checkpoints.
+
+        What is ours in it is in the adapter.
+
+        Args:
+            folder: where to.
+            **options: of the base's own method.
+        """
+        return self.base_processor.save_pretrained(folder, **options)
+
     def by_modality(self, samples: Mapping[str, Any]) -> dict[str, Any]:
         """The samples that are there, each known to a modality or to the base's own processor.
 
