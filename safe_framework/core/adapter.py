@@ -99,13 +99,20 @@ def write_adapter(state: AdapterState, folder: Path) -> None:
     Files in it that no adapter has stay.
 
     Raises:
-        AdapterError: ``folder`` holds something that is not an adapter, or cannot be written.
+        AdapterError: ``folder`` holds something that is not an adapter, or cannot be written; or
+            there is no modality.
     """
+    if not state.config.modalities:
+        raise AdapterError(
+            "the model has no modality, and an adapter without one cannot be loaded",
+            hint="add it before: model.add_modality(...)",
+        )
     try:
         folder.resolve()
-    except (ValueError, RuntimeError) as error:  # such as a loop of links
+    except (ValueError, RuntimeError, OSError) as error:  # such as a loop of links
+        place = ascii(str(folder))[1:-1]  # which may hold what no terminal shows
         raise AdapterError(
-            f"the adapter cannot be saved to `{str(folder)!a}`: {error}",
+            f"the adapter cannot be saved to `{place}`: {error}",
             hint="choose another folder",
         ) from error
     try:

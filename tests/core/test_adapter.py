@@ -311,6 +311,25 @@ def test_what_is_no_place_is_named(name: str, tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["back", "loop"]
 
 
+def test_a_folder_that_was_deleted_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: where one stands in a folder that is gone, nothing is saved beside it."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(AdapterError, match="the adapter cannot be saved to `adapter`"):
+        with_modality().save_pretrained("adapter", without_recipe=True)
+
+
+def test_a_model_without_a_modality_is_not_saved(tmp_path: Path) -> None:
+    """Law: what could not be loaded is not written."""
+    with pytest.raises(AdapterError, match="has no modality"):
+        SafeModel(llama(), tokenizer()).save_pretrained(tmp_path / "adapter", without_recipe=True)
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_an_adapter_is_not_saved_below_a_file(tmp_path: Path) -> None:
     """Golden text: a place that cannot be written is named, with what to do."""
     (tmp_path / "file").write_text("in the way")
