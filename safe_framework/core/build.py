@@ -37,6 +37,7 @@ from safe_framework.pretrained.base_model import load_base
 from safe_framework.pretrained.probe_cache import checkpoint_key, use_probe_cache
 from safe_framework.utils.in_memory import MEMORY, was_in_memory
 from safe_framework.utils.run_folder import adapter_in
+from safe_framework.utils.tensors import checked_device
 
 
 @torch.inference_mode(False)  # else nothing could be trained afterwards
@@ -64,7 +65,7 @@ def build(
     checked = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, with_data=False)
     base, tokenizer, origin = _loaded(checked, trust_remote_code)
     if device is not None:
-        base = base.to(device)
+        base = base.to(checked_device(device))
     with use_probe_cache(base, origin if example is None else None):
         return attach(base, tokenizer, recipe=checked, example=example)
 
@@ -167,7 +168,7 @@ def load(
     if base is None:
         base, tokenizer, origin = _loaded(_with_named_base(recipe, folder), trust_remote_code)
     if device is not None:
-        base = base.to(device)
+        base = base.to(checked_device(device))
     with use_probe_cache(base, origin if example is None else None):
         model = attach(base, tokenizer, recipe=recipe, example=example)
         try:
@@ -188,7 +189,7 @@ def _load_into(
 ) -> SafeModel:
     """The caller's model with the tensors of each adapter."""
     if device is not None:
-        model.to(device)
+        model.to(checked_device(device))
     for folder in folders:
         names = read_config(folder).modalities
         if lacking := [name for name in names if name not in model.modalities]:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from safe_framework.errors import UnsupportedBaseError
+
 KEY, VALUE = "key.", "value."
 
 Past = Mapping[str, Tensor]
@@ -15,12 +17,20 @@ Past = Mapping[str, Tensor]
 
 
 def past_of_rows(cache: Any) -> dict[str, Tensor]:
-    """Keys and values of a cache by kind and layer, (batch, length, heads, width of a head)."""
-    return {
-        f"{kind}{number}": values.transpose(1, 2).contiguous()
-        for number, layer in enumerate(cache.layers)
-        for kind, values in ((KEY, layer.keys), (VALUE, layer.values))
+    """Keys and values of a cache by kind and layer, (batch, length, heads, width of a head).
+
+    Raises:
+        UnsupportedBaseError: it keeps something else.
+    """
+    found: dict[str, Any] = {
+        f"{kind}{number}": getattr(layer, name, None)
+        for number, layer in enumerate(getattr(cache, "layers", ()))
+        for kind, name in ((KEY, "keys"), (VALUE, "values"))
     }
+    if not found or not all(isinstance(v, Tensor) and v.ndim == 4 for v in found.values()):
+        kind = type(cache).__name__
+        raise UnsupportedBaseError(f"a `{kind}` holds no keys of each position at each layer")
+    return {name: values.transpose(1, 2).contiguous() for name, values in found.items()}
 
 
 def cache_of(

@@ -419,7 +419,8 @@ def _claim_folder(folder: Path, recipe: Recipe, resume: bool, mine: dict[str, An
         what = other if same_recipe else "another recipe"
         raise DataError(
             f"`{folder}` holds a run of {what}",
-            hint="start anew there with --no-resume, or choose another folder with --output",
+            hint="start anew there with --no-resume, or choose another folder with --output "
+            "(in Python, `resume=False` or `output=...`)",
         )
     source = str((recipe.folder / Path(recipe.source).name).absolute())
     atomic_write(state, json.dumps({**mine, "source": source}) + "\n")

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from safe_framework.errors import SafeError
+
 TERMS = 64
 """Roundings by which two sums of the same terms may differ: errors of random signs grow with the
 root of their number, here of 4,096 products."""
@@ -44,6 +46,31 @@ def as_bytes(tensor: Tensor) -> Tensor:
     """The bytes of a tensor of any dtype in row-major order, flat, as ``torch.uint8``."""
     plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
     return plain.reshape(-1).view(torch.uint8)
+
+
+def checked_device(device: str | int | torch.device) -> torch.device:
+    """A device that is there.
+
+    Raises:
+        SafeError: it is not.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        why = str(error).strip().partition("\n")[0]
+        raise SafeError(f"`device` cannot be {device!r}: {why}", hint='use "cpu"') from error
+    return found
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was not enough memory, on whatever device.
+
+    >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    True
+    """
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
 
 @contextmanager

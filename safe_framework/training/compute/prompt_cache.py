@@ -9,7 +9,8 @@ the prompt on. There a step begins, as decoding does behind a cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -28,13 +29,14 @@ from safe_framework.core.output_head import (
 from safe_framework.core.past_rows import cache_of, past_of_rows
 from safe_framework.core.prompt_rows import PromptRow, Rows
 from safe_framework.core.shared_opening import SharedOpening, behind, common_opening
+from safe_framework.errors import InjectionError, SafeError, UnsupportedBaseError
 from safe_framework.interfaces.types import FROM
 from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.compute.calls import ForwardCall
 from safe_framework.training.compute.packing import can_pack
 from safe_framework.utils.hashing import text_fingerprint
 from safe_framework.utils.progress import ProgressCallback
-from safe_framework.utils.tensors import near
+from safe_framework.utils.tensors import is_out_of_memory, near
 
 
 class PromptCache:
@@ -58,7 +60,9 @@ class PromptCache:
         heads = [PromptRow(row.ids[:start]) for row, start in rows if start]
         opening = common_opening(model, sorted(set(heads), key=lambda head: head.ids))
         self._opening = SharedOpening(model, caches.prompts, caches.pad, opening)
-        self._opened = {name: kept.cpu() for name, kept in self._opening.kept.items()}
+        with base_errors():
+            opened = self._opening.kept
+        self._opened = {name: kept.cpu() for name, kept in opened.items()}
         self._start: dict[PromptRow, int] = {}
         for row, start in rows:  # where a row is asked in two ways, the first position of both
             self._start[row] = min(start, self._start.get(row, start))
@@ -83,6 +87,9 @@ class PromptCache:
     ) -> PromptCache | None:
         """The cache of some rows' prompts, if calls that begin behind them give the same.
 
+        Where the base cannot do that, the caches note why. What is none of the base's doing, such
+        as a full disk, is raised.
+
         Args:
             model: about to be trained, in eval mode.
             caches: of the run.
@@ -98,9 +105,18 @@ class PromptCache:
             return None
         try:
             made = cls(model, caches, plain)
-            return made if made.fits and made._agrees(plain[:2]) else None
-        except Exception:  # whatever a third-party base raises, its prompts are not left out
+            if not made.fits:  # which the caches have noted
+                return None
+            refused = "" if made._agrees(plain[:2]) else "it gives other numbers behind them"
+        except (UnsupportedBaseError, InjectionError) as error:
+            refused = error.message
+        if refused:
+            caches.notes.append(
+                f"prompts: they run at each step, since this base cannot go on from kept ones "
+                f"({refused})"
+            )
             return None
+        return made
 
     def precompute(self, progress: ProgressCallback) -> None:
         """Compute what is missing."""
@@ -175,8 +191,9 @@ class PromptCache:
             return False
         with torch.no_grad():
             expected = self.model(**inputs, **no_cache_option(self.model.base)).logits[read]
-            with self.caches.start_from_prefix(cut.prefix_states):
-                out = self.model(**with_past(cut), **no_cache_option(self.model.base))
+            behind_past = with_past(cut)
+            with self.caches.start_from_prefix(cut.prefix_states), base_errors():
+                out = self.model(**behind_past, **no_cache_option(self.model.base))
         given = out.logits[cut.positions]
         if expected.dtype == torch.float64:  # beside which adapters compute some in float32
             expected, given = expected.float(), given.float()
@@ -189,11 +206,13 @@ class PromptCache:
         """Keys and values behind the opening, each (batch, length, heads, width of a head)."""
         inputs = self._opening.inputs(rows)
         unread = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
-        with torch.no_grad(), self.model.off(), shown_only(self.model.base, unread):
+        with torch.no_grad(), self.model.off(), shown_only(self.model.base, unread), base_errors():
             past = self.model(**inputs, use_cache=True).past_key_values
-        return {
-            name: kept[:, len(self._opening.ids) :] for name, kept in past_of_rows(past).items()
-        }
+        opening = len(self._opening.ids)
+        found = past_of_rows(past)
+        if any(kept.shape[1] != opening + inputs["input_ids"].shape[1] for kept in found.values()):
+            raise UnsupportedBaseError("its cache does not hold keys of each position")
+        return {name: kept[:, opening:] for name, kept in found.items()}
 
     def _read_answers(self, rows: Rows) -> dict[str, Tensor]:
         """What enters the first fused layer from each prompt's last position on."""
@@ -205,7 +224,25 @@ class PromptCache:
             batch["attention_mask"].bool(),
             past=self._past(rows, starts, lambda number: number < self.layer),
         )
-        return run_until(self.model, with_past(call), layer=self.layer)
+        behind_past = with_past(call)
+        with base_errors():
+            return run_until(self.model, behind_past, layer=self.layer)
+
+
+@contextmanager
+def base_errors() -> Iterator[None]:
+    """Within the block a base is called; what it raises is an ``UnsupportedBaseError``.
+
+    But for errors of this library, and of the machine: of its disk or its memory.
+    """
+    try:
+        yield
+    except (SafeError, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever a third-party base raises
+        if is_out_of_memory(error):
+            raise
+        raise UnsupportedBaseError(f"{type(error).__name__}: {error}") from error
 
 
 def with_past(call: ForwardCall) -> dict[str, Any]:
