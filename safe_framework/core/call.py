@@ -108,12 +108,14 @@ class ModelCall:
         """The base's own states at the last position of each row's prompt, by layer."""
         call = prepare_call(self.base, (), inputs, self.markers, (), self._padding_id)
         ends, length = prompt_ends(call.inputs, separate_decoder=self._separate_decoder)
-        states = PromptStates(ends, length, self.stack, frozenset(layers))
+        generating = is_prompt(self.base, call.inputs)
+        cached = cached_columns(call.inputs) if generating else 0
+        states = PromptStates(ends, length, self.stack, frozenset(layers), cached)
         changed = self.base_change.call() if self.base_change is not None else None
         reader = use_watcher(PromptReader(self.owner, states))
         silent = use_injection(Silent(self.owner))
         with silent, use_changed_base(changed), reader, suppress(PromptRead):
-            if is_prompt(self.base, call.inputs):  # as it is read to be answered
+            if generating:  # as it is read to be answered
                 generate: Any = self.base.generate
                 generate(**call.inputs, max_new_tokens=1, **keep_uncompiled(self.base))
             else:

@@ -34,12 +34,14 @@ class Conversations:
         batched: whether several conversations were given, or one alone.
         joined: give the base's template the texts of a message's parts as one text, since many
             templates of a tokenizer take nothing else.
+        parted: give it a message's text as a part, since it passes over anything else.
     """
 
     conversations: Sequence[Sequence[Message]]
     samples: Mapping[str, Sequence[Sample | Several[Sample] | None]]
     batched: bool
     joined: bool
+    parted: bool = False
 
     @property
     def present(self) -> list[dict[str, int]]:
@@ -63,6 +65,8 @@ class Conversations:
 
     def _with_placeholders(self, message: Message, names: Collection[str]) -> Message:
         parts = message.get("content")
+        if isinstance(parts, str) and self.parted:
+            return {**message, "content": [{"type": "text", "text": parts}]}
         if not isinstance(parts, (list, tuple)):
             return message
         kept = [
@@ -75,7 +79,7 @@ class Conversations:
 
 
 def split_samples(
-    conversation: Any, encoders: Mapping[str, Encoder], tokenizer: Any
+    conversation: Any, encoders: Mapping[str, Encoder], tokenizer: Any, *, parted: bool = False
 ) -> Conversations:
     """Read the samples in one conversation, or in each of several.
 
@@ -83,19 +87,43 @@ def split_samples(
         conversation: messages in transformers' form, or a list of such lists.
         encoders: of the attached modalities, whose names are types of parts.
         tokenizer: the base's tokenizer or processor, which may take parts of its own.
+        parted: whether its template reads a text in a part alone.
 
     Raises:
-        SampleError: a part is of an unknown type, or its sample cannot be read.
+        SampleError: a message is none, a part is of an unknown type, or its sample cannot be read.
     """
     batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
-    several = conversation if batched else [conversation]
+    several = [list(map(_checked, one)) for one in (conversation if batched else [conversation])]
     if "image" not in encoders:
         several = list(map(_with_pictures, several))
     kinds = [kind for key, own in _OWN_PARTS.items() if hasattr(tokenizer, key) for kind in own]
     held = [_samples(messages, encoders, ("text", *encoders, *kinds)) for messages in several]
     used = [name for name in encoders if any(name in samples for samples in held)]
     columns = {name: [together(samples.get(name, [])) for samples in held] for name in used}
-    return Conversations(several, columns, batched, joined=not hasattr(tokenizer, "tokenizer"))
+    joined = not parted and not hasattr(tokenizer, "tokenizer")
+    return Conversations(several, columns, batched, joined, parted)
+
+
+def _checked(message: Any) -> Message:
+    """A message, its parts in a list.
+
+    Raises:
+        SampleError: it is none.
+    """
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise SampleError(
+            f"a chat holds {message!r:.80}, which is no message with a `role`",
+            hint='write {"role": "user", "content": "..."}',
+        )
+    content: Any = message.get("content")
+    if hasattr(content, "tolist"):  # of NumPy, as pandas and Parquet hold lists
+        return {**message, "content": content.tolist()}
+    if content is None or isinstance(content, (str, list, tuple)):
+        return message
+    raise SampleError(
+        f"`content` of a message must be a text or a list of parts, not {content!r:.80}",
+        hint='write "..." or [{"type": "text", "text": "..."}]',
+    )
 
 
 def _with_pictures(conversation: Sequence[Message]) -> list[Message]:
@@ -126,6 +154,12 @@ def _samples(
         parts = message.get("content")
         for part in parts if isinstance(parts, (list, tuple)) else ():
             kind = str(part.get("type", "")) if isinstance(part, Mapping) else ""
+            wordless = kind == "text" and not isinstance(part.get("text"), str)
+            if wordless or not isinstance(part, Mapping):
+                raise SampleError(
+                    f"a part of a message holds neither a text nor a sample: {part!r:.80}",
+                    hint='write {"type": "text", "text": "..."}',
+                )
             if kind not in known:
                 raise SampleError(
                     f"a part of type {kind!r} is taken by neither a modality nor the base",

@@ -9,6 +9,7 @@ layer by layer, each layer compiled, and the hooks between them.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
@@ -43,6 +44,40 @@ def compile_layers(base: nn.Module, layers: nn.ModuleList, **options: Any) -> No
     for layer in layers:
         forward = patch_forward(layer)
         forward.compiled = torch.compile(forward.plain, **options_of_layer)
+
+
+class NotCompiled(UserWarning):
+    """``torch.compile`` was given a SafeModel, which it leaves as it is."""
+
+
+_eagerly: Callable[..., Any] | None = None
+
+
+def prepare_to_stay_eager() -> None:
+    """Let a SafeModel that is given to ``torch.compile`` run as it is, as a Trainer's flag does.
+
+    Said beforehand, as nothing of torch's compiler can be made while it traces.
+    """
+    global _eagerly
+    if _eagerly is None:
+        _eagerly = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]  # torch's own
+
+
+def run_eagerly(method: Callable[..., Any], args: Sequence[Any], inputs: Mapping[str, Any]) -> Any:
+    """Call a method of a SafeModel, without a graph around it where one is being traced."""
+    if torch.compiler.is_dynamo_compiling() and _eagerly is not None:
+        return _eagerly(method, args, inputs)
+    return method(*args, **inputs)
+
+
+def _run(method: Callable[..., Any], args: Sequence[Any], inputs: Mapping[str, Any]) -> Any:
+    warnings.warn(
+        "`torch.compile(model)` leaves a SafeModel as it is, since no graph may enclose its hooks\n"
+        "hint: call safe_framework.compile(model) instead",
+        NotCompiled,
+        stacklevel=2,
+    )
+    return method(*args, **inputs)
 
 
 def uncompile(base: nn.Module, layers: nn.ModuleList) -> None:

@@ -8,6 +8,7 @@ were encoded when its prompt was read, and their memory goes with it.
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -51,14 +52,7 @@ class ReadPrompt:
     @property
     def shape(self) -> Shape:
         """What rows must have in common to be decoded together: the base's own share nothing."""
-        return tuple(
-            (
-                one.name,
-                tuple(one.memory.mask.shape[1:]),
-                tuple((key, *t.shape[1:]) for key, t in one.memory.tensors.items()),
-            )
-            for one in self.modalities
-        )
+        return tuple(map(shape_of, self.modalities))
 
     @property
     def joins(self) -> bool:
@@ -148,7 +142,7 @@ class DecodingBatch:
                 self._cache, self._mask, self._modalities = copied(prompt.cache), mask, modalities
                 continue
             pairs = zip(self._modalities, modalities, strict=True)
-            together = [_joined(one, other) for one, other in pairs]
+            together = [joined(pair) for pair in pairs]
             width = max(self._mask.shape[1], mask.shape[1])
             self._cache = joined_caches(self._cache, prompt.cache, width)
             self._mask = torch.cat([_wide(self._mask, width), _wide(mask, width)])
@@ -233,17 +227,28 @@ def _everywhere(active: ActiveModality) -> ActiveModality:
     return attrs.evolve(active, attend="all", first=None, acting=None, tokens=None)
 
 
-def _joined(one: ActiveModality, other: ActiveModality) -> ActiveModality:
-    """The rows of both, each with its own memory."""
-    a, b = one.memory, other.memory
-    tensors = {key: torch.cat([value, b.tensors[key]]) for key, value in a.tensors.items()}
-    rows = torch.cat([one.rows, other.rows + one.batch])
+def shape_of(one: ActiveModality) -> Shape:
+    """What rows must have in common for one modality to act on them together."""
+    tensors = tuple((key, *t.shape[1:]) for key, t in one.memory.tensors.items())
+    return one.name, tuple(one.memory.mask.shape[1:]), tensors
+
+
+def joined(calls: Sequence[ActiveModality]) -> ActiveModality:
+    """The rows of several calls of one modality in one, each with its own memory.
+
+    Args:
+        calls: of one shape; at least one.
+    """
+    memories = [one.memory for one in calls]
+    tensors = {key: torch.cat([m.tensors[key] for m in memories]) for key in memories[0].tensors}
+    starts = itertools.accumulate((one.batch for one in calls), initial=0)
+    rows = [one.rows + start for one, start in zip(calls, starts, strict=False)]
     return attrs.evolve(
-        one,
-        memory=Memory(tensors, torch.cat([a.mask, b.mask])),
-        rows=rows,
-        gates=torch.cat([one.gates, other.gates]),
-        batch=one.batch + other.batch,
+        calls[0],
+        memory=Memory(tensors, torch.cat([m.mask for m in memories])),
+        rows=torch.cat(rows),
+        gates=torch.cat([one.gates for one in calls]),
+        batch=sum(one.batch for one in calls),
     )
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -385,22 +385,47 @@ def checked_gate(value: Strength) -> Strength:
     if isinstance(value, str):
         if value == AUTO:
             return AUTO
-        raise SafeError(f'a gate must be between 0 and 1, or "auto", not {value!r}')
-    number = float(value)
-    if not math.isfinite(number) or not 0 <= number <= 1:
-        raise SafeError(f"a gate must be between 0 and 1, not {value}")
+        raise SafeError(f'a gate must be between 0 and 1, or "auto", not {value!r:.60}')
+    number = _number(value)
+    if not 0 <= number <= 1:
+        raise SafeError(f"a gate must be between 0 and 1, not {value!r:.60}")
     return number
+
+
+def _number(value: Any) -> float:
+    """One number of any library, NaN for what is none."""
+    if getattr(value, "ndim", 0) or isinstance(value, (bytes, bytearray)):
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 RowGates = Strength | Tensor | Sequence[Strength]
 """One modality's gate in a call: one for all rows, or one for each."""
 
 
+def checked_gates(gate: RowGates) -> Strength | Tensor | list[Strength]:
+    """A call's gate of one modality: a number or one for each row, of whatever library.
+
+    Raises:
+        SafeError: a strength is neither from 0 to 1 nor ``"auto"``.
+    """
+    if isinstance(gate, Tensor):
+        if not bool(((gate >= 0) & (gate <= 1)).all()):
+            raise SafeError(f"`gate` must hold numbers between 0 and 1, not {gate.tolist()!r:.60}")
+        return gate
+    given: Any = gate
+    given = given.tolist() if hasattr(given, "tolist") else given  # of NumPy and pandas
+    several = isinstance(given, Sequence) and not isinstance(given, (str, bytes))
+    return [checked_gate(one) for one in given] if several else checked_gate(given)
+
+
 def leaves_open(gate: RowGates) -> bool:
     """Whether a call's gate of a modality leaves it to a relevance head on some row."""
-    if isinstance(gate, str):
-        return checked_gate(gate) == AUTO
-    return not isinstance(gate, (float, int, Tensor)) and AUTO in gate
+    gates = checked_gates(gate)
+    return gates == AUTO if isinstance(gates, str) else isinstance(gates, list) and AUTO in gates
 
 
 def row_gates(gate: RowGates, rows: int) -> Tensor:
@@ -409,16 +434,17 @@ def row_gates(gate: RowGates, rows: int) -> Tensor:
     Raises:
         SafeError: a strength is not from 0 to 1, or there are not as many as rows.
     """
-    if isinstance(gate, Tensor):
-        gates = gate.detach().float().expand(rows) if gate.ndim == 0 else gate.detach().float()
-        if gates.shape != (rows,) or not bool(((gates >= 0) & (gates <= 1)).all()):
-            raise SafeError(f"`gate` must hold {rows} numbers between 0 and 1, one for each row")
-        return gates
-    each = [gate] * rows if isinstance(gate, (str, float, int)) else list(gate)
-    if len(each) != rows:
-        raise SafeError(f"`gate` must hold {rows} strengths, one for each row, not {len(each)}")
-    checked = [checked_gate(one) for one in each]
-    return torch.tensor([math.nan if one == AUTO else one for one in checked])
+    gates = checked_gates(gate)
+    if isinstance(gates, Tensor):
+        each = gates.detach().float().expand(rows) if gates.ndim == 0 else gates.detach().float()
+        if each.shape != (rows,):
+            shape = tuple(each.shape)
+            raise SafeError(f"`gate` must hold {rows} numbers, one for each row, not {shape}")
+        return each
+    listed = gates if isinstance(gates, list) else [gates] * rows
+    if len(listed) != rows:
+        raise SafeError(f"`gate` must hold {rows} strengths, one for each row, not {len(listed)}")
+    return torch.tensor([math.nan if isinstance(one, str) else one for one in listed])
 
 
 def split_by_modality(

@@ -37,7 +37,11 @@ from safe_framework.core.base_identity import base_identity, recorded_base
 from safe_framework.core.base_model import base_facts, freeze, input_device
 from safe_framework.core.base_snapshot import BaseSnapshot
 from safe_framework.core.call import Gate, ModelCall, gate_of
-from safe_framework.core.compilation import check_not_compiled, uncompile
+from safe_framework.core.compilation import (
+    check_not_compiled,
+    prepare_to_stay_eager,
+    uncompile,
+)
 from safe_framework.core.deciding import PendingModality, latest_decided, note_decided
 from safe_framework.core.gradient_checkpointing import (
     Options,
@@ -70,6 +74,7 @@ from safe_framework.core.modality import (
     check_layers,
     check_name,
     checked_gate,
+    checked_gates,
     leaves_open,
     row_gates,
     split_by_modality,
@@ -156,6 +161,7 @@ class SafeModel(nn.Module):
         super().__init__()
         paths = find_layers(base, layers_path, side)
         check_not_compiled(base, paths)
+        prepare_to_stay_eager()
         if (quantised := quantisation_of(getattr(base, "config", None))) is not None:
             warnings.warn(untested(quantised), stacklevel=2)
         self.base = freeze(base)
@@ -374,9 +380,10 @@ class SafeModel(nn.Module):
         """The gate in this call of each modality that has a sample and is not switched off."""
         found: dict[str, RowGates] = {}
         for name in self.modalities:
+            asked = gate_of(gate, name)
+            own = None if asked is None else checked_gates(asked)  # also where nothing is heard
             if name in given and self.is_enabled(name):
                 warn_if_off_elsewhere(self, name)
-                own = gate_of(gate, name)
                 found[name] = self.modality(name).gate if own is None else own
         return found
 
@@ -644,6 +651,11 @@ class SafeModel(nn.Module):
     def config(self) -> Any:
         """A copy of the base's config, for Trainers, which may write to it."""
         return deepcopy(self.base.config)
+
+    @property
+    def generation_config(self) -> Any:
+        """A copy of the base's settings of ``generate``, for Trainers, which may write to it."""
+        return deepcopy(getattr(self.base, "generation_config", None))
 
     @property
     def accepts_loss_kwargs(self) -> bool:

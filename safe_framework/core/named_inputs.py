@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, cast
 
+from safe_framework.core.compilation import run_eagerly
 from safe_framework.interfaces.types import FRAMES, FRAMES_MASK, FROM, PRESENT
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class BoundForward:
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         """Call the model."""
-        return self.__wrapped__(self.__self__, *args, **inputs)
+        return run_eagerly(self.__wrapped__, (self.__self__, *args), inputs)
 
     @property
     def __signature__(self) -> inspect.Signature:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import takewhile
@@ -11,13 +12,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import attrs
 import numpy as np
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
 from safe_framework.core.chat import Conversations, split_samples
-from safe_framework.core.keywords import check_keywords
+from safe_framework.core.keywords import check_keywords, keywords_of
 from safe_framework.core.markers.text import NOTHING_SAID, MarkerText, Said
 from safe_framework.core.padding import PaddedRows, append_columns, gather_columns, per_token_inputs
 from safe_framework.core.pictures import PicturePlaces, pictures_by_text
@@ -26,7 +28,7 @@ from safe_framework.data.frame_cache import prepare_inputs
 from safe_framework.data.prompts import EARLIER, with_places
 from safe_framework.data.transcripts import Transcripts
 from safe_framework.data.windows import try_sample
-from safe_framework.errors import SafeError, SampleError
+from safe_framework.errors import DataError, SafeError, SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.samples import Sample, Several, each_of, sample_counts, together
 from safe_framework.interfaces.types import IGNORED
@@ -38,6 +40,9 @@ _OF_TOKENS = (
     "padding", "truncation", "max_length", "tokenizer_kwargs", "processor_kwargs",
     "return_assistant_tokens_mask",
 )  # fmt: skip
+
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 class SafeProcessor:
@@ -322,12 +327,14 @@ class SafeProcessor:
 
         Raises:
             SampleError: a part is of an unknown type, or its sample cannot be used.
+            DataError: beside samples, an option is one that nobody reads.
         """
         base, options = self._chat, {**self._chat_options, **options}
-        given = split_samples(conversation, self.encoders, base)
+        given = split_samples(conversation, self.encoders, base, parted=self._parted)
         if not given.samples:  # the base's own, whatever it is
-            plain = given.without_samples
+            plain = attrs.evolve(given, parted=False).without_samples
             return self._apply(plain if given.batched else plain[0], options)
+        self._check_chat_options(options)
         wanted = {**_template_defaults(base), **options}
         tokenize, whole = wanted.pop("tokenize"), wanted.pop("return_dict")
         if wanted.pop("return_tensors", None) not in (None, "auto", "pt"):
@@ -348,8 +355,27 @@ class SafeProcessor:
             sampling_rate: of plain arrays, where their parts do not say it, in hertz.
             options: of the base's ``apply_chat_template``.
         """
-        given = split_samples(list(map(list, conversations)), self.encoders, self._chat)
+        talks = list(map(list, conversations))
+        given = split_samples(talks, self.encoders, self._chat, parted=self._parted)
         return self._chat_batch(given, sampling_rate, {**self._chat_options, **options})
+
+    @property
+    def _parted(self) -> bool:
+        return self.chat is not None and self.chat.passes_texts_over
+
+    def _check_chat_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse options that neither the base's own method nor its template reads.
+
+        Raises:
+            DataError: there is one.
+        """
+        known = inspect.signature(self._chat.apply_chat_template).parameters
+        strange = [name for name in options if name not in known]
+        if hasattr(self._chat, "tokenizer"):  # a processor hands them on to its parts
+            read = keywords_of(self._chat)
+            strange = [] if read is None else [name for name in strange if name not in read]
+        if self.chat is not None:
+            self.chat.check_options(strange, also=list(known))
 
     @property
     def _chat_options(self) -> Mapping[str, Any]:
@@ -360,15 +386,26 @@ class SafeProcessor:
         """What the base's own template makes of messages.
 
         Raises:
-            SafeError: it refuses them.
+            SafeError: it refuses them, or there is none.
         """
+        if self.chat is None:
+            raise DataError(
+                "the base has no chat template, which a chat needs",
+                hint="ask by `question` or `text`, or set `chat_template` of the tokenizer",
+            )
+        batched = bool(conversations) and isinstance(conversations[0], (list, tuple))
+        messages = [m for talk in (conversations if batched else [conversations]) for m in talk]
         try:
             return self._chat.apply_chat_template(conversations, **options)
         except TemplateError as error:
-            assert self.chat is not None
-            batched = isinstance(conversations[0], (list, tuple))
-            talks = conversations if batched else [conversations]
-            raise self.chat.refusal([one for talk in talks for one in talk], error) from error
+            raise self.chat.refusal(messages, error) from error
+        except SafeError:
+            raise
+        except Exception as error:  # a template raises what its author chose
+            check_letters([one for message in messages for one in _words(message)])
+            if _has_pictures(messages):  # which the base's own processor may refuse
+                raise
+            raise self.chat.refusal(messages, error) from error
 
     @property
     def _chat(self) -> Any:
@@ -387,6 +424,11 @@ class SafeProcessor:
         """The base's tokens of the text alone, and what the samples add."""
         whole = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
         batch = self._apply(given.without_samples, {**_padded(self._chat, options), **whole})
+        if not batch["attention_mask"].any(1).all():
+            raise DataError(
+                "the base's chat template makes an empty text of a chat",
+                hint="look at `apply_chat_template(chat, tokenize=False)` of the base's tokenizer",
+            )
         samples = {name: list(rows) for name, rows in given.samples.items()}
         heard = self._heard(samples, rate)
         if samples.keys() & self.markers.spans:
@@ -438,6 +480,17 @@ class SafeProcessor:
             return batch
         batch.update(with_answers(batch, targets, self.padding))
         return batch
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> Any:
+        """Write the base's own processor, as a Trainer does beside its checkpoints.
+
+        What is ours in it is in the adapter.
+
+        Args:
+            folder: where to.
+            **options: of the base's own method.
+        """
+        return self.base_processor.save_pretrained(folder, **options)
 
     def by_modality(self, samples: Mapping[str, Any]) -> dict[str, Any]:
         """The samples that are there, each known to a modality or to the base's own processor.
@@ -512,7 +565,13 @@ class SafeProcessor:
         if (text is None) == (question is None):
             raise SafeError("give either `text` or `question`")
         given = text if text is not None else question
-        return [given] if isinstance(given, str) else list(given)
+        texts = [given] if isinstance(given, str) else list(given)
+        for row, one in enumerate(texts):
+            if not isinstance(one, str):
+                name = "question" if text is None else "text"
+                raise SampleError(f"`{name}` {row} is no text: {one!r:.80}", row=row)
+        check_letters(texts)
+        return texts
 
     def prompt(self, question: str, present: Mapping[str, int] | None = None) -> str:
         """A question in the recipe's prompt.
@@ -676,6 +735,36 @@ def with_start_token(tokenizer: Any, text: str) -> str:
     if text.strip() or inner(text)["input_ids"]:
         return text
     return inner.bos_token or inner.eos_token or text
+
+
+def check_letters(texts: Sequence[str]) -> None:
+    """Refuse a text that no tokenizer reads.
+
+    Raises:
+        SampleError: it holds half of a surrogate pair.
+    """
+    for row, text in enumerate(texts):
+        if found := _HALF.search(text):
+            raise SampleError(
+                f"a text holds half of a surrogate pair, {found[0]!a}, which is no letter",
+                hint="read the text in its own encoding, or leave the letter out",
+                row=row,
+            )
+
+
+def _parts(message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    content = message.get("content")
+    return content if isinstance(content, (list, tuple)) else [{"type": "text", "text": content}]
+
+
+def _words(message: Mapping[str, Any]) -> list[str]:
+    """The texts of a message."""
+    return [part["text"] for part in _parts(message) if isinstance(part.get("text"), str)]
+
+
+def _has_pictures(messages: Sequence[Mapping[str, Any]]) -> bool:
+    kinds = {part.get("type") for message in messages for part in _parts(message)}
+    return bool(kinds & {"image", "image_url", "video"})
 
 
 def _template_defaults(base: Any) -> dict[str, Any]:

@@ -44,13 +44,13 @@ def switched_off(model: object, names: Iterable[str]) -> Iterator[None]:
     """Within the block, these modalities of ``model`` are off, in this thread or task alone."""
     off = frozenset((id(model), name) for name in names)
     block = _Block(off, WeakSet(threading.enumerate()))
-    token = _OFF.set((*_OFF.get(), block))
+    _OFF.set((*_OFF.get(), block))
     _OPEN.add(block)
     try:
         yield
-    finally:
+    finally:  # generators may leave their blocks in any order, and in another context
         _OPEN.discard(block)
-        _OFF.reset(token)
+        _OFF.set(tuple(other for other in _OFF.get() if other is not block))
 
 
 def is_switched_off(model: object, name: str) -> bool:

@@ -15,10 +15,12 @@ import attrs
 
 from safe_framework.errors import DataError, SafeError
 from safe_framework.pretrained.base_processor import text_tokenizer
+from safe_framework.utils.suggest import nearest
 
 Message = Mapping[str, Any]
 
 QUESTION, ANSWER = "{question}", "{answer}"
+_IN_PARTS = [{"type": "text", "text": QUESTION}]
 DATE = date(2024, 7, 26)
 """What day a template that asks for it is told in a recipe that says none: Llama 3's own choice."""
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
@@ -80,8 +82,12 @@ class ChatTemplate:
         """A base's own template as it is; None where it has none."""
         return None if chat_renderer(processor) is None else cls(processor)
 
-    def check_options(self, names: Collection[str]) -> None:
+    def check_options(self, names: Collection[str], also: Collection[str] = ()) -> None:
         """Refuse options that the template would pass over without a word.
+
+        Args:
+            names: of options.
+            also: names that could have been meant.
 
         Raises:
             DataError: it does not read one of them.
@@ -89,9 +95,10 @@ class ChatTemplate:
         text = str(self.renderer.chat_template)
         for name in names:
             if not re.search(rf"\b{re.escape(name)}\b", text):
+                near = nearest(name, also)
                 raise DataError(
                     f"the base's chat template does not read the option `{name}`",
-                    hint="leave it out of `template_options`, or correct its name",
+                    hint=near or "leave it out of `template_options`, or correct its name",
                 )
 
     # Text
@@ -175,16 +182,26 @@ class ChatTemplate:
     def takes_parts(self) -> bool:
         """Whether a message's content is a list of parts: a processor's template takes such."""
         if not hasattr(self.renderer, "tokenizer"):
+            return self.passes_texts_over
+        return str(_IN_PARTS) not in (self._rendered_or_nothing(_IN_PARTS) or str(_IN_PARTS))
+
+    @cached_property
+    def passes_texts_over(self) -> bool:
+        """Whether a message's text is only written where it is a part, as some templates do."""
+        if QUESTION in self._rendered_or_nothing(QUESTION):
             return False
-        parts = [{"type": "text", "text": QUESTION}]
-        talk, options = [{"role": "user", "content": parts}], {"add_generation_prompt": True}
+        return QUESTION in self._rendered_or_nothing(_IN_PARTS).replace(str(_IN_PARTS), "")
+
+    def _rendered_or_nothing(self, content: Any) -> str:
+        """What the template makes of a user's message; nothing if it refuses it."""
+        talk, options = [{"role": "user", "content": content}], {"add_generation_prompt": True}
         try:
-            found = self.renderer.apply_chat_template(
+            text: str = self.renderer.apply_chat_template(
                 talk, tokenize=False, **self.options, **options
             )
         except Exception:  # a template raises what its author chose
-            return False
-        return str(parts) not in found
+            return ""
+        return text
 
     def refusal(self, messages: Sequence[Message], error: Exception) -> DataError:
         """Why the template takes no such messages, and what to do."""

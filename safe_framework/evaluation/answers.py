@@ -25,6 +25,7 @@ from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.tasks import CLASSES
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.metrics import normalise
+from safe_framework.evaluation.read_once import behind_prompts
 from safe_framework.interfaces.samples import Sample, each_of, sample_counts
 from safe_framework.interfaces.types import FROM, PRESENT
 from safe_framework.utils.progress import ProgressCallback, no_progress
@@ -133,6 +134,8 @@ class _HasImages(Protocol):
 
 _Row = TypeVar("_Row", bound=_HasImages)
 
+_SPARE_TOKENS = 2  # behind the longest expected answer
+
 
 def text_rows(texts: Sequence[str | TextRow]) -> list[TextRow]:
     """Texts as rows, those of alike length beside each other, so that little is padded."""
@@ -184,8 +187,9 @@ def answer(
 
     Args:
         model: in eval mode.
-        examples: questions and their samples; the expected answers are not looked at.
-        max_new_tokens: limit of an answer's length.
+        examples: questions and their samples; of the expected answers no more than their lengths
+            is looked at, to put answers of like length into one batch, and to cut none short.
+        max_new_tokens: limit of an answer's length, where no expected one is longer.
         batch_size: examples at a time.
         gate: strengths by modality for these answers, instead of the model's own.
         label: what ``progress`` shows.
@@ -223,13 +227,35 @@ def answer_with_confidence(
         found |= {index: (text, None) for index, text in zip(rows, chosen, strict=True)}
         progress(label, len(found), len(examples))
     free = [index for index in range(len(examples)) if index not in found]
-    free.sort(key=lambda index: bool(examples[index].images))  # the order of batched_apart
-    generated = _generated(model, [active[i] for i in free], max_new_tokens, batch_size, gate or {})
+    free.sort(key=lambda index: _together(examples[index]))
+    most = _longest_answer(model, [examples[i] for i in free], max_new_tokens)
+    generated = _generated(model, [active[i] for i in free], most, batch_size, gate or {})
     for index, pair in zip(free, generated, strict=True):
         found[index] = pair
         if len(found) % batch_size == 0 or len(found) == len(examples):
             progress(label, len(found), len(examples))
     return [found[index] for index in range(len(examples))]
+
+
+def _longest_answer(model: SafeModel, examples: Sequence[Example], least: int) -> int:
+    """Tokens that leave room for each expected answer, and at least so many.
+
+    An answer that says more than its first words may be right only in its last ones.
+    """
+    texts = [example.answer for example in examples if example.answer]
+    if not texts:
+        return least
+    ids = model.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return max(least, max(map(len, ids)) + _SPARE_TOKENS)
+
+
+def _together(example: Example) -> tuple[bool, int, str]:
+    """What an example is put in order by: in that of ``batched_apart``, beside others like it.
+
+    A batch takes as long as its longest answer, which is likely as long as the expected one; and
+    prompts that begin alike are read together. Neither decides what is answered.
+    """
+    return bool(example.images), len(example.answer), example.prompt
 
 
 def _with_open_gates(examples: Sequence[Example], gates: Mapping[str, Strength]) -> list[Example]:
@@ -257,8 +283,8 @@ def _generated(
         batch, end = example_inputs(model, rows), TurnEnd.of(model, [row.prompt for row in rows])
         ending = {} if end is None else end.options({})
         out = model.generate(
-            **batch, gate=dict(gate), max_new_tokens=max_new_tokens, do_sample=False,
-            return_dict_in_generate=True, output_scores=True, **ending,
+            **behind_prompts(model, batch), gate=dict(gate), max_new_tokens=max_new_tokens,
+            do_sample=False, return_dict_in_generate=True, output_scores=True, **ending,
         )  # fmt: skip
         new = list(new_tokens(model, out.sequences, batch))
         new = new if end is None else list(map(end.cut, new))

@@ -28,6 +28,7 @@ from safe_framework.evaluation.gain import (
 from safe_framework.evaluation.limits import by_source, limit_of
 from safe_framework.evaluation.metrics import Calibration, calibration, exact_match
 from safe_framework.evaluation.overlap import trained_on
+from safe_framework.evaluation.read_once import prompts_read_once
 from safe_framework.evaluation.results import Answered, Evaluation
 from safe_framework.evaluation.retention import gate_zero, retention
 from safe_framework.evaluation.seeing import as_example, picture_questions, seeing
@@ -102,7 +103,7 @@ def evaluate(
         model, modality, by or KIND, drawing, progress, batch_size,
         {"max_new_tokens": max_new_tokens, "progress": progress},
     )  # fmt: skip
-    with eval_mode(model), cached_encoders(model):
+    with eval_mode(model), cached_encoders(model), prompts_read_once(model):
         answers = answer_all_conditions(
             model, modality, train, test,
             by=asking.field, batch_size=batch_size, seed=seed, **asking.generating,

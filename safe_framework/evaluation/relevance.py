@@ -21,6 +21,7 @@ from safe_framework.evaluation.answers import (
     example_inputs,
     without_modality,
 )
+from safe_framework.evaluation.read_once import behind_prompts
 from safe_framework.evaluation.relevance_risk import Counted, Threshold, calls_needed, upper_bound
 from safe_framework.evaluation.results import WHOLE_ANSWER, GainKept, Influence
 from safe_framework.evaluation.retention import DistractorDraw, distractor_pools
@@ -79,7 +80,7 @@ def opened_rows(model: SafeModel, modality: str, batch: Mapping[str, Any]) -> li
     """On which rows of processed texts a modality's head, which it must have, opens its gate."""
     head = model.modality(modality).relevance
     assert head is not None
-    states = model.prompt_states(batch, [head.layer])[head.layer]
+    states = model.prompt_states(behind_prompts(model, batch), [head.layer])[head.layer]
     found: list[bool] = head.opens(head(states)).tolist()
     return found
 
@@ -114,18 +115,19 @@ def influence(
     heard = opens(model, modality, questions, batch_size=batch_size)
     with eval_mode(model):
         base = answer(model, questions, label="whole answers", progress=progress, **asking)
-        for kind in pools:
-            beside = [
-                attrs.evolve(question, samples=sample)
-                for question, sample in zip(questions, draw(kind, len(questions)), strict=True)
-            ]
-            label = f"whole answers beside {kind}"
-            given = answer(
-                model, beside, gate={modality: 1.0}, label=label, progress=progress, **asking
-            )
-            changed = [a != b for a, b in zip(given, base, strict=True)]
-            both = [a and b for a, b in zip(changed, heard, strict=True)]
-            found[kind] = Influence(Counted.of(changed), Counted.of(both))
+        beside = [
+            attrs.evolve(question, samples=sample)
+            for kind in pools
+            for question, sample in zip(questions, draw(kind, len(questions)), strict=True)
+        ]
+        label = "whole answers beside samples"
+        given = iter(
+            answer(model, beside, gate={modality: 1.0}, label=label, progress=progress, **asking)
+        )
+    for kind in pools:
+        changed = [next(given) != without for without in base]
+        both = [a and b for a, b in zip(changed, heard, strict=True)]
+        found[kind] = Influence(Counted.of(changed), Counted.of(both))
     return found
 
 

@@ -26,6 +26,7 @@ from safe_framework.evaluation.answers import (
     text_rows,
 )
 from safe_framework.evaluation.metrics import Estimate, TextSums, bootstrap, exact_match, merge_sums
+from safe_framework.evaluation.read_once import prompts_read_once
 from safe_framework.evaluation.relevance import opened_rows
 from safe_framework.evaluation.results import Agreement, SeeingScore
 from safe_framework.evaluation.retention import (
@@ -238,7 +239,7 @@ def sweep(
     wanted: list[Strength] = [*strengths, *((AUTO,) if decides else ())]
     show = progress or no_progress
     ask = partial(answer, model, test, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    with eval_mode(model):
+    with eval_mode(model), prompts_read_once(model):
         answers = {
             gate: ask(gate={modality: gate}, label=f"answers at gate {gate}", progress=show)
             for gate in wanted

@@ -27,6 +27,7 @@ from safe_framework.evaluation.answers import answer, eval_mode
 from safe_framework.evaluation.attention import ATTENTION
 from safe_framework.evaluation.base_drift import adapter_facts, describe_change
 from safe_framework.evaluation.evaluate import check_pictures, evaluate
+from safe_framework.evaluation.read_once import prompts_read_once
 from safe_framework.evaluation.results import Evaluation
 from safe_framework.evaluation.summary import table
 from safe_framework.evaluation.sweep import SWEEP
@@ -196,7 +197,7 @@ def _run(
             _fit_relevance(model, recipe, data, examples, progress, sharded=sharding is not None)
         model.save_pretrained(folder / ADAPTER, is_main_process=writes)
         if missing_sources(recipe) is None:
-            with clock.timing("evaluate"):
+            with clock.timing("evaluate"), prompts_read_once(model):
                 evaluation = evaluate_run(model, recipe, data, progress)
                 found = measure_relevance(model, recipe, data, evaluation, progress)
                 evaluation = attrs.evolve(evaluation, relevance=found)
@@ -418,7 +419,8 @@ def _claim_folder(folder: Path, recipe: Recipe, resume: bool, mine: dict[str, An
         what = other if same_recipe else "another recipe"
         raise DataError(
             f"`{folder}` holds a run of {what}",
-            hint="start anew there with --no-resume, or choose another folder with --output",
+            hint="start anew there with --no-resume, or choose another folder with --output "
+            "(in Python, `resume=False` or `output=...`)",
         )
     source = str((recipe.folder / Path(recipe.source).name).absolute())
     atomic_write(state, json.dumps({**mine, "source": source}) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -10,6 +11,9 @@ from torch import nn
 
 from safe_framework.errors import KeywordError, SafeError
 from safe_framework.utils.suggest import nearest
+
+LONGEST = 64
+"""Tokens of an answer, where a call says nothing."""
 
 _ELSEWHERE = {
     "clean_up_tokenization_spaces": "decode with `model.tokenizer` for other texts",
@@ -20,10 +24,15 @@ _ELSEWHERE = {
     "return_full_text": "leave it out: an answer is without what was asked; join the two",
     "return_tensors": "call `model.generate(**model.processor(...))` for ids",
     "return_text": "leave it out: answers are texts",
-    "stop_sequence": 'write `stop_strings=["..."], tokenizer=model.tokenizer`',
+    "stop_sequence": 'write `stop_strings=["..."]`',
     "truncation": "leave it out: no text is cut; shorten it",
 }
 """Options of transformers' own pipelines that are none here, and what to do instead."""
+
+_MADE = ("input_ids", "inputs", "inputs_embeds", "attention_mask", "position_ids", "labels")
+"""What a pipeline makes of its inputs."""
+
+_COUNTS = ("max_new_tokens", "num_beams", "num_return_sequences")
 
 
 def check_options(options: Mapping[str, Any], base: nn.Module) -> None:
@@ -40,6 +49,14 @@ def check_options(options: Mapping[str, Any], base: nn.Module) -> None:
     for name in options:
         if name in _ELSEWHERE:
             raise KeywordError(f"a pipeline has no option `{name}`", hint=_ELSEWHERE[name])
+        if name in _MADE:
+            raise KeywordError(
+                f"a pipeline makes `{name}` of its inputs",
+                hint=f"call `model.generate({name}=..., ...)` itself",
+            )
+    for name in _COUNTS:
+        if (count := options.get(name)) is not None:
+            checked_count(name, count)
     known = _known_options(base)
     for name in options:
         if name not in known:
@@ -68,4 +85,34 @@ def _known_options(base: nn.Module) -> Collection[str]:
     methods.append(getattr(base, "prepare_inputs_for_generation", None))
     named = {name for one in methods if one for name in inspect.signature(one).parameters}
     settings: Any = GenerationConfig  # whose constructor has no types
-    return {*settings().to_dict(), *named} - {"args", "kwargs", "self"}
+    return {*settings().to_dict(), *named, "tokenizer"} - {"args", "kwargs", "self"}
+
+
+def checked_count(name: str, count: Any) -> int:
+    """A whole number that is at least 1, of whatever library.
+
+    Raises:
+        SafeError: it is not.
+    """
+    try:
+        number = operator.index(count)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise SafeError(f"`{name}` must be at least 1, not {count!r}")
+    return number
+
+
+def with_defaults(options: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """Options of ``generate``, with those that a pipeline sets where nothing is said of them.
+
+    Args:
+        options: of a call, those that are None left out.
+        tokenizer: by which ``stop_strings`` are found.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    if not given.keys() & {"max_new_tokens", "max_length", "generation_config"}:
+        given["max_new_tokens"] = LONGEST
+    if "stop_strings" in given:
+        given.setdefault("tokenizer", tokenizer)
+    return given

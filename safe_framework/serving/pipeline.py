@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +10,23 @@ import torch
 from torch import Tensor
 
 from safe_framework.core.build import load
+from safe_framework.core.modality import RowGates, checked_gate, checked_gates
 from safe_framework.core.model import SafeModel
 from safe_framework.core.processor import held_samples
 from safe_framework.core.relevance import Strength
 from safe_framework.core.turn_end import TurnEnd
 from safe_framework.data.pictures import FIELDS
 from safe_framework.data.samples import as_sample
-from safe_framework.errors import SafeError, SampleError
+from safe_framework.errors import KeywordError, SafeError, SampleError
 from safe_framework.evaluation.answers import eval_mode, new_tokens
 from safe_framework.interfaces.samples import each_of, sample_counts, together
 from safe_framework.pretrained.base_outline import known_types
-from safe_framework.serving.options import check_options
+from safe_framework.serving.options import check_options, checked_count, with_defaults
 from safe_framework.serving.streaming import AnswerStreamer, streamed
 from safe_framework.utils.suggest import nearest
+from safe_framework.utils.tensors import checked_device
 
-Gate = Strength | Mapping[str, Strength]
+Gate = RowGates | Mapping[str, RowGates]
 Rate = int | Mapping[str, int] | None
 
 _TEXTS = ("text", "question")
@@ -48,10 +50,16 @@ def pipeline(
     Raises:
         SafeError: it cannot be loaded, or an argument is out of its range.
     """
-    if not isinstance(model, SafeModel):
+    if isinstance(model, SafeModel):
+        if device is not None:
+            model.to(checked_device(device))
+    elif isinstance(model, (str, Path)):
         model = load(model, device=device, trust_remote_code=trust_remote_code)
-    elif device is not None:
-        model.to(device)
+    else:
+        raise SafeError(
+            f"a pipeline is of a model or an adapter's folder, not of a {type(model).__name__}",
+            hint="give `safe_framework.attach(base, tokenizer)` its modalities first",
+        )
     return SafePipeline(model, batch_size=batch_size)
 
 
@@ -67,7 +75,7 @@ class SafePipeline:
     """
 
     def __init__(self, model: SafeModel, *, batch_size: int = 8) -> None:
-        self.model, self.batch_size = model, _checked_size(batch_size)
+        self.model, self.batch_size = model, checked_count("batch_size", batch_size)
 
     def __call__(
         self,
@@ -75,7 +83,7 @@ class SafePipeline:
         *,
         gate: Gate | None = None,
         sampling_rate: Rate = None,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         batch_size: int | None = None,
         template_options: Mapping[str, Any] | None = None,
         **options: Any,
@@ -95,13 +103,14 @@ class SafePipeline:
 
         Args:
             inputs: one, or a list of them.
-            gate: strength for this call, of all modalities or by name, instead of their own; or
-                ``"auto"``.
+            gate: strength for this call instead of the modalities' own: one, one for each input,
+                or either by name; or ``"auto"``.
             sampling_rate: of samples that are plain arrays, in hertz.
-            max_new_tokens: limit of an answer's length.
+            max_new_tokens: limit of an answer's length; 64, unless ``max_length`` or a
+                ``generation_config`` says it.
             batch_size: inputs at a time in this call, instead of the pipeline's own.
             template_options: of the base's chat template, such as ``enable_thinking``, besides
-                those of the recipe.
+                those of the recipe; for inputs that are chats.
             **options: of ``generate``.
 
         Raises:
@@ -109,23 +118,26 @@ class SafePipeline:
             SampleError: a sample cannot be used; the message names its input.
             KeywordError: an option is none of a pipeline's nor of ``generate``.
         """
+        options = {**options, "max_new_tokens": max_new_tokens}
         check_options(options, self.model.base)
-        listed = [inputs] if _is_one(inputs) else list(inputs)
-        enabled = self._enabled(gate)
-        size = self.batch_size if batch_size is None else _checked_size(batch_size)
+        options = with_defaults(options, self.model.tokenizer)
+        listed = _listed(inputs)
+        gates = self._gates(gate, len(listed))
+        _check_template_options(template_options, listed)
+        size = self.batch_size if batch_size is None else checked_count("batch_size", batch_size)
         found = dict[int, list[dict[str, Any]]]()
         with eval_mode(self.model):
             for indices in self._batches(listed, size):
                 some = [listed[index] for index in indices]
+                strengths = {name: _of_rows(one, indices) for name, one in gates.items()}
+                settings = self._enabled(strengths), sampling_rate, template_options
                 try:
-                    batch = self._batch(some, enabled, sampling_rate, template_options)
-                except SampleError as error:
-                    raise _of_input(error, indices) from error
+                    batch = self._batch(some, *settings)
+                except SafeError as error:
+                    raise self._of_input(error, listed, indices, settings) from error
                 end = self._turn_end(some[0])
                 ending = {} if end is None else end.options(options)
-                out = self.model.generate(
-                    **batch, gate=gate, max_new_tokens=max_new_tokens, **{**options, **ending}
-                )
+                out = self.model.generate(**batch, gate=strengths, **{**options, **ending})
                 new = list(new_tokens(self.model, getattr(out, "sequences", out), batch))
                 new = new if end is None else list(map(end.cut, new))
                 texts = self.model.processor.batch_decode(new, skip_special_tokens=True)
@@ -147,7 +159,7 @@ class SafePipeline:
         *,
         gate: Gate | None = None,
         sampling_rate: Rate = None,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         template_options: Mapping[str, Any] | None = None,
         opened: dict[str, bool] | None = None,
         **options: Any,
@@ -163,22 +175,30 @@ class SafePipeline:
             SampleError: a sample cannot be used.
             KeywordError: an option is none of a pipeline's nor of ``generate``.
         """
+        options = {**options, "max_new_tokens": max_new_tokens}
+        check_options(options, self.model.base)
+        options = with_defaults(options, self.model.tokenizer)
         for name in ("num_beams", "num_return_sequences"):
-            if (options.get(name) or 1) > 1:
+            if options.get(name, 1) > 1:
                 raise SafeError(
                     f"a stream gives one answer as it is made, not `{name} = {options[name]}`",
                     hint="call the pipeline itself for several",
                 )
-        check_options(options, self.model.base)
+        if "streamer" in options:
+            raise KeywordError(
+                "a stream has a streamer of its own, and takes no other",
+                hint="call `model.generate(**batch, streamer=...)` itself",
+            )
         if not _is_one(one):
             raise SafeError(
                 "a stream answers one input, not a list of them",
                 hint="call the pipeline itself for several",
             )
-        enabled, end = self._enabled(gate), self._turn_end(one)
-        batch = self._batch([one], enabled, sampling_rate, template_options)
+        _check_template_options(template_options, [one])
+        gates, end = self._gates(gate, 1), self._turn_end(one)
+        batch = self._batch([one], self._enabled(gates), sampling_rate, template_options)
         ending = {} if end is None else end.options(options)
-        given = {**batch, "gate": gate, "max_new_tokens": max_new_tokens, **options, **ending}
+        given = {**batch, "gate": gates, **options, **ending}
         with eval_mode(self.model):
             streamer = AnswerStreamer(self.model.tokenizer, end)
 
@@ -201,12 +221,60 @@ class SafePipeline:
             text = self.model.processor.prompt(one["question"])
         return TurnEnd.of(self.model, [text]) if isinstance(text, str) else None
 
-    def _enabled(self, gate: Gate | None) -> set[str]:
-        """The modalities whose samples change anything in this call."""
+    def _gates(self, gate: Gate | None, count: int) -> dict[str, Strength | list[Strength]]:
+        """What a call says of each modality's gate, one number or one for each input."""
         names = list(self.model.modalities)
         given = gate if isinstance(gate, Mapping) else dict.fromkeys(names, gate)
-        gates = {**self.model.gates, **{k: v for k, v in given.items() if v is not None}}
-        return {name for name in names if gates[name] != 0 and self.model.is_enabled(name)}
+        found = dict[str, Strength | list[Strength]]()
+        for name, asked in given.items():
+            self.model.modality(name)  # or an error that names it
+            if asked is None:
+                continue
+            strength = checked_gates(asked)
+            if isinstance(strength, Tensor):
+                listed = [checked_gate(one) for one in strength.flatten().tolist()]
+                strength = listed[0] if strength.ndim == 0 else listed
+            if isinstance(strength, list) and len(strength) != count:
+                raise SafeError(
+                    f"`gate` must hold {count} strengths, one for each input, not {len(strength)}"
+                )
+            found[name] = strength
+        return found
+
+    def _enabled(self, gates: Mapping[str, Strength | list[Strength]]) -> set[str]:
+        """The modalities whose samples change anything in this call."""
+        held = {**self.model.gates, **gates}
+        off = {
+            name
+            for name, gate in held.items()
+            if not (any(one != 0 for one in gate) if isinstance(gate, list) else gate != 0)
+        }
+        return {n for n in self.model.modalities if n not in off and self.model.is_enabled(n)}
+
+    def _of_input(
+        self, error: SafeError, listed: Sequence[Any], indices: Sequence[int], settings: Any
+    ) -> SafeError:
+        """The error with the place of its input, where only its place in a batch was known.
+
+        Args:
+            error: about one of some inputs.
+            listed: all of them.
+            indices: of those that went together.
+            settings: with which they did.
+        """
+        row = getattr(error, "row", None)
+        if row is None and len(listed) > 1:
+            for place in indices:
+                try:
+                    self._batch([listed[place]], *settings)
+                except SafeError as own:
+                    message = f"inputs[{place}]: {own.message.replace('[0]', '', 1)}"
+                    return type(own)(message, hint=own.hint)
+        if row is None:
+            return error
+        place = indices[row]
+        message = error.message.replace(f"[{row}]", "", 1)
+        return SampleError(f"inputs[{place}]: {message}", hint=error.hint, row=place)
 
     def _batches(self, inputs: Sequence[Any], size: int) -> list[list[int]]:
         """The indices of what goes through the model together.
@@ -269,10 +337,9 @@ class SafePipeline:
         one = {"text": one} if isinstance(one, str) else one
         texts = [key for key in _TEXTS if key in one] if isinstance(one, Mapping) else []
         if len(texts) != 1:
-            raise SafeError(
-                f"an input of a pipeline is a text, a mapping or a chat, not {one!r:.60}",
-                hint='give {"text": ...} or {"question": ...}, or a list of messages',
-            )
+            raise _no_input(one)
+        if not isinstance(one[texts[0]], str):
+            raise SafeError(f"`{texts[0]}` of an input must be a text, not {one[texts[0]]!r:.60}")
         samples = {key: value for key, value in one.items() if key not in _TEXTS}
         known = list(self.model.modalities)
         if strange := samples.keys() - {*known, *FIELDS}:
@@ -310,19 +377,43 @@ def _opened(gates: Mapping[str, Tensor], rows: int) -> list[dict[str, dict[str, 
     return [{"opened": {name: each[name][row] for name in each}} for row in range(rows)]
 
 
-def _checked_size(batch_size: int) -> int:
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise SafeError(f"`batch_size` must be at least 1, not {batch_size!r}")
-    return batch_size
+def _listed(inputs: Any) -> list[Any]:
+    """The inputs of a call.
+
+    Raises:
+        SafeError: they are none.
+    """
+    if _is_one(inputs):
+        return [inputs]
+    if not isinstance(inputs, Iterable) or isinstance(inputs, (bytes, bytearray)):
+        raise _no_input(inputs)
+    return list(inputs)
 
 
-def _of_input(error: SampleError, indices: Sequence[int]) -> SampleError:
-    """The error with the place of the input, where only its place in a batch was known."""
-    if error.row is None:
-        return error
-    place = indices[error.row]
-    message = error.message.replace(f"[{error.row}]", "", 1)
-    return SampleError(f"inputs[{place}]: {message}", hint=error.hint, row=place)
+def _no_input(one: Any) -> SafeError:
+    return SafeError(
+        f"an input of a pipeline is a text, a mapping or a chat, not {one!r:.60}",
+        hint='give {"text": ...} or {"question": ...}, or a list of messages',
+    )
+
+
+def _of_rows(gate: Strength | list[Strength], rows: Sequence[int]) -> Strength | list[Strength]:
+    return [gate[row] for row in rows] if isinstance(gate, list) else gate
+
+
+def _check_template_options(options: Mapping[str, Any] | None, inputs: Sequence[Any]) -> None:
+    """Refuse options of a chat's template where there is no chat.
+
+    Raises:
+        SafeError: there is none, or they are no options.
+    """
+    if options is not None and not isinstance(options, Mapping):
+        raise SafeError(f"`template_options` must be options by name, not {options!r:.60}")
+    if options and inputs and not any(map(_is_chat, inputs)):
+        raise SafeError(
+            "`template_options` are of a chat's template, and no input is a chat",
+            hint='give [{"role": "user", "content": "..."}] for a text',
+        )
 
 
 def _is_chat(one: Any) -> bool:
@@ -331,7 +422,7 @@ def _is_chat(one: Any) -> bool:
 
 def _continued(one: Any) -> bool:
     """Whether an input is a chat that ends with the assistant's words."""
-    return _is_chat(one) and one[-1]["role"] == "assistant"
+    return _is_chat(one) and _is_message(one[-1]) and one[-1]["role"] == "assistant"
 
 
 def _is_message(one: Any) -> bool:
@@ -345,8 +436,12 @@ def _is_one(inputs: Any) -> bool:
 def _without(chat: Sequence[Mapping[str, Any]], names: Collection[str]) -> list[Any]:
     """A chat without the parts of these modalities."""
     return [
-        {**message, "content": [part for part in parts if part.get("type") not in names]}
-        if isinstance(parts := message.get("content"), (list, tuple))
+        {**message, "content": [part for part in parts if _type_of(part) not in names]}
+        if _is_message(message) and isinstance(parts := message.get("content"), (list, tuple))
         else message
         for message in chat
     ]
+
+
+def _type_of(part: Any) -> Any:
+    return part.get("type") if isinstance(part, Mapping) else None

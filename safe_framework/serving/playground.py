@@ -288,7 +288,7 @@ def _side_by_side(
             told = gradio.HTML(elem_id="badge")
             base = gradio.Textbox(label="Base", lines=3, elem_id="base")
             safe = gradio.Textbox(label=f"With {modality}", lines=3, elem_id="safe")
-    chat = gradio.Chatbot(label="Asked so far, each by itself", elem_id="chat")
+    chat = _chat_field(gradio, "Asked so far, each by itself", "chat")
     given, results = [sample, picture, asked, gate, chat, auto], [told, base, safe, chat]
     _wire(ask, given, results, button.click, gate.release)
 
@@ -306,10 +306,11 @@ def _conversation(gradio: Any, model: SafeModel, modality: str) -> None:
     kinds = ["audio"] if sound else ["image", ".npy", ".npz"]
     kinds += ["image"] if sound and takes_images(model.base_processor) else []
     messages = gradio.State([])
-    chat = gradio.Chatbot(label="Conversation", elem_id="talk")
+    chat = _chat_field(gradio, "Conversation", "talk")
     told = gradio.HTML(elem_id="told")
     message = gradio.MultimodalTextbox(
         label="Message",
+        placeholder="Write a message, and add what it is about",
         file_count="multiple",
         file_types=kinds,
         sources=["upload", "microphone"] if sound else ["upload"],
@@ -320,7 +321,8 @@ def _conversation(gradio: Any, model: SafeModel, modality: str) -> None:
     again = gradio.Button("Start again", elem_id="again")
     given, results = [message, gate, messages, auto], [chat, messages, message, told]
     message.submit(turns, inputs=given, outputs=results)
-    again.click(lambda: ([], [], ""), outputs=[chat, messages, told])
+    for emptied in (again.click, chat.clear):
+        emptied(lambda: ([], [], ""), outputs=[chat, messages, told])
 
 
 def _listening(
@@ -360,7 +362,7 @@ def _listening(
             auto = _auto_field(gradio, model, modality, "heard-auto")
             button = gradio.Button("Ask now", variant="primary", elem_id="ask-heard")
         with gradio.Column():
-            chat = gradio.Chatbot(label="Asked so far, each by itself", elem_id="heard-chat")
+            chat = _chat_field(gradio, "Asked so far, each by itself", "heard-chat")
             wrong = gradio.HTML(elem_id="heard-wrong")
     microphone.start_recording(lambda: None, outputs=[listener])
     microphone.stream(
@@ -394,6 +396,11 @@ def _wire(
 ) -> None:
     for event in events:
         event(ask, inputs=given, outputs=shown, trigger_mode="always_last")
+
+
+def _chat_field(gradio: Any, label: str, name: str) -> Any:
+    """Where what was said is shown. Nothing of it can be sent on to another host."""
+    return gradio.Chatbot(label=label, elem_id=name, buttons=["copy", "copy_all"])
 
 
 def _gate_field(gradio: Any, model: SafeModel, modality: str, name: str) -> Any:

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from safe_framework.core.model import SafeModel
 from safe_framework.core.prompt_rows import PromptRow, Rows
+from safe_framework.core.shared_opening import SharedOpening, behind, openings
 from safe_framework.training.compute.activation_cache import (
     ActivationCaches,
     Activations,
     ActivationStore,
 )
-from safe_framework.training.compute.base_properties import near
-from safe_framework.training.compute.shared_opening import SharedOpening, behind, openings
 from safe_framework.utils.progress import ProgressCallback, no_progress
+from safe_framework.utils.tensors import near
 
 
 def prompt_states(

@@ -11,6 +11,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def atomic_write(path: Path, content: bytes | str | Callable[[Path], object]) ->
         ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.part")
+    part = path.with_name(f"{_hidden(path.name)}{uuid.uuid4().hex[:8]}.part")
     try:
         if callable(content):
             content(part)
@@ -91,11 +92,13 @@ def _fill_and_place(
 ) -> None:
     """Fill a folder that nobody sees, and put it in its place; nothing is left of a failure."""
     inside = _cannot_move(target)  # then what is beside it may be out of reach, or another disk's
-    new = (target if inside else target.parent) / f".{target.name}-{uuid.uuid4().hex[:8]}.new"
+    hidden = f"{_hidden(target.name)}{uuid.uuid4().hex[:8]}.new"
+    new = (target if inside else target.parent) / hidden
     new.mkdir()
     try:
         write(new)
-        new.chmod(0o755)
+        with suppress(OSError):  # file systems without modes
+            new.chmod(0o755)
         place(new)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -154,6 +157,14 @@ def _cannot_move(folder: Path) -> bool:
         return False
 
 
+def _hidden(name: str) -> str:
+    """What temporary names beside one begin with; they fit where the name itself does."""
+    encoded = os.fsencode(name)
+    return f".{name if len(encoded) <= _LONG else sha256(encoded).hexdigest()[:32]}-"
+
+
+_LONG = 240
+"""Bytes of a name beside which there is no room for more: file systems allow 255."""
 _TEMPORARY = re.compile(r"\..*-[0-9a-f]{8}\.(new|old)")
 _LOCKS: defaultdict[Path, threading.RLock] = defaultdict(threading.RLock)
 _LOCKED: set[Path] = set()
@@ -182,7 +193,7 @@ def _clear_interrupted(folder: Path, own: Callable[[str], bool]) -> None:
         for place in (folder.parent, folder)
         if place.is_dir()
         for path in place.iterdir()
-        if _TEMPORARY.fullmatch(path.name) and path.name.startswith(f".{folder.name}-")
+        if _TEMPORARY.fullmatch(path.name) and path.name.startswith(_hidden(folder.name))
     ]
     for aside in [path for path in left if path.suffix == ".old"]:
         if not folder.exists():

@@ -17,6 +17,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from safe_framework.errors import SafeError
+
+TERMS = 64
+"""Roundings by which two sums of the same terms may differ: errors of random signs grow with the
+root of their number, here of 4,096 products."""
+
 
 def cpu_copy(tensor: Tensor) -> Tensor:
     """A contiguous copy on the CPU that shares no memory, as safetensors wants it."""
@@ -30,10 +36,41 @@ def bitwise_equal(first: Tensor, second: Tensor) -> bool:
     return torch.equal(as_bytes(first), as_bytes(second).to(first.device))
 
 
+def near(given: Tensor, wanted: Tensor) -> bool:
+    """Whether two computations differ by no more than rounding, of which bfloat16 has much."""
+    rounding = min(TERMS * torch.finfo(wanted.dtype).eps, 0.05)
+    return bool((given - wanted).float().norm() <= rounding * wanted.float().norm())
+
+
 def as_bytes(tensor: Tensor) -> Tensor:
     """The bytes of a tensor of any dtype in row-major order, flat, as ``torch.uint8``."""
     plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
     return plain.reshape(-1).view(torch.uint8)
+
+
+def checked_device(device: str | int | torch.device) -> torch.device:
+    """A device that is there.
+
+    Raises:
+        SafeError: it is not.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        why = str(error).strip().partition("\n")[0]
+        raise SafeError(f"`device` cannot be {device!r}: {why}", hint='use "cpu"') from error
+    return found
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was not enough memory, on whatever device.
+
+    >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    True
+    """
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
 
 @contextmanager

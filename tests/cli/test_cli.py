@@ -1,5 +1,6 @@
 """The command ``safe`` answers at once, plainly, and with an exit code that scripts can use."""
 
+import errno
 import io
 import json
 import re
@@ -369,6 +370,30 @@ def test_an_interrupted_run_says_how_to_go_on(stand_in, capsys):
     assert capsys.readouterr().err == (
         "\ninterrupted: the same command, without --no-resume, goes on from the last save\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "place"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), ""),
+        (OSError(errno.EROFS, "Read-only file system", "/cache/texts"), " to `/cache/texts`"),
+    ],
+)
+def test_a_full_disk_is_named(stand_in, capsys, error, place):
+    """A disk without room is told of in two lines, other errors of files are not hidden."""
+
+    def run_recipe(source, **keywords):
+        raise error
+
+    stand_in("safe_framework.runs.run", run_recipe=run_recipe)
+    assert main(["run", "quickstart"]) == 1
+    assert capsys.readouterr().err == (
+        f"nothing can be written{place}: {error.strerror}\n"
+        "hint: make room, or name another disk by `SAFE_CACHE` and the run's folder\n"
+    )
+    error.errno = errno.EIO
+    with pytest.raises(OSError, match=error.strerror):
+        main(["run", "quickstart"])
 
 
 def test_fetch_says_where_each_checkpoint_is(stand_in, capsys):

@@ -274,6 +274,62 @@ def test_saving_again_keeps_what_is_not_the_adapters(folder: Path) -> None:
     assert not (folder / "certificate.json").exists()
 
 
+OTHERS: dict[str, dict[str, str]] = {
+    "PEFT": {"adapter_config.json": '{"peft_type": "LORA"}', WEIGHTS: "theirs"},
+    "no JSON": {"adapter_config.json": "{", WEIGHTS: "theirs"},
+    "no table": {"adapter_config.json": "[]"},
+    "a folder": {"adapter_config.json/mine": "all my work"},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_an_adapter_of_another_library_is_left_alone(kind: str, tmp_path: Path) -> None:
+    """Law: files of the same names are not ours, unless their config says so."""
+    for name, text in OTHERS[kind].items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(AdapterError, match="holds no adapter of this library"):
+        with_modality().save_pretrained(tmp_path, without_recipe=True)
+    for name, text in OTHERS[kind].items():
+        assert (tmp_path / name).read_text() == text
+
+
+def test_weights_of_somebody_else_beside_an_adapter_stay(folder: Path) -> None:
+    """Law: only files of the adapter's own names are replaced."""
+    (folder / "model.safetensors").write_text("theirs")
+    with_modality(seed=9).save_pretrained(folder, without_recipe=True)
+    assert (folder / "model.safetensors").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("name", ["loop", "loop/below", "nul\0", "half\ud800"], ids=ascii)
+def test_what_is_no_place_is_named(name: str, tmp_path: Path) -> None:
+    """Law: a loop of links, or a name that no file can have, is an error of the adapter's."""
+    (tmp_path / "loop").symlink_to(tmp_path / "back")
+    (tmp_path / "back").symlink_to(tmp_path / "loop")
+    with pytest.raises(AdapterError, match="the adapter cannot be saved to"):
+        with_modality().save_pretrained(tmp_path / name, without_recipe=True)
+    assert sorted(os.listdir(tmp_path)) == ["back", "loop"]
+
+
+def test_a_folder_that_was_deleted_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: where one stands in a folder that is gone, nothing is saved beside it."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(AdapterError, match="the adapter cannot be saved to `adapter`"):
+        with_modality().save_pretrained("adapter", without_recipe=True)
+
+
+def test_a_model_without_a_modality_is_not_saved(tmp_path: Path) -> None:
+    """Law: what could not be loaded is not written."""
+    with pytest.raises(AdapterError, match="has no modality"):
+        SafeModel(llama(), tokenizer()).save_pretrained(tmp_path / "adapter", without_recipe=True)
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_an_adapter_is_not_saved_below_a_file(tmp_path: Path) -> None:
     """Golden text: a place that cannot be written is named, with what to do."""
     (tmp_path / "file").write_text("in the way")

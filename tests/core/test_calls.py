@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import SafeError, SampleError
+from safe_framework.utils.tensors import bitwise_equal
 from tests.support.toys import ToyEncoder, ToyFusion, ToyProjector, attached, felt, llama, texts
 
 
@@ -71,17 +74,51 @@ def test_a_modality_comes_in_tensors(model: SafeModel) -> None:
         model(**texts(model.base, 1, 3), touch__present=[True])
 
 
-@pytest.mark.parametrize("gate", [-0.1, 1.1, math.nan, math.inf, torch.tensor([0.5, 1.5])])
-def test_a_gate_of_a_call_is_from_0_to_1(model: SafeModel, gate: Any) -> None:
-    """Every other strength is refused, also one among many."""
+NO_STRENGTHS = [
+    -0.1, 1.1, math.nan, math.inf, 1j, "0.5", b"1", {0.5}, object(), np.float32(2), np.array([2.0]),
+    [None, 1.0], torch.tensor([0.5, 1.5]), torch.tensor([math.nan, 0.0]), {"touch": 2},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("heard", [True, False])
+@pytest.mark.parametrize("gate", NO_STRENGTHS, ids=repr)
+def test_a_gate_of_a_call_is_from_0_to_1(model: SafeModel, gate: Any, heard: bool) -> None:
+    """Every other strength is refused, also one among many and where there is no sample."""
     with pytest.raises(SafeError, match="between 0 and 1"):
+        model(**texts(model.base, 2, 3), **(felt(2) if heard else {}), gate=gate)
+
+
+@pytest.mark.parametrize("gate", [torch.ones(3), np.ones(3), [1.0], [], torch.ones(2, 1)], ids=repr)
+def test_there_is_a_gate_for_each_row(model: SafeModel, gate: Any) -> None:
+    """As many strengths as rows are given, or one."""
+    with pytest.raises(
+        SafeError, match=r"`gate` must hold 2 (numbers|strengths), one for each row"
+    ):
         model(**texts(model.base, 2, 3), **felt(2), gate=gate)
 
 
-def test_there_is_a_gate_for_each_row(model: SafeModel) -> None:
-    """Three strengths for two rows are refused."""
-    with pytest.raises(SafeError, match="`gate` must hold 2 numbers"):
-        model(**texts(model.base, 2, 3), **felt(2), gate=torch.ones(3))
+SAME_GATES: list[tuple[Any, float | list[float]]] = [
+    (np.float32(0.5), 0.5), (np.int64(1), 1.0), (np.bool_(False), 0.0), (np.array(0.5), 0.5),
+    (Fraction(1, 2), 0.5), (torch.tensor(0.5), 0.5), (True, 1.0), (-0.0, 0.0),
+    (np.array([0, 1]), [0.0, 1.0]), (range(2), [0.0, 1.0]), ((np.float32(0), True), [0.0, 1.0]),
+    (torch.tensor([False, True]), [0.0, 1.0]), ({"touch": np.float32(0.5)}, 0.5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("gate", "plain"), SAME_GATES, ids=repr)
+def test_a_number_of_any_library_is_a_strength(model: SafeModel, gate: Any, plain: Any) -> None:
+    """A gate out of NumPy, torch or the standard library is the number that it is."""
+    given = {**texts(model.base, 2, 3), **felt(2)}
+    assert bitwise_equal(model(**given, gate=gate).logits, model(**given, gate=plain).logits)
+
+
+@pytest.mark.parametrize("gate", [np.float32(0.5), np.int64(1), np.array(0.5), torch.tensor(0.5)])
+def test_a_set_gate_is_a_plain_number(gate: Any) -> None:
+    """What is set is a float, whichever library the number was of."""
+    model = attached(llama())
+    model.set_gate(gate)
+    assert model.gates == {"touch": float(gate)}
+    assert type(model.gates["touch"]) is float
 
 
 def test_a_gate_names_an_attached_modality(model: SafeModel) -> None:
@@ -90,8 +127,10 @@ def test_a_gate_names_an_attached_modality(model: SafeModel) -> None:
         model(**texts(model.base, 2, 3), **felt(2), gate={"tuoch": 0.0})
 
 
-@pytest.mark.parametrize("gate", [-0.1, 1.1, math.nan])
-def test_a_set_gate_is_from_0_to_1(model: SafeModel, gate: float) -> None:
+@pytest.mark.parametrize(
+    "gate", [-0.1, 1.1, math.nan, None, [1.0], {"touch": 1.0}, "0.5"], ids=repr
+)
+def test_a_set_gate_is_from_0_to_1(model: SafeModel, gate: Any) -> None:
     """A wrong strength is refused and leaves the gate as it was."""
     with pytest.raises(SafeError, match="between 0 and 1"):
         model.set_gate(gate, "touch")

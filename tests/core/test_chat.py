@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from safe_framework.core.processor import SafeProcessor
-from safe_framework.errors import SafeError, SampleError
+from safe_framework.errors import DataError, SafeError, SampleError
 from tests.support.toys import IMAGE, WORDS, ToyEncoder, tokenizer
 
 TEMPLATE = "{% for m in messages %}{{ 'w9 ' + m['content'] + ' w10 ' }}{% endfor %}"
@@ -137,6 +137,84 @@ def test_mistakes_are_named(part: Any, message: str) -> None:
     part = {"type": part} if isinstance(part, str) else part
     with pytest.raises(SafeError, match=message):
         talking().apply_chat_template([{"role": "user", "content": [part]}])
+
+
+NO_MESSAGES: list[tuple[Any, str]] = [
+    (None, "no message with a `role`"),
+    ({"content": "w3"}, "no message with a `role`"),
+    ({"role": 5, "content": "w3"}, "no message with a `role`"),
+    ({"role": "user", "content": 5}, "`content` of a message must be a text or a list of parts"),
+    ({"role": "user", "content": ["w3"]}, "neither a text nor a sample: 'w3'"),
+    (message_of({"type": "text", "text": None}), "neither a text nor a sample"),
+    (message_of({"type": "text", "text": 5}), "neither a text nor a sample"),
+    (message_of("w3 \ud800"), "half of a surrogate pair"),
+]
+
+
+@pytest.mark.parametrize(("message", "fault"), NO_MESSAGES, ids=lambda one: ascii(one)[:40])
+@pytest.mark.parametrize("heard", [True, False])
+def test_what_is_no_message_is_named(message: Any, fault: str, heard: bool) -> None:
+    """Law: a message that no template can take is an error that shows it."""
+    talk = [message_of(TOUCH_PART, "w4"), message] if heard else [message_of("w4"), message]
+    with pytest.raises(SafeError, match=fault):
+        talking().apply_chat_template(talk)
+
+
+def test_parts_of_numpy_are_heard() -> None:
+    """Law: a list of parts as pandas and Parquet hold it loses no sample."""
+    parts = np.array([TOUCH_PART, {"type": "text", "text": "w3"}], dtype=object)
+    batch = talking().apply_chat_template([{"role": "user", "content": parts}])
+    assert batch["touch__present"].tolist() == [True]
+    assert batch["input_ids"].tolist() == [[9, 3, 10]]
+
+
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [
+        ("{{ 1 / 0 }}", "takes no such messages: division by zero"),
+        ("{{ messages[0]['content'] + 1 }}", "takes no such messages: can only concatenate"),
+        ("{% include 'other' %}", "takes no such messages: no loader"),
+        ("{% if false %}w3{% endif %}", "makes an empty text"),
+        (None, "has no chat template"),
+    ],
+)
+def test_a_template_that_fails_is_named(template: str | None, fault: str) -> None:
+    """Law: whatever a template raises, and where it writes nothing, an error says so."""
+    words = chatty()
+    words.chat_template = template
+    with pytest.raises(DataError, match=fault):
+        SafeProcessor(words, {"touch": Touch()}).apply_chat_template([message_of(TOUCH_PART, "w3")])
+
+
+@pytest.mark.parametrize("content", ["w3", [{"type": "text", "text": "w3"}]], ids=["text", "parts"])
+def test_a_template_of_parts_drops_no_text(content: Any) -> None:
+    """Law: where a template reads parts alone, a message's text is written all the same."""
+    words = chatty()
+    words.chat_template = (
+        "{% for m in messages %}w9 {% for p in m['content'] %}{{ p['text'] }} {% endfor %}w10 "
+        "{% endfor %}"
+    )
+    talk = [message_of(TOUCH_PART, "w4"), {"role": "assistant", "content": content}]
+    processor = SafeProcessor(words, {"touch": Touch()})
+    assert processor.apply_chat_template(talk)["input_ids"].tolist() == [[9, 4, 10, 9, 3, 10]]
+    alone = processor.chat_batch([talk[1:]], None, {})  # as a pipeline asks
+    assert alone["input_ids"].tolist() == [[9, 3, 10]]
+
+
+def test_a_misspelt_option_is_named() -> None:
+    """Law: beside a sample, no option of the call is passed over."""
+    talk = [message_of(TOUCH_PART, "w3")]
+    with pytest.raises(DataError, match=r"`add_generation_promt`\nhint: did you mean `add_gene"):
+        talking().apply_chat_template(talk, add_generation_promt=True)
+
+
+@pytest.mark.parametrize("text", ["w3 \ud800", None, 5, ["w3"]], ids=ascii)
+@pytest.mark.parametrize("name", ["text", "question"])
+def test_what_is_no_text_is_named(name: str, text: Any) -> None:
+    """Law: what no tokenizer reads is an error that says which text it is."""
+    with pytest.raises(SampleError, match=r"half of a surrogate pair|1 is no text") as caught:
+        talking()(**{name: ["w3", text]})
+    assert caught.value.row == 1
 
 
 def test_samples_of_several_turns_keep_their_order() -> None:

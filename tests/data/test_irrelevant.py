@@ -22,7 +22,7 @@ MISTAKES = {
     "everyday": 4,
     "music-and-sounds": 2,
     "pictures-and-other-senses": 2,
-    "depth-and-distance": 0,
+    "depth-and-distance": 1,
 }
 """How many texts of a bank may open while it shows its risk."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 import io
 import itertools
 import pickle
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -158,6 +159,34 @@ def test_off_in_one_thread_does_not_silence_another() -> None:
     with model.off(), ThreadPoolExecutor(1) as pool:
         seen = pool.submit(lambda: model(**batch).logits).result()
     assert all_same([seen], [on])
+
+
+def test_blocks_may_be_left_in_any_order() -> None:
+    """Generators that hold `off` blocks and end in another order leave nothing off."""
+    model = attached(llama(), "touch", "smell")
+    first, second = model.off("touch"), model.off()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not model.is_enabled("touch")
+    assert not model.is_enabled("smell")
+    second.__exit__(None, None, None)
+    assert model.is_enabled("touch")
+    assert model.is_enabled("smell")
+
+
+def test_a_block_may_be_left_in_another_context() -> None:
+    """A generator that is closed where it was not begun ends its block quietly."""
+    model = attached(llama())
+
+    def held() -> Iterator[None]:
+        with model.off():
+            yield
+
+    begun = held()
+    contextvars.copy_context().run(next, begun)
+    begun.close()
+    assert model.is_enabled("touch")
 
 
 def _saved(model: nn.Module) -> nn.Module:

@@ -97,7 +97,7 @@ def test_a_folder_of_other_rows_is_refused(world: Path, done: Run, sources: Sour
     other = [{**row, "answer": "low"} for row in sources["train"]]
     model = safe_framework.build(world / "recipe.toml")
     given = {**sources, "train": other, "retention": lines(world / "texts.jsonl")}
-    with pytest.raises(DataError, match="other training data"):
+    with pytest.raises(DataError, match=r"other training data\nhint: .*`resume=False`"):
         safe_framework.train(model, **given, output=done.folder, quiet=True)
 
 

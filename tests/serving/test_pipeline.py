@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from transformers import GenerationConfig
 
 import safe_framework
 from safe_framework.core.model import SafeModel
@@ -201,7 +202,12 @@ def test_plain_arrays_need_their_rate(model: SafeModel) -> None:
 
 
 MISTAKES = [
-    (7, "is not iterable"),
+    (7, "a text, a mapping or a chat, not 7"),
+    (None, "a text, a mapping or a chat, not None"),
+    (b"w5", "a text, a mapping or a chat, not b'w5'"),
+    ({"question": None}, "`question` of an input must be a text, not None"),
+    ({"text": ["w5"]}, "`text` of an input must be a text"),
+    ([chat("w5")], "neither a text nor a sample: 'w5'"),
     ([7], "a text, a mapping or a chat, not 7\nhint: give "),
     ({"audio": None}, "a text, a mapping or a chat"),
     ({"text": "w5", "question": "w6"}, "a text, a mapping or a chat"),
@@ -212,7 +218,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("inputs", "message"), MISTAKES, ids=str)
 def test_mistakes_are_named(inputs: Any, message: str, model: SafeModel) -> None:
     """Law: an input that is none is an error that says what one is."""
-    with pytest.raises((SafeError, TypeError), match=message):
+    with pytest.raises(SafeError, match=message):
         safe_framework.pipeline(model)(inputs)
     with pytest.raises(SafeError, match="`batch_size` must be at least 1"):
         safe_framework.pipeline(model, batch_size=0)
@@ -228,6 +234,15 @@ STRANGE = [
     ({"batch_size": "2"}, "`batch_size` must be at least 1, not '2'", ""),
     ({"batch_size": 0}, "`batch_size` must be at least 1, not 0", ""),
     ({"num_return_sequences": 2}, "greedy decoding has one", "num_beams=2"),
+    ({"num_return_sequences": "2"}, "`num_return_sequences` must be at least 1, not '2'", ""),
+    ({"num_beams": 0}, "`num_beams` must be at least 1, not 0", ""),
+    ({"max_new_tokens": 0}, "`max_new_tokens` must be at least 1, not 0", ""),
+    ({"max_new_tokens": 2.5}, "`max_new_tokens` must be at least 1, not 2.5", ""),
+    ({"input_ids": torch.ones(1, 2)}, "makes `input_ids` of its inputs", "model.generate("),
+    ({"labels": torch.ones(1, 2)}, "makes `labels` of its inputs", "model.generate("),
+    ({"template_options": {"day": 1}}, "no input is a chat", '"role": "user"'),
+    ({"template_options": 5}, "must be options by name", ""),
+    ({"gate": [1.0, 0.0]}, "must hold 1 strengths, one for each input, not 2", ""),
 ]
 
 
@@ -239,6 +254,81 @@ def test_an_option_that_is_none_is_named(options: dict[str, Any], told: str, hin
         pipe("w3 w4", **options)
     assert told in caught.value.message
     assert hint in caught.value.hint
+
+
+def test_an_answer_is_as_long_as_is_said() -> None:
+    """Law: a length in `max_length` or a `generation_config` is not passed over for the default."""
+    pipe = safe_framework.pipeline(attached(llama(), tokenizer=tokenizer()))
+    two = pipe("w3 w4", max_new_tokens=2)
+    assert pipe("w3 w4", max_length=4) == two
+    assert pipe("w3 w4", generation_config=GenerationConfig(max_new_tokens=2)) == two
+    assert pipe("w3 w4", max_new_tokens=np.int64(2), batch_size=np.int64(1)) == two
+    assert pipe("w3 w4", max_new_tokens=None) == pipe("w3 w4") == pipe("w3 w4", max_new_tokens=64)
+    assert "".join(pipe.stream("w3 w4", max_length=4)).strip() == two[0]["generated_text"]
+
+
+def test_words_that_end_an_answer_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: `stop_strings` needs no tokenizer, which the pipeline has."""
+    pipe = safe_framework.pipeline(attached(llama(), tokenizer=tokenizer()))
+    given = dict[str, Any]()
+
+    def noted(**options: Any) -> Any:
+        """Note what the call is given, and answer with nothing new."""
+        given.update(options)
+        return options["input_ids"]
+
+    monkeypatch.setattr(pipe.model.base, "generate", noted)
+    pipe("w3 w4", stop_strings=["w5"])
+    assert given["tokenizer"] is pipe.model.tokenizer
+    pipe("w3 w4", stop_strings=["w5"], tokenizer=(other := tokenizer()))
+    assert given["tokenizer"] is other
+
+
+def test_a_gate_for_each_input_is_its_own(model: SafeModel, clip: str) -> None:
+    """Law: strengths go with their inputs, whatever batches these come in."""
+    pipe = safe_framework.pipeline(model, batch_size=2)
+    part = {"type": "audio", "path": clip}
+    asked: list[Any] = [{"text": f"w{n}", "audio": clip} for n in range(5, 9)]
+    asked.insert(1, chat(part, {"type": "text", "text": "w7"}))
+    gates = [0.0, 1.0, 0.5, 0.0, 1.0]
+    each = zip(asked, gates, strict=True)
+    alone = [pipe(one, gate=gate, max_new_tokens=LONGEST)[0] for one, gate in each]
+    assert alone[0] != pipe(asked[0], gate=1.0, max_new_tokens=LONGEST)[0]
+    for given in (gates, np.array(gates), torch.tensor(gates), {"audio": gates}):
+        assert pipe(asked, gate=given, max_new_tokens=LONGEST) == alone
+
+
+@pytest.mark.parametrize("bad", [{"text": "w5", "audio": "nowhere.wav"}, chat({"type": "x"})])
+def test_the_bad_one_of_many_is_named(bad: Any, model: SafeModel) -> None:
+    """Law: whatever is wrong with one of many inputs, its place is told."""
+    asked = [*["w5", chat({"type": "text", "text": "w6"})] * 2, bad]
+    with pytest.raises(SafeError, match=r"^inputs\[4\]: ") as caught:
+        safe_framework.pipeline(model, batch_size=3)(asked, max_new_tokens=1)
+    assert "inputs[4]" in caught.value.message
+    with pytest.raises(SafeError, match=r"^(?!inputs)"):
+        safe_framework.pipeline(model)(bad)
+
+
+@pytest.mark.parametrize("given", [None, 5, llama()], ids=["None", "number", "base"])
+def test_a_pipeline_is_of_a_model(given: Any) -> None:
+    """Law: what is neither a model nor a folder is an error that says what is."""
+    with pytest.raises(SafeError, match="a pipeline is of a model or an adapter's folder, not of"):
+        safe_framework.pipeline(given)
+
+
+@pytest.mark.parametrize("device", ["cpux", -1, "cpu:x"])
+def test_a_device_that_is_not_there_is_named(device: Any) -> None:
+    """Law: such a device is an error that names it, before anything is moved."""
+    model = attached(llama(), tokenizer=tokenizer())
+    with pytest.raises(SafeError, match=f"`device` cannot be {device!r}: "):
+        safe_framework.pipeline(model, device=device)
+
+
+def test_a_stream_has_a_streamer_of_its_own() -> None:
+    """Law: another streamer would be passed over, and is refused."""
+    pipe = safe_framework.pipeline(attached(llama(), tokenizer=tokenizer()))
+    with pytest.raises(SafeError, match="a stream has a streamer of its own"):
+        list(pipe.stream("w3", streamer=object()))
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 2}, {"num_return_sequences": 2}])

@@ -1,6 +1,7 @@
 """A SafeModel in a Trainer of one's own, which knows nothing of this library."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from transformers import (
+    AutoTokenizer,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainingArguments,
+)
 
+from safe_framework.core.compilation import NotCompiled
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import KeywordError
 from safe_framework.utils.tensors import bitwise_equal
@@ -40,6 +48,11 @@ def rows_for(model: SafeModel) -> Rows:
         answers=ANSWERS, training_mode=True,
     )  # fmt: skip
     return [{key: value[row : row + 1] for key, value in whole.items()} for row in range(2)]
+
+
+def without_labels(rows: Rows) -> Rows:
+    """The same rows, ready to be answered."""
+    return [{key: value for key, value in row.items() if key != "labels"} for row in rows]
 
 
 def joined(rows: Rows) -> dict[str, Tensor]:
@@ -170,6 +183,59 @@ def test_the_base_keeps_its_config(tmp_path: Path) -> None:
         processing_class=tokenizer(),
     ).train()  # fmt: skip
     assert model.base.config.to_dict() == before
+
+
+def test_a_compiled_trainer_trains_as_a_plain_one(tmp_path: Path) -> None:
+    """Law: a Trainer's `torch_compile` encloses no hook of ours, and what to call is told."""
+    found = []
+    for compiled in (False, True):
+        model = sensing(llama())
+        rows = rows_for(model)
+        flags = {"torch_compile": True, "torch_compile_backend": "eager"} if compiled else {}
+        told = (
+            pytest.warns(NotCompiled, match="safe_framework.compile") if compiled else nullcontext()
+        )
+        with told:
+            trainer(model, rows, tmp_path, save_strategy="no", **flags).train()
+        found.append(model.adapter_tensors())
+    for key, tensor in found[0].items():
+        assert bitwise_equal(tensor, found[1][key])
+
+
+def test_a_trainer_of_sequences_generates(tmp_path: Path) -> None:
+    """Law: a Seq2SeqTrainer that predicts by `generate` does, and the base's settings stay."""
+    model = sensing(t5())
+    before = model.base.generation_config.to_dict()
+    rows = rows_for(model)
+    arguments = Seq2SeqTrainingArguments(
+        str(tmp_path), max_steps=1, remove_unused_columns=False, report_to="none", use_cpu=True,
+        disable_tqdm=True, dataloader_pin_memory=False, save_strategy="no",
+        predict_with_generate=True, per_device_eval_batch_size=1,
+    )  # fmt: skip
+    made = Seq2SeqTrainer(
+        model=model, args=arguments, train_dataset=rows, eval_dataset=rows, data_collator=joined
+    )
+    made.train()
+    found: Any = made.predict(rows, max_new_tokens=3).predictions  # type: ignore[arg-type]
+    expected = [model.generate(**row, max_new_tokens=3)[0] for row in without_labels(rows)]
+    for row, ids in zip(found, expected, strict=True):
+        assert row[: len(ids)].tolist() == ids.tolist()
+    assert model.base.generation_config.to_dict() == before
+
+
+def test_the_processor_is_saved_beside_a_checkpoint(tmp_path: Path) -> None:
+    """Law: a Trainer may be given the model's processor, and writes the base's own with it."""
+    model = sensing(llama())
+    args = TrainingArguments(
+        str(tmp_path), max_steps=1, save_steps=1, report_to="none", use_cpu=True,
+        disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False,
+    )  # fmt: skip
+    Trainer(
+        model=model, args=args, train_dataset=rows_for(model), data_collator=joined,
+        processing_class=model.processor,
+    ).train()  # fmt: skip
+    saved = AutoTokenizer.from_pretrained(tmp_path / "checkpoint-1")
+    assert saved.get_vocab() == tokenizer().get_vocab()
 
 
 def test_a_count_that_the_base_ignores_is_read_in_training_alone() -> None:

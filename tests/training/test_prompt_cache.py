@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +24,88 @@ from tests.training.test_speedups import caches_for, model_with_upper_modality, 
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what is kept of the base in a folder of the test's own."""
     monkeypatch.setenv("SAFE_CACHE", str(tmp_path / "home"))
+
+
+def tried() -> tuple[Any, Callable[[], PromptCache | None]]:
+    """The caches of a run on four rows, and the trial of their prompts."""
+    model = model_with_upper_modality(llama(), torch.float32, "answer")
+    examples = task(torch.float32)
+    caches = caches_for(model, examples, ("prefix",))
+    rows, starts = [e.row for e in examples], [e.answer_start for e in examples]
+    return caches, lambda: PromptCache.tried(model, caches, rows, starts)
+
+
+def fails_behind_a_cache(error: Exception) -> Callable[..., None]:
+    """A hook on the base, by which calls that go on from kept keys fail."""
+
+    def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        past = kwargs.get("past_key_values")
+        if past is not None and past.get_seq_length():
+            raise error
+
+    return hook
+
+
+def test_a_base_that_goes_on_from_no_cache_is_told_of() -> None:
+    """Law: what a base raises behind kept prompts costs the speed-up, and one note says so."""
+    caches, trial = tried()
+    hook = fails_behind_a_cache(NotImplementedError("no cache of mine"))
+    caches.model.base.model.register_forward_pre_hook(hook, with_kwargs=True)
+    assert trial() is None
+    (note,) = caches.notes
+    assert note.startswith("prompts: they run at each step")
+    assert "NotImplementedError: no cache of mine" in note
+
+
+def test_a_base_with_another_cache_is_told_of() -> None:
+    """Law: a cache without keys of each position is no reason to fail, and one to say so."""
+    caches, trial = tried()
+
+    def kept_otherwise(module: Any, args: Any, out: Any) -> Any:
+        if out.past_key_values is not None:
+            out.past_key_values = SimpleNamespace(layers=[SimpleNamespace(states=1)])
+        return out
+
+    caches.model.base.register_forward_hook(kept_otherwise)
+    assert trial() is None
+    (note,) = caches.notes
+    assert "a `SimpleNamespace` holds no keys of each position" in note
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("out of memory"), OSError(28, "No space left"), MemoryError()]
+)
+def test_what_is_not_the_bases_doing_is_raised(error: Exception) -> None:
+    """Law: a lack of memory or disk in a call of the base is no property of the base."""
+    caches, trial = tried()
+    hook = fails_behind_a_cache(error)
+    caches.model.base.model.register_forward_pre_hook(hook, with_kwargs=True)
+    with pytest.raises(type(error)):
+        trial()
+
+
+def test_a_full_disk_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: where nothing can be kept, the run stops instead of going on slowly."""
+    _, trial = tried()
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("safe_framework.training.compute.activation_cache.atomic_write", full)
+    with pytest.raises(OSError, match="No space left"):
+        trial()
+
+
+def test_a_mistake_of_our_own_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: an error beside the base's calls hides behind no slower run."""
+    _, trial = tried()
+
+    def mistaken(*_: Any) -> None:
+        raise TypeError("of our own")
+
+    monkeypatch.setattr("safe_framework.training.compute.prompt_cache.with_past", mistaken)
+    with pytest.raises(TypeError, match="of our own"):
+        trial()
 
 
 def objective_of(attend: Any) -> tuple[Objective, Any, PromptCache | None]:

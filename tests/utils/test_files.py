@@ -145,6 +145,29 @@ def test_a_folder_that_cannot_be_filled_is_not_made(tmp_path: Path, overwrite: b
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("name", ["n" * 255, "n" * 245, "\U0001f600" * 60], ids=len)
+def test_the_longest_names_are_written(name: str, tmp_path: Path) -> None:
+    """A name that a file system allows leaves room for what is written beside it."""
+    atomic_write(tmp_path / name, "file")
+    assert (tmp_path / name).read_text() == "file"
+    (tmp_path / name).unlink()
+    atomic_folder(tmp_path / name, write_old, overwrite=True)
+    atomic_folder(tmp_path / name, write_new, overwrite=True, own=lambda _: True)
+    assert names(tmp_path) == [name]
+    assert names(tmp_path / name) == ["new"]
+
+
+def test_a_folder_without_modes_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that knows no permissions is as good as any."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    atomic_folder(tmp_path / "folder", write_new, overwrite=True)
+    assert names(tmp_path / "folder") == ["new"]
+
+
 def test_a_folder_can_be_read_by_others(tmp_path: Path) -> None:
     """Though temporary folders are private."""
     folder = atomic_folder(tmp_path / "folder", write_new, overwrite=False)

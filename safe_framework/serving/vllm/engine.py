@@ -42,7 +42,13 @@ from safe_framework.serving.engine import (
     TokenLogprob,
 )
 from safe_framework.serving.vllm.adapter import only_modality
-from safe_framework.serving.vllm.samples import GATE, KIND, PreparedSample
+from safe_framework.serving.vllm.samples import (
+    GATE,
+    KIND,
+    PreparedSample,
+    check_can_decide,
+    new_decision,
+)
 from safe_framework.utils.suggest import nearest
 
 
@@ -53,10 +59,35 @@ class VllmTicket(RequestTicket):
     Attributes:
         begun: whether a token of it has come.
         task: that answers it.
+        decision: the number by which vLLM tells what a relevance head decided.
     """
 
     begun: bool = False
     task: Future[None] | None = None
+    decision: int = attrs.field(factory=new_decision)
+    _heard: bool = attrs.field(default=False, init=False)
+    _telling: asyncio.Lock = attrs.field(factory=asyncio.Lock, init=False)
+
+    async def tell_heard(self, engine: Any) -> None:
+        """Tell, before anything else and once, at what strength each modality acts.
+
+        Args:
+            engine: vLLM's, which has read the prompt if a relevance head decides.
+
+        Raises:
+            SafeError: what was decided is not known.
+        """
+        async with self._telling:
+            if self._heard:
+                return
+            gates = dict(self.request.gates)
+            if AUTO in gates.values():
+                (decided, *_) = await engine.collective_rpc("decision", args=(self.decision,))
+                if decided is None:
+                    raise SafeError("vLLM does not know what a relevance head decided")
+                gates = {name: decided if one == AUTO else one for name, one in gates.items()}
+            self.tell(Heard({name: float(strength) for name, strength in gates.items()}))
+            self._heard = True
 
     def cancel(self) -> None:
         """Give it up: it is decoded no further, and its sink is told no more."""
@@ -109,18 +140,11 @@ class VllmEngine:
         Raises:
             SafeError: it cannot be answered as it is.
         """
-        given = request.gate if isinstance(request.gate, Mapping) else {"": request.gate}
-        if AUTO in given.values() and self._has_samples(request):
-            raise _undecided()
         prepared = self._reader.prepare(request)
-        if AUTO in prepared.gates.values():  # the adapter's own
-            raise _undecided()
+        for name, strength in prepared.gates.items():
+            if strength == AUTO:
+                check_can_decide(self.model.modality(name))
         return prepared
-
-    def _has_samples(self, request: Request) -> bool:
-        contents = [message["content"] for message in request.messages]
-        kinds = {part["type"] for one in contents if not isinstance(one, str) for part in one}
-        return bool(kinds & self.model.modalities.keys())
 
     # Running
 
@@ -184,12 +208,11 @@ class VllmEngine:
 
     async def _answer(self, ticket: VllmTicket) -> None:
         """Answer one request, each of its answers by a request of vLLM's."""
-        asked = ticket.request
-        gates = {name: float(strength) for name, strength in asked.gates.items()}
-        ticket.tell(Heard(gates))
         try:
+            if AUTO not in ticket.request.gates.values():
+                await ticket.tell_heard(self._engine)
             async with asyncio.TaskGroup() as group:
-                for index in range(asked.sampling.n):
+                for index in range(ticket.request.sampling.n):
                     group.create_task(self._one(ticket, index))
         except BaseExceptionGroup as found:
             ticket.tell(Failed(_first(found)))
@@ -199,18 +222,20 @@ class VllmEngine:
         asked = ticket.request
         answer = _Answer(ticket, index, self.model.tokenizer)
         outputs = self._engine.generate(
-            self._prompt(asked), sampling_params(asked, index), f"safe-{ticket.number}-{index}"
+            self._prompt(ticket), sampling_params(asked, index), f"safe-{ticket.number}-{index}"
         )
         async with aclosing(outputs):
             async for output in outputs:
                 ticket.begun = True
+                await ticket.tell_heard(self._engine)
                 (told,) = output.outputs
                 answer.take(told.token_ids, told.logprobs, ended=told.finish_reason)
                 if answer.finished or ticket.cancelled:
                     return
 
-    def _prompt(self, asked: PreparedRequest) -> dict[str, Any]:
+    def _prompt(self, ticket: VllmTicket) -> dict[str, Any]:
         """What vLLM is given of a request."""
+        asked = ticket.request
         prompt: dict[str, Any] = {"prompt_token_ids": asked.batch["input_ids"][0].tolist()}
         if asked.samples:
             name = only_modality(self.model).name
@@ -219,8 +244,8 @@ class VllmEngine:
                 for key, value in asked.batch.items()
                 if key.startswith(f"{name}__")
             }
-            prompt["multi_modal_data"] = {KIND: PreparedSample(own)}
-            prompt["mm_processor_kwargs"] = {GATE: float(asked.gates[name])}
+            prompt["multi_modal_data"] = {KIND: PreparedSample(own, ticket.decision)}
+            prompt["mm_processor_kwargs"] = {GATE: asked.gates[name]}
         return prompt
 
 
@@ -313,14 +338,6 @@ def _seed(own: Sampling, index: int) -> int | None:
         return None
     made = hashlib.sha256(f"{own.seed}/{index}".encode()).digest()
     return int.from_bytes(made[:7], "little")
-
-
-def _undecided() -> SafeError:
-    return SafeError(
-        'the engine `vllm` has no gate "auto": it reads a prompt once, and a relevance head '
-        "decides on what was read",
-        hint="give the request a `gate` from 0 to 1",
-    )
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> Exception:

@@ -1,10 +1,10 @@
-"""The one operation that is ours inside vLLM: at a fused layer's input, a sample for its own rows.
+"""What is ours inside vLLM: at a fused layer's input, samples for the rows that hear them.
 
 A batch of vLLM is flat: the new tokens of all requests behind each other. Before each forward pass
-the worker says which stretch of it belongs to a request with a sample, and what that request
-remembers of it; the operation then changes those stretches and touches no other. Rows without a
-sample so keep their bits. It is an operation of torch's of its own, which a compiled graph calls as
-it is; whether it was called at every fused layer is checked after each pass.
+the worker says at which of them which samples act; at each fused layer those places are changed,
+all rows that hear at once, and no other is touched, so that rows without a sample keep their bits.
+In a pass in which nobody hears, each such layer asks whether there is something to do, and that is
+all. Whether samples were heard at every fused layer is checked after each pass.
 """
 
 from __future__ import annotations
@@ -14,10 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import attrs
-import torch
 from torch import Tensor, nn
-from torch.library import Library
-from vllm.utils.torch_utils import direct_register_custom_op
 
 from safe_framework.core.injection import ActiveModality
 from safe_framework.errors import InjectionError, SafeError
@@ -25,136 +22,141 @@ from safe_framework.errors import InjectionError, SafeError
 
 @attrs.frozen(eq=False)
 class HearingRows:
-    """A stretch of a batch that hears a sample.
+    """Rows of a batch that hear a sample each, at equally many places.
 
     Attributes:
-        sample: what it hears, in a call of one row.
-        start: its first token in the batch.
-        end: the token behind its last.
+        sample: what they hear, in a call of as many rows.
+        places: of each row's tokens in the batch, (rows, tokens).
     """
 
     sample: ActiveModality
-    start: int
-    end: int
+    places: Tensor
+
+
+@attrs.define(eq=False)
+class WatchedPlaces:
+    """Places of a batch at which it is looked what passes through the layers.
+
+    Attributes:
+        places: in the batch, (rows,).
+        given: what the first fused layer is given there, (rows, hidden).
+        left: what the layer that a relevance head reads leaves there, (rows, hidden).
+    """
+
+    places: Tensor
+    given: Tensor | None = None
+    left: Tensor | None = None
 
 
 @attrs.define(eq=False)
 class _Pass:
-    """One forward pass: who hears in it, and at which layers they did."""
+    """One forward pass: who hears in it, what is watched, and which layers came by."""
 
     rows: Sequence[HearingRows]
+    watched: WatchedPlaces | None
     fired: set[int] = attrs.field(factory=set)
 
 
-_PASSES: dict[str, _Pass] = {}
-"""By the key of the model whose pass it is; no entry where nobody hears."""
-
-
-@contextmanager
-def hearing(key: str, rows: Sequence[HearingRows], layers: Sequence[int]) -> Iterator[None]:
-    """Within the block, the next pass of a model hears as ``rows`` says.
+class ListeningLayers:
+    """The decoder layers of one model, some of which listen.
 
     Args:
-        key: of the model.
-        rows: of the batch; none for a pass that is the base's.
-        layers: at which they must hear.
+        layers: of vLLM's model, each of which is given positions, hidden states and what those
+            are added to. Their weights and names stay.
+        fused: numbers of those at whose input samples act, ascending.
+        read: number of the one whose output a relevance head reads; None for none.
 
     Raises:
-        InjectionError: a fused layer did not let them.
+        SafeError: a layer is given something else.
     """
-    if not rows:
-        yield
-        return
-    current = _PASSES[key] = _Pass(rows)
-    try:
-        yield
-    finally:
-        del _PASSES[key]
-    if missed := [layer for layer in layers if layer not in current.fired]:
-        raise InjectionError(
-            f"requests with a sample were not heard at layers {missed}: the operation did not run",
-            hint="start with --enforce-eager",
-        )
+
+    def __init__(
+        self, layers: Sequence[nn.Module], fused: Sequence[int], read: int | None = None
+    ) -> None:
+        self.fused, self.read = tuple(fused), read
+        self._pass: _Pass | None = None
+        for number in {*fused, *([] if read is None else [read])}:
+            self._let_listen(layers[number], number)
+
+    @contextmanager
+    def hearing(
+        self, rows: Sequence[HearingRows], watched: WatchedPlaces | None = None
+    ) -> Iterator[None]:
+        """Within the block, the next pass is heard in as ``rows`` says.
+
+        Args:
+            rows: of the batch.
+            watched: is filled in.
+
+        Raises:
+            InjectionError: a layer that was to listen did not come by.
+        """
+        current = self._pass = _Pass(rows, watched)
+        try:
+            yield
+        finally:
+            self._pass = None
+        if missed := [layer for layer in self.fused if layer not in current.fired]:
+            raise InjectionError(
+                f"requests with a sample were not heard at layers {missed}: they did not listen",
+                hint="start with --enforce-eager",
+            )
+        if watched is not None and (watched.given is None or watched.left is None):
+            raise InjectionError(f"layer {self.read} never told what a relevance head reads")
+
+    def _enter(self, layer: int, hidden: Tensor, residual: Tensor | None, current: _Pass) -> None:
+        """Change what a layer is given, in place: what it reads is the sum of the two.
+
+        Args:
+            layer: that is about to run.
+            hidden: of all new tokens, (tokens, hidden).
+            residual: what they are added to; None at the first layer.
+            current: the pass.
+        """
+        if current.watched is not None and layer == self.fused[0]:
+            current.watched.given = _at(current.watched.places, hidden, residual)
+        if layer not in self.fused:
+            return
+        current.fired.add(layer)
+        for row in current.rows:
+            places = row.places.flatten()
+            states = _at(places, hidden, residual).view(*row.places.shape, -1)
+            fused = row.sample.apply_everywhere(states, layer)  # (rows, tokens, hidden)
+            hidden.index_copy_(0, places, fused.flatten(0, 1))
+            if residual is not None:
+                residual.index_fill_(0, places, 0)
+
+    def _leave(self, layer: int, hidden: Tensor, residual: Tensor, current: _Pass) -> None:
+        """Look at what a layer leaves: the sum of the two."""
+        if current.watched is not None and layer == self.read:
+            current.watched.left = _at(current.watched.places, hidden, residual)
+
+    def _let_listen(self, layer: nn.Module, number: int) -> None:
+        kind: Any = type(layer)
+        named = kind.forward.__code__.co_varnames[:4]
+        if named != ("self", "positions", "hidden_states", "residual"):
+            raise SafeError(f"vLLM's `{kind.__name__}` is given {', '.join(named)}: nothing known")
+        listening = self
+
+        class ListeningLayer(kind):  # type: ignore[misc]  # known only now
+            """The same layer, at whose input samples enter."""
+
+            def forward(
+                self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **more: Any
+            ) -> Any:
+                """As the layer's own."""
+                current = listening._pass
+                if current is None:
+                    return kind.forward(self, positions, hidden_states, residual, **more)
+                listening._enter(number, hidden_states, residual, current)
+                hidden, rest = kind.forward(self, positions, hidden_states, residual, **more)
+                listening._leave(number, hidden, rest, current)
+                return hidden, rest
+
+        layer.__class__ = ListeningLayer
 
 
-def fuse_first(hidden: Tensor, layer: int, key: str) -> None:
-    """Change what the first layer is given, in place.
-
-    Args:
-        hidden: of all new tokens, (tokens, hidden).
-        layer: that is about to run.
-        key: of the model.
-    """
-    if (current := _PASSES.get(key)) is None:
-        return
-    current.fired.add(layer)
-    for row in current.rows:
-        part = hidden[row.start : row.end]
-        part.copy_(_fused(row, part, layer))
-
-
-def fuse(hidden: Tensor, residual: Tensor, layer: int, key: str) -> None:
-    """Change what a later layer is given, in place: what it reads is the sum of the two.
-
-    Args:
-        hidden: of all new tokens, what the layer before added last, (tokens, hidden).
-        residual: what it was added to, (tokens, hidden).
-        layer: that is about to run.
-        key: of the model.
-    """
-    if (current := _PASSES.get(key)) is None:
-        return
-    current.fired.add(layer)
-    for row in current.rows:
-        part, rest = hidden[row.start : row.end], residual[row.start : row.end]
-        part.copy_(_fused(row, part + rest, layer))
-        rest.zero_()
-
-
-def _fused(row: HearingRows, states: Tensor, layer: int) -> Tensor:
-    return row.sample.apply_everywhere(states.unsqueeze(0), layer).squeeze(0)
-
-
-def _nothing_first(hidden: Tensor, layer: int, key: str) -> None:
-    """What tracing sees of ``fuse_first``."""
-
-
-def _nothing(hidden: Tensor, residual: Tensor, layer: int, key: str) -> None:
-    """What tracing sees of ``fuse``."""
-
-
-_LIBRARY: Any = Library("safe_framework", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch's own
-direct_register_custom_op("fuse_first", fuse_first, ["hidden"], _nothing_first, target_lib=_LIBRARY)
-direct_register_custom_op("fuse", fuse, ["hidden", "residual"], _nothing, target_lib=_LIBRARY)
-
-
-def let_listen(layer: nn.Module, number: int, key: str) -> None:
-    """Have a decoder layer call the operation before it runs; its weights and names stay.
-
-    Args:
-        layer: of vLLM, which is given positions, hidden states and what they are added to.
-        number: of the layer in the base.
-        key: of the model.
-
-    Raises:
-        SafeError: it is given something else.
-    """
-    kind: Any = type(layer)
-    named = kind.forward.__code__.co_varnames[:4]
-    if named != ("self", "positions", "hidden_states", "residual"):
-        raise SafeError(f"vLLM's `{kind.__name__}` is given {', '.join(named)}: nothing known")
-
-    class ListeningLayer(kind):  # type: ignore[misc]  # known only now
-        """The same layer, at whose input samples enter."""
-
-        def forward(
-            self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **more: Any
-        ) -> Any:
-            """As the layer's own."""
-            if residual is None:
-                torch.ops.safe_framework.fuse_first(hidden_states, number, key)
-            else:
-                torch.ops.safe_framework.fuse(hidden_states, residual, number, key)
-            return kind.forward(self, positions, hidden_states, residual, **more)
-
-    layer.__class__ = ListeningLayer
+def _at(places: Tensor, hidden: Tensor, residual: Tensor | None) -> Tensor:
+    """What a layer reads at some places, as a copy, (places, hidden)."""
+    found = hidden.index_select(0, places)
+    return found if residual is None else found + residual.index_select(0, places)

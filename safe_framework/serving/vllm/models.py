@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-from uuid import uuid4
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from vllm.model_executor.models.interfaces import SupportsMultiModal
 from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
@@ -20,13 +18,8 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from safe_framework.core.modality import Modality
 from safe_framework.serving.vllm.adapter import load_adapter, only_modality
-from safe_framework.serving.vllm.listening import let_listen
-from safe_framework.serving.vllm.samples import (
-    GATE,
-    AdapterDummies,
-    AdapterInfo,
-    AdapterProcessor,
-)
+from safe_framework.serving.vllm.listening import ListeningLayers
+from safe_framework.serving.vllm.samples import AdapterDummies, AdapterInfo, AdapterProcessor
 
 
 class ListeningBase:
@@ -38,23 +31,6 @@ class ListeningBase:
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
         """Nothing stands in the text for a sample."""
         return None
-
-    def embed_input_ids(
-        self,
-        input_ids: Tensor,
-        multimodal_embeddings: Any = None,
-        *,
-        is_multimodal: Tensor | None = None,
-    ) -> Tensor:
-        """The text's own embeddings."""
-        inner: Any = self
-        embedded: Tensor = inner.model.embed_input_ids(input_ids)
-        return embedded
-
-    def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
-        """Something of the right shape for each sample, which is read by nobody."""
-        inner: Any = self
-        return [torch.zeros(1, inner.config.hidden_size) for _ in range(len(kwargs[GATE]))]
 
     def listen(self) -> ListeningModel:
         """Load the adapter, and let the fused layers listen to its samples."""
@@ -73,14 +49,15 @@ class ListeningModel:
 
     Attributes:
         modality: that its samples are of.
-        key: by which the layers know the model's passes.
+        layers: the base's, of which some listen.
     """
 
     def __init__(self, folder: str, layers: Sequence[nn.Module]) -> None:
         self.modality: Modality = only_modality(load_adapter(folder))
-        self.key = uuid4().hex
-        for number in self.modality.fusion.layers:
-            let_listen(layers[number], number, self.key)
+        head = self.modality.relevance
+        self.layers = ListeningLayers(
+            layers, self.modality.fusion.layers, None if head is None else head.layer
+        )
 
 
 _register = MULTIMODAL_REGISTRY.register_processor(

@@ -9,6 +9,8 @@ and are shared.
 from __future__ import annotations
 
 import hashlib
+import math
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,9 +28,9 @@ from vllm.multimodal.processing import (
     BaseProcessingInfo,
 )
 
-from safe_framework.core.modality import checked_gate
+from safe_framework.core.modality import Modality, checked_gate
 from safe_framework.core.model import SafeModel
-from safe_framework.core.relevance import AUTO
+from safe_framework.core.relevance import AUTO, Strength, check_decidable
 from safe_framework.data.audio import Waveform, resample
 from safe_framework.errors import SafeError
 from safe_framework.interfaces.samples import together
@@ -38,7 +40,12 @@ KIND = "audio"
 """What vLLM calls a sound."""
 
 GATE = "gate"
-"""Of a request, in ``mm_processor_kwargs``; and of a sample on its way to the worker."""
+"""Of a request, in ``mm_processor_kwargs``; and of a sample on its way to the worker, NaN where a
+relevance head is to decide."""
+
+DECISION = "decision"
+"""Of a sample on its way to the worker, where a relevance head is to decide: a number of its
+own."""
 
 
 @attrs.frozen(eq=False)
@@ -47,9 +54,11 @@ class PreparedSample:
 
     Attributes:
         inputs: the modality's part of a batch of one row, without the ``NAME__`` prefix.
+        decision: the number by which the worker will tell what a relevance head decided.
     """
 
     inputs: Mapping[str, Tensor]
+    decision: int
 
 
 class SampleItems(ProcessorBatchItems[Any]):  # type: ignore[misc]  # vLLM is not typed
@@ -130,7 +139,12 @@ class AdapterProcessor(BaseMultiModalProcessor[AdapterInfo]):  # type: ignore[mi
             prepared = self._prepared([] if items is None else items.get_all())
         except SafeError as error:
             raise VLLMValidationError(str(error), parameter=KIND) from error
-        fields = {**prepared, GATE: torch.tensor([gate], dtype=torch.float64)}
+        fields = dict(prepared.inputs)
+        if gate == AUTO:
+            # With it the digest is no other request's, nor are blocks of the prefix cache that
+            # hold an answer: what was decided for one is not what was for another.
+            fields[DECISION] = torch.tensor([prepared.decision])
+        fields[GATE] = torch.tensor([math.nan if gate == AUTO else gate], dtype=torch.float64)
         everywhere = only_modality(self.info.adapter).attend == "all"
         first = 0 if everywhere else max(len(ids) - 1, 0)
         held = torch.zeros(max(len(ids), 1) - first, dtype=torch.bool)
@@ -144,8 +158,8 @@ class AdapterProcessor(BaseMultiModalProcessor[AdapterInfo]):  # type: ignore[mi
             mm_placeholders={KIND: [PlaceholderRange(first, len(held), held)]},
         )
 
-    def _gate(self, given: Mapping[str, Any]) -> float:
-        """The strength of a request's samples, from 0 to 1."""
+    def _gate(self, given: Mapping[str, Any]) -> Strength:
+        """The strength of a request's samples."""
         if unknown := [name for name in given if name != GATE]:
             raise SafeError(f"`mm_processor_kwargs` has `{unknown[0]}`", hint=f"it takes `{GATE}`")
         modality = only_modality(self.info.adapter)
@@ -156,26 +170,44 @@ class AdapterProcessor(BaseMultiModalProcessor[AdapterInfo]):  # type: ignore[mi
             gate = gate.get(modality.name, modality.gate)
         strength = checked_gate(gate)
         if strength == AUTO:
-            raise SafeError(
-                'the gate is "auto", and in vLLM a prompt is read once, while a relevance head '
-                "decides on what it has read",
-                hint="give the request a `gate` from 0 to 1",
-            )
+            check_can_decide(modality)
         return strength
 
-    def _prepared(self, sounds: Sequence[Any]) -> dict[str, Tensor]:
-        """The modality's part of a batch of one row."""
+    def _prepared(self, sounds: Sequence[Any]) -> PreparedSample:
+        """A request's samples as the encoder takes them."""
         if not sounds:
             raise SafeError("there is no sound", hint="send one, or a request of text alone")
         if len(sounds) == 1 and isinstance(sounds[0], PreparedSample):
-            return dict(sounds[0].inputs)
+            found: PreparedSample = sounds[0]
+            return found
         model = self.info.adapter
         modality = only_modality(model)
         rate = modality.encoder.sampling_rate
         assert rate is not None
         waves = [_waveform(one, number, rate) for number, one in enumerate(sounds)]
         made = model.processor.modality(modality.name, [together(waves)])
-        return {name.partition("__")[2]: values for name, values in made.items()}
+        inputs = {name.partition("__")[2]: values for name, values in made.items()}
+        return PreparedSample(inputs, new_decision())
+
+
+def new_decision() -> int:
+    """The number of a decision that nobody has made."""
+    return secrets.randbits(62)
+
+
+def check_can_decide(modality: Modality) -> None:
+    """Refuse to leave a gate to a head that is not there, or that could not be followed.
+
+    Raises:
+        SafeError: the modality has none, or acts before a prompt is read to its end.
+    """
+    check_decidable(modality)
+    if modality.attend != "answer":
+        raise SafeError(
+            f'the gate of `{modality.name}` is "auto", and it acts `{modality.attend}` of the '
+            "text: in vLLM a prompt is read once, and a relevance head decides at its end",
+            hint="give the request a `gate` from 0 to 1",
+        )
 
 
 def _waveform(sound: Any, number: int, rate: int) -> Waveform:

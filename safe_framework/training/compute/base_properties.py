@@ -26,9 +26,9 @@ from safe_framework.training.compute.packing import (
     can_pack,
     plan_packing,
 )
+from safe_framework.utils.tensors import TERMS, near
 
 _LENGTH = 6  # tokens of the text on which a base is tried
-_TERMS = 64  # errors of a sum of random signs grow with its length's root: here, of 4,096 products
 
 
 @attrs.frozen(eq=False)
@@ -151,7 +151,7 @@ def _skipping_agrees(
     call = properties.truncated(ForwardCall({"input_ids": ids}, positions))
     with properties.computing_only(call.positions):
         given = _logits(model, call.inputs["input_ids"])[call.positions]
-    rounding = _TERMS * torch.finfo(whole.dtype).eps * whole.abs().max()
+    rounding = TERMS * torch.finfo(whole.dtype).eps * whole.abs().max()
     return bool((given - whole[positions]).abs().max() <= rounding)
 
 
@@ -189,13 +189,7 @@ def _same_sums(given: Tensor, wanted: Tensor) -> bool:
     if torch.equal(given, wanted):
         return True
     own = torch.finfo(wanted.dtype).eps
-    rounding = _TERMS * min(own, torch.finfo(torch.float32).eps) + own
-    return bool((given - wanted).float().norm() <= rounding * wanted.float().norm())
-
-
-def near(given: Tensor, wanted: Tensor) -> bool:
-    """Whether two computations differ by no more than rounding, of which bfloat16 has much."""
-    rounding = min(_TERMS * torch.finfo(wanted.dtype).eps, 0.05)
+    rounding = TERMS * min(own, torch.finfo(torch.float32).eps) + own
     return bool((given - wanted).float().norm() <= rounding * wanted.float().norm())
 
 

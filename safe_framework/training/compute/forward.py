@@ -19,7 +19,6 @@ from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.compute.base_properties import (
     BaseProperties,
     find_base_properties,
-    near,
 )
 from safe_framework.training.compute.calls import (
     ForwardCall,
@@ -32,6 +31,7 @@ from safe_framework.training.compute.calls import (
 from safe_framework.training.compute.chunked_vocabulary import supports_chunked_loss
 from safe_framework.training.compute.packing import Packing
 from safe_framework.training.compute.prompt_cache import with_past
+from safe_framework.utils.tensors import near
 
 _PADDING = 0.25  # share that merging calls may add, where feed-forward modules skip padding
 _COMPUTED_PADDING = 0.05  # where they do not

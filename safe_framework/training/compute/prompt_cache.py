@@ -9,7 +9,8 @@ the prompt on. There a step begins, as decoding does behind a cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -25,18 +26,17 @@ from safe_framework.core.output_head import (
     run_until,
     shown_only,
 )
-from safe_framework.core.padding import pad_to_length
+from safe_framework.core.past_rows import cache_of, past_of_rows
 from safe_framework.core.prompt_rows import PromptRow, Rows
+from safe_framework.core.shared_opening import SharedOpening, behind, common_opening
+from safe_framework.errors import InjectionError, SafeError, UnsupportedBaseError
 from safe_framework.interfaces.types import FROM
 from safe_framework.training.compute.activation_cache import ActivationCaches
-from safe_framework.training.compute.base_properties import near
 from safe_framework.training.compute.calls import ForwardCall
 from safe_framework.training.compute.packing import can_pack
-from safe_framework.training.compute.shared_opening import SharedOpening, behind, common_opening
 from safe_framework.utils.hashing import text_fingerprint
 from safe_framework.utils.progress import ProgressCallback
-
-_KEY, _VALUE = "key.", "value."
+from safe_framework.utils.tensors import is_out_of_memory, near
 
 
 class PromptCache:
@@ -60,7 +60,9 @@ class PromptCache:
         heads = [PromptRow(row.ids[:start]) for row, start in rows if start]
         opening = common_opening(model, sorted(set(heads), key=lambda head: head.ids))
         self._opening = SharedOpening(model, caches.prompts, caches.pad, opening)
-        self._opened = _kept(self._opening.past) if opening else {}
+        with base_errors():
+            opened = self._opening.kept
+        self._opened = {name: kept.cpu() for name, kept in opened.items()}
         self._start: dict[PromptRow, int] = {}
         for row, start in rows:  # where a row is asked in two ways, the first position of both
             self._start[row] = min(start, self._start.get(row, start))
@@ -85,6 +87,9 @@ class PromptCache:
     ) -> PromptCache | None:
         """The cache of some rows' prompts, if calls that begin behind them give the same.
 
+        Where the base cannot do that, the caches note why. What is none of the base's doing, such
+        as a full disk, is raised.
+
         Args:
             model: about to be trained, in eval mode.
             caches: of the run.
@@ -100,9 +105,18 @@ class PromptCache:
             return None
         try:
             made = cls(model, caches, plain)
-            return made if made.fits and made._agrees(plain[:2]) else None
-        except Exception:  # whatever a third-party base raises, its prompts are not left out
+            if not made.fits:  # which the caches have noted
+                return None
+            refused = "" if made._agrees(plain[:2]) else "it gives other numbers behind them"
+        except (UnsupportedBaseError, InjectionError) as error:
+            refused = error.message
+        if refused:
+            caches.notes.append(
+                f"prompts: they run at each step, since this base cannot go on from kept ones "
+                f"({refused})"
+            )
             return None
+        return made
 
     def precompute(self, progress: ProgressCallback) -> None:
         """Compute what is missing."""
@@ -177,8 +191,9 @@ class PromptCache:
             return False
         with torch.no_grad():
             expected = self.model(**inputs, **no_cache_option(self.model.base)).logits[read]
-            with self.caches.start_from_prefix(cut.prefix_states):
-                out = self.model(**with_past(cut), **no_cache_option(self.model.base))
+            behind_past = with_past(cut)
+            with self.caches.start_from_prefix(cut.prefix_states), base_errors():
+                out = self.model(**behind_past, **no_cache_option(self.model.base))
         given = out.logits[cut.positions]
         if expected.dtype == torch.float64:  # beside which adapters compute some in float32
             expected, given = expected.float(), given.float()
@@ -191,11 +206,13 @@ class PromptCache:
         """Keys and values behind the opening, each (batch, length, heads, width of a head)."""
         inputs = self._opening.inputs(rows)
         unread = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
-        with torch.no_grad(), self.model.off(), shown_only(self.model.base, unread):
+        with torch.no_grad(), self.model.off(), shown_only(self.model.base, unread), base_errors():
             past = self.model(**inputs, use_cache=True).past_key_values
-        return {
-            name: kept[:, len(self._opening.ids) :] for name, kept in _kept_of_rows(past).items()
-        }
+        opening = len(self._opening.ids)
+        found = past_of_rows(past)
+        if any(kept.shape[1] != opening + inputs["input_ids"].shape[1] for kept in found.values()):
+            raise UnsupportedBaseError("its cache does not hold keys of each position")
+        return {name: kept[:, opening:] for name, kept in found.items()}
 
     def _read_answers(self, rows: Rows) -> dict[str, Tensor]:
         """What enters the first fused layer from each prompt's last position on."""
@@ -207,66 +224,38 @@ class PromptCache:
             batch["attention_mask"].bool(),
             past=self._past(rows, starts, lambda number: number < self.layer),
         )
-        return run_until(self.model, with_past(call), layer=self.layer)
+        behind_past = with_past(call)
+        with base_errors():
+            return run_until(self.model, behind_past, layer=self.layer)
 
 
-def _kept_of_rows(past: Any) -> dict[str, Tensor]:
-    """Keys and values of a cache by kind and layer, (batch, length, heads, width of a head)."""
-    return {
-        f"{kind}{number}": values.transpose(1, 2).contiguous()
-        for number, layer in enumerate(past.layers)
-        for kind, values in ((_KEY, layer.keys), (_VALUE, layer.values))
-    }
+@contextmanager
+def base_errors() -> Iterator[None]:
+    """Within the block a base is called; what it raises is an ``UnsupportedBaseError``.
 
-
-def _kept(past: Any) -> dict[str, Tensor]:
-    """The same of the only row, (length, heads, width of a head), on the CPU."""
-    return {name: kept[0].cpu() for name, kept in _kept_of_rows(past).items()}
+    But for errors of this library, and of the machine: of its disk or its memory.
+    """
+    try:
+        yield
+    except (SafeError, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever a third-party base raises
+        if is_out_of_memory(error):
+            raise
+        raise UnsupportedBaseError(f"{type(error).__name__}: {error}") from error
 
 
 def with_past(call: ForwardCall) -> dict[str, Any]:
     """A call's inputs, with what its prompts left: keys, values, their mask and positions."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
     assert call.past is not None
     ids, mask = call.inputs["input_ids"], call.inputs["attention_mask"]
     lengths = torch.tensor([len(next(iter(row.values()))) for row in call.past])
-    longest, layers = int(lengths.max()), dict[int, tuple[Tensor, Tensor]]()
-    for name in call.past[0]:
-        if name.startswith(_KEY):
-            number = int(name.removeprefix(_KEY))
-            keys, values = (
-                _padded_left([row[f"{kind}{number}"] for row in call.past], longest).to(ids.device)
-                for kind in (_KEY, _VALUE)
-            )
-            layers[number] = _in_autocast(keys), _in_autocast(values)
-    lowest = min(layers)
-    unread = layers[lowest][0].new_zeros(1).expand_as(layers[lowest][0])  # below, nothing runs
-    cache = DynamicCache()
-    for number in range(max(layers) + 1):
-        keys, values = layers.get(number, (unread, unread))
-        layer: Any = DynamicLayer()  # type: ignore[no-untyped-call]  # transformers' own is untyped
-        layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values
-        cache.layers.append(layer)
+    longest = int(lengths.max())
     known = torch.arange(longest) >= longest - lengths[:, None]  # (batch, longest)
     positions = lengths[:, None] + torch.arange(ids.shape[1])  # (batch, width)
     return {
         **call.inputs,
-        "past_key_values": cache,
+        "past_key_values": cache_of([[row] for row in call.past], ids.device),
         "attention_mask": torch.cat([known.to(mask), mask], dim=1),
         "position_ids": positions.to(ids.device),
     }
-
-
-def _in_autocast(values: Tensor) -> Tensor:
-    """In the type that a layer computes in now, beside whose own keys they will stand."""
-    kind = values.device.type
-    return values.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else values
-
-
-def _padded_left(rows: Sequence[Tensor], longest: int) -> Tensor:
-    """Keys of (length, heads, width) each, as (batch, heads, longest, width)."""
-    flipped = [pad_to_length(row.flip(0)[None], longest) for row in rows]
-    return torch.cat(flipped).flip(1).transpose(1, 2)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -17,6 +22,36 @@ __all__ = ["cache", "world"]
 MISSING = """\
 these tests drive Chromium, which is not installed
 hint: `apt-get install chromium chromium-driver`, or set CHROME and CHROMEDRIVER to their files"""
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens to."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+@contextlib.contextmanager
+def serving(command: Sequence[str], port: int) -> Iterator[str]:
+    """The address of a page that a command serves within the block, once it answers."""
+    url, served = f"http://127.0.0.1:{port}/", subprocess.Popen(command)
+    try:
+        _wait_for(url, served)
+        yield url
+    finally:
+        served.terminate()
+        served.wait(30)
+
+
+def _wait_for(url: str, served: subprocess.Popen[bytes]) -> None:
+    """Come back once the page answers."""
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and served.poll() is None:
+        with contextlib.suppress(OSError), urlopen(url):
+            return
+        time.sleep(0.5)
+    pytest.fail(f"{url} never answered; its command ended with {served.poll()}")
 
 
 class Browser:
@@ -47,6 +82,12 @@ class Browser:
     def wait_for(self, script: str) -> Any:
         """What a script returns that gives its result to ``arguments[0]``."""
         return self.driver.execute_async_script(script)
+
+    def until(self, holds: Callable[[Any], Any], seconds: float = 60) -> None:
+        """Wait until something is true of the page."""
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        WebDriverWait(self.driver, seconds).until(holds)
 
     def requests(self) -> list[str]:
         """Every address that was asked for since the page was opened."""

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import re
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
-from urllib.request import urlopen
 
 import pytest
 import torch
@@ -20,7 +16,7 @@ import torch
 import safe_framework
 from safe_framework.pretrained import quietly
 from safe_framework.runs.run import run_recipe
-from tests.optional.browser.conftest import Browser
+from tests.optional.browser.conftest import Browser, free_port, serving
 from tests.support.seeing import picture, save, seeing_bases
 
 pytestmark = pytest.mark.browser
@@ -75,29 +71,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @contextlib.contextmanager
 def played(adapter: Path, *more: str) -> Iterator[str]:
     """Play an adapter within the block, in a process whose warnings are its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
     command = [str(Path(sys.executable).with_name("safe")), "play", str(adapter)]
-    options = ["--port", port, "--question", "what is this", "--max-new-tokens", "3"]
-    served = subprocess.Popen([*command, *options, *more])
-    try:
-        url = f"http://127.0.0.1:{port}/"
-        _wait_for(url, served)
+    options = ["--port", str(port), "--question", "what is this", "--max-new-tokens", "3"]
+    with serving([*command, *options, *more], port) as url:
         yield url
-    finally:
-        served.terminate()
-        served.wait(30)
-
-
-def _wait_for(url: str, served: subprocess.Popen[bytes]) -> None:
-    """Come back once the page answers."""
-    deadline = time.monotonic() + 1800  # of a machine that does much else
-    while time.monotonic() < deadline and served.poll() is None:
-        with contextlib.suppress(OSError), urlopen(url):
-            return
-        time.sleep(0.5)
-    pytest.fail(f"{url} never answered; `safe play` ended with {served.poll()}")
 
 
 def badge(browser: Browser, *, until: str) -> str:

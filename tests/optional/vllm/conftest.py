@@ -12,6 +12,13 @@ import pytest
 import torch
 
 import safe_framework
+from safe_framework.core.model import SafeModel
+from safe_framework.core.relevance import (
+    RelevanceHead,
+    Strength,
+    relevance_samples,
+    relevance_states,
+)
 from safe_framework.data.audio import Waveform
 from safe_framework.pretrained import quietly
 from tests.core.conftest import checkpoints as checkpoints
@@ -86,11 +93,41 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, checkpoints: Path) -> Maki
             for parameter in model.modality("audio").parameters():
                 if parameter.requires_grad:
                     parameter.data.normal_(std=0.5)
+            model.set_relevance("audio", head(model, kind))
             model.save_pretrained(folder / "adapter")
             made[key] = folder / "adapter"
         return made[key]
 
     return make
+
+
+OPENING, CLOSING = (5, 61, 70), (9, 60, 62)
+"""Lengths of prompts, in tokens, to which a relevance head opens the gate or keeps it closed."""
+
+OPENING_WORDS, CLOSING_WORDS = ("w3 w4 w5", "w7"), ("w6 " * 40,)
+"""The same of what is said in a chat."""
+
+
+def head(model: SafeModel, kind: str) -> RelevanceHead:
+    """A head that decides so; on Qwen 2 it hears the sound, on Qwen 3 it reads an earlier layer."""
+    layer, pooled = (1 if kind == "Qwen3" else 2), kind == "Qwen2"
+    heard = model.processor.modality("audio", [sound(0)])
+    batches: list[Any] = [{"input_ids": torch.tensor([Case(n).ids])} for n in (*OPENING, *CLOSING)]
+    chats = (OPENING_WORDS, CLOSING_WORDS) if kind == "Llama" else ((), ())  # others know no word
+    for words in (*chats[0], *chats[1]):
+        said = [[{"role": "user", "content": words}]]
+        batches.append(model.processor.chat_batch(said, None, {"add_generation_prompt": True}))
+    rows = [relevance_states(model, batch, layer)[0] for batch in batches]
+    dim = 0
+    if pooled:
+        (sample,) = relevance_samples(model, "audio", heard)
+        rows, dim = [torch.cat([row, sample]) for row in rows], len(sample)
+    signs = [1.0] * len(OPENING) + [-1.0] * len(CLOSING)
+    signs += [1.0] * len(chats[0]) + [-1.0] * len(chats[1])
+    states = torch.stack(rows)
+    weight = torch.linalg.lstsq(states, torch.tensor(signs)[:, None], driver="gelsd").solution
+    mean, scale = torch.zeros(len(weight)), torch.ones(len(weight))
+    return RelevanceHead(mean, scale, weight[:, 0], 0.0, layer=layer, sample_features=dim)
 
 
 def sound(number: int) -> Waveform:
@@ -131,7 +168,7 @@ class Case:
         gate: of the request; None for the adapter's own.
     """
 
-    def __init__(self, length: int, heard: int | None = None, gate: float | None = None) -> None:
+    def __init__(self, length: int, heard: int | None = None, gate: Strength | None = None) -> None:
         self.heard, self.gate = heard, gate
         self.ids = [3 + number % 30 for number in range(length)]
 

@@ -24,7 +24,7 @@ import safe_framework
 from safe_framework.serving.serve import EngineOptions, make_vllm_server
 from safe_framework.serving.server_laws import Answer, ServerClient, same, server_laws, sound
 from safe_framework.verification.certificate import Verdict
-from tests.optional.vllm.conftest import Making
+from tests.optional.vllm.conftest import CLOSING_WORDS, OPENING_WORDS, Making
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -67,7 +67,7 @@ def served(adapter: Making) -> Iterator[tuple[str, Any]]:
 
 
 PARTS = [None, *({"type": "input_audio", "input_audio": sound(hertz)} for hertz in (220, 1760))]
-WORDS = ("w3 w4 w5", "w6 " * 40, "w7")
+WORDS = (*OPENING_WORDS, *CLOSING_WORDS)
 
 
 def content(words: str, part: Any) -> Any:
@@ -82,10 +82,31 @@ def test_every_law_of_a_server_holds(served: tuple[str, Any], adapter: Making) -
     assert len(laws) == 5
 
 
-def test_a_gate_that_must_be_decided_is_refused(served: tuple[str, Any]) -> None:
-    """Law: the gate "auto" gets status 400 and the reason, beside a sound."""
-    with pytest.raises(Exception, match=r'400: .*has no gate \\"auto\\"'):
-        ServerClient(served[0]).answer("toy", content("w3", PARTS[1]), gate="auto")
+def test_a_relevance_head_decides(served: tuple[str, Any]) -> None:
+    """Law: at gate "auto" the answer is that without the sound or at gate 1, and says which."""
+    client, told = ServerClient(served[0]), list[float]()
+    for words in WORDS:
+        opened = words in OPENING_WORDS
+        found = gates_of(served[0], content(words, PARTS[1]))
+        assert found == {"audio": float(opened)}
+        part = PARTS[1] if opened else None
+        answer = client.answer("toy", content(words, PARTS[1]), gate="auto")
+        assert same(answer, client.answer("toy", content(words, part), gate=1), exact=not opened)
+        told += found.values()
+    assert set(told) == {0.0, 1.0}
+
+
+def gates_of(url: str, asked: Any) -> Any:
+    """At which strengths modalities act in two answers, where a head decides."""
+    body = {"model": "toy", "messages": [{"role": "user", "content": asked}], "max_tokens": 4,
+            "gate": "auto", "n": 2}  # fmt: skip
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+    connection.request(
+        "POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"}
+    )
+    found = json.loads(connection.getresponse().read())
+    connection.close()
+    return found["safe"]["gates"]
 
 
 def test_clients_at_once_are_answered_as_alone(served: tuple[str, Any]) -> None:

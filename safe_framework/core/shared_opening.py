@@ -18,6 +18,7 @@ import torch
 from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import on_device
+from safe_framework.core.past_rows import Past, past_of_rows
 from safe_framework.core.prompt_rows import PromptEncoder, PromptRow, Rows
 
 _WORTH = 4  # tokens: reading fewer again costs nothing
@@ -68,6 +69,13 @@ class SharedOpening:
             out = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
         return out.past_key_values
 
+    @cached_property
+    def kept(self) -> Past:
+        """What it leaves in the cache; nothing where rows begin with nothing."""
+        if not self.ids:
+            return {}
+        return {name: values[0] for name, values in past_of_rows(self.past).items()}
+
 
 def common_opening(model: SafeModel, rows: Rows) -> tuple[int, ...]:
     """The ids that rows begin with, each of which goes on; none if that is not worth while.
@@ -76,7 +84,7 @@ def common_opening(model: SafeModel, rows: Rows) -> tuple[int, ...]:
         model: whose base would go on behind them; none where it could not.
         rows: without pictures.
     """
-    if len(rows) < 2 or not _goes_on(model.base):
+    if len(rows) < 2 or not goes_on(model.base):
         return ()
     ordered = sorted(row.ids for row in rows)
     shortest = min(map(len, ordered))
@@ -94,7 +102,7 @@ def openings(model: SafeModel, rows: Rows) -> dict[tuple[int, ...], list[PromptR
     """
     plain = sorted({row for row in rows if not row.images}, key=lambda row: row.ids)
     shared = [0] * len(plain)
-    few = range(len(plain) - _FEW + 1) if _goes_on(model.base) else ()
+    few = range(len(plain) - _FEW + 1) if goes_on(model.base) else ()
     for first in few:
         own = range(first, first + _FEW)
         count = _alike(plain[first].ids, plain[own[-1]].ids)
@@ -119,6 +127,7 @@ def behind(row: PromptRow, opening: Sequence[int]) -> PromptRow:
     return PromptRow(row.ids[len(opening) :])
 
 
-def _goes_on(base: Any) -> bool:
+def goes_on(base: Any) -> bool:
+    """Whether a base takes the positions of a text that goes on behind a cache."""
     takes = inspect.signature(base.forward).parameters
     return not decodes_separately(base) and "position_ids" in takes
