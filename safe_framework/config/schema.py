@@ -679,7 +679,7 @@ class EvaluationSpec:
     """``[evaluation]``: how answers are made and scored.
 
     Attributes:
-        max_new_tokens: longest answer.
+        max_new_tokens: longest answer, where no expected one is longer.
         batch_size: samples answered at once.
         bootstrap: resamples behind each confidence interval.
         semantic: sentence encoder that judges how like answers are: a folder, a hub id, or

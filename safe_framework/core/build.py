@@ -28,7 +28,7 @@ from safe_framework.core.layer_discovery import Side
 from safe_framework.core.markers.embeddings import inline_tokens
 from safe_framework.core.modality import checked_gate
 from safe_framework.core.model import SafeModel
-from safe_framework.core.relevance import blank_head
+from safe_framework.core.relevance import AUTO, blank_head
 from safe_framework.core.segments import untaught
 from safe_framework.data.transcripts import Transcripts
 from safe_framework.errors import AdapterError, PluginError, SafeError
@@ -301,7 +301,7 @@ def _add(model: SafeModel, recipe: Recipe, name: str, spec: ModalitySpec) -> Non
         encoder=encoder,
         projector=projector,
         fusion=fusion,
-        gate=spec.gate.value,
+        gate=1.0 if spec.gate.value == AUTO else spec.gate.value,  # a head is fitted later
         attend=spec.attend,
         markers=spec.markers,
         inline=spec.inline,

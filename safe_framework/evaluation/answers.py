@@ -134,6 +134,8 @@ class _HasImages(Protocol):
 
 _Row = TypeVar("_Row", bound=_HasImages)
 
+_SPARE_TOKENS = 2  # behind the longest expected answer
+
 
 def text_rows(texts: Sequence[str | TextRow]) -> list[TextRow]:
     """Texts as rows, those of alike length beside each other, so that little is padded."""
@@ -186,8 +188,8 @@ def answer(
     Args:
         model: in eval mode.
         examples: questions and their samples; of the expected answers no more than their lengths
-            is looked at, to put answers of like length into one batch.
-        max_new_tokens: limit of an answer's length.
+            is looked at, to put answers of like length into one batch, and to cut none short.
+        max_new_tokens: limit of an answer's length, where no expected one is longer.
         batch_size: examples at a time.
         gate: strengths by modality for these answers, instead of the model's own.
         label: what ``progress`` shows.
@@ -226,12 +228,25 @@ def answer_with_confidence(
         progress(label, len(found), len(examples))
     free = [index for index in range(len(examples)) if index not in found]
     free.sort(key=lambda index: _together(examples[index]))
-    generated = _generated(model, [active[i] for i in free], max_new_tokens, batch_size, gate or {})
+    most = _longest_answer(model, [examples[i] for i in free], max_new_tokens)
+    generated = _generated(model, [active[i] for i in free], most, batch_size, gate or {})
     for index, pair in zip(free, generated, strict=True):
         found[index] = pair
         if len(found) % batch_size == 0 or len(found) == len(examples):
             progress(label, len(found), len(examples))
     return [found[index] for index in range(len(examples))]
+
+
+def _longest_answer(model: SafeModel, examples: Sequence[Example], least: int) -> int:
+    """Tokens that leave room for each expected answer, and at least so many.
+
+    An answer that says more than its first words may be right only in its last ones.
+    """
+    texts = [example.answer for example in examples if example.answer]
+    if not texts:
+        return least
+    ids = model.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return max(least, max(map(len, ids)) + _SPARE_TOKENS)
 
 
 def _together(example: Example) -> tuple[bool, int, str]:

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 _ROWS_OF_A_FORM = 24
 """Rows that a held-out form is asked of, so that the worst of some is not mere chance."""
 
-_SPARE_TOKENS = 2
-
 
 @attrs.frozen
 class Question:
@@ -84,7 +82,7 @@ def ask_other_wordings(
         right: how right the answer to each was.
         count: questions of each kind in held-out forms, at most; 0 asks nothing.
         chats: the text around ``{question}`` of other chats, by what is different in them.
-        max_new_tokens: limit of an answer's length, if the expected one is not longer.
+        max_new_tokens: limit of an answer's length, where no expected one is longer.
         batch_size: questions at a time.
         resamples: of the intervals.
         seed: chooses forms, rows and answers to compare with.
@@ -100,7 +98,7 @@ def ask_other_wordings(
     given = answer(
         model,
         examples,
-        max_new_tokens=longest_answer(model, examples, max_new_tokens),
+        max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         gate={modality: 1.0},
         label="other wordings",
@@ -268,9 +266,3 @@ def _text_of(one: Question, model: SafeModel, chats: Mapping[str, str]) -> str:
     if one.asked is not None:
         return one.asked.question
     return question_of_prompt(one.example.prompt, chats[one.way])
-
-
-def longest_answer(model: SafeModel, examples: Sequence[Example], least: int) -> int:
-    """Tokens that leave room for each expected answer, and at least so many."""
-    ids = (model.tokenizer(e.answer, add_special_tokens=False)["input_ids"] for e in examples)
-    return max(least, max(map(len, ids)) + _SPARE_TOKENS)

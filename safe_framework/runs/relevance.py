@@ -12,7 +12,7 @@ from torch import Tensor
 
 from safe_framework.config.schema import Recipe, RelevanceSpec
 from safe_framework.core.model import SafeModel
-from safe_framework.core.relevance import RelevanceHead
+from safe_framework.core.relevance import AUTO, RelevanceHead
 from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.irrelevant import CALIBRATION, TEST
 from safe_framework.data.readers import iterate_rows
@@ -30,7 +30,7 @@ from safe_framework.evaluation.relevance import (
 )
 from safe_framework.evaluation.relevance_risk import Counted, safe_threshold
 from safe_framework.evaluation.results import Evaluation, GainKept, Relevance
-from safe_framework.evaluation.wordings import drawn_by, longest_answer, other_questions
+from safe_framework.evaluation.wordings import drawn_by, other_questions
 from safe_framework.training.relevance import fit_relevance
 from safe_framework.training.relevance_calls import (
     HELD_OUT,
@@ -78,6 +78,8 @@ def fit_heads(
 ) -> tuple[list[str], list[str]]:
     """Fit the head of every sense that the recipe gives one, as ``fit_relevance`` does.
 
+    A gate that the recipe leaves to its head is the head's from then on.
+
     Returns:
         The names of the senses that got one; and for people, why others did not, of which the
         recipe does not say that they must have one.
@@ -97,6 +99,8 @@ def fit_heads(
             notes.append(f'`gate = "auto"` is not to be had for {name}: {error.message}')
             continue
         model.set_relevance(name, head)
+        if recipe.modalities[name].gate.value == AUTO:
+            model.set_gate(AUTO, name)
         names.append(name)
     return names, notes
 
@@ -326,7 +330,7 @@ def _gain(
     with eval_mode(model):
         given = answer(
             model, without_modality(examples, name),
-            max_new_tokens=longest_answer(model, examples, spec.max_new_tokens),
+            max_new_tokens=spec.max_new_tokens,
             batch_size=spec.batch_size, label="held-out wordings, gate 0", progress=progress,
         )  # fmt: skip
     kept[HELD_OUT] = gain_kept(

@@ -102,6 +102,17 @@ def test_answers_without_the_modality_are_the_bases(model, examples):
     assert answer(model, alone, max_new_tokens=4) == [expected.strip()]
 
 
+def test_an_answer_is_not_cut_before_the_expected_one_ends(model, examples):
+    """Where what is right is longer than the limit, the limit is that of the answer."""
+    long = attrs.evolve(examples[0], answer=" ".join(["red", "blue"] * 6))
+    tokens = len(model.tokenizer(long.answer, add_special_tokens=False)["input_ids"])
+    assert tokens > 4
+    assert answer(model, [long], max_new_tokens=4) == answer(
+        model, [examples[0]], max_new_tokens=tokens + 2
+    )
+    assert answer(model, [long], max_new_tokens=4) != answer(model, [examples[0]], max_new_tokens=4)
+
+
 def test_a_closed_gate_switches_the_modality_off(model, examples):
     """The gate given for an answer is the one that counts."""
     options = {"max_new_tokens": 3, "batch_size": 5}

@@ -47,8 +47,8 @@ def test_kinds_of_data(names):
     assert {".toml", ".yaml", ".jsonl", ".ogg", ".npz", ".html", ".css", ".typed"} <= suffixes
     licences = [name for name in names if name.endswith("/LICENSE")]
     own = [name for name in licences if ".dist-info/" not in name]
-    assert len(own) == 6  # instruments twice, joined, foreign sounds, depth maps, texts
-    assert len(licences) == 7
+    assert len(own) == 7  # instruments twice, joined, pairs, foreign sounds, depth maps, texts
+    assert len(licences) == 8
 
 
 def test_entry_points_lead_somewhere(metadata, names):

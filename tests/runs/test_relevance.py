@@ -49,7 +49,9 @@ def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = text.replace(
         "[modalities.audio]\n",
         '[modalities.audio]\nattend = "answer"\nrelevance = { irrelevant = ["bank.txt"] }\n',
-    ).replace("[data]\n", '[data]\nquestion = { bank = "forms.jsonl", replace = true }\n')
+    )
+    text = text.replace("gate = {", 'gate = { value = "auto",')
+    text = text.replace("[data]\n", '[data]\nquestion = { bank = "forms.jsonl", replace = true }\n')
     (world / "deciding.toml").write_text(text + "wordings = 4\n", "utf-8")
     return run_recipe(
         str(world / "deciding.toml"), output=tmp_path_factory.mktemp("runs") / "run", quiet=True
@@ -60,6 +62,7 @@ def test_a_run_fits_calibrates_and_measures_the_gate(finished: Path, world: Path
     """Law: adapter, card and numbers hold the threshold and what it bounds, for the asked kinds."""
     model = safe_framework.load(finished)
     head = model.modality("audio").relevance
+    assert model.gates == {"audio": AUTO}
     assert head is not None
     assert head.statement is not None
     (bank,) = read_irrelevant(["bank.txt"], world)
