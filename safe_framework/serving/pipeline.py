@@ -176,14 +176,14 @@ class SafePipeline:
             KeywordError: an option is none of a pipeline's nor of ``generate``.
         """
         options = {**options, "max_new_tokens": max_new_tokens}
-        check_options(options, self.model.base)
-        options = with_defaults(options, self.model.tokenizer)
         for name in ("num_beams", "num_return_sequences"):
-            if options.get(name, 1) > 1:
+            if checked_count(name, options.get(name) or 1) > 1:
                 raise SafeError(
                     f"a stream gives one answer as it is made, not `{name} = {options[name]}`",
                     hint="call the pipeline itself for several",
                 )
+        check_options(options, self.model.base)
+        options = with_defaults(options, self.model.tokenizer)
         if "streamer" in options:
             raise KeywordError(
                 "a stream has a streamer of its own, and takes no other",
