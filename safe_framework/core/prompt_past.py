@@ -18,6 +18,7 @@ from typing import Any
 import attrs
 import torch
 
+from safe_framework.core.base_errors import base_errors
 from safe_framework.core.call import is_prompt
 from safe_framework.core.decoding import has_plain_cache
 from safe_framework.core.modality import split_by_modality
@@ -26,6 +27,7 @@ from safe_framework.core.output_head import shown_only
 from safe_framework.core.past_rows import Past, cache_of, past_of_rows
 from safe_framework.core.prompt_rows import PromptEncoder, PromptRow, Rows
 from safe_framework.core.shared_opening import SharedOpening, behind, goes_on, openings
+from safe_framework.errors import InjectionError, UnsupportedBaseError
 from safe_framework.interfaces.types import FROM
 from safe_framework.utils.tensors import near
 from safe_framework.utils.torch_private import compiled_call
@@ -78,7 +80,7 @@ class PromptPasts:
             found = {**batch, "past_key_values": self._cache(heads, ids.shape[1] - 1)}
             if self._goes_on is None:
                 self._goes_on = self._agrees(batch, heads)
-        except Exception:  # whatever a third-party base raises, its prompts are read whole
+        except (UnsupportedBaseError, InjectionError):  # its prompts are read whole
             self._goes_on = False
         self._drop()
         return found if self._goes_on else batch
@@ -112,10 +114,10 @@ class PromptPasts:
         """What rows leave behind an opening."""
         inputs, skipped = shared.inputs(rows), len(shared.ids)
         unread = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
-        with torch.no_grad(), self.model.off(), shown_only(self.model.base, unread):
+        with torch.no_grad(), self.model.off(), shown_only(self.model.base, unread), base_errors():
             cache = self.model(**inputs, use_cache=True).past_key_values
         if not has_plain_cache(cache):
-            raise TypeError(f"a cache of `{type(cache).__name__}` has no columns to share")
+            raise UnsupportedBaseError(f"a cache of `{type(cache).__name__}` has no columns")
         whole = past_of_rows(cache)
         return [
             {name: kept[n, skipped : skipped + len(row)].clone() for name, kept in whole.items()}
@@ -125,7 +127,8 @@ class PromptPasts:
     def _opening(self, ids: tuple[int, ...]) -> SharedOpening:
         if ids not in self._opened:
             self._opened[ids] = SharedOpening(self.model, self._prompts, self._pad, ids)
-            self.bytes += _size(self._opened[ids].kept)
+            with base_errors():
+                self.bytes += _size(self._opened[ids].kept)
         return self._opened[ids]
 
     def _cache(self, heads: Sequence[tuple[int, ...]], columns: int) -> Any:
@@ -141,8 +144,9 @@ class PromptPasts:
         two = {name: batch[name][:2] for name in ("input_ids", "attention_mask")}
         last = self.model.stack.count - 1
         past = self._cache(heads[:2], two["input_ids"].shape[1] - 1)
-        whole = self.model.prompt_states(two, [last])[last]
-        cut = self.model.prompt_states({**two, "past_key_values": past}, [last])[last]
+        with base_errors():
+            whole = self.model.prompt_states(two, [last])[last]
+            cut = self.model.prompt_states({**two, "past_key_values": past}, [last])[last]
         return near(cut, whole)
 
     def _drop(self) -> None:

@@ -12,9 +12,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from safe_framework.core.base_errors import base_errors
 from safe_framework.core.model import SafeModel
 from safe_framework.core.prompt_rows import PromptRow, Rows
 from safe_framework.core.shared_opening import SharedOpening, behind, openings
+from safe_framework.errors import InjectionError, UnsupportedBaseError
 from safe_framework.training.compute.activation_cache import (
     ActivationCaches,
     Activations,
@@ -98,7 +100,8 @@ class EndReader:
         prompts, pad, rows = self._caches.prompts, self._caches.pad, parts[tried][:2]
         whole = self.read(SharedOpening(self.model, prompts, pad), rows)
         try:
-            cut = self.read(SharedOpening(self.model, prompts, pad, tried), rows)
-        except Exception:  # whatever a third-party base raises, its rows are read whole
+            with base_errors():
+                cut = self.read(SharedOpening(self.model, prompts, pad, tried), rows)
+        except (UnsupportedBaseError, InjectionError):  # its rows are read whole
             return False
         return all(near(cut[layer], whole[layer]) for layer in whole)

@@ -9,8 +9,7 @@ the prompt on. There a step begins, as decoding does behind a cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from safe_framework.core.attend import answering
+from safe_framework.core.base_errors import base_errors
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import (
     PREFIX,
@@ -29,14 +29,14 @@ from safe_framework.core.output_head import (
 from safe_framework.core.past_rows import cache_of, past_of_rows
 from safe_framework.core.prompt_rows import PromptRow, Rows
 from safe_framework.core.shared_opening import SharedOpening, behind, common_opening
-from safe_framework.errors import InjectionError, SafeError, UnsupportedBaseError
+from safe_framework.errors import InjectionError, UnsupportedBaseError
 from safe_framework.interfaces.types import FROM
 from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.compute.calls import ForwardCall
 from safe_framework.training.compute.packing import can_pack
 from safe_framework.utils.hashing import text_fingerprint
 from safe_framework.utils.progress import ProgressCallback
-from safe_framework.utils.tensors import is_out_of_memory, near
+from safe_framework.utils.tensors import near
 
 
 class PromptCache:
@@ -227,22 +227,6 @@ class PromptCache:
         behind_past = with_past(call)
         with base_errors():
             return run_until(self.model, behind_past, layer=self.layer)
-
-
-@contextmanager
-def base_errors() -> Iterator[None]:
-    """Within the block a base is called; what it raises is an ``UnsupportedBaseError``.
-
-    But for errors of this library, and of the machine: of its disk or its memory.
-    """
-    try:
-        yield
-    except (SafeError, OSError, MemoryError):
-        raise
-    except Exception as error:  # whatever a third-party base raises
-        if is_out_of_memory(error):
-            raise
-        raise UnsupportedBaseError(f"{type(error).__name__}: {error}") from error
 
 
 def with_past(call: ForwardCall) -> dict[str, Any]:
