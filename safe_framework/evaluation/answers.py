@@ -228,7 +228,7 @@ def answer_with_confidence(
         progress(label, len(found), len(examples))
     free = [index for index in range(len(examples)) if index not in found]
     free.sort(key=lambda index: _together(examples[index]))
-    most = _longest_answer(model, [examples[i] for i in free], max_new_tokens)
+    most = answer_limit(model, [examples[i] for i in free], max_new_tokens)
     generated = _generated(model, [active[i] for i in free], most, batch_size, gate or {})
     for index, pair in zip(free, generated, strict=True):
         found[index] = pair
@@ -237,7 +237,7 @@ def answer_with_confidence(
     return [found[index] for index in range(len(examples))]
 
 
-def _longest_answer(model: SafeModel, examples: Sequence[Example], least: int) -> int:
+def answer_limit(model: SafeModel, examples: Sequence[Example], least: int) -> int:
     """Tokens that leave room for each expected answer, and at least so many.
 
     An answer that says more than its first words may be right only in its last ones.
