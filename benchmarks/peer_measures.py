@@ -20,7 +20,13 @@ from speed_turns import spent
 from safe_framework.config.schema import Recipe
 from safe_framework.core.base_model import freeze
 from safe_framework.data.recipe_data import RecipeData
-from safe_framework.evaluation.answers import answer, eval_mode, model_inputs, with_shuffled_samples
+from safe_framework.evaluation.answers import (
+    answer,
+    answer_room,
+    eval_mode,
+    model_inputs,
+    with_shuffled_samples,
+)
 from safe_framework.evaluation.encoder_cache import cached_encoders
 from safe_framework.evaluation.metrics import Estimate, bootstrap, exact_match
 from safe_framework.evaluation.retention import gate_zero, retention
@@ -63,7 +69,9 @@ def measures(
         "resamples": recipe.evaluation.bootstrap,
         "seed": recipe.training.seed,
     }
-    asking: dict[str, Any] = {"max_new_tokens": recipe.evaluation.max_new_tokens}
+    asking: dict[str, Any] = {
+        "max_new_tokens": answer_room(model, test, recipe.evaluation.max_new_tokens)
+    }
     with eval_mode(model), cached_encoders(model):
         estimates = gains(model, name, test, asking | {"progress": progress}, drawing)
         kept = retention(model, name, held, test, foreign, progress=progress, **drawing)

@@ -679,7 +679,8 @@ class EvaluationSpec:
     """``[evaluation]``: how answers are made and scored.
 
     Attributes:
-        max_new_tokens: longest answer, where no expected one is longer.
+        max_new_tokens: longest answer; if left out, 8 or as many as the longest expected one has,
+            and two more.
         batch_size: samples answered at once.
         bootstrap: resamples behind each confidence interval.
         semantic: sentence encoder that judges how like answers are: a folder, a hub id, or
@@ -691,7 +692,9 @@ class EvaluationSpec:
             has begun already; 0 for none.
     """
 
-    max_new_tokens: int = attrs.field(default=8, validator=at_least(1))
+    max_new_tokens: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(at_least(1))
+    )
     batch_size: int = attrs.field(default=32, validator=at_least(1))
     bootstrap: int = attrs.field(default=1000, validator=at_least(1))
     semantic: str | None = None

@@ -5,6 +5,7 @@ Where the answers are a closed set of labels, the answer is the likeliest label.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
@@ -134,6 +135,7 @@ class _HasImages(Protocol):
 
 _Row = TypeVar("_Row", bound=_HasImages)
 
+_FEWEST_TOKENS = 8  # that an answer may have
 _SPARE_TOKENS = 2  # behind the longest expected answer
 
 
@@ -188,8 +190,8 @@ def answer(
     Args:
         model: in eval mode.
         examples: questions and their samples; of the expected answers no more than their lengths
-            is looked at, to put answers of like length into one batch, and to cut none short.
-        max_new_tokens: limit of an answer's length, where no expected one is longer.
+            is looked at, to put answers of like length into one batch.
+        max_new_tokens: limit of an answer's length.
         batch_size: examples at a time.
         gate: strengths by modality for these answers, instead of the model's own.
         label: what ``progress`` shows.
@@ -228,8 +230,7 @@ def answer_with_confidence(
         progress(label, len(found), len(examples))
     free = [index for index in range(len(examples)) if index not in found]
     free.sort(key=lambda index: _together(examples[index]))
-    most = answer_limit(model, [examples[i] for i in free], max_new_tokens)
-    generated = _generated(model, [active[i] for i in free], most, batch_size, gate or {})
+    generated = _generated(model, [active[i] for i in free], max_new_tokens, batch_size, gate or {})
     for index, pair in zip(free, generated, strict=True):
         found[index] = pair
         if len(found) % batch_size == 0 or len(found) == len(examples):
@@ -237,16 +238,28 @@ def answer_with_confidence(
     return [found[index] for index in range(len(examples))]
 
 
-def answer_limit(model: SafeModel, examples: Sequence[Example], least: int) -> int:
-    """Tokens that leave room for each expected answer, and at least so many.
+def answer_room(model: SafeModel, examples: Sequence[Example], most: int | None) -> int:
+    """How many tokens an answer may have: ``most``, else as many as each expected one needs.
 
     An answer that says more than its first words may be right only in its last ones.
+
+    Args:
+        model: whose tokens are counted.
+        examples: with their expected answers; those that are chosen from labels need none.
+        most: that was asked for; one that would cut an expected answer short is warned of.
     """
-    texts = [example.answer for example in examples if example.answer]
-    if not texts:
-        return least
-    ids = model.tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return max(least, max(map(len, ids)) + _SPARE_TOKENS)
+    texts = [one.answer for one in examples if one.answer and one.task != CLASSES]
+    ids = model.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    longest = max(map(len, ids), default=0)
+    if most is None:
+        return max(_FEWEST_TOKENS, longest + _SPARE_TOKENS)
+    if most < longest:
+        warnings.warn(
+            f"answers are cut at {most} tokens, and an expected one has {longest}: it cannot be "
+            "right; leave `max_new_tokens` out, and there is room for each",
+            stacklevel=2,
+        )
+    return most
 
 
 def _together(example: Example) -> tuple[bool, int, str]:

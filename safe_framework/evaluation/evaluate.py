@@ -13,7 +13,7 @@ import torch
 from safe_framework.data.tasks import CAPTIONS, KIND
 from safe_framework.errors import DataError
 from safe_framework.evaluation.alignment import cross_modal, picture_alignment
-from safe_framework.evaluation.answers import eval_mode
+from safe_framework.evaluation.answers import answer_room, eval_mode
 from safe_framework.evaluation.base_drift import measure_drift
 from safe_framework.evaluation.both_senses import both_senses
 from safe_framework.evaluation.encoder_cache import cached_encoders
@@ -31,7 +31,12 @@ from safe_framework.evaluation.overlap import trained_on
 from safe_framework.evaluation.read_once import prompts_read_once
 from safe_framework.evaluation.results import Answered, Evaluation
 from safe_framework.evaluation.retention import gate_zero, retention
-from safe_framework.evaluation.seeing import as_example, picture_questions, seeing
+from safe_framework.evaluation.seeing import (
+    as_example,
+    expected_about_pictures,
+    picture_questions,
+    seeing,
+)
 from safe_framework.evaluation.semantic import SentenceEncoder
 from safe_framework.evaluation.wordings import ask_other_wordings
 from safe_framework.utils.progress import ProgressCallback, no_progress
@@ -56,7 +61,7 @@ def evaluate(
     test: Sequence[Example],
     texts: Sequence[str | TextRow],
     foreign: Sequence[Sample] = (),
-    max_new_tokens: int = 8,
+    max_new_tokens: int | None = None,
     batch_size: int = 32,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -78,7 +83,7 @@ def evaluate(
         texts: of the base's own domain, never trained on, for retention. Those with a picture and
             an answer are asked too.
         foreign: samples that are not of the task; may be none.
-        max_new_tokens: limit of an answer's length.
+        max_new_tokens: limit of an answer's length; None for as much as each expected one needs.
         batch_size: examples at a time.
         bootstrap: how often every 95 % interval resamples.
         seed: of the intervals, the shuffling, the probe's folds and the irrelevant samples.
@@ -98,10 +103,11 @@ def evaluate(
     _check(modality, train, test, texts)
     check_pictures(model, test)
     judge = SentenceEncoder(semantic) if semantic else None
+    most = answer_room(model, [*test, *expected_about_pictures(texts)], max_new_tokens)
     drawing: dict[str, Any] = {"resamples": bootstrap, "seed": seed}
     asking = _Asking(
         model, modality, by or KIND, drawing, progress, batch_size,
-        {"max_new_tokens": max_new_tokens, "progress": progress},
+        {"max_new_tokens": most, "progress": progress},
     )  # fmt: skip
     with eval_mode(model), cached_encoders(model), prompts_read_once(model):
         answers = answer_all_conditions(
@@ -122,7 +128,7 @@ def evaluate(
         modality=modality,
         **measured,
         **found,
-        **_counts(model, train, max_new_tokens),
+        **_counts(model, train, most),
         by=asking.field if found["kinds"] or (seen and seen.kinds) else "",
         wordings=other_wordings,
         limit=limit_of(answers, **drawing),

@@ -17,7 +17,6 @@ from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.tasks import KIND
 from safe_framework.evaluation.answers import (
     answer,
-    answer_limit,
     batched_apart,
     example_inputs,
     new_tokens,
@@ -69,7 +68,7 @@ def seeing(
         examples: of the test data; irrelevant samples are made from theirs.
         foreign: more irrelevant samples, which are not of the task; may be none.
         by: the field that says what kind of question a row is.
-        max_new_tokens: limit of an answer's length, where no expected one is longer.
+        max_new_tokens: limit of an answer's length.
         batch_size: questions at a time.
         resamples: of the intervals.
         seed: of the irrelevant samples and the intervals.
@@ -78,9 +77,8 @@ def seeing(
     rows = picture_questions(texts)
     if not rows:
         return None
+    options: Any = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     alone = [as_example(row, {}) for row in rows]
-    most = answer_limit(model, alone, max_new_tokens)  # of some of them alone it may be less
-    options: Any = {"max_new_tokens": most, "batch_size": batch_size}
     same_logits, same_tokens, base, absent = _with_sense_absent(model, alone, progress, **options)
     options |= {"gate": {modality: 1.0}, "progress": progress}
     pools = distractor_pools(modality, examples, foreign)
@@ -143,6 +141,11 @@ def summed_up(
 def as_example(row: TextRow, samples: Mapping[str, Sample]) -> Example:
     """A picture question beside samples, to be asked as test examples are."""
     return Example(row.text, row.people[0], samples, row.place, images=row.images)
+
+
+def expected_about_pictures(texts: Sequence[str | TextRow]) -> list[Example]:
+    """The picture questions among texts, with what is right."""
+    return [as_example(row, {}) for row in picture_questions(texts)]
 
 
 def _with_sense_absent(

@@ -19,6 +19,7 @@ from safe_framework.data.distractors import distractor
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import (
     answer,
+    answer_room,
     batched_apart,
     eval_mode,
     model_inputs,
@@ -36,7 +37,12 @@ from safe_framework.evaluation.retention import (
     compare_with_base,
     distractor_pools,
 )
-from safe_framework.evaluation.seeing import as_example, picture_questions, seeing_score
+from safe_framework.evaluation.seeing import (
+    as_example,
+    expected_about_pictures,
+    picture_questions,
+    seeing_score,
+)
 from safe_framework.interfaces.samples import Sample
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.json_records import json_converter, read_json, to_json
@@ -207,7 +213,7 @@ def sweep(
     foreign: Sequence[Sample] = (),
     gates: Sequence[float] = GATES,
     budget: float = BUDGET,
-    max_new_tokens: int = 8,
+    max_new_tokens: int | None = None,
     batch_size: int = 32,
     resamples: int = 1000,
     seed: int = 0,
@@ -224,7 +230,7 @@ def sweep(
         foreign: samples that are not of the task; may be none.
         gates: strengths from 0 to 1; 0 is always measured, since gains are over it.
         budget: least share of unchanged next tokens that a recommended gate may have.
-        max_new_tokens: limit of an answer's length.
+        max_new_tokens: limit of an answer's length; None for as much as each expected one needs.
         batch_size: examples at a time.
         resamples: of every 95 % interval.
         seed: of the intervals and the irrelevant samples.
@@ -238,7 +244,8 @@ def sweep(
     decides = model.modality(modality).relevance is not None
     wanted: list[Strength] = [*strengths, *((AUTO,) if decides else ())]
     show = progress or no_progress
-    ask = partial(answer, model, test, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    most = answer_room(model, [*test, *expected_about_pictures(texts)], max_new_tokens)
+    ask = partial(answer, model, test, max_new_tokens=most, batch_size=batch_size)
     with eval_mode(model), prompts_read_once(model):
         answers = {
             gate: ask(gate={modality: gate}, label=f"answers at gate {gate}", progress=show)
@@ -246,7 +253,7 @@ def sweep(
         }
         kept = _retention_by_gate(model, modality, wanted, test, texts, foreign, seed, show)
         asked = _about_pictures(modality, test, texts, foreign, seed)
-        ask = partial(answer, model, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        ask = partial(answer, model, max_new_tokens=most, batch_size=batch_size)
         seen = {
             gate: ask(asked, gate={modality: gate}, label=f"pictures at gate {gate}", progress=show)
             for gate in wanted

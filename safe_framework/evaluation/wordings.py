@@ -13,7 +13,7 @@ import attrs
 import numpy as np
 
 from safe_framework.data.questions import Asked
-from safe_framework.evaluation.answers import answer
+from safe_framework.evaluation.answers import answer, answer_room
 from safe_framework.evaluation.gain import MEASURES, question_of_prompt
 from safe_framework.evaluation.metrics import Estimate, bootstrap, exact_match, normalise
 from safe_framework.evaluation.results import (
@@ -98,7 +98,7 @@ def ask_other_wordings(
     given = answer(
         model,
         examples,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=max(max_new_tokens, answer_room(model, examples, None)),
         batch_size=batch_size,
         gate={modality: 1.0},
         label="other wordings",

@@ -108,7 +108,7 @@ def attention_of_samples(
     name = run.evaluation.modality
     shown = {row.place for row in shown_samples(run.evaluation.answers)}
     examples = [example for example in run.examples(name) if example.place in shown]
-    tokens = run.recipe.evaluation.max_new_tokens
+    tokens = run.evaluation.max_new_tokens
     return summarize_attention(run.model, name, examples, max_new_tokens=tokens, progress=progress)
 
 

@@ -345,7 +345,7 @@ def _with_half_open(
         given = answer(
             model,
             examples,
-            max_new_tokens=recipe.evaluation.max_new_tokens,
+            max_new_tokens=evaluation.max_new_tokens,
             batch_size=recipe.evaluation.batch_size,
             gate={evaluation.modality: 0.5},
         )

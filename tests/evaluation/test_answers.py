@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safe_framework.data.examples import Example
 from safe_framework.evaluation.answers import (
     answer,
+    answer_room,
     answer_without,
     derangement,
     with_shuffled_samples,
@@ -102,15 +103,16 @@ def test_answers_without_the_modality_are_the_bases(model, examples):
     assert answer(model, alone, max_new_tokens=4) == [expected.strip()]
 
 
-def test_an_answer_is_not_cut_before_the_expected_one_ends(model, examples):
-    """Where what is right is longer than the limit, the limit is that of the answer."""
+def test_there_is_room_for_each_expected_answer(model, examples):
+    """Where no limit is given, it is that of the longest expected answer; one below is told of."""
     long = attrs.evolve(examples[0], answer=" ".join(["red", "blue"] * 6))
     tokens = len(model.tokenizer(long.answer, add_special_tokens=False)["input_ids"])
-    assert tokens > 4
-    assert answer(model, [long], max_new_tokens=4) == answer(
-        model, [examples[0]], max_new_tokens=tokens + 2
-    )
-    assert answer(model, [long], max_new_tokens=4) != answer(model, [examples[0]], max_new_tokens=4)
+    assert tokens > 8
+    assert answer_room(model, [*examples, long], None) == tokens + 2
+    assert answer_room(model, examples, None) == answer_room(model, [], None) == 8
+    assert answer_room(model, [long], tokens) == tokens
+    with pytest.warns(UserWarning, match=f"cut at 4 tokens, and an expected one has {tokens}"):
+        assert answer_room(model, [long], 4) == 4
 
 
 def test_a_closed_gate_switches_the_modality_off(model, examples):

@@ -165,6 +165,7 @@ def test_a_loud_sense_is_seen_to_change_answers(found: Evaluation) -> None:
     assert mean < 1
 
 
+@pytest.mark.filterwarnings("ignore:answers are cut at 2 tokens")
 def test_the_retention_score_is_the_ratio_of_accuracies() -> None:
     """Law: the specification's score is the model's VQA accuracy over the base's."""
     model = seeing_model()
@@ -199,6 +200,7 @@ def test_a_silent_sense_keeps_all_answers() -> None:
     assert found.seeing.scores.relevant.unchanged.value == 1.0
 
 
+@pytest.mark.filterwarnings("ignore:answers are cut at 2 tokens")
 def test_several_people_are_scored_as_vqa_does(model: SafeModel) -> None:
     """Law: with ``answers``, accuracy is the benchmark's, not an exact match."""
     rows = examples()

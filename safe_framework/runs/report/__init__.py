@@ -160,9 +160,8 @@ def _lede(evaluation: Evaluation) -> str:
 
 def _method(evaluation: Evaluation) -> str:
     return (
-        f"Answers are greedy, of at most {evaluation.max_new_tokens} tokens or a few more than "
-        "the longest expected one has, and right if they equal the expected one but for case, "
-        "outer punctuation and blanks. Intervals hold 95 % "
+        f"Answers are greedy, of at most {evaluation.max_new_tokens} tokens, and right if they "
+        "equal the expected one but for case, outer punctuation and blanks. Intervals hold 95 % "
         f"of {evaluation.resamples} bootstrap resamples of whole examples or texts; gains are "
         f"paired. The seed is {evaluation.seed}.{_method_of_seeing(evaluation)}"
     )

@@ -16,6 +16,7 @@ from safe_framework.core.prompt_rows import PromptEncoder
 from safe_framework.data.distractors import FOREIGN, KINDS
 from safe_framework.data.frame_cache import FrameCache, RawSampleStore
 from safe_framework.errors import DataError, SafeError
+from safe_framework.evaluation.answers import answer_room
 from safe_framework.interfaces.samples import sample_counts
 from safe_framework.training import distributed
 from safe_framework.training.batches import TokenizedExample
@@ -214,7 +215,7 @@ def make_monitoring(
         held_out,
         held_out_texts(model, split, stores, recipe.training.seed),
         batch_size=recipe.evaluation.batch_size,
-        max_new_tokens=recipe.evaluation.max_new_tokens,
+        max_new_tokens=answer_room(model, split.held_out, recipe.evaluation.max_new_tokens),
         pad=model.tokenizer.eos_token_id,
     )
     gates = {name: spec.gate.value for name, spec in recipe.modalities.items()}
