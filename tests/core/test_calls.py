@@ -75,7 +75,7 @@ def test_a_modality_comes_in_tensors(model: SafeModel) -> None:
 
 
 NO_STRENGTHS = [
-    -0.1, 1.1, math.nan, math.inf, 1j, "0.5", b"1", {0.5}, object(), np.float32(2), np.array([2.0]),
+    -0.1, 1.1, math.nan, math.inf, 1j, "0.5", b"1", {0.5}, range, np.float32(2), np.array([2.0]),
     [None, 1.0], torch.tensor([0.5, 1.5]), torch.tensor([math.nan, 0.0]), {"touch": 2},
 ]  # fmt: skip
 
