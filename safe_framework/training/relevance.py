@@ -22,9 +22,11 @@ from safe_framework.training.relevance_calls import CallMaker, GateCall
 from safe_framework.training.relevance_states import prompt_states
 from safe_framework.utils.progress import ProgressCallback, no_progress
 
-_PENALTY = 1.0  # of squared weights
+_PENALTY = 10.0  # of squared weights
+_REACH = 0.5  # of a landmark: the mean squared difference at which it is a third as near
 _LANDMARKS = 1024  # of relevant calls, and of irrelevant ones
-_TIMES = 4  # that a form is asked, of other rows and in other chats
+_TIMES = 2  # that a form is asked, of other rows and in other chats
+_RELEVANT = 2000  # calls, at most
 _ITERATIONS = 80
 
 
@@ -39,8 +41,9 @@ def fit_relevance(
 ) -> RelevanceHead:
     """Fit the head of a modality; its threshold is that of even odds until it is calibrated.
 
-    It reads the output of the base's last layer. On forms unlike those that a head was fitted on,
-    lower layers, penalties and the reach of landmarks chosen over folds opened for fewer.
+    It reads the output of the base's last layer: on forms unlike those that a head was fitted on,
+    one of lower layers opened for fewer. Penalty and reach are fixed, since on one user's forms the
+    best of them would be chance.
 
     Args:
         model: with the modality.
@@ -61,7 +64,7 @@ def fit_relevance(
         )
     maker = CallMaker(model, recipe, spec)
     having = [example for example in examples if name in example.samples]
-    relevant = maker.relevant(having, held_out=False, times=_TIMES)
+    relevant = maker.relevant(having, held_out=False, times=_TIMES, most=_RELEVANT)
     if not relevant:
         raise DataError(f"no training row has a sample of `{name}`")
     calls = [*relevant, *maker.irrelevant(TRAIN), *maker.retention(texts)]
@@ -94,7 +97,8 @@ def fit_head(states: Tensor, calls: Sequence[GateCall], layer: int) -> Relevance
 def _fit(states: Tensor, relevant: Tensor, layer: int) -> RelevanceHead:
     """Kernel logistic regression on landmarks, both classes weighing alike."""
     values = states.double()
-    mean, scale = values.mean(0), values.std(0, correction=0).clamp_min(1e-6)
+    mean, deviation = values.mean(0), values.std(0, correction=0).clamp_min(1e-6)
+    scale = deviation * _REACH**0.5  # so that the reach of a head's landmarks is 1
     standard = (values - mean) / scale
     seen = torch.cat([_some(standard[relevant]), _some(standard[~relevant])])
     squares = torch.cdist(standard, seen).square() / standard.shape[1]

@@ -32,7 +32,7 @@ RETENTION = "retention"
 TRAINED, HELD_OUT = "trained wordings", "held-out wordings"
 """The kinds of relevant calls: forms that were trained on, and others."""
 
-_MOST = 240  # relevant calls of one kind, and retention's texts
+_MOST = 240  # relevant calls that are counted, and retention's texts
 _IN_CHATS = 0.25
 _TURNS = (
     ("Thanks for your help so far.", "You're welcome. What else can I do?"),
@@ -84,7 +84,12 @@ class CallMaker:
         ]
 
     def relevant(
-        self, examples: Sequence[Example], *, held_out: bool, times: int = 1
+        self,
+        examples: Sequence[Example],
+        *,
+        held_out: bool,
+        times: int = 1,
+        most: int = _MOST,
     ) -> list[GateCall]:
         """Questions of the sense's examples: each form so many times, of rows in turn.
 
@@ -92,6 +97,7 @@ class CallMaker:
             examples: with a sample of the sense; those without a bank have their own question.
             held_out: in forms that were kept from training, of which only banks have some.
             times: how often each is asked, of another row or in another place.
+            most: of the questions; some of all are taken where there are more.
         """
         kind, found = HELD_OUT if held_out else TRAINED, dict[PromptRow, GateCall]()
         asked = [example for example in examples if example.questions is not None]
@@ -103,7 +109,7 @@ class CallMaker:
             for example in own:
                 call = self._of(example, example.prompt, kind, turn)
                 found.setdefault(call.row, call)
-        return _spread(list(found.values()), _MOST * times)
+        return _spread(list(found.values()), most)
 
     def _in_forms(
         self, asked: Sequence[Example], held_out: bool, turn: int
