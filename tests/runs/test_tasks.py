@@ -55,6 +55,7 @@ def recipe(world: Path) -> Path:
     heights = [{"label": "high" if n % 2 else "low", "audio": s} for n, s in enumerate(sounds)]
     write_rows(world / "heights.jsonl", [*heights, {"label": "low"}])
     text = (world / "recipe.toml").read_text().replace("balance = true\n", "")
+    text = text.replace("max_new_tokens = 2", "max_new_tokens = 4")  # a caption has 3
     start, end = text.index("[data]"), text.index("[training]\n")
     whole = text[:start] + MIX + text[end + len("[training]\n") :]
     (world / "mix.toml").write_text(whole.replace("gate =", "inline = true\ngate ="))

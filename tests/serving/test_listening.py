@@ -114,10 +114,8 @@ def test_the_command_answers_a_pipe(
     with os.fdopen(reads, "rb") as file:
         monkeypatch.setattr(sys, "stdin", file)
         assert main(["play", "any", "--listen", "4", "--from", "-", *options]) == 0
-    lines = [line.split(maxsplit=1) for line in capfd.readouterr().out.splitlines()]
-    assert [line[0] for line in lines] == ["0:04", "0:08"]
-    for (_, answer), at in zip(lines, (4000, 7500), strict=True):
-        assert answer.split() == expected(played, sound, at, 4).split()
+    first, last = (expected(played, sound, at, 4) for at in (4000, 7500))
+    assert capfd.readouterr().out.split() == ["0:04", *first.split(), "0:08", *last.split()]
 
 
 def test_a_file_of_any_kind_is_a_recording_that_goes_on(
