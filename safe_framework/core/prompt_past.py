@@ -145,8 +145,8 @@ class PromptPasts:
         last = self.model.stack.count - 1
         past = self._cache(heads[:2], two["input_ids"].shape[1] - 1)
         with base_errors():
-            whole = self.model.prompt_states(two, [last])[last]
-            cut = self.model.prompt_states({**two, "past_key_values": past}, [last])[last]
+            whole = self.model.prompt_states(two, [last])[last].last
+            cut = self.model.prompt_states({**two, "past_key_values": past}, [last])[last].last
         return near(cut, whole)
 
     def _drop(self) -> None:
