@@ -179,6 +179,7 @@ def check_engine(config: Any) -> None:
     """
     parallel, compilation = config.parallel_config, config.compilation_config
     asked = {
+        "--pipeline-parallel-size": parallel.pipeline_parallel_size > 1,
         "--data-parallel-size": parallel.data_parallel_size > 1,
         "--speculative-config": config.speculative_config is not None,
         "--enable-lora": config.lora_config is not None,

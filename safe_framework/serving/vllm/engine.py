@@ -124,7 +124,6 @@ class VllmEngine:
             "max_num_seqs": max_batch, "enforce_eager": True, **(options or {}),
             "model": str(folder),
         }  # fmt: skip
-        self._decides = self._arguments.get("pipeline_parallel_size", 1) == 1
         self._numbers = itertools.count()
         self._tickets = dict[int, VllmTicket]()
         self._stopping = False
@@ -145,7 +144,7 @@ class VllmEngine:
             SafeError: it cannot be answered as it is.
         """
         prepared = self._reader.prepare(request)
-        check_can_decide(self.model, prepared.gates, decides=self._decides)
+        check_can_decide(self.model, prepared.gates)
         return prepared
 
     # Running

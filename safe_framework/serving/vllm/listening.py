@@ -71,13 +71,12 @@ class ListeningLayers:
 
     Args:
         layers: of vLLM's model, each of which is given positions, hidden states and what those
-            are added to. Their weights and names stay. Those that another process runs are left
-            out.
+            are added to. Their weights and names stay.
         fused: numbers of those at whose input samples act.
         read: numbers of those whose output a relevance head reads.
 
     Attributes:
-        fused: those that this process runs, ascending.
+        fused: as given, each once, ascending.
 
     Raises:
         SafeError: a layer is given something else.
@@ -86,11 +85,9 @@ class ListeningLayers:
     def __init__(
         self, layers: Sequence[nn.Module], fused: Iterable[int], read: Iterable[int] = ()
     ) -> None:
-        fused, read = sorted({*fused}), {*read}
-        own = {number for number in {*fused, *read} if len([*layers[number].parameters()])}
-        self.fused, self.read = tuple(one for one in fused if one in own), frozenset(read)
+        self.fused, self.read = tuple(sorted({*fused})), frozenset(read)
         self._pass: _Pass | None = None
-        for number in own:
+        for number in {*self.fused, *self.read}:
             self._let_listen(layers[number], number)
 
     @contextmanager

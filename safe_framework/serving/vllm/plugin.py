@@ -52,8 +52,6 @@ def _of_adapters(create: Any) -> Any:
         arguments.served_model_name = arguments.served_model_name or [arguments.model]
         for name, value in engine_arguments(folder, arguments.dtype).items():
             setattr(arguments, name, value)
-        # Where the layers are in several processes, none could run some of them again.
-        arguments.hf_overrides["safe_decides"] = arguments.pipeline_parallel_size == 1
         config = create(arguments, *args, **kwargs)
         check_engine(config)
         return config

@@ -117,12 +117,6 @@ class AdapterInfo(BaseProcessingInfo):  # type: ignore[misc]  # vLLM is not type
         found: str = self.get_hf_config().safe_fingerprint
         return found
 
-    @property
-    def decides(self) -> bool:
-        """Whether relevance heads can be asked."""
-        found: bool = self.get_hf_config().safe_decides
-        return found
-
     def get_data_parser(self) -> SampleParser:
         """What reads samples and pictures."""
         return SampleParser(self.pictures and self.pictures.get_data_parser())
@@ -286,7 +280,7 @@ class AdapterProcessor(BaseMultiModalProcessor[AdapterInfo]):  # type: ignore[mi
         model = self.info.adapter
         samples = self._by_modality(given)
         names = samples.names if isinstance(samples, PreparedSamples) else list(samples)
-        gates = request_gates(model, gate, names, decides=self.info.decides)
+        gates = request_gates(model, gate, names)
         gates = {name: strength for name, strength in gates.items() if strength != 0}
         if not isinstance(samples, PreparedSamples):
             made = dict[str, Tensor]()
@@ -340,16 +334,13 @@ def new_decision() -> int:
     return secrets.randbits(62)
 
 
-def request_gates(
-    model: SafeModel, given: Any, names: Sequence[str], *, decides: bool = True
-) -> dict[str, Strength]:
+def request_gates(model: SafeModel, given: Any, names: Sequence[str]) -> dict[str, Strength]:
     """The strength of each modality of which a request has samples.
 
     Args:
         model: that is asked.
         given: of the request: one for all, or by modality; None for the model's own.
         names: of these modalities.
-        decides: whether relevance heads can be asked at all.
 
     Raises:
         SafeError: one is none, or left to a head that cannot be followed.
@@ -363,33 +354,22 @@ def request_gates(
         wanted = by_name.get(name, one)
         found[name] = checked_gate(model.modality(name).gate if wanted is None else wanted)
     if AUTO in found.values():
-        check_can_decide(model, found, decides=decides)
+        check_can_decide(model, found)
     return found
 
 
-def check_can_decide(
-    model: SafeModel, gates: Mapping[str, Strength], *, decides: bool = True
-) -> None:
+def check_can_decide(model: SafeModel, gates: Mapping[str, Strength]) -> None:
     """Refuse to leave gates to heads that are not there, or that could not be followed.
 
     Args:
         model: that is asked.
         gates: of the modalities of which a request has samples.
-        decides: whether relevance heads can be asked at all.
 
     Raises:
-        SafeError: a modality has none, or one acts before a prompt is read to its end, or the
-            layers are in several processes.
+        SafeError: a modality has none, or one acts before a prompt is read to its end.
     """
     for name in (name for name, strength in gates.items() if strength == AUTO):
         check_decidable(model.modality(name))
-        if not decides:
-            raise SafeError(
-                f'the gate of `{name}` is "auto", and the layers are in several processes: none '
-                "of them could run the prompt's end again",
-                hint="give the request a `gate` from 0 to 1, or start without "
-                "--pipeline-parallel-size",
-            )
         for other in (other for other, strength in gates.items() if strength != 0):
             if model.modality(other).attend != "answer":
                 raise SafeError(

@@ -20,16 +20,14 @@ from tests.optional.vllm.conftest import (
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
-NUMBERS = [
+CASES = [
     Case(5), Case(5, 0), Case(70, 1), Case(70), Case(9, 1, 0.0), Case(70, 0, 0.5), Case(11),
+    Case(OPENING[1], 0, "auto"), Case(CLOSING[1], 0, "auto"),
 ]  # fmt: skip
-DECIDED = [Case(OPENING[1], 0, "auto"), Case(CLOSING[1], 0, "auto")]
 
-APART = {"distributed_executor_backend": "mp"}
 WAYS: dict[str, dict[str, Any]] = {
     "compiled": {"enforce_eager": False},
-    "tensors apart": {"tensor_parallel_size": 2, **APART},
-    "layers apart": {"pipeline_parallel_size": 2, **APART},
+    "apart": {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"},
 }
 
 
@@ -39,20 +37,19 @@ def test_it_is_heard_in_every_way(
 ) -> None:
     """Law: compiled, or in several processes, rows are heard, and others have plain vLLM's bits.
 
-    Plain vLLM runs in the same way. Heads decide, but where layers are in several processes. What
-    was compiled is heard as well by an engine that finds it on the disk.
+    Plain vLLM runs in the same way, and heads decide. What was compiled is heard as well by an
+    engine that finds it on the disk.
     """
     if way == "compiled":
         monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
     folder: Path = adapter("lora", "answer", "Llama")
-    cases = NUMBERS + ([] if way == "layers apart" else DECIDED)
     with engine(folder.parent / "base", **WAYS[way]) as plain:
-        expected = asked(plain, cases, hearing=False)
+        expected = asked(plain, CASES, hearing=False)
     with engine(folder, **WAYS[way]) as listening:
-        found = asked(listening, cases)
+        found = asked(listening, CASES)
     if way == "compiled":
         with engine(folder, **WAYS[way]) as again:
-            assert asked(again, cases) == found
-    for case, one, other in zip(cases, found, expected, strict=True):
+            assert asked(again, CASES) == found
+    for case, one, other in zip(CASES, found, expected, strict=True):
         assert (one != other) is case.acts
-    assert all(map(same, found, by_transformers(folder, cases)))
+    assert all(map(same, found, by_transformers(folder, CASES)))
