@@ -133,14 +133,13 @@ class RelevanceHead(nn.Module):
                 hint="use the head with the base and the encoder that it was fitted on",
             )
         states, mask = read.states.to(device).float(), read.mask.to(device)
-        (mean, heard_mean), (scale, heard_scale) = (
-            (whole[:hidden], whole[hidden:]) if self.pooled else (whole, None)
-            for whole in (self.mean, self.scale)
+        mean, scale = (
+            (self.mean[:hidden], self.scale[:hidden]) if self.pooled else (self.mean, self.scale)
         )
         score = attention_scores((states - mean) / scale, mask, self.queries, self.weight)
         score = score + self.bias
-        if samples is not None and heard_mean is not None:
-            heard = (samples.to(device).float() - heard_mean) / heard_scale
+        if self.pooled and samples is not None:
+            heard = (samples.to(device).float() - self.mean[hidden:]) / self.scale[hidden:]
             score = score + heard @ self.sample_weight
         return score
 
@@ -162,7 +161,7 @@ class RelevanceHead(nn.Module):
             sizes: of its tensors, by name.
             settings: as ``settings`` gives them.
         """
-        tensors = {name: torch.zeros(tuple(sizes[name])) for name in TENSORS}
+        tensors: dict[str, Any] = {name: torch.zeros(tuple(sizes[name])) for name in TENSORS}
         return cls(**{**tensors, "scale": torch.ones(tuple(sizes["scale"]))}, **settings)
 
     def _check(self) -> None:

@@ -236,9 +236,14 @@ class AdapterProcessor(BaseMultiModalProcessor[AdapterInfo]):  # type: ignore[mi
         )[KIND]
         if inputs.cache is not None:  # what vLLM has sent once, it sends by name
             item, _ = inputs.cache.get_and_update_item((item, []), name)
-        # No token is an embedding of it, so that vLLM never asks the model to make one.
+        # No token is an embedding of it, so that vLLM never asks the model to make one. Blocks of
+        # the prefix cache with one of its places are this request's alone: what a relevance head
+        # reads is always computed.
+        columns = min(self._columns(names) if DECISION in fields else 1, max(len(ids), 1))
         place = PlaceholderRange(
-            0 if everywhere else max(len(ids) - 1, 0), 1, torch.tensor([False])
+            0 if everywhere else max(len(ids) - columns, 0),
+            columns,
+            torch.zeros(columns, dtype=torch.bool),
         )
         return mm_input(
             prompt_token_ids=ids,
@@ -246,6 +251,12 @@ class AdapterProcessor(BaseMultiModalProcessor[AdapterInfo]):  # type: ignore[mi
             mm_hashes={KIND: [name], **found["mm_hashes"]},
             mm_placeholders={KIND: [place], **found["mm_placeholders"]},
         )
+
+    def _columns(self, names: Sequence[str]) -> int:
+        """How many of a prompt's last positions are read by relevance heads of these."""
+        model = self.info.adapter
+        heads = [model.modality(name).relevance for name in names if name in model.modalities]
+        return max((head.columns for head in heads if head is not None), default=1)
 
     def _check_keywords(self, given: Mapping[str, Any]) -> None:
         """Refuse what nobody reads of ``mm_processor_kwargs``; a processor of pictures may."""
