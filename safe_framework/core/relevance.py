@@ -150,7 +150,7 @@ class RelevanceHead(nn.Module):
             count = max(1, _IN_CACHE // standard.shape[1])
         apart = [
             torch.stack([(row - some).square_().mean(1) for row in standard])
-            for some in landmarks.split(count)
+            for some in torch.split(landmarks, count)
         ]
         return torch.exp(-torch.cat(apart, dim=1))
 
