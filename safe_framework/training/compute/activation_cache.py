@@ -66,7 +66,7 @@ class ActivationStore:
         self.compute, self.kinds, self.folder = compute, tuple(kinds), folder
         self.of_pictures, self._length = of_pictures, length
         unique = sorted(set(as_rows(rows)), key=_order)
-        self._groups = (groups or _by_length)(unique)
+        self._groups = (groups or in_groups)(unique)
         self._group_of = {row: n for n, group in enumerate(self._groups) for row in group}
         self._loaded: dict[PromptRow, Activations] = {}
 
@@ -174,7 +174,7 @@ class ActivationStore:
         return len(row) if kind == PREFIX else row.words
 
 
-def _by_length(rows: Rows) -> list[Rows]:
+def in_groups(rows: Rows) -> list[Rows]:
     """Sorted rows, a few at a time, those with pictures apart."""
     apart = [[rows[number] for number in group] for group in groups_of(rows)]
     return [some[i : i + GROUP_SIZE] for some in apart for i in range(0, len(some), GROUP_SIZE)]

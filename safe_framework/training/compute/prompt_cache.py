@@ -36,7 +36,7 @@ from safe_framework.core.shared_opening import (
 from safe_framework.core.text_trees import can_mask_pairs, in_calls
 from safe_framework.errors import InjectionError, UnsupportedBaseError
 from safe_framework.interfaces.types import FROM
-from safe_framework.training.compute.activation_cache import ActivationCaches
+from safe_framework.training.compute.activation_cache import ActivationCaches, in_groups
 from safe_framework.training.compute.calls import ForwardCall
 from safe_framework.utils.hashing import text_fingerprint
 from safe_framework.utils.progress import ProgressCallback
@@ -81,7 +81,8 @@ class PromptCache:
         starts = text_fingerprint(sorted((row.ids, start) for row, start in self._start.items()))
         self._answers = caches.store_of(
             list(self._start), self._read_answers, hidden, f"answers {starts}",
-            length=lambda row: len(row) - self._start[row],
+            length=self._answer_length,
+            groups=lambda found: in_groups(sorted(found, key=self._answer_length)),
         )  # fmt: skip
         self.fits = self._prompts is not None and self._answers is not None
 
@@ -210,6 +211,9 @@ class PromptCache:
         """Keys and values behind the opening, of each row (length, heads, width of a head)."""
         found = self._opening.left_by(rows)
         return {name: [own[name] for own in found] for name in found[0]}
+
+    def _answer_length(self, row: PromptRow) -> int:
+        return len(row) - self._start[row]
 
     def _read_answers(self, rows: Rows) -> dict[str, Tensor]:
         """What enters the first fused layer from each prompt's last position on."""
