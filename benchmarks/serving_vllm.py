@@ -80,10 +80,11 @@ def engines(adapter: str, max_batch: int) -> tuple[Any, Any]:
 
 def decides(adapter: str) -> bool:
     """Whether an adapter has a relevance head that vLLM can follow."""
-    from safe_framework.serving.vllm.adapter import load_adapter, only_modality
+    from safe_framework.serving.vllm.adapter import load_adapter, sense_of_sounds
     from safe_framework.serving.vllm.arguments import find_adapter
 
-    modality = only_modality(load_adapter(str(find_adapter(adapter))))
+    model = load_adapter(str(find_adapter(adapter)))
+    modality = model.modality(sense_of_sounds(model))
     return modality.relevance is not None and modality.attend == "answer"
 
 

@@ -679,8 +679,8 @@ class EvaluationSpec:
     """``[evaluation]``: how answers are made and scored.
 
     Attributes:
-        max_new_tokens: longest answer; if left out, 8 or as many as the longest expected one has,
-            and two more.
+        max_new_tokens: longest answer, to whatever is asked; if left out, 8 or as many as the
+            longest expected one has, in any wording, and two more.
         batch_size: samples answered at once.
         bootstrap: resamples behind each confidence interval.
         semantic: sentence encoder that judges how like answers are: a folder, a hub id, or

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.base_change import ChangeHook
+from safe_framework.core.base_errors import base_errors
 from safe_framework.core.layer_discovery import LayerStack, text_config
 from safe_framework.core.layer_hooks import EmbeddingHook, LayerHook, OutputHook
+from safe_framework.errors import UnsupportedBaseError
 from safe_framework.interfaces.types import AttentionWeights, BaseFacts
 from safe_framework.utils.torch_private import forward_hooks, forward_pre_hooks
 
@@ -113,9 +115,9 @@ def _adds_one(norm: nn.Module, weight: Tensor) -> bool:
     wave = torch.ones_like(weight)
     wave[1::2] = -1  # of mean 0, where the width is even, and of root mean square 1
     try:
-        with torch.no_grad():
+        with torch.no_grad(), base_errors():
             up, down = norm(torch.stack([wave, -wave])[None])[0]  # each (hidden,)
-    except Exception:  # a norm that takes more than its input says nothing of itself
+    except UnsupportedBaseError:  # a norm that takes more than its input says nothing of itself
         return False
     scale = (up - down) / 2 * wave
     return bool((scale - weight - 1).norm() < (scale - weight).norm())

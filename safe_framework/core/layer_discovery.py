@@ -11,6 +11,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from safe_framework.core.base_errors import base_errors
 from safe_framework.core.layer_hooks import LayerCall, get_hidden_states, set_hidden_states
 from safe_framework.core.special_tokens import ordinary_ids
 from safe_framework.errors import UnsupportedBaseError
@@ -410,15 +411,15 @@ def _watching(layers: Sequence[nn.Module], hooks: Sequence[Any]) -> Iterator[Non
 def _run(base: nn.Module, example: Mapping[str, Any]) -> Tensor:
     """The logits of a call, which neither depends on the caller's seed nor moves it."""
     try:
-        with torch.enable_grad(), torch.random.fork_rng():  # a frozen base keeps no graph
+        # A frozen base keeps no graph.
+        with torch.enable_grad(), torch.random.fork_rng(), base_errors():
             torch.manual_seed(0)
             out = uncompiled_call(base)(**example)  # what it does, also where it is compiled
-    except Exception as error:
+    except UnsupportedBaseError as error:
         raise UnsupportedBaseError(
-            f"`{type(base).__name__}` failed on {_described(example)}: "
-            f"{type(error).__name__}: {error}",
+            f"`{type(base).__name__}` failed on {_described(example)}: {error.message}",
             hint="give its processor, or inputs on which it runs: attach(base, example={...})",
-        ) from error
+        ) from error.__cause__
     return _outputs(base, out)
 
 

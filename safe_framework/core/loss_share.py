@@ -15,8 +15,9 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from safe_framework.core.base_errors import base_errors
 from safe_framework.core.layer_discovery import decodes_separately
-from safe_framework.errors import KeywordError
+from safe_framework.errors import KeywordError, UnsupportedBaseError
 from safe_framework.interfaces.types import IGNORED
 
 COUNT = "num_items_in_batch"
@@ -89,7 +90,9 @@ def reads_count(base: nn.Module, example: Mapping[str, Any]) -> bool:
     """
     labels = example.get("decoder_input_ids", example.get("input_ids"))
     try:
-        once, twice = (base(**example, labels=labels, **{COUNT: count}).loss for count in (1, 2))
-    except Exception:  # whatever a base makes of a keyword that it does not know
+        with base_errors():
+            counts = (1, 2)
+            once, twice = (base(**example, labels=labels, **{COUNT: one}).loss for one in counts)
+    except UnsupportedBaseError:  # whatever it makes of a keyword that it does not know
         return False
     return not torch.equal(once, twice)

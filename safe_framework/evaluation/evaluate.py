@@ -38,7 +38,7 @@ from safe_framework.evaluation.seeing import (
     seeing,
 )
 from safe_framework.evaluation.semantic import SentenceEncoder
-from safe_framework.evaluation.wordings import ask_other_wordings
+from safe_framework.evaluation.wordings import ask_other_wordings, drawn_by, other_questions
 from safe_framework.utils.progress import ProgressCallback, no_progress
 
 if TYPE_CHECKING:
@@ -103,7 +103,9 @@ def evaluate(
     _check(modality, train, test, texts)
     check_pictures(model, test)
     judge = SentenceEncoder(semantic) if semantic else None
-    most = answer_room(model, [*test, *expected_about_pictures(texts)], max_new_tokens)
+    others = [one.example for one in other_questions(test, wordings, drawn_by(seed))]
+    asked = [*test, *others, *expected_about_pictures(texts)]
+    most = answer_room(model, asked, max_new_tokens)
     drawing: dict[str, Any] = {"resamples": bootstrap, "seed": seed}
     asking = _Asking(
         model, modality, by or KIND, drawing, progress, batch_size,

@@ -13,7 +13,7 @@ import attrs
 import numpy as np
 
 from safe_framework.data.questions import Asked
-from safe_framework.evaluation.answers import answer, answer_room
+from safe_framework.evaluation.answers import answer
 from safe_framework.evaluation.gain import MEASURES, question_of_prompt
 from safe_framework.evaluation.metrics import Estimate, bootstrap, exact_match, normalise
 from safe_framework.evaluation.results import (
@@ -82,7 +82,7 @@ def ask_other_wordings(
         right: how right the answer to each was.
         count: questions of each kind in held-out forms, at most; 0 asks nothing.
         chats: the text around ``{question}`` of other chats, by what is different in them.
-        max_new_tokens: limit of an answer's length, where no expected one is longer.
+        max_new_tokens: limit of an answer's length.
         batch_size: questions at a time.
         resamples: of the intervals.
         seed: chooses forms, rows and answers to compare with.
@@ -98,7 +98,7 @@ def ask_other_wordings(
     given = answer(
         model,
         examples,
-        max_new_tokens=max(max_new_tokens, answer_room(model, examples, None)),
+        max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         gate={modality: 1.0},
         label="other wordings",

@@ -12,6 +12,7 @@ from weakref import finalize
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from safe_framework.config.schema import Recipe
 from safe_framework.core.model import SafeModel
@@ -79,9 +80,11 @@ class OwnLoop:
         """
         size = self.recipe.training.batch_size
         rows: Any = self._trainer.train_dataset
-        collate: Any = self._trainer.data_collator
-        for start in range(0, len(rows), size):
-            calls = collate([rows[index] for index in range(start, start + size)])["calls"]
+        # A loader, as a run has one, which draws a seed before its first batch: so dropout and
+        # noise draw here what they draw in a run.
+        loader = DataLoader(rows, size, collate_fn=self._trainer.data_collator)
+        for step in loader:
+            calls = step["calls"]
             if len(calls) > 1 or "class_target" in calls[0]:
                 raise DataError(
                     "a step of these rows is more than one plain call of the model",

@@ -19,12 +19,7 @@ from safe_framework.data.readers import iterate_rows
 from safe_framework.data.recipe_data import RecipeData, split_by_modality
 from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation import results
-from safe_framework.evaluation.answers import (
-    answer,
-    answer_room,
-    eval_mode,
-    without_modality,
-)
+from safe_framework.evaluation.answers import answer, eval_mode, without_modality
 from safe_framework.evaluation.metrics import normalise
 from safe_framework.evaluation.relevance import (
     counted_by_kind,
@@ -335,8 +330,8 @@ def _gain(
     with eval_mode(model):
         given = answer(
             model, without_modality(examples, name),
-            max_new_tokens=max(evaluation.max_new_tokens, answer_room(model, examples, None)),
-            batch_size=spec.batch_size, label="held-out wordings, gate 0", progress=progress,
+            max_new_tokens=evaluation.max_new_tokens, batch_size=spec.batch_size,
+            label="held-out wordings, gate 0", progress=progress,
         )  # fmt: skip
     kept[HELD_OUT] = gain_kept(
         [question.score(text) for (question, _), text in zip(held, given, strict=True)],

@@ -70,6 +70,7 @@ class PreparedRequest:
         max_tokens: of an answer.
         samples: how many samples of each modality the row has whose gate is not 0.
         ends: ids that end an answer, each a sequence.
+        pictures: for the base, in their order, as they came.
     """
 
     batch: Mapping[str, Any]
@@ -79,6 +80,7 @@ class PreparedRequest:
     max_tokens: int
     samples: Mapping[str, int]
     ends: Sequence[Sequence[int]]
+    pictures: Sequence[Any] = ()
 
 
 @attrs.frozen
@@ -254,6 +256,7 @@ class EmbeddedEngine:
             self._longest(length, sampling.max_tokens),
             samples,
             ends,
+            _pictures(messages, self.model.modalities.keys()),
         )
 
     def _write_down(self, messages: Sequence[Message]) -> None:
@@ -591,6 +594,17 @@ def _samples(messages: Sequence[Message], names: Any) -> dict[str, int]:
         for part in message["content"]
     ]
     return {name: kinds.count(name) for name in names if name in kinds}
+
+
+def _pictures(messages: Sequence[Message], names: Any) -> list[Any]:
+    """The pictures for the base that the messages have, in their order."""
+    return [
+        next(part[key] for key in ("image", "path", "url") if part.get(key) is not None)
+        for message in messages
+        if not isinstance(message["content"], str)
+        for part in message["content"]
+        if part["type"] == "image" and "image" not in names
+    ]
 
 
 def _as_question(message: Message, names: Any) -> dict[str, Any]:

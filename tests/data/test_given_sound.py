@@ -85,6 +85,44 @@ def test_a_decoder_is_a_sound():
         assert found.values == pytest.approx(np.full(800, 0.3), abs=1e-6)
 
 
+def test_every_form_of_a_sound_is_heard_alike(tmp_path):
+    """What an encoder hears of a clip is the same bits, whatever a caller has it as."""
+    encoder, path = Listening(), tmp_path / "a.wav"
+    soundfile.write(path, np.sin(np.arange(800) / 5) / 2, 8_000, subtype="PCM_16")
+    floats, rate = soundfile.read(path, dtype="float32")
+    integers = soundfile.read(path, dtype="int16")[0]
+    plain = {
+        "float32": floats,
+        "float64": floats.astype(np.float64),
+        "int16": integers,
+        "int32": integers.astype(np.int32) << 16,
+        "tensor": torch.from_numpy(floats),
+    }
+    named = {
+        "of datasets": {"array": floats, "sampling_rate": rate, "path": None},
+        "of datasets, int16": {"array": integers, "sampling_rate": np.int64(rate), "path": "a.wav"},
+        "not decoded": {"bytes": path.read_bytes(), "path": None},
+        "path": path,
+        "its text": str(path),
+        "waveform": Waveform(floats, rate),
+        "decoder": SimpleNamespace(
+            get_all_samples=lambda: SimpleNamespace(
+                data=torch.from_numpy(floats)[None], sample_rate=rate
+            )
+        ),
+    }
+    processor = SafeProcessor(None, {"audio": encoder})
+    assert 0.4 < np.abs(floats).max() < 0.6
+    for forms, options in ((plain, {"sampling_rate": rate}), (named, {})):
+        for form, sound in forms.items():
+            encoder.heard = []
+            processor.modality("audio", [sound], **options)
+            (heard,) = encoder.heard
+            assert heard.sampling_rate == rate, form
+            assert heard.values.dtype == np.float32, form
+            np.testing.assert_array_equal(heard.values, floats, err_msg=form)
+
+
 def test_a_caller_may_name_a_file(tmp_path):
     """A path or its text is read, at the encoder's rate; what is at no such place is named."""
     encoder, path = Listening(), tmp_path / "a.wav"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import attrs
@@ -13,7 +14,7 @@ import pytest
 from safe_framework.core.model import SafeModel
 from safe_framework.data.examples import Example
 from safe_framework.data.questions import Form, QuestionBank, RowQuestions
-from safe_framework.evaluation import wordings
+from safe_framework.evaluation import answers, wordings
 from safe_framework.evaluation.compare_runs import compare_runs
 from safe_framework.evaluation.evaluate import evaluate
 from safe_framework.evaluation.results import HELD_OUT, TRAINED, Evaluation
@@ -88,6 +89,46 @@ def test_forms_are_scored_apart(
     assert (judge.trained.value, judge.trained_balanced, judge.balanced) == (1, 1, 1)
     assert found.chats["after another turn"].value == 1
     assert found.chats_trained["after another turn"].n == found.chats["after another turn"].n == 12
+
+
+@pytest.mark.parametrize("given", [None, 4])
+def test_all_answers_have_one_limit(
+    model: SafeModel,
+    examples: list[Example],
+    texts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    given: int | None,
+) -> None:
+    """Law: an evaluation has one limit, room for what is expected in any wording or as given.
+
+    A limit that is given holds in every wording, and a warning says where it cuts.
+    """
+    long = " ".join(["red", "blue"] * 6)
+    forms = (Form("what is this"), Form("the cat", held_out=True, answer=long))
+    bank = QuestionBank(forms, {"name": 1.0})
+    asked = [
+        one.with_questions(RowQuestions(bank, one.answer, "{question}", one.place, labels=LABELS))
+        for one in examples
+    ]
+    needed = len(model.tokenizer(long, add_special_tokens=False)["input_ids"])
+    limits = set()
+    for module in (answers, wordings):
+        real = module.answer
+
+        def noting(*arguments: Any, real: Any = real, **options: Any) -> list[str]:
+            limits.add(options["max_new_tokens"])
+            found: list[str] = real(*arguments, **options)
+            return found
+
+        monkeypatch.setattr(module, "answer", noting)
+    said = pytest.warns(UserWarning, match=f"cut at 4 tokens, and an expected one has {needed}")
+    with said if given else nullcontext():
+        found = evaluate(
+            model, modality="touch", train=asked, test=asked, texts=texts, max_new_tokens=given,
+            bootstrap=20, wordings=4,
+        )  # fmt: skip
+    assert found.wordings is not None
+    assert limits == {found.max_new_tokens} == {given or needed + 2}
 
 
 def test_what_is_asked_is_bounded_and_chosen_by_the_seed(

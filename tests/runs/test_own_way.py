@@ -90,21 +90,42 @@ def answered(model: SafeModel) -> str:
         return model(**batch).logits.numpy().tobytes().hex()
 
 
-def seeded(world: Path) -> SafeModel:
-    """A model whose parts are the same each time; nothing in it draws in training."""
+QUICKSTART: Sources = {
+    **PLAIN,
+    "question": {
+        "bank": "labelled-clips", "thing": "sound", "replace": True,
+        "kinds": {"name": 2, "choose": 1, "yes-no": 1},
+    },
+    "regularizers": [
+        {
+            "use": "distillation", "weight": 6.0, "temperature": 2.0,
+            "counterfactual": ["shuffled", "silent", "shuffled", "noise"],
+        }
+    ],
+}  # fmt: skip
+"""Settings of the shipped recipe, for few steps."""
+
+
+def seeded(world: Path, *, draws: bool) -> SafeModel:
+    """A model whose parts are the same each time; its projector draws in training or does not."""
     torch.manual_seed(0)
-    return by_hand(world)
+    return by_hand(world, dropout=0.2, noise=0.4, attend="answer") if draws else by_hand(world)
 
 
-def test_a_plain_loop_is_the_run(world: Path, tmp_path: Path) -> None:
-    """Law: the page's loop has a run's losses and ends with its weights, but for rounding."""
+@pytest.mark.parametrize("options", [PLAIN, QUICKSTART], ids=["plain", "quickstart"])
+def test_a_plain_loop_is_the_run(world: Path, tmp_path: Path, options: Sources) -> None:
+    """Law: the page's loop has a run's losses and ends with its weights, but for rounding.
+
+    Dropout and noise draw the same in both.
+    """
     rows, texts = lines(world / "train.jsonl"), lines(world / "texts.jsonl")
-    trained = seeded(world)
+    draws = options is QUICKSTART
+    trained = seeded(world, draws=draws)
     ran = safe_framework.train(
-        trained, rows, retention=texts, output=tmp_path / "run", quiet=True, **PLAIN
+        trained, rows, retention=texts, output=tmp_path / "run", quiet=True, **options
     )
-    model = seeded(world)
-    ready = safe_framework.prepare_training(model, rows, retention=texts, **PLAIN)
+    model = seeded(world, draws=draws)
+    ready = safe_framework.prepare_training(model, rows, retention=texts, **options)
     start = {name: one.clone() for name, one in model.trainable_parameters().items()}
     losses = []
     optimizer = ready.optimizer()
@@ -118,10 +139,46 @@ def test_a_plain_loop_is_the_run(world: Path, tmp_path: Path) -> None:
         schedule.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    assert len(losses) == PLAIN["max_steps"]
+    assert len(losses) == options["max_steps"]
     assert np.mean(losses) == pytest.approx(ran.log[-1]["loss"], rel=1e-5)
     now, moved = model.trainable_parameters(), 0.0
     for name, parameter in trained.trainable_parameters().items():
+        torch.testing.assert_close(now[name], parameter, rtol=1e-4, atol=1e-5)
+        moved = max(moved, (parameter - start[name]).abs().max().item())
+    assert moved > 1e-3
+
+
+def test_a_trainer_on_these_batches_is_the_loop(world: Path, tmp_path: Path) -> None:
+    """Law: a plain Trainer and a plain loop that are given the same batches end alike."""
+    from transformers import Trainer, TrainingArguments
+
+    rows = lines(world / "train.jsonl")
+    given = {**PLAIN, "regularizers": [], "align_weight": 0.0}
+    looped, trained = seeded(world, draws=False), seeded(world, draws=False)
+    ready = safe_framework.prepare_training(looped, rows, **given)
+    optimizer = ready.optimizer()
+    schedule = ready.schedule(optimizer)
+    looped.train()
+    for batch in ready.batches:
+        looped(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(ready.parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    ready = safe_framework.prepare_training(trained, rows, **given)
+    start = {name: one.clone() for name, one in trained.trainable_parameters().items()}
+    arguments = TrainingArguments(
+        str(tmp_path), remove_unused_columns=False, per_device_train_batch_size=1,
+        max_steps=given["max_steps"], train_sampling_strategy="sequential", save_strategy="no",
+        report_to="none", use_cpu=True, dataloader_pin_memory=False, disable_tqdm=True,
+    )  # fmt: skip
+    optimizer = ready.optimizer()
+    Trainer(
+        trained, arguments, train_dataset=list(ready.batches), data_collator=lambda one: one[0],
+        optimizers=(optimizer, ready.schedule(optimizer)),
+    ).train()  # fmt: skip
+    now, moved = trained.trainable_parameters(), 0.0
+    for name, parameter in looped.trainable_parameters().items():
         torch.testing.assert_close(now[name], parameter, rtol=1e-4, atol=1e-5)
         moved = max(moved, (parameter - start[name]).abs().max().item())
     assert moved > 1e-3

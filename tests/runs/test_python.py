@@ -11,6 +11,7 @@ import soundfile
 import safe_framework
 from safe_framework.config.diagnostics import RecipeError
 from safe_framework.config.read import parse_recipe
+from safe_framework.config.schema import Attend
 from safe_framework.core.model import SafeModel
 from safe_framework.errors import AdapterError, DataError, KeywordError
 from safe_framework.runs.finished import open_run
@@ -101,8 +102,10 @@ def test_a_folder_of_other_rows_is_refused(world: Path, done: Run, sources: Sour
         safe_framework.train(model, **given, output=done.folder, quiet=True)
 
 
-def by_hand(world: Path) -> SafeModel:
-    """A model of the world's parts, put together in Python."""
+def by_hand(
+    world: Path, dropout: float = 0.0, noise: float = 0.0, attend: Attend = "all"
+) -> SafeModel:
+    """A model of the world's parts, put together in Python; its projector may draw in training."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from safe_framework_plugins.encoders.whisper import WhisperEncoder
@@ -114,8 +117,9 @@ def by_hand(world: Path) -> SafeModel:
     encoder = WhisperEncoder(model=str(world / "whisper"))
     model.add_modality(
         "audio", encoder=encoder,
-        projector=StandardProjector(encoder.dim, 16, hidden_dim=8, dropout=0.0),
+        projector=StandardProjector(encoder.dim, 16, hidden_dim=8, dropout=dropout, noise=noise),
         fusion=LoraFusion(model.facts(), layers=[0, 1], rank=2),
+        attend=attend,
     )  # fmt: skip
     return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,16 +10,13 @@ import pytest
 
 import safe_framework
 from safe_framework.errors import AdapterError, DataError
-from safe_framework.serving.vllm.arguments import engine_arguments, find_adapter, fingerprint
+from safe_framework.serving.vllm.arguments import (
+    ARCHITECTURES,
+    engine_arguments,
+    find_adapter,
+    fingerprint,
+)
 from safe_framework.serving.vllm.versions import check_versions
-
-TOUCH = """
-[modalities.touch]
-encoder = { use = "sensor", channels = 2, rate = 10 }
-projector = { use = "standard" }
-fusion = { use = "lora" }
-
-[[retention]]"""
 
 
 def saved(recipe: Path, folder: Path, *changes: tuple[str, str]) -> Path:
@@ -51,6 +49,7 @@ def test_vllm_is_told_the_base_and_the_adapter(
         "architectures": ["ListeningLlama"],
         "safe_adapter": str(folder),
         "safe_fingerprint": before,
+        "safe_sees": False,
     }
     model = safe_framework.load(folder)
     model.modality("audio").fusion.blocks.at(1).nothing.data += 1  # type: ignore[union-attr, operator]  # LoRA's
@@ -69,10 +68,6 @@ def test_vllm_is_told_the_base_and_the_adapter(
         (
             [("gate =", "transcript = true\ngate =")],
             "what was said in a sample of `audio` is put into the prompt",
-        ),
-        (
-            [("[[retention]]", TOUCH)],
-            "it has 2 modalities (`audio`, `touch`), not one",
         ),
     ],
 )  # fmt: skip
@@ -100,7 +95,37 @@ def test_bases_are_refused_by_name(
     with pytest.raises(AdapterError) as error:
         engine_arguments(folder)
     assert "its base is a `OPTForCausalLM`" in error.value.message
-    assert error.value.hint == "bases: LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"
+    assert error.value.hint == f"bases: {', '.join(ARCHITECTURES)}"
+    assert {"LlamaForCausalLM", "LlavaForConditionalGeneration"} < set(ARCHITECTURES)
+
+
+def test_decoders_beside_a_tower_are_refused_by_name(
+    recipe: Callable[..., Path], tmp_path: Path, checkpoints: Path
+) -> None:
+    """Law: a base that sees is served on decoders that are; another one is named, with those."""
+    import json
+
+    folder = saved(recipe(), tmp_path / "adapter")
+    config = json.loads((checkpoints / "base" / "config.json").read_text("utf-8"))
+    for decoder, served in {"llama": True, "opt": False}.items():
+        seeing = {
+            **config, "architectures": ["LlavaForConditionalGeneration"],
+            "text_config": {"model_type": decoder},
+        }  # fmt: skip
+        place = tmp_path / decoder
+        place.mkdir()
+        (place / "config.json").write_text(json.dumps(seeing), "utf-8")
+        text = (folder / "recipe.toml").read_text("utf-8")
+        copy = tmp_path / f"adapter-{decoder}"
+        shutil.copytree(folder, copy)
+        (copy / "recipe.toml").write_text(text.replace(f"{checkpoints}/base", str(place)), "utf-8")
+        if served:
+            assert engine_arguments(copy)["hf_overrides"]["safe_sees"] is True
+            continue
+        with pytest.raises(AdapterError) as error:
+            engine_arguments(copy)
+        assert "on a decoder of type `opt`" in error.value.message
+        assert "decoders: llama, mistral, qwen2, qwen3" in error.value.hint
 
 
 @pytest.mark.parametrize(

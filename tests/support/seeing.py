@@ -335,7 +335,8 @@ def _qwen_processor(kind: Any, words: Any) -> Any:
 
 
 def _qwen_language(words: Any) -> dict[str, Any]:
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+    sections = [_HEAD // 4, _HEAD // 8, _HEAD // 8]
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections}
     return {**_language(words), "head_dim": _HEAD, "rope_parameters": rope}
 
 

@@ -147,6 +147,44 @@ def test_a_base_that_refuses_the_tokens_is_left_whole() -> None:
     assert attrs.astuple(find_base_properties(model)) == (True, False, False, (), None, False)
 
 
+MACHINES = [torch.OutOfMemoryError("out of memory"), OSError(28, "No space left"), MemoryError()]
+
+
+def failing(model: SafeModel, error: Exception, when: Any) -> None:
+    """Let calls of the base fail when their keywords are such."""
+
+    def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if when(kwargs):
+            raise error
+
+    model.base.model.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+@pytest.mark.parametrize("error", MACHINES)
+def test_what_is_not_the_bases_doing_is_raised(error: Exception) -> None:
+    """Law: a lack of memory or disk is no property of the base, whichever trial meets it."""
+    for when in (
+        lambda kwargs: kwargs["input_ids"].shape[1] == 2,  # the first call
+        lambda kwargs: len(kwargs["input_ids"]) == 2,  # that of two texts
+        lambda kwargs: kwargs.get("position_ids") is not None,  # that of packed ones
+    ):
+        model = model_with_modality(llama())
+        failing(model, error, when)
+        with pytest.raises(type(error)):
+            find_base_properties(model)
+
+
+def test_a_base_that_takes_no_positions_is_not_packed() -> None:
+    """Law: what a base raises of packed texts costs packing, and nothing else."""
+    model = model_with_modality(llama())
+    error = TypeError("no positions of yours")
+    failing(model, error, lambda kwargs: kwargs.get("position_ids") is not None)
+    found = find_base_properties(model)
+    assert not found.packs
+    assert found.causal
+    assert found.feed_forwards
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.booleans(), min_size=12, max_size=12), st.sampled_from([llama, gpt2]))
 def test_what_is_read_is_what_a_whole_call_gives(chosen: list[bool], make: Any) -> None:

@@ -176,6 +176,40 @@ def test_a_base_whose_layers_hand_on_more_is_run_whole() -> None:
     assert ActivationCaches(model, ("prefix",), example(), PAD).prefix is None
 
 
+def fails_behind_a_prefix(model: SafeModel, error: Exception) -> None:
+    """Let calls fail that start above the first layer."""
+    ran, (first, second) = [False], model.base.model.layers
+
+    def begin(module: Any, args: Any) -> None:
+        ran[0] = False
+
+    def passed(module: Any, args: Any, out: Any) -> None:
+        ran[0] = True
+
+    def enter(module: Any, args: Any) -> None:
+        if not ran[0]:
+            raise error
+
+    model.base.model.register_forward_pre_hook(begin)
+    first.mlp.register_forward_hook(passed)
+    second.mlp.register_forward_pre_hook(enter)
+
+
+def test_a_layer_that_needs_those_below_is_run_behind_them() -> None:
+    """Law: whatever a layer raises where a call starts at it, there is no prefix, and no error."""
+    model = hearing(llama())
+    fails_behind_a_prefix(model, KeyError("what the layer below left"))
+    assert not FrozenPrefix(model, 1).matches_whole_call(example())
+
+
+def test_a_full_disk_is_no_property_of_a_layer() -> None:
+    """Law: what the machine lacks is told, instead of a run that only goes on slowly."""
+    model = hearing(llama())
+    fails_behind_a_prefix(model, OSError(28, "No space left"))
+    with pytest.raises(OSError, match="No space left"):
+        FrozenPrefix(model, 1).matches_whole_call(example())
+
+
 def test_too_many_texts_are_not_stored_with_a_note() -> None:
     """Law: states that would take more memory than allowed are not stored, and a note says so."""
     model = hearing(llama())

@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import cache
 
 from safe_framework.core.build import load
-from safe_framework.core.modality import Modality
 from safe_framework.core.model import SafeModel
-from safe_framework.errors import AdapterError
+from safe_framework.errors import SafeError
 
 
 @cache
@@ -18,16 +17,9 @@ def load_adapter(folder: str) -> SafeModel:
         folder: the adapter's.
 
     Raises:
-        AdapterError: its modality takes no sound.
         SafeError: it cannot be loaded.
     """
     model = load(folder)
-    modality = only_modality(model)
-    if modality.encoder.sampling_rate is None:
-        raise AdapterError(
-            f"vLLM cannot serve `{folder}`: `{modality.name}` takes no sound",
-            hint="serve it by `safe serve --engine transformers`",
-        )
     without_base_weights(model)
     return model
 
@@ -37,7 +29,16 @@ def without_base_weights(model: SafeModel) -> None:
     model.base.to("meta")
 
 
-def only_modality(model: SafeModel) -> Modality:
-    """The modality of a model that has one."""
-    (name,) = model.modalities
-    return model.modality(name)
+def sense_of_sounds(model: SafeModel) -> str:
+    """The modality that a sound is of which names none: the only one of sounds, or ``audio``.
+
+    Raises:
+        SafeError: there is none, or there are several.
+    """
+    names = [name for name, one in model.encoders.items() if one.sampling_rate is not None]
+    if len(names) != 1 and "audio" not in names:
+        raise SafeError(
+            f"it cannot be told which of {', '.join(names) or 'no modalities'} a sound is of",
+            hint="ask `safe serve --engine vllm`, whose requests name the modality of a sample",
+        )
+    return "audio" if "audio" in names else names[0]

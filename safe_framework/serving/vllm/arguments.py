@@ -15,12 +15,29 @@ from safe_framework.pretrained.location import resolve, revision_of
 from safe_framework.utils.in_memory import was_in_memory
 from safe_framework.utils.run_folder import adapter_in
 
-ARCHITECTURES: Mapping[str, str] = {
+READING: Mapping[str, str] = {
     "LlamaForCausalLM": "ListeningLlama",
+    "MistralForCausalLM": "ListeningMistral",
     "Qwen2ForCausalLM": "ListeningQwen2",
     "Qwen3ForCausalLM": "ListeningQwen3",
 }
-"""The bases that are served, by transformers' names, and the classes in ``models`` that do it."""
+"""The bases of text that are served, by transformers' names, and the classes in ``models`` that do
+it."""
+
+SEEING: Mapping[str, str] = {
+    "Idefics3ForConditionalGeneration": "ListeningIdefics3",
+    "LlavaForConditionalGeneration": "ListeningLlava",
+    "LlavaNextForConditionalGeneration": "ListeningLlavaNext",
+    "Qwen2VLForConditionalGeneration": "ListeningQwen2VL",
+    "Qwen2_5_VLForConditionalGeneration": "ListeningQwen25VL",
+    "SmolVLMForConditionalGeneration": "ListeningSmolVLM",
+}
+"""The same of bases that see."""
+
+ARCHITECTURES: Mapping[str, str] = {**READING, **SEEING}
+
+_DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+"""Types of decoders in those of LLaVA's kind, which have one of any type."""
 
 WORKER = "safe_framework.serving.vllm.worker.ListeningWorker"
 
@@ -50,6 +67,10 @@ def engine_arguments(folder: Path, dtype: str = "auto") -> dict[str, Any]:
     (name,) = outline.get("architectures") or ["none"]
     if name not in ARCHITECTURES:
         raise _refused(folder, f"its base is a `{name}`", f"bases: {', '.join(ARCHITECTURES)}")
+    decoder = outline.get("text_config", {}).get("model_type", "llama")
+    if name.startswith("Llava") and decoder not in _DECODERS:
+        hint = f"decoders: {', '.join(_DECODERS)}; or {_ELSEWHERE}"
+        raise _refused(folder, f"its base is a `{name}` on a decoder of type `{decoder}`", hint)
     if outline.get("quantization_config"):
         raise _refused(folder, "its base is quantised")
     own = base.dtype if base.dtype != "auto" else _dtype(outline)
@@ -63,9 +84,9 @@ def engine_arguments(folder: Path, dtype: str = "auto") -> dict[str, Any]:
             "architectures": [ARCHITECTURES[name]],
             "safe_adapter": str(folder),
             "safe_fingerprint": fingerprint(folder),
+            "safe_sees": name in SEEING,
         },
         "worker_cls": WORKER,
-        "enforce_eager": True,
     }
 
 
@@ -94,11 +115,8 @@ def _checked(folder: Path, config: AdapterConfig) -> BaseSpec:
         raise _refused(folder, "its base was in memory", "train it on a checkpoint")
     if recipe.base.gguf_file is not None:
         raise _refused(folder, "its base is read from a GGUF file")
-    if len(recipe.modalities) != 1:
-        names = ", ".join(f"`{name}`" for name in recipe.modalities)
-        raise _refused(folder, f"it has {len(recipe.modalities)} modalities ({names}), not one")
-    ((name, spec),) = recipe.modalities.items()
-    _check_modality(folder, name, spec, config.modalities[name])
+    for name, spec in recipe.modalities.items():
+        _check_modality(folder, name, spec, config.modalities[name])
     return recipe.base
 
 
@@ -161,7 +179,6 @@ def check_engine(config: Any) -> None:
     """
     parallel, compilation = config.parallel_config, config.compilation_config
     asked = {
-        "--tensor-parallel-size": parallel.tensor_parallel_size > 1,
         "--pipeline-parallel-size": parallel.pipeline_parallel_size > 1,
         "--data-parallel-size": parallel.data_parallel_size > 1,
         "--speculative-config": config.speculative_config is not None,
@@ -171,7 +188,8 @@ def check_engine(config: Any) -> None:
         "--kv-transfer-config": config.kv_transfer_config is not None,
         "--enable-prompt-embeds": config.model_config.enable_prompt_embeds,
         "--enable-mm-embeds": config.model_config.multimodal_config.enable_mm_embeds,
-        "a compiled graph": bool(compilation.mode) or bool(compilation.cudagraph_mode.value),
+        "CUDA graphs": bool(compilation.cudagraph_mode.value),
+        "piecewise compilation": compilation.mode == _PIECEWISE,
         "VLLM_USE_V2_MODEL_RUNNER": config.use_v2_model_runner,
         "a device other than the CPU": config.device_config.device_type != "cpu",
     }
@@ -180,3 +198,7 @@ def check_engine(config: Any) -> None:
             f"an adapter cannot be served with {', '.join(found)}: it was never heard there",
             hint="leave it out, or serve by `safe serve --engine transformers`",
         )
+
+
+_PIECEWISE = 3
+"""vLLM's number of the compilation that it does for GPUs."""

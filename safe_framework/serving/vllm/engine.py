@@ -21,6 +21,7 @@ from typing import Any
 import attrs
 
 from safe_framework.core.model import SafeModel
+from safe_framework.core.pictures import opened
 from safe_framework.core.relevance import AUTO
 from safe_framework.errors import SafeError
 from safe_framework.serving.answer_text import AnswerText
@@ -41,11 +42,10 @@ from safe_framework.serving.engine import (
     StoppedError,
     TokenLogprob,
 )
-from safe_framework.serving.vllm.adapter import only_modality
 from safe_framework.serving.vllm.samples import (
     GATE,
     KIND,
-    PreparedSample,
+    PreparedSamples,
     check_can_decide,
     new_decision,
 )
@@ -85,7 +85,7 @@ class VllmTicket(RequestTicket):
                 (decided, *_) = await engine.collective_rpc("decision", args=(self.decision,))
                 if decided is None:
                     raise SafeError("vLLM does not know what a relevance head decided")
-                gates = {name: decided if one == AUTO else one for name, one in gates.items()}
+                gates |= decided
             self.tell(Heard({name: float(strength) for name, strength in gates.items()}))
             self._heard = True
 
@@ -120,7 +120,10 @@ class VllmEngine:
     ) -> None:
         self.model, self.max_tokens = model, max_tokens
         self._reader = EmbeddedEngine(model, max_batch=max_batch, max_tokens=max_tokens)
-        self._arguments = {"max_num_seqs": max_batch, **(options or {}), "model": str(folder)}
+        self._arguments = {
+            "max_num_seqs": max_batch, "enforce_eager": True, **(options or {}),
+            "model": str(folder),
+        }  # fmt: skip
         self._numbers = itertools.count()
         self._tickets = dict[int, VllmTicket]()
         self._stopping = False
@@ -141,9 +144,7 @@ class VllmEngine:
             SafeError: it cannot be answered as it is.
         """
         prepared = self._reader.prepare(request)
-        for name, strength in prepared.gates.items():
-            if strength == AUTO:
-                check_can_decide(self.model.modality(name))
+        check_can_decide(self.model, prepared.gates)
         return prepared
 
     # Running
@@ -237,16 +238,18 @@ class VllmEngine:
         """What vLLM is given of a request."""
         asked = ticket.request
         prompt: dict[str, Any] = {"prompt_token_ids": asked.batch["input_ids"][0].tolist()}
+        given = dict[str, Any]()
+        if asked.pictures:
+            given["image"] = list(map(opened, asked.pictures))
         if asked.samples:
-            name = only_modality(self.model).name
             own = {
-                key.partition("__")[2]: value
+                key: value
                 for key, value in asked.batch.items()
-                if key.startswith(f"{name}__")
+                if key.partition("__")[0] in asked.samples
             }
-            prompt["multi_modal_data"] = {KIND: PreparedSample(own, ticket.decision)}
-            prompt["mm_processor_kwargs"] = {GATE: asked.gates[name]}
-        return prompt
+            given[KIND] = PreparedSamples(own, ticket.decision)
+            prompt["mm_processor_kwargs"] = {GATE: dict(asked.gates)}
+        return {**prompt, "multi_modal_data": given} if given else prompt
 
 
 class _Answer:

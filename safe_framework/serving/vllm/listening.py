@@ -5,15 +5,20 @@ the worker says at which of them which samples act; at each fused layer those pl
 all rows that hear at once, and no other is touched, so that rows without a sample keep their bits.
 In a pass in which nobody hears, each such layer asks whether there is something to do, and that is
 all. Whether samples were heard at every fused layer is checked after each pass.
+
+A compiled graph would keep what was true while it was traced. So there the asking is an operation
+of its own, which the graph calls each time and cannot look into.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import attrs
+import torch
 from torch import Tensor, nn
 
 from safe_framework.core.injection import ActiveModality
@@ -40,12 +45,12 @@ class WatchedPlaces:
     Attributes:
         places: in the batch, (rows,).
         given: what the first fused layer is given there, (rows, hidden).
-        left: what the layer that a relevance head reads leaves there, (rows, hidden).
+        left: by layer that a relevance head reads, what it leaves there, (rows, hidden).
     """
 
     places: Tensor
     given: Tensor | None = None
-    left: Tensor | None = None
+    left: dict[int, Tensor] = attrs.field(factory=dict)
 
 
 @attrs.define(eq=False)
@@ -57,25 +62,32 @@ class _Pass:
     fired: set[int] = attrs.field(factory=set)
 
 
+_HEARING: ContextVar[ListeningLayers | None] = ContextVar("safe_framework_hearing", default=None)
+"""Whose pass it is. A compiled graph cannot say it: vLLM keeps it on disk for another process."""
+
+
 class ListeningLayers:
     """The decoder layers of one model, some of which listen.
 
     Args:
         layers: of vLLM's model, each of which is given positions, hidden states and what those
             are added to. Their weights and names stay.
-        fused: numbers of those at whose input samples act, ascending.
-        read: number of the one whose output a relevance head reads; None for none.
+        fused: numbers of those at whose input samples act.
+        read: numbers of those whose output a relevance head reads.
+
+    Attributes:
+        fused: as given, each once, ascending.
 
     Raises:
         SafeError: a layer is given something else.
     """
 
     def __init__(
-        self, layers: Sequence[nn.Module], fused: Sequence[int], read: int | None = None
+        self, layers: Sequence[nn.Module], fused: Iterable[int], read: Iterable[int] = ()
     ) -> None:
-        self.fused, self.read = tuple(fused), read
+        self.fused, self.read = tuple(sorted({*fused})), frozenset(read)
         self._pass: _Pass | None = None
-        for number in {*fused, *([] if read is None else [read])}:
+        for number in {*self.fused, *self.read}:
             self._let_listen(layers[number], number)
 
     @contextmanager
@@ -85,40 +97,44 @@ class ListeningLayers:
         """Within the block, the next pass is heard in as ``rows`` says.
 
         Args:
-            rows: of the batch.
+            rows: of the batch; where several change a place, in the order in which they do.
             watched: is filled in.
 
         Raises:
             InjectionError: a layer that was to listen did not come by.
         """
         current = self._pass = _Pass(rows, watched)
+        token = _HEARING.set(self)
         try:
             yield
         finally:
             self._pass = None
+            _HEARING.reset(token)
         if missed := [layer for layer in self.fused if layer not in current.fired]:
             raise InjectionError(
                 f"requests with a sample were not heard at layers {missed}: they did not listen",
                 hint="start with --enforce-eager",
             )
-        if watched is not None and (watched.given is None or watched.left is None):
-            raise InjectionError(f"layer {self.read} never told what a relevance head reads")
+        if watched is not None and (watched.given is None or self.read - watched.left.keys()):
+            raise InjectionError(f"layers {sorted(self.read)} never told what relevance heads read")
 
-    def _enter(self, layer: int, hidden: Tensor, residual: Tensor | None, current: _Pass) -> None:
+    def enter(self, layer: int, hidden: Tensor, residual: Tensor | None) -> None:
         """Change what a layer is given, in place: what it reads is the sum of the two.
 
         Args:
             layer: that is about to run.
             hidden: of all new tokens, (tokens, hidden).
             residual: what they are added to; None at the first layer.
-            current: the pass.
         """
+        current = self._pass
+        if current is None or layer not in self.fused:
+            return
         if current.watched is not None and layer == self.fused[0]:
             current.watched.given = _at(current.watched.places, hidden, residual)
-        if layer not in self.fused:
-            return
         current.fired.add(layer)
         for row in current.rows:
+            if layer not in row.sample.fusion.layers:
+                continue
             places = row.places.flatten()
             states = _at(places, hidden, residual).view(*row.places.shape, -1)
             fused = row.sample.apply_everywhere(states, layer)  # (rows, tokens, hidden)
@@ -126,17 +142,18 @@ class ListeningLayers:
             if residual is not None:
                 residual.index_fill_(0, places, 0)
 
-    def _leave(self, layer: int, hidden: Tensor, residual: Tensor, current: _Pass) -> None:
+    def leave(self, layer: int, hidden: Tensor, residual: Tensor) -> None:
         """Look at what a layer leaves: the sum of the two."""
-        if current.watched is not None and layer == self.read:
-            current.watched.left = _at(current.watched.places, hidden, residual)
+        current = self._pass
+        if current is not None and current.watched is not None and layer in self.read:
+            current.watched.left[layer] = _at(current.watched.places, hidden, residual)
 
     def _let_listen(self, layer: nn.Module, number: int) -> None:
         kind: Any = type(layer)
         named = kind.forward.__code__.co_varnames[:4]
         if named != ("self", "positions", "hidden_states", "residual"):
             raise SafeError(f"vLLM's `{kind.__name__}` is given {', '.join(named)}: nothing known")
-        listening = self
+        listening, read = self, number in self.read
 
         class ListeningLayer(kind):  # type: ignore[misc]  # known only now
             """The same layer, at whose input samples enter."""
@@ -145,15 +162,34 @@ class ListeningLayers:
                 self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **more: Any
             ) -> Any:
                 """As the layer's own."""
-                current = listening._pass
-                if current is None:
+                if torch.compiler.is_compiling():
+                    _enter(hidden_states, residual, number)
+                    found = kind.forward(self, positions, hidden_states, residual, **more)
+                    if read:
+                        _leave(*found, number)
+                    return found
+                if listening._pass is None:
                     return kind.forward(self, positions, hidden_states, residual, **more)
-                listening._enter(number, hidden_states, residual, current)
+                listening.enter(number, hidden_states, residual)
                 hidden, rest = kind.forward(self, positions, hidden_states, residual, **more)
-                listening._leave(number, hidden, rest, current)
+                listening.leave(number, hidden, rest)
                 return hidden, rest
 
         layer.__class__ = ListeningLayer
+
+
+@torch.library.custom_op("safe_framework::enter", mutates_args=("hidden", "residual"))
+def _enter(hidden: Tensor, residual: Tensor | None, layer: int) -> None:
+    """As ``ListeningLayers.enter`` of those whose pass it is, in a compiled graph."""
+    if (listening := _HEARING.get()) is not None:
+        listening.enter(layer, hidden, residual)
+
+
+@torch.library.custom_op("safe_framework::leave", mutates_args=("hidden",))
+def _leave(hidden: Tensor, residual: Tensor, layer: int) -> None:
+    """As ``ListeningLayers.leave``; a graph leaves out what is not said to change anything."""
+    if (listening := _HEARING.get()) is not None:
+        listening.leave(layer, hidden, residual)
 
 
 def _at(places: Tensor, hidden: Tensor, residual: Tensor | None) -> Tensor:

@@ -1,43 +1,54 @@
-"""The bases that vLLM serves with an adapter: vLLM's own classes, which take samples as well.
+"""The bases of text that vLLM serves with an adapter: its own classes, which take samples as well.
 
-vLLM sees a base whose prompts may carry sound that takes no place in the text. Its embeddings, its
+vLLM sees a base whose prompts may carry samples that take no place in the text. Its embeddings, its
 layers and its weights are those of the plain base.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from operator import attrgetter
+from typing import Any, ClassVar
 
-from torch import nn
 from vllm.model_executor.models.interfaces import SupportsMultiModal
 from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.model_executor.models.mistral import MistralForCausalLM
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from safe_framework.core.modality import Modality
-from safe_framework.serving.vllm.adapter import load_adapter, only_modality
+from safe_framework.serving.vllm.adapter import load_adapter
 from safe_framework.serving.vllm.listening import ListeningLayers
-from safe_framework.serving.vllm.samples import AdapterDummies, AdapterInfo, AdapterProcessor
+from safe_framework.serving.vllm.samples import (
+    KIND,
+    AdapterDummies,
+    AdapterInfo,
+    AdapterProcessor,
+)
 
 
 class ListeningBase:
-    """What is added to each of vLLM's classes."""
+    """What is added to each of vLLM's classes.
 
-    listens: ListeningModel | None = None
+    Attributes:
+        decoder: where in the model its decoder is, which has ``layers`` and ``norm``.
+    """
+
+    decoder: ClassVar[str] = "model"
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
-        """Nothing stands in the text for a sample."""
-        return None
+        """Nothing stands in the text for a sample; for a picture, what the base has there."""
+        if modality == KIND:
+            return None
+        plain: Any = super()
+        found: str | None = plain.get_placeholder_str(modality, i)
+        return found
 
     def listen(self) -> ListeningModel:
         """Load the adapter, and let the fused layers listen to its samples."""
         inner: Any = self
-        found = ListeningModel(inner.config.safe_adapter, inner.model.layers)
-        self.listens = found
-        return found
+        return ListeningModel(inner.config.safe_adapter, attrgetter(self.decoder)(inner))
 
 
 class ListeningModel:
@@ -45,36 +56,50 @@ class ListeningModel:
 
     Args:
         folder: the adapter's.
-        layers: the base's decoder layers.
+        decoder: of the base, which has ``layers`` and ``norm``.
 
     Attributes:
-        modality: that its samples are of.
-        layers: the base's, of which some listen.
+        modalities: that its samples are of, by name, in the order in which they act.
+        decoder: as given.
+        layers: the decoder's, of which some listen.
     """
 
-    def __init__(self, folder: str, layers: Sequence[nn.Module]) -> None:
-        self.modality: Modality = only_modality(load_adapter(folder))
-        head = self.modality.relevance
+    def __init__(self, folder: str, decoder: Any) -> None:
+        model = load_adapter(folder)
+        self.modalities: dict[str, Modality] = {
+            name: model.modality(name) for name in model.modalities
+        }
+        self.decoder = decoder
+        heads = [one.relevance for one in self.modalities.values() if one.relevance is not None]
         self.layers = ListeningLayers(
-            layers, self.modality.fusion.layers, None if head is None else head.layer
+            decoder.layers,
+            [layer for one in self.modalities.values() for layer in one.fusion.layers],
+            [head.layer for head in heads],
         )
 
 
-_register = MULTIMODAL_REGISTRY.register_processor(
-    AdapterProcessor, info=AdapterInfo, dummy_inputs=AdapterDummies
-)
+def _reading(kind: Any) -> Any:
+    """A class whose base takes text alone, once vLLM knows what prepares its samples."""
+    return MULTIMODAL_REGISTRY.register_processor(
+        AdapterProcessor, info=AdapterInfo, dummy_inputs=AdapterDummies
+    )(kind)
 
 
-@_register
+@_reading
 class ListeningLlama(ListeningBase, LlamaForCausalLM, SupportsMultiModal):  # type: ignore[misc]  # vLLM is not typed
     """Llama, SmolLM2 and others of their architecture."""
 
 
-@_register
+@_reading
+class ListeningMistral(ListeningBase, MistralForCausalLM, SupportsMultiModal):  # type: ignore[misc]  # vLLM is not typed
+    """Mistral."""
+
+
+@_reading
 class ListeningQwen2(ListeningBase, Qwen2ForCausalLM, SupportsMultiModal):  # type: ignore[misc]  # vLLM is not typed
     """Qwen 2 and 2.5."""
 
 
-@_register
+@_reading
 class ListeningQwen3(ListeningBase, Qwen3ForCausalLM, SupportsMultiModal):  # type: ignore[misc]  # vLLM is not typed
     """Qwen 3."""

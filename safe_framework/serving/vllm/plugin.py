@@ -6,7 +6,7 @@ import os
 from functools import wraps
 from typing import Any
 
-_MODELS = "safe_framework.serving.vllm.models"
+_READING, _SEEING = (f"safe_framework.serving.vllm.{name}" for name in ("models", "seeing_models"))
 
 
 def register() -> None:
@@ -17,12 +17,13 @@ def register() -> None:
     from vllm import ModelRegistry
     from vllm.engine.arg_utils import EngineArgs
 
-    from safe_framework.serving.vllm.arguments import ARCHITECTURES
+    from safe_framework.serving.vllm.arguments import READING, SEEING
 
     known = ModelRegistry.get_supported_archs()
-    for name in ARCHITECTURES.values():
-        if name not in known:
-            ModelRegistry.register_model(name, f"{_MODELS}:{name}")
+    for module, names in ((_READING, READING.values()), (_SEEING, SEEING.values())):
+        for name in names:
+            if name not in known:
+                ModelRegistry.register_model(name, f"{module}:{name}")
     create: Any = EngineArgs.create_engine_config
     if not hasattr(create, "__wrapped__"):
         setattr(EngineArgs, "create_engine_config", _of_adapters(create))  # noqa: B010  # for mypy

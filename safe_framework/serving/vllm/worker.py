@@ -1,4 +1,4 @@
-"""vLLM's worker, which says before each pass which rows of the batch hear which sample.
+"""vLLM's worker, which says before each pass which rows of the batch hear which samples.
 
 Where a relevance head decides, a prompt is read as the base reads it. In the pass that reads its
 last token the head is asked; a row that opens then has that token alone run again, through the
@@ -10,12 +10,13 @@ when it is thrown out and read again.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
+from vllm.distributed import get_tp_group
 from vllm.forward_context import set_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
@@ -27,67 +28,106 @@ from safe_framework.core.modality import Modality
 from safe_framework.errors import InjectionError
 from safe_framework.serving.vllm.listening import HearingRows, WatchedPlaces
 from safe_framework.serving.vllm.models import ListeningModel
-from safe_framework.serving.vllm.samples import DECISION, GATE
+from safe_framework.serving.vllm.samples import DECISION, GATE, KIND
 
 _REMEMBERED = 1 << 16
 """Decisions that are kept; the oldest are forgotten first."""
 
 
 @attrs.define(eq=False)
-class _Hearer:
-    """A request with a sample whose gate is not 0.
+class _Sense:
+    """A request's samples of one modality, whose gate is not 0.
 
     Attributes:
-        number: of the request, in the order in which they came.
-        modality: that its sample is of.
+        modality: that they are of.
+        order: of the modality among those of the adapter.
         fields: the modality's part of a batch of one row.
-        first: the position from which it hears.
+        first: the position from which they are heard.
         gate: the strength; None until it is decided.
-        decision: the number by which the decision is known; None where there is none.
     """
 
-    number: int
     modality: Modality
+    order: int
     fields: Mapping[str, Tensor]
     first: int
     gate: float | None
-    decision: int | None
     _sample: ActiveModality | None = attrs.field(default=None, init=False)
     _made: bool = attrs.field(default=False, init=False)
 
     def sample(self, device: torch.device) -> ActiveModality | None:
-        """What it hears; None where the gate or a mask leaves nothing. Encoded once."""
+        """What is heard; None where the gate or a mask leaves nothing. Encoded once."""
         if not self._made:
             self._sample = self.modality.activate(self.gate, self.fields, device)
             self._made, self.fields = True, {}
         return self._sample
 
-    def asks(self, state: Tensor) -> bool:
-        """Whether its relevance head opens, of what the base made of its prompt, (1, hidden)."""
+    def asks(self, left: Mapping[int, Tensor]) -> bool:
+        """Whether its relevance head opens, of what the base made of the prompt.
+
+        Args:
+            left: by layer, what it left at the prompt's last token, (1, hidden).
+        """
         head = self.modality.relevance
         assert head is not None
         samples = None
         if head.pooled:
             self.fields = self.modality.encoded(self.fields)
             samples = self.modality.pooled(self.fields)
-        return bool(head.opens(head(state, samples)))
+        return bool(head.opens(head(left[head.layer].float(), samples)))
+
+
+@attrs.define(eq=False)
+class _Hearer:
+    """A request that hears something.
+
+    Attributes:
+        number: of the request, in the order in which they came.
+        senses: whose samples it has, in the order in which they act.
+        last: the position of its prompt's last token.
+        decision: the number by which what is decided of it is known; None where nothing is.
+    """
+
+    number: int
+    senses: list[_Sense]
+    last: int
+    decision: int | None
+
+    @property
+    def undecided(self) -> bool:
+        """Whether a relevance head is to be asked yet."""
+        return any(sense.gate is None for sense in self.senses)
 
 
 @attrs.frozen(eq=False)
 class _Stretch:
-    """Tokens of a batch at which a request hears, or would.
+    """Tokens of a batch at which a request hears one of its senses.
 
     Attributes:
         hearer: the request.
-        row: of the batch.
+        sense: that it hears.
         start: the first of them.
         end: the token behind the last.
     """
 
     hearer: _Hearer
-    row: int
+    sense: _Sense
     start: int
     end: int
+
+
+@attrs.frozen(eq=False)
+class _Undecided:
+    """The last token of a prompt of which a relevance head is to be asked.
+
+    Attributes:
+        hearer: the request.
+        row: of the batch.
+        place: of the token in the batch.
+    """
+
+    hearer: _Hearer
+    row: int
+    place: int
 
 
 class ListeningRunner(CPUModelRunner):  # type: ignore[misc]  # vLLM is not typed
@@ -98,13 +138,15 @@ class ListeningRunner(CPUModelRunner):  # type: ignore[misc]  # vLLM is not type
     def begin_to_listen(self) -> None:
         """Before the model is loaded: to know of no request that hears.
 
-        To the runner, the model takes text alone: it then does for each batch what plain vLLM does,
-        token ids and not their embeddings included. A sample takes no place in the text.
+        To the runner, a model that sees no pictures takes text alone: it then does for each batch
+        what plain vLLM does, token ids and not their embeddings included. A sample takes no place
+        in the text.
         """
-        self.supports_mm_inputs, self.mm_budget = False, None
+        if not self.model_config.hf_config.safe_sees:
+            self.supports_mm_inputs, self.mm_budget = False, None
         self._numbers = itertools.count()
         self._hearers: dict[str, _Hearer] = {}
-        self._decisions: dict[int, float] = {}
+        self._decisions: dict[int, dict[str, float]] = {}
         self._joined: dict[tuple[int, ...], ActiveModality] = {}
 
     def load_model(self, load_dummy_weights: bool = False) -> None:
@@ -113,8 +155,8 @@ class ListeningRunner(CPUModelRunner):  # type: ignore[misc]  # vLLM is not type
         model: Any = self.model
         self.listens = model.listen()
 
-    def decision(self, number: int) -> float | None:
-        """The strength that a relevance head decided on; None where it did not."""
+    def decision(self, number: int) -> dict[str, float] | None:
+        """The strengths that relevance heads decided on, by modality; None where none did."""
         return self._decisions.get(number)
 
     def _update_states(self, scheduler_output: Any) -> Any:
@@ -123,50 +165,66 @@ class ListeningRunner(CPUModelRunner):  # type: ignore[misc]  # vLLM is not type
         for request in scheduler_output.finished_req_ids:
             self._hearers.pop(request, None)
         for new in scheduler_output.scheduled_new_reqs:
-            if new.mm_features:
-                self._expect(new.req_id, new.mm_features, len(new.prompt_token_ids))
+            for feature in new.mm_features:
+                if feature.modality == KIND:
+                    self._expect(new.req_id, feature, len(new.prompt_token_ids))
         return found
 
-    def _expect(self, request: str, features: Sequence[Any], prompt: int) -> None:
+    def _init_mrope_positions(self, req_state: Any) -> None:
+        """As vLLM's own, which asks the model where its pictures are, and knows no samples."""
+        features = req_state.mm_features
+        req_state.mm_features = [one for one in features if one.modality != KIND]
+        try:
+            super()._init_mrope_positions(req_state)
+        finally:
+            req_state.mm_features = features
+
+    def _expect(self, request: str, feature: Any, prompt: int) -> None:
         """Know of a new request with samples.
 
         Args:
             request: its name.
-            features: what came with it.
+            feature: what came with it.
             prompt: how many tokens its prompt has.
 
         Raises:
             InjectionError: the samples themselves did not come.
         """
-        (feature,) = features
         if feature.data is None:
             raise InjectionError("a request's samples did not reach the worker")
         fields = {name: value.unsqueeze(0) for name, value in feature.data.get_data().items()}
-        gate: float | None = float(fields.pop(GATE))
-        decision = None
-        if DECISION in fields:
-            decision = int(fields.pop(DECISION))
-            gate = self._decisions.get(decision)  # of another answer to the same
-        if gate == 0:
-            return
-        modality = self.listens.modality
-        first = 0 if modality.attend == "all" else prompt - 1
-        number = next(self._numbers)
-        self._hearers[request] = _Hearer(number, modality, fields, first, gate, decision)
+        decision = int(fields.pop(DECISION)) if DECISION in fields else None
+        known = {} if decision is None else self._decisions.get(decision, {})
+        by_name = dict[str, dict[str, Tensor]]()
+        for key, value in fields.items():
+            name, _, rest = key.partition("__")
+            by_name.setdefault(name, {})[rest] = value
+        senses = list[_Sense]()
+        for order, (name, modality) in enumerate(self.listens.modalities.items()):
+            if name not in by_name:
+                continue
+            strength = float(by_name[name].pop(GATE))
+            gate = known.get(name) if strength != strength else strength  # NaN: a head decides
+            first = 0 if modality.attend == "all" else prompt - 1
+            senses.append(_Sense(modality, order, by_name[name], first, gate))
+        self._hear(request, _Hearer(next(self._numbers), senses, prompt - 1, decision))
+
+    def _hear(self, request: str, hearer: _Hearer) -> None:
+        """Let a request hear what its gates leave open, if they leave anything."""
+        hearer.senses = [sense for sense in hearer.senses if sense.gate != 0]
+        if hearer.senses:
+            self._hearers[request] = hearer
+        else:
+            self._hearers.pop(request, None)
 
     def _model_forward(self, *args: Any, **kwargs: Any) -> Any:
         """One pass, in which the rows hear that have something to."""
-        acting, undecided = list[_Stretch](), list[_Stretch]()
-        for one in self._stretches() if self._hearers else ():
-            if one.hearer.gate is None:
-                undecided.append(one)
-            elif one.hearer.sample(self.device) is not None:
-                acting.append(one)
+        acting, undecided = self._stretches() if self._hearers else ([], {})
         if not acting and not undecided:
             return super()._model_forward(*args, **kwargs)
         watched = None
         if undecided:
-            watched = WatchedPlaces(torch.tensor([one.start for one in undecided]))
+            watched = WatchedPlaces(torch.tensor([one.place for one in undecided.values()]))
         with self.listens.layers.hearing(self._grouped(acting), watched):
             out: Tensor = super()._model_forward(*args, **kwargs)
         if watched is not None:
@@ -187,37 +245,49 @@ class ListeningRunner(CPUModelRunner):  # type: ignore[misc]  # vLLM is not type
         finally:
             generators.update(kept)
 
-    def _stretches(self) -> Iterator[_Stretch]:
-        """Where requests of this batch hear, or would.
+    def _stretches(self) -> tuple[list[_Stretch], dict[str, _Undecided]]:
+        """Where requests of this batch hear, and of which, by name, heads are to be asked now.
 
         Raises:
             InjectionError: one of them went on before it was decided whether it hears.
         """
         batch, starts = self.input_batch, self.query_start_loc.np
+        acting, undecided = list[_Stretch](), dict[str, _Undecided]()
         for request, hearer in self._hearers.items():
             row = batch.req_id_to_index.get(request)
             if row is None:
                 continue
-            ahead = hearer.first - int(batch.num_computed_tokens_cpu[row])
-            start, end = int(starts[row]) + max(ahead, 0), int(starts[row + 1])
-            if start >= end:
+            computed = int(batch.num_computed_tokens_cpu[row])
+            start, end = int(starts[row]), int(starts[row + 1])
+            if hearer.undecided:
+                place = start + hearer.last - computed
+                if place < start or place < end - 1:
+                    raise InjectionError("a request went on before its gate was decided")
+                if place < end:
+                    undecided[request] = _Undecided(hearer, row, place)
                 continue
-            if hearer.gate is None and (ahead < 0 or end - start > 1):
-                raise InjectionError("a request went on before its gate was decided")
-            yield _Stretch(hearer, row, start, end)
+            for sense in hearer.senses:
+                first = start + max(sense.first - computed, 0)
+                if first < end and sense.sample(self.device) is not None:
+                    acting.append(_Stretch(hearer, sense, first, end))
+        return acting, undecided
 
     def _grouped(self, acting: Sequence[_Stretch]) -> list[HearingRows]:
-        """The rows that hear, those together whose samples and places have one shape."""
-        groups = dict[tuple[Shape, int], list[_Stretch]]()
-        for one in acting:
-            sample = one.hearer.sample(self.device)
+        """The rows that hear, those together whose samples and places have one shape.
+
+        The senses are in the order in which they act on one row.
+        """
+        groups = dict[tuple[int, Shape, int], list[_Stretch]]()
+        for one in sorted(acting, key=lambda one: one.sense.order):
+            sample = one.sense.sample(self.device)
             assert sample is not None
-            groups.setdefault((shape_of(sample), one.end - one.start), []).append(one)
+            alike = one.sense.order, shape_of(sample), one.end - one.start
+            groups.setdefault(alike, []).append(one)
         made, rows = dict[tuple[int, ...], ActiveModality](), list[HearingRows]()
-        for (_, length), group in groups.items():
-            key = tuple(one.hearer.number for one in group)
+        for (order, _, length), group in groups.items():
+            key = (order, *(one.hearer.number for one in group))
             made[key] = self._joined.get(key) or joined(
-                [sample for one in group if (sample := one.hearer.sample(self.device)) is not None]
+                [sample for one in group if (sample := one.sense.sample(self.device)) is not None]
             )
             starts = torch.tensor([one.start for one in group])
             rows.append(HearingRows(made[key], starts[:, None] + torch.arange(length)))
@@ -227,44 +297,59 @@ class ListeningRunner(CPUModelRunner):  # type: ignore[misc]  # vLLM is not type
     # Deciding
 
     def _decide(
-        self, undecided: Sequence[_Stretch], watched: WatchedPlaces, positions: Tensor, out: Tensor
+        self,
+        undecided: Mapping[str, _Undecided],
+        watched: WatchedPlaces,
+        positions: Tensor,
+        out: Tensor,
     ) -> None:
-        """Ask relevance heads, and let the last token of prompts be heard where they open.
+        """Ask relevance heads, and let the last token of prompts be heard where something is open.
 
         Args:
-            undecided: the last tokens of prompts.
+            undecided: the last tokens of prompts, by request.
             watched: what passed there.
-            positions: of the batch's tokens, in their texts.
+            positions: of the batch's tokens, in their texts, (tokens,) or, where a base counts in
+                several dimensions, (dimensions, tokens).
             out: what the model gave, (tokens, hidden), which is changed where a gate opens.
         """
         assert watched.given is not None
-        assert watched.left is not None
         opened = list[int]()
-        for number, one in enumerate(undecided):
-            self._settle(one.hearer, watched.left[number : number + 1])
-            if one.hearer.sample(self.device) is not None:
+        for number, (request, one) in enumerate(undecided.items()):
+            self._settle(
+                one.hearer,
+                {layer: left[number : number + 1] for layer, left in watched.left.items()},
+            )
+            self._hear(request, one.hearer)
+            if any(sense.sample(self.device) is not None for sense in one.hearer.senses):
                 opened.append(number)
-        self._hearers = {name: one for name, one in self._hearers.items() if one.gate != 0}
         if not opened:
             return
-        at = torch.tensor(opened)
+        at, listed = torch.tensor(opened), list(undecided.values())
         places = watched.places[at]
         again = self._last_again(
-            [undecided[number] for number in opened], watched.given[at], places, positions[places]
+            [listed[number] for number in opened], watched.given[at], places, positions[..., places]
         )
         out.index_copy_(0, places, again)
 
-    def _settle(self, hearer: _Hearer, state: Tensor) -> None:
+    def _settle(self, hearer: _Hearer, left: Mapping[int, Tensor]) -> None:
         """Decide once for all answers to a request, of what the base made of its prompt."""
         assert hearer.decision is not None
-        hearer.gate = self._decisions.get(hearer.decision)
-        if hearer.gate is None:
-            hearer.gate = self._decisions[hearer.decision] = float(hearer.asks(state.float()))
+        open_ = [sense for sense in hearer.senses if sense.gate is None]
+        known = self._decisions.get(hearer.decision)
+        if known is None:
+            opens = torch.tensor([float(sense.asks(left)) for sense in open_])
+            if get_tp_group().world_size > 1:  # the processes must not part here
+                get_tp_group().broadcast(opens)
+            names = [sense.modality.name for sense in open_]
+            known = dict(zip(names, opens.tolist(), strict=True))
+            self._decisions[hearer.decision] = known
+        for sense in open_:
+            sense.gate = known[sense.modality.name]
         if len(self._decisions) > _REMEMBERED:
             del self._decisions[next(iter(self._decisions))]
 
     def _last_again(
-        self, opened: Sequence[_Stretch], hidden: Tensor, places: Tensor, positions: Tensor
+        self, opened: Sequence[_Undecided], hidden: Tensor, places: Tensor, positions: Tensor
     ) -> Tensor:
         """What the model gives at single places whose text is read, run again and heard.
 
@@ -272,43 +357,46 @@ class ListeningRunner(CPUModelRunner):  # type: ignore[misc]  # vLLM is not type
             opened: whose places they are.
             hidden: what the first fused layer was given there, (rows, hidden).
             places: in the batch, (rows,).
-            positions: in their texts, (rows,).
+            positions: in their texts, (..., rows).
         """
-        model: Any = self.model.model
+        decoder = self.listens.decoder
         first, residual = self.listens.layers.fused[0], None
         if first:
             residual = torch.zeros_like(hidden)
         alone = [
-            attrs.evolve(one, start=number, end=number + 1) for number, one in enumerate(opened)
+            _Stretch(one.hearer, sense, number, number + 1)
+            for number, one in enumerate(opened)
+            for sense in one.hearer.senses
+            if sense.sample(self.device) is not None
         ]
-        attention, slots = self._attention([one.row for one in opened], places, positions)
+        attention, slots = self._attention(opened, places, positions)
         with (
             set_forward_context(
                 attention, self.vllm_config, num_tokens=len(opened), slot_mapping=slots
             ),
             self.listens.layers.hearing(self._grouped(alone)),
         ):
-            for layer in model.layers[first:]:
+            for layer in decoder.layers[first:]:
                 hidden, residual = layer(positions, hidden, residual)
-        found: Tensor = model.norm(hidden, residual)[0]
+        found: Tensor = decoder.norm(hidden, residual)[0]
         return found
 
     def _attention(
-        self, rows: Sequence[int], places: Tensor, positions: Tensor
+        self, opened: Sequence[_Undecided], places: Tensor, positions: Tensor
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """How attention of vLLM's is told of one token of each of some rows.
+        """How attention of vLLM's is told of the last token of some prompts.
 
         Args:
-            rows: of the batch.
-            places: of the tokens in it, (rows,).
-            positions: of the tokens in their texts, up to each of which it is looked, (rows,).
+            opened: of which requests.
+            places: of the tokens in the batch, (rows,).
+            positions: of the tokens in their texts, (..., rows).
 
         Returns:
             By layer, what its attention is given, and where keys and values are written.
         """
-        count, chosen = len(rows), torch.tensor(rows)
+        count, chosen = len(opened), torch.tensor([one.row for one in opened])
         starts = torch.arange(count + 1, dtype=torch.int32)
-        lengths = (positions + 1).to(torch.int32)
+        lengths = torch.tensor([one.hearer.last + 1 for one in opened], dtype=torch.int32)
         attention, slots = dict[str, Any](), dict[str, Tensor]()
         for number, group in enumerate(self.kv_cache_config.kv_cache_groups):
             table = self.input_batch.block_table[number]
@@ -342,7 +430,7 @@ class ListeningWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not typed
         self.model_runner.__class__ = ListeningRunner
         self.model_runner.begin_to_listen()
 
-    def decision(self, number: int) -> float | None:
-        """The strength that a relevance head decided on, by the number of the decision."""
-        found: float | None = self.model_runner.decision(number)
+    def decision(self, number: int) -> dict[str, float] | None:
+        """The strengths that relevance heads decided on, by the number of the decision."""
+        found: dict[str, float] | None = self.model_runner.decision(number)
         return found

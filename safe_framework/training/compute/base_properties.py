@@ -15,11 +15,13 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from safe_framework.core.base_errors import base_errors
 from safe_framework.core.layer_hooks import registered
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import has_plain_head
 from safe_framework.core.padding import per_token_inputs
 from safe_framework.core.text_trees import can_mask_pairs
+from safe_framework.errors import InjectionError, UnsupportedBaseError
 from safe_framework.training.compute.calls import ForwardCall
 from safe_framework.training.compute.packing import (
     WORTHWHILE_SHARE,
@@ -111,15 +113,16 @@ def find_base_properties(model: SafeModel) -> BaseProperties:
     two = torch.zeros(1, 2, dtype=torch.long)
     text = {"input_ids": two, "attention_mask": torch.ones_like(two)}
     try:
-        found = BaseProperties(plain_head=has_plain_head(model, text))
-    except Exception:  # whatever a third-party base raises that runs on no text without a picture
+        with base_errors():
+            found = BaseProperties(plain_head=has_plain_head(model, text))
+    except (UnsupportedBaseError, InjectionError):  # it runs on no text without a picture
         seen = model._example
         return BaseProperties(plain_head=bool(seen) and has_plain_head(model, seen or {}))
     ids = torch.zeros(2, _LENGTH, dtype=torch.long, device=model.device)
     other = ids.clone()
     other[1, -1] = 1
     try:
-        with model.off():
+        with model.off(), base_errors():
             whole, changed = _logits(model, ids), _logits(model, other)
             if whole.shape[:2] != ids.shape:
                 return found
@@ -133,7 +136,7 @@ def find_base_properties(model: SafeModel) -> BaseProperties:
             )
             found = skipping if _skipping_agrees(model, skipping, other, changed) else found
             return attrs.evolve(found, packs=causal and independent and _packing_agrees(model))
-    except Exception:  # whatever a third-party base raises on this text, nothing is left out
+    except (UnsupportedBaseError, InjectionError):  # of this text, so nothing is left out
         return found
 
 
@@ -168,9 +171,9 @@ def _packing_agrees(model: SafeModel) -> bool:
     other[0, :4] = ids[1, :4]
     whole = _logits(model, ids)
     try:
-        with packing.applied_to(model):
+        with packing.applied_to(model), base_errors():
             given, after_other = _logits(model, ids), _logits(model, other)
-    except Exception:  # the base takes no positions, or no mask of pairs
+    except UnsupportedBaseError:  # the base takes no positions, or no mask of pairs
         return False
     positions = packing.pack_mask(needed)
     if given.shape[:2] != positions.shape:

@@ -11,9 +11,11 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from safe_framework.core.base_errors import base_errors
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import hidden_at, logits_at, no_cache_option, output_head
 from safe_framework.data.frame_cache import modality_inputs
+from safe_framework.errors import InjectionError, UnsupportedBaseError
 from safe_framework.interfaces.types import FRAMES, FROM, PRESENT
 from safe_framework.training.compute.activation_cache import ActivationCaches
 from safe_framework.training.compute.base_properties import (
@@ -126,11 +128,12 @@ class ForwardPlanner:
             training = self.model.training
             self.model.eval()
             try:
-                with torch.random.fork_rng(), self._from_prefix(call, call.prefix_states):
-                    apart = logits_at(self.model, self.model.base, call.inputs, call.positions)
-                packed = self._run_packed(call, packing, logits_at, self.properties)
+                with base_errors():
+                    with torch.random.fork_rng(), self._from_prefix(call, call.prefix_states):
+                        apart = logits_at(self.model, self.model.base, call.inputs, call.positions)
+                    packed = self._run_packed(call, packing, logits_at, self.properties)
                 self._packs_pictures = packed is not None and near(packed, apart)
-            except Exception:  # whatever a third-party base raises, its rows stay apart
+            except (UnsupportedBaseError, InjectionError):  # its rows stay apart
                 self._packs_pictures = False
             finally:
                 self.model.train(training)

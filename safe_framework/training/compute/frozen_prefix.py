@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from safe_framework.core.base_errors import base_errors
 from safe_framework.core.layer_discovery import PLAIN
 from safe_framework.core.layer_hooks import (
     LayerCall,
@@ -29,6 +30,7 @@ from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import PREFIX, run_until
 from safe_framework.core.padding import pad_to_length
 from safe_framework.core.prompt_rows import always_sees
+from safe_framework.errors import InjectionError, UnsupportedBaseError
 from safe_framework.utils.tensors import bitwise_equal
 
 _FEATURES = "mm_encoder_outputs"  # what a base takes instead of pictures that it has looked at
@@ -96,9 +98,9 @@ class FrozenPrefix:
         whole = self.model(**batch).logits
         run_until(self.model, other or {name: value.flip(0) for name, value in own.items()})
         try:
-            with self.start_from(hidden, always=shortened is not None):
+            with self.start_from(hidden, always=shortened is not None), base_errors():
                 shortened_logits = self.model(**given).logits
-        except Exception:  # whatever a third-party layer raises, there is no usable prefix
+        except (UnsupportedBaseError, InjectionError):  # there is no usable prefix
             return False
         return bitwise_equal(whole, shortened_logits)
 

@@ -40,6 +40,15 @@ projector = {{ use = "standard", tokens = 2, hidden_dim = 8 }}
 fusion = {{ use = "{fusion}", layers = [0, 2] }}
 """
 
+TOUCH = """
+[modalities.touch]
+attend = "answer"
+encoder = {{ use = "sensor", channels = 2, rate = 10.0, window = 2.0, patch = 4, dim = 6 }}
+projector = {{ use = "standard", tokens = 3, hidden_dim = 8 }}
+fusion = {{ use = "gated", layers = [1, 2] }}
+"""
+"""Of a second sense, which takes no sound."""
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _environment() -> Iterator[None]:
@@ -75,10 +84,10 @@ Making = Callable[..., Path]
 @pytest.fixture(scope="session")
 def adapter(tmp_path_factory: pytest.TempPathFactory, checkpoints: Path) -> Making:
     """What makes an adapter that is heard, and gives its folder; its base lies beside it."""
-    made = dict[tuple[str, str, str], Path]()
+    made = dict[tuple[str, ...], Path]()
 
-    def make(fusion: str = "lora", attend: str = "answer", kind: str = "Llama") -> Path:
-        key = (fusion, attend, kind)
+    def make(fusion: str = "lora", attend: str = "answer", kind: str = "Llama", *more: str) -> Path:
+        key = (fusion, attend, kind, *more)
         if key not in made:
             folder = tmp_path_factory.mktemp("-".join(key))
             torch.manual_seed(0)
@@ -87,13 +96,15 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, checkpoints: Path) -> Maki
             with quietly():
                 base(kind).save_pretrained(folder / "base")
             words.save_pretrained(folder / "base")
-            text = RECIPE.format(folder=folder, whisper=checkpoints, fusion=fusion, attend=attend)
+            recipe = RECIPE + (TOUCH if "touch" in more else "")
+            text = recipe.format(folder=folder, whisper=checkpoints, fusion=fusion, attend=attend)
             (folder / "recipe.toml").write_text(text, "utf-8")
             model = safe_framework.build(folder / "recipe.toml")
-            for parameter in model.modality("audio").parameters():
-                if parameter.requires_grad:
-                    parameter.data.normal_(std=0.5)
+            for parameter in model.trainable_parameters().values():
+                parameter.data.normal_(std=0.5)
             model.set_relevance("audio", head(model, kind))
+            if "touch" in more:
+                model.set_relevance("touch", head(model, kind, layer=1, sign=-1.0))
             model.save_pretrained(folder / "adapter")
             made[key] = folder / "adapter"
         return made[key]
@@ -108,9 +119,16 @@ OPENING_WORDS, CLOSING_WORDS = ("w3 w4 w5", "w7"), ("w6 " * 40,)
 """The same of what is said in a chat."""
 
 
-def head(model: SafeModel, kind: str) -> RelevanceHead:
-    """A head that decides so; on Qwen 2 it hears the sound, on Qwen 3 it reads an earlier layer."""
-    layer, pooled = (1 if kind == "Qwen3" else 2), kind == "Qwen2"
+def head(model: SafeModel, kind: str, layer: int | None = None, sign: float = 1.0) -> RelevanceHead:
+    """A head that decides so; on Qwen 2 it hears the sound, on Qwen 3 it reads an earlier layer.
+
+    Args:
+        model: that it is for.
+        kind: of its base.
+        layer: that it reads.
+        sign: -1 for one that decides the other way round.
+    """
+    layer, pooled = layer or (1 if kind == "Qwen3" else 2), kind == "Qwen2"
     heard = model.processor.modality("audio", [sound(0)])
     batches: list[Any] = [{"input_ids": torch.tensor([Case(n).ids])} for n in (*OPENING, *CLOSING)]
     chats = (OPENING_WORDS, CLOSING_WORDS) if kind == "Llama" else ((), ())  # others know no word
@@ -125,7 +143,8 @@ def head(model: SafeModel, kind: str) -> RelevanceHead:
     signs = [1.0] * len(OPENING) + [-1.0] * len(CLOSING)
     signs += [1.0] * len(chats[0]) + [-1.0] * len(chats[1])
     states = torch.stack(rows)
-    weight = torch.linalg.lstsq(states, torch.tensor(signs)[:, None], driver="gelsd").solution
+    wanted = sign * torch.tensor(signs)[:, None]
+    weight = torch.linalg.lstsq(states, wanted, driver="gelsd").solution
     mean, scale = torch.zeros(len(weight)), torch.ones(len(weight))
     return RelevanceHead(mean, scale, weight[:, 0], 0.0, layer=layer, sample_features=dim)
 
@@ -134,6 +153,11 @@ def sound(number: int) -> Waveform:
     """A sound, another for each number."""
     random = np.random.default_rng(number)
     return Waveform(random.uniform(-0.5, 0.5, RATE // 2).astype(np.float32), RATE)
+
+
+def touch(number: int) -> Any:
+    """A sample of the second sense, another for each number."""
+    return np.random.default_rng(number).uniform(-1, 1, (16, 2)).astype(np.float32)
 
 
 @contextmanager
@@ -159,28 +183,69 @@ def engine(folder: Path, **options: Any) -> Iterator[Any]:
         del llm
 
 
+Gate = Strength | dict[str, Strength]
+
+
 class Case:
     """What a request asks.
 
     Args:
         length: of its prompt, in tokens.
         heard: number of its sound; None for none.
-        gate: of the request; None for the adapter's own.
+        gate: of the request, for all or by sense; None for the adapter's own.
+        felt: number of its sample of touch; None for none.
     """
 
-    def __init__(self, length: int, heard: int | None = None, gate: Strength | None = None) -> None:
-        self.heard, self.gate = heard, gate
+    def __init__(
+        self,
+        length: int,
+        heard: int | None = None,
+        gate: Gate | None = None,
+        felt: int | None = None,
+    ) -> None:
+        self.heard, self.gate, self.felt = heard, gate, felt
         self.ids = [3 + number % 30 for number in range(length)]
 
     def prompt(self, *, hearing: bool = True) -> dict[str, Any]:
         """As vLLM takes it."""
         found: dict[str, Any] = {"prompt_token_ids": self.ids}
-        if hearing and self.heard is not None:
+        samples = dict[str, Any]()
+        if self.heard is not None:
             wave = sound(self.heard)
-            found["multi_modal_data"] = {"audio": (wave.values, wave.sampling_rate)}
+            samples["audio"] = (wave.values, wave.sampling_rate)
+        if self.felt is not None:
+            samples["touch"] = touch(self.felt)
+        if hearing and samples:
+            alone = samples.keys() == {"audio"}
+            found["multi_modal_data"] = {"audio": samples["audio"] if alone else samples}
             if self.gate is not None:
                 found["mm_processor_kwargs"] = {"gate": self.gate}
         return found
+
+    def sensed(self, model: SafeModel) -> dict[str, torch.Tensor]:
+        """Its samples as the adapter takes them."""
+        found = dict[str, torch.Tensor]()
+        if self.heard is not None:
+            found |= model.processor.modality("audio", [sound(self.heard)])
+        if self.felt is not None:
+            found |= model.processor.modality("touch", [touch(self.felt)])
+        return found
+
+    @property
+    def acts(self) -> bool:
+        """Whether anything is sensed."""
+        return any(self.strength(name) for name in self._given())
+
+    def _given(self) -> list[str]:
+        given = {"audio": self.heard, "touch": self.felt}
+        return [name for name, sample in given.items() if sample is not None]
+
+    def strength(self, name: str) -> float:
+        """At which strength a sense acts that has a sample, once heads have decided."""
+        gate = self.gate.get(name, 1.0) if isinstance(self.gate, dict) else self.gate
+        if gate == "auto":
+            return float((len(self.ids) in OPENING) is (name == "audio"))
+        return 1.0 if gate is None else float(gate)
 
 
 Bits = list[tuple[int, float]]
@@ -208,14 +273,31 @@ def bits(output: Any) -> Bits:
     return [(token, known[token].logprob) for token, known in pairs]
 
 
-def by_transformers(folder: Path, case: Case) -> Bits:
-    """The same request, answered by the adapter in transformers."""
-    model = safe_framework.load(folder)
-    ids = torch.tensor([case.ids])
-    own = {} if case.heard is None else model.processor.modality("audio", [sound(case.heard)])
-    out = model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), **own, gate=case.gate,
-        max_new_tokens=TOKENS, do_sample=False, return_dict_in_generate=True, output_logits=True,
-    )  # fmt: skip
-    logs = [step[0].log_softmax(-1) for step in out.logits]
+def by_transformers(folder: Path, cases: list[Case]) -> list[Bits]:
+    """The same requests, each answered by itself by the adapter in transformers."""
+    model, found = safe_framework.load(folder), list[Bits]()
+    for case in cases:
+        ids = torch.tensor([case.ids])
+        out = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), **case.sensed(model),
+            gate=case.gate, max_new_tokens=TOKENS, do_sample=False, return_dict_in_generate=True,
+            output_logits=True,
+        )  # fmt: skip
+        found.append(likeliest(out.logits))
+    return found
+
+
+def likeliest(logits: Any) -> Bits:
+    """Tokens and log-probabilities of one answer's steps, each (1, vocabulary)."""
+    logs = [step[0].log_softmax(-1) for step in logits]
     return [(int(one.argmax()), float(one.max())) for one in logs]
+
+
+ROUNDING = 1e-4
+"""In nats: of sums of at most 64 numbers of float32 in another order, through three layers."""
+
+
+def same(one: Bits, other: Bits, rounding: float = ROUNDING) -> bool:
+    """Whether tokens are the same, and log-probabilities but for rounding."""
+    pairs = zip(one, other, strict=True)
+    return all(a == b and abs(x - y) < rounding for (a, x), (b, y) in pairs)
