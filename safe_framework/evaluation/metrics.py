@@ -21,17 +21,25 @@ from torch import Tensor
 
 _PART_OF_NAMES = "#%&@*/\\"
 _WITHOUT_SPACES = (
-    "CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "MYANMAR", "TAI ", "YI ",
+    "CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "MYANMAR", "TAI ", "NEW TAI",
+    "YI ", "JAVANESE", "BALINESE",
 )  # fmt: skip
 """How the Unicode names of characters begin whose scripts put no spaces between words."""
 _SIGNS = str.maketrans(
-    dict.fromkeys("\u2018\u2019\u201b\u02bc\u2032", "'")  # quotes that serve as apostrophes
-    | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-")  # dashes, the minus sign
-    | dict.fromkeys("\u00ad\u200b\u200e\u200f\u2060\ufeff")  # what is not to be seen
+    dict.fromkeys("\u2018\u2019\u201b\u02bc\u2032\u05f3", "'")  # that serve as apostrophes
+    | dict.fromkeys("\u201c\u201d\u201e\u201f\u2033\u05f4", '"')  # Hebrew has them within words
+    | dict.fromkeys(
+        "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u05be", "-"
+    )  # dashes, the minus sign
+    | dict.fromkeys("\u0f0b\u0f0c\u1361", " ")  # what parts syllables in Tibetan, words in Ethiopic
+    | {"\u066a": "%", "\u066b": ".", "\u066c": ","}  # of Arabic numbers
+    | dict.fromkeys("\u00ad\u0640\u200b\u200e\u200f\u2060\ufeff")  # not to be seen, or mere length
 )
 _KEPT_FORMS = ("<super>", "<sub>", "<fraction>")
 """Forms that are no other spelling: a power is not its digits one behind another."""
-_THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?![\d,])")
+_THIN = re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))")
+"""A blank that breaks no line, between the digits of one number."""
+_THOUSANDS = re.compile(r"(?<![\d.,'])(\d{1,3}(?:([,'])\d{3})(?:\2\d{3})*)(?![\d,'])")
 _TAIL = 2.5  # percent outside a 95 % interval on either side
 
 
@@ -40,7 +48,7 @@ def normalise(answer: str) -> str:
 
     What can be part of a name or number stays, and so does punctuation with nothing in it. Wide,
     narrow and joined characters are those that they stand for (Unicode's form NFKC, but for powers
-    and fractions), digits of every script are 0 to 9, commas between thousands go.
+    and fractions), digits of every script are 0 to 9, what parts thousands goes.
 
     >>> normalise("  The  Piano. ")
     'the piano'
@@ -58,10 +66,11 @@ def normalise(answer: str) -> str:
 
 def _plain_text(text: str) -> str:
     """One spelling for all that Unicode has of the same characters, without case."""
-    composed = unicodedata.normalize("NFC", "".join(map(_plain_character, text.translate(_SIGNS))))
+    joined = _THIN.sub("", text.translate(_SIGNS))
+    composed = unicodedata.normalize("NFC", "".join(map(_plain_character, joined)))
     folded = "".join(map(_plain_character, composed.casefold()))
     plain = unicodedata.normalize("NFC", folded).translate(_SIGNS)
-    return _THOUSANDS.sub(lambda found: found[1].replace(",", ""), plain)
+    return _THOUSANDS.sub(lambda found: found[1].replace(found[2], ""), plain)
 
 
 def _plain_character(character: str) -> str:

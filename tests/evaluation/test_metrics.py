@@ -70,6 +70,17 @@ SAME = [
     ("\ufeffpiano\u200b", "piano"),
     ("a\u00a0b", "a b"),
     ("\u1100\u1161", "\uac00"),  # Hangul in parts
+    ("\u0643\u062a\u0640\u0640\u0627\u0628", "\u0643\u062a\u0627\u0628"),  # Arabic, stretched
+    ("\u0663\u066b\u0665\u066a", "3.5%"),  # Arabic digits, decimals, percent
+    ("\u0661\u066c\u0660\u0660\u0660", "1,000"),  # Arabic thousands
+    ("12\u202f345\u202f678", "12345678"),  # French thousands
+    ("1\u2019000", "1000"),  # Swiss thousands
+    ("\u05e6\u05d4\u05f4\u05dc", '\u05e6\u05d4"\u05dc'),  # Hebrew marks of abbreviation
+    (
+        "\u05d1\u05d9\u05ea\u05be\u05e1\u05e4\u05e8",
+        "\u05d1\u05d9\u05ea-\u05e1\u05e4\u05e8",
+    ),  # maqaf
+    ("\u1230\u120b\u121d\u1361\u12d3\u1208\u121d", "\u1230\u120b\u121d \u12d3\u1208\u121d"),
 ]
 
 
@@ -87,6 +98,10 @@ OTHER = [
     ("H\u2082O", "H O"),
     ("1,5", "15"),
     ("1,0000", "10000"),
+    ("1 000", "1000"),
+    ("12\u00a03456", "123456"),
+    ("1,000'000", "1000000"),
+    ("5'11", "511"),
     ("0.1,000", "0.1000"),
     ("3.0", "30"),
     ("-3", "3"),
@@ -123,8 +138,13 @@ def test_punctuation_alone_is_an_answer_like_others(said, expected, right):
         ("\u4e00\u53ea\u72d7\u5728\u53eb", "\u4e00\u53ea\u5927\u72d7\u5728\u53eb"),
         ("\u3044\u306c\u304c\u9cf4\u304f", "\u72ac\u304c\u9cf4\u304f"),
         ("\u0e2b\u0e21\u0e32\u0e40\u0e2b\u0e48\u0e32", "\u0e2b\u0e21\u0e32"),
+        (
+            "\u0f56\u0f40\u0fb2\u0f0b\u0f64\u0f72\u0f66\u0f0d",
+            "\u0f56\u0f40\u0fb2\u0f0b\u0f56\u0f51\u0f7a",
+        ),
+        ("\ua9b1\ua98f\ua9b8", "\ua9b1\ua9b8"),
     ],
-    ids=["Chinese", "Japanese", "Thai"],
+    ids=["Chinese", "Japanese", "Thai", "Tibetan", "Javanese"],
 )
 def test_languages_without_spaces_are_compared_by_character(one, other):
     """Law: texts that share characters score between 0 and 1, the same text 1, others 0."""

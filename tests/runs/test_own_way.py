@@ -146,3 +146,39 @@ def test_a_plain_loop_is_the_run(world: Path, tmp_path: Path, options: Sources) 
         torch.testing.assert_close(now[name], parameter, rtol=1e-4, atol=1e-5)
         moved = max(moved, (parameter - start[name]).abs().max().item())
     assert moved > 1e-3
+
+
+def test_a_trainer_on_these_batches_is_the_loop(world: Path, tmp_path: Path) -> None:
+    """Law: a plain Trainer and a plain loop that are given the same batches end alike."""
+    from transformers import Trainer, TrainingArguments
+
+    rows = lines(world / "train.jsonl")
+    given = {**PLAIN, "regularizers": [], "align_weight": 0.0}
+    looped, trained = seeded(world, draws=False), seeded(world, draws=False)
+    ready = safe_framework.prepare_training(looped, rows, **given)
+    optimizer = ready.optimizer()
+    schedule = ready.schedule(optimizer)
+    looped.train()
+    for batch in ready.batches:
+        looped(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(ready.parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    ready = safe_framework.prepare_training(trained, rows, **given)
+    start = {name: one.clone() for name, one in trained.trainable_parameters().items()}
+    arguments = TrainingArguments(
+        str(tmp_path), remove_unused_columns=False, per_device_train_batch_size=1,
+        max_steps=given["max_steps"], train_sampling_strategy="sequential", save_strategy="no",
+        report_to="none", use_cpu=True, dataloader_pin_memory=False, disable_tqdm=True,
+    )  # fmt: skip
+    optimizer = ready.optimizer()
+    Trainer(
+        trained, arguments, train_dataset=list(ready.batches), data_collator=lambda one: one[0],
+        optimizers=(optimizer, ready.schedule(optimizer)),
+    ).train()  # fmt: skip
+    now, moved = trained.trainable_parameters(), 0.0
+    for name, parameter in looped.trainable_parameters().items():
+        torch.testing.assert_close(now[name], parameter, rtol=1e-4, atol=1e-5)
+        moved = max(moved, (parameter - start[name]).abs().max().item())
+    assert moved > 1e-3
