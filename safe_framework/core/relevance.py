@@ -29,6 +29,8 @@ AUTO: Literal["auto"] = "auto"
 TENSORS = ("mean", "scale", "weight", "bias")
 """Names of a head's tensors; one with landmarks has these too."""
 
+_IN_CACHE = 2**16  # differences at a time
+
 _SETTINGS: Mapping[str, type | tuple[type, ...]] = {
     "layer": int,
     "sample_features": int,
@@ -138,10 +140,19 @@ class RelevanceHead(nn.Module):
         """How near each row is to each landmark, from 0 to 1, (rows, landmarks).
 
         Differences are taken one by one: the usual expansion of the square cancels, and a row would
-        depend on how a library orders its sums.
+        depend on how a library orders its sums. On a processor they are taken a few landmarks at a
+        time, so that they stay in a core's cache; no sum is another for it.
         """
-        each = [(row - landmarks).square().mean(1) for row in standard]
-        return torch.exp(-torch.stack(each)) if each else standard.new_zeros(0, len(landmarks))
+        if not len(standard):
+            return standard.new_zeros(0, len(landmarks))
+        count = len(landmarks)
+        if standard.device.type == "cpu":
+            count = max(1, _IN_CACHE // standard.shape[1])
+        apart = [
+            torch.stack([(row - some).square_().mean(1) for row in standard])
+            for some in torch.split(landmarks, count)
+        ]
+        return torch.exp(-torch.cat(apart, dim=1))
 
     def opens(self, score: Tensor) -> Tensor:
         """Whether the gate opens at these scores; one that is no number keeps it closed."""

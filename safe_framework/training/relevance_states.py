@@ -14,8 +14,10 @@ from torch import Tensor
 
 from safe_framework.core.base_errors import base_errors
 from safe_framework.core.model import SafeModel
+from safe_framework.core.output_head import layer_outputs
 from safe_framework.core.prompt_rows import PromptRow, Rows
-from safe_framework.core.shared_opening import SharedOpening, behind, openings
+from safe_framework.core.shared_opening import SharedOpening, behind, openings, reads_trees
+from safe_framework.core.text_trees import in_calls
 from safe_framework.errors import InjectionError, UnsupportedBaseError
 from safe_framework.training.compute.activation_cache import (
     ActivationCaches,
@@ -24,6 +26,8 @@ from safe_framework.training.compute.activation_cache import (
 )
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.tensors import near
+
+_MANY = 64  # rows that share an opening: trees share what fewer have in common
 
 
 def prompt_states(
@@ -44,7 +48,7 @@ def prompt_states(
         progress: called after every few rows.
     """
     reader = EndReader(model, layers)
-    parts = openings(model, rows)
+    parts = openings(model, rows, _MANY) if reader.in_trees else openings(model, rows)
     if not reader.goes_on(parts):
         parts = {(): list(dict.fromkeys(rows))}
     found, count = dict[PromptRow, Activations](), sum(map(len, parts.values()))
@@ -73,20 +77,36 @@ class EndReader:
     def __init__(self, model: SafeModel, layers: Sequence[int]) -> None:
         self.model, self.layers = model, tuple(layers)
         self._caches = ActivationCaches(model, (), {}, model.processor.padding)
+        self.in_trees = reads_trees(model, self._caches.prompts, self._caches.pad)
 
     def store(self, opening: Sequence[int], rows: Rows) -> ActivationStore:
         """The states of rows that begin so."""
-        name = f"prompt ends {list(self.layers)} behind {list(opening)}"
-        shared = SharedOpening(self.model, self._caches.prompts, self._caches.pad, opening)
-        found = self._caches.store_of(rows, partial(self.read, shared), len(self.layers), name)
+        shared, name = self.opened(opening, rows), f"prompt ends {list(self.layers)}"
+        found = self._caches.store_of(
+            rows, partial(self.read, shared), len(self.layers),
+            f"{name} behind {list(opening)}{' in trees' if shared.in_trees else ''}",
+            groups=partial(in_calls, begin=len(opening)) if shared.in_trees else None,
+        )  # fmt: skip
         assert found is not None  # nothing bounds this one
         return found
 
-    def read(self, shared: SharedOpening, rows: Rows) -> dict[str, Tensor]:
-        """The states of rows, each (batch, 1, hidden)."""
+    def opened(self, opening: Sequence[int], rows: Rows) -> SharedOpening:
+        """What rows begin with; they are read in trees behind it, if they can be."""
+        in_trees = self.in_trees and not any(row.images or row.target for row in rows)
+        return SharedOpening(self.model, self._caches.prompts, self._caches.pad, opening, in_trees)
+
+    def read(self, shared: SharedOpening, rows: Rows) -> dict[str, list[Tensor]]:
+        """The states of rows, each (1, hidden)."""
         left = [behind(row, shared.ids) for row in rows] if shared.ids else rows
-        found = self.model.prompt_states(shared.inputs(left), self.layers)
-        return {str(layer): found[layer].unsqueeze(1) for layer in self.layers}
+        if not shared.in_trees:
+            found = self.model.prompt_states(shared.inputs(left), self.layers)
+            return {str(layer): list(found[layer].unsqueeze(1)) for layer in self.layers}
+        call = shared.call(left)
+        outputs = layer_outputs(self.model, call.inputs, self.layers)
+        return {
+            str(layer): [own[-1:].float() for own in call.of_rows(outputs[layer])]
+            for layer in self.layers
+        }
 
     def goes_on(self, parts: Mapping[tuple[int, ...], Rows]) -> bool:
         """Whether the base gives the same behind what rows begin with, tried on two of them.
@@ -101,7 +121,7 @@ class EndReader:
         whole = self.read(SharedOpening(self.model, prompts, pad), rows)
         try:
             with base_errors():
-                cut = self.read(SharedOpening(self.model, prompts, pad, tried), rows)
+                cut = self.read(self.opened(tried, rows), rows)
         except (UnsupportedBaseError, InjectionError):  # its rows are read whole
             return False
-        return all(near(cut[layer], whole[layer]) for layer in whole)
+        return all(near(torch.cat(cut[layer]), torch.cat(whole[layer])) for layer in whole)

@@ -33,6 +33,19 @@ def test_a_score_is_the_logistic_regressions() -> None:
     assert head.opens(torch.tensor([float("nan"), 1e9])).tolist() == [False, True]
 
 
+def test_a_likeness_is_of_one_row_and_one_landmark() -> None:
+    """Law: bit for bit what the formula gives of both alone, however many stand beside them."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"states": 3, "landmarks": 300}  # more landmarks than are compared at a time
+    states, landmarks = (torch.randn(n, 600, generator=generator) for n in sizes.values())
+    nothing, evenly = torch.zeros(600), torch.ones(600)
+    head = RelevanceHead(nothing, evenly, torch.eye(300)[7], 0.0, layer=0, landmarks=landmarks)
+    expected = [torch.exp(-(row - landmarks[7]).square().mean()) for row in states]
+    for found in (head(states), torch.cat([head(row[None]) for row in states])):
+        assert bitwise_equal(found, torch.stack(expected))
+    assert head(states[:0]).shape == (0,)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
