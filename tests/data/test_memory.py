@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import ChainDataset
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterable
 
@@ -149,3 +150,33 @@ def test_splits_of_datasets_are_named() -> None:
     found = DatasetDict({"train": hugging_face(), "test": hugging_face()})
     with pytest.raises(DataError, match=r"splits \(`train`, `test`\).*\nhint: .*=found\['train'\]"):
         MemoryRows(found, "retention")
+
+
+def test_streams_of_torch_are_chained() -> None:
+    """Law: a dataset that can be iterated is, though it has a length that nothing computes."""
+    rows = MemoryRows(ChainDataset([Streamed(), Streamed()]), "train")
+    assert [row.values for row in rows] == [row.values for row in rows] == 2 * ROWS
+
+
+@pytest.mark.parametrize("kind", [None, "numpy", "arrow", "torch"])
+def test_the_format_of_a_stream_changes_no_row(kind: str | None) -> None:
+    """Law: rows of a streamed dataset are Python's own values, in whatever format it gives them."""
+    stream = hugging_face().to_iterable_dataset().with_format(kind)
+    expected = [row.values for row in MemoryRows(hugging_face(), "train")]
+    assert [row.values for row in MemoryRows(stream, "train")] == expected
+
+
+def test_a_column_is_no_rows() -> None:
+    """Law: values of one column are refused row by row, by their type."""
+    first, *_ = MemoryRows(hugging_face()["question"], "train")
+    assert "a row must be a mapping, not a `str`" in str(first.error)
+
+
+@pytest.mark.parametrize("kind", ["Table", "RecordBatch"])
+def test_tables_say_how_they_give_rows(kind: str) -> None:
+    """Law: a table whose iteration gives columns is refused, with its own method for rows."""
+    import pyarrow
+
+    table = getattr(pyarrow, kind).from_pylist(ROWS)
+    with pytest.raises(DataError, match=r"another library\nhint: give train=table.to_pylist\(\)"):
+        MemoryRows(table, "train")

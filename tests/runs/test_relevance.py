@@ -17,7 +17,6 @@ from safe_framework.core.model import SafeModel
 from safe_framework.core.prompt_rows import PromptRow
 from safe_framework.core.prompt_states import PromptEnd
 from safe_framework.core.relevance import AUTO
-from safe_framework.core.shared_opening import openings
 from safe_framework.data.irrelevant import CALIBRATION, TEST, read_irrelevant
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import (
@@ -34,6 +33,7 @@ from safe_framework.runs.finished import open_run, read_metrics
 from safe_framework.runs.inspection import sweep_gate
 from safe_framework.runs.relevance import own_calls, shipped_calls
 from safe_framework.runs.run import run_recipe
+from safe_framework.training import relevance_states
 from safe_framework.training.relevance import fit_head
 from safe_framework.training.relevance_calls import HELD_OUT, TRAINED
 from safe_framework.training.relevance_states import read_ends
@@ -163,31 +163,35 @@ def test_a_head_tells_what_it_was_fitted_on() -> None:
     assert torch.equal(head(PromptEnd(states, mask)) > 0, wanted)
 
 
-def test_states_behind_what_calls_begin_with_are_those_of_whole_calls(finished: Path) -> None:
+@pytest.mark.parametrize("in_trees", [True, False])
+def test_states_behind_what_calls_begin_with_are_those_of_whole_calls(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, in_trees: bool
+) -> None:
     """Law: reading once what calls begin with changes their states by rounding alone."""
+    if not in_trees:
+        monkeypatch.setattr(relevance_states, "reads_trees", lambda *_: False)
     model, words, others = open_run(finished).model, (3, 4, 5, 6, 7), (8, 9, 10, 11, 12, 13)
-    ends = [(one, two, *[8] * (one % 3)) for one in range(3, 9) for two in range(9, 12)]
-    rows = [PromptRow((*begin, *end)) for end in ends for begin in (words, others)]
+    ends = itertools.product(range(3, 8), range(8, 13), range(3, 6))
+    ended = [(*end, *[8] * (number % 3)) for number, end in enumerate(ends)]
+    rows = [PromptRow((*begin, *end)) for end in ended for begin in (words, others)]
     rows.append(PromptRow((12, 3)))
-    parts = openings(model, rows)
-    assert {ids: len(own) for ids, own in parts.items()} == {words: 18, others: 18, (): 1}
-    found = read_each(model, rows)
+    found, begun = read_each(model, rows), set()
     assert found.keys() == set(rows)
     for row in rows:
         (one,) = read_each(model, [row]).values()
         states, mask, begins = found[row]
         assert torch.equal(mask, one[1])
-        assert int(mask.sum()) == min(len(row), 6)
+        assert int(mask.sum()) == min(len(row), 8)
         torch.testing.assert_close(states, one[0], rtol=1e-4, atol=1e-5)
-        behind = len(row) - (5 if row.ids[0] == 3 and len(row) > 2 else 6 if len(row) > 2 else 0)
-        assert begins == 6 - min(behind, 6)
+        begun.add(len(row) - (8 - begins) if begins > 8 - min(len(row), 8) else 0)
+    assert {len(words), len(others)} <= begun  # behind either, rows have a beginning of their own
 
 
 def read_each(model: SafeModel, rows: list[PromptRow]) -> dict[PromptRow, Any]:
-    """What is read of each row: states and mask of six columns, and where its own text begins."""
+    """What is read of each row: states and mask of eight columns, and where its own text begins."""
     return {
         row: (read.end.states[number], read.end.mask[number], int(read.begins[number]))
-        for read in read_ends(model, rows, 1, 6)
+        for read in read_ends(model, rows, 1, 8)
         for number, row in enumerate(read.rows)
     }
 

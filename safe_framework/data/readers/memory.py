@@ -18,6 +18,10 @@ from safe_framework.errors import DataError
 from safe_framework.utils.optional_imports import require
 
 _ROWS = 'give dicts, such as {"audio": ..., "question": ..., "answer": ...}'
+_TABLES = {
+    "to_dicts": "to_dicts()", "to_pylist": "to_pylist()", "to_dict": 'to_dict("records")'
+}  # fmt: skip
+"""How tables of other libraries (Polars, Arrow, pandas) give their rows, by a method of theirs."""
 
 
 class MemoryRows:
@@ -72,12 +76,15 @@ class MemoryRows:
 
 
 def _is_of_datasets(source: Any) -> bool:
-    return type(source).__module__.partition(".")[0] == "datasets" and hasattr(source, "features")
+    of_it = type(source).__module__.partition(".")[0] == "datasets"
+    return of_it and hasattr(source, "features") and hasattr(source, "with_format")
 
 
 def _unformatted(source: Any) -> Any:
     """An object of ``datasets`` whose values are Python's own, unless a function makes them."""
-    chosen = getattr(source, "format", None)
+    if not hasattr(source, "format"):  # one that is streamed, whose functions stay
+        return source.with_format(None)
+    chosen = source.format
     if not isinstance(chosen, Mapping) or chosen["type"] in (None, "custom"):
         return source
     return source.with_format(None).select_columns(list(chosen["columns"]))
@@ -95,10 +102,9 @@ def _checked(source: Any, name: str) -> Any:
         hint = f"give one of them: {name}=found[{next(iter(source))!r}]" if splits else _ROWS
         what = "splits" if splits else "columns"
         raise DataError(f"`{name}` is a mapping of {what} ({keys}), not rows", hint=hint)
-    if hasattr(source, "to_dict") and hasattr(source, "columns"):
-        raise DataError(
-            f"`{name}` is a table of another library", hint=f'give {name}=table.to_dict("records")'
-        )
+    rows = next((_TABLES[method] for method in _TABLES if hasattr(source, method)), "")
+    if rows and hasattr(source, "columns"):
+        raise DataError(f"`{name}` is a table of another library", hint=f"give {name}=table.{rows}")
     if inspect.isgeneratorfunction(source) or isinstance(source, Iterable):
         return source
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
@@ -111,7 +117,7 @@ def _checked(source: Any, name: str) -> Any:
 def _each(source: Any) -> Iterator[Any]:
     if inspect.isgeneratorfunction(source):
         yield from source()
-    elif hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+    elif not hasattr(source, "__iter__"):
         for number in range(len(source)):  # a dataset of torch does not say when it ends
             yield source[number]
     else:

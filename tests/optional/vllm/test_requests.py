@@ -76,7 +76,7 @@ def test_nothing_is_done_where_nobody_hears(staying: Any, monkeypatch: Any) -> N
         return own(self, **kwargs)
 
     monkeypatch.setattr(GPUModelRunner, "_model_forward", forward)
-    monkeypatch.setattr(ListeningLayers, "_enter", None)
+    monkeypatch.setattr(ListeningLayers, "enter", None)
     outputs(staying, [Case(5), Case(9, 1, 0.0)])
     assert len(given) >= TOKENS
     assert all(ids is not None and embedded is None for ids, embedded in given)

@@ -156,7 +156,7 @@ def test_vllm_s_own_server_takes_the_folder(served: tuple[str, Any], adapter: Ma
         str(Path(sys.executable).with_name("vllm")), "serve", str(adapter()), "--port", str(port),
         "--served-model-name", "toy", "--max-num-seqs", "8",
         "--kv-cache-memory-bytes", str(OPTIONS["kv_cache_memory_bytes"]),
-        "--block-size", str(OPTIONS["block_size"]), "--trust-request-mm-kwargs",
+        "--block-size", str(OPTIONS["block_size"]), "--trust-request-mm-kwargs", "--enforce-eager",
     ]  # fmt: skip
     with subprocess.Popen(command) as process:
         try:
