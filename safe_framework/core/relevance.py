@@ -136,8 +136,8 @@ class RelevanceHead(nn.Module):
         mean, scale = (
             (self.mean[:hidden], self.scale[:hidden]) if self.pooled else (self.mean, self.scale)
         )
-        score = attention_scores((states - mean) / scale, mask, self.queries, self.weight)
-        score = score + self.bias
+        each = attention_scores((states - mean) / scale, mask, self.queries, self.weight)
+        score = each.sum(dim=1) + self.bias
         if self.pooled and samples is not None:
             heard = (samples.to(device).float() - self.mean[hidden:]) / self.scale[hidden:]
             score = score + heard @ self.sample_weight
@@ -190,7 +190,7 @@ class RelevanceHead(nn.Module):
 
 
 def attention_scores(standard: Tensor, mask: Tensor, queries: Tensor, weight: Tensor) -> Tensor:
-    """The sum over queries of what each takes of the positions, (rows,).
+    """What each query takes of the positions, (rows, queries).
 
     Args:
         standard: standardised states, (rows, columns, hidden).
@@ -198,9 +198,10 @@ def attention_scores(standard: Tensor, mask: Tensor, queries: Tensor, weight: Te
         queries: (queries, hidden).
         weight: of the states by query, (queries, hidden).
     """
-    wanted = (standard @ queries.T).masked_fill(~mask.unsqueeze(-1), -torch.inf)
-    taken = torch.where(mask.unsqueeze(-1), standard @ weight.T, 0.0)  # (rows, columns, queries)
-    return (wanted.softmax(dim=1) * taken).sum(dim=(1, 2))
+    wanted, given = (standard @ torch.cat([queries, weight]).T).chunk(2, dim=-1)
+    counts = mask.unsqueeze(-1)
+    share = wanted.masked_fill(~counts, -torch.inf).softmax(dim=1)  # (rows, columns, queries)
+    return (share * given.masked_fill(~counts, 0.0)).sum(dim=1)
 
 
 def check_decidable(modality: Modality) -> None:

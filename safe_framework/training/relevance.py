@@ -28,9 +28,9 @@ _DEPTH = 0.25  # of the base, as a share of its layers, at which a head reads
 _COLUMNS = 32  # positions that it reads
 _QUERIES = 16  # of one member; a head is the mean of its members
 _MEMBERS = 4
-_STEPS, _BATCH = 400, 128
+_STEPS, _BATCH = 800, 64
 _RATE, _DECAY = 3e-3, 0.1
-_DROPOUT, _NOISE = 0.3, 0.3  # share of features left out, and deviation of what is added to them
+_DROPOUT = 0.3  # share of features left out of a call
 _TIMES = 2  # that a form is asked, of other rows and in other chats
 _RELEVANT = 4000  # calls, at most
 
@@ -116,16 +116,10 @@ def fit_head(
     seen = end.states[end.mask].float()
     mean, scale = seen.mean(0), seen.std(0, correction=0).clamp_min(1e-6)
     calls = _Calls(end, wanted, mean, scale, begins)
-    members = [_member(calls, seed) for seed in range(_MEMBERS)]
-    queries, weights, biases = zip(*members, strict=True)
+    queries, weight, biases = _members(calls)
+    columns = end.states.shape[1]
     return RelevanceHead(
-        mean,
-        scale,
-        torch.cat(queries),
-        torch.cat(weights) / _MEMBERS,
-        torch.stack(biases).mean(),
-        layer=layer,
-        columns=end.states.shape[1],
+        mean, scale, queries, weight / _MEMBERS, biases.mean(), layer=layer, columns=columns
     )
 
 
@@ -150,40 +144,45 @@ class _Calls:
     def draw(self, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Standardised states of a batch, which of its columns count, and which rows are relevant.
 
-        Half of its rows are relevant; features are left out and noise is added.
+        Half of them are; some features are left out of each row.
         """
         sides = [self.relevant.nonzero().flatten(), (~self.relevant).nonzero().flatten()]
         half = _BATCH // 2
         rows = torch.cat(
             [side[torch.randint(len(side), (half,), generator=random)] for side in sides]
         )
-        standard = (self.end.states[rows].float() - self.mean) / self.scale
+        states = (self.end.states[rows].float() - self.mean) / self.scale
         mask = self.end.mask[rows]
         if self.begins is not None:
             behind = torch.arange(mask.shape[1]) >= self.begins[rows].unsqueeze(1)
             whole = torch.rand(len(rows), 1, generator=random) < 0.5
             mask = mask & (whole | behind)
-        standard = standard + torch.randn(standard.shape, generator=random) * _NOISE
-        kept = torch.rand(len(rows), 1, standard.shape[2], generator=random) >= _DROPOUT
-        return standard * kept / (1 - _DROPOUT), mask, self.relevant[rows]
+        kept = torch.rand(len(rows), 1, states.shape[2], generator=random) >= _DROPOUT
+        return states * (kept / (1 - _DROPOUT)), mask, self.relevant[rows]
 
 
-def _member(calls: _Calls, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries and weights, each (queries, hidden), and the bias, fitted by AdamW."""
-    random, hidden = torch.Generator().manual_seed(seed), len(calls.mean)
+def _members(calls: _Calls) -> tuple[Tensor, Tensor, Tensor]:
+    """Several heads that begin apart, each with a loss of its own, fitted by AdamW.
+
+    Returns:
+        Queries and weights, each (members * queries, hidden), and biases, (members,).
+    """
+    random, size = torch.Generator().manual_seed(0), (_MEMBERS * _QUERIES, len(calls.mean))
     queries, weight = (
-        (torch.randn(_QUERIES, hidden, generator=random) * 0.02).requires_grad_() for _ in range(2)
+        (torch.randn(size, generator=random) * 0.02).requires_grad_() for _ in range(2)
     )
-    bias = torch.zeros((), requires_grad=True)
-    optimizer = torch.optim.AdamW([queries, weight, bias], lr=_RATE, weight_decay=_DECAY)
+    biases = torch.zeros(_MEMBERS, requires_grad=True)
+    optimizer = torch.optim.AdamW([queries, weight, biases], lr=_RATE, weight_decay=_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=_STEPS)
     with torch.enable_grad():
         for _ in range(_STEPS):
-            standard, mask, relevant = calls.draw(random)
-            scores = attention_scores(standard, mask, queries, weight) + bias
-            loss = functional.binary_cross_entropy_with_logits(scores, relevant.float())
+            states, mask, relevant = calls.draw(random)
+            each = attention_scores(states, mask, queries, weight)
+            scores = each.view(-1, _MEMBERS, _QUERIES).sum(dim=2) + biases
+            wanted = relevant.float().unsqueeze(1).expand_as(scores)
+            loss = _MEMBERS * functional.binary_cross_entropy_with_logits(scores, wanted)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
             optimizer.step()
             schedule.step()
-    return queries.detach(), weight.detach(), bias.detach()
+    return queries.detach(), weight.detach(), biases.detach()
