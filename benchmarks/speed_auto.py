@@ -26,11 +26,11 @@ ANSWER = 16
 
 @contextmanager
 def decided(model: SafeModel) -> Iterator[RelevanceHead]:
-    """Within the block, a head of random weights at the last layer, and ``attend = "answer"``."""
+    """Within the block, a head of random weights, as large as a run's; ``attend = "answer"``."""
     width, modality = model.stack.hidden_size, model.modality(MODALITY)
-    weight = torch.randn(width, generator=torch.Generator().manual_seed(0))
-    ones = torch.ones(width)
-    head = RelevanceHead(0 * ones, ones, weight, 0.0, layer=model.stack.count - 1)
+    queries, weight = torch.randn(2, 64, width, generator=torch.Generator().manual_seed(0))
+    flat, layer = torch.zeros(width), model.stack.count // 4
+    head = RelevanceHead(flat, flat + 1, queries, weight, 0.0, layer=layer, columns=32)
     kept, modality.attend = modality.attend, "answer"
     model.set_relevance(MODALITY, head)
     try:

@@ -156,6 +156,19 @@ def prompt_ends(
     return last, length
 
 
+def real_columns(inputs: Mapping[str, Any], length: int) -> Tensor | None:
+    """Which columns of a text are no padding, (batch, length), on the CPU; None where all are.
+
+    Args:
+        inputs: of the base, by keyword.
+        length: of the text. A mask that is longer also covers what lies in a cache.
+    """
+    mask = inputs.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] < length:
+        return None
+    return mask[:, mask.shape[1] - length :].cpu().bool()
+
+
 def check_attend(
     attend: Attend, base: nn.Module, stack: LayerStack, example: Mapping[str, Any], *, marked: bool
 ) -> None:
@@ -235,9 +248,7 @@ def _text(inputs: Mapping[str, Any]) -> Tensor | None:
 def _prompt_ends(inputs: Mapping[str, Any], batch: int, length: int) -> Tensor:
     """The last position of each row's prompt: before its first label, or before its padding."""
     last = torch.full((batch,), length - 1)
-    mask = inputs.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= length:
-        real = mask[:, -length:].cpu().bool()
+    if (real := real_columns(inputs, length)) is not None:
         counted = length - 1 - real.flip(1).int().argmax(1)
         last = torch.where(real.any(1), counted, last)
     labels = inputs.get("labels")

@@ -16,7 +16,13 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.attend import ActingPositions, acting_positions, prompt_ends, text_columns
+from safe_framework.core.attend import (
+    ActingPositions,
+    acting_positions,
+    prompt_ends,
+    real_columns,
+    text_columns,
+)
 from safe_framework.core.attention_probe import AttentionProbe
 from safe_framework.core.base_change import BaseChange, use_changed_base
 from safe_framework.core.base_model import generation_pad_id, input_device
@@ -42,6 +48,7 @@ from safe_framework.core.markers.embeddings import Markers
 from safe_framework.core.modality import RowGates
 from safe_framework.core.processor import padding_id
 from safe_framework.core.prompt_states import (
+    PromptEnd,
     PromptRead,
     PromptReader,
     PromptStates,
@@ -103,14 +110,15 @@ class ModelCall:
         return self._run(generate, args, inputs, keep_uncompiled(self.base))
 
     def prompt_states(
-        self, inputs: Mapping[str, Any], layers: Collection[int]
-    ) -> dict[int, Tensor]:
-        """The base's own states at the last position of each row's prompt, by layer."""
+        self, inputs: Mapping[str, Any], layers: Collection[int], columns: int
+    ) -> dict[int, PromptEnd]:
+        """The base's own states at the last positions of each row's prompt, by layer."""
         call = prepare_call(self.base, (), inputs, self.markers, (), self._padding_id)
         ends, length = prompt_ends(call.inputs, separate_decoder=self._separate_decoder)
         generating = is_prompt(self.base, call.inputs)
         cached = cached_columns(call.inputs) if generating else 0
-        states = PromptStates(ends, length, self.stack, frozenset(layers), cached)
+        real = real_columns(call.inputs, length)
+        states = PromptStates(ends, length, self.stack, frozenset(layers), columns, cached, real)
         changed = self.base_change.call() if self.base_change is not None else None
         reader = use_watcher(PromptReader(self.owner, states))
         silent = use_injection(Silent(self.owner))
@@ -120,9 +128,9 @@ class ModelCall:
                 generate(**call.inputs, max_new_tokens=1, **keep_uncompiled(self.base))
             else:
                 self.base(*call.args, **call.inputs)
-        if lacking := set(layers) - states.states.keys():
+        if lacking := states.unread():
             raise never_read(lacking)
-        return states.states
+        return {layer: states.end(layer) for layer in layers}
 
     def _decided(
         self,
@@ -166,8 +174,10 @@ class ModelCall:
         states = {}
         for one in self.pending:
             ends, length = prompt_ends(named, call.moved(one.first), separate_decoder=separate)
-            wanted = frozenset([one.head.layer])
-            states[one.name] = PromptStates(ends, length, self.stack, wanted, cached)
+            states[one.name] = PromptStates(
+                ends, length, self.stack, frozenset([one.head.layer]), one.head.columns, cached,
+                real_columns(named, length),
+            )  # fmt: skip
         ahead = compiles(self.base, named, generating)
         whole = (
             ahead

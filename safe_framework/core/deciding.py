@@ -21,7 +21,13 @@ from safe_framework.core.last_position import LastPosition, with_last
 from safe_framework.core.layer_discovery import Layout
 from safe_framework.core.layer_hooks import LayerCall
 from safe_framework.core.modality import Modality
-from safe_framework.core.prompt_states import PromptRead, PromptStates, output_of, with_output
+from safe_framework.core.prompt_states import (
+    PromptEnd,
+    PromptRead,
+    PromptStates,
+    output_of,
+    with_output,
+)
 from safe_framework.core.relevance import RelevanceHead
 from safe_framework.interfaces.types import FROM, PRESENT
 
@@ -88,11 +94,11 @@ class PendingModality:
         """``NAME__from`` of the call."""
         return self.inputs.get(FROM)
 
-    def decide(self, states: Tensor) -> Tensor:
+    def decide(self, read: PromptEnd) -> Tensor:
         """The strength on each row, 0 where its gate stays closed, (batch,).
 
         Args:
-            states: of the base at the end of each row's prompt, (batch, hidden).
+            read: what the base made of the end of each row's prompt.
         """
         present = self.inputs[PRESENT].bool()
         held = (present if present.ndim == 1 else present.any(1)).to(self.gates.device)
@@ -107,7 +113,7 @@ class PendingModality:
             # Frames of closed rows are not needed again; those of open ones are.
             self.inputs = self.modality.encoded({**self.inputs, PRESENT: present})
             samples = self.modality.pooled({**self.inputs, PRESENT: wanted}).to(device)
-        opens = self.head.opens(self.head(states.to(device), samples)).to(gates.device)
+        opens = self.head.opens(self.head(read, samples)).to(gates.device)
         return torch.where(asked & opens, 1.0, gates) * held
 
     def activate(
@@ -182,7 +188,7 @@ class DecidingCall:
             return None
         with torch.no_grad():
             self.gates = {
-                one.name: one.decide(self.states[one.name].states[one.head.layer])
+                one.name: one.decide(self.states[one.name].end(one.head.layer))
                 for one in self.pending
             }
         self.modalities = self.settle(self.gates)

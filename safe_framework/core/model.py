@@ -110,6 +110,7 @@ from safe_framework.utils.tensors import changes_type
 
 if TYPE_CHECKING:
     from safe_framework.config.schema import Recipe
+    from safe_framework.core.prompt_states import PromptEnd
 
 
 class SafeModel(nn.Module):
@@ -525,20 +526,22 @@ class SafeModel(nn.Module):
         check_head(modality, head, self.stack.count, self.stack.hidden_size)
         modality.relevance = head.to(self.device)
 
-    def prompt_states(self, batch: Mapping[str, Any], layers: Collection[int]) -> dict[int, Tensor]:
-        """The base's own hidden states at the last position of each row's prompt.
+    def prompt_states(
+        self, batch: Mapping[str, Any], layers: Collection[int], columns: int = 1
+    ) -> dict[int, PromptEnd]:
+        """The base's own hidden states at the last positions of each row's prompt, by layer.
+
+        The base runs up to the last of the layers.
 
         Args:
             batch: what the processor made, with samples or without, which are not looked at.
             layers: of the base, whose outputs are read, from 0.
-
-        Returns:
-            By layer, (rows, hidden), in float32.
+            columns: how many positions are read; those that a cache holds are not.
         """
         own, _ = split_by_modality((), batch, self.modalities)
         self._hooks.watch(self.stack.of(self.base), min(layers))
         with torch.no_grad():
-            return self._call(()).prompt_states(own, layers)
+            return self._call(()).prompt_states(own, layers, columns)
 
     # Samples
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.layer_hooks import get_hidden_states
+from safe_framework.core.layer_hooks import get_hidden_states, registered
 from safe_framework.core.model import SafeModel
+from safe_framework.core.prompt_states import output_of
 
 
 def logits_at(
@@ -169,6 +170,39 @@ def run_until(
     finally:
         for handle in handles:
             handle.remove()
+    return seen
+
+
+@torch.no_grad()
+def layer_outputs(
+    model: SafeModel, inputs: Mapping[str, Any], layers: Collection[int]
+) -> dict[int, Tensor]:
+    """Run the base, with every modality off, up to the last of some layers, and give their outputs.
+
+    Args:
+        model: whose base is run.
+        inputs: the base's own.
+        layers: whose outputs are wanted, from 0.
+
+    Returns:
+        By layer, (batch, length, hidden), as far as they came by.
+    """
+    seen: dict[int, Tensor] = {}
+
+    def leaving(number: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        """Keeps one layer's output; stops there if nothing above it is wanted."""
+
+        def leave(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+            seen[number] = output_of(out)
+            if number == max(layers):
+                raise _Reached
+
+        return leave
+
+    stack = model.stack.of(model.base)
+    hooks = [stack[number].register_forward_hook(leaving(number)) for number in layers]
+    with registered(*hooks), suppress(_Reached), model.off():
+        model(**on_device(inputs, model.device))
     return seen
 
 

@@ -16,17 +16,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
-import torch
 
 from safe_framework.core.base_errors import base_errors
 from safe_framework.core.call import is_prompt
-from safe_framework.core.decoding import has_plain_cache
 from safe_framework.core.modality import split_by_modality
 from safe_framework.core.model import SafeModel
-from safe_framework.core.output_head import shown_only
-from safe_framework.core.past_rows import Past, cache_of, past_of_rows
-from safe_framework.core.prompt_rows import PromptEncoder, PromptRow, Rows
-from safe_framework.core.shared_opening import SharedOpening, behind, goes_on, openings
+from safe_framework.core.past_rows import Past, cache_of
+from safe_framework.core.prompt_rows import PromptEncoder, PromptRow
+from safe_framework.core.shared_opening import (
+    SharedOpening,
+    behind,
+    goes_on,
+    openings,
+    reads_trees,
+)
 from safe_framework.errors import InjectionError, UnsupportedBaseError
 from safe_framework.interfaces.types import FROM
 from safe_framework.utils.tensors import near
@@ -58,6 +61,7 @@ class PromptPasts:
         self._kept = dict[tuple[int, ...], _Kept]()  # the one asked for last comes last
         self._opened = dict[tuple[int, ...], SharedOpening]()
         self._goes_on: bool | None = None  # not tried yet
+        self._in_trees: bool | None = None  # nor this
 
     def behind(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """The batch for a call that begins at the last positions of its prompts.
@@ -105,30 +109,20 @@ class PromptPasts:
         rows = [PromptRow(head) for head in heads]
         for opening, own in openings(self.model, rows).items():
             shared = self._opening(opening)
-            found = self._left_by(shared, [behind(row, opening) for row in own])
+            found = shared.left_by([behind(row, opening) for row in own])
             for row, past in zip(own, found, strict=True):
+                past = {name: kept.clone() for name, kept in past.items()}  # of this row alone
                 self._kept[row.ids] = _Kept(opening, past)
                 self.bytes += _size(past)
 
-    def _left_by(self, shared: SharedOpening, rows: Rows) -> list[Past]:
-        """What rows leave behind an opening."""
-        inputs, skipped = shared.inputs(rows), len(shared.ids)
-        unread = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
-        with torch.no_grad(), self.model.off(), shown_only(self.model.base, unread), base_errors():
-            cache = self.model(**inputs, use_cache=True).past_key_values
-        if not has_plain_cache(cache):
-            raise UnsupportedBaseError(f"a cache of `{type(cache).__name__}` has no columns")
-        whole = past_of_rows(cache)
-        return [
-            {name: kept[n, skipped : skipped + len(row)].clone() for name, kept in whole.items()}
-            for n, row in enumerate(rows)
-        ]
-
     def _opening(self, ids: tuple[int, ...]) -> SharedOpening:
         if ids not in self._opened:
-            self._opened[ids] = SharedOpening(self.model, self._prompts, self._pad, ids)
-            with base_errors():
-                self.bytes += _size(self._opened[ids].kept)
+            if self._in_trees is None:
+                self._in_trees = reads_trees(self.model, self._prompts, self._pad)
+            self._opened[ids] = SharedOpening(
+                self.model, self._prompts, self._pad, ids, self._in_trees
+            )
+            self.bytes += _size(self._opened[ids].kept)
         return self._opened[ids]
 
     def _cache(self, heads: Sequence[tuple[int, ...]], columns: int) -> Any:
@@ -145,8 +139,8 @@ class PromptPasts:
         last = self.model.stack.count - 1
         past = self._cache(heads[:2], two["input_ids"].shape[1] - 1)
         with base_errors():
-            whole = self.model.prompt_states(two, [last])[last]
-            cut = self.model.prompt_states({**two, "past_key_values": past}, [last])[last]
+            whole = self.model.prompt_states(two, [last])[last].last
+            cut = self.model.prompt_states({**two, "past_key_values": past}, [last])[last].last
         return near(cut, whole)
 
     def _drop(self) -> None:

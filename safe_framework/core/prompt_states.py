@@ -1,9 +1,10 @@
-"""The base's own hidden states at the last position of each row's prompt, as it reads them."""
+"""The base's own hidden states at the last positions of each row's prompt, as it reads them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from typing import Any
 
 import attrs
@@ -22,20 +23,39 @@ class PromptRead(BaseException):
     """
 
 
-@attrs.define(eq=False)
-class PromptStates:
-    """Collects the output of some layers at one column of each row.
-
-    A base reads a text at once or in chunks, for beams several times side by side, and behind what
-    lies in a cache.
+@attrs.frozen(eq=False)
+class PromptEnd:
+    """What one layer of the base gave at the last positions of each row's prompt.
 
     Attributes:
-        ends: the column of each row's text that is wanted, (batch,), on the CPU.
+        states: ending with the prompt's last position, (rows, columns, hidden), in float32.
+        mask: which of them belong to the row and were read, (rows, columns).
+    """
+
+    states: Tensor
+    mask: Tensor
+
+    @property
+    def last(self) -> Tensor:
+        """The states at the last position, (rows, hidden)."""
+        return self.states[:, -1]
+
+
+@attrs.define(eq=False, slots=False)
+class PromptStates:
+    """Collects the output of some layers at the last columns of each row's prompt.
+
+    A base reads a text at once or in chunks, for beams several times side by side, and behind what
+    lies in a cache, whose columns are not among them.
+
+    Attributes:
+        ends: the last column of each row's prompt, (batch,), on the CPU.
         length: how many columns the text has.
         stack: the base's layers.
         wanted: those whose output is read.
+        columns: how many are wanted of each row.
         cached: how many columns lie in a cache, and will not be read.
-        states: by layer, (batch, hidden), in float32, as far as they were read.
+        real: which columns of the text are no padding, (batch, length); None where all are.
         beyond: whether the base read more in one go, as the drafts of an assistant.
     """
 
@@ -43,9 +63,11 @@ class PromptStates:
     length: int
     stack: LayerStack
     wanted: Collection[int]
+    columns: int = 1
     cached: int = 0
-    states: dict[int, Tensor] = attrs.field(factory=dict, init=False)
+    real: Tensor | None = None
     beyond: bool = attrs.field(default=False, init=False)
+    _kept: dict[int, Tensor] = attrs.field(factory=dict, init=False)
     _read: Counter[int] = attrs.field(factory=Counter, init=False)
     _turns: Counter[int] = attrs.field(factory=Counter, init=False)
 
@@ -68,17 +90,36 @@ class PromptStates:
         self.beyond |= begin + columns > self.length
         return begin + columns >= self.length
 
+    def end(self, layer: int) -> PromptEnd:
+        """What a layer gave, of which the whole text was read."""
+        states = self._kept[layer]
+        if self.columns == 1:
+            return PromptEnd(states, torch.ones(states.shape[:2], dtype=torch.bool))
+        read = self._places >= self.cached
+        if self.real is not None:
+            read &= self.real.gather(1, self._places.clamp_min(0))
+        read[:, -1] = True
+        return PromptEnd(states, read.to(states.device))
+
+    def unread(self) -> set[int]:
+        """The wanted layers that never ran."""
+        return set(self.wanted) - self._kept.keys()
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """The columns that are wanted of each row, below 0 where it has none, (batch, columns)."""
+        return self.ends.unsqueeze(1) - torch.arange(self.columns - 1, -1, -1)
+
     def _keep(self, layer: int, hidden: Tensor, begin: int, columns: int) -> None:
-        here = (self.ends >= begin) & (self.ends < begin + columns)
-        batch, rows = len(self.ends), here.nonzero().flatten()
         canonical = self.stack.layout.to_canonical(hidden.detach())  # (copies, columns, hidden)
-        copies = len(canonical) // batch
-        if layer not in self.states:
-            shape = batch, canonical.shape[-1]
-            self.states[layer] = canonical.new_zeros(shape, dtype=torch.float32)
-        at = (self.ends[rows] - begin).to(canonical.device)
-        rows = rows.to(canonical.device)
-        self.states[layer][rows] = canonical[rows * copies, at].float()
+        batch = len(self.ends)
+        at = (self._places - begin).to(canonical.device)
+        rows = torch.arange(0, len(canonical), len(canonical) // batch, device=canonical.device)
+        # Columns that were not given are not counted, or come later.
+        found = canonical[rows.unsqueeze(1), at.clamp(0, columns - 1)].float()
+        if (before := self._kept.get(layer)) is not None:  # what comes in chunks comes in order
+            found = torch.where((at >= 0).unsqueeze(-1), found, before)
+        self._kept[layer] = found
 
 
 @attrs.define(eq=False)

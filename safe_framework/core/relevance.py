@@ -1,19 +1,20 @@
 """The head that decides whether a call is about a sense's sample at all: ``gate = "auto"``.
 
-A probe (Alain and Bengio 2017, arXiv:1610.01644) on the base's own hidden state at the last
-position of the prompt, where all that was asked has been read and nothing been answered: linear, or
-by likeness to states that it has seen (kernel logistic regression on landmarks, as Williams and
-Seeger 2000, "Using the Nystrom method to speed up kernel machines").
+A probe (Alain and Bengio 2017, arXiv:1610.01644) on the base's own hidden states at the last
+positions of the prompt, which attention puts together (as in Bahdanau et al. 2015, arXiv:1409.0473,
+with a query that is learned). What is asked stands in its words; at the last position alone, it is
+mixed with what the base is about to answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from safe_framework.core.prompt_states import PromptEnd
 from safe_framework.errors import AdapterError, SafeError
 from safe_framework.interfaces.types import Frames
 
@@ -26,36 +27,37 @@ Strength = float | Literal["auto"]
 
 AUTO: Literal["auto"] = "auto"
 
-TENSORS = ("mean", "scale", "weight", "bias")
-"""Names of a head's tensors; one with landmarks has these too."""
+TENSORS = ("mean", "scale", "queries", "weight", "sample_weight", "bias")
+"""Names of a head's tensors."""
 
 _SETTINGS: Mapping[str, type | tuple[type, ...]] = {
     "layer": int,
-    "sample_features": int,
+    "columns": int,
     "threshold": (int, float),
     "statement": (dict, type(None)),
 }
 
 
 class RelevanceHead(nn.Module):
-    """A logistic regression on standardised features ``s = (x - mean) / scale``: ``s w + b``.
+    """A linear score of each position, summed by attention over the last positions of a prompt.
 
-    With landmarks ``z`` it is one on how near they are, ``k(s) w + b`` with
-    ``k_j = exp(-mean((s - z_j)^2))``, the mean over features.
+    Of standardised states ``s_t = (x_t - mean) / scale`` of the positions ``t`` that were read,
+    each of its queries ``q_h`` takes ``softmax_t(q_h s_t) w_h s_t``. The score is the sum of these
+    and of the bias. Where it is also given a sample, ``u z`` is added, of the standardised mean
+    ``z`` of its frames. With one position it is a logistic regression on the last state.
 
-    The features ``x`` are the base's hidden state and, where ``pooled``, the mean of the sample's
-    frames behind it. All that it holds are buffers in float32: it is fitted apart, and no optimizer
-    moves it.
+    All that it holds are buffers in float32: it is fitted apart, and no optimizer moves it.
 
     Args:
-        mean: of each feature, (features,).
+        mean: of each feature of the hidden state, and of a sample behind them, (features,).
         scale: standard deviation of each feature, above 0, (features,).
-        weight: of each standardised feature, (features,), or of each landmark, (landmarks,).
+        queries: (queries, hidden).
+        weight: of each standardised state by query, (queries, hidden).
         bias: of the score.
-        landmarks: standardised features that others are compared with, (landmarks, features); None
-            for a linear head.
+        sample_weight: of each standardised feature of a sample, (sample features,); none where it
+            reads the text alone.
         layer: of the base, whose output is read, from 0.
-        sample_features: how many of the features, the last ones, are the pooled sample's.
+        columns: how many positions are read, the prompt's last ones.
         threshold: score above which the gate opens; 0 is a probability of one half.
         statement: what a calibration showed; None before one. Whatever JSON can hold.
 
@@ -63,8 +65,9 @@ class RelevanceHead(nn.Module):
         SafeError: sizes differ, a number is not finite, or a scale is not above 0.
 
     Example:
-        >>> head = RelevanceHead([0.0, 1.0], [1.0, 2.0], [3.0, 1.0], 0.5, layer=2)
-        >>> head(torch.tensor([[1.0, 5.0]]))
+        >>> head = RelevanceHead([0.0, 1.0], [1.0, 2.0], [[0.0, 0.0]], [[3.0, 1.0]], 0.5, layer=2)
+        >>> states = torch.tensor([[[1.0, 5.0]]])
+        >>> head(PromptEnd(states, torch.ones(1, 1, dtype=torch.bool)))
         tensor([5.5000])
         >>> head.opens(torch.tensor([5.5, -1.0]))
         tensor([ True, False])
@@ -72,76 +75,73 @@ class RelevanceHead(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    queries: Tensor
     weight: Tensor
     bias: Tensor
+    sample_weight: Tensor
 
     def __init__(
         self,
         mean: Any,
         scale: Any,
+        queries: Any,
         weight: Any,
         bias: Any,
         *,
         layer: int,
-        landmarks: Any = None,
-        sample_features: int = 0,
+        columns: int = 1,
+        sample_weight: Any = (),
         threshold: float = 0.0,
         statement: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        for name, values in zip(TENSORS, (mean, scale, weight, bias), strict=True):
-            values = torch.as_tensor(values).detach().to(torch.float32, copy=True)
-            self.register_buffer(name, values.reshape(() if name == "bias" else (-1,)))
-        self.landmarks: Tensor | None = None
-        if landmarks is not None:
-            del self.landmarks
-            found = torch.as_tensor(landmarks).detach().to(torch.float32, copy=True)
-            self.register_buffer("landmarks", found)
-        self.layer, self.sample_features = int(layer), int(sample_features)
+        given = {"mean": mean, "scale": scale, "queries": queries, "weight": weight, "bias": bias}
+        for name, values in (given | {"sample_weight": sample_weight}).items():
+            held = torch.as_tensor(values).detach().to(torch.float32, copy=True)
+            self.register_buffer(name, held)
+        self.layer, self.columns = int(layer), int(columns)
         self.threshold = float(threshold)
         self.statement = None if statement is None else dict(statement)
         self._check()
 
     @property
     def pooled(self) -> bool:
-        """Whether the sample's pooled features follow the hidden state's."""
-        return self.sample_features > 0
+        """Whether it reads the pooled sample too."""
+        return len(self.sample_weight) > 0
 
     @property
-    def features(self) -> int:
-        """How many features it reads."""
-        return len(self.mean)
+    def hidden_size(self) -> int:
+        """How many features of the base's hidden state it reads."""
+        return self.weight.shape[1]
 
-    def forward(self, states: Tensor, samples: Tensor | None = None) -> Tensor:
+    def forward(self, read: PromptEnd, samples: Tensor | None = None) -> Tensor:
         """The score of each row, (rows,), in float32.
 
         Args:
-            states: the base's hidden states, (rows, hidden).
-            samples: the rows' pooled samples, (rows, features); None where it reads none.
+            read: the base's hidden states, of at most ``columns`` positions a row.
+            samples: the rows' pooled samples, (rows, sample features); None where it reads none.
 
         Raises:
             SafeError: there are not as many features as it was fitted on.
         """
-        parts = [states, samples] if self.pooled and samples is not None else [states]
-        features = torch.cat([part.float() for part in parts], dim=1)  # (rows, features)
-        if features.shape[1] != self.features:
+        device, hidden = self.weight.device, self.hidden_size
+        found = read.states.shape[-1], 0 if samples is None else samples.shape[1]
+        if found[0] != hidden or (self.pooled and found[1] != len(self.sample_weight)):
             raise SafeError(
-                f"a relevance head of {self.features} features was given {features.shape[1]}",
+                f"a relevance head of {hidden} features, and {len(self.sample_weight)} of a "
+                f"sample, was given {found[0]} and {found[1]}",
                 hint="use the head with the base and the encoder that it was fitted on",
             )
-        standard = (features - self.mean) / self.scale
-        if self.landmarks is not None:
-            standard = self._likeness(standard, self.landmarks)
-        return standard @ self.weight + self.bias
-
-    def _likeness(self, standard: Tensor, landmarks: Tensor) -> Tensor:
-        """How near each row is to each landmark, from 0 to 1, (rows, landmarks).
-
-        Differences are taken one by one: the usual expansion of the square cancels, and a row would
-        depend on how a library orders its sums.
-        """
-        each = [(row - landmarks).square().mean(1) for row in standard]
-        return torch.exp(-torch.stack(each)) if each else standard.new_zeros(0, len(landmarks))
+        states, mask = read.states.to(device).float(), read.mask.to(device)
+        mean, scale = (
+            (self.mean[:hidden], self.scale[:hidden]) if self.pooled else (self.mean, self.scale)
+        )
+        score = attention_scores((states - mean) / scale, mask, self.queries, self.weight)
+        score = score + self.bias
+        if self.pooled and samples is not None:
+            heard = (samples.to(device).float() - self.mean[hidden:]) / self.scale[hidden:]
+            score = score + heard @ self.sample_weight
+        return score
 
     def opens(self, score: Tensor) -> Tensor:
         """Whether the gate opens at these scores; one that is no number keeps it closed."""
@@ -152,29 +152,34 @@ class RelevanceHead(nn.Module):
         return {name: getattr(self, name) for name in _SETTINGS}
 
     @classmethod
-    def blank(cls, features: int, settings: Mapping[str, Any], landmarks: int = 0) -> RelevanceHead:
-        """A head of these ``settings``, into which an adapter's tensors are to be copied."""
-        zeros, ones = torch.zeros(features), torch.ones(features)
-        if not landmarks:
-            return cls(zeros, ones, zeros, 0.0, **settings)
-        seen = torch.zeros(landmarks, features)
-        return cls(zeros, ones, torch.zeros(landmarks), 0.0, landmarks=seen, **settings)
+    def blank(
+        cls, sizes: Mapping[str, Sequence[int]], settings: Mapping[str, Any]
+    ) -> RelevanceHead:
+        """A head of these ``settings``, into which an adapter's tensors are to be copied.
+
+        Args:
+            sizes: of its tensors, by name.
+            settings: as ``settings`` gives them.
+        """
+        tensors: dict[str, Any] = {name: torch.zeros(tuple(sizes[name])) for name in TENSORS}
+        return cls(**{**tensors, "scale": torch.ones(tuple(sizes["scale"]))}, **settings)
 
     def _check(self) -> None:
-        sizes = {len(getattr(self, name)) for name in ("mean", "scale")}
-        if self.landmarks is None:
-            sizes.add(len(self.weight))
-        elif self.landmarks.shape != (len(self.weight), len(self.mean)):
+        features = len(self.mean)
+        shapes = {name: tuple(getattr(self, name).shape) for name in TENSORS}
+        right = (
+            self.weight.ndim == 2
+            and self.queries.shape == self.weight.shape
+            and self.scale.shape == self.mean.shape == (features,)
+            and self.sample_weight.ndim == 1
+            and features == self.hidden_size + len(self.sample_weight)
+            and self.bias.ndim == 0
+        )
+        if not right or self.columns < 1:
             raise SafeError(
-                f"a relevance head has landmarks of shape {tuple(self.landmarks.shape)}, weights "
-                f"of {len(self.weight)} and {len(self.mean)} features",
-                hint="give one weight for each landmark, and each as many features as `mean` has",
-            )
-        if len(sizes) > 1 or not 0 <= self.sample_features < max(sizes):
-            raise SafeError(
-                f"a relevance head has `mean`, `scale` and `weight` of {sorted(sizes)} features, "
-                f"{self.sample_features} of them the sample's",
-                hint="give one number for each feature, those of the hidden state first",
+                f"a relevance head has features that differ, in {self.columns} columns: {shapes}",
+                hint="give queries and weights of each feature of the hidden state, and a mean and "
+                "a scale of those and the sample's",
             )
         finite = all(bool(held.isfinite().all()) for held in self.buffers())
         if not finite or not bool((self.scale > 0).all()):
@@ -182,6 +187,20 @@ class RelevanceHead(nn.Module):
                 "a relevance head holds numbers that are not finite, or a scale of 0 or below",
                 hint="leave constant features at a scale of 1",
             )
+
+
+def attention_scores(standard: Tensor, mask: Tensor, queries: Tensor, weight: Tensor) -> Tensor:
+    """The sum over queries of what each takes of the positions, (rows,).
+
+    Args:
+        standard: standardised states, (rows, columns, hidden).
+        mask: which of the positions count, at least one a row, (rows, columns).
+        queries: (queries, hidden).
+        weight: of the states by query, (queries, hidden).
+    """
+    wanted = (standard @ queries.T).masked_fill(~mask.unsqueeze(-1), -torch.inf)
+    taken = torch.where(mask.unsqueeze(-1), standard @ weight.T, 0.0)  # (rows, columns, queries)
+    return (wanted.softmax(dim=1) * taken).sum(dim=(1, 2))
 
 
 def check_decidable(modality: Modality) -> None:
@@ -214,10 +233,10 @@ def check_head(modality: Modality, head: RelevanceHead, layers: int, hidden: int
             f"the relevance head of `{modality.name}` reads layer {head.layer}, but the base has "
             f"layers 0 to {layers - 1}"
         )
-    samples = head.sample_features
-    if head.features - samples != hidden or samples not in (0, modality.encoder.dim):
+    samples = len(head.sample_weight)
+    if head.hidden_size != hidden or samples not in (0, modality.encoder.dim):
         raise SafeError(
-            f"the relevance head of `{modality.name}` reads {head.features - samples} features of "
+            f"the relevance head of `{modality.name}` reads {head.hidden_size} features of "
             f"the base and {samples} of a sample; the base has {hidden}, the encoder "
             f"{modality.encoder.dim}",
             hint="use it with the base and the encoder that it was fitted on",
@@ -245,15 +264,15 @@ def blank_head(
     Raises:
         AdapterError: the adapter has none, though its config says so, or says something impossible.
     """
-    mean, seen = (tensors.get(f"{name}.relevance.{part}") for part in ("mean", "landmarks"))
-    if mean is None:
+    found = {part: tensors.get(f"{name}.relevance.{part}") for part in TENSORS}
+    if any(tensor is None for tensor in found.values()):
         raise AdapterError(
             f"`{path}` has no tensors of the relevance head of `{name}` that its config tells of",
             hint="copy or save the adapter again",
         )
     try:
-        count = 0 if seen is None else len(seen)
-        return RelevanceHead.blank(mean.numel(), settings, count)
+        sizes = {part: tensor.shape for part, tensor in found.items() if tensor is not None}
+        return RelevanceHead.blank(sizes, settings)
     except SafeError as error:
         raise AdapterError(f"`{path}`: {error.message}", hint=error.hint) from error
 
@@ -291,8 +310,10 @@ def relevance_samples(model: SafeModel, name: str, batch: Mapping[str, Tensor]) 
     return model.modality(name).pooled(given)
 
 
-def relevance_states(model: SafeModel, batch: Mapping[str, Any], layer: int) -> Tensor:
-    """The base's own hidden state at the last position of each row's prompt, as a head reads it.
+def relevance_states(
+    model: SafeModel, batch: Mapping[str, Any], layer: int, columns: int = 1
+) -> PromptEnd:
+    """The base's own hidden states at the end of each row's prompt, as a head reads them.
 
     Where a prompt ends is as for ``attend = "answer"``: at its last real word, or before the
     first label.
@@ -301,8 +322,6 @@ def relevance_states(model: SafeModel, batch: Mapping[str, Any], layer: int) -> 
         model: whose base reads the texts; its modalities are absent.
         batch: what the model's processor made, with samples or without.
         layer: of the base, whose output is read, from 0.
-
-    Returns:
-        (rows, hidden), in float32.
+        columns: how many positions are read.
     """
-    return model.prompt_states(batch, (layer,))[layer]
+    return model.prompt_states(batch, (layer,), columns)[layer]

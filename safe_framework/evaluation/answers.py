@@ -20,7 +20,7 @@ from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.output_head import logits_at
 from safe_framework.core.padding import attention_mask, pad_right
 from safe_framework.core.prompt_rows import PromptEncoder, decoder_start_id, halves
-from safe_framework.core.relevance import Strength
+from safe_framework.core.relevance import AUTO, Strength
 from safe_framework.core.turn_end import TurnEnd
 from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.tasks import CLASSES
@@ -295,8 +295,13 @@ def _generated(
     for rows in batched_apart(examples, batch_size):
         batch, end = example_inputs(model, rows), TurnEnd.of(model, [row.prompt for row in rows])
         ending = {} if end is None else end.options({})
+        strengths = {
+            name: gate.get(name, model.gates[name]) for row in rows for name in row.samples
+        }
+        # A head that is to decide reads the prompt in the call.
+        read = batch if AUTO in strengths.values() else behind_prompts(model, batch)
         out = model.generate(
-            **behind_prompts(model, batch), gate=dict(gate), max_new_tokens=max_new_tokens,
+            **read, gate=dict(gate), max_new_tokens=max_new_tokens,
             do_sample=False, return_dict_in_generate=True, output_scores=True, **ending,
         )  # fmt: skip
         new = list(new_tokens(model, out.sequences, batch))

@@ -21,7 +21,6 @@ from safe_framework.evaluation.answers import (
     example_inputs,
     without_modality,
 )
-from safe_framework.evaluation.read_once import behind_prompts
 from safe_framework.evaluation.relevance_risk import Counted, Threshold, calls_needed, upper_bound
 from safe_framework.evaluation.results import WHOLE_ANSWER, GainKept, Influence
 from safe_framework.evaluation.retention import DistractorDraw, distractor_pools
@@ -80,8 +79,8 @@ def opened_rows(model: SafeModel, modality: str, batch: Mapping[str, Any]) -> li
     """On which rows of processed texts a modality's head, which it must have, opens its gate."""
     head = model.modality(modality).relevance
     assert head is not None
-    states = model.prompt_states(behind_prompts(model, batch), [head.layer])[head.layer]
-    found: list[bool] = head.opens(head(states)).tolist()
+    read = model.prompt_states(batch, [head.layer], head.columns)[head.layer]
+    found: list[bool] = head.opens(head(read)).tolist()
     return found
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from safe_framework.config.schema import Recipe, RelevanceSpec
 from safe_framework.core.model import SafeModel
+from safe_framework.core.prompt_rows import PromptRow
 from safe_framework.core.relevance import AUTO, RelevanceHead
 from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.irrelevant import CALIBRATION, TEST
@@ -38,7 +39,7 @@ from safe_framework.training.relevance_calls import (
     CallMaker,
     GateCall,
 )
-from safe_framework.training.relevance_states import prompt_states
+from safe_framework.training.relevance_states import read_ends
 from safe_framework.utils.hashing import text_fingerprint
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.suggest import nearest
@@ -241,17 +242,12 @@ def scores_of(
     *,
     progress: ProgressCallback = no_progress,
 ) -> Tensor:
-    """What a head makes of each call, (calls,), on the CPU.
-
-    States are kept by the calls that are asked for together: ask for those of one part at once.
-    """
-    if not calls:
-        return torch.zeros(0)
+    """What a head makes of each call, (calls,), on the CPU."""
+    found: dict[PromptRow, Tensor] = {}
     rows = [call.row for call in calls]
-    states = prompt_states(model, rows, [head.layer], label="calls", progress=progress)
-    device = next(head.buffers()).device
-    found: Tensor = head(states[head.layer].to(device))
-    return found.cpu()
+    for read in read_ends(model, rows, head.layer, head.columns, label="calls", progress=progress):
+        found |= dict(zip(read.rows, head(read.end).cpu(), strict=True))
+    return torch.stack([found[row] for row in rows]) if rows else torch.zeros(0)
 
 
 @torch.no_grad()

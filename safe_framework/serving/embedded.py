@@ -634,10 +634,10 @@ def decided(
     heads = {name: one.relevance for name, one in open_.items() if one.relevance is not None}
     if not heads:
         return found
-    states = model.prompt_states(batch, tuple(sorted({head.layer for head in heads.values()})))
     for name, head in heads.items():
+        read = model.prompt_states(batch, (head.layer,), head.columns)[head.layer]
         pooled = relevance_samples(model, name, batch) if head.pooled else None
-        score = head(states[head.layer], pooled)
+        score = head(read, pooled)
         found[name] = float(head.opens(score)[0])
     return found
 

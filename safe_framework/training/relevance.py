@@ -8,26 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import attrs
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from safe_framework.config.schema import Recipe
 from safe_framework.core.model import SafeModel
-from safe_framework.core.relevance import RelevanceHead
+from safe_framework.core.prompt_states import PromptEnd
+from safe_framework.core.relevance import RelevanceHead, attention_scores
 from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.irrelevant import TRAIN
 from safe_framework.errors import DataError, SafeError
-from safe_framework.training.relevance_calls import CallMaker, GateCall
-from safe_framework.training.relevance_states import prompt_states
+from safe_framework.training.relevance_calls import CallMaker
+from safe_framework.training.relevance_states import ReadRows, read_ends
 from safe_framework.utils.progress import ProgressCallback, no_progress
 
-_PENALTY = 10.0  # of squared weights
-_REACH = 0.5  # of a landmark: the mean squared difference at which it is a third as near
-_LANDMARKS = 1024  # of relevant calls, and of irrelevant ones
+_DEPTH = 0.25  # of the base, as a share of its layers, at which a head reads
+_COLUMNS = 32  # positions that it reads
+_QUERIES = 16  # of one member; a head is the mean of its members
+_MEMBERS = 4
+_STEPS, _BATCH = 400, 128
+_RATE, _DECAY = 3e-3, 0.1
+_DROPOUT, _NOISE = 0.3, 0.3  # share of features left out, and deviation of what is added to them
 _TIMES = 2  # that a form is asked, of other rows and in other chats
-_RELEVANT = 2000  # calls, at most
-_ITERATIONS = 80
+_RELEVANT = 4000  # calls, at most
 
 
 def fit_relevance(
@@ -41,9 +46,9 @@ def fit_relevance(
 ) -> RelevanceHead:
     """Fit the head of a modality; its threshold is that of even odds until it is calibrated.
 
-    It reads the output of the base's last layer: on forms unlike those that a head was fitted on,
-    one of lower layers opened for fewer. Penalty and reach are fixed, since on one user's forms the
-    best of them would be chance.
+    It reads the output of a layer in the base's first quarter, where words already stand for what
+    they mean in their text, and which costs a quarter of a prompt to read. All settings are fixed,
+    since on one user's forms the best of them would be chance.
 
     Args:
         model: with the modality.
@@ -68,74 +73,117 @@ def fit_relevance(
     if not relevant:
         raise DataError(f"no training row has a sample of `{name}`")
     calls = [*relevant, *maker.irrelevant(TRAIN), *maker.retention(texts)]
-    layer = model.stack.count - 1
-    states = prompt_states(model, [call.row for call in calls], [layer], progress=progress)
-    return fit_head(states[layer], calls, layer)
+    layer = round(_DEPTH * (model.stack.count - 1))
+    found = {
+        row: ReadRows([row], PromptEnd(states[None].bfloat16(), mask[None]), begins)
+        for read in read_ends(
+            model, [call.row for call in calls], layer, _COLUMNS, progress=progress
+        )
+        for row, states, mask, begins in zip(
+            read.rows, read.end.states.cpu(), read.end.mask.cpu(), read.begins, strict=True
+        )
+    }
+    rows = [found[call.row] for call in calls]
+    end = PromptEnd(
+        torch.cat([row.end.states for row in rows]), torch.cat([row.end.mask for row in rows])
+    )
+    begins = torch.stack([row.begins for row in rows])
+    return fit_head(end, [call.relevant for call in calls], layer, begins)
 
 
-def fit_head(states: Tensor, calls: Sequence[GateCall], layer: int) -> RelevanceHead:
+def fit_head(
+    end: PromptEnd, relevant: Sequence[bool], layer: int, begins: Tensor | None = None
+) -> RelevanceHead:
     """The head that tells relevant calls from others.
 
     Args:
-        states: (calls, hidden).
-        calls: in the same order.
+        end: what the base gave at the ends of the calls.
+        relevant: which of them it is to open for.
         layer: of the base, whose output the states are, from 0.
+        begins: the column at which each call's own text begins, (calls,). Every other time that a
+            call is seen, what stands before is left out, as where it lies in a cache.
 
     Raises:
         DataError: there are too few calls.
     """
-    relevant = torch.tensor([call.relevant for call in calls])
-    count = int(relevant.sum())
-    if min(count, len(calls) - count) < 2:
+    wanted = torch.tensor(relevant)
+    count = int(wanted.sum())
+    if min(count, len(wanted) - count) < 2:
         raise DataError(
             "a relevance head needs at least two relevant calls and two others",
             hint="give `question` in [data] more forms, or a bank",
         )
-    return _fit(states, relevant, layer)
-
-
-def _fit(states: Tensor, relevant: Tensor, layer: int) -> RelevanceHead:
-    """Kernel logistic regression on landmarks, both classes weighing alike."""
-    values = states.double()
-    mean, deviation = values.mean(0), values.std(0, correction=0).clamp_min(1e-6)
-    scale = deviation * _REACH**0.5  # so that the reach of a head's landmarks is 1
-    standard = (values - mean) / scale
-    seen = torch.cat([_some(standard[relevant]), _some(standard[~relevant])])
-    squares = torch.cdist(standard, seen).square() / standard.shape[1]
-    near = torch.exp(-squares)  # (calls, landmarks)
-    middle, spread = near.mean(0), near.std(0, correction=0).clamp_min(1e-6)
-    weights = _logistic((near - middle) / spread, relevant, _PENALTY)
-    weight = weights[:-1] / spread
+    seen = end.states[end.mask].float()
+    mean, scale = seen.mean(0), seen.std(0, correction=0).clamp_min(1e-6)
+    calls = _Calls(end, wanted, mean, scale, begins)
+    members = [_member(calls, seed) for seed in range(_MEMBERS)]
+    queries, weights, biases = zip(*members, strict=True)
     return RelevanceHead(
-        mean, scale, weight, weights[-1] - weight @ middle, layer=layer, landmarks=seen
+        mean,
+        scale,
+        torch.cat(queries),
+        torch.cat(weights) / _MEMBERS,
+        torch.stack(biases).mean(),
+        layer=layer,
+        columns=end.states.shape[1],
     )
 
 
-def _some(rows: Tensor) -> Tensor:
-    """At most as many of the rows as there are landmarks, at equal distances."""
-    count = min(_LANDMARKS, len(rows))
-    return rows[torch.arange(count) * len(rows) // count]
+@attrs.frozen(eq=False)
+class _Calls:
+    """What a head is fitted on.
+
+    Attributes:
+        end: of the calls.
+        relevant: which of them it is to open for, (calls,).
+        mean: of each feature, (hidden,).
+        scale: of each feature, (hidden,).
+        begins: see ``fit_head``.
+    """
+
+    end: PromptEnd
+    relevant: Tensor
+    mean: Tensor
+    scale: Tensor
+    begins: Tensor | None
+
+    def draw(self, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Standardised states of a batch, which of its columns count, and which rows are relevant.
+
+        Half of its rows are relevant; features are left out and noise is added.
+        """
+        sides = [self.relevant.nonzero().flatten(), (~self.relevant).nonzero().flatten()]
+        half = _BATCH // 2
+        rows = torch.cat(
+            [side[torch.randint(len(side), (half,), generator=random)] for side in sides]
+        )
+        standard = (self.end.states[rows].float() - self.mean) / self.scale
+        mask = self.end.mask[rows]
+        if self.begins is not None:
+            behind = torch.arange(mask.shape[1]) >= self.begins[rows].unsqueeze(1)
+            whole = torch.rand(len(rows), 1, generator=random) < 0.5
+            mask = mask & (whole | behind)
+        standard = standard + torch.randn(standard.shape, generator=random) * _NOISE
+        kept = torch.rand(len(rows), 1, standard.shape[2], generator=random) >= _DROPOUT
+        return standard * kept / (1 - _DROPOUT), mask, self.relevant[rows]
 
 
-def _logistic(rows: Tensor, relevant: Tensor, penalty: float) -> Tensor:
-    """Weights of an L2 logistic regression, the bias last, (features + 1,)."""
-    share = (~relevant).sum() / relevant.sum()
-    each = torch.where(relevant, share, torch.ones(())).double()
-    wanted = relevant.double()
-    weights = rows.new_zeros(rows.shape[1] + 1, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [weights], max_iter=_ITERATIONS, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
+def _member(calls: _Calls, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and weights, each (queries, hidden), and the bias, fitted by AdamW."""
+    random, hidden = torch.Generator().manual_seed(seed), len(calls.mean)
+    queries, weight = (
+        (torch.randn(_QUERIES, hidden, generator=random) * 0.02).requires_grad_() for _ in range(2)
     )
-
-    def loss() -> Tensor:
-        """The penalised cross entropy, its gradient computed."""
-        optimizer.zero_grad()
-        scores = rows @ weights[:-1] + weights[-1]
-        fit = functional.binary_cross_entropy_with_logits(scores, wanted, weight=each)
-        value = fit * len(rows) + penalty / 2 * weights[:-1].square().sum()
-        value.backward()  # type: ignore[no-untyped-call]  # torch has no types here
-        return value
-
+    bias = torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.AdamW([queries, weight, bias], lr=_RATE, weight_decay=_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=_STEPS)
     with torch.enable_grad():
-        optimizer.step(loss)  # type: ignore[no-untyped-call]  # torch has no types here
-    return weights.detach()
+        for _ in range(_STEPS):
+            standard, mask, relevant = calls.draw(random)
+            scores = attention_scores(standard, mask, queries, weight) + bias
+            loss = functional.binary_cross_entropy_with_logits(scores, relevant.float())
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
+            optimizer.step()
+            schedule.step()
+    return queries.detach(), weight.detach(), bias.detach()

@@ -1,4 +1,4 @@
-"""What relevance heads read of calls: the base's own states at their ends, kept on disk.
+"""What relevance heads read of calls: the base's own states at their ends, a few rows at a time.
 
 Calls in one prompt, or in one chat, begin alike. What many begin with is read once, and each call
 behind it, where the base gives the same but for rounding: it is longer than most questions.
@@ -6,60 +6,86 @@ behind it, where the base gives the same but for rounding: it is longer than mos
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 
+import attrs
 import torch
 from torch import Tensor
 
 from safe_framework.core.base_errors import base_errors
 from safe_framework.core.model import SafeModel
-from safe_framework.core.prompt_rows import PromptRow, Rows
-from safe_framework.core.shared_opening import SharedOpening, behind, openings
+from safe_framework.core.output_head import layer_outputs
+from safe_framework.core.prompt_rows import PromptEncoder, PromptRow, Rows
+from safe_framework.core.prompt_states import PromptEnd
+from safe_framework.core.shared_opening import SharedOpening, behind, openings, reads_trees
+from safe_framework.core.text_trees import in_calls
 from safe_framework.errors import InjectionError, UnsupportedBaseError
-from safe_framework.training.compute.activation_cache import (
-    ActivationCaches,
-    Activations,
-    ActivationStore,
-)
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.tensors import near
 
+_TOKENS = 1024  # that are read together
+_MANY = 64  # rows that share an opening: trees share what fewer have in common
 
-def prompt_states(
+
+@attrs.frozen(eq=False)
+class ReadRows:
+    """Some rows, as the base read them.
+
+    Attributes:
+        rows: each once.
+        end: what it gave at their ends.
+        begins: the column at which each row goes on behind what many begin with, (rows,).
+    """
+
+    rows: Rows
+    end: PromptEnd
+    begins: Tensor
+
+
+def read_ends(
     model: SafeModel,
     rows: Sequence[PromptRow],
-    layers: Sequence[int],
+    layer: int,
+    columns: int,
     *,
     label: str = "states of the relevance gate",
     progress: ProgressCallback = no_progress,
-) -> dict[int, Tensor]:
-    """The base's own states at the end of each row, by layer, (rows, hidden), from the cache.
+) -> Iterator[ReadRows]:
+    """The base's own states at the end of each row, each of which is read once.
 
     Args:
         model: in any mode; the base is always in that of evaluation.
         rows: without samples.
-        layers: whose outputs are read, from 0.
+        layer: whose output is read, from 0.
+        columns: how many positions of each row.
         label: what ``progress`` shows.
         progress: called after every few rows.
     """
-    reader = EndReader(model, layers)
-    parts = openings(model, rows)
+    reader = EndReader(model, layer, columns)
+    parts = openings(model, rows, _MANY) if reader.in_trees else openings(model, rows)
     if not reader.goes_on(parts):
         parts = {(): list(dict.fromkeys(rows))}
-    found, count = dict[PromptRow, Activations](), sum(map(len, parts.values()))
+    done, count = 0, sum(map(len, parts.values()))
     for opening, own in parts.items():
-        store = reader.store(opening, own)
-        store.precompute(own, label, partial(_of_all, progress, len(found), len(own), count))
-        found |= dict(zip(own, store.of(own), strict=True))
-    return {layer: torch.cat([found[row][str(layer)] for row in rows]) for layer in layers}
+        shared = reader.shared(opening, own)
+        groups = in_calls(own, len(opening)) if shared.in_trees else _groups(own)
+        for some in groups:
+            yield reader.read(shared, some)
+            done += len(some)
+            progress(label, done, count)
 
 
-def _of_all(
-    progress: ProgressCallback, before: int, own: int, count: int, label: str, groups: int, of: int
-) -> None:
-    """Say how many of all rows are done, where a part says how many of its groups are."""
-    progress(label, before + own * groups // of, count)
+def _groups(rows: Rows) -> Iterator[list[PromptRow]]:
+    """Rows of like length, so many together that they are about as many tokens; pictures alone."""
+    found: list[PromptRow] = []
+    for row in sorted(rows, key=lambda row: (bool(row.images), len(row))):
+        alike = not found or bool(found[0].images) is bool(row.images)
+        if found and (not alike or len(row) * (len(found) + 1) > _TOKENS):
+            yield found
+            found = []
+        found.append(row)
+    if found:
+        yield found
 
 
 class EndReader:
@@ -67,26 +93,34 @@ class EndReader:
 
     Args:
         model: whose base reads them.
-        layers: whose outputs are kept.
+        layer: whose output is kept.
+        columns: how many positions of each row.
     """
 
-    def __init__(self, model: SafeModel, layers: Sequence[int]) -> None:
-        self.model, self.layers = model, tuple(layers)
-        self._caches = ActivationCaches(model, (), {}, model.processor.padding)
+    def __init__(self, model: SafeModel, layer: int, columns: int) -> None:
+        self.model, self.layer, self.columns = model, layer, columns
+        self._prompts, self._pad = PromptEncoder.of(model), model.processor.padding
+        self._openings: dict[tuple[int, ...], Tensor] = {}
+        self.in_trees = reads_trees(model, self._prompts, self._pad)
 
-    def store(self, opening: Sequence[int], rows: Rows) -> ActivationStore:
+    def shared(self, opening: Sequence[int], rows: Rows) -> SharedOpening:
+        """What rows begin with; they are read in trees behind it, if they can be."""
+        in_trees = self.in_trees and not any(row.images or row.target for row in rows)
+        return SharedOpening(self.model, self._prompts, self._pad, opening, in_trees)
+
+    def read(self, shared: SharedOpening, rows: Rows) -> ReadRows:
         """The states of rows that begin so."""
-        name = f"prompt ends {list(self.layers)} behind {list(opening)}"
-        shared = SharedOpening(self.model, self._caches.prompts, self._caches.pad, opening)
-        found = self._caches.store_of(rows, partial(self.read, shared), len(self.layers), name)
-        assert found is not None  # nothing bounds this one
-        return found
-
-    def read(self, shared: SharedOpening, rows: Rows) -> dict[str, Tensor]:
-        """The states of rows, each (batch, 1, hidden)."""
         left = [behind(row, shared.ids) for row in rows] if shared.ids else rows
-        found = self.model.prompt_states(shared.inputs(left), self.layers)
-        return {str(layer): found[layer].unsqueeze(1) for layer in self.layers}
+        before, found = self._opening(shared), self._of_rows(shared, left)
+        states = found[0].new_zeros(len(rows), self.columns, found[0].shape[1])
+        mask, begins = torch.zeros(states.shape[:2], dtype=torch.bool, device=states.device), []
+        for number, own in enumerate(found):
+            parts = [own] if before is None else [before, own]
+            whole = torch.cat(parts)[-self.columns :]
+            states[number, self.columns - len(whole) :] = whole
+            mask[number, self.columns - len(whole) :] = True
+            begins.append(self.columns - min(len(own), self.columns))
+        return ReadRows(rows, PromptEnd(states, mask), torch.tensor(begins))
 
     def goes_on(self, parts: Mapping[tuple[int, ...], Rows]) -> bool:
         """Whether the base gives the same behind what rows begin with, tried on two of them.
@@ -97,11 +131,34 @@ class EndReader:
         tried = next((ids for ids in parts if ids), ())
         if not tried:
             return False
-        prompts, pad, rows = self._caches.prompts, self._caches.pad, parts[tried][:2]
-        whole = self.read(SharedOpening(self.model, prompts, pad), rows)
+        rows = parts[tried][:2]
+        whole = self.read(SharedOpening(self.model, self._prompts, self._pad), rows).end
         try:
             with base_errors():
-                cut = self.read(SharedOpening(self.model, prompts, pad, tried), rows)
+                cut = self.read(self.shared(tried, rows), rows).end
         except (UnsupportedBaseError, InjectionError):  # its rows are read whole
             return False
-        return all(near(cut[layer], whole[layer]) for layer in whole)
+        return bool((cut.mask == whole.mask).all()) and near(cut.states, whole.states)
+
+    def _opening(self, shared: SharedOpening) -> Tensor | None:
+        """The states of the last columns of what rows begin with, (columns, hidden)."""
+        if not shared.ids:
+            return None
+        if shared.ids not in self._openings:
+            ids = torch.tensor([shared.ids], device=self.model.device)
+            read = self._states({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+            self._openings[shared.ids] = read.states[0][read.mask[0]]
+        return self._openings[shared.ids]
+
+    def _of_rows(self, shared: SharedOpening, rows: Rows) -> list[Tensor]:
+        """The states of the last columns of each row, (columns, hidden), in float32."""
+        if shared.in_trees:
+            call = shared.call(rows)
+            with torch.no_grad():
+                (output,) = layer_outputs(self.model, call.inputs, [self.layer]).values()
+            return [own[-self.columns :].float() for own in call.of_rows(output)]
+        read = self._states(shared.inputs(rows))
+        return [own[real] for own, real in zip(read.states, read.mask, strict=True)]
+
+    def _states(self, inputs: Mapping[str, Tensor]) -> PromptEnd:
+        return self.model.prompt_states(inputs, [self.layer], self.columns)[self.layer]

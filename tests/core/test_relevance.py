@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from safe_framework.core.adapter import CONFIG
 from safe_framework.core.build import load
 from safe_framework.core.model import SafeModel
+from safe_framework.core.prompt_states import PromptEnd, PromptStates
 from safe_framework.core.relevance import RelevanceHead, relevance_samples, relevance_states
 from safe_framework.errors import AdapterError, SafeError
 from safe_framework.utils.tensors import bitwise_equal
@@ -20,16 +22,23 @@ from tests.support.relevance import random_head
 from tests.support.toys import DIM, HIDDEN, LAYERS, attached, bart, felt, gpt2, llama, texts
 
 
-def test_a_score_is_the_logistic_regressions() -> None:
-    """Law: standardised features times weights, in float32 whatever the base computes in."""
+def test_a_score_is_what_attention_takes_of_each_position() -> None:
+    """Law: of the positions that were read alone, in float32 whatever the base computes in."""
     generator = torch.Generator().manual_seed(0)
-    states = torch.randn(4, HIDDEN, generator=generator)
+    states = torch.randn(4, 3, HIDDEN, generator=generator)
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 0, 1], [1, 0, 1]], dtype=torch.bool)
     head, samples = random_head(sample=3), torch.randn(4, 3, generator=generator)
-    features = torch.cat([states, samples], 1).double()
-    expected = (features - head.mean.double()) / head.scale.double() @ head.weight.double()
-    found = head.to(torch.float32)(states, samples)
-    torch.testing.assert_close(found, (expected + head.bias.double()).float())
-    assert head(states.bfloat16(), samples).dtype == torch.float32
+    mean, scale = head.mean.double(), head.scale.double()
+    expected = []
+    for row in range(4):
+        one = (states[row][mask[row]].double() - mean[:HIDDEN]) / scale[:HIDDEN]
+        share = (one @ head.queries.double().T).softmax(0)  # (positions, queries)
+        heard = (samples[row].double() - mean[HIDDEN:]) / scale[HIDDEN:]
+        taken = (share * (one @ head.weight.double().T)).sum()
+        expected.append(taken + heard @ head.sample_weight.double() + head.bias.double())
+    found = head(PromptEnd(states, mask), samples)
+    torch.testing.assert_close(found, torch.stack(expected).float(), rtol=1e-4, atol=1e-4)
+    assert head(PromptEnd(states.bfloat16(), mask), samples).dtype == torch.float32
     assert head.opens(torch.tensor([float("nan"), 1e9])).tolist() == [False, True]
 
 
@@ -37,15 +46,18 @@ def test_a_score_is_the_logistic_regressions() -> None:
     ("changes", "said"),
     [
         ({"scale": [0.0]}, "a scale of 0 or below"),
-        ({"weight": [float("inf")]}, "not finite"),
-        ({"weight": [1.0, 2.0]}, "features"),
+        ({"weight": [[float("inf")]]}, "not finite"),
+        ({"weight": [[1.0, 2.0]]}, "features"),
+        ({"queries": [[1.0], [2.0]]}, "features"),
+        ({"mean": [0.0, 0.0], "scale": [1.0, 1.0]}, "features"),
+        ({"columns": 0}, "0 columns"),
     ],
 )
 def test_what_is_no_head_is_refused(changes: dict[str, Any], said: str) -> None:
     """Law: a head of impossible numbers says so when it is made."""
-    arrays = {"mean": [0.0], "scale": [1.0], "weight": [1.0], "bias": 0.0} | changes
+    arrays = {"mean": [0.0], "scale": [1.0], "queries": [[1.0]], "weight": [[1.0]], "bias": 0.0}
     with pytest.raises(SafeError, match=said):
-        RelevanceHead(**arrays, layer=0)
+        RelevanceHead(**(arrays | changes), layer=0)
 
 
 @pytest.mark.parametrize("layer", range(LAYERS))
@@ -64,10 +76,36 @@ def test_the_state_is_the_bases_at_the_end_of_the_prompt(make: Any, layer: int) 
     with torch.no_grad():
         model.base(**batch)
     hook.remove()
-    found = relevance_states(model, {**batch, **felt(3)}, layer)
-    assert bitwise_equal(found, seen[0][torch.arange(3), torch.tensor([4, 2, 4])])
+    found = relevance_states(model, {**batch, **felt(3)}, layer, columns=4)
+    assert bitwise_equal(found.last, seen[0][torch.arange(3), torch.tensor([4, 2, 4])])
+    assert found.mask.tolist() == [[True] * 4, [False, True, True, True], [True] * 4]
+    assert bitwise_equal(found.states[0], seen[0][0, 1:])
+    assert bitwise_equal(found.states[1, 1:], seen[0][1, :3])
     labelled = relevance_states(model, {**batch, "labels": labels}, layer)
-    assert bitwise_equal(labelled[2], seen[0][2, 2])
+    assert bitwise_equal(labelled.last[2], seen[0][2, 2])
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_states_read_in_chunks_are_those_of_the_prompt(padded: bool) -> None:
+    """Law: it is the prompt's last positions that are read, however the base is given it."""
+    model = attached(llama(), attend="answer")
+    batch = texts(model.base, 2, 7)
+    if padded:
+        batch["attention_mask"][1, :4] = 0
+    ends, real = torch.tensor([6, 6]), batch["attention_mask"].bool()
+    hidden = torch.randn(2, 7, HIDDEN, generator=torch.Generator().manual_seed(0))
+    seen = []
+    for cuts in ([0, 7], [0, 2, 5, 7], [0, 6, 7]):
+        states = PromptStates(ends, 7, model.stack, {1}, columns=5, real=real)
+        done = [states.take(1, hidden[:, a:b]) for a, b in itertools.pairwise(cuts)]
+        assert done == [False] * (len(cuts) - 2) + [True]
+        seen.append(states.end(1))
+    for one in seen:
+        assert bitwise_equal(one.states, hidden[:, 2:])
+        assert one.mask.tolist() == [[True] * 5, [not padded] * 2 + [True] * 3]
+    behind = PromptStates(ends, 7, model.stack, {1}, columns=5, cached=4, real=real)
+    assert behind.take(1, hidden[:, 4:])
+    assert behind.end(1).mask.tolist() == [[False, False, True, True, True]] * 2
 
 
 def test_beside_an_encoder_the_first_word_of_the_decoder_decides() -> None:
@@ -77,7 +115,7 @@ def test_beside_an_encoder_the_first_word_of_the_decoder_decides() -> None:
     found = relevance_states(model, batch, LAYERS - 1)
     with torch.no_grad():
         out = model.base(**batch, output_hidden_states=True)
-    assert bitwise_equal(found, out.decoder_hidden_states[-1][:, 0])
+    assert bitwise_equal(found.last, out.decoder_hidden_states[-1][:, 0])
 
 
 def test_the_pooled_sample_is_the_mean_of_its_valid_frames() -> None:
@@ -168,4 +206,4 @@ def test_auto_needs_a_head() -> None:
         attached(llama(), attend="answer").set_gate("auto")
     assert "safe calibrate" in str(caught.value)
     with pytest.raises(SafeError, match="reads 5 features"):
-        with_head(RelevanceHead([0.0] * 5, [1.0] * 5, [0.0] * 5, 0.0, layer=0))
+        with_head(RelevanceHead([0.0] * 5, [1.0] * 5, [[0.0] * 5], [[0.0] * 5], 0.0, layer=0))

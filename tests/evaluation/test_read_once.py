@@ -11,6 +11,7 @@ import torch
 from safe_framework.core.layer_hooks import get_hidden_states
 from safe_framework.core.model import SafeModel
 from safe_framework.core.prompt_past import PromptPasts
+from safe_framework.core.relevance import Strength
 from safe_framework.data.examples import Example
 from safe_framework.evaluation.answers import answer_with_confidence, eval_mode, example_inputs
 from safe_framework.evaluation.read_once import behind_prompts, prompts_read_once
@@ -60,7 +61,7 @@ def asked(count: int = 36) -> list[Example]:
     ]
 
 
-def answers(model: SafeModel, examples: list[Example], gate: float) -> list[tuple[str, Any]]:
+def answers(model: SafeModel, examples: list[Example], gate: Strength) -> list[tuple[str, Any]]:
     """The answers at one gate."""
     return answer_with_confidence(model, examples, batch_size=24, gate={"touch": gate})
 
@@ -104,17 +105,18 @@ def test_a_prompt_is_read_once() -> None:
     assert set(seen) == {1}
 
 
-def test_heads_decide_behind_kept_prompts() -> None:
-    """Law: a relevance head opens on the same prompts, which are not read again for it."""
+def test_heads_decide_on_whole_prompts() -> None:
+    """Law: whatever of a prompt was read before, a relevance head reads it as it would alone."""
     model, examples = hearing(), asked()
-    model.set_relevance("touch", random_head(2))
+    model.set_relevance("touch", random_head(2, columns=8))
     whole = opens(model, "touch", examples, batch_size=24)
     assert set(whole) == {True, False}
-    with prompts_read_once(model):
-        opens(model, "touch", examples, batch_size=24)
-        seen = columns_read(model)
-        assert opens(model, "touch", examples, batch_size=24) == whole
-    assert set(seen) == {1}
+    with eval_mode(model):
+        alone = answers(model, examples, "auto")
+        with prompts_read_once(model):
+            answers(model, examples, 1.0)
+            assert opens(model, "touch", examples, batch_size=24) == whole
+            assert [text for text, _ in answers(model, examples, "auto")] == [t for t, _ in alone]
 
 
 def test_what_was_asked_long_ago_is_forgotten() -> None:

@@ -98,12 +98,11 @@ def test_a_closed_row_is_the_bases(
     if pooled:  # a head that reads samples too, and gives them no weight: what opens is known
         head = head_of(model)
         features = [torch.cat([one, torch.ones(4)]) for one in (head.mean, head.scale)]
-        weight = torch.cat([head.weight, torch.zeros(4)])
         model.set_relevance(
             "touch",
             type(head)(
-                *features, weight, head.bias,
-                layer=layer, sample_features=4, threshold=head.threshold,
+                *features, head.queries, head.weight, head.bias, sample_weight=torch.zeros(4),
+                layer=layer, columns=head.columns, threshold=head.threshold,
             ),
         )  # fmt: skip
     samples, options = felt(rows, "touch", present), DECODED | WAYS[way]
@@ -403,7 +402,7 @@ def test_what_cannot_be_decided_is_refused() -> None:
 
 
 def test_a_closed_call_costs_a_few_operations_whatever_the_base() -> None:
-    """Law: as many beyond the base's own for six layers as for two, and no more than sixty."""
+    """Law: as many beyond the base's own for six layers as for two, and no more than eighty."""
     beyond = list[int]()
     for layers in (2, 6):
         base = llama(num_hidden_layers=layers)
@@ -414,7 +413,7 @@ def test_a_closed_call_costs_a_few_operations_whatever_the_base() -> None:
         closed = trace_call(model.generate, {**batch, **felt(1), **options}, base)[1]
         assert model.last_gates["touch"].tolist() == [0.0]
         beyond.append(len(closed) - len(plain))
-    assert beyond[0] == beyond[1] <= 60
+    assert beyond[0] == beyond[1] <= 80
 
 
 def test_a_closed_call_runs_no_encoder() -> None:

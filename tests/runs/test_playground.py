@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import safe_framework
 from safe_framework.core.model import SafeModel
@@ -79,9 +80,8 @@ def test_the_badge_says_what_a_head_decided(
 ) -> None:
     """Law: at gate `auto`, closed is the base, and the page says which it was."""
     width = model.stack.hidden_size
-    head = RelevanceHead(
-        [0.0] * width, [1.0] * width, [0.0] * width, 0.0, layer=0, threshold=threshold
-    )
+    flat = torch.zeros(width)
+    head = RelevanceHead(flat, flat + 1, flat[None], flat[None], 0.0, layer=0, threshold=threshold)
     model.set_relevance("audio", head)
     told, base, safe = respond(model, "audio", str(world / "test0.wav"), "what is this", "auto")
     model.set_relevance("audio", None)

@@ -6,15 +6,17 @@ import itertools
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import safe_framework
 from safe_framework.cli import main
+from safe_framework.core.model import SafeModel
 from safe_framework.core.prompt_rows import PromptRow
+from safe_framework.core.prompt_states import PromptEnd
 from safe_framework.core.relevance import AUTO
-from safe_framework.core.shared_opening import openings
 from safe_framework.data.irrelevant import CALIBRATION, TEST, read_irrelevant
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import (
@@ -31,9 +33,10 @@ from safe_framework.runs.finished import open_run, read_metrics
 from safe_framework.runs.inspection import sweep_gate
 from safe_framework.runs.relevance import own_calls, shipped_calls
 from safe_framework.runs.run import run_recipe
+from safe_framework.training import relevance_states
 from safe_framework.training.relevance import fit_head
-from safe_framework.training.relevance_calls import HELD_OUT, TRAINED, GateCall
-from safe_framework.training.relevance_states import prompt_states
+from safe_framework.training.relevance_calls import HELD_OUT, TRAINED
+from safe_framework.training.relevance_states import read_ends
 
 FORMS = ["what is this", "is this high", "high low", "this what is", "this", "is this low", "what"]
 BANK = [" ".join(words) for words in itertools.permutations(["cat", "sat", "mat", "dog", "ran"], 3)]
@@ -148,41 +151,49 @@ def test_calls_are_one_draw_each(finished: Path) -> None:
 
 
 def test_a_head_tells_what_it_was_fitted_on() -> None:
-    """Law: relevant calls are told from others by their likeness to those that were seen."""
+    """Law: a word anywhere in what was read tells relevant calls from others, seen or not."""
     draw = torch.Generator().manual_seed(0)
-    calls = [
-        GateCall(
-            PromptRow((number,)),
-            TRAINED if number % 3 == 0 else "some",
-            number % 3 == 0,
-            f"{number}",
-        )
-        for number in range(90)
-    ]
-    noise = torch.randn(90, 6, generator=draw)
-    ring = torch.nn.functional.normalize(noise, dim=1)  # no plane parts an inner from an outer one
-    wanted = torch.tensor([call.relevant for call in calls])
-    states = ring * torch.where(wanted, 0.5, 2.0).unsqueeze(1)
-    head = fit_head(states, calls, layer=5)
-    assert head.layer == 5
-    assert torch.equal(head(states) > 0, wanted)
+    states, mask = torch.randn(120, 8, 12, generator=draw), torch.ones(120, 8, dtype=torch.bool)
+    wanted, begins = torch.arange(120) % 3 == 0, torch.full((120,), 3)
+    mask[::5, :2] = False
+    at = torch.randint(3, 8, (120,), generator=draw)
+    states[torch.arange(120), at, :4] += torch.where(wanted, 9.0, 0.0).unsqueeze(1)
+    head = fit_head(PromptEnd(states[:80], mask[:80]), wanted[:80].tolist(), 5, begins[:80])
+    assert (head.layer, head.columns) == (5, 8)
+    assert torch.equal(head(PromptEnd(states, mask)) > 0, wanted)
 
 
+@pytest.mark.parametrize("in_trees", [True, False])
 def test_states_behind_what_calls_begin_with_are_those_of_whole_calls(
-    finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    finished: Path, monkeypatch: pytest.MonkeyPatch, in_trees: bool
 ) -> None:
     """Law: reading once what calls begin with changes their states by rounding alone."""
-    monkeypatch.setenv("SAFE_CACHE", str(tmp_path))  # so that none is known
+    if not in_trees:
+        monkeypatch.setattr(relevance_states, "reads_trees", lambda *_: False)
     model, words, others = open_run(finished).model, (3, 4, 5, 6, 7), (8, 9, 10, 11, 12, 13)
-    ends = [(one, two, *[8] * (one % 3)) for one in range(3, 9) for two in range(9, 12)]
-    rows = [PromptRow((*begin, *end)) for end in ends for begin in (words, others)]
+    ends = itertools.product(range(3, 8), range(8, 13), range(3, 6))
+    ended = [(*end, *[8] * (number % 3)) for number, end in enumerate(ends)]
+    rows = [PromptRow((*begin, *end)) for end in ended for begin in (words, others)]
     rows.append(PromptRow((12, 3)))
-    parts = openings(model, rows)
-    assert {ids: len(own) for ids, own in parts.items()} == {words: 18, others: 18, (): 1}
-    found = prompt_states(model, rows, [0, 1])
-    for number, row in enumerate(rows):
-        for layer, states in prompt_states(model, [row], [0, 1]).items():
-            torch.testing.assert_close(found[layer][[number]], states, rtol=1e-4, atol=1e-5)
+    found, begun = read_each(model, rows), set()
+    assert found.keys() == set(rows)
+    for row in rows:
+        (one,) = read_each(model, [row]).values()
+        states, mask, begins = found[row]
+        assert torch.equal(mask, one[1])
+        assert int(mask.sum()) == min(len(row), 8)
+        torch.testing.assert_close(states, one[0], rtol=1e-4, atol=1e-5)
+        begun.add(len(row) - (8 - begins) if begins > 8 - min(len(row), 8) else 0)
+    assert {len(words), len(others)} <= begun  # behind either, rows have a beginning of their own
+
+
+def read_each(model: SafeModel, rows: list[PromptRow]) -> dict[PromptRow, Any]:
+    """What is read of each row: states and mask of eight columns, and where its own text begins."""
+    return {
+        row: (read.end.states[number], read.end.mask[number], int(read.begins[number]))
+        for read in read_ends(model, rows, 1, 8)
+        for number, row in enumerate(read.rows)
+    }
 
 
 def test_where_the_gate_opens_tells_the_answers(finished: Path) -> None:
@@ -194,7 +205,7 @@ def test_where_the_gate_opens_tells_the_answers(finished: Path) -> None:
     assert head is not None
     with eval_mode(model):
         batch = example_inputs(model, without_modality(examples, "audio"))
-        scores = head(model.prompt_states(batch, [head.layer])[head.layer])
+        scores = head(model.prompt_states(batch, [head.layer], head.columns)[head.layer])
         head.threshold = float(scores.min() + scores.max()) / 2
         heard = opens(model, "audio", examples, batch_size=3)
         assert 0 < sum(heard) < len(heard)

@@ -291,7 +291,7 @@ def test_a_relevance_head_decides(score: float) -> None:
     with pytest.raises(SafeError, match="has no relevance head"):
         EmbeddedEngine(model).prepare(asking("w5 w6", tone(1), gate="auto"))
     flat = torch.zeros(HIDDEN)
-    head = RelevanceHead(flat, flat + 1, flat, score, layer=1)
+    head = RelevanceHead(flat, flat + 1, flat[None], flat[None], score, layer=1)
     model.set_relevance("audio", head)
     left, forced, off, without = answered(
         model,

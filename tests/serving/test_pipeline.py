@@ -360,9 +360,10 @@ def test_options_of_generate_are_taken_at_the_call(options: dict[str, Any]) -> N
 def with_head(model: SafeModel, threshold: float) -> SafeModel:
     """The model, which a head decides of that opens above a score."""
     width = model.stack.hidden_size
-    weight = torch.randn(width, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(2, width, generator=torch.Generator().manual_seed(0))
+    flat = torch.zeros(width)
     head = RelevanceHead(
-        torch.zeros(width), torch.ones(width), weight, 0.0, layer=1, threshold=threshold
+        flat, flat + 1, weight[:1], weight[1:], 0.0, layer=1, columns=4, threshold=threshold
     )
     model.set_relevance("audio", head)
     model.set_gate("auto")

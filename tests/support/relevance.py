@@ -12,12 +12,18 @@ from safe_framework.core.relevance import RelevanceHead, relevance_states
 from tests.support.toys import HIDDEN, LAYERS, attached
 
 
-def random_head(layer: int = LAYERS - 1, sample: int = 0, seed: int = 1, **settings: Any) -> Any:
+def random_head(
+    layer: int = LAYERS - 1, sample: int = 0, seed: int = 1, columns: int = 3, **settings: Any
+) -> Any:
     """A head of random numbers on the toys' bases."""
     generator = torch.Generator().manual_seed(seed)
-    mean, scale, weight = torch.randn(3, HIDDEN + sample, generator=generator)
-    settings = {"layer": layer, "sample_features": sample, **settings}
-    return RelevanceHead(mean, scale.abs() + 0.5, weight, 0.1, **settings)
+    mean, scale = torch.randn(2, HIDDEN + sample, generator=generator)
+    queries, weight = torch.randn(2, 3, HIDDEN, generator=generator)
+    settings = {"layer": layer, "columns": columns, **settings}
+    heard = torch.randn(sample, generator=generator)
+    return RelevanceHead(
+        mean, scale.abs() + 0.5, queries, weight, 0.1, sample_weight=heard, **settings
+    )
 
 
 def head_of(model: SafeModel, name: str = "touch") -> RelevanceHead:
@@ -40,6 +46,8 @@ def deciding(base: nn.Module, *names: str, attend: Any = "answer", **head: Any) 
 def open_rows(model: SafeModel, batch: dict[str, Tensor], count: int, name: str = "touch") -> None:
     """Move a head's threshold so that it opens on ``count`` rows of the batch."""
     head = head_of(model, name)
-    scores = head(relevance_states(model, batch, head.layer)).sort(descending=True).values
+    scores = (
+        head(relevance_states(model, batch, head.layer, head.columns)).sort(descending=True).values
+    )
     edges = [scores[0] + 1, *((scores[:-1] + scores[1:]) / 2), scores[-1] - 1]
     head.threshold = float(edges[count])

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from safe_framework.core.model import SafeModel
+from safe_framework.core.text_trees import can_mask_pairs
 from safe_framework.training.compute.base_properties import find_base_properties
 from safe_framework.training.compute.calls import ForwardCall
 from safe_framework.training.compute.forward import ForwardPlanner
-from safe_framework.training.compute.packing import Packing, can_pack, plan_packing
+from safe_framework.training.compute.packing import Packing, plan_packing
 from tests.support.tolerance import ATTENTION, assert_same_sums
 from tests.support.toys import LAYERS, gpt2, llama, mixtral, opt
 from tests.training.conftest import model_with_modality, perturb
@@ -162,9 +163,9 @@ def parted(model: SafeModel) -> None:
 @pytest.mark.parametrize("change", [windowed, parted])
 def test_known_obstacles_to_packing_are_heeded(model: SafeModel, change: Any) -> None:
     """Law: neither sliding windows nor rows that are called separately are packed."""
-    assert can_pack(model)
+    assert can_mask_pairs(model)
     change(model)
-    assert not can_pack(model)
+    assert not can_mask_pairs(model)
 
 
 def test_texts_padded_on_the_left_stay_in_their_rows(model: SafeModel) -> None:

@@ -39,9 +39,10 @@ def test_a_closed_row_is_the_bases(task: str, model_type: str) -> None:
     model = with_made_up_modality(base.model, example=base.inputs, attend="all")
     train(model)
     name, width = next(iter(model.modalities)), model.stack.hidden_size
-    weight = torch.randn(width, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(2, width, generator=torch.Generator().manual_seed(0))
     layer = model.stack.count - 1
-    head = RelevanceHead(torch.zeros(width), torch.ones(width), weight, 0.0, layer=layer)
+    flat = torch.zeros(width)
+    head = RelevanceHead(flat, flat + 1, weight[:1], weight[1:], 0.0, layer=layer, columns=4)
     model.modality(name).attend = "all" if model_type == "bert-generation" else "answer"
     model.set_relevance(name, head)
     with frozen_state(model):

@@ -236,17 +236,27 @@ class AdapterProcessor(BaseMultiModalProcessor[AdapterInfo]):  # type: ignore[mi
         )[KIND]
         if inputs.cache is not None:  # what vLLM has sent once, it sends by name
             item, _ = inputs.cache.get_and_update_item((item, []), name)
-        # No token is an embedding of it, so that vLLM never asks the model to make one.
-        # It ends with the prompt: of an item whose blocks are all cached, vLLM sends no content.
-        first, behind = 0 if everywhere else max(len(ids) - 1, 0), max(len(ids), 1)
-        nowhere = torch.zeros(behind - first, dtype=torch.bool)
-        place = PlaceholderRange(first, behind - first, nowhere)
+        # No token is an embedding of it, so that vLLM never asks the model to make one. Blocks of
+        # the prefix cache with one of its places are this request's alone: what a relevance head
+        # reads is always computed. It ends with the prompt: of an item whose blocks are all
+        # cached, vLLM sends no content.
+        count = max(len(ids), 1)
+        columns = min(self._columns(names) if DECISION in fields else 1, count)
+        columns = count if everywhere else columns
+        nowhere = torch.zeros(columns, dtype=torch.bool)
+        place = PlaceholderRange(count - columns, columns, nowhere)
         return mm_input(
             prompt_token_ids=ids,
             mm_kwargs=MultiModalKwargsItems({KIND: [item], **found["mm_kwargs"]}),
             mm_hashes={KIND: [name], **found["mm_hashes"]},
             mm_placeholders={KIND: [place], **found["mm_placeholders"]},
         )
+
+    def _columns(self, names: Sequence[str]) -> int:
+        """How many of a prompt's last positions are read by relevance heads of these."""
+        model = self.info.adapter
+        heads = [model.modality(name).relevance for name in names if name in model.modalities]
+        return max((head.columns for head in heads if head is not None), default=1)
 
     def _check_keywords(self, given: Mapping[str, Any]) -> None:
         """Refuse what nobody reads of ``mm_processor_kwargs``; a processor of pictures may."""

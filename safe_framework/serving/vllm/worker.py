@@ -25,6 +25,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from safe_framework.core.decoding import Shape, joined, shape_of
 from safe_framework.core.injection import ActiveModality
 from safe_framework.core.modality import Modality
+from safe_framework.core.prompt_states import PromptEnd
 from safe_framework.errors import InjectionError
 from safe_framework.serving.vllm.listening import HearingRows, WatchedPlaces
 from safe_framework.serving.vllm.models import ListeningModel
@@ -65,7 +66,7 @@ class _Sense:
         """Whether its relevance head opens, of what the base made of the prompt.
 
         Args:
-            left: by layer, what it left at the prompt's last token, (1, hidden).
+            left: by layer, what it left at the prompt's last tokens, (tokens, hidden).
         """
         head = self.modality.relevance
         assert head is not None
@@ -73,7 +74,9 @@ class _Sense:
         if head.pooled:
             self.fields = self.modality.encoded(self.fields)
             samples = self.modality.pooled(self.fields)
-        return bool(head.opens(head(left[head.layer].float(), samples)))
+        states = left[head.layer][-head.columns :].float().unsqueeze(0)
+        mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        return bool(head.opens(head(PromptEnd(states, mask), samples)))
 
 
 @attrs.define(eq=False)
@@ -85,17 +88,37 @@ class _Hearer:
         senses: whose samples it has, in the order in which they act.
         last: the position of its prompt's last token.
         decision: the number by which what is decided of it is known; None where nothing is.
+        left: by layer that a head reads, what it left at the last tokens so far.
     """
 
     number: int
     senses: list[_Sense]
     last: int
     decision: int | None
+    left: dict[int, Tensor] = attrs.field(factory=dict, init=False)
 
     @property
     def undecided(self) -> bool:
         """Whether a relevance head is to be asked yet."""
         return any(sense.gate is None for sense in self.senses)
+
+    @property
+    def columns(self) -> int:
+        """How many of the prompt's last tokens heads read."""
+        heads = [sense.modality.relevance for sense in self.senses if sense.gate is None]
+        return max((head.columns for head in heads if head is not None), default=1)
+
+    def keep(self, layer: int, left: Tensor, computed: int) -> None:
+        """Keep what a layer left at tokens of the prompt, behind those before.
+
+        Args:
+            layer: that a head reads.
+            left: there, (tokens, hidden).
+            computed: how many tokens were read before; 0 where it is read anew.
+        """
+        before = self.left.get(layer) if computed else None
+        whole = left if before is None else torch.cat([before, left])
+        self.left[layer] = whole[-self.columns :]
 
 
 @attrs.frozen(eq=False)
@@ -117,17 +140,23 @@ class _Stretch:
 
 @attrs.frozen(eq=False)
 class _Undecided:
-    """The last token of a prompt of which a relevance head is to be asked.
+    """Tokens of a prompt of which a relevance head is to be asked.
 
     Attributes:
         hearer: the request.
         row: of the batch.
-        place: of the token in the batch.
+        start: the first that is watched.
+        end: the token behind the last.
+        computed: how many tokens were read before this pass.
+        ends: whether the prompt ends here.
     """
 
     hearer: _Hearer
     row: int
-    place: int
+    start: int
+    end: int
+    computed: int
+    ends: bool
 
 
 class ListeningRunner(CPUModelRunner):  # type: ignore[misc]  # vLLM is not typed
@@ -224,7 +253,8 @@ class ListeningRunner(CPUModelRunner):  # type: ignore[misc]  # vLLM is not type
             return super()._model_forward(*args, **kwargs)
         watched = None
         if undecided:
-            watched = WatchedPlaces(torch.tensor([one.place for one in undecided.values()]))
+            places = [torch.arange(one.start, one.end) for one in undecided.values()]
+            watched = WatchedPlaces(torch.cat(places))
         with self.listens.layers.hearing(self._grouped(acting), watched):
             out: Tensor = super()._model_forward(*args, **kwargs)
         if watched is not None:
@@ -263,8 +293,9 @@ class ListeningRunner(CPUModelRunner):  # type: ignore[misc]  # vLLM is not type
                 place = start + hearer.last - computed
                 if place < start or place < end - 1:
                     raise InjectionError("a request went on before its gate was decided")
-                if place < end:
-                    undecided[request] = _Undecided(hearer, row, place)
+                if start < end:
+                    first = max(start, end - hearer.columns)
+                    undecided[request] = _Undecided(hearer, row, first, end, computed, place < end)
                 continue
             for sense in hearer.senses:
                 first = start + max(sense.first - computed, 0)
@@ -306,29 +337,32 @@ class ListeningRunner(CPUModelRunner):  # type: ignore[misc]  # vLLM is not type
         """Ask relevance heads, and let the last token of prompts be heard where something is open.
 
         Args:
-            undecided: the last tokens of prompts, by request.
+            undecided: tokens of prompts, by request.
             watched: what passed there.
             positions: of the batch's tokens, in their texts, (tokens,) or, where a base counts in
                 several dimensions, (dimensions, tokens).
             out: what the model gave, (tokens, hidden), which is changed where a gate opens.
         """
         assert watched.given is not None
-        opened = list[int]()
-        for number, (request, one) in enumerate(undecided.items()):
-            self._settle(
-                one.hearer,
-                {layer: left[number : number + 1] for layer, left in watched.left.items()},
-            )
+        opened, at = list[_Undecided](), list[int]()
+        sizes = [one.end - one.start for one in undecided.values()]
+        left = {layer: torch.split(found, sizes) for layer, found in watched.left.items()}
+        behind = itertools.accumulate(sizes)  # of each among what was watched
+        for number, ((request, one), end) in enumerate(zip(undecided.items(), behind, strict=True)):
+            for layer, found in left.items():
+                one.hearer.keep(layer, found[number], one.computed)
+            if not one.ends:
+                continue
+            self._settle(one.hearer, one.hearer.left)
+            one.hearer.left = {}
             self._hear(request, one.hearer)
             if any(sense.sample(self.device) is not None for sense in one.hearer.senses):
-                opened.append(number)
+                opened.append(one)
+                at.append(end - 1)
         if not opened:
             return
-        at, listed = torch.tensor(opened), list(undecided.values())
         places = watched.places[at]
-        again = self._last_again(
-            [listed[number] for number in opened], watched.given[at], places, positions[..., places]
-        )
+        again = self._last_again(opened, watched.given[at], places, positions[..., places])
         out.index_copy_(0, places, again)
 
     def _settle(self, hearer: _Hearer, left: Mapping[int, Tensor]) -> None:

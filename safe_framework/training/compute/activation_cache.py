@@ -34,7 +34,8 @@ from safe_framework.utils.progress import ProgressCallback
 
 GROUP_SIZE = 16
 Activations = Mapping[str, Tensor]
-Compute = Callable[[Rows], Activations]
+Compute = Callable[[Rows], Mapping[str, Tensor | Sequence[Tensor]]]
+Grouping = Callable[[Rows], Sequence[Rows]]
 _GIB = 2**30
 _REVISION = 2  # of what is kept of rows with pictures: a higher one computes it anew
 
@@ -44,11 +45,12 @@ class ActivationStore:
 
     Args:
         rows: texts with their pictures, or ids alone; a repeated one is stored once.
-        compute: gives states (batch, length, hidden) by kind, of rows padded on the right.
+        compute: gives states by kind, of each row (length, hidden), or longer with padding.
         kinds: names of the states.
         folder: where they are stored; shared by all runs of the same base.
         of_pictures: fingerprint of all that states of pictures depend on beside these.
         length: of what is kept of a row; by its kind if None.
+        groups: puts rows into those that are run together; a few of alike length if None.
     """
 
     def __init__(
@@ -59,14 +61,12 @@ class ActivationStore:
         folder: Path,
         of_pictures: str = "",
         length: Callable[[PromptRow], int] | None = None,
+        groups: Grouping | None = None,
     ) -> None:
         self.compute, self.kinds, self.folder = compute, tuple(kinds), folder
         self.of_pictures, self._length = of_pictures, length
         unique = sorted(set(as_rows(rows)), key=_order)
-        alike = [[unique[i] for i in group] for group in groups_of(unique)]
-        self._groups = [
-            group[i : i + GROUP_SIZE] for group in alike for i in range(0, len(group), GROUP_SIZE)
-        ]
+        self._groups = (groups or in_groups)(unique)
         self._group_of = {row: n for n, group in enumerate(self._groups) for row in group}
         self._loaded: dict[PromptRow, Activations] = {}
 
@@ -161,7 +161,7 @@ class ActivationStore:
         with torch.no_grad():
             states = self.compute(group)
         tensors = {
-            f"{index}.{name}": state[index, : self._length_of(row, name)].cpu().clone()
+            f"{index}.{name}": state[index][: self._length_of(row, name)].cpu().clone()
             for name, state in states.items()
             for index, row in enumerate(group)
         }
@@ -172,6 +172,12 @@ class ActivationStore:
         if self._length is not None:
             return self._length(row)
         return len(row) if kind == PREFIX else row.words
+
+
+def in_groups(rows: Rows) -> list[Rows]:
+    """Sorted rows, a few at a time, those with pictures apart."""
+    apart = [[rows[number] for number in group] for group in groups_of(rows)]
+    return [some[i : i + GROUP_SIZE] for some in apart for i in range(0, len(some), GROUP_SIZE)]
 
 
 def _order(row: PromptRow) -> tuple[int, tuple[int, ...], list[str]]:
@@ -337,6 +343,7 @@ class ActivationCaches:
         numbers: int,
         name: str,
         length: Callable[[PromptRow], int] | None = None,
+        groups: Grouping | None = None,
     ) -> ActivationStore | None:
         """A store of something else that is computed from rows; None if it is too large.
 
@@ -346,11 +353,12 @@ class ActivationCaches:
             numbers: at most so many are kept of one position.
             name: distinguishes it from others.
             length: how many positions are kept of a row; all if None.
+            groups: puts rows into those that are run together; a few of alike length if None.
         """
         layer = None if self.prefix is None else self.prefix.layer
         folder = self._folder(layer, False)
         folder = folder.with_name(text_fingerprint([folder.name, name])[:32])
-        states = ActivationStore(rows, compute, (), folder, self._of_pictures(), length)
+        states = ActivationStore(rows, compute, (), folder, self._of_pictures(), length, groups)
         return self._if_it_fits(states, numbers)
 
     def samples(self, rows: int) -> dict[str, Tensor]:

@@ -20,12 +20,12 @@ from safe_framework.core.layer_hooks import registered
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import has_plain_head
 from safe_framework.core.padding import per_token_inputs
+from safe_framework.core.text_trees import can_mask_pairs
 from safe_framework.errors import InjectionError, UnsupportedBaseError
 from safe_framework.training.compute.calls import ForwardCall
 from safe_framework.training.compute.packing import (
     WORTHWHILE_SHARE,
     Packing,
-    can_pack,
     plan_packing,
 )
 from safe_framework.utils.tensors import TERMS, near
@@ -160,7 +160,7 @@ def _skipping_agrees(
 
 def _packing_agrees(model: SafeModel) -> bool:
     """Whether texts give packed in one row what they give in rows of their own."""
-    if not can_pack(model):
+    if not can_mask_pairs(model):
         return False
     embeddings: Any = model.base.get_input_embeddings()  # type: ignore[operator]  # a method
     ids = torch.arange(2 * _LENGTH, device=model.device).view(2, -1) % len(embeddings.weight)

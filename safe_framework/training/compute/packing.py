@@ -16,7 +16,6 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from safe_framework.core.layer_discovery import PLAIN
 from safe_framework.core.layer_hooks import (
     LayerCall,
     get_hidden_states,
@@ -25,13 +24,10 @@ from safe_framework.core.layer_hooks import (
 )
 from safe_framework.core.model import SafeModel
 from safe_framework.core.padding import pad_to_length
-from safe_framework.utils.torch_private import compiled_call
 
 WORTHWHILE_SHARE = 0.95
 """Share of a call's positions: computing more than that instead of all saves no time."""
 _MAX_WIDTH_FACTOR = 3  # times the longest text
-# Options that bound how far back a layer attends: our mask would replace theirs.
-_WINDOW_OPTIONS = ("sliding_window", "attention_chunk_size")
 _ATTENTION_COST_LENGTH = 3000  # row length at which attention costs as much as the rest of a layer
 
 
@@ -115,21 +111,6 @@ class Packing:
 
     def _pack(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LayerCall:
         return set_hidden_states(args, kwargs, self.pack(get_hidden_states(args, kwargs)))
-
-
-def can_pack(model: SafeModel) -> bool:
-    """Whether no known property of a model prevents packing its texts."""
-    modalities = [model.modality(name) for name in model.modalities]
-    configs: list[Any] = [model.base.config, model.base.config.get_text_config()]  # type: ignore[union-attr, operator]
-    windows = (getattr(config, name, None) for config in configs for name in _WINDOW_OPTIONS)
-    return (
-        not model.split_rows
-        and model.stack.passes == 1
-        and model.stack.layout is PLAIN
-        and compiled_call(model.base) is None
-        and not any(modality.marked for modality in modalities)
-        and not any(windows)
-    )
 
 
 def plan_packing(needed: Tensor) -> Packing | None:

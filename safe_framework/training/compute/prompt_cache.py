@@ -24,16 +24,20 @@ from safe_framework.core.output_head import (
     no_cache_option,
     on_device,
     run_until,
-    shown_only,
 )
-from safe_framework.core.past_rows import cache_of, past_of_rows
+from safe_framework.core.past_rows import cache_of
 from safe_framework.core.prompt_rows import PromptRow, Rows
-from safe_framework.core.shared_opening import SharedOpening, behind, common_opening
+from safe_framework.core.shared_opening import (
+    SharedOpening,
+    behind,
+    common_opening,
+    reads_trees,
+)
+from safe_framework.core.text_trees import can_mask_pairs, in_calls
 from safe_framework.errors import InjectionError, UnsupportedBaseError
 from safe_framework.interfaces.types import FROM
-from safe_framework.training.compute.activation_cache import ActivationCaches
+from safe_framework.training.compute.activation_cache import ActivationCaches, in_groups
 from safe_framework.training.compute.calls import ForwardCall
-from safe_framework.training.compute.packing import can_pack
 from safe_framework.utils.hashing import text_fingerprint
 from safe_framework.utils.progress import ProgressCallback
 from safe_framework.utils.tensors import near
@@ -59,25 +63,26 @@ class PromptCache:
         self.names = answering(model.attends)
         heads = [PromptRow(row.ids[:start]) for row, start in rows if start]
         opening = common_opening(model, sorted(set(heads), key=lambda head: head.ids))
-        self._opening = SharedOpening(model, caches.prompts, caches.pad, opening)
-        with base_errors():
-            opened = self._opening.kept
-        self._opened = {name: kept.cpu() for name, kept in opened.items()}
+        in_trees = reads_trees(model, caches.prompts, caches.pad)
+        self._opening = SharedOpening(model, caches.prompts, caches.pad, opening, in_trees)
+        self._opened = {name: kept.cpu() for name, kept in self._opening.kept.items()}
         self._start: dict[PromptRow, int] = {}
         for row, start in rows:  # where a row is asked in two ways, the first position of both
             self._start[row] = min(start, self._start.get(row, start))
         one = self._read_prompts([self._behind(heads[0])])
-        self._nothing = {name: kept[0, :0].cpu() for name, kept in one.items()}
-        numbers = sum(kept[0, 0].numel() for kept in one.values())
+        self._nothing = {name: kept[0][:0].cpu() for name, kept in one.items()}
+        numbers = sum(kept[0][0].numel() for kept in one.values())
         hidden = model.stack.hidden_size
         self._prompts = caches.store_of(
             [self._behind(head) for head in heads], self._read_prompts, numbers,
-            f"prompts behind {list(opening)}",
+            f"prompts behind {list(opening)}{' in trees' if in_trees else ''}",
+            groups=in_calls if in_trees else None,
         )  # fmt: skip
         starts = text_fingerprint(sorted((row.ids, start) for row, start in self._start.items()))
         self._answers = caches.store_of(
             list(self._start), self._read_answers, hidden, f"answers {starts}",
-            length=lambda row: len(row) - self._start[row],
+            length=self._answer_length,
+            groups=lambda found: in_groups(sorted(found, key=self._answer_length)),
         )  # fmt: skip
         self.fits = self._prompts is not None and self._answers is not None
 
@@ -97,7 +102,7 @@ class PromptCache:
             starts: the last position of each row's prompt.
         """
         everywhere = any(attend != "answer" for attend in model.attends.values())
-        if caches is None or caches.prefix is None or everywhere or not can_pack(model):
+        if caches is None or caches.prefix is None or everywhere or not can_mask_pairs(model):
             return None
         plain = [(r, s) for r, s in zip(rows, starts, strict=True) if not r.images]
         plain.sort(key=lambda pair: not pair[1])  # a prompt of one token leaves nothing
@@ -202,17 +207,13 @@ class PromptCache:
     def _behind(self, head: PromptRow) -> PromptRow:
         return behind(head, self._opening.ids)
 
-    def _read_prompts(self, rows: Rows) -> dict[str, Tensor]:
-        """Keys and values behind the opening, each (batch, length, heads, width of a head)."""
-        inputs = self._opening.inputs(rows)
-        unread = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
-        with torch.no_grad(), self.model.off(), shown_only(self.model.base, unread), base_errors():
-            past = self.model(**inputs, use_cache=True).past_key_values
-        opening = len(self._opening.ids)
-        found = past_of_rows(past)
-        if any(kept.shape[1] != opening + inputs["input_ids"].shape[1] for kept in found.values()):
-            raise UnsupportedBaseError("its cache does not hold keys of each position")
-        return {name: kept[:, opening:] for name, kept in found.items()}
+    def _read_prompts(self, rows: Rows) -> dict[str, list[Tensor]]:
+        """Keys and values behind the opening, of each row (length, heads, width of a head)."""
+        found = self._opening.left_by(rows)
+        return {name: [own[name] for own in found] for name in found[0]}
+
+    def _answer_length(self, row: PromptRow) -> int:
+        return len(row) - self._start[row]
 
     def _read_answers(self, rows: Rows) -> dict[str, Tensor]:
         """What enters the first fused layer from each prompt's last position on."""

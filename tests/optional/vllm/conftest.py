@@ -112,6 +112,9 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, checkpoints: Path) -> Maki
     return make
 
 
+COLUMNS = 40
+"""Tokens that a head reads: more than a piece of a prompt, or a block of the prefix cache."""
+
 OPENING, CLOSING = (5, 61, 70), (9, 60, 62)
 """Lengths of prompts, in tokens, to which a relevance head opens the gate or keeps it closed."""
 
@@ -121,6 +124,8 @@ OPENING_WORDS, CLOSING_WORDS = ("w3 w4 w5", "w7"), ("w6 " * 40,)
 
 def head(model: SafeModel, kind: str, layer: int | None = None, sign: float = 1.0) -> RelevanceHead:
     """A head that decides so; on Qwen 2 it hears the sound, on Qwen 3 it reads an earlier layer.
+
+    It reads tokens of up to three pieces of a prompt, all of them alike.
 
     Args:
         model: that it is for.
@@ -135,18 +140,21 @@ def head(model: SafeModel, kind: str, layer: int | None = None, sign: float = 1.
     for words in (*chats[0], *chats[1]):
         said = [[{"role": "user", "content": words}]]
         batches.append(model.processor.chat_batch(said, None, {"add_generation_prompt": True}))
-    rows = [relevance_states(model, batch, layer)[0] for batch in batches]
-    dim = 0
+    read = [relevance_states(model, batch, layer, COLUMNS) for batch in batches]
+    rows = [one.states[one.mask].mean(0) for one in read]
     if pooled:
         (sample,) = relevance_samples(model, "audio", heard)
-        rows, dim = [torch.cat([row, sample]) for row in rows], len(sample)
+        rows = [torch.cat([row, sample]) for row in rows]
     signs = [1.0] * len(OPENING) + [-1.0] * len(CLOSING)
     signs += [1.0] * len(chats[0]) + [-1.0] * len(chats[1])
     states = torch.stack(rows)
     wanted = sign * torch.tensor(signs)[:, None]
-    weight = torch.linalg.lstsq(states, wanted, driver="gelsd").solution
-    mean, scale = torch.zeros(len(weight)), torch.ones(len(weight))
-    return RelevanceHead(mean, scale, weight[:, 0], 0.0, layer=layer, sample_features=dim)
+    (weight,) = torch.linalg.lstsq(states, wanted, driver="gelsd").solution.T
+    flat, hidden = torch.zeros(len(weight)), model.stack.hidden_size
+    return RelevanceHead(
+        flat, flat + 1, flat[None, :hidden], weight[None, :hidden], 0.0,
+        sample_weight=weight[hidden:], layer=layer, columns=COLUMNS,
+    )  # fmt: skip
 
 
 def sound(number: int) -> Waveform:

@@ -95,10 +95,10 @@ def write_for_vllm(base: Path, folder: Path) -> None:
 def head(model: SafeModel) -> RelevanceHead:
     """One that opens to what is red."""
     asked = [batch_of(model, Asked(picture)) for picture in (RED, BLUE)]
-    red, blue = (relevance_states(model, batch, 0)[0] for batch in asked)
+    red, blue = (relevance_states(model, batch, 0).last[0] for batch in asked)
     weight = red - blue
     bias = -float((red + blue) @ weight) / 2
-    return RelevanceHead(torch.zeros_like(red), torch.ones_like(red), weight, bias, layer=0)
+    return RelevanceHead(0 * red, 0 * red + 1, 0 * red[None], weight[None], bias, layer=0)
 
 
 def batch_of(model: SafeModel, case: Asked) -> Any:
