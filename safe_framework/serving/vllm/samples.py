@@ -1,7 +1,7 @@
 """From a request's samples to what the worker is sent, and to the keys of vLLM's caches.
 
 A request's samples take no place in the text. They are told to vLLM as one item at the prompt's
-last token, or, where one of them acts everywhere, at its first: vLLM puts the item's digest into
+last token, or, where one of them acts everywhere, over all of it: vLLM puts the item's digest into
 the key of that block of the prefix cache, and by it into those of all that follow. Blocks before it
 are the base's own, and are shared. Pictures for the base are vLLM's own business, and stay it.
 """
@@ -238,13 +238,13 @@ class AdapterProcessor(BaseMultiModalProcessor[AdapterInfo]):  # type: ignore[mi
             item, _ = inputs.cache.get_and_update_item((item, []), name)
         # No token is an embedding of it, so that vLLM never asks the model to make one. Blocks of
         # the prefix cache with one of its places are this request's alone: what a relevance head
-        # reads is always computed.
-        columns = min(self._columns(names) if DECISION in fields else 1, max(len(ids), 1))
-        place = PlaceholderRange(
-            0 if everywhere else max(len(ids) - columns, 0),
-            columns,
-            torch.zeros(columns, dtype=torch.bool),
-        )
+        # reads is always computed. It ends with the prompt: of an item whose blocks are all
+        # cached, vLLM sends no content.
+        count = max(len(ids), 1)
+        columns = min(self._columns(names) if DECISION in fields else 1, count)
+        columns = count if everywhere else columns
+        nowhere = torch.zeros(columns, dtype=torch.bool)
+        place = PlaceholderRange(count - columns, columns, nowhere)
         return mm_input(
             prompt_token_ids=ids,
             mm_kwargs=MultiModalKwargsItems({KIND: [item], **found["mm_kwargs"]}),

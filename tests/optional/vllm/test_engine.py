@@ -107,16 +107,16 @@ def test_answers_to_one_request_share_what_was_decided(adapter: Making, monkeypa
     """Law: a head is asked once for all answers to a request, also for those that begin later."""
     from vllm import SamplingParams
 
-    from safe_framework.serving.vllm.worker import _Hearer
+    from safe_framework.serving.vllm.worker import _Sense
 
-    asks, own = list[int](), _Hearer.asks
+    asks, own = list[int](), _Sense.asks
 
     def counted(self: Any, state: Any) -> bool:
         """As its own."""
-        asks.append(self.number)
+        asks.append(self.order)
         return own(self, state)
 
-    monkeypatch.setattr(_Hearer, "asks", counted)
+    monkeypatch.setattr(_Sense, "asks", counted)
     likeliest = SamplingParams(n=3, max_tokens=TOKENS, temperature=0.01, seed=0, ignore_eos=True)
     with engine(adapter(), max_num_seqs=2) as llm:
         for case, hears in ((Case(70, 0, "auto"), True), (Case(62, 0, "auto"), False)):
