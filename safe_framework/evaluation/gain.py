@@ -172,7 +172,7 @@ def _probe_tasks(
 ) -> list[str]:
     """What a probe of each task says of the test rows, whose features follow the training rows'."""
     named = [""] * len(test)
-    of_train, of_test = tasks([(e.prompt, normalise(e.judged(e.answer))) for e in train], test)
+    of_train, of_test = tasks([(asks(e), normalise(e.judged(e.answer))) for e in train], test)
     for task in sorted(set(of_test)):
         known = [row for row, its in enumerate(of_train) if its == task]
         asked = [row for row, its in enumerate(of_test) if its == task]
@@ -216,8 +216,8 @@ def tasks(asked: Sequence[tuple[str, str]], test: Sequence[Example]) -> tuple[li
     first of them.
 
     Args:
-        asked: the prompt and the answer of each training row.
-        test: of which the prompts count.
+        asked: what each training row asks, and its answer.
+        test: of which what they ask counts.
     """
     task_of_answer: dict[str, str] = {}
     task_of_prompt: dict[str, str] = {}
@@ -229,7 +229,14 @@ def tasks(asked: Sequence[tuple[str, str]], test: Sequence[Example]) -> tuple[li
                 known.update({key: new for key, its in known.items() if its == old})
     first = min(task_of_prompt.values())
     here = [task_of_prompt[prompt] for prompt, _ in asked]
-    return here, [task_of_prompt.get(example.prompt, first) for example in test]
+    return here, [task_of_prompt.get(asks(example), first) for example in test]
+
+
+def asks(example: Example) -> str:
+    """What a row asks, however it is put: its prompt, or the kinds of a bank that may ask it."""
+    if example.questions is None:
+        return example.prompt
+    return f"a question of {', '.join(sorted(example.questions.of(held_out=False)))}"
 
 
 def gain(

@@ -1,7 +1,8 @@
 """Which questions a probe may answer together."""
 
 from safe_framework.data.examples import Example
-from safe_framework.evaluation.gain import tasks
+from safe_framework.data.questions import Form, QuestionBank, RowQuestions
+from safe_framework.evaluation.gain import asks, tasks
 
 ASKED = [("what?", "ball"), ("which?", "mug"), ("far?", "one"), ("far?", "two")]
 
@@ -32,3 +33,15 @@ def test_a_new_question_belongs_somewhere() -> None:
     """Law: a question that training never asked is answered by a probe all the same."""
     train, test = of(ASKED, "new?")
     assert test[0] in train
+
+
+def test_forms_of_a_bank_are_no_tasks() -> None:
+    """Law: rows that may be asked the same are of one task, though each is asked in other words."""
+    forms = [Form("name", f"what {word} is it") for word in ("thing", "sound", "noise", "one")]
+    bank = QuestionBank(forms, {"name": 1.0})
+    rows = [
+        Example(f"what {number}", label, questions=RowQuestions(bank, label, "{question}", "r:1"))
+        for number, label in enumerate(("high", "low", "high", "low"))
+    ]
+    here, there = tasks([(asks(row), row.answer) for row in rows[:3]], rows[3:])
+    assert len({*here, *there}) == 1
