@@ -112,7 +112,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, checkpoints: Path) -> Maki
     return make
 
 
-COLUMNS = 40
+COLUMNS = 36
 """Tokens that a head reads: more than a piece of a prompt, or a block of the prefix cache."""
 
 OPENING, CLOSING = (5, 61, 70), (9, 60, 62)
