@@ -251,7 +251,10 @@ def checked_settings(name: str, settings: Any) -> Mapping[str, Any]:
         TypeError: it is not what ``RelevanceHead.settings`` gives.
     """
     if not isinstance(settings, Mapping) or settings.keys() != _SETTINGS.keys():
-        raise TypeError(f"it does not say the relevance head of `{name}`")
+        raise TypeError(
+            f"it does not say the relevance head of `{name}` as this version does; a head that an "
+            "earlier one fitted is fitted anew by training again"
+        )
     if not all(isinstance(settings[key], kind) for key, kind in _SETTINGS.items()):
         raise TypeError(f"it says the relevance head of `{name}` in other types")
     return settings
