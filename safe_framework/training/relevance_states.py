@@ -64,6 +64,7 @@ def read_ends(
     reader = EndReader(model, layer, columns)
     parts = openings(model, rows, _MANY) if reader.in_trees else openings(model, rows)
     if not reader.goes_on(parts):
+        reader.in_trees = False
         parts = {(): list(dict.fromkeys(rows))}
     done, count = 0, sum(map(len, parts.values()))
     for opening, own in parts.items():
@@ -123,15 +124,17 @@ class EndReader:
         return ReadRows(rows, PromptEnd(states, mask), torch.tensor(begins))
 
     def goes_on(self, parts: Mapping[tuple[int, ...], Rows]) -> bool:
-        """Whether the base gives the same behind what rows begin with, tried on two of them.
+        """Whether the base gives the same behind what rows begin with, and in trees.
+
+        It is tried on two rows; False where there is nothing to try.
 
         Args:
             parts: rows by what they begin with.
         """
         tried = next((ids for ids in parts if ids), ())
-        if not tried:
+        rows = parts.get(tried, [])[:2]
+        if not rows or not (tried or self.in_trees):
             return False
-        rows = parts[tried][:2]
         whole = self.read(SharedOpening(self.model, self._prompts, self._pad), rows).end
         try:
             with base_errors():

@@ -16,7 +16,8 @@ from safe_framework.core.output_head import layer_outputs
 from safe_framework.core.prompt_rows import PromptEncoder, PromptRow, as_rows
 from safe_framework.core.shared_opening import SharedOpening, openings, reads_trees
 from safe_framework.core.text_trees import TREES, WIDTH, TextTrees, in_calls
-from safe_framework.training.relevance_states import EndReader
+from safe_framework.training import relevance_states
+from safe_framework.training.relevance_states import EndReader, read_ends
 from safe_framework.utils.tensors import near
 from tests.support.toys import LAYERS, PAD, attached, gpt2, llama, mixtral
 
@@ -112,6 +113,22 @@ def test_a_base_that_takes_no_mask_of_pairs_reads_rows() -> None:
     assert not reads_trees(model, prompts(model), PAD)
     reader = EndReader(model, LAYERS - 1, columns=2)
     assert not reader.shared((9, 8), ROWS).in_trees
+
+
+def test_what_trees_would_change_is_read_in_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: a base that passes the trial on made-up words, and not that on real rows, reads rows."""
+    model = attached(llama(), attend="answer")
+    (alone,) = (read.end.states for read in read_ends(model, list(ROWS[:4]), 1, 2))
+    of_texts = TextTrees.of_texts
+    monkeypatch.setattr(
+        TextTrees, "of_texts", lambda trees, values: [v + 1 for v in of_texts(trees, values)]
+    )
+    monkeypatch.setattr(relevance_states, "reads_trees", lambda *_: True)
+    reads = list(read_ends(model, list(ROWS[:4]), 1, 2))
+    rows = [row for read in reads for row in read.rows]
+    found = torch.cat([read.end.states for read in reads])
+    order = [rows.index(row) for row in sorted(set(ROWS[:4]), key=lambda row: row.ids)]
+    assert near(found[order], alone)
 
 
 def test_a_window_is_left_to_the_base() -> None:
