@@ -152,6 +152,7 @@ class _Tree:
 
     @classmethod
     def of(cls, texts: Sequence[Ids]) -> _Tree:
+        """The tree of some texts in order."""
         ids, depths, paths = list[int](), list[int](), list[list[int]]()
         before: Ids = ()
         for text in texts:
