@@ -193,6 +193,7 @@ def layer_outputs(
         """Keeps one layer's output; stops there if nothing above it is wanted."""
 
         def leave(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+            """Keep the output, and stop behind the last layer that is wanted."""
             seen[number] = output_of(out)
             if number == max(layers):
                 raise _Reached
