@@ -193,8 +193,7 @@ def _run(
             )  # fmt: skip
         if writes:
             _print_skipped(console, data, folder, shown)  # of `foreign`, where training wanted it
-        with clock.timing("relevance"):
-            _fit_relevance(model, recipe, data, examples, progress, sharded=sharding is not None)
+        _fit_relevance(model, recipe, data, examples, progress, clock, sharded=sharding is not None)
         model.save_pretrained(folder / ADAPTER, is_main_process=writes)
         if missing_sources(recipe) is None:
             with clock.timing("evaluate"), prompts_read_once(model):
@@ -263,6 +262,7 @@ def _fit_relevance(
     data: RecipeData,
     examples: Mapping[str, Sequence[Example]],
     progress: WorkProgress,
+    clock: Clock,
     *,
     sharded: bool,
 ) -> None:
@@ -270,13 +270,14 @@ def _fit_relevance(
 
     Every process does the same with the same states, which the first one computes.
     """
-    wanted = [name for name, spec in recipe.modalities.items() if spec.relevance_head]
-    if sharded and wanted:
+    if not any(spec.relevance_head for spec in recipe.modalities.values()):
+        return  # which costs nothing that is worth a line
+    if sharded:
         progress.console.print(
             "no relevance heads: devices that share the base's layers cannot run its texts apart"
         )
         return
-    with distributed.main_process_first():
+    with distributed.main_process_first(), clock.timing("relevance"):
         names, notes = fit_heads(
             model, recipe, examples["train"], data.texts("retention"), progress=progress
         )

@@ -75,7 +75,9 @@ def test_a_run_fits_calibrates_and_measures_the_gate(finished: Path, world: Path
     assert head.threshold == head.statement["threshold"]
     assert head.statement["checked"]["bank"]["calls"] == len(bank.of(TEST))
     assert head.statement["sentence"] in (finished / "adapter" / "README.md").read_text("utf-8")
-    found = read_metrics(finished).relevance
+    metrics = read_metrics(finished)
+    found = metrics.relevance
+    assert metrics.costs["relevance_seconds"] > 0
     assert found is not None
     assert set(found.opens) == {TRAINED, HELD_OUT}
     assert found.gain[HELD_OUT].n == 4
@@ -151,14 +153,22 @@ def test_calls_are_one_draw_each(finished: Path) -> None:
 
 
 def test_a_head_tells_what_it_was_fitted_on() -> None:
-    """Law: a word anywhere in what was read tells relevant calls from others, seen or not."""
+    """Law: a word anywhere in what was read tells relevant calls from others, seen or not.
+
+    And each step is told of.
+    """
     draw = torch.Generator().manual_seed(0)
     states, mask = torch.randn(120, 8, 12, generator=draw), torch.ones(120, 8, dtype=torch.bool)
     wanted, begins = torch.arange(120) % 3 == 0, torch.full((120,), 3)
     mask[::5, :2] = False
     at = torch.randint(3, 8, (120,), generator=draw)
     states[torch.arange(120), at, :4] += torch.where(wanted, 9.0, 0.0).unsqueeze(1)
-    head = fit_head(PromptEnd(states[:80], mask[:80]), wanted[:80].tolist(), 5, begins[:80])
+    told: list[tuple[str, int, int]] = []
+    head = fit_head(
+        PromptEnd(states[:80], mask[:80]), wanted[:80].tolist(), 5, begins[:80],
+        progress=lambda *one: told.append(one),
+    )  # fmt: skip
+    assert told[-1] == ("fitting the relevance gate", len(told), len(told))
     assert (head.layer, head.columns) == (5, 8)
     assert torch.equal(head(PromptEnd(states, mask)) > 0, wanted)
 
