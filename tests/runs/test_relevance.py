@@ -31,7 +31,7 @@ from safe_framework.evaluation.summary import sections
 from safe_framework.evaluation.wordings import drawn_by, other_questions
 from safe_framework.runs.finished import open_run, read_metrics
 from safe_framework.runs.inspection import sweep_gate
-from safe_framework.runs.relevance import own_calls, shipped_calls
+from safe_framework.runs.relevance import Scores, own_calls, scores_of, shipped_calls
 from safe_framework.runs.run import run_recipe
 from safe_framework.training import relevance_states
 from safe_framework.training.relevance import fit_head
@@ -142,6 +142,21 @@ def test_a_wrong_row_is_named(
         own_calls(run.model, "audio", run.recipe, data)
     assert said in caught.value.message
     assert caught.value.message.startswith("mine.jsonl:1: ") or "irrelevant" in said
+
+
+def test_a_call_that_was_scored_is_not_read_again(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: scores that are kept are those of reading the calls anew."""
+    run = open_run(finished)
+    head = run.model.modality("audio").relevance
+    assert head is not None
+    calls = shipped_calls(run.model, "audio", run.recipe, run.examples("audio")).calls
+    kept: Scores = {}
+    first = scores_of(run.model, head, calls, kept)
+    monkeypatch.setattr("safe_framework.runs.relevance.read_ends", None)
+    assert kept.keys() == {call.row for call in calls}
+    assert torch.equal(scores_of(run.model, head, calls[::-1], kept), first.flip(0))
 
 
 def test_calls_are_one_draw_each(finished: Path) -> None:
