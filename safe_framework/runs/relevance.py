@@ -259,10 +259,10 @@ def scores_of(
     """
     found = {} if known is None else known
     rows = [call.row for call in calls]
-    new = [row for row in rows if row not in found]
-    reading = read_ends(model, new, head.layer, head.columns, label="calls", progress=progress)
-    for read in reading if new else ():
-        found |= dict(zip(read.rows, head(read.end).cpu(), strict=True))
+    if new := [row for row in rows if row not in found]:
+        layer, columns = head.layer, head.columns
+        for read in read_ends(model, new, layer, columns, label="calls", progress=progress):
+            found |= dict(zip(read.rows, head(read.end).cpu(), strict=True))
     return torch.stack([found[row] for row in rows]) if rows else torch.zeros(0)
 
 
