@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from safe_framework.data.readers import iterate_rows
 from safe_framework.data.recipe_data import RecipeData, split_by_modality
 from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation import results
-from safe_framework.evaluation.answers import answer, eval_mode, without_modality
+from safe_framework.evaluation.answers import answer, answer_without, eval_mode
 from safe_framework.evaluation.metrics import normalise
 from safe_framework.evaluation.relevance import (
     counted_by_kind,
@@ -343,11 +344,11 @@ def _gain(
     held = [(question, again) for question, again in pairs if question.way == results.HELD_OUT]
     examples = [question.example for question, _ in held]
     with eval_mode(model):
-        given = answer(
-            model, without_modality(examples, name),
-            max_new_tokens=evaluation.max_new_tokens, batch_size=spec.batch_size,
-            label="held-out wordings, gate 0", progress=progress,
+        ask = partial(
+            answer, model, max_new_tokens=evaluation.max_new_tokens, batch_size=spec.batch_size,
+            progress=progress,
         )  # fmt: skip
+        given = answer_without(ask, examples, name, label="held-out wordings, gate 0")
     kept[HELD_OUT] = gain_kept(
         [question.score(text) for (question, _), text in zip(held, given, strict=True)],
         [again.score for _, again in held],

@@ -25,7 +25,7 @@ from safe_framework.evaluation.answers import (
     example_inputs,
     without_modality,
 )
-from safe_framework.evaluation.relevance import opens
+from safe_framework.evaluation.relevance import opened_rows, opens
 from safe_framework.evaluation.relevance_risk import risk_shown
 from safe_framework.evaluation.summary import sections
 from safe_framework.evaluation.wordings import drawn_by, other_questions
@@ -157,6 +157,26 @@ def test_a_call_that_was_scored_is_not_read_again(
     monkeypatch.setattr("safe_framework.runs.relevance.read_ends", None)
     assert kept.keys() == {call.row for call in calls}
     assert torch.equal(scores_of(run.model, head, calls[::-1], kept), first.flip(0))
+
+
+def test_a_question_that_several_rows_ask_is_read_once(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: what a head decides of a question holds for every row that asks it."""
+    run, read = open_run(finished), list[int]()
+    examples = run.examples("audio")
+
+    def counted(model: SafeModel, name: str, batch: Any) -> list[bool]:
+        read.append(len(batch["input_ids"]))
+        return opened_rows(model, name, batch)
+
+    monkeypatch.setattr("safe_framework.evaluation.relevance.opened_rows", counted)
+    found = opens(run.model, "audio", [*examples, *examples], batch_size=2)
+    assert sum(read) == len({one.prompt for one in examples})
+    with eval_mode(run.model):
+        asked = without_modality(examples, "audio")
+        alone = [opened_rows(run.model, "audio", example_inputs(run.model, [e])) for e in asked]
+    assert found == [chosen for (chosen,) in alone] * 2
 
 
 def test_calls_are_one_draw_each(finished: Path) -> None:
