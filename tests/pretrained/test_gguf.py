@@ -118,6 +118,23 @@ def test_converting_is_silent(
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_file_is_parsed_once(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: config, weights and tokenizer come of one reading, and the reader is left as it was."""
+    parsed = []
+
+    class Counted(gguf.GGUFReader):
+        def __init__(self, path: Path) -> None:
+            parsed.append(path)
+            super().__init__(path)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counted)
+    write_gguf(source, tmp_path / "again")
+    assert len(parsed) == 1
+    assert gguf.GGUFReader is Counted
+
+
 @pytest.mark.parametrize("spoil", [lambda data: data[:200], lambda data: b"text" * 99])
 def test_what_is_no_gguf_is_named(
     source: Path, tmp_path: Path, spoil: Callable[[bytes], bytes]

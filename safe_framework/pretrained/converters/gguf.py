@@ -6,7 +6,8 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from importlib import util
+from functools import cache
+from importlib import import_module, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ def write_gguf(source: Path, target: Path) -> None:
             f"`{source.name}` is a GGUF file, and what reads it is not installed",
             hint="pip install 'safe-framework[gguf]'",
         )
-    with _silence():
+    with _silence(), _parsed_once():
         model, tokenizer = _read(source)
         _plain(model).save_pretrained(target)
         tokenizer.save_pretrained(target)
@@ -57,6 +58,18 @@ def _plain(model: PreTrainedModel) -> PreTrainedModel:
         plain = type(model)(type(model.config)(**facts))
     plain.load_state_dict(model.state_dict())
     return plain
+
+
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Within the block, a file is parsed once, which transformers does for each part of it."""
+    package: Any = import_module("gguf")  # by name: it declares no types
+    parse = package.GGUFReader
+    package.GGUFReader = cache(parse)
+    try:
+        yield
+    finally:
+        package.GGUFReader = parse
 
 
 @contextmanager
