@@ -66,7 +66,7 @@ class PassingBase:
             SafeError: it was made for another base, or cannot be loaded.
         """
         if self._passing.complete:
-            with _told_of_refusal():
+            with told_of_refusal():
                 model = self._adapter.load(self._passing)
             if not any(tensor.is_meta for tensor in model.modalities.state_dict().values()):
                 _remember(self.folder, model)
@@ -85,7 +85,7 @@ def load_beside_its_base(folder: str) -> None:
     Raises:
         SafeError: it was made for another base, or cannot be loaded.
     """
-    with _told_of_refusal():
+    with told_of_refusal():
         _remember(folder, load(folder))
 
 
@@ -95,7 +95,7 @@ def _remember(folder: str, model: SafeModel) -> None:
 
 
 @contextmanager
-def _told_of_refusal() -> Iterator[None]:
+def told_of_refusal() -> Iterator[None]:
     """Within the block, why an adapter is refused is also said to whoever started vLLM."""
     try:
         yield

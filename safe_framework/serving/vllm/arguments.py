@@ -18,14 +18,6 @@ from safe_framework.utils.run_folder import adapter_in
 PREFIX = "Listening"
 """Before vLLM's name of an architecture: the same, and an adapter is heard there."""
 
-READING = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-)
-"""The bases of text, by transformers' names, of which tests hold the engine to its laws."""
-
 SEEING = (
     "Idefics3ForConditionalGeneration",
     "LlavaForConditionalGeneration",
@@ -34,7 +26,7 @@ SEEING = (
     "Qwen2_5_VLForConditionalGeneration",
     "SmolVLMForConditionalGeneration",
 )
-"""The same of bases that see, of which no others are served."""
+"""The bases that see and are served, by transformers' names."""
 
 _DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 """Types of decoders in those of LLaVA's kind, which have one of any type."""

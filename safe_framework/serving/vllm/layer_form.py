@@ -120,9 +120,6 @@ class Trial:
             raise _unknown(form.name, "runs twice in one pass")
         hidden, residual = form.given(args, kwargs)
         shape = (args[form.hidden] if len(args) > form.hidden else kwargs[_HIDDEN]).shape
-        before = self._left.get(number - 1)
-        if before is not None and not _alike(before, _sum(hidden, residual)):
-            raise _unknown(form.name, "is not given what the layer before it leaves")
 
         def tried(hidden: Tensor, residual: Tensor | None) -> Any:
             """What it gives for others; it may write into them."""
@@ -139,8 +136,11 @@ class Trial:
                     named[name] = value.view(shape) if value is not None else None
             return run(*positional, **named)
 
-        own = tried(hidden.clone(), None if residual is None else residual.clone())
-        form = self.forms[number] = self._seen(form, tried, own, hidden, residual)
+        form = self.forms[number] = self._seen(form, tried, hidden, residual)
+        before = self._left.get(number - 1)
+        if before is not None and not _alike(before, _sum(*form.given(args, kwargs))):
+            raise _unknown(form.name, "is not given what the layer before it leaves")
+        own = tried(hidden, residual)  # last, since a model may give what it writes over later
         self._left[number] = _sum(*form.left(own)).clone()
         return own
 
@@ -148,27 +148,26 @@ class Trial:
         self,
         form: LayerForm,
         tried: Callable[[Tensor, Tensor | None], Any],
-        own: Any,
         hidden: Tensor,
         residual: Tensor | None,
     ) -> LayerForm:
         """The form, once it is known what is read and left."""
-        tensors = own if isinstance(own, tuple) else (own,)
+        own = tried(hidden.clone(), None if residual is None else residual.clone())
         count = len(own) if isinstance(own, tuple) else 0
-        if not isinstance(tensors[0], Tensor) or tensors[0].numel() != hidden.numel():
+        first, second, *_ = (*own, None) if count else (own, None)
+        if not isinstance(first, Tensor) or first.numel() != hidden.numel():
             raise _unknown(form.name, "gives no hidden states")
-        pair = count > 1 and isinstance(tensors[1], Tensor)
-        if form.residual is None or not pair:
-            seen = attrs.evolve(form, residual=None, count=count)
+        if form.residual is None or second is None:
             if residual is not None:
                 raise _unknown(form.name, "is given two tensors, and gives one")
-            return seen
+            return attrs.evolve(form, residual=None, count=count)
+        left, first = _sum(first, second), first.clone()
         other = _noise(hidden)
         moved = tried(_sum(hidden, residual) - other, other.clone())
-        if _alike(_sum(*own[:2]), _sum(*moved[:2])):
+        if _alike(left, _sum(*moved[:2])):
             return attrs.evolve(form, count=count, gives_sum=True)
         ignored = tried(hidden.clone(), other.clone())
-        if torch.equal(own[0], ignored[0]):
+        if torch.equal(first, ignored[0]):
             return attrs.evolve(form, residual=None, count=count)
         raise _unknown(form.name, "is given two tensors, and does not read their sum")
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from vllm import ModelRegistry
+from vllm.config import set_current_vllm_config
 from vllm.forward_context import set_forward_context
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
@@ -154,6 +155,7 @@ class ListeningModel:
                 )
         with (
             torch.inference_mode(),
+            set_current_vllm_config(config),
             set_forward_context(None, config, num_tokens=_TRIED, skip_compiled=True),
             attending_to_itself(),
             self.layers.trial(),

@@ -27,6 +27,7 @@ from safe_framework.core.injection import ActiveModality
 from safe_framework.core.modality import Modality
 from safe_framework.core.prompt_states import PromptEnd
 from safe_framework.errors import InjectionError
+from safe_framework.serving.vllm.adapter import told_of_refusal
 from safe_framework.serving.vllm.listening import HearingRows, WatchedPlaces
 from safe_framework.serving.vllm.models import ListeningModel
 from safe_framework.serving.vllm.samples import DECISION, GATE, KIND
@@ -182,8 +183,9 @@ class ListeningRunner(CPUModelRunner):  # type: ignore[misc]  # vLLM is not type
         """The base, and then the adapter."""
         super().load_model(load_dummy_weights)
         model: Any = self.model
-        self.listens = model.listen()
-        self.listens.try_out(self.vllm_config, 3 if self.uses_mrope else 0)
+        with told_of_refusal():
+            self.listens = model.listen()
+            self.listens.try_out(self.vllm_config, 3 if self.uses_mrope else 0)
 
     def decision(self, number: int) -> dict[str, float] | None:
         """The strengths that relevance heads decided on, by modality; None where none did."""
