@@ -53,9 +53,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from safe_framework.core.build import load
     from safe_framework.runs.relevance import calibrate, own_calls, shipped_calls
     from safe_framework.utils.console import plain_console
+    from safe_framework.utils.memory import keep_freed_memory
     from safe_framework.utils.progress import WorkProgress
     from safe_framework.utils.run_folder import adapter_in
 
+    keep_freed_memory()
     folder, console = adapter_in(arguments.adapter), plain_console()
     model = load(folder)
     for name in _senses(model, arguments.modality):

@@ -30,9 +30,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from safe_framework.config.read import read_recipe
     from safe_framework.experimental.vision_language.train import compose_recipe
     from safe_framework.utils.console import plain_console
+    from safe_framework.utils.memory import keep_freed_memory
     from safe_framework.utils.progress import WorkProgress
     from safe_framework.utils.run_folder import recipe_of
 
+    keep_freed_memory()
     recipe = read_recipe(recipe_of(arguments.recipe)[0])
     with WorkProgress(plain_console(stderr=True, quiet=arguments.quiet)).showing() as progress:
         folder, scores = compose_recipe(recipe, progress, arguments.output)

@@ -30,8 +30,10 @@ def add(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from safe_framework.runs.run import run_recipe
     from safe_framework.training import distributed
+    from safe_framework.utils.memory import keep_freed_memory
     from safe_framework.utils.run_folder import recipe_of
 
+    keep_freed_memory()
     source, made = recipe_of(arguments.recipe)
     folder = run_recipe(
         source, output=arguments.output or made, resume=arguments.resume, quiet=arguments.quiet

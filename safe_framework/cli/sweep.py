@@ -48,8 +48,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from safe_framework.runs.finished import open_run
     from safe_framework.runs.inspection import sweep_gate
     from safe_framework.utils.console import plain_console
+    from safe_framework.utils.memory import keep_freed_memory
     from safe_framework.utils.progress import WorkProgress
 
+    keep_freed_memory()
     run, console = open_run(arguments.run_folder, arguments.recipe), plain_console()
     budget = BUDGET if arguments.budget is None else arguments.budget
     with WorkProgress(console).showing() as progress:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -67,34 +68,40 @@ class Form:
     no: str = "no"
     held_out: bool = False
 
-    @property
+    @cached_property
     def offers(self) -> bool:
         """Whether it gives answers to choose from."""
         return "{choices}" in self.question
 
-    @property
+    @cached_property
     def names_a_label(self) -> bool:
         """Whether it asks if something is the answer."""
         return any(f"{{{place}}}" in self.question for place in _LABEL)
 
-    @property
+    @cached_property
     def is_yes_no(self) -> bool:
         """Whether its answer is yes or no, in words of its own."""
         return self.names_a_label or (self.yes, self.no) != _VERDICTS
 
-    @property
+    @cached_property
     def names_what_is_heard(self) -> bool:
         """Whether its answer says what each sample is."""
         texts = (self.answer, self.yes, self.no)
         return any(f"{{{place}}}" in text for text in texts for place in _HEARD)
 
-    @property
+    @cached_property
     def of_row(self) -> tuple[str, ...]:
         """The fields of a row that it is made of."""
         texts = (self.question, self.answer, self.yes, self.no)
         return tuple(name for name in OF_ROW if any(f"{{{name}}}" in text for text in texts))
 
-    @property
+    @cached_property
+    def needs_of_row(self) -> bool:
+        """Whether some rows cannot be asked it: what it needs is in no row's label."""
+        says_more = self.names_what_is_heard or bool(self.of_row)
+        return says_more or (self.is_yes_no and not self.names_a_label)
+
+    @cached_property
     def compares(self) -> bool:
         """Whether it needs other answers than the row's own."""
         return self.offers or self.names_a_label
@@ -161,11 +168,17 @@ class QuestionBank:
 
     def of(self, *, held_out: bool) -> dict[str, list[Form]]:
         """The forms by kind that are trained on, or the others."""
-        found: dict[str, list[Form]] = {kind: [] for kind in self.weights}
-        for form in self.forms:
-            if form.kind in found and form.held_out is held_out:
-                found[form.kind].append(form)
-        return {kind: forms for kind, forms in found.items() if forms}
+        return dict(self._by_kind[held_out])
+
+    @cached_property
+    def _by_kind(self) -> dict[bool, dict[str, list[Form]]]:
+        """The forms by whether they are held out, and by kind: every row asks for them."""
+        parts: dict[bool, dict[str, list[Form]]] = {False: {}, True: {}}
+        for kind in self.weights:
+            for form in self.forms:
+                if form.kind == kind:
+                    parts[form.held_out].setdefault(kind, []).append(form)
+        return parts
 
     @property
     def compares(self) -> bool:
@@ -224,7 +237,7 @@ class RowQuestions:
                 row says none of it.
         """
         kinds = [*self.of(held_out=False).values(), *self.of(held_out=True).values()]
-        for form in (form for forms in kinds for form in forms):
+        for form in (form for forms in kinds for form in forms if form.needs_of_row):
             asks = f"{self.place}: `{form.question}` (of the kind `{form.kind}`)"
             if form.is_yes_no and not form.names_a_label and self._verdict not in _VERDICTS:
                 raise DataError(
@@ -255,8 +268,9 @@ class RowQuestions:
         own = self._random(turn, self.place)
         kinds = self.of(held_out=False)
         (kind,) = own.choices(list(kinds), [self.bank.weights[kind] for kind in kinds])
-        forms = self._random(self.place, kind).sample(kinds[kind], len(kinds[kind]))
-        return self.ask(forms[turn % len(forms)], is_yes=own.random() < _HALF)
+        forms = kinds[kind]
+        order = _order(self.seed, self.place, kind, len(forms))
+        return self.ask(forms[order[turn % len(forms)]], is_yes=own.random() < _HALF)
 
     def ask(self, form: Form, *, turn: int = 0, is_yes: bool = True) -> Asked:
         """The row's question of some form.
@@ -294,7 +308,17 @@ class RowQuestions:
 
     def _random(self, *key: object) -> random.Random:
         """Numbers that depend on the seed and ``key`` alone, on every machine."""
-        return random.Random(repr((self.seed, *key)))
+        return _random(self.seed, *key)
+
+
+def _random(*key: object) -> random.Random:
+    return random.Random(repr(key))
+
+
+@lru_cache(maxsize=4096)
+def _order(seed: int, place: str, kind: str, count: int) -> tuple[int, ...]:
+    """In which order a row is asked the forms of a kind: of many forms, a while to draw."""
+    return tuple(_random(seed, place, kind).sample(range(count), count))
 
 
 def said_in(row: Row) -> dict[str, str]:

@@ -455,13 +455,14 @@ def answer_without(
         label: what the progress callback shows.
     """
     alone = without_modality(examples, modality)
-    distinct = {_question(example): example for example in reversed(alone)}
+    distinct = {question_key(example): example for example in reversed(alone)}
     given = ask(list(distinct.values()), label=label)
     by_question = dict(zip(distinct, given, strict=True))
-    return [by_question[_question(example)] for example in alone]
+    return [by_question[question_key(example)] for example in alone]
 
 
-def _question(example: Example) -> tuple[object, ...]:
+def question_key(example: Example) -> tuple[object, ...]:
+    """What two examples have in common that a model answers alike."""
     place = example.place if example.samples else ""
     return example.prompt, example.labels, place, example.images
 

@@ -29,7 +29,7 @@ from safe_framework.evaluation.limits import by_source, limit_of
 from safe_framework.evaluation.metrics import Calibration, calibration, exact_match
 from safe_framework.evaluation.overlap import trained_on
 from safe_framework.evaluation.read_once import prompts_read_once
-from safe_framework.evaluation.results import Answered, Evaluation
+from safe_framework.evaluation.results import Answered, Evaluation, Wordings
 from safe_framework.evaluation.retention import gate_zero, retention
 from safe_framework.evaluation.seeing import (
     as_example,
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from safe_framework.interfaces.samples import Sample
 
 _GATE_ZERO_EXAMPLES = 32
+_NO_BANK = "no bank of `question` in [data] has any for these rows"
 
 NO_CHATS: Mapping[str, str] = MappingProxyType({})
 """Questions are asked in no other chat."""
@@ -103,28 +104,19 @@ def evaluate(
     _check(modality, train, test, texts)
     check_pictures(model, test)
     judge = SentenceEncoder(semantic) if semantic else None
-    others = [one.example for one in other_questions(test, wordings, drawn_by(seed))]
-    asked = [*test, *others, *expected_about_pictures(texts)]
-    most = answer_room(model, asked, max_new_tokens)
     drawing: dict[str, Any] = {"resamples": bootstrap, "seed": seed}
+    others = [one.example for one in other_questions(test, wordings, drawn_by(seed))]
+    most = answer_room(model, [*test, *others, *expected_about_pictures(texts)], max_new_tokens)
     asking = _Asking(
         model, modality, by or KIND, drawing, progress, batch_size,
         {"max_new_tokens": most, "progress": progress},
     )  # fmt: skip
     with eval_mode(model), cached_encoders(model), prompts_read_once(model):
-        answers = answer_all_conditions(
-            model, modality, train, test,
-            by=asking.field, batch_size=batch_size, seed=seed, **asking.generating,
-        )  # fmt: skip
-        other_wordings = ask_other_wordings(
-            model, modality, test, _scores(answers), count=wordings, chats=chats,
-            batch_size=batch_size, **asking.generating, **drawing,
-        )  # fmt: skip
+        answers = asking.in_all_conditions(train, test)
+        asked = asking.in_other_words(test, answers, wordings, chats)
         measured = asking.beside(test, texts, foreign)
-    if wordings and not (other_wordings and other_wordings.kinds):
-        measured["unmeasured"]["wordings"] = (
-            "no bank of `question` in [data] has any for these rows"
-        )
+    if wordings and not (asked and asked.kinds):
+        measured["unmeasured"]["wordings"] = _NO_BANK
     found, seen = _of_answers(answers, _labels(train), judge, drawing), measured["seeing"]
     return Evaluation(
         modality=modality,
@@ -132,7 +124,7 @@ def evaluate(
         **found,
         **_counts(model, train, most),
         by=asking.field if found["kinds"] or (seen and seen.kinds) else "",
-        wordings=other_wordings,
+        wordings=asked,
         limit=limit_of(answers, **drawing),
         sources=by_source(answers, train, **drawing),
         trained_on=trained_on(modality, train, test),
@@ -161,6 +153,29 @@ class _Asking:
     progress: ProgressCallback
     batch_size: int
     generating: Mapping[str, Any]
+
+    def in_all_conditions(
+        self, train: Sequence[Example], test: Sequence[Example]
+    ) -> tuple[Answered, ...]:
+        """The answers to the task."""
+        return answer_all_conditions(
+            self.model, self.modality, train, test,
+            by=self.field, batch_size=self.batch_size, seed=self.drawing["seed"],
+            **self.generating,
+        )  # fmt: skip
+
+    def in_other_words(
+        self,
+        test: Sequence[Example],
+        answers: Sequence[Answered],
+        count: int,
+        chats: Mapping[str, str],
+    ) -> Wordings | None:
+        """The answers in forms and chats that training never saw."""
+        return ask_other_wordings(
+            self.model, self.modality, test, _scores(answers), count=count, chats=chats,
+            batch_size=self.batch_size, **self.generating, **self.drawing,
+        )  # fmt: skip
 
     def beside(
         self,

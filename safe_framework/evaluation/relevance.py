@@ -19,6 +19,7 @@ from safe_framework.evaluation.answers import (
     batched_apart,
     eval_mode,
     example_inputs,
+    question_key,
     without_modality,
 )
 from safe_framework.evaluation.relevance_risk import Counted, Threshold, calls_needed, upper_bound
@@ -56,7 +57,8 @@ def opens(
 
     Where it does not, a call is the base's bit for bit (law L9). Where it does, the call is that
     of gate 1 but for rounding, since its last position is run again with the modality on. So
-    answers are known without another call, where those of both gates are.
+    answers are known without another call, where those of both gates are. A question that several
+    examples ask is read once.
 
     Args:
         model: with the head, which reads the base's state alone, whatever the sample.
@@ -64,14 +66,14 @@ def opens(
         examples: with samples or without.
         batch_size: of them at a time.
     """
-    found: dict[int, bool] = {}
-    order = sorted(range(len(examples)), key=lambda index: bool(examples[index].images))
-    asked = without_modality([examples[index] for index in order], modality)
+    alone = without_modality(examples, modality)
+    distinct = list({question_key(example): example for example in alone}.values())
+    found = dict[tuple[object, ...], bool]()
     with eval_mode(model):
-        for rows in batched_apart(asked, batch_size):
+        for rows in batched_apart(distinct, batch_size):
             chosen = opened_rows(model, modality, example_inputs(model, rows))
-            found |= dict(zip(order[len(found) :], chosen, strict=False))
-    return [found[index] for index in range(len(examples))]
+            found |= zip(map(question_key, rows), chosen, strict=True)
+    return [found[question_key(example)] for example in alone]
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from safe_framework.evaluation.answers import (
 )
 from safe_framework.evaluation.metrics import TextSums, agreement_and_kl, merge_sums, sum_text
 from safe_framework.evaluation.results import Absent, Agreement, GateZero, Retention
+from safe_framework.evaluation.shared_layers import SharedLayers
 from safe_framework.interfaces.samples import Sample
 from safe_framework.utils.progress import ProgressCallback, no_progress
 from safe_framework.utils.tensors import bitwise_equal
@@ -57,8 +58,9 @@ def retention(
         progress: called after every few texts.
     """
     pools = distractor_pools(modality, examples, foreign)
-    absent, found = _compare_on_texts(model, modality, texts, pools, seed, progress)
-    relevant = _compare_on_examples(model, modality, examples, progress)
+    with SharedLayers.of(model, {modality: 1.0}) as layers:
+        absent, found = _compare_on_texts(model, modality, texts, pools, seed, layers, progress)
+        relevant = _compare_on_examples(model, modality, examples, layers, progress)
     kinds = {kind: agreement_of(rows, resamples, seed) for kind, rows in found.items()}
     merged = [merge_sums(rows) for rows in zip(*found.values(), strict=True)]
     return Retention(
@@ -102,6 +104,7 @@ def _compare_on_texts(
     texts: Sequence[str | TextRow],
     pools: Mapping[str, Sequence[Sample]],
     seed: int,
+    layers: SharedLayers,
     progress: ProgressCallback,
 ) -> tuple[Absent, Mapping[str, list[TextSums]]]:
     draw = DistractorDraw(modality, pools, seed)
@@ -109,30 +112,36 @@ def _compare_on_texts(
     found: dict[str, list[TextSums]] = {kind: [] for kind in pools}
     for rows in batched_apart(text_rows(texts), LOGIT_ROWS):
         plain = text_inputs(model, rows)
-        with model.original_base():
+        with model.original_base(), layers.kept() as entering:
             base = model.base(**plain).logits
         safe = model(**plain).logits
         identical &= bitwise_equal(base, safe)
         unaided += _compare(base, safe, word_positions(model, plain))
         for kind in pools:
             given = text_inputs(model, rows, draw(kind, len(rows)))
-            found[kind] += compare_with_base(model, modality, given, plain, base, 1.0)
+            with layers.shared(entering, given, plain):
+                found[kind] += compare_with_base(model, modality, given, plain, base, 1.0)
         progress("retention", len(unaided), len(texts))
     whole = merge_sums(unaided)
     return Absent(identical, whole.agreed / whole.positions, len(texts)), found
 
 
 def _compare_on_examples(
-    model: SafeModel, modality: str, examples: Sequence[Example], progress: ProgressCallback
+    model: SafeModel,
+    modality: str,
+    examples: Sequence[Example],
+    layers: SharedLayers,
+    progress: ProgressCallback,
 ) -> list[TextSums]:
     found: list[TextSums] = []
     for rows in batched_apart(examples, LOGIT_ROWS):
         base, prompts = _reference(model, modality, rows)
         plain = for_logits(model, prompts)
-        with model.original_base():
+        with model.original_base(), layers.kept() as entering:
             before = base(**plain).logits
         given = for_logits(model, example_inputs(model, rows))
-        found += compare_with_base(model, modality, given, plain, before, 1.0)
+        with layers.shared(entering, given, plain):
+            found += compare_with_base(model, modality, given, plain, before, 1.0)
         progress("relevant samples", len(found), len(examples))
     return found
 

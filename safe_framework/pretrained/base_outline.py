@@ -120,7 +120,7 @@ def outline_of(spec: BaseSpec) -> BaseOutline | None:
     found = read_card(card)
     if found.config:
         return BaseOutline(found.config)
-    return None if found.package is not None else _cached(found.hub, found.revision)
+    return None if found.package is not None else _cached(found.hub_id, found.revision)
 
 
 def takes_pictures(spec: BaseSpec) -> bool | None:

@@ -32,7 +32,7 @@ class Package:
         file: the weights, relative to the module.
         companions: further files that the conversion reads, relative to the module.
         sha256: of the weights, in hexadecimal.
-        format: ``"gguf"``, ``"ctranslate2"`` or ``"onnx"``.
+        format: ``"gguf"``, ``"ctranslate2"``, ``"onnx"`` or ``"torch"``.
     """
 
     distribution: str = _text
@@ -40,7 +40,7 @@ class Package:
     module: str = _text
     file: str = _text
     sha256: str = attrs.field(validator=[instance_of(str), matches_re("[0-9a-f]{64}")])
-    format: str = attrs.field(validator=in_(("gguf", "ctranslate2", "onnx")))
+    format: str = attrs.field(validator=in_(("gguf", "ctranslate2", "onnx", "torch")))
     companions: tuple[str, ...] = attrs.field(
         default=(),
         converter=_listed,
@@ -62,10 +62,10 @@ class Card:
         kind: ``"language-model"``, ``"vision-language-model"``, ``"audio-encoder"`` or
             ``"image-encoder"``.
         summary: one line.
-        hub: the checkpoint's hub id.
         licence: its SPDX identifier.
         paper: where it is described.
         facts: sizes and rates, such as ``hidden_size``.
+        hub: the checkpoint's hub id; None where only a package has it.
         package: the distribution that holds the weights; None where only the hub has them.
         revision: the commit on the hub that the facts are of; None where it is not known.
         sources: pages that the facts are from.
@@ -76,12 +76,12 @@ class Card:
     name: str = _text
     kind: str = _text
     summary: str = _text
-    hub: str = _text
     licence: str = _text
     paper: str = _text
     facts: Mapping[str, int] = attrs.field(
         validator=deep_mapping(instance_of(str), instance_of(int))
     )
+    hub: str | None = attrs.field(default=None, validator=optional(instance_of(str)))
     package: Package | None = attrs.field(default=None, validator=optional(instance_of(Package)))
     revision: str | None = attrs.field(
         default=None, validator=optional([instance_of(str), matches_re("[0-9a-f]{40}")])
@@ -93,6 +93,22 @@ class Card:
     )
     config: Mapping[str, Any] = attrs.field(factory=dict, validator=instance_of(dict))
     preprocessor: Mapping[str, Any] = attrs.field(factory=dict, validator=instance_of(dict))
+
+    def __attrs_post_init__(self) -> None:
+        """See that the weights are somewhere."""
+        if self.hub is None and self.package is None:
+            raise ValueError("it has neither `hub` nor `[package]`, one of which holds the weights")
+
+    @property
+    def hub_id(self) -> str:
+        """The hub id of a checkpoint that has no package."""
+        assert self.hub is not None
+        return self.hub
+
+    @property
+    def page(self) -> str:
+        """Where a person reads more about it."""
+        return self.sources[0] if self.hub is None else f"https://huggingface.co/{self.hub}"
 
 
 def read_card(path: Path) -> Card:

@@ -39,14 +39,16 @@ def load_pretrained(
     import torch
 
     set_aside_broken_torchaudio()
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
     place = resolve(checkpoint)
     try:
         with quietly():
-            config = AutoConfig.from_pretrained(place)
-            if (found := config.model_type) != kind:
+            found = PretrainedConfig.get_config_dict(place)[0].get("model_type")
+            if found != kind:
                 raise CheckpointError(f"`{checkpoint}` is a {found}, not a {title}")
+            known = AutoConfig if kind in CONFIG_MAPPING else architecture.config_class
+            config = known.from_pretrained(place)
             model, report = architecture.from_pretrained(
                 place,
                 # one that is not of its class holds it as a part, and is read again

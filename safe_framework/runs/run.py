@@ -35,7 +35,13 @@ from safe_framework.hooks import hook_manager
 from safe_framework.pretrained.location import composed_folder
 from safe_framework.runs.base_check import check_base
 from safe_framework.runs.options import recipe_with_rows
-from safe_framework.runs.relevance import calibrate, fit_heads, measure_relevance, shipped_calls
+from safe_framework.runs.relevance import (
+    Scores,
+    calibrate,
+    fit_heads,
+    measure_relevance,
+    shipped_calls,
+)
 from safe_framework.runs.report import write_report
 from safe_framework.runs.report.curves import write_monitor_figure
 from safe_framework.runs.report.extras import ReportInputs
@@ -193,13 +199,17 @@ def _run(
             )  # fmt: skip
         if writes:
             _print_skipped(console, data, folder, shown)  # of `foreign`, where training wanted it
-        with clock.timing("relevance"):
-            _fit_relevance(model, recipe, data, examples, progress, sharded=sharding is not None)
+        scores = _fit_relevance(
+            model, recipe, data, examples, progress, clock, sharded=sharding is not None
+        )
         model.save_pretrained(folder / ADAPTER, is_main_process=writes)
         if missing_sources(recipe) is None:
             with clock.timing("evaluate"), prompts_read_once(model):
                 evaluation = evaluate_run(model, recipe, data, progress)
-                found = measure_relevance(model, recipe, data, evaluation, progress)
+                found = measure_relevance(
+                    model, recipe, data, evaluation, progress,
+                    scores=scores.get(evaluation.modality),
+                )  # fmt: skip
                 evaluation = attrs.evolve(evaluation, relevance=found)
             if writes and model.base_change is not None and evaluation.base_changed is not None:
                 # Only now is known how far the base went, which the adapter and its card say.
@@ -263,26 +273,33 @@ def _fit_relevance(
     data: RecipeData,
     examples: Mapping[str, Sequence[Example]],
     progress: WorkProgress,
+    clock: Clock,
     *,
     sharded: bool,
-) -> None:
+) -> dict[str, Scores]:
     """Fit the heads of all senses that have some, and calibrate those that are to be.
 
     Every process does the same with the same states, which the first one computes.
+
+    Returns:
+        Of each sense with a head, what that made of the calls of its calibration.
     """
-    wanted = [name for name, spec in recipe.modalities.items() if spec.relevance_head]
-    if sharded and wanted:
+    found = dict[str, Scores]()
+    if not any(spec.relevance_head for spec in recipe.modalities.values()):
+        return found  # which costs nothing that is worth a line
+    if sharded:
         progress.console.print(
             "no relevance heads: devices that share the base's layers cannot run its texts apart"
         )
-        return
-    with distributed.main_process_first():
+        return found
+    with distributed.main_process_first(), clock.timing("relevance"):
         names, notes = fit_heads(
             model, recipe, examples["train"], data.texts("retention"), progress=progress
         )
         for note in notes:
             progress.console.print(note)
         for name in names:
+            found[name] = {}
             spec = recipe.modalities[name].relevance_head
             if spec is None or not spec.calibrate:
                 continue
@@ -290,7 +307,7 @@ def _fit_relevance(
             try:
                 statement = calibrate(
                     model, name, given, risk=spec.risk, confidence=spec.confidence,
-                    progress=progress,
+                    scores=found[name], progress=progress,
                 )  # fmt: skip
             except SafeError as error:  # a run is not lost by what can be done later
                 progress.console.print(
@@ -298,6 +315,7 @@ def _fit_relevance(
                 )
             else:
                 progress.console.print(statement["sentence"])
+    return found
 
 
 def evaluate_run(

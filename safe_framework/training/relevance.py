@@ -56,7 +56,7 @@ def fit_relevance(
         recipe: its table of the modality says how.
         examples: that the modality was trained on.
         texts: of retention, as in training; may be none.
-        progress: called with a label, how many groups of calls have run and of how many.
+        progress: called with a label, how many calls were read or steps taken, and of how many.
 
     Raises:
         SafeError: the recipe has no head for it.
@@ -88,11 +88,16 @@ def fit_relevance(
         torch.cat([row.end.states for row in rows]), torch.cat([row.end.mask for row in rows])
     )
     begins = torch.stack([row.begins for row in rows])
-    return fit_head(end, [call.relevant for call in calls], layer, begins)
+    return fit_head(end, [call.relevant for call in calls], layer, begins, progress=progress)
 
 
 def fit_head(
-    end: PromptEnd, relevant: Sequence[bool], layer: int, begins: Tensor | None = None
+    end: PromptEnd,
+    relevant: Sequence[bool],
+    layer: int,
+    begins: Tensor | None = None,
+    *,
+    progress: ProgressCallback = no_progress,
 ) -> RelevanceHead:
     """The head that tells relevant calls from others.
 
@@ -102,6 +107,7 @@ def fit_head(
         layer: of the base, whose output the states are, from 0.
         begins: the column at which each call's own text begins, (calls,). Every other time that a
             call is seen, what stands before is left out, as where it lies in a cache.
+        progress: called with a label, how many steps were taken and of how many.
 
     Raises:
         DataError: there are too few calls.
@@ -116,7 +122,7 @@ def fit_head(
     seen = end.states[end.mask].float()
     mean, scale = seen.mean(0), seen.std(0, correction=0).clamp_min(1e-6)
     calls = _Calls(end, wanted, mean, scale, begins)
-    queries, weight, biases = _members(calls)
+    queries, weight, biases = _members(calls, progress)
     columns = end.states.shape[1]
     return RelevanceHead(
         mean, scale, queries, weight / _MEMBERS, biases.mean(), layer=layer, columns=columns
@@ -151,17 +157,17 @@ class _Calls:
         rows = torch.cat(
             [side[torch.randint(len(side), (half,), generator=random)] for side in sides]
         )
-        states = (self.end.states[rows].float() - self.mean) / self.scale
+        states = self.end.states[rows].float().sub_(self.mean).div_(self.scale)
         mask = self.end.mask[rows]
         if self.begins is not None:
             behind = torch.arange(mask.shape[1]) >= self.begins[rows].unsqueeze(1)
             whole = torch.rand(len(rows), 1, generator=random) < 0.5
             mask = mask & (whole | behind)
         kept = torch.rand(len(rows), 1, states.shape[2], generator=random) >= _DROPOUT
-        return states * (kept / (1 - _DROPOUT)), mask, self.relevant[rows]
+        return states.mul_(kept / (1 - _DROPOUT)), mask, self.relevant[rows]
 
 
-def _members(calls: _Calls) -> tuple[Tensor, Tensor, Tensor]:
+def _members(calls: _Calls, progress: ProgressCallback) -> tuple[Tensor, Tensor, Tensor]:
     """Several heads that begin apart, each with a loss of its own, fitted by AdamW.
 
     Returns:
@@ -175,7 +181,7 @@ def _members(calls: _Calls) -> tuple[Tensor, Tensor, Tensor]:
     optimizer = torch.optim.AdamW([queries, weight, biases], lr=_RATE, weight_decay=_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=_STEPS)
     with torch.enable_grad():
-        for _ in range(_STEPS):
+        for step in range(_STEPS):
             states, mask, relevant = calls.draw(random)
             each = attention_scores(states, mask, queries, weight)
             scores = each.view(-1, _MEMBERS, _QUERIES).sum(dim=2) + biases
@@ -185,4 +191,5 @@ def _members(calls: _Calls) -> tuple[Tensor, Tensor, Tensor]:
             loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
             optimizer.step()
             schedule.step()
+            progress("fitting the relevance gate", step + 1, _STEPS)
     return queries.detach(), weight.detach(), biases.detach()

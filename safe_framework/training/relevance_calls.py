@@ -119,10 +119,10 @@ class CallMaker:
             return
         by_kind = asked[0].questions.bank.of(held_out=held_out)
         forms = [form for some in by_kind.values() for form in some]
+        of_kind = {kind: [e for e in asked if kind in _kinds(e, held_out)] for kind in by_kind}
         drawn = random.Random(repr((self._seed, "forms")))
         for number, form in enumerate(drawn.sample(forms, len(forms)), turn * len(forms)):
-            fitting = [e for e in asked if e.questions and form.kind in _kinds(e, held_out)]
-            if not fitting:
+            if not (fitting := of_kind[form.kind]):
                 continue
             row = fitting[(number + turn) % len(fitting)]
             assert row.questions is not None

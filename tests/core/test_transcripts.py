@@ -13,6 +13,7 @@ from torch import Tensor
 import safe_framework
 from safe_framework.config.read import parse_recipe
 from safe_framework.config.schema import TranscriptSpec
+from safe_framework.core.frozen_prefix import first_fused_layer
 from safe_framework.core.model import SafeModel
 from safe_framework.core.prompt_rows import PromptEncoder
 from safe_framework.data.examples import Example
@@ -23,7 +24,6 @@ from safe_framework.interfaces.samples import Several
 from safe_framework.runs.base_check import check_base
 from safe_framework.serving.engine import Request, Sampling
 from safe_framework.training.batches import tokenize
-from safe_framework.training.compute.frozen_prefix import first_fused_layer
 from safe_framework.utils.tensors import bitwise_equal
 from tests.serving.hearing import answered
 from tests.support.chats import speaking

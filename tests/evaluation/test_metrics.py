@@ -272,6 +272,18 @@ def test_divergence_is_the_formula():
     assert kl_per_position(base.log(), safe.log()).item() == pytest.approx(expected)
 
 
+def test_divergence_of_a_position_is_its_own():
+    """However many positions are compared together, each has the bits that it has alone."""
+    base, safe = torch.randn(2, 2, 13, 50)
+    alone = torch.stack(
+        [
+            kl_per_position(*pair)
+            for pair in zip(base.flatten(0, 1), safe.flatten(0, 1), strict=True)
+        ]
+    )
+    assert torch.equal(kl_per_position(base, safe).flatten(), alone)
+
+
 def test_what_the_base_rules_out_adds_nothing():
     """A token of probability 0 in the base neither counts nor makes NaN."""
     base = torch.tensor([0.0, 0.0, -math.inf])

@@ -60,3 +60,13 @@ def write_clap(folder: Path, *, fused: bool, width: int = 64) -> str:
         model.save_pretrained(folder)
     ClapFeatureExtractor(truncation="fusion" if fused else "rand_trunc").save_pretrained(folder)
     return str(folder)
+
+
+def write_aisfx_folder(folder: Path, channels: tuple[int, ...] = (2, 3, 4, 5)) -> str:
+    """An aiSFX with few channels."""
+    from safe_framework_plugins.encoders.aisfx import AisfxConfig, AisfxModel
+
+    torch.manual_seed(0)
+    with quietly():
+        AisfxModel(AisfxConfig(channels=channels)).save_pretrained(folder)
+    return str(folder)

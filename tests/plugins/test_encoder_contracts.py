@@ -9,6 +9,7 @@ import pytest
 
 from safe_framework.data.audio import Waveform
 from safe_framework.testing import EncoderContract
+from safe_framework_plugins.encoders.aisfx import AisfxEncoder
 from safe_framework_plugins.encoders.clap import ClapEncoder
 from safe_framework_plugins.encoders.depth import DepthEncoder
 from safe_framework_plugins.encoders.image import ImageEncoder
@@ -17,7 +18,7 @@ from safe_framework_plugins.encoders.sensor import SensorEncoder
 from safe_framework_plugins.encoders.video import VideoEncoder
 from safe_framework_plugins.encoders.whisper import WhisperEncoder
 from tests.plugins.backbones import write_backbone
-from tests.plugins.checkpoints import write_clap, write_whisper
+from tests.plugins.checkpoints import write_aisfx_folder, write_clap, write_whisper
 
 
 def sound(seed: int, rate: int, longest: float) -> Waveform:
@@ -38,6 +39,19 @@ class TestWhisperEncoder(EncoderContract):
 
     def sample(self, seed):
         return sound(seed, 16_000, longest=1.0)
+
+
+class TestAisfxEncoder(EncoderContract):
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def _folder(cls, tmp_path_factory):
+        cls.folder = write_aisfx_folder(tmp_path_factory.mktemp("aisfx"))
+
+    def make(self):
+        return AisfxEncoder(model=self.folder, bands=2, seconds=1.0)
+
+    def sample(self, seed):
+        return sound(seed, 44_100, longest=1.0)
 
 
 class TestClapEncoder(EncoderContract):

@@ -36,7 +36,7 @@ def test_a_card_says_how_to_install_its_package(tmp_path: Path, text: str) -> No
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('hub = "acme/tiny"', "", "lacks the key `hub`"),
+        ('summary = "tiny"', "", "lacks the key `summary`"),
         ('hub = "acme/tiny"', "hub = 3", "'hub' must be <class 'str'>"),
         ("layers = 2", 'layers = "2"', "must be <class 'int'>"),
         ('version = "1.2"', 'version = "1.2"\nsise = 2', "has the unknown key `sise`"),
@@ -55,3 +55,13 @@ def test_a_mistake_in_a_card_is_named(
     (tmp_path / "tiny.toml").write_text(text.replace(old, new))
     with pytest.raises(CheckpointError, match=rf"(?s)tiny\.toml` .*({words})"):
         read_card(tmp_path / "tiny.toml")
+
+
+def test_weights_are_in_a_package_or_on_the_hub(tmp_path: Path, text: str) -> None:
+    """Law: a card may leave out its hub id where a package has the weights, and not otherwise."""
+    path, hub = tmp_path / "tiny.toml", 'hub = "acme/tiny"'
+    path.write_text(text.replace(hub, ""))
+    assert read_card(path).hub is None
+    path.write_text(text.replace(hub, "").partition("[package]")[0])
+    with pytest.raises(CheckpointError, match="neither `hub` nor `\\[package\\]`"):
+        read_card(path)

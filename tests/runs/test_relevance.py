@@ -25,13 +25,13 @@ from safe_framework.evaluation.answers import (
     example_inputs,
     without_modality,
 )
-from safe_framework.evaluation.relevance import opens
+from safe_framework.evaluation.relevance import opened_rows, opens
 from safe_framework.evaluation.relevance_risk import risk_shown
 from safe_framework.evaluation.summary import sections
 from safe_framework.evaluation.wordings import drawn_by, other_questions
 from safe_framework.runs.finished import open_run, read_metrics
 from safe_framework.runs.inspection import sweep_gate
-from safe_framework.runs.relevance import own_calls, shipped_calls
+from safe_framework.runs.relevance import Scores, own_calls, scores_of, shipped_calls
 from safe_framework.runs.run import run_recipe
 from safe_framework.training import relevance_states
 from safe_framework.training.relevance import fit_head
@@ -75,7 +75,9 @@ def test_a_run_fits_calibrates_and_measures_the_gate(finished: Path, world: Path
     assert head.threshold == head.statement["threshold"]
     assert head.statement["checked"]["bank"]["calls"] == len(bank.of(TEST))
     assert head.statement["sentence"] in (finished / "adapter" / "README.md").read_text("utf-8")
-    found = read_metrics(finished).relevance
+    metrics = read_metrics(finished)
+    found = metrics.relevance
+    assert metrics.costs["relevance_seconds"] > 0
     assert found is not None
     assert set(found.opens) == {TRAINED, HELD_OUT}
     assert found.gain[HELD_OUT].n == 4
@@ -142,6 +144,41 @@ def test_a_wrong_row_is_named(
     assert caught.value.message.startswith("mine.jsonl:1: ") or "irrelevant" in said
 
 
+def test_a_call_that_was_scored_is_not_read_again(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: scores that are kept are those of reading the calls anew."""
+    run = open_run(finished)
+    head = run.model.modality("audio").relevance
+    assert head is not None
+    calls = shipped_calls(run.model, "audio", run.recipe, run.examples("audio")).calls
+    kept: Scores = {}
+    first = scores_of(run.model, head, calls, kept)
+    monkeypatch.setattr("safe_framework.runs.relevance.read_ends", None)
+    assert kept.keys() == {call.row for call in calls}
+    assert torch.equal(scores_of(run.model, head, calls[::-1], kept), first.flip(0))
+
+
+def test_a_question_that_several_rows_ask_is_read_once(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: what a head decides of a question holds for every row that asks it."""
+    run, read = open_run(finished), list[int]()
+    examples = run.examples("audio")
+
+    def counted(model: SafeModel, name: str, batch: Any) -> list[bool]:
+        read.append(len(batch["input_ids"]))
+        return opened_rows(model, name, batch)
+
+    monkeypatch.setattr("safe_framework.evaluation.relevance.opened_rows", counted)
+    found = opens(run.model, "audio", [*examples, *examples], batch_size=2)
+    assert sum(read) == len({one.prompt for one in examples})
+    with eval_mode(run.model):
+        asked = without_modality(examples, "audio")
+        alone = [opened_rows(run.model, "audio", example_inputs(run.model, [e])) for e in asked]
+    assert found == [chosen for (chosen,) in alone] * 2
+
+
 def test_calls_are_one_draw_each(finished: Path) -> None:
     """Law: no text is counted twice, and calibration, check and training share none."""
     run = open_run(finished)
@@ -151,14 +188,22 @@ def test_calls_are_one_draw_each(finished: Path) -> None:
 
 
 def test_a_head_tells_what_it_was_fitted_on() -> None:
-    """Law: a word anywhere in what was read tells relevant calls from others, seen or not."""
+    """Law: a word anywhere in what was read tells relevant calls from others, seen or not.
+
+    And each step is told of.
+    """
     draw = torch.Generator().manual_seed(0)
     states, mask = torch.randn(120, 8, 12, generator=draw), torch.ones(120, 8, dtype=torch.bool)
     wanted, begins = torch.arange(120) % 3 == 0, torch.full((120,), 3)
     mask[::5, :2] = False
     at = torch.randint(3, 8, (120,), generator=draw)
     states[torch.arange(120), at, :4] += torch.where(wanted, 9.0, 0.0).unsqueeze(1)
-    head = fit_head(PromptEnd(states[:80], mask[:80]), wanted[:80].tolist(), 5, begins[:80])
+    told: list[tuple[str, int, int]] = []
+    head = fit_head(
+        PromptEnd(states[:80], mask[:80]), wanted[:80].tolist(), 5, begins[:80],
+        progress=lambda *one: told.append(one),
+    )  # fmt: skip
+    assert told[-1] == ("fitting the relevance gate", len(told), len(told))
     assert (head.layer, head.columns) == (5, 8)
     assert torch.equal(head(PromptEnd(states, mask)) > 0, wanted)
 

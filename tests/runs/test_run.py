@@ -103,13 +103,17 @@ def test_every_fusion_adapter_runs(world: Path, tmp_path: Path, use: str, option
 
 
 def test_metrics_count_what_was_measured(finished: Path) -> None:
-    """Law: metrics.json says how many examples there were, what it cost, and that off is off."""
+    """Law: metrics.json says how many examples there were, what it cost, and that off is off.
+
+    Nothing is said of what was not done, such as to fit a head.
+    """
     metrics = json.loads((finished / "metrics.json").read_text())
     assert metrics["train_examples"] == 8
     assert metrics["retention"]["absent"]["identical"] is True
     size = sum(file.stat().st_size for file in (finished / "adapter").iterdir())
     assert metrics["costs"]["adapter_bytes"] == size
     assert metrics["costs"]["train_seconds"] > 0
+    assert "relevance_seconds" not in metrics["costs"]
 
 
 def test_the_adapter_loads_with_its_gate_open(finished: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from safe_framework.core.frozen_prefix import FrozenPrefix, first_fused_layer
 from safe_framework.core.model import SafeModel
 from safe_framework.core.prompt_rows import Rows, as_rows
 from safe_framework.interfaces.types import Frames
@@ -17,7 +18,6 @@ from safe_framework.training.batches import AnswerCollator, TokenizedExample
 from safe_framework.training.compute.activation_cache import ActivationCaches, ActivationStore
 from safe_framework.training.compute.calls import ForwardCall
 from safe_framework.training.compute.forward import ForwardPlanner
-from safe_framework.training.compute.frozen_prefix import FrozenPrefix, first_fused_layer
 from safe_framework.training.objective import answer_loss
 from safe_framework.training.retention.counterfactual import (
     CounterfactualRetention,

@@ -139,7 +139,7 @@ def _sources(spec: ComposeSpec) -> Iterator[str]:
     for name in (spec.vision, spec.language):
         if name in cards:
             known = read_card(cards[name])
-            yield f"| {known.summary} | {known.licence} | https://huggingface.co/{known.hub} |"
+            yield f"| {known.summary} | {known.licence} | {known.page} |"
         else:
             yield f"| `{name}` | see its own card | |"
     assert spec.scenes is not None

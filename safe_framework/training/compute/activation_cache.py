@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from safe_framework.core.frozen_prefix import FrozenPrefix, first_fused_layer
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import FINAL, PREFIX, has_plain_head, on_device, run_until
 from safe_framework.core.prompt_rows import (
@@ -27,7 +28,6 @@ from safe_framework.core.prompt_rows import (
     read_positions,
 )
 from safe_framework.pretrained.location import cache_folder
-from safe_framework.training.compute.frozen_prefix import FrozenPrefix, first_fused_layer
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.hashing import fingerprint, text_fingerprint
 from safe_framework.utils.progress import ProgressCallback

@@ -74,8 +74,8 @@ class FrozenPrefix:
     @torch.no_grad()
     def matches_whole_call(
         self,
-        batch: Mapping[str, Tensor],
-        shortened: Mapping[str, Tensor] | None = None,
+        batch: Mapping[str, Any],
+        shortened: Mapping[str, Any] | None = None,
         other: Mapping[str, Tensor] | None = None,
     ) -> bool:
         """Whether a call that starts at the layer gives, bit for bit, what a whole one gives.
@@ -110,7 +110,7 @@ class FrozenPrefix:
             for layer in self._layers:
                 restore_forward(layer)
 
-    def _tuple_outputs(self, batch: Mapping[str, Tensor]) -> list[bool]:
+    def _tuple_outputs(self, batch: Mapping[str, Any]) -> list[bool]:
         """Whether each layer below gives a tuple, found out by one run."""
         seen: list[bool] = []
 
