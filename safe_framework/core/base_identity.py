@@ -130,8 +130,19 @@ class BaseComparison:
     harmful: tuple[str, ...]
 
 
+Contents = Callable[
+    [nn.Module, Sequence[torch.dtype], Callable[[str, Tensor], Tensor] | None],
+    Mapping[torch.dtype, str],
+]
+"""What gives the fingerprints of a module's numbers, as ``content_fingerprints`` does."""
+
+
 def compare_bases(
-    recorded: Mapping[str, str], base: nn.Module, processor: Any, now: Mapping[str, str]
+    recorded: Mapping[str, str],
+    base: nn.Module,
+    processor: Any,
+    now: Mapping[str, str],
+    contents: Contents = content_fingerprints,
 ) -> BaseComparison:
     """How ``base`` differs from the one that an adapter recorded.
 
@@ -140,7 +151,8 @@ def compare_bases(
             fingerprints alone.
         base: that the adapter is to be loaded on.
         processor: its own, or its tokenizer.
-        now: its ``base_identity``.
+        now: its ``base_identity``; a part that it leaves out is not compared.
+        contents: of its weights.
     """
     harmless: list[str] = []
     harmful: list[str] = []
@@ -149,7 +161,7 @@ def compare_bases(
             continue
         excused: Sequence[str] | None = None
         if part == "weights":
-            excused = same_weights(recorded, base)
+            excused = same_weights(recorded, base, contents)
         elif part == "tokenizer":
             excused = _same_words(recorded, processor)
         if excused is None:
@@ -159,7 +171,9 @@ def compare_bases(
     return BaseComparison(tuple(harmless), tuple(harmful))
 
 
-def same_weights(recorded: Mapping[str, str], module: nn.Module) -> list[str] | None:
+def same_weights(
+    recorded: Mapping[str, str], module: nn.Module, contents: Contents = content_fingerprints
+) -> list[str] | None:
     """How weights of equal numbers differ all the same; None where the numbers differ.
 
     They are compared in both main types: the wider one's were rounded to the narrower one's.
@@ -167,25 +181,41 @@ def same_weights(recorded: Mapping[str, str], module: nn.Module) -> list[str] | 
     Args:
         recorded: what ``recorded_weights`` gave of the others.
         module: whose weights.
+        contents: of its weights.
     """
-    here, then = _dtypes(module), recorded.get("dtype", "")
-    same_layout = recorded.get("layout") == layout_fingerprint(module)
-    cut = _cut(recorded, module)
-    if not then or (here == then and same_layout):
+    types = compared_types(recorded, module)
+    if not types:
         return None
-    names = dict.fromkeys((_name(_main_dtype(module)), then.partition(",")[0]))
-    digests = {name: recorded.get(f"contents_{name}") for name in names}
-    types = [getattr(torch, name) for name, digest in digests.items() if digest]
-    found = content_fingerprints(module, types, cut)
-    if not any(digests[_name(dtype)] == digest for dtype, digest in found.items()):
+    here, then = _dtypes(module), recorded["dtype"]
+    cut = rows_kept(recorded, module)
+    found = contents(module, types, cut)
+    if not any(recorded[f"contents_{_name(dtype)}"] == digest for dtype, digest in found.items()):
         return None
     notes = [f"its weights are {here} and were {then}"] if here != then else []
     if cut is not None:
         now, before = _vocabulary(module), recorded["vocabulary"]
         notes.append(f"its vocabulary has {now} rows and had {before}")
-    elif not same_layout:
+    elif not _same_layout(recorded, module):
         notes.append("its modules have other names")
     return notes
+
+
+def compared_types(recorded: Mapping[str, str], module: nn.Module) -> list[torch.dtype]:
+    """The types in which numbers are compared; none where the exact fingerprint says it all.
+
+    Args:
+        recorded: what ``recorded_weights`` gave of other weights.
+        module: whose weights are compared with them.
+    """
+    here, then = _dtypes(module), recorded.get("dtype", "")
+    if not then or (here == then and _same_layout(recorded, module)):
+        return []
+    names = dict.fromkeys((_name(_main_dtype(module)), then.partition(",")[0]))
+    return [getattr(torch, name) for name in names if recorded.get(f"contents_{name}")]
+
+
+def _same_layout(recorded: Mapping[str, str], module: nn.Module) -> bool:
+    return recorded.get("layout") == layout_fingerprint(module)
 
 
 def _same_words(recorded: Mapping[str, str], processor: Any) -> list[str] | None:
@@ -201,7 +231,9 @@ def _types(part: str, recorded: Mapping[str, str], base: nn.Module) -> str:
     return f" ({here} here, {then} there)" if part == "weights" and then not in ("", here) else ""
 
 
-def _cut(recorded: Mapping[str, str], base: nn.Module) -> Callable[[str, Tensor], Tensor] | None:
+def rows_kept(
+    recorded: Mapping[str, str], base: nn.Module
+) -> Callable[[str, Tensor], Tensor] | None:
     """What leaves rows out that were appended to the vocabulary; None where none were."""
     had, have = int(recorded.get("vocabulary", 0)), _vocabulary(base)
     if not 0 < had < have:

@@ -34,8 +34,8 @@ def base_facts(base: nn.Module, stack: LayerStack, *, meta: bool = False) -> Bas
     Args:
         base: a transformers model.
         stack: its layers.
-        meta: the whole base lies on the meta device, so that its projections have shapes
-            and no values; else a projection there is one that is offloaded.
+        meta: the base was loaded without its weights, so that projections on the meta device
+            have shapes and no values; else a projection there is one that is offloaded.
     """
     layers, heads = stack.of(base), _heads(base, stack.hidden_size)
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 from torch import nn
 
@@ -24,17 +25,19 @@ from safe_framework.core.adapter import (
 )
 from safe_framework.core.base_identity import compare_bases
 from safe_framework.core.compilation import compile_layers
-from safe_framework.core.layer_discovery import Side
+from safe_framework.core.layer_discovery import Side, find_layers
 from safe_framework.core.markers.embeddings import inline_tokens
 from safe_framework.core.modality import checked_gate
 from safe_framework.core.model import SafeModel
+from safe_framework.core.passing_weights import PassingWeights
 from safe_framework.core.relevance import AUTO, blank_head
 from safe_framework.core.segments import untaught
 from safe_framework.data.transcripts import Transcripts
 from safe_framework.errors import AdapterError, PluginError, SafeError
 from safe_framework.interfaces.registry import REGISTRIES
-from safe_framework.pretrained.base_model import load_base
+from safe_framework.pretrained.base_model import is_weightless, load_base
 from safe_framework.pretrained.probe_cache import checkpoint_key, use_probe_cache
+from safe_framework.utils.hashing import content_fingerprints
 from safe_framework.utils.in_memory import MEMORY, was_in_memory
 from safe_framework.utils.run_folder import adapter_in
 from safe_framework.utils.tensors import checked_device
@@ -181,6 +184,65 @@ def load(
     return model
 
 
+@attrs.frozen(eq=False)
+class WeightlessAdapter:
+    """An adapter whose base's weights another program holds, before or while it reads them.
+
+    Attributes:
+        folder: the adapter's.
+        recipe: that builds it.
+        base: without its weights.
+        processor: its own, or its tokenizer.
+    """
+
+    folder: Path
+    recipe: Recipe
+    base: nn.Module
+    processor: Any
+
+    @classmethod
+    def of(cls, folder: str | Path) -> WeightlessAdapter:
+        """Read what an adapter is; nothing of its base but its config and its tokenizer.
+
+        Raises:
+            AdapterError: the folder is no whole adapter, or does not say how its model is made.
+        """
+        found = adapter_in(folder)
+        recipe = _with_named_base(_recipe_in(found), found)
+        return cls(found, recipe, *load_base(recipe.base, weights=False))
+
+    def passing(self) -> PassingWeights:
+        """What fingerprints the base's weights when they pass."""
+        config, spec = read_config(self.folder), self.recipe.base
+        layers = {int(n) for one in config.modalities.values() for n in one["layers"]}
+        path = find_layers(self.base, spec.layers_path, spec.side)[0]
+        return PassingWeights(self.base, config.base, path, layers)
+
+    @torch.inference_mode(False)
+    def load(self, passed: PassingWeights | None = None) -> SafeModel:
+        """The adapter, whose base cannot be run; its senses can, once its weights have passed.
+
+        Args:
+            passed: all of the base's weights; None where another process sees to them, so that
+                they are not compared, and samples are prepared here, but not projected or fused.
+
+        Raises:
+            AdapterError: as ``load``.
+        """
+        spec = self.recipe.base
+        model = SafeModel(
+            self.base,
+            self.processor,
+            layers_path=spec.layers_path,
+            side=spec.side,
+            split_rows=spec.split_rows,
+        )
+        model.built_from = self.recipe
+        _add_all(model, self.recipe, device="meta" if passed is None else None)
+        load_tensors(model, self.folder, self.recipe.modalities, passed=passed)
+        return model
+
+
 def _load_into(
     model: SafeModel,
     folders: Sequence[Path],
@@ -276,15 +338,17 @@ def _load_beside(model: SafeModel, folder: Path, allow_other_base: bool) -> None
     load_tensors(model, folder, recipe.modalities, allow_other_base=allow_other_base)
 
 
-def _add_all(model: SafeModel, recipe: Recipe) -> None:
+def _add_all(model: SafeModel, recipe: Recipe, device: str | None = None) -> None:
     with torch.random.fork_rng(devices=[]):  # building must not move the caller's seed
         torch.manual_seed(recipe.training.seed)
         for name, spec in recipe.modalities.items():
-            _add(model, recipe, name, spec)
+            _add(model, recipe, name, spec, device)
 
 
-def _add(model: SafeModel, recipe: Recipe, name: str, spec: ModalitySpec) -> None:
-    encoder, projector, fusion = parts_of(recipe, name, spec, model.facts())
+def _add(
+    model: SafeModel, recipe: Recipe, name: str, spec: ModalitySpec, device: str | None
+) -> None:
+    encoder, projector, fusion = parts_of(recipe, name, spec, model.facts(), device=device)
     if spec.inline:
         try:
             inline_tokens(projector)
@@ -317,6 +381,7 @@ def load_tensors(
     names: Collection[str] | None = None,
     *,
     allow_other_base: bool = False,
+    passed: PassingWeights | None = None,
 ) -> None:
     """Put the adapter's tensors into a model built from its recipe.
 
@@ -325,6 +390,7 @@ def load_tensors(
         folder: the adapter.
         names: of the modalities that it holds, if the model has others beside them.
         allow_other_base: take a base that differs from the adapter's, and record how.
+        passed: the weights of a base that was loaded without them.
 
     Raises:
         AdapterError: the base or an encoder is another one, or tensors are missing, unknown
@@ -332,7 +398,13 @@ def load_tensors(
     """
     config = read_config(folder)
     identity = model.base_identity()
-    accepted = _accepted_differences(model, config, folder, identity, allow_other_base)
+    if is_weightless(model.base):
+        del identity["weights"]
+    if passed is not None:
+        identity["weights"] = passed.fingerprint
+    accepted = _accepted_differences(
+        model, config, folder, identity, passed, allow_other_base=allow_other_base
+    )
     stored = read_tensors(folder)
     for name, recorded in config.modalities.items():
         settings = recorded.get("relevance")
@@ -358,6 +430,8 @@ def _accepted_differences(
     config: AdapterConfig,
     folder: Path,
     identity: Mapping[str, str],
+    passed: PassingWeights | None,
+    *,
     allow_other_base: bool,
 ) -> tuple[str, ...]:
     """How the base differs from the adapter's, where that is harmless or allowed.
@@ -365,7 +439,8 @@ def _accepted_differences(
     Raises:
         AdapterError: it differs otherwise, or an encoder does.
     """
-    found = compare_bases(config.base, model.base, model.base_processor, identity)
+    contents = content_fingerprints if passed is None else passed.contents
+    found = compare_bases(config.base, model.base, model.base_processor, identity, contents)
     called = f"`{config.base['model'] or config.base['class']}`"
     harmful = " and ".join(found.harmful).replace("_", " ")
     if harmful and not allow_other_base:

@@ -15,6 +15,7 @@ from safe_framework.core.base_errors import base_errors
 from safe_framework.core.layer_hooks import LayerCall, get_hidden_states, set_hidden_states
 from safe_framework.core.special_tokens import ordinary_ids
 from safe_framework.errors import UnsupportedBaseError
+from safe_framework.pretrained.base_model import is_weightless
 from safe_framework.pretrained.probe_cache import cached
 from safe_framework.utils.torch_private import uncompiled_call
 
@@ -259,6 +260,8 @@ def probe_layers(base: nn.Module, paths: Sequence[str], example: Mapping[str, An
         UnsupportedBaseError: the base did not run, no layer was called, or their hidden states
             are of an unknown kind; the message says what was seen.
     """
+    if is_weightless(base):  # it cannot run; whoever trained on it has seen it run
+        return LayerStack(paths[0], len(_layers(base, paths[0])), text_config(base).hidden_size)
     question = f"layers of {', '.join(paths)} on {', '.join(example)}"
     return _unpacked(cached(base, question, lambda: _packed(_probed(base, paths, example))))
 
@@ -311,6 +314,8 @@ def check_layers_reach_output(
                 f"{stack.unsupported_layers[layer]}",
                 hint=f"choose other `layers`; {_supported(stack)} can be used",
             )
+    if is_weightless(base):
+        return
     question = f"arrival at {list(wanted)} of {stack.path}"
     cached(base, question, lambda: _check_pushes(base, stack, wanted, example))
 
@@ -326,6 +331,8 @@ def positions_read(base: nn.Module, stack: LayerStack, example: Mapping[str, Any
         first = next(look.visits[0].hidden for look in looks if look.visits)
         return int(first[stack.layout.length])
 
+    if is_weightless(base):
+        return int(example["input_ids"].shape[1])
     found: int = cached(base, f"positions at {stack.path} on {_described(example)}", seen)
     return found
 

@@ -103,7 +103,7 @@ from safe_framework.interfaces.fusion import FusionAdapter
 from safe_framework.interfaces.projector import Projector
 from safe_framework.interfaces.samples import Sample
 from safe_framework.interfaces.types import FROM, PRESENT, BaseFacts, Frames
-from safe_framework.pretrained.base_model import context_length
+from safe_framework.pretrained.base_model import context_length, is_weightless
 from safe_framework.pretrained.base_processor import text_tokenizer
 from safe_framework.pretrained.quantised import quantisation_of, untested
 from safe_framework.utils.tensors import changes_type
@@ -243,7 +243,9 @@ class SafeModel(nn.Module):
         modality.encoder.eval()
         check_layers(name, fusion.layers, self.stack.count)
         check_layers_reach_output(self.base, self.stack, fusion.layers, self._example_inputs())
-        self.modalities[name] = modality.to(self.device).train(self.training)
+        if not is_weightless(self.base):  # what is made of its weights has none either
+            modality.to(self.device)
+        self.modalities[name] = modality.train(self.training)
         self._processor = None
         embeddings = embeddings_of(self.base) if marked else ()
         self._hooks.add(name, self.stack.of(self.base), fusion.layers, embeddings)
@@ -265,7 +267,7 @@ class SafeModel(nn.Module):
 
     def facts(self) -> BaseFacts:
         """What a fusion adapter's constructor may know of the base."""
-        return base_facts(self.base, self.stack)
+        return base_facts(self.base, self.stack, meta=is_weightless(self.base))
 
     def modality(self, name: str) -> Modality:
         """The modality called ``name``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from safe_framework.errors import CheckpointError
 from safe_framework.pretrained import base_outline
@@ -18,13 +19,19 @@ if TYPE_CHECKING:
     from safe_framework.config.schema import BaseSpec
 
 
-def load_base(spec: BaseSpec, *, trust_remote_code: bool = False) -> tuple[nn.Module, Any]:
+_WEIGHTLESS: WeakSet[nn.Module] = WeakSet()
+
+
+def load_base(
+    spec: BaseSpec, *, trust_remote_code: bool = False, weights: bool = True
+) -> tuple[nn.Module, Any]:
     """The model that ``[base]`` of a recipe names, and its own processor or tokenizer.
 
     Args:
         spec: a hub id, a folder or the name of a card, and how to load it.
         trust_remote_code: let the checkpoint run code of its own; off, and no recipe can
             turn it on.
+        weights: read them; without, the model lies on the meta device and cannot be run.
 
     Raises:
         CheckpointError: there is no such base, or it is quantised and cannot be loaded here.
@@ -39,6 +46,8 @@ def load_base(spec: BaseSpec, *, trust_remote_code: bool = False) -> tuple[nn.Mo
     options: dict[str, Any] = {"dtype": spec.dtype, "trust_remote_code": trust_remote_code}
     if spec.attn_implementation:
         options["attn_implementation"] = spec.attn_implementation
+    if not weights:
+        options["device_map"] = "meta"
     with quietly():
         config = _config(place, common, trust_remote_code)
         processor = load_processor(place, config, common, trust_remote_code=trust_remote_code)
@@ -53,7 +62,14 @@ def load_base(spec: BaseSpec, *, trust_remote_code: bool = False) -> tuple[nn.Mo
                 f"`{spec.model}` is quantised ({quantised}), and cannot be loaded here: {why}",
                 hint=quantised.hint,
             ) from error
+        if not weights:
+            _WEIGHTLESS.add(base)
         return base, processor
+
+
+def is_weightless(base: nn.Module) -> bool:
+    """Whether ``load_base`` made this base without its weights, which another program holds."""
+    return base in _WEIGHTLESS
 
 
 def load_base_processor(spec: BaseSpec, *, trust_remote_code: bool = False) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -59,25 +59,37 @@ def content_fingerprints(
             names.append(name)
         seen.add(key)
 
-    def digests(name: str) -> bytes:
-        """One digest for each type, joined."""
+    def digests(name: str) -> list[bytes]:
+        """One digest for each type."""
         kept = _offloaded(module, name) if tensors[name].is_meta else None
         whole = tensors[name] if kept is None else kept
         if hasattr(whole, "full_tensor"):
             whole = whole.full_tensor()
-        part = whole if cut is None else cut(name, whole)
-        return b"".join(
-            _digest("", part.to(dtype) if _is_plain_float(part) else part) for dtype in types
-        )
+        return content_digests(whole if cut is None else cut(name, whole), types)
 
-    found = _in_turn(digests, names)  # torch's casts fail in a thread of a process that was forked
-    size = hashlib.sha256().digest_size
+    found = [digests(name) for name in names]  # torch's casts fail in a thread of a forked process
+    return joined_contents(types, found)
+
+
+def content_digests(tensor: Tensor, dtypes: Sequence[torch.dtype]) -> list[bytes]:
+    """What a tensor gives to ``content_fingerprints`` in each of some types."""
+    plain = _is_plain_float(tensor)
+    return [tensor_digest("", tensor.to(dtype) if plain else tensor) for dtype in dtypes]
+
+
+def joined_contents(
+    dtypes: Sequence[torch.dtype], digests: Sequence[Sequence[bytes]]
+) -> dict[torch.dtype, str]:
+    """``content_fingerprints`` of what ``content_digests`` gave of each tensor."""
     return {
-        dtype: hashlib.sha256(
-            b"".join(sorted(one[at * size :][:size] for one in found))
-        ).hexdigest()
-        for at, dtype in enumerate(types)
+        dtype: hashlib.sha256(b"".join(sorted(one[at] for one in digests))).hexdigest()
+        for at, dtype in enumerate(dtypes)
     }
+
+
+def joined_digests(digests: Mapping[str, bytes]) -> str:
+    """``fingerprint`` of what ``tensor_digest`` gave of each tensor, by its name."""
+    return hashlib.sha256(b"".join(digests[name] for name in sorted(digests))).hexdigest()
 
 
 def layout_fingerprint(module: nn.Module) -> str:
@@ -90,7 +102,7 @@ Digests = Callable[[Callable[[str], bytes], Iterable[str]], Iterable[bytes]]
 
 
 def _fingerprint(names: Iterable[str], read: Callable[[str], Tensor], each: Digests) -> str:
-    digests = each(lambda name: _digest(name, read(name)), sorted(names))
+    digests = each(lambda name: tensor_digest(name, read(name)), sorted(names))
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
@@ -156,12 +168,13 @@ def _is_plain_float(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and not hasattr(tensor, "__tensor_flatten__")
 
 
-def _digest(name: str, tensor: Tensor) -> bytes:
+def tensor_digest(name: str, tensor: Tensor) -> bytes:
+    """What a named tensor gives to ``fingerprint``."""
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     digest = hashlib.sha256(f"{name}|{whole.dtype}|{tuple(whole.shape)}|".encode())
     if hasattr(whole, "__tensor_flatten__"):  # of several, as quantised ones are
         for part in sorted(whole.__tensor_flatten__()[0]):
-            digest.update(_digest(part, getattr(whole, part)))
+            digest.update(tensor_digest(part, getattr(whole, part)))
         return digest.digest()
     if not whole.is_meta and whole.numel():
         flat = whole.detach().cpu().contiguous().flatten()

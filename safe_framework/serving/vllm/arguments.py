@@ -15,26 +15,18 @@ from safe_framework.pretrained.location import resolve, revision_of
 from safe_framework.utils.in_memory import was_in_memory
 from safe_framework.utils.run_folder import adapter_in
 
-READING: Mapping[str, str] = {
-    "LlamaForCausalLM": "ListeningLlama",
-    "MistralForCausalLM": "ListeningMistral",
-    "Qwen2ForCausalLM": "ListeningQwen2",
-    "Qwen3ForCausalLM": "ListeningQwen3",
-}
-"""The bases of text that are served, by transformers' names, and the classes in ``models`` that do
-it."""
+PREFIX = "Listening"
+"""Before vLLM's name of an architecture: the same, and an adapter is heard there."""
 
-SEEING: Mapping[str, str] = {
-    "Idefics3ForConditionalGeneration": "ListeningIdefics3",
-    "LlavaForConditionalGeneration": "ListeningLlava",
-    "LlavaNextForConditionalGeneration": "ListeningLlavaNext",
-    "Qwen2VLForConditionalGeneration": "ListeningQwen2VL",
-    "Qwen2_5_VLForConditionalGeneration": "ListeningQwen25VL",
-    "SmolVLMForConditionalGeneration": "ListeningSmolVLM",
-}
-"""The same of bases that see."""
-
-ARCHITECTURES: Mapping[str, str] = {**READING, **SEEING}
+SEEING = (
+    "Idefics3ForConditionalGeneration",
+    "LlavaForConditionalGeneration",
+    "LlavaNextForConditionalGeneration",
+    "Qwen2VLForConditionalGeneration",
+    "Qwen2_5_VLForConditionalGeneration",
+    "SmolVLMForConditionalGeneration",
+)
+"""The bases that see and are served, by transformers' names."""
 
 _DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 """Types of decoders in those of LLaVA's kind, which have one of any type."""
@@ -65,8 +57,9 @@ def engine_arguments(folder: Path, dtype: str = "auto") -> dict[str, Any]:
     place, revision = resolve(base.model), base.revision or revision_of(base.model)
     outline = _outline(place, revision)
     (name,) = outline.get("architectures") or ["none"]
-    if name not in ARCHITECTURES:
-        raise _refused(folder, f"its base is a `{name}`", f"bases: {', '.join(ARCHITECTURES)}")
+    if not reads_text(name) and name not in SEEING:
+        hint = f"bases of text, or {', '.join(SEEING)}; or {_ELSEWHERE}"
+        raise _refused(folder, f"its base is a `{name}`", hint)
     decoder = outline.get("text_config", {}).get("model_type", "llama")
     if name.startswith("Llava") and decoder not in _DECODERS:
         hint = f"decoders: {', '.join(_DECODERS)}; or {_ELSEWHERE}"
@@ -81,13 +74,18 @@ def engine_arguments(folder: Path, dtype: str = "auto") -> dict[str, Any]:
         "tokenizer_revision": revision,
         "dtype": own if dtype == "auto" else dtype,
         "hf_overrides": {
-            "architectures": [ARCHITECTURES[name]],
+            "architectures": [f"{PREFIX}{name}"],
             "safe_adapter": str(folder),
             "safe_fingerprint": fingerprint(folder),
             "safe_sees": name in SEEING,
         },
         "worker_cls": WORKER,
     }
+
+
+def reads_text(architecture: str) -> bool:
+    """Whether a base of this architecture continues texts, and sees nothing."""
+    return architecture.endswith(("ForCausalLM", "LMHeadModel"))
 
 
 def fingerprint(folder: Path) -> str:

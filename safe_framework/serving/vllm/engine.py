@@ -42,6 +42,7 @@ from safe_framework.serving.engine import (
     StoppedError,
     TokenLogprob,
 )
+from safe_framework.serving.vllm.adapter import refusals
 from safe_framework.serving.vllm.samples import (
     GATE,
     KIND,
@@ -166,9 +167,10 @@ class VllmEngine:
         known = [field.name for field in dataclasses.fields(AsyncEngineArgs)]
         if unknown := [name for name in self._arguments if name not in known]:
             raise SafeError(f"vLLM has no option `{unknown[0]}`", hint=nearest(unknown[0], known))
-        self._engine = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(disable_log_stats=True, **self._arguments)
-        )
+        with refusals():
+            self._engine = AsyncLLM.from_engine_args(
+                AsyncEngineArgs(disable_log_stats=True, **self._arguments)
+            )
 
     def submit(self, prepared: PreparedRequest, sink: Sink) -> VllmTicket:
         """Hand a request in, to be answered when there is room.
@@ -200,6 +202,7 @@ class VllmEngine:
             self._engine.shutdown()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
     def _wait_for(self, task: Any) -> Any:
         future: Future[Any] = asyncio.run_coroutine_threadsafe(task, self._loop)

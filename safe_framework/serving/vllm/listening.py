@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import attrs
@@ -22,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from safe_framework.core.injection import ActiveModality
-from safe_framework.errors import InjectionError, SafeError
+from safe_framework.errors import InjectionError
+from safe_framework.serving.vllm.layer_form import LayerForm, Trial
 
 
 @attrs.frozen(eq=False)
@@ -55,10 +57,19 @@ class WatchedPlaces:
 
 @attrs.define(eq=False)
 class _Pass:
-    """One forward pass: who hears in it, what is watched, and which layers came by."""
+    """One forward pass: who hears in it, what is watched, and which layers came by.
+
+    Attributes:
+        rows: who hears.
+        watched: what is looked at.
+        again: what the first fused layer is to be given in place of what the pass would give it;
+            None in a pass of its own.
+        fired: layers that came by.
+    """
 
     rows: Sequence[HearingRows]
     watched: WatchedPlaces | None
+    again: Tensor | None = None
     fired: set[int] = attrs.field(factory=set)
 
 
@@ -70,16 +81,16 @@ class ListeningLayers:
     """The decoder layers of one model, some of which listen.
 
     Args:
-        layers: of vLLM's model, each of which is given positions, hidden states and what those
-            are added to. Their weights and names stay.
+        layers: of vLLM's model. Their weights and names stay.
         fused: numbers of those at whose input samples act.
-        read: numbers of those whose output a relevance head reads.
+        read: numbers of those whose output a relevance head reads. Where there are any, a prompt's
+            last token may run again from the first fused layer on.
 
     Attributes:
         fused: as given, each once, ascending.
 
     Raises:
-        SafeError: a layer is given something else.
+        SafeError: a layer is given no hidden states.
     """
 
     def __init__(
@@ -87,23 +98,32 @@ class ListeningLayers:
     ) -> None:
         self.fused, self.read = tuple(sorted({*fused})), frozenset(read)
         self._pass: _Pass | None = None
-        for number in {*self.fused, *self.read}:
+        self._trial: Trial | None = None
+        before = range(self.fused[0]) if self.read else ()
+        self._forms: dict[int, LayerForm] = {}
+        for number in sorted({*self.fused, *self.read, *before}):
             self._let_listen(layers[number], number)
 
     @contextmanager
     def hearing(
-        self, rows: Sequence[HearingRows], watched: WatchedPlaces | None = None
+        self,
+        rows: Sequence[HearingRows],
+        watched: WatchedPlaces | None = None,
+        *,
+        again: Tensor | None = None,
     ) -> Iterator[None]:
         """Within the block, the next pass is heard in as ``rows`` says.
 
         Args:
             rows: of the batch; where several change a place, in the order in which they do.
             watched: is filled in.
+            again: what the first fused layer was given at these tokens before, (tokens, hidden),
+                and is given now; no layer before it runs.
 
         Raises:
             InjectionError: a layer that was to listen did not come by.
         """
-        current = self._pass = _Pass(rows, watched)
+        current = self._pass = _Pass(rows, watched, again)
         token = _HEARING.set(self)
         try:
             yield
@@ -118,19 +138,39 @@ class ListeningLayers:
         if watched is not None and (watched.given is None or self.read - watched.left.keys()):
             raise InjectionError(f"layers {sorted(self.read)} never told what relevance heads read")
 
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """Within the block, one pass is run in which it is seen how layers hand on hidden states.
+
+        Raises:
+            SafeError: a layer does so in a way of which nothing is known, or did not come by.
+        """
+        self._trial = Trial()
+        try:
+            yield
+        finally:
+            found, self._trial = self._trial, None
+        found.check(list(self._forms))
+        self._forms = found.forms
+
     def enter(self, layer: int, hidden: Tensor, residual: Tensor | None) -> None:
         """Change what a layer is given, in place: what it reads is the sum of the two.
 
         Args:
             layer: that is about to run.
             hidden: of all new tokens, (tokens, hidden).
-            residual: what they are added to; None at the first layer.
+            residual: what they are added to; None where they are added to nothing.
         """
         current = self._pass
         if current is None or layer not in self.fused:
             return
-        if current.watched is not None and layer == self.fused[0]:
-            current.watched.given = _at(current.watched.places, hidden, residual)
+        if layer == self.fused[0]:
+            if current.again is not None:
+                hidden.copy_(current.again)
+                if residual is not None:
+                    residual.zero_()
+            if current.watched is not None:
+                current.watched.given = _at(current.watched.places, hidden, residual)
         current.fired.add(layer)
         for row in current.rows:
             if layer not in row.sample.fusion.layers:
@@ -142,38 +182,47 @@ class ListeningLayers:
             if residual is not None:
                 residual.index_fill_(0, places, 0)
 
-    def leave(self, layer: int, hidden: Tensor, residual: Tensor) -> None:
+    def leave(self, layer: int, hidden: Tensor, residual: Tensor | None) -> None:
         """Look at what a layer leaves: the sum of the two."""
         current = self._pass
         if current is not None and current.watched is not None and layer in self.read:
             current.watched.left[layer] = _at(current.watched.places, hidden, residual)
 
+    def _skips(self, layer: int) -> bool:
+        """Whether a layer is not to run now, as what it would make is known."""
+        return self._pass is not None and self._pass.again is not None and layer < self.fused[0]
+
     def _let_listen(self, layer: nn.Module, number: int) -> None:
         kind: Any = type(layer)
-        named = kind.forward.__code__.co_varnames[:4]
-        if named != ("self", "positions", "hidden_states", "residual"):
-            raise SafeError(f"vLLM's `{kind.__name__}` is given {', '.join(named)}: nothing known")
-        listening, read = self, number in self.read
+        self._forms[number] = LayerForm.of(kind)
+        listening, read, fused = self, number in self.read, number in self.fused
 
         class ListeningLayer(kind):  # type: ignore[misc]  # known only now
             """The same layer, at whose input samples enter."""
 
-            def forward(
-                self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **more: Any
-            ) -> Any:
+            def forward(self, *args: Any, **kwargs: Any) -> Any:
                 """As the layer's own."""
                 if torch.compiler.is_compiling():
-                    _enter(hidden_states, residual, number)
-                    found = kind.forward(self, positions, hidden_states, residual, **more)
+                    form = listening._forms[number]
+                    if fused:
+                        _enter(*form.given(args, kwargs), number)
+                    found = kind.forward(self, *args, **kwargs)
                     if read:
-                        _leave(*found, number)
+                        _leave(*form.left(found), number)
                     return found
+                if listening._trial is not None:
+                    form = listening._forms[number]
+                    run = partial(kind.forward, self)
+                    return listening._trial.of_layer(number, form, run, args, kwargs)
                 if listening._pass is None:
-                    return kind.forward(self, positions, hidden_states, residual, **more)
-                listening.enter(number, hidden_states, residual)
-                hidden, rest = kind.forward(self, positions, hidden_states, residual, **more)
-                listening.leave(number, hidden, rest)
-                return hidden, rest
+                    return kind.forward(self, *args, **kwargs)
+                form = listening._forms[number]
+                if listening._skips(number):
+                    return form.passed_on(args, kwargs)
+                listening.enter(number, *form.given(args, kwargs))
+                found = kind.forward(self, *args, **kwargs)
+                listening.leave(number, *form.left(found))
+                return found
 
         layer.__class__ = ListeningLayer
 
@@ -186,7 +235,7 @@ def _enter(hidden: Tensor, residual: Tensor | None, layer: int) -> None:
 
 
 @torch.library.custom_op("safe_framework::leave", mutates_args=("hidden",))
-def _leave(hidden: Tensor, residual: Tensor, layer: int) -> None:
+def _leave(hidden: Tensor, residual: Tensor | None, layer: int) -> None:
     """As ``ListeningLayers.leave``; a graph leaves out what is not said to change anything."""
     if (listening := _HEARING.get()) is not None:
         listening.leave(layer, hidden, residual)

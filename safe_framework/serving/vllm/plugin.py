@@ -16,14 +16,19 @@ def register() -> None:
     """
     from vllm import ModelRegistry
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-    from safe_framework.serving.vllm.arguments import READING, SEEING
+    from safe_framework.serving.vllm.arguments import PREFIX, SEEING, reads_text
 
-    known = ModelRegistry.get_supported_archs()
-    for module, names in ((_READING, READING.values()), (_SEEING, SEEING.values())):
-        for name in names:
-            if name not in known:
-                ModelRegistry.register_model(name, f"{module}:{name}")
+    known = frozenset(ModelRegistry.get_supported_archs())
+    for plain in known:
+        name = f"{PREFIX}{plain}"
+        ours = plain.startswith(PREFIX) or name in known
+        if not ours and (reads_text(plain) or plain in SEEING):
+            module = _SEEING if plain in SEEING else _READING
+            ModelRegistry.register_model(name, f"{module}:{name}")
+            if plain in MODELS_CONFIG_MAP:
+                MODELS_CONFIG_MAP[name] = MODELS_CONFIG_MAP[plain]
     create: Any = EngineArgs.create_engine_config
     if not hasattr(create, "__wrapped__"):
         setattr(EngineArgs, "create_engine_config", _of_adapters(create))  # noqa: B010  # for mypy

@@ -6,25 +6,26 @@ vLLM's classes of these need torchvision.
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
-from vllm.model_executor.models.idefics3 import Idefics3ForConditionalGeneration
-from vllm.model_executor.models.llava import LlavaForConditionalGeneration
-from vllm.model_executor.models.llava_next import LlavaNextForConditionalGeneration
-from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
-from vllm.model_executor.models.qwen2_vl import Qwen2VLForConditionalGeneration
-from vllm.model_executor.models.smolvlm import SmolVLMForConditionalGeneration
+from vllm import ModelRegistry
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from safe_framework.serving.vllm.arguments import PREFIX
 from safe_framework.serving.vllm.models import ListeningBase
 from safe_framework.serving.vllm.samples import beside_pictures
 
-
-def _seeing(kind: Any) -> Any:
-    """A class whose base sees: what prepares its samples stands beside what prepares pictures."""
-    return MULTIMODAL_REGISTRY.register_processor(**beside_pictures(kind._processor_factory))(kind)
-
+_DECODERS = {
+    "Idefics3ForConditionalGeneration": "model.text_model",
+    "LlavaForConditionalGeneration": "language_model",
+    "LlavaNextForConditionalGeneration": "language_model",
+    "Qwen2VLForConditionalGeneration": "language_model",
+    "Qwen2_5_VLForConditionalGeneration": "language_model",
+    "SmolVLMForConditionalGeneration": "model.text_model",
+}
+"""Where in vLLM's model of each architecture its decoder is."""
 
 _AS_WRITTEN = WeightsMapper(
     orig_to_new_regex={
@@ -37,45 +38,22 @@ _AS_WRITTEN = WeightsMapper(
 of LLaVA do not know."""
 
 
-@_seeing
-class ListeningLlava(ListeningBase, LlavaForConditionalGeneration):  # type: ignore[misc]  # vLLM is not typed
-    """LLaVA, on a decoder of one of the types that are served by themselves."""
+@cache
+def _listening(architecture: str) -> Any:
+    """The class of a base that sees, made of vLLM's own.
 
-    decoder = "language_model.model"
-    hf_to_vllm_mapper = _AS_WRITTEN | LlavaForConditionalGeneration.hf_to_vllm_mapper
-
-
-@_seeing
-class ListeningLlavaNext(ListeningBase, LlavaNextForConditionalGeneration):  # type: ignore[misc]  # vLLM is not typed
-    """LLaVA-NeXT, on such a decoder."""
-
-    decoder = "language_model.model"
-    hf_to_vllm_mapper = _AS_WRITTEN | LlavaNextForConditionalGeneration.hf_to_vllm_mapper
+    What prepares its samples stands beside what prepares pictures.
+    """
+    plain: Any = ModelRegistry.models[architecture].load_model_cls()
+    own: dict[str, Any] = {"__module__": __name__, "decoder": _DECODERS[architecture]}
+    if architecture.startswith("Llava"):
+        own["hf_to_vllm_mapper"] = _AS_WRITTEN | plain.hf_to_vllm_mapper
+    made = type(f"{PREFIX}{architecture}", (ListeningBase, plain), own)
+    return MULTIMODAL_REGISTRY.register_processor(**beside_pictures(plain._processor_factory))(made)
 
 
-@_seeing
-class ListeningQwen2VL(ListeningBase, Qwen2VLForConditionalGeneration):  # type: ignore[misc]  # vLLM is not typed
-    """Qwen2-VL."""
-
-    decoder = "language_model.model"
-
-
-@_seeing
-class ListeningQwen25VL(ListeningBase, Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]  # vLLM is not typed
-    """Qwen2.5-VL."""
-
-    decoder = "language_model.model"
-
-
-@_seeing
-class ListeningIdefics3(ListeningBase, Idefics3ForConditionalGeneration):  # type: ignore[misc]  # vLLM is not typed
-    """Idefics3."""
-
-    decoder = "model.text_model"
-
-
-@_seeing
-class ListeningSmolVLM(ListeningBase, SmolVLMForConditionalGeneration):  # type: ignore[misc]  # vLLM is not typed
-    """SmolVLM."""
-
-    decoder = "model.text_model"
+def __getattr__(name: str) -> Any:
+    """``ListeningX``, as vLLM asks for it by its name."""
+    if (architecture := name.removeprefix(PREFIX)) not in _DECODERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _listening(architecture)

@@ -27,6 +27,7 @@ from safe_framework.core.injection import ActiveModality
 from safe_framework.core.modality import Modality
 from safe_framework.core.prompt_states import PromptEnd
 from safe_framework.errors import InjectionError
+from safe_framework.serving.vllm.adapter import told_of_refusal
 from safe_framework.serving.vllm.listening import HearingRows, WatchedPlaces
 from safe_framework.serving.vllm.models import ListeningModel
 from safe_framework.serving.vllm.samples import DECISION, GATE, KIND
@@ -182,7 +183,9 @@ class ListeningRunner(CPUModelRunner):  # type: ignore[misc]  # vLLM is not type
         """The base, and then the adapter."""
         super().load_model(load_dummy_weights)
         model: Any = self.model
-        self.listens = model.listen()
+        with told_of_refusal():
+            self.listens = model.listen()
+            self.listens.try_out(self.vllm_config, 3 if self.uses_mrope else 0)
 
     def decision(self, number: int) -> dict[str, float] | None:
         """The strengths that relevance heads decided on, by modality; None where none did."""
@@ -393,10 +396,6 @@ class ListeningRunner(CPUModelRunner):  # type: ignore[misc]  # vLLM is not type
             places: in the batch, (rows,).
             positions: in their texts, (..., rows).
         """
-        decoder = self.listens.decoder
-        first, residual = self.listens.layers.fused[0], None
-        if first:
-            residual = torch.zeros_like(hidden)
         alone = [
             _Stretch(one.hearer, sense, number, number + 1)
             for number, one in enumerate(opened)
@@ -406,14 +405,15 @@ class ListeningRunner(CPUModelRunner):  # type: ignore[misc]  # vLLM is not type
         attention, slots = self._attention(opened, places, positions)
         with (
             set_forward_context(
-                attention, self.vllm_config, num_tokens=len(opened), slot_mapping=slots
+                attention,
+                self.vllm_config,
+                num_tokens=len(opened),
+                slot_mapping=slots,
+                skip_compiled=True,
             ),
-            self.listens.layers.hearing(self._grouped(alone)),
+            self.listens.layers.hearing(self._grouped(alone), again=hidden),
         ):
-            for layer in decoder.layers[first:]:
-                hidden, residual = layer(positions, hidden, residual)
-        found: Tensor = decoder.norm(hidden, residual)[0]
-        return found
+            return self.listens.run(torch.zeros(len(opened), dtype=torch.long), positions)
 
     def _attention(
         self, opened: Sequence[_Undecided], places: Tensor, positions: Tensor

@@ -61,6 +61,21 @@ def _environment() -> Iterator[None]:
         yield
 
 
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Gemma": {},
+    "Gemma2": {"sliding_window": 16, "query_pre_attn_scalar": 32},
+    "Gemma3": {
+        "sliding_window": 16, "query_pre_attn_scalar": 32,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "Phi3": {"head_dim": None},
+    "Granite": {"head_dim": None, "residual_multiplier": 0.5, "embedding_multiplier": 3.0},
+    "GPT2": {},
+    "OPT": {"ffn_dim": 96, "word_embed_proj_dim": 64},
+}  # fmt: skip
+"""Further architectures, by transformers' names, and what their configs say besides."""
+
+
 def base(kind: str = "Llama", **changes: Any) -> Any:
     """A tiny base of an architecture."""
     import transformers
@@ -72,10 +87,25 @@ def base(kind: str = "Llama", **changes: Any) -> Any:
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
              "num_attention_heads", "num_key_value_heads", "max_position_embeddings",
              "pad_token_id", "eos_token_id", "bos_token_id")  # fmt: skip
-    config = getattr(transformers, f"{kind}Config")(
-        **{name: plain[name] for name in names}, head_dim=32
-    )
-    return getattr(transformers, f"{kind}ForCausalLM")(config)
+    own = {**{name: plain[name] for name in names}, "head_dim": 32, **FAMILIES.get(kind, {})}
+    own = {name: value for name, value in own.items() if value is not None or "_id" in name}
+    config: Any = getattr(transformers, f"{kind}{'Text' * (kind == 'Gemma3')}Config")(**own)
+    model: Any = getattr(transformers, f"{kind}{_HEAD.get(kind, 'ForCausalLM')}")(config)
+    if kind in FAMILIES:
+        _randomise(model)
+    return model
+
+
+_HEAD = {"GPT2": "LMHeadModel"}
+
+
+def _randomise(model: Any) -> None:
+    """Numbers by which every part of a layer matters, its norms and biases too."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for one in model.parameters():
+            scale = 0.15 if one.ndim > 1 else 0.1
+            one.add_(torch.randn(one.shape, generator=generator) * scale)
 
 
 Making = Callable[..., Path]
@@ -97,6 +127,8 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, checkpoints: Path) -> Maki
                 base(kind).save_pretrained(folder / "base")
             words.save_pretrained(folder / "base")
             recipe = RECIPE + (TOUCH if "touch" in more else "")
+            if kind in FAMILIES:  # of which layers before the first fused one are left out at times
+                recipe = recipe.replace("[0, 2]", "[1, 2]")
             text = recipe.format(folder=folder, whisper=checkpoints, fusion=fusion, attend=attend)
             (folder / "recipe.toml").write_text(text, "utf-8")
             model = safe_framework.build(folder / "recipe.toml")
