@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,8 @@ from torch import Tensor, nn
 from safe_framework.core.frozen_prefix import FrozenPrefix, first_fused_layer
 from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.layer_hooks import get_hidden_states, registered
+from safe_framework.core.model import SafeModel
 from safe_framework.utils.torch_private import compiled_call
-
-if TYPE_CHECKING:
-    from safe_framework.core.model import SafeModel
 
 _TEXT = {"input_ids", "attention_mask"}
 
@@ -101,7 +99,8 @@ class SharedLayers:
 def _may_begin_there(model: SafeModel) -> bool:
     """Whether no known property of a model keeps its calls from sharing layers."""
     return (
-        first_fused_layer(model) > 0
+        isinstance(model, SafeModel)  # and not a peer that is measured like one
+        and first_fused_layer(model) > 0
         and not model.split_rows
         and not model.is_gradient_checkpointing
         and not decodes_separately(model.base)
