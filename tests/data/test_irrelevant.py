@@ -20,9 +20,9 @@ from safe_framework.utils import catalogue
 
 MISTAKES = {
     "everyday": 4,
-    "music-and-sounds": 2,
-    "pictures-and-other-senses": 2,
-    "depth-and-distance": 1,
+    "music-and-sounds": 4,
+    "pictures-and-other-senses": 4,
+    "depth-and-distance": 4,
 }
 """How many texts of a bank may open while it shows its risk."""
 
