@@ -172,7 +172,7 @@ def results_of(chosen: argparse.Namespace) -> dict[str, Any]:
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--task", default="one-question", help="one-question, depth, or a recipe")
+    parser.add_argument("--task", default="one-question", help="a recipe")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(USUAL))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="of every arm; the recipe's own if left")

@@ -34,7 +34,8 @@ import safe_framework
 from safe_framework import SafeModel
 from safe_framework.config.read import read_recipe
 from safe_framework.core.adapter import CERTIFICATE
-from safe_framework.data.examples import Example, read_examples
+from safe_framework.data.examples import Example
+from safe_framework.data.recipe_data import RecipeData
 from safe_framework.data.tasks import unique
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.answers import answer, without_modality
@@ -73,10 +74,7 @@ def recipe_with_maps(source: Path, folder: Path, render: bool, base: Path | None
 
 def ask(model: SafeModel, recipe: Path, count: int = 3) -> list[tuple[Example, str, str]]:
     """Test questions about a few scenes, with the answers that see and those that do not."""
-    data = model.built_from.data
-    assert data is not None
-    encoders = model.encoders
-    examples = read_examples(recipe.parent / data.test, encoders, data.prompt)
+    examples = RecipeData(read_recipe(str(recipe))).examples("test", model.encoders)
     maps = unique([str(example.files["depth"]) for example in examples])
     shown = set(maps[:: max(1, len(maps) // count)][:count])
     chosen = [example for example in examples if str(example.files["depth"]) in shown]
@@ -159,6 +157,9 @@ def report(output: Path, recipe: Path, pictures: Path | None, console: Console) 
     if pictures is not None:
         bits = "bit for bit" if kept else "NOT bit for bit"
         console.print(f"captions, depth switched off   {bits} the composed base's")
+    head = model.modality("depth").relevance
+    if head is not None and head.statement is not None:
+        console.print(head.statement["sentence"], soft_wrap=True)
     console.print(f"every law of the certificate   {'holds' if certificate.holds else 'FAILS'}")
     console.print(f"adapter                        {output / ADAPTER}")
 
