@@ -81,6 +81,8 @@ class FrameCache:
     ) -> list[Frames]:
         """One row of frames for each sample, without the padding at its end.
 
+        Samples of one content have one row in memory, however often they are given.
+
         Args:
             samples: to encode, or to read where they have been encoded before.
             progress: called after each sample that had to be encoded.
@@ -99,7 +101,8 @@ class FrameCache:
             self._encode(path, samples[i], named[i], variation)
             if progress:
                 progress("encoding samples", done, len(todo))
-        return [_read(path) for path in paths]
+        found = {path: _read(path) for path in dict.fromkeys(paths)}
+        return [found[path] for path in paths]
 
     def _name(self, sample: Sample, variation: Variation | None) -> str:
         """What a sample's file is called: a longer one's frames depend on the hop too."""

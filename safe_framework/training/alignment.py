@@ -207,7 +207,8 @@ def prepare_projectors(
 ) -> None:
     """Show each projector its training frames, and align it with the answers if asked to.
 
-    Frames of variants are training frames too.
+    Frames of variants are training frames too. A sample that stands in many rows, as the clips of
+    pairs do, counts once for each word that it is to mean.
 
     Where the encoder trains, the projector is shown what it gives before the first step, and
     alignment trains both.
@@ -221,13 +222,7 @@ def prepare_projectors(
                 f"no training row has a sample of modality `{name}`",
                 hint=f"add a field `{name}` to the rows that have one",
             )
-        rows, words = list[CachedSample](), list[str | None]()
-        for example in having:
-            for frames in (example.frames, *example.variants):
-                own: tuple[CachedSample, ...] = each_of(frames[name])
-                rows += own
-                words += words_for(example.aligned, len(own)) or [None] * len(own)
-        rows, words = _window_rows(modality, rows, words)
+        rows, words = _window_rows(modality, *samples_and_words(having, name))
         first = _first_frames(modality, rows, model.device)
         modality.projector.fit(first)
         chosen = [number for number, word in enumerate(words) if word is not None]
@@ -240,6 +235,20 @@ def prepare_projectors(
             stage = _stage_of(modality, rows, first, model.device, recipe.training)
             answers = [word for word in words if word is not None]
             align(stage, alignment, answers, recipe.training, progress)
+
+
+def samples_and_words(
+    examples: Sequence[TokenizedExample], name: str
+) -> tuple[list[CachedSample], list[str | None]]:
+    """The samples of a modality, of all rows and variants, and the word for each, no pair twice."""
+    found: dict[tuple[int, str | None], CachedSample] = {}
+    for example in examples:
+        for frames in (example.frames, *example.variants):
+            own: tuple[CachedSample, ...] = each_of(frames[name])
+            words: Sequence[str | None] = words_for(example.aligned, len(own)) or [None] * len(own)
+            for one, word in zip(own, words, strict=True):
+                found.setdefault((id(one), word), one)
+    return list(found.values()), [word for _, word in found]
 
 
 def _window_rows(

@@ -79,6 +79,7 @@ def test_a_sample_is_encoded_once(touch: Modality, tmp_path: Path) -> None:
     second = touch.frame_cache(tmp_path).frames(samples())
     assert encoder.encoded == 3
     assert all(torch.equal(a.values, b.values) for a, b in zip(first[:3], second, strict=True))
+    assert all(a is b for a, b in zip(first[:3], first[3:], strict=True))  # nor is it held twice
 
 
 def test_more_samples_than_a_group_come_in_order(touch: Modality, tmp_path: Path) -> None:
