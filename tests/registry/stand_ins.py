@@ -13,6 +13,7 @@ from safe_framework.experimental.vision_language.compose import CHAT_TEMPLATE, c
 from safe_framework.experimental.vision_language.train import write_checkpoint
 from safe_framework.pretrained import Card, quietly, read_card
 from safe_framework.utils import catalogue
+from tests.plugins.checkpoints import write_aisfx_folder
 from tests.support.seeing import save, seeing_bases
 from tests.support.toys import tokenizer
 from tests.zoo.models import tiny, types
@@ -70,6 +71,8 @@ def stand_in(card: Card, folder: Path) -> Path:
         kind = card.config["model_type"]
         if (seeing := seeing_bases().get(kind.replace("_", "-"))) is not None:
             save(path, *seeing())
+        elif kind == "aisfx":
+            write_aisfx_folder(path)
         elif card.kind.endswith("language-model"):
             _base(kind).save_pretrained(path)
             tokenizer().save_pretrained(path)
@@ -118,8 +121,9 @@ def small_recipe(name: str, folder: Path) -> Recipe:
     path = catalogue.recipe_path(name)
     text = path.read_text("utf-8")
     for card in [read_card(path) for path in catalogue.cards().values()]:
-        if f'= "{card.name}"' in text:
-            text = text.replace(f'= "{card.name}"', f'= "{stand_in(card, folder)}"')
+        named = rf'(?<!use )= "{re.escape(card.name)}"'  # and no plugin of that name
+        if re.search(named, text):
+            text = re.sub(named, f'= "{stand_in(card, folder)}"', text)
     changes = {
         r"layers = \[.*?\]": "layers = [-1]",
         r"layer = \d+": "layer = 1",

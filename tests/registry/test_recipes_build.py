@@ -88,5 +88,7 @@ def test_its_checkpoints_are_cards(name):
     recipe = read_recipe(name)
     parts = recipe.base.compose
     named = [recipe.base.model] if parts is None else [parts.vision, parts.language]
-    named += [spec.encoder.options["model"] for spec in recipe.modalities.values()]
+    for spec in recipe.modalities.values():
+        options = spec.encoder.options  # of one, or of several side by side
+        named += [one.options["model"] for one in options.get("encoders", (spec.encoder,))]
     assert set(named) <= catalogue.cards().keys()

@@ -115,7 +115,7 @@ class AisfxEncoder(Encoder):
     """
 
     def __init__(
-        self, *, model: str = "aisfx", block: int = -1, bands: int = 1, seconds: float = 30.0
+        self, *, model: str, block: int = -1, bands: int = 1, seconds: float = 30.0
     ) -> None:
         super().__init__()
         if not 0 < seconds < math.inf:
