@@ -68,11 +68,16 @@ def plain(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def test_it_names_instruments_and_notes(measured: Evaluation) -> None:
-    """At least 0.70 of unseen notes are named, and 0.85 of what a linear probe names."""
-    gain = measured.gain
-    assert gain.accuracy.value >= 0.70
-    assert gain.accuracy.value >= 0.85 * gain.probe.value
-    assert gain.over_shuffled.value >= 0.55
+    """0.75 of unseen notes of its banks, 0.85 of what a probe names; of a third bank 0.35."""
+    own = [found for found in measured.sources.values() if found.trained]
+    (other,) = (found for found in measured.sources.values() if not found.trained)
+    notes = sum(found.accuracy.n for found in own)
+    for what, least in (("accuracy", 0.75), ("probe", 0.75)):
+        right = sum(getattr(found, what).value * found.accuracy.n for found in own)
+        assert right >= least * notes
+    assert measured.gain.accuracy.value >= 0.85 * measured.gain.probe.value
+    assert measured.gain.over_shuffled.value >= 0.45
+    assert other.accuracy.value >= 0.35
 
 
 def test_it_keeps_what_the_base_was(measured: Evaluation) -> None:
