@@ -45,7 +45,7 @@ def load_pretrained(
     try:
         with quietly():
             found = PretrainedConfig.get_config_dict(place)[0].get("model_type")
-            if found != kind:
+            if found not in (kind, None):
                 raise CheckpointError(f"`{checkpoint}` is a {found}, not a {title}")
             known = AutoConfig if kind in CONFIG_MAPPING else architecture.config_class
             config = known.from_pretrained(place)

@@ -178,6 +178,18 @@ def test_too_long_a_recording_is_refused(folder: str) -> None:
     assert caught.value.hint == "`seconds = 2`, or cut the recording"
 
 
+def test_another_checkpoint_is_refused(tmp_path: Path) -> None:
+    """Law: the error says what the folder holds instead."""
+    (tmp_path / "config.json").write_text('{"model_type": "whisper"}')
+    with pytest.raises(CheckpointError, match="is a whisper, not a network of aiSFX"):
+        AisfxEncoder(model=str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(
+        CheckpointError, match="is a folder without a `model_type`, not a network of aiSFX"
+    ):
+        AisfxEncoder(model=str(tmp_path))
+
+
 def test_the_card_says_its_sizes() -> None:
     """Law: the card's facts are those of the network that its config makes."""
     card = read_card(catalogue.card_path("aisfx"))

@@ -120,7 +120,7 @@ class AisfxEncoder(Encoder):
         super().__init__()
         if not 0 < seconds < math.inf:
             raise ValueError(f"`seconds` must be above 0 and finite, not {seconds}")
-        (self.network,) = load_pretrained(model, AisfxModel, kind="aisfx", title="aiSFX")
+        (self.network,) = load_pretrained(model, AisfxModel, kind="aisfx", title="network of aiSFX")
         self._config: AisfxConfig = self.network.config
         count = len(self.network.blocks)
         if not (1 <= block <= count or -count <= block <= -1):
