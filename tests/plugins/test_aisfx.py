@@ -184,9 +184,7 @@ def test_another_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a whisper, not a network of aiSFX"):
         AisfxEncoder(model=str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(
-        CheckpointError, match="is a folder without a `model_type`, not a network of aiSFX"
-    ):
+    with pytest.raises(CheckpointError, match="cannot be loaded as a network of aiSFX"):
         AisfxEncoder(model=str(tmp_path))
 
 
