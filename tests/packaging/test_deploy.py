@@ -34,7 +34,7 @@ def only(image, instruction):
 
 
 def test_what_the_image_installs_is_there(root, metadata, image):
-    """Each file is in the repository, each extra in its metadata, each pin that of the Makefile."""
+    """Each file is in the repository, each extra in its metadata, pins those of the Makefile."""
     runs = [rest for name, rest in image if name == "RUN"]
     commands = [shlex.split(command) for rest in runs for command in rest.split("&&")]
     installs = [command for command in commands if command[:2] == ["pip", "install"]]
@@ -47,8 +47,8 @@ def test_what_the_image_installs_is_there(root, metadata, image):
     files = [word.removeprefix("src/") for word in words if word.startswith("src/")]
     assert files == [".ci/constraints.txt"] * 2  # torch has its pin before it has its other index
     assert all((root / file).is_file() for file in files)
-    (pin,) = [word for word in words if "==" in word]
-    assert f" {pin}\n" in (root / "Makefile").read_text("utf-8")
+    pins = " ".join(word for word in words if "==" in word)
+    assert f" {pins}\n" in (root / "Makefile").read_text("utf-8")
     python = re.fullmatch(r"python:(3\.\d+)-slim", only(image, "FROM"))[1]
     assert tuple(map(int, python.split("."))) >= (3, 11)
     assert metadata["requires-python"] == ">=3.11"
