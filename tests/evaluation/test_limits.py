@@ -126,7 +126,7 @@ class Layered(ToyEncoder):
 
 @pytest.fixture
 def layered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Example]:
-    """Rows of two sources, and the encoder of three layers instead of the quickstart's."""
+    """Rows of two sources, and the encoder of three layers instead of the recipe's."""
     random = np.random.default_rng(0)
     rows = [
         Example(
@@ -160,7 +160,7 @@ def layered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Example]:
 @pytest.mark.usefixtures("one_penalty")
 def test_encoders_are_compared_on_training_rows(layered: list[Example]) -> None:
     """Law: every layer is probed, within and across sources, and the best one is recommended."""
-    recipe = read_recipe("quickstart", with_data=False)
+    recipe = read_recipe("one-question", with_data=False)
     found = compare_encoders(recipe)
     assert [score.options["layer"] for score in found] == [0, 1, 2]
     assert [score.own for score in found] == [False, True, False]
@@ -179,7 +179,7 @@ def test_encoders_are_compared_on_training_rows(layered: list[Example]) -> None:
 
 def test_what_cannot_be_compared_is_refused(layered: list[Example]) -> None:
     """Law: a layer that is not there, an unknown modality and one answer alone are errors."""
-    recipe = read_recipe("quickstart", with_data=False)
+    recipe = read_recipe("one-question", with_data=False)
     with pytest.raises(RecipeError, match="between 0 and 2"):
         compare_encoders(recipe, layers=[1, 5])
     with pytest.raises(SafeError, match=r"has the modalities audio\nhint: .*--modality audio"):
