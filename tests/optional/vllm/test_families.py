@@ -8,7 +8,6 @@ from tests.optional.vllm.conftest import (
     CLOSING,
     FAMILIES,
     OPENING,
-    ROUNDING,
     Case,
     Making,
     asked,
@@ -23,9 +22,6 @@ CASES = [
     Case(5), Case(5, 0), Case(70, 1), Case(70), Case(9, 1, 0.0), Case(70, 0, 0.5),
     *(Case(length, 0, "auto") for length in (OPENING[1], OPENING[2], CLOSING[0], CLOSING[1])),
 ]  # fmt: skip
-
-CAPPED = {"Gemma2": 5e-3}
-"""In nats: of bases whose scores of attention vLLM caps by sums of its own."""
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -43,6 +39,4 @@ def test_heard_as_in_transformers_beside_rows_of_plain_bits(adapter: Making, kin
     assert [case.acts for case in CASES].count(True) == 5
     for case, one, other in zip(CASES, found, expected, strict=True):
         assert (one != other) is case.acts
-    rounding = CAPPED.get(kind, ROUNDING)
-    for one, other in zip(found, by_transformers(folder, CASES), strict=True):
-        assert same(one, other, rounding)
+    assert all(map(same, found, by_transformers(folder, CASES)))
