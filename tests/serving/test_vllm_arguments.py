@@ -99,6 +99,32 @@ def test_bases_are_refused_by_name(
     assert all(name in error.value.hint for name in SEEING)
 
 
+@pytest.mark.parametrize(("experts", "served"), [(None, True), (1, True), (8, False)])
+def test_mixtures_of_experts_are_refused(
+    recipe: Callable[..., Path],
+    tmp_path: Path,
+    checkpoints: Path,
+    experts: int | None,
+    served: bool,
+) -> None:
+    """Law: a base of several experts is refused, whatever its layers look like in a trial."""
+    import json
+
+    config = json.loads((checkpoints / "base" / "config.json").read_text("utf-8"))
+    folder = saved(recipe(), tmp_path / "adapter")
+    place = folder / "recipe.toml"
+    text = place.read_text("utf-8").replace(f"{checkpoints}/base", f"{tmp_path}/base")
+    place.write_text(text, "utf-8")
+    (tmp_path / "base").mkdir()
+    text = json.dumps({**config, "num_local_experts": experts})
+    (tmp_path / "base" / "config.json").write_text(text, "utf-8")
+    if served:
+        assert engine_arguments(folder)["model"] == f"{tmp_path}/base"
+        return
+    with pytest.raises(AdapterError, match="its base is a mixture of experts"):
+        engine_arguments(folder)
+
+
 def test_decoders_beside_a_tower_are_refused_by_name(
     recipe: Callable[..., Path], tmp_path: Path, checkpoints: Path
 ) -> None:

@@ -35,6 +35,9 @@ WORKER = "safe_framework.serving.vllm.worker.ListeningWorker"
 
 _ELSEWHERE = "serve it by `safe serve --engine transformers`"
 
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""What configs call the number of experts of a layer."""
+
 
 def find_adapter(model: str) -> Path | None:
     """The adapter's folder that vLLM's ``model`` names, if it names one or its run."""
@@ -66,6 +69,8 @@ def engine_arguments(folder: Path, dtype: str = "auto") -> dict[str, Any]:
         raise _refused(folder, f"its base is a `{name}` on a decoder of type `{decoder}`", hint)
     if outline.get("quantization_config"):
         raise _refused(folder, "its base is quantised")
+    if any((outline.get(key) or 0) > 1 for key in _EXPERTS):
+        raise _refused(folder, "its base is a mixture of experts, of which no test holds the laws")
     own = base.dtype if base.dtype != "auto" else _dtype(outline)
     return {
         "model": place,
