@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,12 @@ from safe_framework.data.audio import Waveform
 from safe_framework.errors import SampleError
 from safe_framework.interfaces.encoder import Encoder
 from safe_framework.interfaces.types import Frames
+from safe_framework.interfaces.windows import Window
+from safe_framework_plugins.encoders.aisfx import AisfxEncoder
 from safe_framework_plugins.encoders.multimodal import MultimodalEncoder
 from safe_framework_plugins.encoders.sensor import SensorEncoder
+from safe_framework_plugins.encoders.whisper import WhisperEncoder
+from tests.plugins.checkpoints import write_aisfx_folder, write_whisper
 
 RATE = 1000
 joins = pytest.mark.parametrize("join", ["concatenate", "separate"])
@@ -207,3 +212,24 @@ def test_a_mistake_inside_is_shown_where_it_is(
         parse_recipe(RECIPE % inside)
     (problem,) = caught.value.problems
     assert (problem.line, problem.column) == (line, column)
+
+
+@joins
+def test_a_recording_is_cut_where_all_encoders_last_alike(tmp_path: Path, join: Any) -> None:
+    """Law: the window is the encoders' own, at the highest rate, with all the frames they give."""
+    whisper = WhisperEncoder(model=write_whisper(tmp_path / "whisper"))
+    timbre = AisfxEncoder(model=write_aisfx_folder(tmp_path / "aisfx"), seconds=1.0)
+    encoder = MultimodalEncoder(encoders=[whisper, timbre], join=join)
+    window = encoder.whole_window()
+    assert window == Window(44_100, 50 if join == "concatenate" else 50 + 5, 44_100, 3)
+    silence = Waveform(np.zeros(window.steps, np.float32), 44_100)
+    assert encoder(**encoder.prepare([silence])).mask.shape[1] == window.frames
+    assert encoder.cut_into_windows(longest=5.0).windows is not None
+
+
+def test_encoders_that_last_unlike_have_no_window(tmp_path: Path) -> None:
+    """Law: where one takes less than another, or does not say, nothing is cut."""
+    whisper = WhisperEncoder(model=write_whisper(tmp_path / "whisper"))
+    longer = AisfxEncoder(model=write_aisfx_folder(tmp_path / "aisfx"), seconds=2.0)
+    assert MultimodalEncoder(encoders=[whisper, longer]).whole_window() is None
+    assert MultimodalEncoder(encoders=[Blocks(RATE, 100), whisper]).whole_window() is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -12,6 +13,7 @@ from safe_framework import Encoder, Frames
 from safe_framework.data.audio import Waveform, resample
 from safe_framework.errors import SampleError
 from safe_framework.interfaces.samples import Sample
+from safe_framework.interfaces.windows import Window
 
 
 class MultimodalEncoder(Encoder):
@@ -56,6 +58,23 @@ class MultimodalEncoder(Encoder):
         for one in self.encoders:
             one.train(mode and any(p.requires_grad for p in one.parameters()))
         return self
+
+    def whole_window(self) -> Window | None:
+        """The encoders' own, at the highest of their rates; None where these last unlike."""
+        own = [one.whole_window() for one in self._all()]
+        known = [window for window in own if window is not None and window.rate is not None]
+        if self.sampling_rate is None or len(known) < len(own):
+            return None
+        rate = self.sampling_rate
+        lasting = {int(window.steps * rate / (window.rate or rate)) for window in known}
+        if len(lasting) > 1:
+            return None
+        frames = [window.frames for window in known]
+        shortest = max(
+            math.ceil(window.shortest * rate / (window.rate or rate)) for window in known
+        )
+        joined = max(frames) if self.join == "concatenate" else sum(frames)
+        return Window(lasting.pop(), joined, rate, shortest)
 
     def prepare(self, samples: Sequence[Sample]) -> Mapping[str, Tensor]:
         """What each encoder prepares, its keys behind the encoder's place.
