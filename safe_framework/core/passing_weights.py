@@ -119,7 +119,7 @@ class PassingWeights:
         """Put a weight into transformers' model."""
         path, _, leaf = name.rpartition(".")
         module = self._base.get_submodule(path)
-        if leaf in module._parameters:
+        if isinstance(getattr(module, leaf), nn.Parameter):
             setattr(module, leaf, nn.Parameter(values, requires_grad=False))
         else:
             setattr(module, leaf, values)
