@@ -64,7 +64,7 @@ def write_clap(folder: Path, *, fused: bool, width: int = 64) -> str:
 
 def write_aisfx_folder(folder: Path, channels: tuple[int, ...] = (2, 3, 4, 5)) -> str:
     """An aiSFX with few channels."""
-    from safe_framework_plugins.encoders.aisfx import AisfxConfig, AisfxModel
+    from safe_framework_plugins.encoders.aisfx_network import AisfxConfig, AisfxModel
 
     torch.manual_seed(0)
     with quietly():

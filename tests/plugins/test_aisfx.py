@@ -13,7 +13,8 @@ from safe_framework.errors import CheckpointError, SampleError
 from safe_framework.pretrained import read_card
 from safe_framework.pretrained.converters.torch_aisfx import write_aisfx
 from safe_framework.utils import catalogue
-from safe_framework_plugins.encoders.aisfx import AisfxConfig, AisfxEncoder, AisfxModel
+from safe_framework_plugins.encoders.aisfx import AisfxEncoder
+from safe_framework_plugins.encoders.aisfx_network import AisfxConfig, AisfxModel
 from tests.plugins.checkpoints import write_aisfx_folder
 
 RATE, CHANNELS = 44_100, (4, 6, 8, 10)
