@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import attrs
 
+from safe_framework.data.questions import with_article
 from safe_framework.experimental.vision_language.scenes import (
     COLOURS,
     Question,
@@ -44,17 +45,6 @@ SIDE = 112
 
 HEARING, BOTH = "hearing", ("match", "which")
 
-_HEARING = ("What is playing?", "What makes this sound?", "What do you hear?")
-_MATCH = (
-    "Is this what you hear?",
-    "Do you see what you hear?",
-    "Does the picture match the sound?",
-)
-_WHICH = (
-    "Which of the things in the picture do you hear?",
-    "Which thing in the picture do you hear?",
-    "Which of the things do you hear?",
-)
 _OTHERS = len(HEARD_AND_SEEN) - 1
 
 # Two instruments stand in a picture at this distance in HEARD_AND_SEEN, the first on the left.
@@ -288,7 +278,7 @@ def write_data(
         writer.write(f"hearing{ending}", hearing_rows(notes, amounts.hearing))
         for kind in BOTH:
             some = [row for row in both if row.kind == kind]
-            writer.write(f"{kind}{ending}", [_row_of(row, writer, rng, ending) for row in some])
+            writer.write(f"{kind}{ending}", [_row_of(row, writer) for row in some])
         seeing = _seeing(part, amounts, own, notes, writer, rng)
         texts = _texts(part)
         writer.write(f"texts{ending}", texts)
@@ -315,7 +305,6 @@ def hearing_rows(notes: Mapping[str, Sequence[Note]], each: int) -> list[dict[st
     return [
         {
             "audio": str(some[k % len(some)].file),
-            "question": _HEARING[k % len(_HEARING)],
             "answer": name,
             "kind": HEARING,
             "align": name,
@@ -325,15 +314,15 @@ def hearing_rows(notes: Mapping[str, Sequence[Note]], each: int) -> list[dict[st
     ]
 
 
-def _row_of(row: Heard, writer: Writer, rng: random.Random, ending: str) -> dict[str, str]:
-    asked = _MATCH if row.kind == "match" else _WHICH
+def _row_of(row: Heard, writer: Writer) -> dict[str, str]:
+    """The row, which a bank asks; `other` is what is seen, and `align` what is heard."""
     return {
         "image": writer.draw(row.scene),
         "audio": str(row.note.file),
-        "question": asked[0] if ending else rng.choice(asked),
         "answer": row.answer,
         "kind": row.kind,
         "align": row.note.instrument,
+        "other": " and ".join(map(with_article, row.scene.names)),
     }
 
 

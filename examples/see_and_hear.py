@@ -43,7 +43,7 @@ QUICK = Amounts(hearing=2, match=1, which=1, seeing=12, shown=6)
 CHAT = "<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n"
 """How the composed base's own template puts a question, in which `chat = true` uses it."""
 
-HEARING_PROMPT, KEPT_PROMPT = "You hear a <audio>. {question}", "<audio>{question}"
+PROMPT = "<audio>{question}"
 
 _DATA = """\
 [data]
@@ -51,7 +51,7 @@ retention = "{rows}/{kept}.jsonl"
 retention_test = "{rows}/{kept}_test.jsonl"
 foreign = "{shipped}/foreign/train.jsonl"
 foreign_test = "{shipped}/foreign/test.jsonl"
-prompt = {kept_prompt}
+prompt = {prompt}
 chat = {chat}
 """
 
@@ -60,8 +60,11 @@ _MIX = """
 name = "{name}"
 train = "{rows}/{name}.jsonl"
 test = "{rows}/{name}_test.jsonl"
-prompt = {heard_prompt}
+question = {question}
 """
+
+_NAMED = '{ bank = "labelled-clips", thing = "instrument", kinds = { name = 1 } }'
+_COMPARED = '{ bank = "pictures-and-sounds", thing = "instrument" }'
 
 
 def recipe_on(text: str, rows: Path, seed: int, *, eyes: bool = True) -> str:
@@ -98,15 +101,16 @@ def _with_table(text: str, name: str, table: str) -> str:
 
 
 def _data(rows: Path, kept: str, names: Sequence[str], *, chat: bool) -> str:
-    heard, beside = (
-        json.dumps(prompt if chat else CHAT.replace("{asked}", prompt))
-        for prompt in (HEARING_PROMPT, KEPT_PROMPT)
-    )
+    prompt = json.dumps(PROMPT if chat else CHAT.replace("{asked}", PROMPT))
     known = {
         **{"rows": rows.resolve(), "kept": kept, "shipped": FOLDER / "data"},
-        **{"chat": str(chat).lower(), "heard_prompt": heard, "kept_prompt": beside},
+        **{"chat": str(chat).lower(), "prompt": prompt},
     }
-    return _DATA.format(**known) + "".join(_MIX.format(name=name, **known) for name in names)
+    mixed = [
+        _MIX.format(name=name, question=_NAMED if name == HEARING else _COMPARED, **known)
+        for name in names
+    ]
+    return _DATA.format(**known) + "".join(mixed)
 
 
 @attrs.frozen

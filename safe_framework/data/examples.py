@@ -359,8 +359,15 @@ def _example(
         fields=plain_fields(row),
         images=pictures.of(row),
         align=align,
-        questions=reading.questions_of(row, counts, align if isinstance(align, tuple) else ()),
+        questions=reading.questions_of(row, counts, _heard(align, counts)),
     )
+
+
+def _heard(align: str | tuple[str, ...] | None, counts: Mapping[str, int]) -> tuple[str, ...]:
+    """What each sample is, where the row says so."""
+    if isinstance(align, str):
+        return (align,) * max(counts.values(), default=0)
+    return align or ()
 
 
 _Held = Mapping[str, Sequence[Path | InlineSample]]

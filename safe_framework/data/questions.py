@@ -17,7 +17,6 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -130,21 +129,24 @@ class Asked:
         """What of an answer is right or wrong, where it says more than that.
 
         Of yes and no that is the one whose word it has, if it has none of the other's; of a form
-        whose answer first names what is heard, what stands behind that.
+        whose answer first names what is heard, what stands behind all that it names first.
 
         >>> Asked(Form("Which was last?", answer="{Heard}, so {a label}."), "", "").conclusion(
         ...     "A harp and an organ, so an organ."
         ... )
         'an organ.'
+        >>> both = Form("Which do you hear?", answer="I hear {heard} and see {other}, so {label}.")
+        >>> Asked(both, "", "").conclusion("I hear a harp and see a drum and a harp, so harp.")
+        'harp.'
         """
         if self.verdicts is not None:
             said = set(words(given))
             yes, no = (bool(said & verdict) for verdict in self.verdicts)
             return given if yes == no else _VERDICTS[no]
         places = list(_PLACES.finditer(self.form.answer))
-        for place, following in pairwise(places):
-            if place[1] in _HEARD:
-                return given.rpartition(self.form.answer[place.end() : following.start()])[2]
+        if self.form.names_what_is_heard and len(places) > 1:
+            before, last = places[-2:]
+            return given.rpartition(self.form.answer[before.end() : last.start()])[2]
         return given
 
 
@@ -252,7 +254,7 @@ class RowQuestions:
             if lacking := [name for name in form.of_row if name not in self.said]:
                 raise DataError(
                     f"{asks} is made of the row's `{lacking[0]}`, and the row lacks it",
-                    hint="say in the row which kind it is to be asked: `kind`",
+                    hint="add it, or say which kind the row is to be asked: `kind`",
                 )
 
     def first(self) -> Asked:

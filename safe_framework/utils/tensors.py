@@ -23,6 +23,13 @@ TERMS = 64
 """Roundings by which two sums of the same terms may differ: errors of random signs grow with the
 root of their number, here of 4,096 products."""
 
+_FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16")
+
+
+def is_bfloat16_fast(device: torch.device) -> bool:
+    """Whether a device has instructions for products in bfloat16."""
+    return device.type == "cuda" or any(map(torch.cpu.get_capabilities().get, _FAST_BFLOAT16))
+
 
 def cpu_copy(tensor: Tensor) -> Tensor:
     """A contiguous copy on the CPU that shares no memory, as safetensors wants it."""

@@ -19,6 +19,7 @@ from safe_framework.utils.catalogue import FOLDER, recipe_path
 from tests.examples.test_examples import call
 from tests.experimental.vision_language.conftest import dinov2, write_sprites
 from tests.experimental.vision_language.test_scene_base import speller
+from tests.plugins.checkpoints import write_aisfx_folder
 from tests.runs.conftest import write_whisper
 from tests.support.toys import llama
 
@@ -131,12 +132,14 @@ def tiny_recipe(folder, sprites):
     )
     tokenizer.save_pretrained(folder / "language")
     write_whisper(folder / "whisper")
+    write_aisfx_folder(folder / "aisfx")
     text = recipe_path("see-and-hear").read_text("utf-8")
     for old, new in {
         '"smollm2-135m-sees"': f'"{folder}/sees"',
         '"dinov2-small"': f'"{folder}/vision"',
         '"smollm2-135m-instruct-q4"': f'"{folder}/language"',
         '"whisper-tiny.en", layer = 1,': f'"{folder}/whisper",',
+        'model = "aisfx"': f'model = "{folder}/aisfx"',
         "image_size = 112\nlayer = 8\n": "image_size = 16\nlayer = 2\n",
         "[base.compose.scenes]\n": f'[base.compose.scenes]\nsprites = ["{sprites}"]\n',
         '"../data/': f'"{FOLDER}/data/',
@@ -215,11 +218,11 @@ def test_a_run_differs_in_its_rows_and_its_base_alone(flagship, tmp_path, eyes):
     assert made.base == (own.base if eyes else BaseSpec(model=own.base.compose.language))
     names = ["hearing", "match", "which"] if eyes else ["hearing"]
     assert list(made.data.datasets()) == names
-    prompts = {one.prompt for one in made.data.datasets().values()}
-    heard = "You hear a <audio>. {question}"
-    assert prompts == {
+    heard = "<audio>{question}"
+    assert made.data.prompt == (
         heard if eyes else f"<|im_start|>user\n{heard}<|im_end|>\n<|im_start|>assistant\n"
-    }
+    )
+    assert {one.prompt for one in made.data.datasets().values()} == {made.data.prompt}
     assert made.data.chat is eyes
 
 

@@ -52,8 +52,8 @@ from safe_framework.training.sampling import generator, shuffled_slice
 from safe_framework.training.trainer import latest_complete, mark_complete
 from safe_framework.utils.files import atomic_write
 from safe_framework.utils.progress import WorkProgress
+from safe_framework.utils.tensors import is_bfloat16_fast
 
-_FAST = ("avx512_bf16", "amx_bf16")
 _LOOKED_AT = 32  # scenes at once
 _SAMPLE = 256  # scenes, to standardise by
 _CONTINUED = 32  # texts at once, and how many tokens the language model adds to each
@@ -104,15 +104,10 @@ def _side(image_processor: Any) -> int:
     return int(size["height"])
 
 
-def is_bfloat16_fast(model: Any) -> bool:
-    """Whether the model's device has instructions for products in bfloat16."""
-    return model.device.type == "cuda" or any(map(torch.cpu.get_capabilities().get, _FAST))
-
-
 def fast_arithmetic(model: Any) -> torch.autocast:
     """Products in bfloat16, where that is fast."""
     kind: str = model.device.type
-    return torch.autocast(kind, torch.bfloat16, enabled=is_bfloat16_fast(model))
+    return torch.autocast(kind, torch.bfloat16, enabled=is_bfloat16_fast(model.device))
 
 
 @attrs.frozen(eq=False)
@@ -425,7 +420,7 @@ def _quicken(model: Any) -> torch.dtype:
     if model.device.type == "cpu":
         with quietly():
             model.set_attn_implementation("eager")  # the fused kernel's way back is slower
-    if not is_bfloat16_fast(model):
+    if not is_bfloat16_fast(model.device):
         return model.dtype  # type: ignore[no-any-return]  # as transformers types it
     model.model.language_model.to(torch.bfloat16)
     model.lm_head.to(torch.bfloat16)

@@ -38,6 +38,7 @@ from safe_framework.serving.vllm.samples import (
     AdapterInfo,
     AdapterProcessor,
 )
+from safe_framework.utils.tensors import is_bfloat16_fast
 
 _TRIED = 5
 """Tokens of the pass in which it is seen how layers hand on hidden states."""
@@ -128,6 +129,7 @@ class ListeningModel:
             name: model.modality(name) for name in model.modalities
         }
         self.base = base
+        _encode_as(next(base.parameters()).dtype, self.modalities.values())
         heads = [one.relevance for one in self.modalities.values() if one.relevance is not None]
         self.layers = ListeningLayers(
             [*layers],
@@ -174,6 +176,17 @@ class ListeningModel:
             input_ids=ids, positions=positions, intermediate_tensors=None, inputs_embeds=None
         )
         return found
+
+
+def _encode_as(dtype: torch.dtype, modalities: Iterable[Modality]) -> None:
+    """Let encoders compute in the engine's type, where that is bfloat16 and the device fast at it.
+
+    Projectors and fusion stay as they were trained.
+    """
+    for one in modalities:
+        device = next(one.projector.parameters()).device
+        if dtype is torch.bfloat16 and is_bfloat16_fast(device):
+            one.encoder.to(dtype)
 
 
 def _reading(kind: Any) -> Any:
