@@ -366,7 +366,7 @@ def _example(
 def _heard(align: str | tuple[str, ...] | None, counts: Mapping[str, int]) -> tuple[str, ...]:
     """What each sample is, where the row says so."""
     if isinstance(align, str):
-        return (align,) * max(counts.values(), default=0)
+        return (align,) * max(counts.values(), default=1)
     return align or ()
 
 

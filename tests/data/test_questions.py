@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -175,6 +176,19 @@ def test_what_stands_behind_what_is_heard_counts(given: str, counts: str) -> Non
     asked = row.ask(form)
     assert asked.answer == "A harp and an organ, so an organ."
     assert asked.conclusion(given) == counts
+
+
+def test_what_is_heard_and_seen_may_be_named_before() -> None:
+    """Law: whatever an answer names of its row before it concludes, its end is judged."""
+    form = Form("Which do you hear?", answer="I hear {heard} and see {other}, so {label}.")
+    row = attrs.evolve(
+        row_questions(form), label="harp", heard=("harp",), said={"other": "a cat and a harp"}
+    )
+    asked = row.ask(form)
+    assert asked.answer == "I hear a harp and see a cat and a harp, so harp."
+    assert asked.conclusion("I hear a cat and see a harp and a bell, so none.") == "none."
+    with pytest.raises(DataError, match="made of the row's `other`"):
+        attrs.evolve(row, said={}).check()
 
 
 def test_rows_share_what_they_are_asked() -> None:
@@ -405,6 +419,14 @@ def test_a_rows_kind_chooses_among_kinds(rows: Callable[..., RecipeData]) -> Non
     assert {example.questions.drawn(turn).form.kind for turn in range(20)} == {"choose"}
     assert other.questions is not None
     assert len({other.questions.drawn(turn).form.kind for turn in range(40)}) == 3
+
+
+def test_one_sample_may_be_named_by_a_text(rows: Callable[..., RecipeData]) -> None:
+    """Law: what is heard is what ``align`` says, as a text or as a list of one."""
+    row = {"answer": "no", "kind": "match", "other": "a cat"}
+    both: list[Any] = [row | {"align": "harp"}, row | {"align": ["harp"]}]
+    for example in rows('"pictures-and-sounds"', *both).examples("train", {}):
+        assert example.answer == "I hear a harp and see a cat, so no."
 
 
 def test_yes_and_no_are_no_classes(rows: Callable[..., RecipeData]) -> None:
