@@ -178,6 +178,8 @@ class ListeningRunner(CPUModelRunner):  # type: ignore[misc]  # vLLM is not type
         self._hearers: dict[str, _Hearer] = {}
         self._decisions: dict[int, dict[str, float]] = {}
         self._joined: dict[tuple[int, ...], ActiveModality] = {}
+        self._acting: list[tuple[int, int, int, int]] = []
+        self._rows: list[HearingRows] = []
 
     def load_model(self, load_dummy_weights: bool = False) -> None:
         """The base, and then the adapter."""
@@ -309,8 +311,15 @@ class ListeningRunner(CPUModelRunner):  # type: ignore[misc]  # vLLM is not type
     def _grouped(self, acting: Sequence[_Stretch]) -> list[HearingRows]:
         """The rows that hear, those together whose samples and places have one shape.
 
-        The senses are in the order in which they act on one row.
+        The senses are in the order in which they act on one row. While answers go on, one pass's
+        are the next one's.
         """
+        known = [(one.hearer.number, one.sense.order, one.start, one.end) for one in acting]
+        if known != self._acting:
+            self._acting, self._rows = known, self._group(acting)
+        return self._rows
+
+    def _group(self, acting: Sequence[_Stretch]) -> list[HearingRows]:
         groups = dict[tuple[int, Shape, int], list[_Stretch]]()
         for one in sorted(acting, key=lambda one: one.sense.order):
             sample = one.sense.sample(self.device)

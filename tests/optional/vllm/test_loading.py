@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import safe_framework
 from safe_framework.core import build
 from safe_framework.errors import AdapterError
+from safe_framework.utils.tensors import is_bfloat16_fast
 from tests.optional.vllm.conftest import Case, Making, asked, engine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
@@ -71,6 +73,23 @@ def test_each_weight_is_read_once(adapter: Making, read: Counter[str], dtype: st
         one, other = asked(llm, [Case(5, 0), Case(5)])
     assert one != other
     assert read == Counter(dict.fromkeys(names, 1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_encoders_compute_in_the_engines_type(adapter: Making, dtype: str) -> None:
+    """Law: in bfloat16 where the device is fast at it; what was trained keeps its own type."""
+    from safe_framework.serving.vllm.adapter import load_adapter
+
+    folder = adapter()
+    with engine(folder, dtype=dtype) as llm:
+        asked(llm, [Case(5, 0)])
+        modality = load_adapter(str(folder)).modality("audio")
+    halved = dtype == "bfloat16" and is_bfloat16_fast(torch.device("cpu"))
+    assert next(modality.encoder.parameters()).dtype is getattr(
+        torch, dtype if halved else "float32"
+    )
+    for part in (modality.projector, modality.fusion):
+        assert {one.dtype for one in part.parameters()} == {torch.float32}
 
 
 def test_another_base_is_refused(adapter: Making, tmp_path: Path, read: Counter[str]) -> None:
