@@ -30,7 +30,7 @@ from scenes_and_notes import BOTH, HEARING, Amounts, write_data
 
 from safe_framework.config.read import parse_recipe
 from safe_framework.evaluation.both_senses import PICTURE_ALONE, SAMPLE_ALONE
-from safe_framework.evaluation.results import Evaluation
+from safe_framework.evaluation.results import HELD_OUT, TRAINED, Evaluation, Relevance
 from safe_framework.experimental.vision_language.scenes import SpriteSets
 from safe_framework.pretrained.sprite_sets import sprite_folder
 from safe_framework.runs.finished import read_metrics
@@ -126,6 +126,8 @@ class Found:
         unchanged: of those, answered with the very words of the base.
         relevant: answered right beside a note of what is shown.
         both: by kind: answered right with both senses, from the picture alone, the note alone.
+        opens: with `gate = "auto"`: of questions about the note in wordings that training had, in
+            others, and of calls that are not about it, which open.
     """
 
     hearing: float
@@ -136,6 +138,7 @@ class Found:
     unchanged: float
     relevant: float | None
     both: dict[str, tuple[float, float, float]]
+    opens: tuple[float, float, float] | None = None
 
     @classmethod
     def of(cls, sees: Evaluation, eyeless: Evaluation) -> "Found":
@@ -160,7 +163,18 @@ class Found:
                 )
                 for kind, found in both.kinds.items()
             },
+            opens=None if sees.relevance is None else _opens(sees.relevance),
         )
+
+
+def _opens(relevance: Relevance) -> tuple[float, float, float]:
+    """Shares of calls for which the gate that decides opens."""
+    shut = relevance.false_opens.values()
+    return (
+        relevance.opens[TRAINED].share,
+        relevance.opens[HELD_OUT].share,
+        sum(one.count for one in shut) / sum(one.calls for one in shut),
+    )
 
 
 def table(found: Sequence[Found]) -> str:
@@ -184,6 +198,12 @@ def table(found: Sequence[Found]) -> str:
         )
         rows.append((f'"{question}"', f"**{with_both}**"))
         rows.append(("... from the picture alone; from the sound alone", f"{picture}; {note}"))
+    if opens := [one.opens for one in found if one.opens is not None]:
+        trained, others, false = (_mean(each) for each in zip(*opens, strict=True))
+        rows.append(
+            ('`gate = "auto"` opens in trained wordings; in others', f"{trained}; {others}")
+        )
+        rows.append(("... on texts and picture questions that no sound answers", false))
     seeds = "seed" if len(found) == 1 else f"{len(found)} seeds: mean (least to largest)"
     lines = [f"| held-out notes and scenes, {seeds} | right |", "|---|---|"]
     return "\n".join([*lines, *(f"| {what} | {value} |" for what, value in rows)]) + "\n"

@@ -182,7 +182,7 @@ def test_from_parts_to_table(tmp_path, sprites, capsys):
 def test_the_table_has_every_seed(flagship):
     """Law: each number is the mean over the seeds, beside the least and the largest."""
     both = {"match": (0.9, 0.5, 0.4), "which": (0.8, 0.3, 0.2)}
-    one = flagship.Found(0.75, 0.8, 0.9, True, 0.9, 1.0, 0.85, both)
+    one = flagship.Found(0.75, 0.8, 0.9, True, 0.9, 1.0, 0.85, both, (1.0, 0.9, 0.01))
     other = flagship.Found(0.85, 0.8, 0.9, False, 0.8, 0.98, None, both)
     assert flagship.table([one]) == (
         "| held-out notes and scenes, seed | right |\n"
@@ -198,6 +198,8 @@ def test_the_table_has_every_seed(flagship):
         "| ... from the picture alone; from the sound alone | 50.0 %; 40.0 % |\n"
         '| "Which of the things ... do you hear?" | **80.0 %** |\n'
         "| ... from the picture alone; from the sound alone | 30.0 %; 20.0 % |\n"
+        '| `gate = "auto"` opens in trained wordings; in others | 100.0 %; 90.0 % |\n'
+        "| ... on texts and picture questions that no sound answers | 1.0 % |\n"
     )
     both_seeds = flagship.table([one, other])
     assert "2 seeds: mean (least to largest)" in both_seeds
@@ -236,12 +238,15 @@ def test_the_same_seed_gives_the_same_rows(made, sprites, tmp_path):
         files = sorted(folder.glob("*.jsonl"))
         assert len(files) == 2 * 5
         contents.append({file.name: file.read_text("utf-8") for file in files})
+        contents[-1]["pictures"] = [
+            file.read_bytes() for file in sorted((folder / "pictures").iterdir())
+        ]
         pictures = {row["image"] for file in files for row in rows_of(file) if "image" in row}
         assert pictures == {f"pictures/{one.name}" for one in (folder / "pictures").iterdir()}
     first, again, other = contents
     assert first == again
     differing = {name for name in first if first[name] != other[name]}
-    assert differing == {"match.jsonl", "which.jsonl", "kept.jsonl"}
+    assert differing == {"pictures", "which.jsonl", "kept.jsonl"}
 
 
 def rows_of(file):
