@@ -71,7 +71,8 @@ def recipe_on(text: str, rows: Path, seed: int, *, eyes: bool = True) -> str:
     """A recipe with another seed, and with the rows of both senses instead of its own `[data]`.
 
     Without eyes it is the same recipe on the language model alone, with the rows that have no
-    picture, in the same words.
+    picture, in the same words; what is not shown of it, other wordings and the gate that decides,
+    is left out.
     """
     data = _data(rows, "kept", [HEARING, *BOTH], chat=True)
     if not eyes:
@@ -80,6 +81,8 @@ def recipe_on(text: str, rows: Path, seed: int, *, eyes: bool = True) -> str:
         base = f'[base]\nmodel = "{compose.language}"\n'
         text = _with_table(text, "base", base)
         data = _data(rows, "texts", [HEARING], chat=False)
+        text = text.replace("[modalities.audio]\n", "[modalities.audio]\nrelevance = false\n")
+        text = re.sub(r"(?m)^wordings = .*$", "wordings = 0", text)
     text = _with_table(text, "data", data)
     return text.replace("[training]\n", f"[training]\nseed = {seed}\n")
 
