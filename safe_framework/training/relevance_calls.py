@@ -114,9 +114,15 @@ class CallMaker:
     def _in_forms(
         self, asked: Sequence[Example], held_out: bool, turn: int
     ) -> Iterator[tuple[str, Example]]:
-        """Each form of a bank, and a row that is asked it; another row at another ``turn``."""
-        if not asked or not asked[0].questions:
-            return
+        """Each form of every bank, and a row that is asked it; another row at another ``turn``."""
+        for some in _by_bank(asked):
+            yield from self._in_forms_of(some, held_out, turn)
+
+    def _in_forms_of(
+        self, asked: Sequence[Example], held_out: bool, turn: int
+    ) -> Iterator[tuple[str, Example]]:
+        """The same of rows that one bank asks."""
+        assert asked[0].questions is not None
         by_kind = asked[0].questions.bank.of(held_out=held_out)
         forms = [form for some in by_kind.values() for form in some]
         of_kind = {kind: [e for e in asked if kind in _kinds(e, held_out)] for kind in by_kind}
@@ -205,6 +211,15 @@ def _chats(model: SafeModel, recipe: Recipe) -> list[str]:
         if QUESTION in text:
             found.append(text)
     return found
+
+
+def _by_bank(asked: Sequence[Example]) -> list[list[Example]]:
+    """The rows that each bank asks: each dataset of a mix has its own."""
+    found: dict[int, list[Example]] = {}
+    for example in asked:
+        if example.questions is not None:
+            found.setdefault(id(example.questions.bank), []).append(example)
+    return list(found.values())
 
 
 def _kinds(example: Example, held_out: bool) -> list[str]:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from safe_framework.core.prompt_rows import PromptRow
 from safe_framework.core.prompt_states import PromptEnd
 from safe_framework.core.relevance import AUTO
 from safe_framework.data.irrelevant import CALIBRATION, TEST, read_irrelevant
+from safe_framework.data.questions import Form, QuestionBank
 from safe_framework.errors import DataError
 from safe_framework.evaluation.answers import (
     answer,
@@ -35,7 +37,7 @@ from safe_framework.runs.relevance import Scores, own_calls, scores_of, shipped_
 from safe_framework.runs.run import run_recipe
 from safe_framework.training import relevance_states
 from safe_framework.training.relevance import fit_head
-from safe_framework.training.relevance_calls import HELD_OUT, TRAINED
+from safe_framework.training.relevance_calls import HELD_OUT, TRAINED, CallMaker
 from safe_framework.training.relevance_states import read_ends
 
 FORMS = ["what is this", "is this high", "high low", "this what is", "this", "is this low", "what"]
@@ -185,6 +187,22 @@ def test_calls_are_one_draw_each(finished: Path) -> None:
     given = shipped_calls(run.model, "audio", run.recipe, run.examples("audio"))
     texts = [call.text for call in (*given.calls, *given.checks)]
     assert len(set(texts)) == len(texts)
+
+
+def test_each_bank_of_a_mix_is_asked(finished: Path) -> None:
+    """Law: where datasets have banks of their own, calls are made in the forms of all of them."""
+    run = open_run(finished)
+    spec = run.recipe.modalities["audio"].relevance_head
+    assert spec is not None
+    maker = CallMaker(run.model, run.recipe, spec)
+    asked = [one for one in run.data.examples("train", run.model.encoders) if one.questions]
+    other = QuestionBank((Form("low high"), Form("high this")), {"name": 1.0})
+    half = len(asked) // 2
+    mixed = asked[:half] + [
+        attrs.evolve(one, questions=attrs.evolve(one.questions, bank=other)) for one in asked[half:]
+    ]
+    found = {call.text for call in maker.relevant(mixed, held_out=False)}
+    assert found == {*FORMS[:5], "low high", "high this"}
 
 
 def test_a_head_tells_what_it_was_fitted_on() -> None:
