@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import attrs
 
-from safe_framework.data.questions import with_article
+from safe_framework.data.questions import read_forms, with_article
 from safe_framework.experimental.vision_language.scenes import (
     COLOURS,
     Question,
@@ -34,7 +34,7 @@ from safe_framework.experimental.vision_language.scenes import (
     ask,
     scenes,
 )
-from safe_framework.utils.catalogue import FOLDER
+from safe_framework.utils.catalogue import FOLDER, questions_path
 from safe_framework.utils.progress import ProgressCallback, no_progress
 
 Part = Literal["train", "validation", "test"]
@@ -44,6 +44,12 @@ NEITHER = "none"
 SIDE = 112
 
 HEARING, BOTH = "hearing", ("match", "which")
+
+NAMING = "naming.jsonl"
+"""The bank that asks for a note's name: the catalogue's, answered as the questions of both begin,
+so that what is learned of either is known in the other."""
+
+_NAMED = "I hear {a label}."
 
 _OTHERS = len(HEARD_AND_SEEN) - 1
 
@@ -269,7 +275,7 @@ def write_data(
         ("train", "", train, seed),
         (on, "_test", test, 0),
     ]
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for at, (part, ending, amounts, own) in enumerate(parts):
         rng = random.Random(f"{part} {own}")
         notes = read_notes(part, with_validation=on == "test")
@@ -284,7 +290,17 @@ def write_data(
         writer.write(f"texts{ending}", texts)
         writer.write(f"kept{ending}", [*texts, *seeing])
         progress("drawing scenes", at + 1, len(parts))
+    writer.write(NAMING.removesuffix(".jsonl"), _naming_forms())
     return found
+
+
+def _naming_forms() -> list[dict[str, Any]]:
+    forms = read_forms(questions_path("labelled-clips"))
+    return [
+        {"question": form.question, "answer": _NAMED, "held_out": form.held_out}
+        for form in forms
+        if form.kind == "name"
+    ]
 
 
 def _both(

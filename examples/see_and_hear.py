@@ -26,7 +26,7 @@ from pathlib import Path
 
 import attrs
 from rich.console import Console
-from scenes_and_notes import BOTH, HEARING, Amounts, write_data
+from scenes_and_notes import BOTH, HEARING, NAMING, Amounts, write_data
 
 from safe_framework.config.read import parse_recipe
 from safe_framework.evaluation.both_senses import PICTURE_ALONE, SAMPLE_ALONE
@@ -63,7 +63,7 @@ test = "{rows}/{name}_test.jsonl"
 question = {question}
 """
 
-_NAMED = '{ bank = "labelled-clips", thing = "instrument", kinds = { name = 1 } }'
+_NAMED = '{{ bank = "{rows}/{naming}", thing = "instrument" }}'
 _COMPARED = '{ bank = "pictures-and-sounds", thing = "instrument" }'
 
 
@@ -109,8 +109,9 @@ def _data(rows: Path, kept: str, names: Sequence[str], *, chat: bool) -> str:
         **{"rows": rows.resolve(), "kept": kept, "shipped": FOLDER / "data"},
         **{"chat": str(chat).lower(), "prompt": prompt},
     }
+    named = _NAMED.format(naming=NAMING, **known)
     mixed = [
-        _MIX.format(name=name, question=_NAMED if name == HEARING else _COMPARED, **known)
+        _MIX.format(name=name, question=named if name == HEARING else _COMPARED, **known)
         for name in names
     ]
     return _DATA.format(**known) + "".join(mixed)

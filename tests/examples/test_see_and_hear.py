@@ -237,7 +237,7 @@ def test_the_same_seed_gives_the_same_rows(made, sprites, tmp_path):
         folder = tmp_path / str(at)
         made.write_data(folder, made.SpriteSets([sprites]), seed=seed, train=few, test=few)
         files = sorted(folder.glob("*.jsonl"))
-        assert len(files) == 2 * 5
+        assert len(files) == 2 * 5 + 1
         contents.append({file.name: file.read_text("utf-8") for file in files})
         contents[-1]["pictures"] = [
             file.read_bytes() for file in sorted((folder / "pictures").iterdir())
@@ -262,6 +262,7 @@ def test_the_catalogue_recipe_is_read_in_the_folder_of_a_run(flagship, made, tmp
     for name in ("hearing", *made.BOTH, "kept"):
         for ending in ("", "_test"):
             made.Writer(tmp_path / "rows", None).write(name + ending, [{"text": "a"}])
+    (tmp_path / "rows" / made.NAMING).write_text('{"question": "What is it?"}\n', "utf-8")
     (tmp_path / "run").mkdir()
     file = tmp_path / "run" / "recipe.toml"
     file.write_text(flagship.recipe_on(text, tmp_path / "rows", 0), "utf-8")
