@@ -30,11 +30,12 @@ from scenes_and_notes import BOTH, HEARING, NAMING, Amounts, write_data
 
 from safe_framework.config.read import parse_recipe
 from safe_framework.evaluation.both_senses import PICTURE_ALONE, SAMPLE_ALONE
-from safe_framework.evaluation.results import HELD_OUT, TRAINED, Evaluation, Relevance
+from safe_framework.evaluation.results import Evaluation, Relevance
 from safe_framework.experimental.vision_language.scenes import SpriteSets
 from safe_framework.pretrained.sprite_sets import sprite_folder
 from safe_framework.runs.finished import read_metrics
 from safe_framework.runs.run import run_recipe
+from safe_framework.training.relevance_calls import HELD_OUT, TRAINED
 from safe_framework.utils.catalogue import FOLDER, recipe_path
 from safe_framework.utils.progress import WorkProgress
 
