@@ -65,7 +65,7 @@ question = {question}
 """
 
 _NAMED = '{{ bank = "{rows}/{naming}", thing = "instrument" }}'
-_COMPARED = '{ bank = "pictures-and-sounds", thing = "instrument" }'
+_COMPARED = '"pictures-and-sounds"'
 
 
 def recipe_on(text: str, rows: Path, seed: int, *, eyes: bool = True) -> str:

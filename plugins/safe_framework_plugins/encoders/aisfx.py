@@ -65,7 +65,7 @@ class AisfxEncoder(Encoder):
             raise ValueError(f"`block` must be between 1 and {count}, or negative, not {block}")
         kept = block if block > 0 else count + block + 1
         self.network.keep(kept)
-        # On processors convolutions of channels side by side take two thirds of the time.
+        # On processors convolutions take less time where the channels of a place lie side by side.
         self.network.to(memory_format=torch.channels_last)
         heights = self._config.mel_bins >> self.network.halvings
         if not 1 <= bands <= heights:
