@@ -31,8 +31,8 @@ _MEMBERS = 4
 _STEPS, _BATCH = 800, 128
 _RATE, _DECAY = 3e-3, 0.1
 _DROPOUT = 0.3  # share of features left out of a call
-_TIMES = 2  # that a form is asked, of other rows and in other chats
-_RELEVANT = 4000  # calls, at most
+_TIMES = 2  # that a form is asked, of other rows and in other chats, where forms are few
+_RELEVANT = 8000  # calls, at most: a form that is left out costs more than a call that is read
 
 
 def fit_relevance(

@@ -32,6 +32,7 @@ RETENTION = "retention"
 TRAINED, HELD_OUT = "trained wordings", "held-out wordings"
 """The kinds of relevant calls: forms that were trained on, and others."""
 
+_ENOUGH = 4000  # relevant calls, so that none is asked again: each costs reading time
 _MOST = 240  # relevant calls that are counted, and retention's texts
 _IN_CHATS = 0.25
 _TURNS = (
@@ -96,13 +97,16 @@ class CallMaker:
         Args:
             examples: with a sample of the sense; those without a bank have their own question.
             held_out: in forms that were kept from training, of which only banks have some.
-            times: how often each is asked, of another row or in another place.
+            times: how often each is asked, of another row or in another place; once where that
+                gives enough calls already.
             most: of the questions; some of all are taken where there are more.
         """
         kind, found = HELD_OUT if held_out else TRAINED, dict[PromptRow, GateCall]()
         asked = [example for example in examples if example.questions is not None]
         own = [] if held_out else [example for example in examples if example.questions is None]
         for turn in range(times):
+            if len(found) >= _ENOUGH:
+                break
             for text, example in self._in_forms(asked, held_out, turn):
                 call = self._of(example, text, kind, turn)
                 found.setdefault(call.row, call)
