@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -18,11 +19,13 @@ from safe_framework.data.questions import read_forms, words
 from safe_framework.errors import DataError
 from safe_framework.utils import catalogue
 
+OF_SOUNDS, CLIPS = "questions-about-sounds", "labelled-clips"
 MISTAKES = {
     "everyday": 4,
     "music-and-sounds": 4,
     "pictures-and-other-senses": 4,
     "depth-and-distance": 4,
+    OF_SOUNDS: 4,
 }
 """How many texts of a bank may open while it shows its risk."""
 
@@ -49,18 +52,22 @@ def test_banks_are_large_enough_to_show_their_risk() -> None:
 
 
 def test_no_text_is_a_near_copy_of_another() -> None:
-    """Law: no two texts have the same words, and none is a form of a bank of questions."""
-    texts = [
-        t for bank in read_irrelevant(sorted(catalogue.irrelevant()), Path()) for t in bank.texts
-    ]
-    bags = [" ".join(words(text)) or text for text in texts]
-    assert len(set(bags)) == len(bags)
-    forms = {
-        " ".join(words(form.question))
-        for path in catalogue.questions().values()
-        for form in read_forms(path)
-    }
-    assert not forms & set(bags)
+    """Law: no two texts have the same words, and none is a form of a bank of questions.
+
+    But for what a sense of sound is asked: trained forms, on which other senses stay closed.
+    """
+    banks = read_irrelevant(sorted(catalogue.irrelevant()), Path())
+    bags = {bank.name: [" ".join(words(text)) or text for text in bank.texts] for bank in banks}
+    every = list(itertools.chain.from_iterable(bags.values()))
+    assert len(set(every)) == len(every)
+    for name, own in bags.items():
+        forms = {
+            " ".join(words(form.question))
+            for bank, path in catalogue.questions().items()
+            for form in read_forms(path)
+            if name != OF_SOUNDS or bank == "depth" or (bank == CLIPS and form.held_out)
+        }
+        assert not forms & set(own), name
 
 
 def test_parts_follow_the_text_alone(tmp_path: Path) -> None:
