@@ -159,7 +159,8 @@ def left_below(model: SafeModel, call: RowsCall, layer: int) -> tuple[list[Past]
     """
     from transformers import DynamicCache
 
-    config, begin = model.base.config, _begin(call)
+    config: Any = model.base.config
+    begin = _begin(call)
     inputs = {"past_key_values": DynamicCache(config=config), **call.inputs, "use_cache": True}
     with base_errors():
         found = layer_outputs(model, inputs, [layer])

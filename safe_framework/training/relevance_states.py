@@ -177,10 +177,9 @@ class EndReader:
         openings = {row: opening_of(row) for row in rows}
         first = {openings[row]: row for row in rows}
         call = self._pictures.on_pictures(list(first), list(first.values()))
-        pasts, states = (
-            dict(zip(first, found, strict=True))
-            for found in left_below(self.model, call, self.layer)
-        )
+        left, outputs = left_below(self.model, call, self.layer)
+        pasts = dict(zip(first, left, strict=True))
+        states = dict(zip(first, outputs, strict=True))
         found = {row: [states[openings[row]]] for row in rows}
         follows = {row: row.ids[len(openings[row].ids) :] for row in rows}
         for some in of_like_length([row for row in rows if follows[row]], _TOKENS):
