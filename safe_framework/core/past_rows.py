@@ -69,6 +69,26 @@ def cache_of(
     return cache
 
 
+def behind_pasts(pasts: Sequence[Sequence[Past]], ids: Tensor, mask: Tensor) -> dict[str, Any]:
+    """The inputs of a call on texts, each of which goes on behind keys and values of its own.
+
+    Args:
+        pasts: of each text, in parts, one after another; all of the same layers.
+        ids: of the texts, padded on the right, (batch, width).
+        mask: which of them are real, (batch, width).
+    """
+    lengths = torch.tensor([sum(len(next(iter(part.values()))) for part in own) for own in pasts])
+    longest = int(lengths.max())
+    known = torch.arange(longest) >= longest - lengths[:, None]  # (batch, longest)
+    positions = lengths[:, None] + torch.arange(ids.shape[1])  # (batch, width)
+    return {
+        "input_ids": ids,
+        "past_key_values": cache_of(pasts, ids.device),
+        "attention_mask": torch.cat([known.to(mask), mask], dim=1),
+        "position_ids": positions.to(ids.device),
+    }
+
+
 def _padded_left(rows: Sequence[Sequence[Tensor]], longest: int) -> Tensor:
     """Rows in parts of (length, heads, width) each, as (batch, heads, longest, width)."""
     first = rows[0][0]

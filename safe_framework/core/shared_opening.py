@@ -20,7 +20,7 @@ from safe_framework.core.base_errors import base_errors
 from safe_framework.core.decoding import has_plain_cache
 from safe_framework.core.layer_discovery import decodes_separately
 from safe_framework.core.model import SafeModel
-from safe_framework.core.output_head import on_device, shown_only
+from safe_framework.core.output_head import layer_outputs, on_device, shown_only
 from safe_framework.core.past_rows import Past, past_of_rows
 from safe_framework.core.prompt_rows import PromptEncoder, PromptRow, Rows
 from safe_framework.core.text_trees import TextTrees, alike, can_mask_pairs
@@ -73,7 +73,7 @@ class SharedOpening:
         """
         if not self.in_trees:
             lengths = [len(row) for row in rows]
-            return RowsCall(self.inputs(rows), lambda values: _unpadded(values, lengths))
+            return RowsCall(self.inputs(rows), lambda values: unpadded(values, lengths))
         trees = TextTrees.of([row.ids for row in rows])
         dtype = next(self.model.base.parameters()).dtype
         inputs = trees.inputs(dtype, self.model.device, len(self.ids))
@@ -81,7 +81,6 @@ class SharedOpening:
             inputs["past_key_values"] = self._past_of(len(trees.ids))
         return RowsCall(inputs, trees.of_texts)
 
-    @torch.no_grad()
     def left_by(self, rows: Rows) -> list[Past]:
         """What each of the rows leaves in the base's cache behind the opening.
 
@@ -91,15 +90,7 @@ class SharedOpening:
         Raises:
             UnsupportedBaseError: the base keeps something else.
         """
-        call, opening = self.call(rows), len(self.ids)
-        unread = torch.zeros_like(call.inputs["input_ids"], dtype=torch.bool)
-        with self.model.off(), shown_only(self.model.base, unread), base_errors():
-            cache = self.model(**call.inputs, use_cache=True).past_key_values
-        found, columns = past_of_rows(cache), opening + unread.shape[1]
-        if not has_plain_cache(cache) or any(one.shape[1] != columns for one in found.values()):
-            raise UnsupportedBaseError(f"a `{type(cache).__name__}` does not hold each position")
-        parts = {name: call.of_rows(kept[:, opening:]) for name, kept in found.items()}
-        return [{name: own[n] for name, own in parts.items()} for n in range(len(rows))]
+        return left_by_call(self.model, self.call(rows))
 
     def inputs(self, rows: Rows) -> dict[str, Any]:
         """Of a call on rows that lack what they begin with, padded on the right, on the device.
@@ -141,6 +132,58 @@ class SharedOpening:
         if not self.ids:
             return {}
         return {name: values[0] for name, values in past_of_rows(self.past).items()}
+
+
+@torch.no_grad()
+def left_by_call(model: SafeModel, call: RowsCall) -> list[Past]:
+    """What each row of a call leaves in the base's cache behind what lies there.
+
+    Raises:
+        UnsupportedBaseError: the base keeps something else.
+    """
+    begin = _begin(call)
+    unread = torch.zeros_like(call.inputs["input_ids"], dtype=torch.bool)
+    with model.off(), shown_only(model.base, unread), base_errors():
+        cache = model(**call.inputs, use_cache=True).past_key_values
+    return _left_in(cache, call, begin)
+
+
+@torch.no_grad()
+def left_below(model: SafeModel, call: RowsCall, layer: int) -> tuple[list[Past], list[Tensor]]:
+    """What each row of a call leaves up to a layer, and the output of that, (length, hidden).
+
+    The layers above do not run.
+
+    Raises:
+        UnsupportedBaseError: the base keeps something else.
+    """
+    from transformers import DynamicCache
+
+    config: Any = model.base.config
+    begin = _begin(call)
+    inputs = {"past_key_values": DynamicCache(config=config), **call.inputs, "use_cache": True}
+    with base_errors():
+        found = layer_outputs(model, inputs, [layer])
+    if layer not in found:
+        raise UnsupportedBaseError(f"layer {layer} never ran")
+    cache: Any = inputs["past_key_values"]
+    del cache.layers[layer + 1 :]
+    return _left_in(cache, call, begin), call.of_rows(found[layer])
+
+
+def _begin(call: RowsCall) -> int:
+    before = call.inputs.get("past_key_values")
+    return 0 if before is None else int(before.get_seq_length())
+
+
+def _left_in(cache: Any, call: RowsCall, begin: int) -> list[Past]:
+    """What a cache holds of each row of a call, from a column on."""
+    found, columns = past_of_rows(cache), begin + call.inputs["input_ids"].shape[1]
+    if not has_plain_cache(cache) or any(one.shape[1] != columns for one in found.values()):
+        raise UnsupportedBaseError(f"a `{type(cache).__name__}` does not hold each position")
+    parts = {name: call.of_rows(kept[:, begin:]) for name, kept in found.items()}
+    count = len(next(iter(parts.values())))
+    return [{name: own[n] for name, own in parts.items()} for n in range(count)]
 
 
 def common_opening(model: SafeModel, rows: Rows) -> tuple[int, ...]:
@@ -223,7 +266,8 @@ def _same_tokens_seen(given: Tensor, wanted: Tensor) -> bool:
     return bool((given - wanted).float().norm() <= allowed * wanted.float().norm())
 
 
-def _unpadded(values: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+def unpadded(values: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """What was computed of each row, (length, ...), of rows that were padded on the right."""
     return [row[:length] for row, length in zip(values, lengths, strict=True)]
 
 

@@ -26,7 +26,7 @@ from safe_framework.data.examples import Example, TextRow
 from safe_framework.data.tasks import CLASSES
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.metrics import normalise
-from safe_framework.evaluation.read_once import behind_prompts
+from safe_framework.evaluation.read_once import behind_pictures, behind_prompts
 from safe_framework.interfaces.samples import Sample, each_of, sample_counts
 from safe_framework.interfaces.types import FROM, PRESENT
 from safe_framework.utils.progress import ProgressCallback, no_progress
@@ -293,15 +293,16 @@ def _generated(
     gate: Mapping[str, Strength],
 ) -> Iterator[tuple[str, float]]:
     for rows in batched_apart(examples, batch_size):
-        batch, end = example_inputs(model, rows), TurnEnd.of(model, [row.prompt for row in rows])
-        ending = {} if end is None else end.options({})
         strengths = {
             name: gate.get(name, model.gates[name]) for row in rows for name in row.samples
         }
         # A head that is to decide reads the prompt in the call.
-        read = batch if AUTO in strengths.values() else behind_prompts(model, batch)
+        whole = AUTO in strengths.values()
+        batch = example_inputs(model, rows) if whole else _behind_prompts(model, rows)
+        end = TurnEnd.of(model, [row.prompt for row in rows])
+        ending = {} if end is None else end.options({})
         out = model.generate(
-            **read, gate=dict(gate), max_new_tokens=max_new_tokens,
+            **batch, gate=dict(gate), max_new_tokens=max_new_tokens,
             do_sample=False, return_dict_in_generate=True, output_scores=True, **ending,
         )  # fmt: skip
         new = list(new_tokens(model, out.sequences, batch))
@@ -309,6 +310,12 @@ def _generated(
         texts = model.tokenizer.batch_decode(new, skip_special_tokens=True)
         sure = _probabilities(model, out.sequences, out.scores, ending.get("eos_token_id"))
         yield from zip(map(str.strip, texts), sure, strict=True)
+
+
+def _behind_prompts(model: SafeModel, examples: Sequence[Example]) -> Mapping[str, Any]:
+    """``example_inputs``, for a call behind prompts that were read before, where it can be."""
+    seen = behind_pictures(model, examples)
+    return behind_prompts(model, example_inputs(model, examples)) if seen is None else seen
 
 
 def _probabilities(

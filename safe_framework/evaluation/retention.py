@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from safe_framework.core.output_head import logits_at
 from safe_framework.data.distractors import FOREIGN, KINDS, distractor
 from safe_framework.errors import SafeError
 from safe_framework.evaluation.answers import (
@@ -119,8 +120,8 @@ def _compare_on_texts(
         unaided += _compare(base, safe, word_positions(model, plain))
         for kind in pools:
             given = text_inputs(model, rows, draw(kind, len(rows)))
-            with layers.shared(entering, given, plain):
-                found[kind] += compare_with_base(model, modality, given, plain, base, 1.0)
+            with layers.shared(entering, given, plain) as inputs:
+                found[kind] += compare_with_base(model, modality, inputs, plain, base, 1.0)
         progress("retention", len(unaided), len(texts))
     whole = merge_sums(unaided)
     return Absent(identical, whole.agreed / whole.positions, len(texts)), found
@@ -137,11 +138,12 @@ def _compare_on_examples(
     for rows in batched_apart(examples, LOGIT_ROWS):
         base, prompts = _reference(model, modality, rows)
         plain = for_logits(model, prompts)
+        words = word_positions(model, plain)
         with model.original_base(), layers.kept() as entering:
-            before = base(**plain).logits
+            before = _at_words(base, model.base, plain, words)
         given = for_logits(model, example_inputs(model, rows))
-        with layers.shared(entering, given, plain):
-            found += compare_with_base(model, modality, given, plain, before, 1.0)
+        with layers.shared(entering, given, plain) as inputs:
+            found += _compare_words(model, inputs, before, {modality: 1.0})
         progress("relevant samples", len(found), len(examples))
     return found
 
@@ -164,17 +166,43 @@ def compare_with_base(
         base: the base's logits of ``plain``, (batch, length, vocabulary).
         gate: strength.
     """
-    logits = model(**given, gate={modality: gate}).logits
     mask = word_positions(model, plain)
     if gate == 0:  # what the modality inserts was removed again
-        return _compare(base, logits, mask)
-    return _compare(base, logits, mask, word_positions(model, given))
+        return _compare(base, model(**given, gate={modality: gate}).logits, mask)
+    words = [one[real] for one, real in zip(base, mask, strict=True)]
+    return _compare_words(model, given, words, {modality: gate})
 
 
-def _compare(base: Tensor, safe: Tensor, mask: Tensor, own: Tensor | None = None) -> list[TextSums]:
-    """Compare the positions of ``mask`` with those of ``own``, if they are others."""
-    rows = zip(base, safe, mask, mask if own is None else own, strict=True)
-    return [_text(one[real], other[kept]) for one, other, real, kept in rows]
+def _compare_words(
+    model: SafeModel,
+    given: Mapping[str, Any],
+    base: Sequence[Tensor],
+    gate: Mapping[str, float],
+) -> list[TextSums]:
+    """The same where the base's logits are those at the words of each text, (words, vocabulary)."""
+    inputs = {**given, "gate": dict(gate)}
+    found = _at_words(model, model.base, inputs, word_positions(model, given))
+    return [_text(one, other) for one, other in zip(base, found, strict=True)]
+
+
+def _at_words(called: Any, base: Any, inputs: Mapping[str, Any], words: Tensor) -> Sequence[Tensor]:
+    """Logits at the words of each text, (words, vocabulary).
+
+    The vocabulary is shown no other position, neither padding nor pictures, but where a base's
+    processor gives labels, of which the base makes a loss over all positions.
+    """
+    if "labels" in inputs:
+        logits = called(**inputs).logits[words]
+    else:
+        logits = logits_at(called, base, inputs, words)
+    found: Sequence[Tensor] = logits.split(words.sum(1).tolist())
+    return found
+
+
+def _compare(base: Tensor, safe: Tensor, mask: Tensor) -> list[TextSums]:
+    return [
+        _text(one[real], other[real]) for one, other, real in zip(base, safe, mask, strict=True)
+    ]
 
 
 def _text(base: Tensor, safe: Tensor) -> TextSums:

@@ -1,11 +1,13 @@
 """What relevance heads read of calls: the base's own states at their ends, a few rows at a time.
 
 Calls in one prompt, or in one chat, begin alike. What many begin with is read once, and each call
-behind it, where the base gives the same but for rounding: it is longer than most questions.
+behind it, where the base gives the same but for rounding: it is longer than most questions. So is
+a picture, which is read once for all the calls about it.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
@@ -15,9 +17,20 @@ from torch import Tensor
 from safe_framework.core.base_errors import base_errors
 from safe_framework.core.model import SafeModel
 from safe_framework.core.output_head import layer_outputs
+from safe_framework.core.picture_openings import (
+    PictureOpenings,
+    of_like_length,
+    opening_of,
+)
 from safe_framework.core.prompt_rows import PromptEncoder, PromptRow, Rows
 from safe_framework.core.prompt_states import PromptEnd
-from safe_framework.core.shared_opening import SharedOpening, behind, openings, reads_trees
+from safe_framework.core.shared_opening import (
+    SharedOpening,
+    behind,
+    left_below,
+    openings,
+    reads_trees,
+)
 from safe_framework.core.text_trees import in_calls
 from safe_framework.errors import InjectionError, UnsupportedBaseError
 from safe_framework.utils.progress import ProgressCallback, no_progress
@@ -61,32 +74,15 @@ def read_ends(
         label: what ``progress`` shows.
         progress: called after every few rows.
     """
-    reader = EndReader(model, layer, columns)
-    parts = openings(model, rows, _MANY) if reader.in_trees else openings(model, rows)
-    if not reader.goes_on(parts):
-        reader.in_trees = False
-        parts = {(): list(dict.fromkeys(rows))}
-    done, count = 0, sum(map(len, parts.values()))
-    for opening, own in parts.items():
-        shared = reader.shared(opening, own)
-        groups = in_calls(own, len(opening)) if shared.in_trees else _groups(own)
-        for some in groups:
-            yield reader.read(shared, some)
-            done += len(some)
-            progress(label, done, count)
-
-
-def _groups(rows: Rows) -> Iterator[list[PromptRow]]:
-    """Rows of like length, so many together that they are about as many tokens; pictures alone."""
-    found: list[PromptRow] = []
-    for row in sorted(rows, key=lambda row: (bool(row.images), len(row))):
-        alike = not found or bool(found[0].images) is bool(row.images)
-        if found and (not alike or len(row) * (len(found) + 1) > _TOKENS):
-            yield found
-            found = []
-        found.append(row)
-    if found:
-        yield found
+    reader, distinct = EndReader(model, layer, columns), list(dict.fromkeys(rows))
+    done = 0
+    for read in itertools.chain(
+        reader.of_texts([row for row in distinct if not row.images]),
+        reader.of_pictures([row for row in distinct if row.images]),
+    ):
+        yield read
+        done += len(read.rows)
+        progress(label, done, len(distinct))
 
 
 class EndReader:
@@ -101,8 +97,37 @@ class EndReader:
     def __init__(self, model: SafeModel, layer: int, columns: int) -> None:
         self.model, self.layer, self.columns = model, layer, columns
         self._prompts, self._pad = PromptEncoder.of(model), model.processor.padding
+        self._pictures = PictureOpenings(model, self._prompts, self._pad)
         self._openings: dict[tuple[int, ...], Tensor] = {}
         self.in_trees = reads_trees(model, self._prompts, self._pad)
+
+    def of_texts(self, rows: Rows) -> Iterator[ReadRows]:
+        """Distinct rows without pictures, behind what many of them begin with."""
+        parts = openings(self.model, rows, _MANY) if self.in_trees else openings(self.model, rows)
+        if not self.goes_on(parts):
+            self.in_trees = False
+            parts = {(): list(rows)}
+        for opening, own in parts.items():
+            shared = self.shared(opening, own)
+            groups = (
+                in_calls(own, len(opening)) if shared.in_trees else of_like_length(own, _TOKENS)
+            )
+            for some in groups:
+                yield self.read(shared, some)
+
+    def of_pictures(self, rows: Rows) -> Iterator[ReadRows]:
+        """Distinct rows with pictures, behind these."""
+        about: dict[PromptRow, list[PromptRow]] = {}
+        for row in rows:
+            about.setdefault(opening_of(row), []).append(row)
+        if len(about) == len(rows) or not self._goes_on_behind_pictures(rows[:2]):
+            whole = SharedOpening(self.model, self._prompts, self._pad)
+            for some in of_like_length(rows, _TOKENS):
+                yield self.read(whole, some)
+            return
+        for pictures in of_like_length(about, _TOKENS):
+            own = [row for one in pictures for row in about[one]]
+            yield self._ends(own, self._behind_pictures(own), whole=True)
 
     def shared(self, opening: Sequence[int], rows: Rows) -> SharedOpening:
         """What rows begin with; they are read in trees behind it, if they can be."""
@@ -113,15 +138,57 @@ class EndReader:
         """The states of rows that begin so."""
         left = [behind(row, shared.ids) for row in rows] if shared.ids else rows
         before, found = self._opening(shared), self._of_rows(shared, left)
-        states = found[0].new_zeros(len(rows), self.columns, found[0].shape[1])
+        return self._ends(rows, [[own] if before is None else [before, own] for own in found])
+
+    def _ends(
+        self, rows: Rows, parts: Sequence[Sequence[Tensor]], *, whole: bool = False
+    ) -> ReadRows:
+        """The states of rows that were read in parts.
+
+        Args:
+            rows: that were read.
+            parts: the states of each, (length, hidden), in order.
+            whole: whether all parts are a row's own, and not the last alone.
+        """
+        first = parts[0][0]
+        states = first.new_zeros(len(rows), self.columns, first.shape[1])
         mask, begins = torch.zeros(states.shape[:2], dtype=torch.bool, device=states.device), []
-        for number, own in enumerate(found):
-            parts = [own] if before is None else [before, own]
-            whole = torch.cat(parts)[-self.columns :]
-            states[number, self.columns - len(whole) :] = whole
-            mask[number, self.columns - len(whole) :] = True
-            begins.append(self.columns - min(len(own), self.columns))
+        for number, own in enumerate(parts):
+            end = torch.cat(list(own))[-self.columns :]
+            states[number, self.columns - len(end) :] = end
+            mask[number, self.columns - len(end) :] = True
+            begins.append(self.columns - min(len(end if whole else own[-1]), self.columns))
         return ReadRows(rows, PromptEnd(states, mask), torch.tensor(begins))
+
+    def _goes_on_behind_pictures(self, rows: Rows) -> bool:
+        """Whether the base gives the same behind the pictures of these rows as with them."""
+        if not self._pictures.possible:
+            return False
+        wanted = self.read(SharedOpening(self.model, self._prompts, self._pad), rows).end
+        try:
+            given = self._behind_pictures(rows)
+        except (UnsupportedBaseError, InjectionError):  # its rows are read whole
+            return False
+        end = self._ends(rows, given).end
+        return bool((end.mask == wanted.mask).all()) and near(end.states, wanted.states)
+
+    def _behind_pictures(self, rows: Rows) -> list[list[Tensor]]:
+        """The states of rows in parts: up to the last of their pictures, and what follows."""
+        openings = {row: opening_of(row) for row in rows}
+        first = {openings[row]: row for row in rows}
+        call = self._pictures.on_pictures(list(first), list(first.values()))
+        left, outputs = left_below(self.model, call, self.layer)
+        pasts = dict(zip(first, left, strict=True))
+        states = dict(zip(first, outputs, strict=True))
+        found = {row: [states[openings[row]]] for row in rows}
+        follows = {row: row.ids[len(openings[row].ids) :] for row in rows}
+        for some in of_like_length([row for row in rows if follows[row]], _TOKENS):
+            before = [pasts[openings[row]] for row in some]
+            call = self._pictures.behind(before, [follows[row] for row in some])
+            _, behind_it = left_below(self.model, call, self.layer)
+            for row, own in zip(some, behind_it, strict=True):
+                found[row].append(own)
+        return [[part[-self.columns :].float() for part in found[row]] for row in rows]
 
     def goes_on(self, parts: Mapping[tuple[int, ...], Rows]) -> bool:
         """Whether the base gives the same behind what rows begin with, and in trees.

@@ -22,6 +22,11 @@ from tests.evaluation.conftest import (
     PairEncoder,
     tiny_tokenizer,
 )
+from tests.evaluation.pictured import WideProjector
+from tests.evaluation.pictured import examples as pictured
+from tests.evaluation.pictured import texts as about_pictures
+from tests.support.lanes import slow_but
+from tests.support.seeing import seeing_bases
 
 
 class Later(AddTokens):
@@ -49,12 +54,12 @@ def hearing(attend: Any = "all", later: bool = True, **options: Any) -> SafeMode
 
 
 def kept_by(
-    model: SafeModel, texts: list[str], examples: list[Example]
+    model: SafeModel, texts: list[Any], examples: list[Example]
 ) -> tuple[measured.Retention, int]:
     """What is kept at gate 1, and how often the base's first layer was run."""
     runs = []
-    first = model.stack.of(model.base)[0].mlp
-    handle = first.register_forward_hook(lambda *_: runs.append(1))
+    first = model.stack.of(model.base)[0]
+    handle = getattr(first, "mlp", first).register_forward_hook(lambda *_: runs.append(1))
     with eval_mode(model), torch.no_grad():
         found = retention(model, "touch", texts, examples, resamples=20)
     handle.remove()
@@ -97,3 +102,49 @@ def test_layers_are_left_as_they_were(texts: list[str], examples: list[Example])
     kept_by(model, texts, examples)
     assert [sorted(vars(layer)) for layer in model.stack.of(model.base)] == before
     assert model.gates == {"touch": 0.5}
+
+
+def seeing(base: str = "llava") -> SafeModel:
+    """A tiny base that sees and can touch at its last layer."""
+    torch.manual_seed(0)
+    model = SafeModel(*seeing_bases()[base]())
+    projector, fusion = WideProjector(), AddTokens()
+    fusion.layers = (model.stack.count - 1,)
+    projector.linear = torch.nn.Linear(2, model.facts().hidden_size)
+    parts: Any = {"encoder": PairEncoder(), "projector": projector, "fusion": fusion}
+    model.add_modality("touch", attend="answer", **parts)
+    return model
+
+
+@pytest.mark.parametrize("base", slow_but(["llava"], seeing_bases()))
+def test_shared_layers_below_pictures_change_no_bit(
+    base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: numbers are those of whole calls on every base that sees."""
+    rows, asked = questions_about_pictures()
+    found, runs = kept_by(seeing(base), asked, rows)
+    monkeypatch.setattr(shared_layers, "_may_begin_there", lambda model: False)
+    whole, all_runs = kept_by(seeing(base), asked, rows)
+    assert found == whole
+    if base == "llava":
+        assert runs < 0.8 * all_runs
+
+
+def questions_about_pictures() -> tuple[list[Example], list[Any]]:
+    """Rows with samples, and texts enough for several calls; all with pictures."""
+    rows, asked = ([one for one in some if one.images] for some in (pictured(), about_pictures()))
+    return rows, asked * 6
+
+
+def test_a_tower_does_not_run_again() -> None:
+    """Law: beside samples, texts begin behind what the base made of their pictures."""
+    model, towers = seeing(), list[int]()
+    base: Any = model.base
+    handle = base.model.vision_tower.register_forward_hook(lambda *_: towers.append(1))
+    rows, asked = questions_about_pictures()
+    kept_by(model, asked, rows)
+    handle.remove()
+    calls = -(-len(asked) // measured.LOGIT_ROWS)
+    base_and_absent, of_examples, tried = 2 * calls, 1, 4
+    assert calls > 2
+    assert len(towers) == base_and_absent + of_examples + tried

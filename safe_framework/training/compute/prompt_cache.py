@@ -25,7 +25,7 @@ from safe_framework.core.output_head import (
     on_device,
     run_until,
 )
-from safe_framework.core.past_rows import cache_of
+from safe_framework.core.past_rows import behind_pasts
 from safe_framework.core.prompt_rows import PromptRow, Rows
 from safe_framework.core.shared_opening import (
     SharedOpening,
@@ -233,14 +233,7 @@ class PromptCache:
 def with_past(call: ForwardCall) -> dict[str, Any]:
     """A call's inputs, with what its prompts left: keys, values, their mask and positions."""
     assert call.past is not None
-    ids, mask = call.inputs["input_ids"], call.inputs["attention_mask"]
-    lengths = torch.tensor([len(next(iter(row.values()))) for row in call.past])
-    longest = int(lengths.max())
-    known = torch.arange(longest) >= longest - lengths[:, None]  # (batch, longest)
-    positions = lengths[:, None] + torch.arange(ids.shape[1])  # (batch, width)
-    return {
-        **call.inputs,
-        "past_key_values": cache_of([[row] for row in call.past], ids.device),
-        "attention_mask": torch.cat([known.to(mask), mask], dim=1),
-        "position_ids": positions.to(ids.device),
-    }
+    own = behind_pasts(
+        [[row] for row in call.past], call.inputs["input_ids"], call.inputs["attention_mask"]
+    )
+    return {**call.inputs, **own}
