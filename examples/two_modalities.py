@@ -124,9 +124,7 @@ def composition(
     for gate in (1.0, "auto") if decides(model) else (1.0,):
         both: Gates = dict.fromkeys(names, gate)
         for name, examples in asked.items():
-            alone, beside = (
-                right(model, examples, gates) for gates in ({**off, name: gate}, both)
-            )
+            alone, beside = (right(model, examples, gates) for gates in ({**off, name: gate}, both))
             shares = (none[name], alone, beside, alone - beside)
             table.add_row(name, str(gate), *(f"{share:.3f}" for share in shares))
         given = answer(model, nothing, gate=both, max_new_tokens=WHOLE_ANSWER)
