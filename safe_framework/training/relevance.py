@@ -88,7 +88,8 @@ def fit_relevance(
         torch.cat([row.end.states for row in rows]), torch.cat([row.end.mask for row in rows])
     )
     begins = torch.stack([row.begins for row in rows])
-    return fit_head(end, [call.relevant for call in calls], layer, begins, progress=progress)
+    relevant_calls, shares = [call.relevant for call in calls], [call.share for call in calls]
+    return fit_head(end, relevant_calls, layer, begins, shares, progress=progress)
 
 
 def fit_head(
@@ -96,6 +97,7 @@ def fit_head(
     relevant: Sequence[bool],
     layer: int,
     begins: Tensor | None = None,
+    shares: Sequence[float] = (),
     *,
     progress: ProgressCallback = no_progress,
 ) -> RelevanceHead:
@@ -107,6 +109,7 @@ def fit_head(
         layer: of the base, whose output the states are, from 0.
         begins: the column at which each call's own text begins, (calls,). Every other time that a
             call is seen, what stands before is left out, as where it lies in a cache.
+        shares: how often each is drawn, relative to the others of its side; all alike if empty.
         progress: called with a label, how many steps were taken and of how many.
 
     Raises:
@@ -121,7 +124,8 @@ def fit_head(
         )
     seen = end.states[end.mask].float()
     mean, scale = seen.mean(0), seen.std(0, correction=0).clamp_min(1e-6)
-    calls = _Calls(end, wanted, mean, scale, begins)
+    drawn = torch.tensor(shares or [1.0] * len(relevant))
+    calls = _Calls(end, wanted, mean, scale, begins, drawn)
     queries, weight, biases = _members(calls, progress)
     columns = end.states.shape[1]
     return RelevanceHead(
@@ -139,6 +143,7 @@ class _Calls:
         mean: of each feature, (hidden,).
         scale: of each feature, (hidden,).
         begins: see ``fit_head``.
+        shares: how often each is drawn, (calls,).
     """
 
     end: PromptEnd
@@ -146,6 +151,7 @@ class _Calls:
     mean: Tensor
     scale: Tensor
     begins: Tensor | None
+    shares: Tensor
 
     def draw(self, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Standardised states of a batch, which of its columns count, and which rows are relevant.
@@ -155,7 +161,10 @@ class _Calls:
         sides = [self.relevant.nonzero().flatten(), (~self.relevant).nonzero().flatten()]
         half = _BATCH // 2
         rows = torch.cat(
-            [side[torch.randint(len(side), (half,), generator=random)] for side in sides]
+            [
+                side[torch.multinomial(self.shares[side], half, True, generator=random)]
+                for side in sides
+            ]
         )
         states = self.end.states[rows].float().sub_(self.mean).div_(self.scale)
         mask = self.end.mask[rows]

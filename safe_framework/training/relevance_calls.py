@@ -53,12 +53,14 @@ class GateCall:
         kind: ``TRAINED``, ``HELD_OUT``, ``RETENTION``, or the name of a bank.
         relevant: whether the gate should open.
         text: what was asked, to group and to show it by.
+        share: how often it is drawn for a fit, relative to others.
     """
 
     row: PromptRow
     kind: str
     relevant: bool
     text: str
+    share: float = 1.0
 
 
 class CallMaker:
@@ -107,8 +109,8 @@ class CallMaker:
         for turn in range(times):
             if len(found) >= _ENOUGH:
                 break
-            for text, example in self._in_forms(asked, held_out, turn):
-                call = self._of(example, text, kind, turn)
+            for text, example, share in self._in_forms(asked, held_out, turn):
+                call = attrs.evolve(self._of(example, text, kind, turn), share=share)
                 found.setdefault(call.row, call)
             for example in own:
                 call = self._of(example, example.prompt, kind, turn)
@@ -117,18 +119,23 @@ class CallMaker:
 
     def _in_forms(
         self, asked: Sequence[Example], held_out: bool, turn: int
-    ) -> Iterator[tuple[str, Example]]:
-        """Each form of every bank, and a row that is asked it; another row at another ``turn``."""
+    ) -> Iterator[tuple[str, Example, float]]:
+        """Each form of every bank, and a row that is asked it; another row at another ``turn``.
+
+        With it comes how often it is asked in training, where the mean of a bank's forms is 1.
+        """
         for some in _by_bank(asked):
             yield from self._in_forms_of(some, held_out, turn)
 
     def _in_forms_of(
         self, asked: Sequence[Example], held_out: bool, turn: int
-    ) -> Iterator[tuple[str, Example]]:
+    ) -> Iterator[tuple[str, Example, float]]:
         """The same of rows that one bank asks."""
         assert asked[0].questions is not None
-        by_kind = asked[0].questions.bank.of(held_out=held_out)
+        bank = asked[0].questions.bank
+        by_kind, weights = bank.of(held_out=held_out), bank.weights
         forms = [form for some in by_kind.values() for form in some]
+        mean = sum(weights[kind] for kind in by_kind) / max(len(forms), 1)
         of_kind = {kind: [e for e in asked if kind in _kinds(e, held_out)] for kind in by_kind}
         drawn = random.Random(repr((self._seed, "forms")))
         for number, form in enumerate(drawn.sample(forms, len(forms)), turn * len(forms)):
@@ -137,7 +144,8 @@ class CallMaker:
             row = fitting[(number + turn) % len(fitting)]
             assert row.questions is not None
             question = row.questions.ask(form, turn=number, is_yes=(number + turn) % 2 == 0)
-            yield form.question, row.ask(question)
+            share = weights[form.kind] / len(by_kind[form.kind]) / mean
+            yield form.question, row.ask(question), share
 
     def own(self, text: str, kind: str, *, relevant: bool, whole: bool) -> GateCall:
         """A user's text: the whole of what the base reads, or a question in the recipe's prompt."""

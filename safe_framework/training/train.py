@@ -33,7 +33,12 @@ from safe_framework.training.setup import (
     variations_of,
 )
 from safe_framework.training.splits import split_data
-from safe_framework.training.trainer import SafeTrainer, latest_complete, training_arguments
+from safe_framework.training.trainer import (
+    SafeTrainer,
+    latest_complete,
+    step_of,
+    training_arguments,
+)
 from safe_framework.utils.progress import WorkProgress
 
 Log = list[dict[str, Any]]
@@ -86,8 +91,9 @@ def train(
     if retention is not None:
         with distributed.main_process_first():
             retention.begin(folder, resumed=checkpoint is not None, progress=progress)
-    with distributed.main_process_first():
-        trainer.precompute(progress)
+    if checkpoint is None or step_of(checkpoint) < trainer.args.max_steps:
+        with distributed.main_process_first():
+            trainer.precompute(progress)
     try:
         with _memory_saving(model, recipe, sharding):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

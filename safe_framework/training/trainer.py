@@ -49,6 +49,7 @@ from safe_framework.utils.tensors import cpu_copy
 
 WEIGHTS = SAFE_WEIGHTS_NAME
 """The adapter's tensors, under the name that the Trainer looks for."""
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
 _COMPLETE = "complete"
 _FORMAT = "2"  # of what a checkpoint holds; the first one's marker was empty
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
@@ -366,6 +367,11 @@ def mark_complete(checkpoint: Path) -> None:
     atomic_write(checkpoint / _COMPLETE, _FORMAT)
 
 
+def step_of(checkpoint: Path) -> int:
+    """How many steps had been taken at a checkpoint that ``latest_complete`` gave."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def latest_complete(folder: Path) -> Path | None:
     """The newest checkpoint that was written whole; broken ones are removed.
 
@@ -374,11 +380,10 @@ def latest_complete(folder: Path) -> Path | None:
     """
     whole = {}
     for checkpoint in folder.glob("checkpoint-*"):
-        step = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
-        if step is None or not checkpoint.is_dir():
+        if not _CHECKPOINT.fullmatch(checkpoint.name) or not checkpoint.is_dir():
             continue
         if (checkpoint / _COMPLETE).exists():
-            whole[int(step[1])] = checkpoint
+            whole[step_of(checkpoint)] = checkpoint
         else:
             shutil.rmtree(checkpoint)
     if not whole:

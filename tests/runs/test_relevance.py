@@ -226,6 +226,33 @@ def test_a_head_tells_what_it_was_fitted_on() -> None:
     assert torch.equal(head(PromptEnd(states, mask)) > 0, wanted)
 
 
+def test_a_head_is_fitted_on_calls_as_often_as_they_are_asked() -> None:
+    """Law: a call whose share is nothing is never drawn."""
+    states = torch.eye(4).repeat(1, 2).view(4, 1, 8)
+    end = PromptEnd(states, torch.ones(4, 1, dtype=torch.bool))
+    head = fit_head(end, [True, True, False, False], 1, None, [1.0, 0.0, 1.0, 0.0])
+    assert head(end)[0] > 0 > head(end)[2]
+    assert head(end)[0] > head(end)[1]
+
+
+def test_forms_are_drawn_as_often_as_their_kind_is_asked(finished: Path) -> None:
+    """Law: two kinds of which one is asked twice as often share a fit so, however many forms."""
+    run = open_run(finished)
+    spec = run.recipe.modalities["audio"].relevance_head
+    assert spec is not None
+    many = [Form(f"is {word}") for word in ("this", "high", "what")]
+    bank = QuestionBank((Form("low high", kind="few"), *many), {"few": 2.0, "name": 1.0})
+    asked = [
+        attrs.evolve(one, questions=attrs.evolve(one.questions, bank=bank))
+        for one in run.data.examples("train", run.model.encoders)
+        if one.questions
+    ]
+    calls = CallMaker(run.model, run.recipe, spec).relevant(asked, held_out=False)
+    shares = {call.text: call.share for call in calls}
+    assert sum(shares.values()) == pytest.approx(4)
+    assert shares["low high"] == pytest.approx(2 * sum(shares[form.question] for form in many))
+
+
 @pytest.mark.parametrize("in_trees", [True, False])
 def test_states_behind_what_calls_begin_with_are_those_of_whole_calls(
     finished: Path, monkeypatch: pytest.MonkeyPatch, in_trees: bool

@@ -184,6 +184,17 @@ def test_other_results_are_seen(finished: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_finished_run_is_measured_again_without_what_training_reads(
+    world: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: a run whose last step was taken computes nothing for steps, and ends the same."""
+    before, read = weights(copied), []
+    monkeypatch.setattr(trainer.SafeTrainer, "precompute", lambda *_: read.append(1))
+    run_recipe(str(world / "recipe.toml"), output=copied, quiet=True)
+    assert (read, weights(copied)) == ([], before)
+
+
+@pytest.mark.slow
 def test_starting_anew_takes_every_step_again(
     world: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
