@@ -4,14 +4,15 @@ Rounds of some arms, one after the other and in the next round the other way rou
 machine troubles all of them alike: plain vLLM on the base, vLLM on the adapter without a sample,
 and with a sound in every request, at gate 1 and, where the adapter has a relevance head, at "auto".
 Each round gives a ratio; their median and range are printed. Prompts and sounds differ from round
-to round, so that no arm finds them in a cache. Times are those of the process's own code on the
+to round, so that no arm finds them in a cache. What a sound costs once weighs less in a longer
+answer, so answers of several lengths are measured. Times are those of the process's own code on the
 processor ("user"), of one thread, so that what else runs on the machine counts as little as can be.
 
 Where in memory an engine's weights happen to lie is worth a few parts in a hundred: two plain
 engines in one process differ by as much. So both are started anew several times, in turns the one
 and the other first.
 
-    python benchmarks/serving_vllm.py runs/quickstart [--starts 4 --rounds 3 --requests 16]
+    python benchmarks/serving_vllm.py runs/quickstart [--starts 4 --rounds 3 --tokens 24 96]
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[24, 96])
     parser.add_argument("--max-batch", type=int, default=8)
     parser.add_argument("--start", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -55,17 +56,17 @@ def main() -> None:
         for name, each in json.loads(line.removeprefix(_FOUND)).items():
             seconds.setdefault(name, []).extend(each)
             print(number, name, [round(one, 2) for one in each])
-    for name in [one for one in seconds if one != BASE]:
-        ratios = sorted(a / b for a, b in zip(seconds[BASE], seconds[name], strict=True))
+    for name, each in seconds.items():
+        arm, tokens = name.split()
+        best = f"{arguments.requests * int(tokens) / min(each):.1f} tokens a second at best"
+        ratios = sorted(a / b for a, b in zip(seconds[f"{BASE} {tokens}"], each, strict=True))
         told = f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
-        print(f"{name}: {told} of plain vLLM's throughput, {len(ratios)} rounds")
-    count = arguments.requests * arguments.tokens
-    best = {name: round(count / min(each), 1) for name, each in seconds.items()}
-    print("tokens a second, at best:", best)
+        beside = "" if arm == BASE else f"{told} of plain vLLM's throughput, {len(ratios)} rounds; "
+        print(f"{arm}, answers of {tokens} tokens: {beside}{best}")
 
 
 def one_start(arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of each round, by arm, with engines that are started for it."""
+    """Seconds of each round, by arm and length, with engines that are started for it."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -77,13 +78,13 @@ def one_start(arguments: argparse.Namespace) -> dict[str, list[float]]:
     }  # fmt: skip
     if decides(arguments.adapter):
         arms["auto"] = (listening, "auto")
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    each = [(length, name) for length in arguments.tokens for name in arms]
+    seconds: dict[str, list[float]] = {f"{name} {length}": [] for length, name in each}
     for number in range(arguments.rounds + 1):
-        order = list(arms.items())
-        for name, (llm, gate) in order if number % 2 else reversed(order):
-            took = measured(llm, number, arguments.requests, arguments.tokens, gate)
+        for length, name in each if number % 2 else reversed(each):
+            took = measured(arms[name], number, arguments.requests, length)
             if number:  # the first warms up
-                seconds[name].append(took)
+                seconds[f"{name} {length}"].append(took)
     return seconds
 
 
@@ -116,27 +117,28 @@ def decides(adapter: str) -> bool:
     return modality.relevance is not None and modality.attend == "answer"
 
 
-def measured(llm: Any, number: int, requests: int, tokens: int, gate: Any) -> float:
+def measured(arm: tuple[Any, Any], number: int, requests: int, tokens: int) -> float:
     """Seconds of the processor in which all are answered, each to its last token.
 
     Args:
-        llm: that answers.
+        arm: what answers, and the gate of a second of noise that each has; None for none.
         number: of the round.
         requests: how many.
         tokens: of an answer.
-        gate: of a second of noise that each has; None for none.
     """
     from vllm import SamplingParams
 
+    llm, gate = arm
     params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
     tokenizer, prompts = llm.get_tokenizer(), list[dict[str, Any]]()
     for one in range(requests):
-        asked = f"{number} {one} {gate}. {QUESTIONS[one % len(QUESTIONS)]}"
+        asked = f"{number} {one} {gate} {tokens}. {QUESTIONS[one % len(QUESTIONS)]}"
         chat = [{"role": "user", "content": asked}]
         ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)
         prompts.append({"prompt_token_ids": list(ids["input_ids"])})
         if gate is not None:
-            noise = np.random.default_rng((number, one)).normal(0, 0.1, RATE).astype(np.float32)
+            drawn = np.random.default_rng((number, one, tokens))
+            noise = drawn.normal(0, 0.1, RATE).astype(np.float32)
             prompts[-1]["multi_modal_data"] = {"audio": (noise, RATE)}
             prompts[-1]["mm_processor_kwargs"] = {"gate": gate}
     start = resource.getrusage(resource.RUSAGE_SELF).ru_utime
