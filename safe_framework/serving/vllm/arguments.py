@@ -35,6 +35,10 @@ WORKER = "safe_framework.serving.vllm.worker.ListeningWorker"
 
 _ELSEWHERE = "serve it by `safe serve --engine transformers`"
 
+_MEMORY = ("gpu_memory_utilization", "kv_cache_memory_bytes")
+_MOST_MEMORY = 0.92  # of all, which is vLLM's own default
+_OF_FREE = 0.9
+
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """What configs call the number of experts of a layer."""
 
@@ -86,6 +90,28 @@ def engine_arguments(folder: Path, dtype: str = "auto") -> dict[str, Any]:
         },
         "worker_cls": WORKER,
     }
+
+
+def memory_arguments(given: Mapping[str, Any], free: int, total: int) -> dict[str, float]:
+    """How much of the machine's memory vLLM may take: most of what is free.
+
+    By itself it wants 0.92 of all memory, and does not start where anything else has more than the
+    rest. On processors as well, `gpu_memory_utilization` is the share of all.
+
+    Args:
+        given: the options of vLLM's engine; one that says how much it may take decides.
+        free: bytes.
+        total: bytes of all memory.
+
+    Example:
+        >>> memory_arguments({}, free=6, total=12)
+        {'gpu_memory_utilization': 0.45}
+        >>> memory_arguments({"kv_cache_memory_bytes": 1 << 30}, free=6, total=12)
+        {}
+    """
+    if any(given.get(name) is not None for name in _MEMORY):
+        return {}
+    return {_MEMORY[0]: round(min(_MOST_MEMORY, _OF_FREE * free / total), 3)}
 
 
 def reads_text(architecture: str) -> bool:

@@ -43,6 +43,7 @@ from safe_framework.serving.engine import (
     TokenLogprob,
 )
 from safe_framework.serving.vllm.adapter import refusals
+from safe_framework.serving.vllm.arguments import memory_arguments
 from safe_framework.serving.vllm.samples import (
     GATE,
     KIND,
@@ -154,23 +155,31 @@ class VllmEngine:
         """Load the model, and begin to answer.
 
         Raises:
-            SafeError: it cannot be served.
+            SafeError: it cannot be served, or vLLM does not start.
         """
         self._thread.start()
         self._wait_for(self._made())
         return self
 
     async def _made(self) -> None:
+        import psutil  # vLLM's own dependency
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         known = [field.name for field in dataclasses.fields(AsyncEngineArgs)]
         if unknown := [name for name in self._arguments if name not in known]:
             raise SafeError(f"vLLM has no option `{unknown[0]}`", hint=nearest(unknown[0], known))
-        with refusals():
-            self._engine = AsyncLLM.from_engine_args(
-                AsyncEngineArgs(disable_log_stats=True, **self._arguments)
-            )
+        memory = psutil.virtual_memory()
+        share = memory_arguments(self._arguments, memory.available, memory.total)
+        arguments = AsyncEngineArgs(disable_log_stats=True, **{**share, **self._arguments})
+        try:
+            with refusals():
+                self._engine = AsyncLLM.from_engine_args(arguments)
+        except RuntimeError as error:  # of a process of vLLM's, which has said why itself
+            raise SafeError(
+                "vLLM did not start; what it wrote above says why",
+                hint="where memory is short: `--vllm kv_cache_memory_bytes=1000000000`",
+            ) from error
 
     def submit(self, prepared: PreparedRequest, sink: Sink) -> VllmTicket:
         """Hand a request in, to be answered when there is room.

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import safe_framework
 from safe_framework.core import build
-from safe_framework.errors import AdapterError
+from safe_framework.errors import AdapterError, SafeError
 from safe_framework.utils.tensors import is_bfloat16_fast
 from tests.optional.vllm.conftest import Case, Making, asked, engine
 
@@ -123,3 +123,33 @@ def test_another_base_is_refused_in_other_processes(
     finally:
         server.stop()
     assert (found.value.message, found.value.hint) == refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "starts"), [({"gpu_memory_utilization": 0.9999}, False), ({}, True)]
+)
+def test_memory_that_is_in_use_is_left(
+    adapter: Making, options: dict[str, Any], starts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: vLLM takes no more memory than is free; told to take more, the error says it."""
+    import psutil
+
+    from safe_framework.serving.vllm.adapter import load_adapter
+    from safe_framework.serving.vllm.engine import VllmEngine
+
+    real = psutil.virtual_memory()
+    taken = real._replace(available=real.total // 6)  # so that the test takes little
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: taken)
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")
+    folder = adapter()
+    server = VllmEngine(load_adapter(str(folder)), folder, options={"max_model_len": 64, **options})
+    try:
+        if starts:
+            server.start()
+        else:
+            with pytest.raises(SafeError, match="did not start") as found:
+                server.start()
+            assert "kv_cache_memory_bytes" in str(found.value.hint)
+    finally:
+        server.stop()
