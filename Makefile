@@ -32,7 +32,7 @@ demo: $(VENV)/.demo
 	@$(VENV)/bin/safe run quickstart
 
 WORKERS ?= 2
-IN_PARALLEL := -n $(WORKERS) --dist loadfile
+IN_PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # What needs more than an install and minutes; pyproject.toml leaves out the same.
 OPTIONAL := real or torchaudio or browser or harness or deepspeed or serve or vllm
 
@@ -84,7 +84,7 @@ check-vllm: $(VLLM)/.test
 	@OMP_NUM_THREADS=1 $(VLLM)/bin/pytest -m vllm tests/optional/vllm
 
 check-oldest: $(OLDEST)/.test
-	@$(OLDEST)/bin/pytest $(addprefix tests/training/test_,trainer.py public_trainer.py speedups.py) \
+	@$(OLDEST)/bin/pytest $(IN_PARALLEL) $(addprefix tests/training/test_,trainer.py public_trainer.py speedups.py) \
 	  $(addprefix tests/core/test_,adapter.py calls.py markers.py stored_adapters.py) \
 	  tests/laws/test_off.py tests/laws/test_untouched.py
 
