@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -140,8 +140,7 @@ def group_points(group: str) -> list[EntryPoint]:
 
 def origin(point: EntryPoint) -> str:
     """Who provides an entry point, as ``"safe-framework 0.1.0 (module:Class)"``."""
-    version = point.dist.version if point.dist else "unknown"
-    return f"{_distribution(point)} {version} ({point.value})"
+    return f"{' '.join(_name_and_version(point.dist))} ({point.value})"
 
 
 @lru_cache(maxsize=1)
@@ -153,7 +152,13 @@ def _installed(path: tuple[str, ...]) -> list[EntryPoint]:
 
 
 def _distribution(point: EntryPoint) -> str:
-    return point.dist.name if point.dist else "unknown"
+    return _name_and_version(point.dist)[0]
+
+
+@lru_cache(maxsize=1024)
+def _name_and_version(dist: Distribution | None) -> tuple[str, str]:
+    """Of a distribution, which parses all that it says of itself for each of the two."""
+    return (dist.name, dist.version) if dist else ("unknown", "unknown")
 
 
 encoders: Registry[Encoder] = Registry(
