@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from safe_framework.utils.seeds import seed_generators
+
 torch.set_num_threads(1)  # the tensors are so small that threads would only wait for each other
 
 # Bits and rounding are compared with those of CPUs; `make check-gpu` runs on a GPU what can.
@@ -34,7 +36,7 @@ def _seeds() -> None:
     """Start every test from the same state of every generator."""
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    seed_generators(0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

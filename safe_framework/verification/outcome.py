@@ -19,6 +19,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from safe_framework.core.layer_hooks import registered
+from safe_framework.utils.seeds import seed_generators
 from safe_framework.utils.tensors import as_bytes, bitwise_equal
 
 Mode = Literal["no_grad", "inference", "grad"]
@@ -62,7 +63,7 @@ def capture_outcome(
 ) -> Outcome:
     """Call with copies of the tensors in ``inputs``, from the same random state every time."""
     own = {key: v.clone() if isinstance(v, Tensor) else v for key, v in inputs.items()}
-    torch.manual_seed(_SEED)
+    seed_generators(_SEED)
     with warnings.catch_warnings(), _MODES[mode]():
         warnings.simplefilter("ignore")
         try:
