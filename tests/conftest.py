@@ -1,9 +1,7 @@
 """One thread, fixed seeds, and the same Hypothesis examples on every run."""
 
-import gc
 import os
 import random
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -43,21 +41,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files of slow tests come first, so that at the end no process waits long for another."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
-
-
-def pytest_collection_finish() -> None:
-    """Keep what was imported out of the collector's sight: to look through it takes a while."""
-    _forget_garbage()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _imports_stay() -> Iterator[None]:
-    """So with what a module's tests have imported."""
-    yield
-    _forget_garbage()
-
-
-def _forget_garbage() -> None:
-    """Free what nothing holds any more, and never look at the rest again."""
-    gc.collect()
-    gc.freeze()
